@@ -1,0 +1,172 @@
+"""Channel groups: all parameter axes that must keep the same elements.
+
+A group is one leaf channel axis after inference. Where the axis lies inside heads, ``(h d)``, the group's
+elements are all ``h * d`` of them: each head may keep its own dimensions, as many in every head, and heads
+that are dropped are dropped from every group that shares the head axis.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import fx
+
+from . import axes, ops
+from .axes import Axis, Dim, Kind
+from .program import Program
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter dimension that carries a group.
+
+    Attributes:
+        module: path of the layer, or of the bare parameter.
+        param: ``weight``, ``running_mean``, …; empty for a bare parameter.
+        dim: which dimension.
+        produces: whether the group's channels come from here (else they are read, or pass through).
+    """
+
+    module: str
+    param: str
+    dim: int
+    produces: bool
+
+
+@dataclass
+class ChannelGroup:
+    """Channels that stand or fall together.
+
+    Attributes:
+        name: path of the first layer that produces them.
+        axis: the leaf axis; within heads, the head dimension.
+        head_axis: the axis of heads around it, or None.
+        shared: within heads, every head must keep the same dimensions.
+        members: parameter dimensions, in graph order.
+        frozen: why nothing can be removed, or None.
+    """
+
+    name: str
+    axis: Axis
+    head_axis: Axis | None = None
+    shared: bool = False
+    members: list[Member] = field(default_factory=list)
+    frozen: str | None = None
+
+    @property
+    def heads(self) -> int:
+        return self.head_axis.size if self.head_axis is not None else 1
+
+    @property
+    def size(self) -> int:
+        """Number of elements, all heads together."""
+        return self.heads * self.axis.size
+
+    @property
+    def producers(self) -> list[str]:
+        """Layers whose filters make these channels, once each."""
+        return list(dict.fromkeys(m.module for m in self.members if m.produces))
+
+    def matches(self, glob: str) -> bool:
+        """Whether a user's glob names this group or any layer in it."""
+        names = {self.name, *(m.module for m in self.members)}
+        return any(fnmatchcase(name, glob) or fnmatchcase(name, glob + ".*") for name in names)
+
+    def mask(self, dim: Dim, keep: np.ndarray) -> np.ndarray:
+        """Elements of a parameter dimension that stay, for a boolean ``keep`` of shape ``[heads, d]``.
+
+        Axes of the dimension that are not this group's are kept whole.
+        """
+        shape = [1] * len(dim)
+        order = []
+        for i, axis in enumerate(dim):
+            if axis is self.axis or axis is self.head_axis:
+                shape[i] = axis.size
+                order.append(axis)
+        values = keep
+        if self.head_axis not in order:
+            values = keep.any(axis=0) if self.axis in order else keep
+        elif self.axis not in order:
+            values = keep.any(axis=1)
+        elif order[0] is self.axis:
+            values = keep.T
+        return np.broadcast_to(values.reshape(shape), [axis.size for axis in dim]).reshape(-1)
+
+
+def channel_groups(program: Program) -> list[ChannelGroup]:
+    """The groups of a typed program, in the order in which the graph makes them. Linear in the graph."""
+    contexts: dict[int, set[int]] = defaultdict(set)  # leaf -> head axes seen around it in one parameter
+    seen: dict[int, Axis] = {}
+    alone: set[int] = set()  # leaves that occur in a value without their heads
+    around: dict[int, set[int]] = {}
+    carriers: dict[int, list[tuple[fx.Node, str, int, Dim]]] = defaultdict(list)
+
+    for node in program.graph.nodes:
+        for name, dims in program.parameters_of(node).items():
+            for i, dim in enumerate(dims):
+                channels = [axis for axis in dim if axis.kind == Kind.CHANNEL]
+                for axis in channels:
+                    seen.setdefault(id(axis), axis)
+                    carriers[id(axis)].append((node, name, i, dim))
+                if channels:
+                    contexts[id(channels[-1])].add(0 if len(channels) == 1 else id(channels[-2]))
+                for outer in channels[:-2]:
+                    outer.freeze("an axis outside the heads")
+    heads = {outer for inner in contexts.values() for outer in inner if outer}
+    for node in program.graph.nodes:
+        present = {id(axis) for dim in program.type_of(node) for axis in dim}
+        for key in present:
+            around[key] = around.get(key, present) & present
+
+    groups = []
+    for key, axis in seen.items():
+        if key in heads:
+            continue
+        outer = contexts[key]
+        head = seen.get(next(iter(outer))) if len(outer) == 1 and 0 not in outer else None
+        if len(outer) > 1:
+            axis.freeze("it is split into heads in more than one way")
+        if head is not None and id(head) not in around.get(key, set()):
+            alone.add(key)
+        group = ChannelGroup(axis.name, axis, head, key in alone, frozen=axis.frozen)
+        for node, name, i, dim in carriers[key]:
+            group.members.append(Member(str(node.target), name, i, _produces(program, node, i)))
+        if group.producers:
+            group.name = group.producers[0]
+        elif group.frozen is None:
+            group.frozen = "no layer of the model produces it"
+        groups.append(group)
+    return groups
+
+
+def _produces(program: Program, node: fx.Node, dim: int) -> bool:
+    if node.op == "get_attr":
+        return True
+    module = program.module_of(node)
+    # a depthwise convolution only passes its channels through
+    return ops.is_projection(module) and dim == 0 and len(program.parameters_of(node)["weight"][1]) > 0
+
+
+def head_axes(groups: list[ChannelGroup]) -> dict[int, list[ChannelGroup]]:
+    """Groups by the head axis that they share."""
+    shared: dict[int, list[ChannelGroup]] = defaultdict(list)
+    for group in groups:
+        if group.head_axis is not None:
+            shared[id(group.head_axis)].append(group)
+    return shared
+
+
+def unprunable(program: Program) -> dict[str, str]:
+    """Name of each frozen group -> why."""
+    return {group.name: group.frozen for group in program.groups if group.frozen is not None}
+
+
+def group_names(program: Program) -> dict[int, str]:
+    """Leaf axis -> name of its group, for printing."""
+    return {id(group.axis): group.name for group in program.groups}
+
+
+__all__ = ["ChannelGroup", "Member", "axes", "channel_groups", "group_names", "head_axes", "unprunable"]

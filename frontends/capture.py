@@ -1,0 +1,224 @@
+"""Capture: run the user's ``forward`` once on shapes alone and record it as an ``fx`` graph.
+
+``torch.fx.symbolic_trace`` fails on spiking vision transformers because they branch on shapes. Here every proxy
+carries a fake tensor (shape and dtype, no data), so that ``x.shape``, ``x.ndim``, ``len`` and arithmetic on sizes
+answer with numbers; layers with weights and neurons are leaves and keep their names. A branch on *values* has no
+answer, and is refused with the user's line.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import einops
+import spikingjelly
+import torch
+from spikingjelly.activation_based import base, functional
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from svitc import ops
+from svitc.errors import SvitcError, UnsupportedError
+from svitc.program import BATCH_PROBE, InputSpec, Program
+
+from .normalise import normalise
+
+LEAVES = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, *ops.POOLS, nn.Dropout, nn.Identity, base.MemoryModule)
+# frames that only pass a call on; the user's line is the one that called them
+PLUMBING = (
+    *(str(Path(package.__file__).parent) + os.sep for package in (torch, einops)),
+    *(str(Path(spikingjelly.__file__).parent / "activation_based" / part) for part in
+      ("layer/container.py", "layer/stateless_wrapper.py", "functional/forward.py", "base.py")),
+    *(str(Path(module.__file__).parent) + os.sep for module in (ops, sys.modules[__name__])),
+)
+_ANSWERED = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")
+
+
+def user_line() -> str | None:
+    """``file.py:line`` of the innermost frame that is the model's own code."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(PLUMBING) and not name.startswith("<"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _data_dependent(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"control flow depends on the data: {what} of a tensor is needed while the model is captured",
+        where=user_line(),
+        hint="A compiled graph takes the same path for every input; branch on shapes or on configuration instead.",
+    )
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows the shape of what it stands for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ANSWERED:
+            return getattr(self.node.meta["val"], name)
+        return super().__getattr__(name)
+
+    def size(self, dim: int | None = None) -> Any:
+        value = self.node.meta["val"]
+        return value.size() if dim is None else value.size(dim)
+
+    def dim(self) -> int:
+        return self.node.meta["val"].dim()
+
+    def numel(self) -> int:
+        return self.node.meta["val"].numel()
+
+    def __len__(self) -> int:
+        return len(self.node.meta["val"])
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        raise _data_dependent("the truth")
+
+    def __float__(self) -> float:
+        raise _data_dependent("the value")
+
+    def __int__(self) -> int:
+        raise _data_dependent("the value")
+
+    def item(self) -> Any:
+        raise _data_dependent("the value")
+
+    def tolist(self) -> Any:
+        raise _data_dependent("the values")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise UnsupportedError("assignment into a tensor is not supported", where=user_line())
+
+
+class Tracer(fx.Tracer):
+    """Records calls, with a fake value, the user's line and the enclosing module on each node."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__(param_shapes_constant=False)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.example: dict[str, torch.Tensor] = {}
+        self.evaluating = False  # a leaf runs on fake values: nothing that it does is recorded
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LEAVES)
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        return ValueProxy(node, self)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if isinstance(m, ops.MODULES) and getattr(m, "step_mode", None) == "s" and ops.is_neuron(m):
+            raise UnsupportedError(
+                f"neuron {self.path_of_module(m)} is in single-step mode",
+                where=user_line(),
+                hint="Use spikingjelly.activation_based.functional.set_step_mode(model, 'm').",
+            )
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = proxy.node
+        node.meta["source"] = user_line()
+        node.meta["scope"] = self.scope.module_path
+        node.meta["val"] = self.value(node)
+        return proxy
+
+    def value(self, node: fx.Node) -> Any:
+        """The fake value of a node, by running it on its inputs' fake values."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        with self.mode, torch.no_grad():
+            if node.op == "placeholder":
+                return self.mode.from_tensor(self.example[str(node.target)])
+            if node.op == "output":
+                return args[0]
+            try:
+                if node.op == "get_attr":
+                    owner, _, name = str(node.target).rpartition(".")
+                    return self.mode.from_tensor(getattr(self.root.get_submodule(owner), name).detach())
+                if node.op == "call_module":
+                    module = self.root.get_submodule(str(node.target))
+                    if isinstance(module, base.MemoryModule):
+                        return args[0].clone()
+                    self.evaluating = True
+                    return module.forward(*args, **kwargs)
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+                text = str(error).splitlines()[0]
+                raise UnsupportedError(f"{name} does not fit its input: {text}", where=node.meta["source"]) from error
+            finally:
+                self.evaluating = False
+
+
+def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None) -> Program:
+    """Capture a model as a canonical program.
+
+    The model is copied: later changes to either do not touch the other. Membranes are reset first.
+
+    Args:
+        model: an SViT whose ``forward`` takes one tensor, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and
+            returns logits ``[N, classes]`` or ``[T, N, classes]``.
+        input_spec: the input's shape without batch.
+        info: what is known of the model, kept with the program.
+
+    Raises:
+        UnsupportedError: an operation, neuron or control flow that svitc cannot represent, with its line.
+    """
+    functional.reset_net(model)
+    model = copy.deepcopy(model).eval().float()
+    tracer = Tracer()
+    name = _only_input(model)
+    tracer.example = {name: torch.empty(input_spec.batched(BATCH_PROBE))}
+    try:
+        graph = tracer.trace(model)
+    except SvitcError:
+        raise
+    except Exception as error:
+        # whatever the user's forward raises on its own input shape is theirs to mend; we add the line
+        where = _raised_at(error) or user_line()
+        raise UnsupportedError(
+            f"the model's forward failed on an input of shape {input_spec.batched(BATCH_PROBE)}: "
+            f"{type(error).__name__}: {error}",
+            where=where,
+            hint="Check the input shape (--input-shape), or see -v for the traceback.",
+        ) from error
+    program = Program(fx.GraphModule(model, graph), input_spec, info=dict(info or {}))
+    program.info["dead"] = normalise(program)
+    return program
+
+
+def _only_input(model: nn.Module) -> str:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(needed) != 1:
+        names = ", ".join(p.name for p in needed) or "none"
+        raise UnsupportedError(f"the model's forward must take one tensor; it takes {names}")
+    return needed[0].name
+
+
+def _raised_at(error: BaseException) -> str | None:
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith(PLUMBING):
+            line = f"{name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,231 @@
+"""Handlers of raw operations, by the name a model calls them: each emits canonical operations."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import einops
+import torch
+from torch import fx
+
+from svitc import axes, ops
+from svitc.axes import AxisConflict
+
+from .normalise import Handler, Normaliser
+
+
+def call(n: Normaliser, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:
+    """The arguments of a call by name, its tensor first; positional and keyword calls read the same."""
+    args, kwargs = n.arg(node.args), n.arg(node.kwargs)
+    rest = list(args[1:])
+    values = [args[0] if args else kwargs.get("input")]
+    for name in names:
+        if rest:
+            values.append(rest.pop(0))
+        elif name in kwargs:
+            values.append(kwargs[name])
+        else:
+            values.append(defaults.get(name))
+    return values
+
+
+def variadic(n: Normaliser, node: fx.Node, name: str) -> tuple[fx.Node, tuple[int, ...]]:
+    """``x.f(1, 2)``, ``x.f((1, 2))`` and ``f(x, name=(1, 2))`` alike."""
+    args, kwargs = n.arg(node.args), n.arg(node.kwargs)
+    values = args[1:] or (kwargs[name],)
+    if len(values) == 1 and isinstance(values[0], (tuple, list, torch.Size)):
+        values = tuple(values[0])
+    return args[0], tuple(int(v) for v in values)
+
+
+def rank(n: Normaliser, x: fx.Node) -> int:
+    return len(n.inference.dims(x))
+
+
+def positive(n: Normaliser, x: fx.Node, dim: int, extra: int = 0) -> int:
+    return dim % (rank(n, x) + extra)
+
+
+def value_shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["val"].shape)
+
+
+def reshape(n: Normaliser, node: fx.Node) -> fx.Node:
+    """reshape, view, flatten, unflatten: the raw value's shape says what becomes of the axes."""
+    return n.reshape(n.arg(node.args[0]), value_shape(node))
+
+
+def same(n: Normaliser, node: fx.Node) -> fx.Node:
+    """contiguous, clone, detach: nothing to a program."""
+    return n.arg(node.args[0])
+
+
+def cast(n: Normaliser, node: fx.Node) -> fx.Node:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    if x.meta["val"].dtype != node.meta["val"].dtype:
+        raise n.refuse(f"a cast from {x.meta['val'].dtype} to {node.meta['val'].dtype} is not supported")
+    return n.arg(x)
+
+
+def transpose(n: Normaliser, node: fx.Node) -> fx.Node:
+    x, a, b = call(n, node, "dim0", "dim1")
+    order = list(range(rank(n, x)))
+    a, b = positive(n, x, a), positive(n, x, b)
+    order[a], order[b] = order[b], order[a]
+    dims = n.inference.dims(x)
+    return n.view(x, tuple(dims[i] for i in order))
+
+
+def permute(n: Normaliser, node: fx.Node) -> fx.Node:
+    x, order = variadic(n, node, "dims")
+    dims = n.inference.dims(x)
+    return n.view(x, tuple(dims[positive(n, x, i)] for i in order))
+
+
+def unsqueeze(n: Normaliser, node: fx.Node) -> fx.Node:
+    x, dim = call(n, node, "dim")
+    dim = positive(n, x, dim, extra=1)
+    dims = n.inference.dims(x)
+    return n.view(x, (*dims[:dim], (), *dims[dim:]))
+
+
+def squeeze(n: Normaliser, node: fx.Node) -> fx.Node:
+    x, dim = call(n, node, "dim")
+    dims = n.inference.dims(x)
+    if dim is None:
+        raise n.refuse("squeeze without a dimension depends on sizes; name the dimension")
+    dim = positive(n, x, dim)
+    if axes.size(dims[dim]) != 1:
+        return x
+    return n.view(x, dims[:dim] + dims[dim + 1 :])
+
+
+def repeat(n: Normaliser, node: fx.Node) -> fx.Node:
+    """repeat, expand: dimensions of size 1 that become larger; anything else is refused."""
+    x = n.arg(node.args[0])
+    old, new = n.inference.dims(x), value_shape(node)
+    old = ((),) * (len(new) - len(old)) + old
+    grown = [i for i, (dim, size) in enumerate(zip(old, new, strict=True)) if axes.size(dim) != size]
+    if any(old[i] for i in grown):
+        raise n.refuse(f"repeat of {axes.show(old)} to {new} tiles an axis")
+    if not grown and axes.size(old[0]) == 1 and not old[0] and rank(n, x) == 5 and new[0] == 1:
+        grown = [0]  # a static image at a single time step
+    if not grown:
+        return n.view(x, old)
+    names: list[str] = []
+    for i, dim in enumerate(old):
+        letter = dim[0].letter if len(dim) == 1 else f"n{i}" if dim else "1"
+        names.append(f"{letter}{i}" if letter in names and dim else letter)
+    source = [name for i, name in enumerate(names) if old[i]]
+    target = [("t" if i == 0 else f"r{i}") if i in grown else name for i, name in enumerate(names)]
+    squeezed = n.view(x, tuple(dim for dim in old if dim))
+    sizes = {target[i]: new[i] for i in grown}
+    return n.emit("call_function", einops.repeat, (squeezed, f"{' '.join(source)} -> {' '.join(target)}"), sizes)
+
+
+def chunk(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
+    x, count, dim = call(n, node, "chunks", "dim", dim=0)
+    dim = positive(n, x, dim)
+    if axes.size(n.inference.dims(x)[dim]) % count:
+        raise n.refuse(f"chunk({count}) of {axes.size(n.inference.dims(x)[dim])} elements is uneven")
+    return tuple(n.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
+
+
+def split(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
+    x, sizes, dim = call(n, node, "split_size_or_sections", "dim", dim=0)
+    dim = positive(n, x, dim)
+    total = axes.size(n.inference.dims(x)[dim])
+    each = {sizes} if isinstance(sizes, int) else set(sizes)
+    if len(each) != 1 or total % min(each):
+        raise n.refuse(f"split of {total} elements into {sizes} is uneven")
+    count = total // min(each)
+    return tuple(n.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
+
+
+def getitem(n: Normaliser, node: fx.Node) -> Any:
+    """An entry of a tuple, or one position of a dimension: ``qkv[0]``, ``x[:, :, 1]``."""
+    x, index = n.arg(node.args[0]), node.args[1]
+    if isinstance(x, tuple):
+        return x[index]  # type: ignore[index]
+    entries = index if isinstance(index, tuple) else (index,)
+    if all(e == slice(None) or isinstance(e, int) for e in entries):
+        picks = [(i, e) for i, e in enumerate(entries) if isinstance(e, int)]
+        for i, e in reversed(picks):
+            dims = n.inference.dims(x)
+            count = axes.size(dims[i])
+            part = n.emit("call_function", ops.take_block, (x, i, e % count, count))
+            dims = n.inference.dims(part)
+            x = n.view(part, dims[:i] + dims[i + 1 :])
+        return x
+    raise n.refuse(f"indexing with {index} is not supported")
+
+
+def unbind(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
+    x, dim = call(n, node, "dim", dim=0)
+    dim = positive(n, x, dim)
+    count = axes.size(n.inference.dims(x)[dim])
+    parts = [n.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count)]
+    return tuple(n.view(p, d[:dim] + d[dim + 1 :]) for p in parts for d in [n.inference.dims(p)])
+
+
+def binary(target: Any) -> Handler:
+    def handler(n: Normaliser, node: fx.Node) -> fx.Node:
+        args, kwargs = n.arg(node.args), n.arg(node.kwargs)
+        left, right = (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs))[:2]
+        if kwargs.get("alpha", 1) != 1:
+            raise n.refuse("alpha is not supported")
+        return n.emit("call_function", target, (left, right))
+
+    return handler
+
+
+def matmul(n: Normaliser, node: fx.Node) -> fx.Node:
+    x, y = call(n, node, "other")
+    return n.emit("call_function", torch.matmul, (x, y))
+
+
+def reduction(target: Any) -> Handler:
+    def handler(n: Normaliser, node: fx.Node) -> fx.Node:
+        x, dim, keepdim = call(n, node, "dim", "keepdim", keepdim=False)
+        dims = range(rank(n, x)) if dim is None else [dim] if isinstance(dim, int) else dim
+        where = tuple(sorted(positive(n, x, i) for i in dims))
+        return n.emit("call_function", target, (x,), {"dim": where, "keepdim": bool(keepdim)})
+
+    return handler
+
+
+def rearrange(n: Normaliser, node: fx.Node) -> fx.Node:
+    """The model uses einops itself: its pattern is typed like ours."""
+    x, pattern = n.arg(node.args[0]), node.args[1]
+    probe = n.emit("call_function", einops.rearrange, (x, pattern), dict(node.kwargs))
+    dims = n.inference.dims(probe)
+    n.graph.erase_node(probe)
+    return n.view(x, dims)
+
+
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
+    **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
+    **dict.fromkeys(("to", "float", "type_as", "type"), cast),
+    **dict.fromkeys(("transpose", "swapaxes"), transpose),
+    "permute": permute,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    **dict.fromkeys(("repeat", "expand"), repeat),
+    "chunk": chunk,
+    "split": split,
+    "getitem": getitem,
+    "unbind": unbind,
+    **dict.fromkeys(("add", "iadd"), binary(operator.add)),
+    **dict.fromkeys(("sub", "isub"), binary(operator.sub)),
+    **dict.fromkeys(("mul", "imul", "multiply"), binary(operator.mul)),
+    **dict.fromkeys(("truediv", "div", "itruediv"), binary(operator.truediv)),
+    **dict.fromkeys(("matmul", "bmm"), matmul),
+    "mean": reduction(torch.mean),
+    "sum": reduction(torch.sum),
+    "rearrange": rearrange,
+}
+
+__all__ = ["HANDLERS", "AxisConflict"]
