@@ -121,7 +121,8 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
         for key in present:
             around[key] = around.get(key, present) & present
 
-    groups = []
+    groups: list[ChannelGroup] = []
+    taken: set[str] = set()
     for key, axis in seen.items():
         if key in heads:
             continue
@@ -138,6 +139,9 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
             group.name = group.producers[0]
         elif group.frozen is None:
             group.frozen = "no layer of the model produces it"
+        while group.name in taken:  # the axis of blocks beside the axis inside them, of one fused layer
+            group.name += f"/{axis.letter}"
+        taken.add(group.name)
         groups.append(group)
     return groups
 

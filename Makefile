@@ -1,0 +1,56 @@
+# PYTHON makes the environment, VENV is where: make test PYTHON=python3.11 VENV=/tmp/venv
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(READY) ## create the environment with the versions in constraints.txt
+	@echo "$(VENV) is ready"
+
+# torch on its own and by its exact version first: a range may resolve to a CUDA build of several gigabytes.
+$(READY): setup.cfg constraints.txt
+	@echo "== environment in $(VENV), once; takes a few minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $$(grep '^torch==' constraints.txt)
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## compile the digits model to a budget and verify what was written
+	@$(BIN)/python demo/make_data.py
+	@echo "== svitc inspect"
+	@$(BIN)/svitc inspect demo/digits.pt
+	@echo "== svitc compile"
+	@$(BIN)/svitc compile demo/digits.pt --budget 0.78 -o demo/out --data demo/digits-test.npz
+	@echo "== svitc verify"
+	@$(BIN)/svitc verify demo/out
+
+# One thread for each test process. Not `python -m pytest`: it would put the root on sys.path.
+test: lint ## lint, check types and run the tests
+	@echo "== pytest"
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+lint: $(READY) types ## ruff and mypy
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+# The package as mypy wants to see it: one folder, linked together from the three.
+types:
+	@rm -rf build/types
+	@mkdir -p build/types/svitc
+	@ln -s "$(CURDIR)"/compiler/* "$(CURDIR)/passes" "$(CURDIR)/frontends" build/types/svitc/
+
+clean: ## remove the environment, caches and outputs
+	@rm -rf .venv build dist *.egg-info demo/out demo/digits-test.npz svitc-out
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+	@echo "clean"

@@ -1,0 +1,133 @@
+"""Budgets: what the user asks for, and what a plan costs, to the byte, before anything is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import axes
+from .axes import Axis, Dims
+from .errors import UsageError
+from .program import Program
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+HOW = 'Give a share of the original ("0.78", "78%"), bytes ("12MB") or parameters ("params=8M", "params=78%").'
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that may be kept.
+
+    Attributes:
+        text: as the user wrote it.
+        of: ``bytes`` (weights as stored in the ONNX file) or ``parameters``.
+        share: at most this share of the original, or None.
+        amount: at most this many bytes or parameters, or None.
+    """
+
+    text: str
+    of: str
+    share: float | None
+    amount: float | None
+
+    def limit(self, original: int) -> int:
+        """The most bytes or parameters that this budget allows for a model that has ``original``."""
+        return int(self.amount if self.amount is not None else np.floor(original * float(self.share or 0)))
+
+
+def parse_budget(text: str | float) -> Budget:
+    """Read a budget.
+
+    Raises:
+        UsageError: not a number, zero or less, or a share above 1.
+    """
+    raw = str(text).strip()
+    counted = raw.lower().startswith("params=")
+    body = raw[len("params=") :] if counted else raw
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(%|[a-z]*)", body.lower())
+    if not found or (found[2] not in UNITS and found[2] != "%"):
+        raise UsageError(f"budget {raw!r} is not an amount", hint=HOW)
+    number, unit = float(found[1]), found[2]
+    if number <= 0:
+        raise UsageError(f"budget {raw!r} keeps nothing; it must be above 0", hint=HOW)
+    of = "parameters" if counted else "bytes"
+    if unit == "%" or (unit == "" and number <= 1):
+        share = number / 100 if unit == "%" else number
+        if share > 1:
+            raise UsageError(f"budget {raw!r} is more than the whole model", hint=HOW)
+        return Budget(raw, of, share, None)
+    if counted and unit.endswith("b"):
+        raise UsageError(f"budget {raw!r} counts parameters in bytes", hint=HOW)
+    if unit == "" and not (counted and number.is_integer()):
+        raise UsageError(f"budget {raw!r} is more than the whole model; a share is at most 1", hint=HOW)
+    return Budget(raw, of, None, number * UNITS[unit])
+
+
+@dataclass
+class Cost:
+    """An amount as a sum of products of axis sizes, so that any plan's amount is known at once.
+
+    Attributes:
+        constant: what no plan changes.
+        terms: (bytes or parameters for each element, leaf axes whose sizes multiply).
+    """
+
+    constant: int = 0
+    terms: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)
+
+    def add(self, each: int, dims: Dims) -> None:
+        self.terms.append((each, tuple(axis for dim in dims for axis in dim)))
+
+    def __call__(self, sizes: Mapping[int, int] | None = None) -> int:
+        """The amount where the axes with these ids have these sizes and all others their own."""
+        sizes = sizes or {}
+        total = self.constant
+        for each, leaves in self.terms:
+            for axis in leaves:
+                each *= sizes.get(id(axis), axis.size)
+            total += each
+        return total
+
+
+def parameter_cost(program: Program) -> Cost:
+    """Parameters of a program that trains, batch norms included."""
+    cost = Cost()
+    typed = 0
+    seen: set[str] = set()
+    named = dict(program.module.named_parameters())
+    for node in program.graph.nodes:
+        for name, dims in program.parameters_of(node).items():
+            path = f"{node.target}.{name}" if name else str(node.target)
+            if path in named and path not in seen:
+                seen.add(path)
+                cost.add(1, dims)
+                typed += named[path].numel()
+    cost.constant = program.parameter_count() - typed  # a ParametricLIF's one weight, say
+    return cost
+
+
+def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
+    """Bytes of the exported file's weights, for any plan over ``program``.
+
+    Args:
+        program: the program that plans are for.
+        inference: the same program after the inference pipeline: its layers are what is stored.
+        exported: bytes measured on the export of ``inference``; what types do not explain is constant.
+    """
+    origin = {str(node.target): program.parameters_of(node) for node in program.graph.nodes}
+    cost = Cost()
+    seen: set[str] = set()
+    for node in inference.graph.nodes:
+        if str(node.target) in seen:
+            continue
+        seen.add(str(node.target))
+        for name, dims in inference.parameters_of(node).items():
+            known = origin[str(node.target)]
+            # folding gives a layer a bias that it did not have: one for each of its filters
+            cost.add(4, known[name] if name in known else (known["weight"][0],))
+            assert axes.shape(dims) == axes.shape(known.get(name, known["weight"][:1]))
+    cost.constant = exported - cost()
+    return cost

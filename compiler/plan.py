@@ -1,0 +1,107 @@
+"""The plan: for every group, which elements stay. JSON, replayable, and checked against the program it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .coupling import ChannelGroup, head_axes
+from .errors import InputError
+from .program import Program
+
+FORMAT = "svitc-plan-1"
+
+
+@dataclass
+class Plan:
+    """What stays.
+
+    Attributes:
+        keep: group name -> boolean mask ``[heads, d]``; a group that is not named stays whole.
+        made_by: policy, criterion, budget, seed: how the plan came about. JSON values only.
+    """
+
+    keep: dict[str, np.ndarray]
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    def validate(self, program: Program) -> dict[str, np.ndarray]:
+        """The masks, complete for every group of ``program``.
+
+        Raises:
+            InputError: an unknown or frozen group, a mask of another size, an empty one, heads that keep
+                different numbers of dimensions, or heads dropped in one group and kept in its partner.
+        """
+        groups = {group.name: group for group in program.groups}
+        for name in self.keep:
+            if name not in groups:
+                close = get_close_matches(name, groups, 1)
+                raise InputError(
+                    f"the plan names group {name}, which this model does not have",
+                    hint=f"The closest is {close[0]}." if close else "Is the plan for another model?",
+                )
+        masks = {name: self._mask(group) for name, group in groups.items()}
+        for sharing in head_axes(program.groups).values():
+            first = masks[sharing[0].name].any(axis=1)
+            for group in sharing[1:]:
+                if (masks[group.name].any(axis=1) != first).any():
+                    raise InputError(f"the plan drops other heads of {group.name} than of {sharing[0].name}")
+        return masks
+
+    def _mask(self, group: ChannelGroup) -> np.ndarray:
+        full = np.ones((group.heads, group.axis.size), dtype=bool)
+        mask = self.keep.get(group.name)
+        if mask is None:
+            return full
+        if mask.shape != full.shape:
+            raise InputError(f"the plan keeps a mask {mask.shape} of {group.name}, which has {full.shape}")
+        if group.frozen is not None and not mask.all():
+            raise InputError(f"the plan removes channels of {group.name}, which must stay whole: {group.frozen}")
+        if not mask.any():
+            raise InputError(f"the plan keeps nothing of {group.name}; at least one channel must stay")
+        counts = set(mask.sum(axis=1).tolist()) - {0}
+        if len(counts) > 1:
+            raise InputError(f"the plan keeps {sorted(counts)} dimensions in different heads of {group.name}")
+        if group.shared and len(np.unique(mask[mask.any(axis=1)], axis=0)) > 1:
+            raise InputError(f"the heads of {group.name} must keep the same dimensions, since they are mixed")
+        return mask
+
+    def to_json(self) -> dict[str, Any]:
+        groups = {
+            name: {"heads": int(mask.shape[0]), "dims": int(mask.shape[1]), "keep": np.flatnonzero(mask).tolist()}
+            for name, mask in self.keep.items()
+        }
+        return {"format": FORMAT, "made_by": self.made_by, "groups": groups}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """Raises InputError where ``data`` is not a plan."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT or not isinstance(data.get("groups"), Mapping):
+            raise InputError("this is not a svitc plan", hint=f'A plan has "format": "{FORMAT}" and "groups".')
+        keep = {}
+        for name, entry in data["groups"].items():
+            try:
+                mask = np.zeros((int(entry["heads"]), int(entry["dims"])), dtype=bool)
+                index = np.asarray(entry["keep"], dtype=np.int64)
+                if index.size and (index.min() < 0 or index.max() >= mask.size):
+                    raise ValueError("an index is out of range")
+                mask.reshape(-1)[index] = True
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
+            keep[name] = mask
+        return cls(keep, dict(data.get("made_by") or {}))
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Raises InputError where the file is not a plan."""
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except OSError as error:
+            raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"the plan {path} is not JSON: {error}") from error

@@ -1,0 +1,74 @@
+"""HoistRepeat: what does not change over time is computed once, not at every time step."""
+
+from __future__ import annotations
+
+import einops
+from torch import fx
+
+from svitc import ops
+from svitc.axes import Kind
+from svitc.pass_base import Pass
+from svitc.program import Program, Stage
+from svitc.views import pattern_between
+
+STATELESS = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS)
+
+
+class HoistRepeat(Pass):
+    """Move the repetition of a static image over time behind the stateless layers that follow it.
+
+    before   x -> repeat over t -> (t b) -> conv -> batch_norm -> neuron
+    after    x -> conv -> batch_norm -> repeat over t -> (t b) -> neuron
+
+    Refuses
+      1. a repetition with another reader;
+      2. a merged view that more than one layer reads.
+    """
+
+    requires = (Stage.CAPTURED, Stage.PRUNED)
+
+    def match(self, program: Program, node: fx.Node) -> bool:
+        return node.target is einops.repeat and program.type_of(node)[0][0].kind == Kind.TIME
+
+    def why_not(self, program: Program, node: fx.Node) -> str | None:
+        if len(node.users) != 1:
+            return "the repeated image has more than one reader"
+        merged = next(iter(node.users))
+        if merged.target is not einops.rearrange:
+            return "the repeated image is read step by step"
+        if len(merged.users) != 1:
+            return "the repeated image has more than one reader"
+        if not isinstance(program.module_of(next(iter(merged.users))), STATELESS):
+            return "a layer with state, or none with weights, reads it"
+        return None
+
+    def rewrite(self, program: Program, node: fx.Node) -> None:
+        time = program.type_of(node)[0]
+        merged = next(iter(node.users))
+        value = node.all_input_nodes[0]
+        reader = next(iter(merged.users))
+        last = reader
+        while isinstance(program.module_of(reader), STATELESS):
+            with program.graph.inserting_before(reader):
+                value_new = program.graph.call_module(str(reader.target), (value,))
+            dims = program.type_of(reader)
+            batch = tuple(axis for axis in dims[0] if axis.kind != Kind.TIME)
+            value_new.meta.update(reader.meta, dims=(batch, *dims[1:]))
+            value, last = value_new, reader
+            if len(reader.users) != 1:
+                break
+            reader = next(iter(reader.users))
+        dims = program.type_of(value)
+        names = " ".join(f"d{i}" for i in range(len(dims)))
+        with program.graph.inserting_before(last):
+            again = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": time[0].size})
+            again.meta.update(node.meta, dims=(time, *dims))
+            pattern, sizes = pattern_between((time, *dims), program.type_of(last))
+            view = program.graph.call_function(einops.rearrange, (again, pattern), sizes)
+            view.meta.update(merged.meta, dims=program.type_of(last))
+        last.replace_all_uses_with(view)
+        while last is not node:
+            before = last.all_input_nodes[0]
+            program.graph.erase_node(last)
+            last = before
+        program.graph.erase_node(node)
