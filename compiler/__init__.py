@@ -1,0 +1,35 @@
+"""svitc: a compiler for spiking vision transformers.
+
+    program = svitc.load("model.pt")
+    print(program)                                # the typed graph
+    for group in program.groups: ...              # what is coupled, what is prunable and why not
+    done = svitc.compile(program, budget=0.78)
+    done.write(Path("out"))
+
+Names are imported on first use, so that ``svitc --help`` does not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "load": "driver", "compile": "driver", "Compiled": "driver", "export": "driver",
+    "save": "frontends", "capture": "frontends.capture",
+    "Program": "program", "InputSpec": "program", "Stage": "program",
+    "Pass": "pass_base", "PassResult": "pass_base", "Pipeline": "pass_base",
+    "Plan": "plan", "Uniform": "passes.policies.uniform",
+    "verify": "verify", "SvitcError": "errors",
+}  # fmt: skip
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

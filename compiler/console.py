@@ -1,0 +1,130 @@
+"""What a person sees: tables, summaries and errors on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import SvitcError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def error(problem: SvitcError) -> None:
+    """One error: what, where, and the way out."""
+    err.print(f"[bold red]error:[/] {escape(problem.message)}", soft_wrap=True)
+    if problem.where:
+        err.print(f"  [dim]at[/] {escape(problem.where)}", soft_wrap=True)
+    if problem.hint:
+        err.print(f"  [yellow]{escape(problem.hint)}[/]", soft_wrap=True)
+
+
+def amount(number: float) -> str:
+    """Bytes as a person reads them, in powers of ten."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f} B"
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Any]:
+    """A progress line on stderr, for a driver's callback ``(stage, done, of)``; nothing where ``quiet``."""
+    if quiet:
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, of: int | None) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[stage] = bar.add_task(stage, total=of)
+            bar.update(tasks[stage], completed=done, visible=True)
+
+        yield show
+
+
+def assumptions(info: dict[str, Any]) -> None:
+    for each in info.get("assumptions", []):
+        out.print(f"[yellow]assumed[/] {escape(str(each))}")
+
+
+def summary(report: dict[str, Any], paths: list[Path]) -> None:
+    """The result of a compilation."""
+    assumptions(report["model"])
+    memory, parameters = report["memory"], report["parameters"]
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("", "left"), ("original", "right"), ("compiled", "right"), ("ratio", "right")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    a, b = memory["original_bytes"], memory["compiled_bytes"]
+    table.add_row("weights in ONNX", amount(a), amount(b), f"[bold]{b / a:.4f}[/]")
+    table.add_row("parameters", f"{parameters['original']:,}", f"{parameters['compiled']:,}", f"{parameters['ratio']:.4f}")
+    a, b = report["macs"]["original"], report["macs"]["compiled"]
+    table.add_row("multiply-accumulates", f"{a / 1e6:,.1f} M", f"{b / 1e6:,.1f} M", f"{b / a:.4f}")
+    accuracy = report["accuracy"]
+    if accuracy["images"]:
+        a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
+        table.add_row(f"top-1 on {n:,} images", f"{a:.2%}", f"{b:.2%}", f"{100 * (b - a):+.2f} points")
+    out.print(table)
+    verdict_line(report["verify"])
+    if parameters["dead"]:
+        out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")
+    if paths:
+        out.print(f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  ({report['seconds']['total']:.1f} s)")
+
+
+def verdict_line(verify: dict[str, Any]) -> None:
+    flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
+    silent = len(verify["silent_neurons"])
+    text = (
+        f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
+        f" top-1 agrees on {verify['top1_agreement']:.1%}"
+    )
+    if verify["status"] == "passed":
+        out.print(f"[green]verified[/] {text}")
+    else:
+        out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
+    if silent:
+        out.print(f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them on real ones")
+
+
+def inspection(view: dict[str, Any]) -> None:
+    """What is in a model."""
+    assumptions(view["model"])
+    table = Table(title="layers", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for title, justify in (("layer", "left"), ("kind", "left"), ("widths", "right"), ("bytes", "right"), ("MMACs", "right"), ("line", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for layer in view["layers"]:
+        if layer["kind"].startswith("BatchNorm"):
+            continue
+        table.add_row(
+            escape(layer["name"]), layer["kind"], layer["widths"], f"{layer['bytes']:,}", f"{layer['macs'] / 1e6:,.2f}",
+            escape(layer["where"] or ""),
+        )
+    out.print(table)
+    table = Table(title="\nchannel groups", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for title, justify in (("group", "left"), ("size", "right"), ("layers", "right"), ("bytes each", "right"), ("prunable", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for group in view["groups"]:
+        size = f"{group['heads']} x {group['size'] // group['heads']}" if group["heads"] > 1 else str(group["size"])
+        why = f"[yellow]no:[/] {escape(group['frozen'])}" if group["frozen"] else "yes"
+        table.add_row(escape(group["name"]), size, str(group["layers"]), f"{group['bytes_each']:,}", why)
+    out.print(table)
+    out.print(
+        f"\n{view['parameters']:,} parameters, {amount(view['bytes'])} of weights in ONNX, "
+        f"{view['macs'] / 1e6:,.1f} M multiply-accumulates an image, {view['neurons']} neurons"
+    )
+    dead = view["dead"]
+    if dead:
+        out.print(f"{sum(dead.values()):,} more parameters are never used: {escape(', '.join(sorted(dead)[:6]))}{' …' if len(dead) > 6 else ''}")

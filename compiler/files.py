@@ -1,0 +1,63 @@
+"""Outputs are written beside their place and renamed into it: all of a folder's files, or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import OutputError
+
+
+def writable(out: Path) -> None:
+    """Find out before the work, not after it, whether a folder can be written.
+
+    Raises:
+        OutputError: with the reason.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, not a folder", hint="Give another folder with -o.")
+    parent = out if out.is_dir() else _existing_parent(out)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out} cannot be written: no permission in {parent}", hint="Give another folder with -o.")
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute().parent
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files into a folder; each appears whole, and none does unless all could be written.
+
+    Raises:
+        OutputError: the disk is full, or the folder is not writable; nothing is left behind.
+    """
+    made = not out.exists()
+    staging: Path | None = None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".svitc-", dir=out))
+        for name, data in contents.items():
+            with (staging / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in contents:
+            os.replace(staging / name, out / name)
+        return [out / name for name in contents]
+    except OSError as error:
+        if made and out.is_dir():
+            shutil.rmtree(out, ignore_errors=True)
+        raise OutputError(f"cannot write to {out}: {error.strerror}", hint="Free space, or give another folder with -o.") from error
+    except BaseException:
+        if made and out.is_dir():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,233 @@
+"""Neurons as model-local functions: one for each kind of neuron in the model, called once for each layer of it.
+
+The body is made of default-domain operators. It runs over values whose outermost axis is time, ``[(t b), ...]`` or
+``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input currents give equal spikes, bit
+for bit. The first step starts from the known reset voltage and the last one does not reset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from spikingjelly.activation_based import neuron
+from torch import nn
+
+from svitc.errors import UnsupportedError
+
+DOMAIN = "svitc"
+KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's function
+
+_NAMES = {neuron.IFNode: "IF", neuron.LIFNode: "LIF", neuron.ParametricLIFNode: "PLIF", neuron.ILIFNode: "ILIF"}
+
+
+@dataclass(frozen=True)
+class NeuronKind:
+    """All that a neuron's function depends on; layers of one kind share one function.
+
+    Attributes:
+        name: ``IF``, ``LIF``, ``PLIF`` or ``ILIF``.
+        steps: number of time steps, at least 1.
+        threshold: voltage at which it fires.
+        reset: voltage after a spike, None to subtract the threshold instead.
+        tau: time constant in steps; None for IF (no leak) and PLIF (an input of the function).
+        decay_input: whether the input leaks as well.
+        count: most spikes in one step (ILIF; others fire once).
+        static: the input current is the same at every step and is given once.
+    """
+
+    name: str
+    steps: int
+    threshold: float
+    reset: float | None
+    tau: float | None = None
+    decay_input: bool = True
+    count: int = 1
+    static: bool = False
+
+    @property
+    def title(self) -> str:
+        """A name for the function, such as ``LIF_tau2_T4``; two kinds may share one."""
+        parts = [self.name]
+        if self.tau is not None:
+            parts.append(f"tau{self.tau:g}")
+        if self.threshold != 1:
+            parts.append(f"threshold{self.threshold:g}")
+        if self.name == "ILIF":
+            parts.append(f"max{self.count}")
+        elif self.reset is None:
+            parts.append("soft")
+        elif self.reset != 0:
+            parts.append(f"reset{self.reset:g}")
+        if not self.decay_input:
+            parts.append("fullinput")
+        parts += [f"T{self.steps}"] + ["static"] * self.static
+        return "_".join(parts).replace(".", "p").replace("-", "m").replace("+", "")
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Scalars that the function takes after its current (and after PLIF's decay), by name, in order."""
+        found: dict[str, float] = {}
+        many = self.steps > 1
+        if self.name == "ILIF":
+            assert self.tau is not None
+            if many:
+                found["decay"] = 1.0 - 1.0 / self.tau
+            if self.threshold != 1:
+                found |= {"threshold": self.threshold}
+            return found | {"zero": 0.0, "most": float(self.count)}
+        found["threshold"] = self.threshold
+        if self.tau is not None and (many or self.decay_input):
+            found |= {"rate": 1 / self.tau} if _power_of_two(self.tau) else {"tau": self.tau}
+        if self.reset is not None and (many or self.reset != 0):
+            found["reset"] = self.reset
+        return found
+
+    def function(self, taken: Collection[str], opset: int) -> ir.Function:
+        """Write the function; ``taken`` are names in use."""
+        body = _Body(self)
+        spikes = body.integer_spikes() if self.name == "ILIF" else body.spikes()
+        name, i = self.title, 1
+        while name in taken:
+            i += 1
+            name = f"{self.title}_{i}"
+        graph = ir.Graph(
+            list(body.inputs.values()), [spikes], nodes=body.nodes, opset_imports={"": opset}, name=name,
+            doc_string=self.formula,
+            metadata_props={KIND_KEY: self.name} | ({STATIC_KEY: "1"} if self.static else {}),
+        )  # fmt: skip
+        return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+    @property
+    def formula(self) -> str:
+        v = "v" if not self.reset else f"(v - {self.reset:g})"
+        rate = "sigmoid(w)" if self.name == "PLIF" else f"1/{self.tau:g}" if self.tau is not None else ""
+        charge = (
+            "v + x" if self.name == "IF"
+            else f"(1 - {rate}) v + x" if self.name == "ILIF"
+            else f"v + {rate} (x - {v})" if self.decay_input
+            else f"v - {rate} {v} + x"
+        )  # fmt: skip
+        fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))" if self.name == "ILIF" else f"h >= {self.threshold:g}"
+        reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
+        return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}."
+
+
+def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKind:
+    """The kind of a neuron.
+
+    Raises:
+        UnsupportedError: a surrogate that does not spike, whose output is not the neuron's.
+    """
+    m: Any = module
+    name = _NAMES[type(m)]
+    if not getattr(m.surrogate_function, "spiking", True):
+        raise UnsupportedError(f"neuron {path} has a surrogate with spiking=False, which does not fire")
+    return NeuronKind(
+        name,
+        steps,
+        threshold=float(m.v_threshold),
+        reset=None if m.v_reset is None else float(m.v_reset),
+        tau=float(m.tau) if name in ("LIF", "ILIF") else None,
+        decay_input=name in ("IF", "ILIF") or bool(m.decay_input),
+        count=int(m.surrogate_function.max_spike_count) if name == "ILIF" else 1,
+        static=static and steps > 1,
+    )
+
+
+def decay_of(module: nn.Module) -> torch.Tensor | None:
+    """PLIF's learned 1/tau, rounded as PyTorch rounds it."""
+    return module.w.detach().float().sigmoid() if isinstance(module, neuron.ParametricLIFNode) else None
+
+
+def _power_of_two(number: float) -> bool:
+    """Whether multiplying by the reciprocal is the same as dividing."""
+    return math.frexp(number)[0] == 0.5
+
+
+class _Body:
+    """Writes the nodes of one function."""
+
+    def __init__(self, kind: NeuronKind) -> None:
+        self.kind = kind
+        self.nodes: list[ir.Node] = []
+        names = ["x", *(["decay"] if kind.name == "PLIF" else []), *kind.constants]
+        self.inputs = {name: ir.val(name) for name in names}
+
+    def op(self, op_type: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        value = ir.val(name)
+        self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=[value], name=name))
+        return value
+
+    def currents(self) -> list[ir.Value]:
+        """The input at each step."""
+        x, n = self.inputs["x"], self.kind.steps
+        if n == 1 or self.kind.static:
+            return [x] * n
+        parts = [ir.val(f"x{t}") for t in range(n)]
+        self.nodes.append(ir.node("Split", [x], {"axis": 0, "num_outputs": n}, outputs=parts, name="split"))
+        return parts
+
+    def joined(self, steps: list[ir.Value], name: str) -> ir.Value:
+        return self.op("Concat", name, *steps, axis=0) if len(steps) > 1 else steps[0]
+
+    # IF, LIF and PLIF
+
+    def spikes(self) -> ir.Value:
+        fired: list[ir.Value] = []
+        v: ir.Value | None = None
+        for t, x in enumerate(self.currents()):
+            h = self.charge(t, x, v)
+            fired.append(self.op("GreaterOrEqual", f"s{t}", h, self.inputs["threshold"]))
+            if t < self.kind.steps - 1:
+                v = self.reset(t, h, fired[-1])
+        # booleans are joined before the one cast: a quarter of the bytes to copy
+        return self.op("Cast", "spikes", self.joined(fired, "s"), to=ir.DataType.FLOAT.value)
+
+    def charge(self, t: int, x: ir.Value, v: ir.Value | None) -> ir.Value:
+        """The membrane before firing; ``v`` is None at the first step, where it is the reset voltage."""
+        kind, get = self.kind, self.inputs
+        rest = bool(kind.reset)  # a reset voltage other than 0 stands in the formulas
+        if v is None:
+            h = self.leak(t, x) if kind.name != "IF" and kind.decay_input else x
+            return self.op("Add", f"h{t}", get["reset"], h) if rest else h
+        if kind.name == "IF":
+            return self.op("Add", f"h{t}", v, x)
+        above = self.op("Sub", f"above{t}", v, get["reset"]) if rest else v
+        if kind.decay_input:
+            return self.op("Add", f"h{t}", v, self.leak(t, self.op("Sub", f"drive{t}", x, above)))
+        return self.op("Add", f"h{t}", self.op("Sub", f"left{t}", v, self.leak(t, above)), x)
+
+    def leak(self, t: int, value: ir.Value) -> ir.Value:
+        """``value / tau``, multiplied where that is the same and dividing is slower."""
+        if "tau" in self.inputs:
+            return self.op("Div", f"leak{t}", value, self.inputs["tau"])
+        return self.op("Mul", f"leak{t}", value, self.inputs["decay" if self.kind.name == "PLIF" else "rate"])
+
+    def reset(self, t: int, h: ir.Value, fired: ir.Value) -> ir.Value:
+        if self.kind.reset is not None:
+            return self.op("Where", f"v{t}", fired, self.inputs["reset"], h)
+        return self.op("Where", f"v{t}", fired, self.op("Sub", f"low{t}", h, self.inputs["threshold"]), h)
+
+    # ILIF
+
+    def integer_spikes(self) -> ir.Value:
+        kind, get = self.kind, self.inputs
+        unit = kind.threshold == 1
+        counts: list[ir.Value] = []
+        v: ir.Value | None = None
+        for t, x in enumerate(self.currents()):
+            h = x if v is None else self.op("Add", f"h{t}", self.op("Mul", f"left{t}", get["decay"], v), x)
+            scaled = h if unit else self.op("Div", f"scaled{t}", h, get["threshold"])
+            counts.append(self.op("Round", f"s{t}", self.op("Clip", f"clip{t}", scaled, get["zero"], get["most"])))
+            if t < kind.steps - 1:
+                spent = counts[-1] if unit else self.op("Mul", f"spent{t}", counts[-1], get["threshold"])
+                v = self.op("Sub", f"v{t}", h, spent)
+        return self.joined(counts, "spikes")
+
+
+__all__ = ["DOMAIN", "KIND_KEY", "STATIC_KEY", "NeuronKind", "decay_of", "kind_of"]

@@ -1,0 +1,184 @@
+"""Verification: is the ONNX file the same network? Layer by layer with the reference's spikes fed in, then whole.
+
+The reference is the program in PyTorch. A copy of the written file, cut at every neuron, gets the reference's spikes
+as inputs, so that one layer's rounding cannot spread into the next. A spike that differs is an error, unless the
+reference's membrane lay within float rounding of its threshold (rounding.py); so is an input current that is off by
+more than rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from . import onnx as backend
+from . import ops
+from .program import Program
+from .rounding import bound, magnitudes, margins, sum_lengths
+
+
+@dataclass
+class LayerVerdict:
+    """One neuron over all images: differing spikes of both kinds, and currents that rounding does not explain."""
+
+    name: str
+    spikes: int = 0
+    flips_within_rounding: int = 0
+    flips_beyond_rounding: int = 0
+    currents_beyond_rounding: int = 0
+    max_current_difference: float = 0.0
+    firing: float = 0.0  # sum of spikes; divided by ``spikes`` it is the firing rate
+
+
+@dataclass
+class Verdict:
+    """What verification found; ``to_json`` is the report's ``verify`` section."""
+
+    images: int = 0
+    agreeing: int = 0
+    max_logit_difference: float = 0.0
+    logits_beyond_rounding: int = 0
+    layers: dict[str, LayerVerdict] = field(default_factory=dict)
+
+    def total(self, what: str) -> int:
+        return sum(getattr(layer, what) for layer in self.layers.values())
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first layer, in execution order, that rounding does not explain."""
+        for layer in self.layers.values():
+            if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
+                return layer.name
+        return "logits" if self.logits_beyond_rounding else None
+
+    @property
+    def passed(self) -> bool:
+        return self.first_divergence is None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "status": "passed" if self.passed else "failed",
+            "images": self.images,
+            "neurons": len(self.layers),
+            "spikes": self.total("spikes"),
+            "flips_within_rounding": self.total("flips_within_rounding"),
+            "flips_beyond_rounding": self.total("flips_beyond_rounding"),
+            "currents_beyond_rounding": self.total("currents_beyond_rounding"),
+            "logits_beyond_rounding": self.logits_beyond_rounding,
+            "first_divergence": self.first_divergence,
+            "top1_agreement": self.agreeing / self.images if self.images else None,
+            "max_logit_difference": self.max_logit_difference,
+            "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
+            "layers": [asdict(layer) for layer in self.layers.values()],
+        }
+
+
+class Recorder(fx.Interpreter):
+    """Runs a program and keeps each neuron's input and output; or replaces the outputs by given spikes."""
+
+    def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None) -> None:
+        super().__init__(program.module)
+        self.program, self.given = program, spikes
+        self.currents: dict[str, torch.Tensor] = {}
+        self.spikes: dict[str, torch.Tensor] = {}
+
+    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
+        module = self.fetch_attr(target)
+        if not ops.is_neuron(module):
+            return super().call_module(target, args, kwargs)
+        self.currents[target] = args[0]
+        self.spikes[target] = self.given[target] if self.given is not None else super().call_module(target, args, kwargs)
+        return self.spikes[target]
+
+    @classmethod
+    def record(cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None) -> tuple[Recorder, torch.Tensor]:
+        program.module.eval()
+        program.reset()
+        recorder = cls(program, spikes)
+        with torch.inference_mode():
+            logits = recorder.run(x)
+        program.reset()
+        return recorder, logits
+
+
+def top1(logits: np.ndarray) -> np.ndarray:
+    """Class of each image from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
+    return (logits.mean(axis=0) if logits.ndim == 3 else logits).argmax(axis=-1)
+
+
+def verify(
+    program: Program, exported: bytes, inputs: Iterable[torch.Tensor], progress: Callable[[int], None] | None = None
+) -> Verdict:
+    """Compare an exported file with the program it is of.
+
+    Args:
+        program: the reference, at a stage that trains.
+        exported: bytes of the ONNX file.
+        inputs: batches in the program's input layout.
+        progress: called with the number of images done.
+    """
+    cut_bytes, cuts = backend.cut(exported)
+    whole, pieces = backend.session(exported), backend.session(cut_bytes)
+    bounds = magnitudes(program)
+    lengths = sum_lengths(program)
+    modules = {str(node.target): program.module_of(node) for node in program.neurons()}
+    verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
+    for x in inputs:
+        reference, logits = Recorder.record(program, x)
+        scale, logit_scale = Recorder.record(bounds, x.abs(), reference.spikes)
+        feed = {"x": x.numpy()}
+        for each in cuts:
+            feed[each.reference] = each.physical(reference.spikes[each.name].numpy())
+        names = [output.name for output in pieces.get_outputs()]
+        got = dict(zip(names, pieces.run(names, feed), strict=True))
+        for each in cuts:
+            _judge(verdict.layers[each.name], modules[each.name], each, got, reference, scale, lengths[each.name])
+        want = logits.numpy()
+        off = abs(got[names[-1] if "logits" not in got else "logits"].reshape(want.shape) - want)
+        verdict.logits_beyond_rounding += int((off > bound(logit_scale.numpy(), lengths["logits"])).sum())
+        final = whole.run(None, {"x": x.numpy()})[0]
+        verdict.max_logit_difference = max(verdict.max_logit_difference, float(abs(final - want).max()))
+        verdict.agreeing += int((top1(final) == top1(want)).sum())
+        verdict.images += int(x.shape[program.input.batch_dim])
+        if progress is not None:
+            progress(verdict.images)
+    return verdict
+
+
+def _judge(layer: LayerVerdict, module: Any, each: Any, got: dict[str, np.ndarray], reference: Recorder, scale: Recorder, terms: int) -> None:
+    want = reference.spikes[each.name].numpy()
+    current = reference.currents[each.name].numpy()
+    magnitude = scale.currents[each.name].numpy()
+    spikes = got[each.spikes].reshape(want.shape)
+    off = abs(got[each.current].reshape(current.shape) - current)
+    layer.spikes += want.size
+    layer.firing += float(want.sum())
+    layer.max_current_difference = max(layer.max_current_difference, float(off.max()))
+    layer.currents_beyond_rounding += int((off > bound(magnitude, terms)).sum())
+    differs = spikes != want
+    if not differs.any():
+        return
+    distance, allowed = margins(module, current, want, magnitude, terms)
+    # once a membrane has taken the other branch its later steps differ with reason: judge the first
+    first = differs & (np.cumsum(differs, axis=0) == 1)
+    wrong = (first & (distance > allowed)).any(axis=0)
+    beyond = int((differs & wrong).sum())
+    layer.flips_beyond_rounding += beyond
+    layer.flips_within_rounding += int(differs.sum()) - beyond
+
+
+def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[torch.Tensor]:
+    """Seeded inputs where there is no data: images of standard normal pixels, event frames of small counts."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    while images > 0:
+        shape = program.input.batched(min(batch, images))
+        x = torch.randn(shape, generator=generator)
+        made.append(x.abs().floor() if program.input.events else x)
+        images -= batch
+    return made

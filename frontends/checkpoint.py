@@ -1,0 +1,327 @@
+"""What a user names on the command line, as a model with its weights and the shape of its input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from svitc.errors import InputError, SvitcError, UsageError
+from svitc.program import InputSpec, Program
+
+from . import factories, families, weights
+from .capture import capture
+from .factories import check_json
+from .reading import TIME_NAMES, Contents, read
+from .recognise import assumed_input, recognise, shape_note
+
+NEURON_ARGUMENTS = {"spiking_neuron", "tau", "init_tau", "v_threshold", "v_reset", "decay_input", "levels"}
+IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What the user says of a checkpoint; it overrides what the file says.
+
+    Attributes:
+        arch: ``module:factory`` or ``path/to/file.py:factory``: code that the user vouches for.
+        arch_args: arguments of the factory, JSON values.
+        input_shape: ``(C, H, W)`` for images, ``(T, C, H, W)`` for event frames.
+        time_steps: how often a static image is shown.
+        trust_pickle: unpickle a whole model, which runs code from the file.
+    """
+
+    arch: str | None = None
+    arch_args: Mapping[str, Any] | None = None
+    input_shape: tuple[int, ...] | None = None
+    time_steps: int | None = None
+    trust_pickle: bool = False
+
+
+@dataclass
+class Loaded:
+    """A model in eval mode with its weights, on the CPU in float32.
+
+    Attributes:
+        info: JSON values: ``arch``, ``arch_args``, ``assumptions`` (sentences), ``normalize``, ``classes``,
+            ``num_classes``, ``metrics``, ``format`` (self-describing, state_dict or pickle), ``sha256``.
+    """
+
+    model: nn.Module
+    input: InputSpec
+    info: dict[str, Any]
+
+
+@dataclass
+class _Draft:
+    """What is to be built; ``own`` names where each part came from, for who is to blame."""
+
+    arch: str
+    args: dict[str, Any]
+    shape: tuple[int, ...] | None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def load(path: Path | str, **options: Any) -> Program:
+    """Load a checkpoint and capture it as a program.
+
+    Args:
+        path: a checkpoint, or an output folder of svitc.
+        options: fields of LoadOptions.
+
+    Raises:
+        InputError: not a checkpoint, or one that does not fit its architecture.
+        UsageError: options that make no sense.
+        UnsupportedError: a model that cannot be represented.
+    """
+    if (Path(path) / "model.safetensors").is_file():
+        from svitc.serialize import load_program  # it knows programs in every stage, and so this package
+
+        return load_program(Path(path) / "model.safetensors")
+    loaded = load_model(path, LoadOptions(**options))
+    return capture(loaded.model, loaded.input, loaded.info)
+
+
+def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
+    """Load a checkpoint as a model: self-describing, a bare state_dict, the user's own, or a trusted pickle.
+
+    Raises:
+        InputError: not a checkpoint, damaged, weights that do not fit, an ``arch`` that a file may not name.
+        UsageError: options that make no sense, a factory that cannot be imported or called.
+        UnsupportedError: weights of a family that svitc does not know, without ``arch``.
+    """
+    path, options = Path(path), options or LoadOptions()
+    _check_options(options)
+    contents, digest = read(path, options.trust_pickle)
+    source = path.name
+    described = contents.arch is not None
+    if contents.module is not None:
+        loaded = _pickled(contents, options, source)
+    else:
+        draft = _draft(contents, options, source)
+        known = families.known_factory(draft.arch)
+        loaded = (_known if known else _own)(draft, contents, options, source)
+    kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
+    loaded.info["assumptions"] += contents.notes
+    loaded.info |= {"metrics": check_json(contents.metrics, f"{source}: metrics"), "format": kind, "sha256": digest}
+    _check_labels(loaded, contents, source)
+    return loaded
+
+
+def _check_options(options: LoadOptions) -> None:
+    if options.arch_args is not None:
+        if not isinstance(options.arch_args, Mapping):
+            raise UsageError(
+                "--arch-args is not a JSON object", hint="For example --arch-args '{\"embed_dims\": 384}'."
+            )
+        check_json(options.arch_args, "--arch-args", UsageError)
+    if options.time_steps is not None and options.time_steps < 1:
+        raise UsageError(f"--time-steps {options.time_steps} is not a positive number")
+    if options.input_shape is not None:
+        _shape(options.input_shape, "--input-shape", UsageError)
+
+
+def _shape(value: Any, what: str, blame: type[SvitcError]) -> tuple[int, ...] | None:
+    """A shape without batch, checked; None stays None."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) not in (3, 4) or any(type(n) is not int or n < 1 for n in value):
+        raise blame(
+            f"{what} {value!r} is not the shape of an input",
+            hint="It is C,H,W for images, such as 3,224,224, or T,C,H,W for event frames.",
+        )
+    return tuple(value)
+
+
+def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
+    """Put together what the file and the user say; the user wins."""
+    asked = dict(options.arch_args or {})
+    shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
+    if options.arch is None and contents.arch is None:
+        shape, steps = _reconcile_time(options, shape, {}, asked, source)
+        found = recognise(contents.state, input_shape=shape, time_steps=steps or contents.time_steps)
+        notes = {
+            key: note for key, note in found.assumptions.items()
+            if key not in asked and not (key == "neurons" and NEURON_ARGUMENTS & asked.keys())
+        }  # fmt: skip
+        args = found.arch_args | asked
+        image = _image_size(asked)
+        if shape is None and image:
+            shape, _ = (args["in_channels"], *image), notes.pop("input_shape")
+        return _Draft(found.arch, args, shape or found.input_shape, notes)
+    told = contents.arch_args
+    if options.arch is None and families.known_factory(contents.arch or "") is None:
+        raise InputError(
+            f"{source} names the factory {contents.arch!r}, which is not one that a file may name: only "
+            f"SpikingJelly's {', '.join(families.KNOWN)}",
+            hint="A file must not choose what code runs. If the model is your own, name its factory with --arch.",
+        )
+    told = {} if told is None else check_json(told, f"{source}: arch_args")
+    if not isinstance(told, dict):
+        raise InputError(f"{source}: arch_args is not an object of names and values")
+    arch = options.arch or contents.arch
+    assert arch is not None
+    known = families.known_factory(arch)
+    same = arch == contents.arch or (known is not None and known == families.known_factory(contents.arch or ""))
+    told = told if same else {}
+    shape, steps = _reconcile_time(options, shape, told, asked, source)
+    draft = _Draft(known and f"{families.HOME}:{known}" or arch, told | asked, shape)
+    if steps is not None and known:
+        before = told.get("T")
+        if before is not None and before != steps and len(shape or ()) != 4:
+            draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {before}"
+        draft.args["T"] = steps
+    return draft
+
+
+def _image_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
+    for high, wide in IMAGE_ARGUMENTS:
+        pair = args.get(high), args.get(wide)
+        if all(type(n) is int and n > 0 for n in pair):
+            return pair  # type: ignore[return-value]
+    return None
+
+
+def _reconcile_time(
+    options: LoadOptions, shape: tuple[int, ...] | None, told: Mapping[str, Any], asked: Mapping[str, Any], source: str
+) -> tuple[tuple[int, ...] | None, int | None]:
+    """The input's shape and the number of time steps, where somebody says; the user wins.
+
+    Raises:
+        UsageError: the user says two things.
+        InputError: the file says two things, and the user nothing.
+    """
+    sayings = {"--time-steps": options.time_steps, "--arch-args": next((asked[n] for n in TIME_NAMES if n in asked), None)}
+    if options.input_shape is not None and len(options.input_shape) == 4:
+        sayings["--input-shape"] = options.input_shape[0]
+    sayings = {key: value for key, value in sayings.items() if value is not None}
+    if len(set(sayings.values())) > 1:
+        raise UsageError("the number of time steps is " + ", but ".join(f"{v} in {k}" for k, v in sayings.items()))
+    steps = next(iter(sayings.values()), None)
+    if shape is not None and len(shape) == 4:
+        if steps is None and told.get("T", shape[0]) != shape[0]:
+            raise InputError(
+                f"{source}: arch_args says T = {told['T']}, but input_shape has {shape[0]} time steps",
+                hint="Say which with --time-steps.",
+            )
+        steps = steps or shape[0]
+        shape = (steps, *shape[1:])
+    return shape, steps
+
+
+def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """A model of SpikingJelly's, on the meta device until its weights are there."""
+    factory = draft.arch.rpartition(":")[2]
+    blame = UsageError if options.arch or options.arch_args else InputError
+    model = factories.build_known(factory, draft.args, blame, len(contents.state))
+    try:
+        notes = weights.fit(model, contents.state, source, factory)
+    except InputError as error:
+        error.hint = error.hint or _what_they_are(contents)
+        raise
+    family = families.family_of(model)
+    channels, classes = model.get_submodule(family.stem.rpartition(".")[0]).in_channels, model.head.out_features
+    shape = draft.shape
+    if shape is None:
+        image = getattr(model.get_submodule("patch_embed"), "image_size", None) if family.name == "Spikformer" else None
+        shape, why = ((channels, *image), "the image size of arch_args") if image else assumed_input(channels, classes, family)
+        if len(shape) == 4:
+            shape = (draft.args.get("T", shape[0]), *shape[1:])
+        draft.notes["input_shape"] = shape_note(shape, why)
+    if shape[-3] != channels:
+        blame = UsageError if options.input_shape else InputError
+        raise blame(
+            f"the input shape {','.join(map(str, shape))} has {shape[-3]} channels, but {family.stem} of {source} takes {channels}",
+            hint=f"Give --input-shape {','.join(map(str, (*shape[:-3], channels, *shape[-2:])))}.",
+        )
+    info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)
+    return Loaded(model.eval(), InputSpec(shape), info)
+
+
+def _what_they_are(contents: Contents) -> str | None:
+    """The hint where weights do not fit: what their own shapes say."""
+    try:
+        found = recognise(contents.state)
+    except SvitcError:
+        return None
+    sizes = {k: found.arch_args[k] for k in ("embed_dims", "depths", "num_classes", "in_channels", "mlp_ratio")}
+    return f"By their names and shapes they are a {found.family} with {json.dumps(sizes)[1:-1]}."
+
+
+def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """A model of the user's own code."""
+    steps = options.time_steps if draft.shape is None or len(draft.shape) == 3 else None
+    model, arguments = factories.build_own(draft.arch, draft.args, steps)
+    model = model.float().eval()
+    notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
+    shape = draft.shape
+    if shape is None:
+        image, channels = _image_size(arguments), _first_channels(model)
+        if image is None or channels is None:
+            raise _shape_wanted(draft.arch, channels)
+        shape = (channels, *image)
+        draft.notes["input_shape"] = shape_note(shape, "the factory's image size")
+    return Loaded(model, InputSpec(shape), _info(draft.arch, draft.args, [*draft.notes.values(), *notes]))
+
+
+def _first_channels(model: nn.Module) -> int | None:
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def _shape_wanted(what: str, channels: int | None) -> UsageError:
+    shape, _ = assumed_input(channels or 3, 1000)
+    text = ",".join(map(str, shape))
+    why = f"its first convolution takes {channels} channels" if channels else "no convolution tells the channels"
+    return UsageError(
+        f"the shape of the input of {what} is not known", hint=f"Give --input-shape C,H,W, such as {text} ({why})."
+    )
+
+
+def _pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """A whole model out of a pickle that the user trusts."""
+    model = contents.module
+    assert model is not None
+    if options.arch or options.arch_args:
+        raise UsageError(f"{source} holds a whole model: --arch and --arch-args have no use")
+    model = model.float().eval()
+    weights.fit(model, {k: v.clone() for k, v in model.state_dict().items()}, source, type(model).__name__)
+    shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
+    shape, steps = _reconcile_time(options, shape, {}, {}, source)
+    if steps is not None and (shape is None or len(shape) == 3):
+        name = next((n for n in TIME_NAMES if type(getattr(model, n, None)) is int), None)
+        if name is None:
+            raise UsageError(f"the model in {source} has no number of time steps that --time-steps could set")
+        setattr(model, name, steps)
+    if shape is None:
+        raise _shape_wanted(source, _first_channels(model))
+    return Loaded(model, InputSpec(shape), _info(f"{type(model).__module__}:{type(model).__qualname__}", {}, []))
+
+
+def _info(arch: str, args: Mapping[str, Any], notes: list[str], classes: int | None = None) -> dict[str, Any]:
+    return {"arch": arch, "arch_args": dict(args), "assumptions": notes, "num_classes": classes}
+
+
+def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
+    """Add classes and normalisation to the info, where they fit the model. Raises InputError."""
+    classes, count = contents.classes, loaded.info["num_classes"]
+    if classes is not None:
+        if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"{source}: classes is not a list of names")
+        if len(set(classes)) != len(classes) or (count is not None and len(classes) != count):
+            raise InputError(f"{source}: classes has {len(set(classes))} names, but the head has {count} classes")
+        loaded.info["num_classes"] = len(classes)
+    normalize, channels = contents.normalize, loaded.input.shape[-3]
+    if normalize is not None:
+        normalize = check_json(normalize, f"{source}: normalize")
+        good = isinstance(normalize, dict) and all(
+            isinstance(normalize.get(key), list) and len(normalize[key]) == channels
+            and all(isinstance(x, int | float) and not isinstance(x, bool) for x in normalize[key])
+            for key in ("mean", "std")
+        )  # fmt: skip
+        if not good or min(normalize["std"]) <= 0:
+            raise InputError(f'{source}: normalize is not {{"mean": […], "std": […]}} with {channels} numbers each, std above 0')
+    loaded.info |= {"normalize": normalize, "classes": None if classes is None else list(classes)}

@@ -1,0 +1,216 @@
+"""Reading a checkpoint that nobody vouches for: never more than tensors and plain values, unless the user says so."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from svitc.errors import InputError
+
+from .families import KNOWN
+from .weights import check_tensors, strip_prefixes
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where training scripts put the weights
+TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
+SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-describing file."
+
+
+@dataclass
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        module: a whole pickled model, or None.
+        state: the weights otherwise, names without wrappers' prefixes.
+        arch: ``module:factory`` as the file has it, and all else that it says of itself, unchecked.
+        notes: what was assumed while reading.
+    """
+
+    module: nn.Module | None = None
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    arch: str | None = None
+    arch_args: Any = None
+    input_shape: Any = None
+    normalize: Any = None
+    classes: Any = None
+    metrics: Any = None
+    time_steps: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read(path: Path, trust_pickle: bool = False) -> tuple[Contents, str]:
+    """Read a checkpoint.
+
+    Args:
+        trust_pickle: unpickle whatever the file asks for where tensors and plain values do not do.
+
+    Returns:
+        What it holds, and the file's SHA-256.
+
+    Raises:
+        InputError: not a file, not a checkpoint, damaged, or one that only a pickle can read.
+    """
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist", hint=_neighbours(path))
+        if path.is_dir():
+            raise InputError(
+                f"{path} is a folder, not a checkpoint, and holds no model.safetensors",
+                hint="Give the .pt file, or an output folder of svitc.",
+            )
+        if not path.is_file():
+            raise InputError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            start = file.read(512)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    _look(path, start)
+    content = _safetensors(path) if path.suffix == ".safetensors" else _load(path, trust_pickle)
+    return _unwrap(content, path.name), digest
+
+
+def _neighbours(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return f"There is no folder {path.parent} either."
+    near = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".pt", ".pth", ".bin", ".safetensors"))
+    return f"In that folder: {', '.join(near[:5])}." if near else None
+
+
+def _look(path: Path, start: bytes) -> None:
+    """Refuse by the first bytes what torch would answer with a riddle."""
+    if not start:
+        raise InputError(f"{path} is empty", hint="The copy or the download did not finish.")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not the file it points to", hint="Run git lfs pull.")
+    if path.suffix == ".safetensors":
+        return
+    if start.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path} is truncated: its end is missing, after {path.stat().st_size:,} bytes",
+                hint="Copy or download it again.",
+            )
+        with zipfile.ZipFile(path) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+        if "constants.pkl" in names:
+            raise InputError(f"{path} is a TorchScript archive, which keeps no modules", hint=SAVE)
+        if "data.pkl" not in names:
+            raise InputError(f"{path} is a zip file, but not a PyTorch checkpoint", hint=SAVE)
+    elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch writes
+        raise InputError(f"{path} is not a PyTorch checkpoint (it begins with {start[:12]!r})", hint=SAVE)
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _load(path: Path, trust_pickle: bool) -> Any:
+    # scripts keep their options beside the weights; a Namespace only holds values
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on a pickle's protocol is not for the user
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if not trust_pickle:
+                raise _needs_trust(path, str(error)) from error
+        except Exception as error:  # whatever damage makes of a zip file and a pickle
+            raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {_line(error)}", hint=SAVE) from error
+        try:
+            with importable(Path.cwd()):
+                return torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as error:  # the pickle may run anything, and so raise anything
+            raise InputError(
+                f"{path} cannot be unpickled: {_line(error)}",
+                hint="Run svitc in the folder of the model's code, or save a state_dict and give --arch.",
+            ) from error
+
+
+def _needs_trust(path: Path, message: str) -> InputError:
+    found = re.search(r"GLOBAL ([\w.]+\w)", message)
+    if found is None:
+        return InputError(f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch "
+                          "did not write", hint=SAVE)  # fmt: skip
+    return InputError(
+        f"{path} is more than weights: to read it, Python must import and call {found[1]}",
+        hint="Save a state_dict instead (svitc.save). Or read it with --trust-pickle, only if you made the file: "
+        "unpickling runs any code that its writer put there, with your rights.",
+    )
+
+
+def _line(error: BaseException) -> str:
+    text = next(iter(str(error).splitlines()), "").partition(". This ")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let imports find modules in ``folder`` for a while."""
+    entry = os.fspath(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the imported code may have changed the path itself
+            sys.path.remove(entry)
+
+
+def _unwrap(content: Any, name: str) -> Contents:
+    """Find weights, and what the file says of itself, in what was loaded."""
+    if isinstance(content, nn.Module):
+        return Contents(module=content)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{name} holds a {type(content).__name__}, not a state_dict", hint=SAVE)
+    result = Contents()
+    weights: Any = content
+    inner = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping | nn.Module)), None)
+    if inner is not None:
+        weights = content[inner]
+        arch = content.get("arch")
+        # training scripts put a bare name there, in their own vocabulary; only module:factory describes
+        if isinstance(arch, str) and (":" in arch or arch in KNOWN or "arch_args" in content):
+            result.arch, result.arch_args = arch, content.get("arch_args")
+        for key in ("input_shape", "normalize", "classes", "metrics"):
+            setattr(result, key, content.get(key))
+        result.time_steps = _time_steps(content.get("args"))
+        if any("ema" in str(key) for key in content):
+            result.notes.append(f"the weights are {inner!r}; the file also has averaged ones (EMA), which are not used")
+    if isinstance(weights, nn.Module):
+        result.module = weights
+        return result
+    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
+        held = ", ".join(map(str, list(weights)[:5])) or "nothing"
+        raise InputError(f"{name} holds no weights (it has {held})", hint=SAVE)
+    weights = {str(key): value for key, value in weights.items()}
+    check_tensors(weights, name)
+    result.state = strip_prefixes(weights)
+    return result
+
+
+def _time_steps(args: Any) -> int | None:
+    """T from the options that a training script saved beside the weights."""
+    values = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(values, Mapping):
+        return None
+    found = next((values[name] for name in TIME_NAMES if type(values.get(name)) is int), None)
+    return found if found is not None and found > 0 else None

@@ -1,0 +1,211 @@
+"""Recognise: which of SpikingJelly's SViTs a bare state dict is of, from the names and shapes of its weights.
+
+Weights do not tell the number of heads, time steps, the image's and the patch's size, or the neurons' constants.
+Those are assumed from published configurations, and each assumption is written down with the way to override it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from svitc.errors import InputError, UnsupportedError
+
+from . import families
+from .families import PUBLISHED, Family, Shapes
+from .weights import SHOWN, strip_prefixes
+
+ALIKE = 0.8  # share of key patterns in common from which the family is taken as certain
+OWN_CODE = "Give the model's own code: --arch module:factory or path/to/file.py:factory, and --arch-args."
+TIME_STEPS = 4  # of every published configuration for static images
+EVENT_SHAPE = (16, 2, 128, 128)  # DVS data sets, as Spikformer and SDT were trained on them
+SMALL_IMAGE = 64  # up to this side published models use patches of 4, and of 16 above it
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a state dict is of.
+
+    Attributes:
+        family: class name of the model.
+        arch: ``module:factory`` that builds it.
+        arch_args: its arguments, JSON values.
+        input_shape: ``(C, H, W)``, or ``(T, C, H, W)`` for event frames.
+        assumptions: what weights cannot tell: name of the argument -> a sentence for the user.
+    """
+
+    family: str
+    arch: str
+    arch_args: dict[str, Any]
+    input_shape: tuple[int, ...]
+    assumptions: dict[str, str]
+
+
+def recognise(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    time_steps: int | None = None,
+) -> Recognised:
+    """Recognise a state dict of one of SpikingJelly's SViTs.
+
+    Args:
+        input_shape: the input's shape where it is known; it is assumed otherwise.
+        time_steps: the number of time steps where it is known.
+
+    Raises:
+        UnsupportedError: not of one of these families; says which it is most like, and what disagrees.
+        InputError: of one of them, but a weight that its sizes are read from is missing.
+    """
+    shapes = {key: tuple(value.shape) for key, value in strip_prefixes(state_dict).items()}
+    family = _family(shapes)
+    try:
+        args = family.read(shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(
+            f"the weights look like a {family.title}'s, but {error.args[0] if error.args else 'a size'} is missing "
+            "or does not have the shape that it should",
+            hint="The file is incomplete. " + OWN_CODE,
+        ) from error
+    notes: dict[str, str] = {}
+    if input_shape is None:
+        input_shape, why = assumed_input(args["in_channels"], args["num_classes"], family)
+        notes["input_shape"] = shape_note(input_shape, why)
+    events = len(input_shape) == 4
+    if events:
+        args["T"] = input_shape[0]
+    elif time_steps is not None:
+        args["T"] = time_steps
+    else:
+        args["T"] = TIME_STEPS
+        notes["T"] = f"T = {TIME_STEPS} (every published {family.name}); override with --time-steps"
+    _assume_arguments(family, args, input_shape, notes)
+    _assume_neurons(family, args, shapes, notes)
+    return Recognised(family.name, f"{families.HOME}:{family.name}", args, input_shape, notes)
+
+
+def assumed_input(channels: int, classes: int, family: Family | None = None) -> tuple[tuple[int, ...], str]:
+    """The input shape that goes with a number of input channels and classes, and why."""
+    if channels == 2:
+        return EVENT_SHAPE, "two input channels, as event cameras have"
+    if channels == 1:
+        return (1, 28, 28), "one input channel, as MNIST has"
+    if (family is not None and family.variant == "CIFAR") or (channels == 3 and classes in (10, 100)):
+        return (channels, 32, 32), f"{classes} classes, as CIFAR has"
+    return (channels, 224, 224), "the published ImageNet models' size"
+
+
+def shape_note(shape: tuple[int, ...], why: str) -> str:
+    """The sentence that an assumed input shape is reported with."""
+    text = ",".join(map(str, shape))
+    return f"input shape = {text} ({why}); override with --input-shape {text}"
+
+
+def _family(shapes: Shapes) -> Family:
+    """The family of a state dict. Raises UnsupportedError."""
+    names = [key for key in shapes if not key.endswith(".w")]  # .w: the time constant of a ParametricLIF
+    patterns = {families.pattern(key) for key in names}
+
+    def alike(family: Family) -> tuple[float, float]:
+        words, others = _words(names), _words(family.signature)
+        return _share(patterns, family.signature), _share(words, others)
+
+    family = max(families.FAMILIES, key=alike)
+    if alike(family)[0] >= ALIKE:
+        return family
+    known = ", ".join(dict.fromkeys(f.name for f in families.FAMILIES))
+    begin = ", ".join(names[:SHOWN]) or "nothing"
+    if not any(re.search(r"attn|attention|qkv|\bq_", key) for key in names):
+        raise UnsupportedError(
+            f"the weights are not a spiking vision transformer's: none belongs to an attention layer (they begin with "
+            f"{begin}); the known families are {known}",
+            hint=OWN_CODE,
+        )
+    # a block's keys repeat: the first of each pattern is enough to see the difference
+    unknown = [key for key in names if families.pattern(key) not in family.signature]
+    lacking = sorted(family.signature - patterns)
+    raise UnsupportedError(
+        f"the weights are of no family that svitc knows ({known}). They look most like SpikingJelly's "
+        f"{family.title}, which does not have {', '.join(unknown[:SHOWN]) or 'less'} and "
+        f"{len(unknown) - SHOWN if len(unknown) > SHOWN else 'no'} more, and would have "
+        f"{', '.join(lacking[:SHOWN]) or 'nothing else'}",
+        hint="An official repository's model is not interchangeable with SpikingJelly's. " + OWN_CODE,
+    )
+
+
+def _words(keys: Any) -> set[str]:
+    return {word for key in keys for word in key.split(".")}
+
+
+def _share(one: Any, other: Any) -> float:
+    one = {name for name in one if not name.endswith("num_batches_tracked")}
+    other = {name for name in other if not name.endswith("num_batches_tracked")}
+    return len(one & other) / max(1, len(one | other))
+
+
+def _override(name: str, value: Any) -> str:
+    return f"override with --arch-args '{json.dumps({name: value})}'"
+
+
+def _assume_arguments(family: Family, args: dict[str, Any], shape: tuple[int, ...], notes: dict[str, str]) -> None:
+    """Heads, patches and the kind of attention, in place."""
+    height, width = shape[-2:]
+    small = max(height, width) <= SMALL_IMAGE
+    size = f"{height}x{width} images"
+    if family.name == "Spikformer":
+        args |= {"img_size_h": height, "img_size_w": width, "patch_size": 4 if small else 16}
+        like = "spikformer_cifar10" if small else "spikformer_s"
+        notes["patch_size"] = (
+            f"patch_size = {args['patch_size']} ({size}, as in the published {like}); "
+            + _override("patch_size", args["patch_size"])
+        )
+    if family.name == "SpikeDrivenTransformer":
+        args["pooling_stat"] = "0011" if small else "1111"
+        like = "the CIFAR models" if small else "the published sdt_8_384"
+        notes["pooling_stat"] = (
+            f"pooling_stat = {args['pooling_stat']!r} ({size}, as in {like}); "
+            + _override("pooling_stat", args["pooling_stat"])
+        )
+    if family.name == "QKFormer":
+        args["qka_type"] = "token"
+        notes["qka_type"] = "qka_type = 'token' (published qkformer_10_384); " + _override("qka_type", "token")
+    if family.name != "MaxFormer":  # its class computes the number of heads from the width
+        heads, why = _heads(family, args)
+        args["num_heads"] = heads
+        notes["num_heads"] = f"num_heads = {json.dumps(heads)} ({why}); " + _override("num_heads", heads)
+
+
+def _heads(family: Family, args: dict[str, Any]) -> tuple[int | list[int], str]:
+    """The number of heads of a published model, or that whose heads are most nearly as wide."""
+    staged = isinstance(args["depths"], list)
+    width, blocks = args["embed_dims"], sum(args["depths"]) if staged else args["depths"]
+    own = [p for p in PUBLISHED if p.family == family.name]
+    near = min(own, key=lambda p: (abs(p.width - width), abs(p.depth - blocks)))
+    if near.width == width:
+        heads, why = near.heads, f"published {near.name}"
+    else:
+        widths = (width // 4, width // 2, width) if staged else (width,)
+        heads = min(families.divisors(*widths), key=lambda n: abs(width / n - near.head_width))
+        why = f"heads {width // heads} wide, nearest to the {near.head_width} of the published {near.name}"
+    if family.name == "SpikeDrivenTransformer":
+        why += "; any number computes the same"
+    return ([heads] * 3 if staged else heads), why
+
+
+def _assume_neurons(family: Family, args: dict[str, Any], shapes: Shapes, notes: dict[str, str]) -> None:
+    if any(key.endswith(".w") for key in shapes):
+        args["spiking_neuron"] = "ParametricLIFNode"
+        notes["neurons"] = (
+            "neurons are ParametricLIFNode with threshold 1.0 and a hard reset to 0 (SpikingJelly's defaults; their time "
+            "constants are in the file); " + _override("v_threshold", 1.0)
+        )
+    else:
+        notes["neurons"] = (
+            f"neurons are LIFNode with tau 2.0, threshold 1.0 (0.5 after attention) and a hard reset to 0 "
+            f"(published {family.name}); " + _override("spiking_neuron", "IFNode")
+        )

@@ -1,0 +1,143 @@
+"""Weights into a model: names, shapes, number types and values are checked first, and every mistake is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from svitc.errors import InputError
+
+# what wrappers put before every name: nn.DataParallel and its kin, torch.compile, Lightning modules
+PREFIXES = ("module.", "_orig_mod.", "model.")
+COUNTER = "num_batches_tracked"  # only training reads it, and old files do not have it
+SHOWN = 3
+State = Mapping[str, torch.Tensor]
+
+
+def strip_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without the prefixes that wrappers put before all of its names."""
+    result = dict(state)
+    while found := next((p for p in PREFIXES if result and all(key.startswith(p) for key in result)), None):
+        result = {key.removeprefix(found): value for key, value in result.items()}
+    return result
+
+
+def check_tensors(state: Mapping[str, Any], source: str) -> None:
+    """Refuse what is not an ordinary dense tensor, or pretends to a size that the file does not hold.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{source}: entry {key} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            kind = "quantized" if value.is_quantized else "without values" if value.is_meta else str(value.dtype)
+            raise InputError(
+                f"{source}: {key} is not a dense tensor of real numbers ({kind}, {value.layout})",
+                hint="Save the weights of the float model.",
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            # a few bytes seen through zero strides: a size that the file only claims
+            raise InputError(f"{source}: {key} claims {value.numel()} numbers, but the file does not hold as many")
+
+
+def fit(model: nn.Module, state: State, source: str, arch: str, hint: str | None = None) -> list[str]:
+    """Load weights strictly, as float32.
+
+    A model on the meta device takes copies of the tensors as its own; any other is written into, so that
+    parameters that it shares stay shared.
+
+    Args:
+        source: the file, for messages.
+        arch: the model, for messages.
+        hint: the way out where names or shapes do not fit.
+
+    Returns:
+        What was assumed, for the user to read: that weights of another type were widened.
+
+    Raises:
+        InputError: missing or unexpected names, other shapes, integers for weights, NaN or infinity.
+    """
+    wanted = model.state_dict()
+    state = dict(state)
+    for key, value in wanted.items():
+        if key.endswith(COUNTER) and key not in state:
+            state[key] = torch.zeros((), dtype=torch.int64)
+    _check_names_and_shapes(wanted, state, source, arch, hint)
+    _check_values(wanted, state, source)
+    kinds = {v.dtype for k, v in state.items() if v.is_floating_point() and wanted[k].is_floating_point()}
+    # copies: the file's tensors may be views of one another, or of an array that others hold
+    state = {k: torch.empty_like(v, dtype=_kind(wanted[k]), memory_format=torch.contiguous_format).copy_(v)
+             for k, v in state.items()}  # fmt: skip
+    try:
+        model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in wanted.values()))
+    except RuntimeError as error:  # a model's own hooks may object
+        raise InputError(f"{source} does not fit {arch}: {str(error).splitlines()[-1].strip()}") from error
+    other = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+    return [f"weights stored as {' and '.join(other)} are computed in float32"] if other else []
+
+
+def _kind(wanted: torch.Tensor) -> torch.dtype:
+    return torch.float32 if wanted.is_floating_point() else wanted.dtype
+
+
+def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str, hint: str | None) -> None:
+    missing = [key for key in wanted if key not in state]
+    extra = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {list(state[key].shape)} in the file, but {list(value.shape)} in the model"
+        for key, value in wanted.items()
+        if key in state and not is_lazy(value) and state[key].shape != value.shape
+    ]
+    parts = []
+    if missing:
+        text = f"{len(missing)} of the model's {len(wanted)} tensors {_is(missing)} missing ({_first(missing)}"
+        close = get_close_matches(missing[0], extra, 1, 0.5)
+        parts.append(text + (f"; the file has {close[0]})" if close else ")"))
+    if extra:
+        parts.append(f"{len(extra)} in the file {_is(extra)} unknown to the model ({_first(extra)})")
+    if shapes:
+        more = f", and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
+        parts.append(f"{len(shapes)} {'has' if len(shapes) == 1 else 'have'} another shape: "
+                     + "; ".join(shapes[:SHOWN]) + more)  # fmt: skip
+    if parts:
+        raise InputError(f"{source} does not fit {arch}: {', '.join(parts)}", hint=hint)
+
+
+def _check_values(wanted: State, state: State, source: str) -> None:
+    bad = []
+    for key, value in state.items():
+        if not value.is_floating_point():
+            if wanted[key].is_floating_point():
+                raise InputError(
+                    f"{source}: {key} holds {str(value.dtype).removeprefix('torch.')} where the model has weights",
+                    hint="Quantized weights cannot be compiled; save those of the float model.",
+                )
+            continue
+        # the sum is finite only where every number is: one pass, and nothing stored
+        if value.numel() and not torch.isfinite(value.sum(dtype=torch.float64)):
+            count = int((~torch.isfinite(value.double())).sum())
+            if count:
+                bad.append(f"{key} ({count} of {value.numel()})")
+        elif key.endswith("running_var") and value.numel() and value.min() < 0:
+            raise InputError(f"{source}: {key} has a negative variance", hint="The file is damaged, or was edited.")
+    if bad:
+        raise InputError(
+            f"{source}: NaN or infinity in {_first(bad)}",
+            hint="The training that wrote it diverged; use an earlier checkpoint.",
+        )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f", … {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _is(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
