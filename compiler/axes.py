@@ -41,7 +41,7 @@ class Axis:
 
     @property
     def frozen(self) -> str | None:
-        return self._frozen
+        return next((leaf._frozen for leaf in self.leaves() if leaf._frozen is not None), None)
 
     def leaves(self) -> Dim:
         """The axes that this one is a product of: itself, unless it was unified away or split."""
@@ -119,10 +119,10 @@ def unify(left: Dim, right: Dim) -> Dim:
         if p.kind != q.kind:
             raise AxisConflict(f"{p.kind} axis {p.name} meets {q.kind} axis {q.name}")
         if p.size == q.size:
-            if q.frozen is not None:
-                p.freeze(q.frozen)
-            q.bind((p,))
-            common.append(p)
+            # a head or a head dimension keeps its letter when it is found to be plain channels
+            stays, goes = (q, p) if p.letter == "c" != q.letter else (p, q)
+            goes.bind((stays,))
+            common.append(stays)
             continue
         # the larger one is a product that begins with the smaller one
         big, small = (p, q) if p.size > q.size else (q, p)

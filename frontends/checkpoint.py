@@ -58,7 +58,12 @@ class Loaded:
 
 @dataclass
 class _Draft:
-    """What is to be built; ``own`` names where each part came from, for who is to blame."""
+    """What is to be built.
+
+    Attributes:
+        shape: of the input, None where nobody says.
+        notes: what is assumed: name -> a sentence for the user.
+    """
 
     arch: str
     args: dict[str, Any]
@@ -107,7 +112,7 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
         loaded = (_known if known else _own)(draft, contents, options, source)
     kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
     loaded.info["assumptions"] += contents.notes
-    loaded.info |= {"metrics": check_json(contents.metrics, f"{source}: metrics"), "format": kind, "sha256": digest}
+    loaded.info |= {"metrics": _metrics(contents.metrics), "format": kind, "sha256": digest}
     _check_labels(loaded, contents, source)
     return loaded
 
@@ -142,40 +147,43 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
     asked = dict(options.arch_args or {})
     shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
     if options.arch is None and contents.arch is None:
-        shape, steps = _reconcile_time(options, shape, {}, asked, source)
-        found = recognise(contents.state, input_shape=shape, time_steps=steps or contents.time_steps)
-        notes = {
-            key: note for key, note in found.assumptions.items()
-            if key not in asked and not (key == "neurons" and NEURON_ARGUMENTS & asked.keys())
-        }  # fmt: skip
-        args = found.arch_args | asked
-        image = _image_size(asked)
-        if shape is None and image:
-            shape, _ = (args["in_channels"], *image), notes.pop("input_shape")
-        return _Draft(found.arch, args, shape or found.input_shape, notes)
-    told = contents.arch_args
+        return _recognised(contents, options, shape, asked, source)
     if options.arch is None and families.known_factory(contents.arch or "") is None:
         raise InputError(
             f"{source} names the factory {contents.arch!r}, which is not one that a file may name: only "
             f"SpikingJelly's {', '.join(families.KNOWN)}",
             hint="A file must not choose what code runs. If the model is your own, name its factory with --arch.",
         )
-    told = {} if told is None else check_json(told, f"{source}: arch_args")
+    told = {} if contents.arch_args is None else check_json(contents.arch_args, f"{source}: arch_args")
     if not isinstance(told, dict):
         raise InputError(f"{source}: arch_args is not an object of names and values")
     arch = options.arch or contents.arch
     assert arch is not None
     known = families.known_factory(arch)
-    same = arch == contents.arch or (known is not None and known == families.known_factory(contents.arch or ""))
-    told = told if same else {}
+    if arch != contents.arch and (known is None or known != families.known_factory(contents.arch or "")):
+        told = {}  # arguments of another factory
     shape, steps = _reconcile_time(options, shape, told, asked, source)
-    draft = _Draft(known and f"{families.HOME}:{known}" or arch, told | asked, shape)
+    draft = _Draft(f"{families.HOME}:{known}" if known else arch, told | asked, shape)
     if steps is not None and known:
-        before = told.get("T")
-        if before is not None and before != steps and len(shape or ()) != 4:
-            draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {before}"
+        if len(shape or ()) != 4 and told.get("T", steps) != steps:
+            draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {told['T']}"
         draft.args["T"] = steps
     return draft
+
+
+def _recognised(
+    contents: Contents, options: LoadOptions, shape: tuple[int, ...] | None, asked: dict[str, Any], source: str
+) -> _Draft:
+    """What a bare state dict is of; what the user says is no longer an assumption."""
+    shape, steps = _reconcile_time(options, shape, {}, asked, source)
+    steps = steps or contents.time_steps
+    found = recognise(contents.state, input_shape=shape, time_steps=steps)
+    image = _image_size(asked)
+    if shape is None and image:
+        found = recognise(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
+    said = asked.keys() | ({"neurons"} if NEURON_ARGUMENTS & asked.keys() else set())
+    notes = {key: note for key, note in found.assumptions.items() if key not in said}
+    return _Draft(found.arch, found.arch_args | asked, found.input_shape, notes)
 
 
 def _image_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -257,7 +265,11 @@ def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -
     steps = options.time_steps if draft.shape is None or len(draft.shape) == 3 else None
     model, arguments = factories.build_own(draft.arch, draft.args, steps)
     model = model.float().eval()
-    notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
+    try:
+        notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
+    except InputError as error:
+        error.hint = error.hint or "Check --arch-args, and that this is the code that the weights were trained with."
+        raise
     shape = draft.shape
     if shape is None:
         image, channels = _image_size(arguments), _first_channels(model)
@@ -303,6 +315,14 @@ def _pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
 
 def _info(arch: str, args: Mapping[str, Any], notes: list[str], classes: int | None = None) -> dict[str, Any]:
     return {"arch": arch, "arch_args": dict(args), "assumptions": notes, "num_classes": classes}
+
+
+def _metrics(value: Any) -> Any:
+    """What the file says of its accuracy; for information only, so that what is not JSON is left out."""
+    try:
+        return check_json(value, "metrics")
+    except InputError:
+        return None
 
 
 def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:

@@ -31,16 +31,23 @@ def check_json(value: Any, what: str, blame: type[SvitcError] = InputError) -> A
     """A plain JSON value, tuples as lists.
 
     Raises:
-        SvitcError: of kind ``blame``, anything else: a tensor, NaN, a key that is not a string.
+        SvitcError: of kind ``blame``, anything else: a tensor, NaN, a key that is not a string, a list in itself.
     """
+    try:
+        return _plain(value, what, blame)
+    except RecursionError as error:
+        raise blame(f"{what} is nested too deeply") from error
+
+
+def _plain(value: Any, what: str, blame: type[SvitcError]) -> Any:
     if value is None or isinstance(value, bool | str) or type(value) is int:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, list | tuple):
-        return [check_json(item, what, blame) for item in value]
+        return [_plain(item, what, blame) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: check_json(item, f"{what}.{key}", blame) for key, item in value.items()}
+        return {key: _plain(item, f"{what}.{key}", blame) for key, item in value.items()}
     raise blame(f"{what} is not a plain JSON value: {value!r:.80}")
 
 

@@ -190,10 +190,12 @@ def _unwrap(content: Any, name: str) -> Contents:
         # training scripts put a bare name there, in their own vocabulary; only module:factory describes
         if isinstance(arch, str) and (":" in arch or arch in KNOWN or "arch_args" in content):
             result.arch, result.arch_args = arch, content.get("arch_args")
-        for key in ("input_shape", "normalize", "classes", "metrics"):
-            setattr(result, key, content.get(key))
+        for key, kinds in (("input_shape", (list, tuple)), ("normalize", dict), ("classes", (list, tuple)), ("metrics", dict)):
+            # svitc.save's keys must be right; in a training script's file the same name may mean something else
+            if result.arch is not None or isinstance(content.get(key), kinds):
+                setattr(result, key, content.get(key))
         result.time_steps = _time_steps(content.get("args"))
-        if any("ema" in str(key) for key in content):
+        if any(str(key).endswith("_ema") for key in content):
             result.notes.append(f"the weights are {inner!r}; the file also has averaged ones (EMA), which are not used")
     if isinstance(weights, nn.Module):
         result.module = weights

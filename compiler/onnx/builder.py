@@ -86,11 +86,11 @@ class Builder:
         self._node_names, self._value_names = Names(), Names()
         self._value_names("x")  # the names of the file's input and output
         self._value_names("logits")
-        self._names = {
-            node: self._node_names(_label(node))
-            for op in ("call_module", "call_function")  # layers first: they keep their paths
-            for node in program.graph.find_nodes(op=op)
-        }
+        self._names: dict[fx.Node, str] = {}
+        for op in ("call_module", "call_function"):  # layers first: they keep their paths
+            for node in program.graph.nodes:
+                if node.op == op:
+                    self._names[node] = self._node_names(_label(node))
 
     def enter(self, node: fx.Node) -> None:
         """Name what follows after ``node``."""

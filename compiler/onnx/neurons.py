@@ -69,8 +69,13 @@ class NeuronKind:
         return "_".join(parts).replace(".", "p").replace("-", "m").replace("+", "")
 
     @property
+    def takes_decay(self) -> bool:
+        """Whether the learned 1/tau is an input, the second."""
+        return self.name == "PLIF" and (self.steps > 1 or self.decay_input)
+
+    @property
     def constants(self) -> dict[str, float]:
-        """Scalars that the function takes after its current (and after PLIF's decay), by name, in order."""
+        """Scalars that the function takes after its current and PLIF's decay, by name, in order."""
         found: dict[str, float] = {}
         many = self.steps > 1
         if self.name == "ILIF":
@@ -139,9 +144,10 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
     )
 
 
-def decay_of(module: nn.Module) -> torch.Tensor | None:
+def decay_of(module: nn.Module) -> torch.Tensor:
     """PLIF's learned 1/tau, rounded as PyTorch rounds it."""
-    return module.w.detach().float().sigmoid() if isinstance(module, neuron.ParametricLIFNode) else None
+    w: Any = module.w
+    return w.detach().float().sigmoid()
 
 
 def _power_of_two(number: float) -> bool:
@@ -155,7 +161,7 @@ class _Body:
     def __init__(self, kind: NeuronKind) -> None:
         self.kind = kind
         self.nodes: list[ir.Node] = []
-        names = ["x", *(["decay"] if kind.name == "PLIF" else []), *kind.constants]
+        names = ["x", *(["decay"] if kind.takes_decay else []), *kind.constants]
         self.inputs = {name: ir.val(name) for name in names}
 
     def op(self, op_type: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:

@@ -1,0 +1,54 @@
+"""Does the ONNX file classify real images as the eager model does? The unpruned export of a trained checkpoint in ONNX
+Runtime against SpikingJelly's eager model, on every test image, with every neuron checked layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from common import publish
+from spikingjelly.activation_based import functional
+
+from svitc import driver, onnx
+from svitc.frontends import LoadOptions, load_model
+from svitc.frontends.data import load_data
+from svitc.verify import top1, verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--limit", type=int)
+    args = parser.parse_args()
+    loaded = load_model(args.checkpoint, LoadOptions())
+    program = driver.load(args.checkpoint)
+    exported = driver.export(program)
+    data = load_data(args.data, program.input, program.info, limit=args.limit)
+    session = onnx.session(exported)
+    agree = eager_right = ours_right = seen = 0
+    start = time.perf_counter()
+    for x, labels in data.batches(100):
+        functional.reset_net(loaded.model)
+        with torch.inference_mode():
+            eager = top1(loaded.model(x).numpy())
+        ours = top1(session.run(None, {"x": x.numpy()})[0])
+        agree += int((eager == ours).sum())
+        eager_right += int((eager == labels.numpy()).sum())
+        ours_right += int((ours == labels.numpy()).sum())
+        seen += len(eager)
+    seconds = time.perf_counter() - start
+    verdict = verify(program, exported, (x for x, _ in data.batches(100)))
+    rows = [{
+        "images": seen, "eager top-1": eager_right / seen, "ONNX Runtime top-1": ours_right / seen, "same class": agree / seen,
+        "spikes compared": verdict.total("spikes"), "flips within rounding": verdict.total("flips_within_rounding"),
+        "flips beyond rounding": verdict.total("flips_beyond_rounding"),
+        "currents beyond rounding": verdict.total("currents_beyond_rounding"), "seconds for both": round(seconds, 1),
+    }]  # fmt: skip
+    publish("cifar10_agreement", rows, __doc__ or "", verify=verdict.to_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Cut a file at its neurons, so that each layer can be compared by itself.
+
+In float32 the order of a sum changes its last bit; a membrane next to its threshold then fires in one runtime and
+not in another, and the difference spreads. So a comparison feeds every layer with the reference's spikes and looks
+at each neuron alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from svitc.errors import InputError, InternalError
+
+from .neurons import DOMAIN, KIND_KEY, STATIC_KEY
+
+
+@dataclass(frozen=True)
+class CutNeuron:
+    """One neuron of a cut model.
+
+    Attributes:
+        path: the neuron's layer, which is its node's name.
+        kind: ``IF``, ``LIF``, ``PLIF`` or ``ILIF``.
+        reference: graph input that everything downstream reads in place of its spikes.
+        spikes: graph output: what it fires, given the reference upstream.
+        current: graph output: its input current.
+        shape: shape of ``reference`` and ``spikes``, -1 for time and batch: the program's ``[T, N, ...]`` tensor is
+            ``array.reshape(shape)`` there, as only neighbouring dimensions are merged. ``current`` has the same.
+        static: the current is the same at every step and is given once: compare it with ``array[0]``.
+    """
+
+    path: str
+    kind: str
+    reference: str
+    spikes: str
+    current: str
+    shape: tuple[int, ...]
+    static: bool
+
+
+def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
+    """A model with the file's own weights, each of whose neurons is an output and no longer feeds another.
+
+    Raises:
+        InputError: the bytes are no ONNX model.
+        InternalError: a neuron's spikes have no static shape in the file.
+    """
+    try:
+        proto = onnx.load_from_string(model)
+    except Exception as error:  # protobuf's errors have no common class across its implementations
+        raise InputError(f"cannot read an ONNX model from the given bytes: {error}") from error
+    graph = proto.graph
+    kinds = {f.name: {p.key: p.value for p in f.metadata_props} for f in proto.functions if f.domain == DOMAIN}
+    shapes = {info.name: info for info in (*graph.value_info, *graph.output)}
+    renamed: dict[str, str] = {}  # spikes -> the reference that stands for them
+    found: list[CutNeuron] = []
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:  # in order of execution, so that a reader comes after what it reads
+        current = node.input[0] if node.input else ""
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+        meta = kinds.get(node.op_type, {}) if node.domain == DOMAIN else {}
+        if KIND_KEY not in meta:
+            nodes.append(node)
+            continue
+        spikes = node.output[0]
+        if spikes not in shapes:
+            raise InternalError(f"neuron {node.name}: its spikes have no shape in the file")
+        each = CutNeuron(
+            node.name,
+            meta[KIND_KEY],
+            f"ref:{node.name}",
+            f"spikes:{node.name}",
+            f"current:{node.name}",
+            _shape(node.name, shapes[spikes]),
+            STATIC_KEY in meta,
+        )
+        found.append(each)
+        renamed[spikes] = each.reference
+        node.output[0] = each.spikes
+        nodes += [onnx.helper.make_node("Identity", [renamed.get(current, current)], [each.current]), node]
+        graph.input.append(_info(shapes[spikes], each.reference))
+        graph.output.append(_info(shapes[spikes], each.spikes))
+        graph.output.append(onnx.helper.make_tensor_value_info(each.current, onnx.TensorProto.FLOAT, None))
+    for output in graph.output:
+        if output.name in renamed:  # a neuron's spikes are the model's output
+            nodes.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))
+    kept = [info for info in graph.value_info if info.name not in renamed]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.value_info.extend(kept)
+    return proto.SerializeToString(deterministic=True), found
+
+
+def _shape(path: str, info: onnx.ValueInfoProto) -> tuple[int, ...]:
+    sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim)
+    if sizes.count(-1) != 1:
+        raise InternalError(f"neuron {path}: its spikes have shape {sizes}, in which one dimension must be the batch")
+    return sizes
+
+
+def _info(like: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    copy = onnx.ValueInfoProto()
+    copy.CopyFrom(like)
+    copy.name = name
+    return copy

@@ -1,0 +1,140 @@
+"""Lower a program to one ONNX model of default-domain operators, and look at the file that comes out.
+
+Neurons are calls of model-local functions, whose bodies hold default-domain operators too, so that any runtime
+runs the file and any viewer shows a neuron as one node.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+from torch import fx
+
+from svitc import axes
+from svitc.errors import InputError, InternalError, UnsupportedError
+from svitc.program import Program
+
+from . import layout
+from .builder import FLOAT, OPSET, Builder, Stored
+from .neurons import DOMAIN
+from .rules import FUNCTION_RULES, MODULE_RULES, attribute
+
+IR_VERSION = 10  # what opset 21 came with
+INPUT, OUTPUT = "x", "logits"
+AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
+
+
+def lower(program: Program) -> ir.Model:
+    """The ONNX model of a program at any stage, in float32.
+
+    Its input ``x`` is the program's, its output ``logits`` too, with the batch dynamic as ``N``. Time and batch lie
+    in memory as one leading dimension (layout.py). Each layer's node carries the layer's path as its name, its
+    weights ``<path>.weight`` and so on. Takes time linear in the size of the program.
+
+    Raises:
+        UnsupportedError: a layer whose options no ONNX operator has.
+        InternalError: an operation that is not canonical.
+    """
+    b = Builder(program)
+    x: ir.Value | None = None
+    logits: ir.Value | None = None
+    for node in program.graph.nodes:
+        b.enter(node)
+        if node.op == "placeholder":
+            dims = layout.fresh(program.type_of(node))
+            x = ir.Value(name=INPUT, shape=ir.Shape(layout.shape(dims)), type=FLOAT)
+            b.stored[node] = b.store(x, dims)
+        elif node.op == "output":
+            stored = b.at(node.args[0])
+            logits = b.read(stored, stored.view)
+        else:
+            b.stored[node] = _rule(b, node)
+            _verify(program, node, b.stored[node])
+    if x is None or logits is None:
+        raise InternalError("the program has no input or no output")
+    if logits.producer() is None:  # the input or a parameter itself: an output must come from a node
+        b.nodes.append(ir.node("Identity", [logits], outputs=[logits := _like(logits)], name="logits"))
+    logits.name = OUTPUT
+    graph = ir.Graph(
+        [x],
+        [logits],
+        nodes=b.nodes,
+        initializers=b.initializers,
+        opset_imports={"": OPSET, DOMAIN: 1},
+        name=str(program.info.get("arch") or "svit"),
+    )
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="svitc", functions=list(b.functions.values()))
+
+
+def _rule(b: Builder, node: fx.Node) -> Stored:
+    if node.op == "get_attr":
+        return attribute(b, node, None)
+    module = b.program.module_of(node)
+    rule = FUNCTION_RULES.get(node.target)
+    if module is not None:
+        rule = next((r for kind, r in MODULE_RULES.items() if isinstance(module, kind)), None)
+    if rule is None:
+        what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        raise InternalError(f"{b.name}: {what} has no ONNX lowering", where=node.meta.get("source"))
+    try:
+        return rule(b, node, module)
+    except UnsupportedError as error:
+        error.where = error.where or node.meta.get("source")
+        raise
+
+
+def _verify(program: Program, node: fx.Node, stored: Stored) -> None:
+    """What a rule made must have the shape that inference found."""
+    if axes.shape(stored.view) != program.shape_of(node):
+        raise InternalError(
+            f"{node.target} was lowered with shape {axes.shape(stored.view)}, its type is {program.shape_of(node)}",
+            where=node.meta.get("source"),
+        )
+
+
+def _like(value: ir.Value) -> ir.Value:
+    return ir.Value(name=OUTPUT, shape=value.shape, type=FLOAT)
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """The file. The same program gives the same bytes."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def weight_bytes(model: AnyModel) -> int:
+    """Bytes of all constants as the file stores them: the weights, and the few bytes of scalars and shapes."""
+    if not isinstance(model, ir.Model):
+        model = ir.from_proto(_proto(model))
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    stored = sum(v.const_value.nbytes for g in graphs for v in g.initializers.values() if v.const_value is not None)
+    constants = (a for g in graphs for n in g if n.op_type == "Constant" for a in n.attributes.values())
+    return stored + sum(a.value.nbytes for a in constants if a.type == ir.AttributeType.TENSOR)
+
+
+def node_count(model: AnyModel, inlined: bool = True) -> int:
+    """Number of nodes, those in the bodies of called functions included when ``inlined``."""
+    proto = _proto(model)
+    return len((onnx.inliner.inline_local_functions(proto) if inlined else proto).graph.node)
+
+
+def _proto(model: AnyModel) -> onnx.ModelProto:
+    """
+    Raises:
+        InputError: no ONNX model can be read there.
+    """
+    if isinstance(model, ir.Model):
+        return ir.to_proto(model)
+    if isinstance(model, onnx.ModelProto):
+        return model
+    try:
+        return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(Path(model))
+    except Exception as error:  # protobuf's errors have no common class across its implementations
+        name = "the given bytes" if isinstance(model, bytes) else model
+        raise InputError(f"cannot read an ONNX model from {name}: {error}") from error
+
+
+__all__ = ["INPUT", "OUTPUT", "lower", "node_count", "to_bytes", "weight_bytes"]

@@ -1,0 +1,286 @@
+"""One rule for each canonical operation: it reads its inputs in the layout that it wants and says how its output lies."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import einops
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from svitc import ops
+from svitc.axes import Dim, Dims, size
+from svitc.errors import UnsupportedError
+
+from . import layout
+from .builder import Builder, Stored
+from .neurons import decay_of, kind_of
+
+Rule = Callable[[Builder, fx.Node, Any], Stored]
+
+
+# layers
+
+
+def convolution(b: Builder, node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Stored:
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(module.kernel_size),
+        "pads": [int(p) for p in module.padding] * 2,
+        "strides": list(module.stride),
+    }
+    if any(d != 1 for d in module.dilation):
+        attributes["dilations"] = list(module.dilation)
+    if module.groups != 1:
+        attributes["group"] = module.groups
+    return _layer(b, node, "Conv", _parameters(b, node, module, ("weight", "bias")), attributes)
+
+
+def linear(b: Builder, node: fx.Node, module: nn.Linear) -> Stored:
+    if len(layout.physical(b.at(node.args[0]).view)) == 2:
+        return _layer(b, node, "Gemm", _parameters(b, node, module, ("weight", "bias")), {"transB": 1})
+    product = _layer(b, node, "MatMul", [b.weight(f"{node.target}.weight", module.weight, transpose=True)])
+    if module.bias is None:
+        return product
+    bias = b.weight(f"{node.target}.bias", module.bias)
+    value = b.op("Add", [b.read(product, product.dims), bias], product.dims, helper="add_bias")
+    return b.store(value, product.dims, product.view)
+
+
+def batch_norm(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Stored:
+    one = torch.ones(module.num_features)
+    values = {
+        "weight": one if module.weight is None else module.weight,
+        "bias": 0 * one if module.bias is None else module.bias,
+        "running_mean": module.running_mean,
+        "running_var": module.running_var,
+    }
+    weights = [b.weight(f"{node.target}.{name}", value) for name, value in values.items() if value is not None]
+    return _layer(b, node, "BatchNormalization", weights, {"epsilon": float(module.eps)})
+
+
+def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
+    if module.return_indices:
+        raise UnsupportedError(f"{node.target}: a pooling layer that returns indices has no lowering")
+    attributes = _window(module)
+    if _pair(module.dilation) != [1, 1]:
+        attributes["dilations"] = _pair(module.dilation)
+    return _layer(b, node, "MaxPool", (), attributes | ({"ceil_mode": 1} if module.ceil_mode else {}))
+
+
+def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
+    attributes = _window(module)
+    if module.divisor_override is not None:
+        raise UnsupportedError(f"{node.target}: average pooling with a divisor of its own has no lowering")
+    if module.ceil_mode and _partial(b.at(node.args[0]).view[2:], attributes):
+        raise UnsupportedError(
+            f"{node.target}: average pooling over windows that are cut off (ceil_mode) has no lowering",
+            hint="Runtimes differ in what they divide by there; use ceil_mode=False.",
+        )
+    if module.count_include_pad:
+        attributes["count_include_pad"] = 1
+    return _layer(b, node, "AveragePool", (), attributes)
+
+
+def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
+    source = b.at(node.args[0])
+    time = source.view[0]
+    static = source.constant_along == time != ()
+    if static:
+        source = Stored(source.value, source.dims, layout.without(source.view, time), source.parameter)
+    outermost = static or source.dims[:1] and source.dims[0][: len(time)] == time
+    # it works on elements, so that any grouping of the dimensions will do
+    dims = source.dims if source.in_order and outermost else layout.physical(source.view, keep=0)
+    kind = kind_of(str(node.target), module, size(time), static)
+    inputs = [b.read(source, dims)]
+    if kind.takes_decay:
+        inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
+    inputs += [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
+    out = ((*time, *dims[0]), *dims[1:]) if static else dims
+    return b.store(b.call(kind, inputs, out), out, b.at(node.args[0]).view)
+
+
+# functions
+
+
+def rearrange(b: Builder, node: fx.Node, _: None) -> Stored:
+    """A view emits nothing; what reads it finds the shortest way from how the value lies."""
+    source = b.at(node.args[0])
+    view, _new = layout.rearranged(source.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
+    return Stored(source.value, source.dims, view, source.parameter)
+
+
+def elementwise(b: Builder, node: fx.Node, _: None) -> Stored:
+    left, right = node.args
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
+        return _scaled(b, node)
+    op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
+    pair = (b.at(left), b.at(right))
+    if _alike(*pair):
+        x = pair[0]
+        return b.store(b.op(op_type, [b.read(s, s.dims) for s in pair], x.dims), x.dims, x.view)
+    rank = max(len(s.view) for s in pair)
+    views = [((),) * (rank - len(s.view)) + s.view for s in pair]
+    # a product of two views of one value would hold its tokens twice
+    view = layout.fresh(tuple(p or q for p, q in zip(*views, strict=True)))
+    dims = layout.physical(view, keep=0)
+    merged = len(dims) < len(view)
+    if merged and not all(_spans(v[:2], view[:2]) for v in views):
+        dims, merged = view, False  # one of them has a batch and no time, say
+    inputs = []
+    for stored, padded in zip(pair, views, strict=True):
+        wanted = ((*padded[0], *padded[1]), *padded[2:]) if merged else padded
+        while wanted and not wanted[0]:
+            wanted = wanted[1:]  # broadcasting adds leading dimensions by itself
+        inputs.append(b.read(stored, wanted))
+    return b.store(b.op(op_type, inputs, dims), dims, view)
+
+
+def _scaled(b: Builder, node: fx.Node) -> Stored:
+    """A tensor times or over a number."""
+    left, right = node.args
+    number = left if isinstance(right, fx.Node) else right
+    x = b.at(right if isinstance(right, fx.Node) else left)
+    assert isinstance(number, (int, float))
+    if number == 1:
+        return x
+    divide = node.target is operator.truediv and abs(math.frexp(number)[0]) != 0.5
+    if node.target is operator.truediv and not divide:
+        number = 1 / number  # a power of two: the product is the quotient
+    factor = b.scalar(f"{'divisor' if divide else 'factor'}.{number:g}", float(number))
+    value = x.value if x.value is not None else b.read(x, x.dims)
+    return b.store(b.op("Div" if divide else "Mul", [value, factor], x.dims), x.dims, x.view)
+
+
+def matmul(b: Builder, node: fx.Node, _: None) -> Stored:
+    left, right = b.at(node.args[0]), b.at(node.args[1])
+    view = layout.fresh((*left.view[:-1], right.view[-1]))
+    inputs = [b.read(s, layout.physical(s.view, keep=2)) for s in (left, right)]
+    dims = layout.physical(view, keep=2)
+    return b.store(b.op("MatMul", inputs, dims), dims, view)
+
+
+def reduction(b: Builder, node: fx.Node, _: None) -> Stored:
+    x = b.at(node.args[0])
+    gone, keep = set(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
+    lost = layout.flat([dim for i, dim in enumerate(x.view) if i in gone])  # type: ignore[arg-type]
+    view = tuple(() if i in gone else dim for i, dim in enumerate(x.view) if keep or i not in gone)
+    if not lost:
+        return Stored(x.value, x.dims, view, x.parameter)  # over dimensions of size 1
+    start = x.dims if not x.constant_along and x.value is not None else layout.physical(x.view)
+    dims = tuple(part for dim in start for part in _split(dim, lost))  # only a mixed dimension is split
+    over = [i for i, dim in enumerate(dims) if dim and dim[0] in lost]
+    op_type = "ReduceMean" if node.target is torch.mean else "ReduceSum"
+    out = tuple(() if i in over else dim for i, dim in enumerate(dims) if keep or i not in over)
+    value = b.op(
+        op_type, [b.read(x, dims), b.integers("axes", over)], out, {} if keep else {"keepdims": 0}
+    )
+    return b.store(value, out, view)
+
+
+def block(b: Builder, node: fx.Node, _: None) -> Stored:
+    source, dim, index, count = node.args
+    assert isinstance(dim, int) and isinstance(count, int) and isinstance(index, int)
+    x = b.at(source)
+    dims = layout.physical(x.view, keep=0)
+    axis = dim - (len(x.view) - len(dims))
+    if len(dims) < len(x.view) and dim < 2:
+        dims, axis = x.view, dim
+    rest = layout.blocks(dims[axis], count)
+    out = (*dims[:axis], rest, *dims[axis + 1 :])
+    key = ("blocks", source, dim, count)  # one Split makes them all
+    if key not in b.cache:
+        attributes = {"axis": axis, "num_outputs": count}
+        b.cache[key] = b.ops("Split", [b.read(x, dims)], [out] * count, attributes, helper="split")
+    return b.store(b.cache[key][index], out, (*x.view[:dim], rest, *x.view[dim + 1 :]))
+
+
+def attribute(b: Builder, node: fx.Node, _: None) -> Stored:
+    """A bare parameter; it is written in the layout in which it is read."""
+    dims = layout.fresh(b.program.type_of(node))
+    return Stored(None, dims, dims, str(node.target))
+
+
+# shared by rules
+
+
+def _layer(
+    b: Builder, node: fx.Node, op_type: str, weights: Sequence[ir.Value], attributes: dict[str, Any] | None = None
+) -> Stored:
+    """One node that reads the physical form of the layer's input and gives that of its output."""
+    source = b.at(node.args[0])
+    view = layout.fresh(b.program.type_of(node))
+    dims = layout.physical(view)
+    x = b.read(source, layout.physical(source.view))
+    return b.store(b.op(op_type, [x, *weights], dims, attributes), dims, view)
+
+
+def _parameters(b: Builder, node: fx.Node, module: nn.Module, names: Sequence[str]) -> list[ir.Value]:
+    found = [(name, getattr(module, name)) for name in names]
+    return [b.weight(f"{node.target}.{name}", value) for name, value in found if value is not None]
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value] * 2 if isinstance(value, int) else list(value)
+
+
+def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
+    return {
+        "kernel_shape": _pair(module.kernel_size),
+        "pads": _pair(module.padding) * 2,
+        "strides": _pair(module.stride),
+    }
+
+
+def _partial(pixels: Dims, window: dict[str, Any]) -> bool:
+    spans = zip(pixels, window["pads"][:2], window["kernel_shape"], window["strides"], strict=True)
+    return any((size(dim) + 2 * pad - kernel) % stride for dim, pad, kernel, stride in spans)
+
+
+def _split(dim: Dim, lost: Dim) -> list[Dim]:
+    """A dimension in runs of tokens that are reduced and tokens that stay."""
+    runs: list[Dim] = []
+    for token in dim:
+        if runs and (runs[-1][-1] in lost) == (token in lost):
+            runs[-1] += (token,)
+        else:
+            runs.append((token,))
+    return runs or [()]
+
+
+def _alike(left: Stored, right: Stored) -> bool:
+    """Whether two values of one shape lie in the same way, whichever that is."""
+
+    def order(stored: Stored) -> list[Any]:
+        at = {id(token): i for i, token in enumerate(layout.flat(stored.view))}
+        return [[at[id(token)] for token in dim] for dim in stored.dims]
+
+    if any(s.value is None or s.constant_along for s in (left, right)):
+        return False
+    sizes = [[[token.size for token in dim] for dim in s.view] for s in (left, right)]
+    return sizes[0] == sizes[1] and order(left) == order(right)
+
+
+def _spans(pair: Dims, whole: Dims) -> bool:
+    """Whether time and batch are both there in full, or both broadcast."""
+    return not any(pair) or [size(dim) for dim in pair] == [size(dim) for dim in whole]
+
+
+MODULE_RULES: dict[type, Rule] = {
+    **dict.fromkeys(ops.CONVOLUTIONS, convolution),
+    nn.Linear: linear,
+    **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
+    nn.MaxPool2d: max_pool,
+    nn.AvgPool2d: average_pool,
+    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+}
+FUNCTION_RULES: dict[Any, Rule] = {
+    **dict.fromkeys(ops.VIEWS, rearrange),
+    **dict.fromkeys(ops.ELEMENTWISE, elementwise),
+    torch.matmul: matmul,
+    **dict.fromkeys(ops.REDUCTIONS, reduction),
+    ops.take_block: block,
+}

@@ -1,0 +1,40 @@
+"""Run a file in a stock ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime
+
+from svitc.errors import InputError
+
+ERRORS_ONLY = 3
+
+
+def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A session with all of ONNX Runtime's own optimizations and nothing registered beside them.
+
+    Args:
+        model: the file's path or its bytes.
+        threads: threads within one operator, by default one for each core.
+
+    Raises:
+        InputError: the runtime cannot load the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = model if isinstance(model, bytes) else str(Path(model))
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions share no public base class
+        name = "the given bytes" if isinstance(model, bytes) else source
+        raise InputError(f"ONNX Runtime cannot load {name}: {error}") from error
+
+
+def run(loaded: onnxruntime.InferenceSession, feeds: dict) -> dict:
+    """Run once. Returns every output by name, as numpy arrays."""
+    names = [output.name for output in loaded.get_outputs()]
+    return dict(zip(names, loaded.run(names, feeds), strict=True))

@@ -1,0 +1,97 @@
+"""What is coupled, for each family, as its own source says: the table of docs/families.md, by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from spikingjelly.activation_based.model.maxformer import MaxFormer
+from spikingjelly.activation_based.model.qkformer import QKFormer
+from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
+from spikingjelly.activation_based.model.spikformer import Spikformer
+from torch import nn
+
+from svitc.coupling import head_axes
+from svitc.frontends.capture import capture
+from svitc.pass_base import Pipeline
+from svitc.passes import canonical
+from svitc.program import InputSpec
+
+
+def program_of(model: nn.Module, shape=(3, 32, 32)):
+    program = capture(model.eval(), InputSpec(shape))
+    Pipeline(canonical())(program)
+    return program
+
+
+def groups_of(model: nn.Module, shape=(3, 32, 32)):
+    return {g.name: g for g in program_of(model, shape).groups}
+
+
+def test_spikformer():
+    groups = groups_of(Spikformer(T=2, img_size_h=32, img_size_w=32, patch_size=4, num_classes=5, embed_dims=32, num_heads=2, depths=1))
+    assert groups["patch_embed.stages.3.conv_bn.block.0"].producers == [
+        "patch_embed.stages.3.conv_bn.block.0", "patch_embed.positional_encoding.conv_bn.block.0",
+        "blocks.0.attn.proj_conv_bn.0", "blocks.0.mlp.fc2.0",
+    ]  # fmt: skip
+    qk, v = groups["blocks.0.attn.qkv_conv_bn.0.q"], groups["blocks.0.attn.qkv_conv_bn.0.v"]
+    assert qk.producers == ["blocks.0.attn.qkv_conv_bn.0.q", "blocks.0.attn.qkv_conv_bn.0.k"]
+    assert v.producers == ["blocks.0.attn.qkv_conv_bn.0.v"]
+    assert qk.head_axis is v.head_axis and (qk.heads, qk.axis.size) == (2, 16)
+    assert groups["blocks.0.mlp.fc1.0"].producers == ["blocks.0.mlp.fc1.0"]
+    assert groups["head"].frozen == "the model's output"
+    assert groups["input"].frozen == "the model's input"
+    assert groups["patch_embed.stages.0.conv_bn.block.0"].size == 4
+
+
+def test_spike_driven_transformer_ties_q_k_and_v():
+    groups = groups_of(SpikeDrivenTransformer(T=2, num_classes=5, embed_dims=32, num_heads=2, depths=1))
+    assert groups["blocks.0.attn.q_conv"].producers == [f"blocks.0.attn.{x}_conv" for x in "qkv"]
+    assert {m.module for m in groups["blocks.0.attn.q_conv"].members} >= {"blocks.0.attn.proj_conv"}
+
+
+@pytest.mark.parametrize(("attention", "tied"), [("token", False), ("channel", True)])
+def test_qkformer(attention, tied):
+    groups = groups_of(QKFormer(T=2, num_classes=5, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 1, 1), qka_type=attention))
+    q = groups["stage1.0.attn.qk_conv_bn.0.q"]
+    assert ("stage1.0.attn.qk_conv_bn.0.k" in q.producers) == tied
+    assert ("stage1.0.attn.qk_conv_bn.0.k" not in groups) == tied
+    assert groups["patch_embed1.conv3"].producers[:2] == ["patch_embed1.conv3", "patch_embed1.shortcut.0"]
+    if not tied:
+        assert groups["stage1.0.attn.qk_conv_bn.0.k"].head_axis is q.head_axis
+
+
+def test_maxformer_ties_depthwise_blocks_to_the_stream():
+    groups = groups_of(MaxFormer(T=2, num_classes=5, embed_dims=128, depths=(1, 1, 1)))
+    stream = groups["patch_embed1.conv3"]
+    assert "stage1.0.dwconv" in {m.module for m in stream.members} and "stage1.0.dwconv" not in stream.producers
+    assert stream.size == 32
+
+
+def test_head_axes_are_shared_by_name():
+    program = program_of(Spikformer(T=2, img_size_h=32, img_size_w=32, patch_size=4, num_classes=5, embed_dims=32, num_heads=2, depths=2))
+    sharing = sorted(sorted(g.name for g in groups) for groups in head_axes(program.groups).values())
+    assert sharing == [[f"blocks.{i}.attn.qkv_conv_bn.0.{x}" for x in "qv"] for i in range(2)]
+
+
+def test_every_parameter_is_in_the_types():
+    """Nothing that the graph uses escapes analysis: types cover each weight, element by element."""
+    program = program_of(QKFormer(T=2, num_classes=5, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 1, 1)))
+    typed = {f"{n.target}.{name}" for n in program.graph.nodes for name in program.parameters_of(n)}
+    assert {name for name, _ in program.module.named_parameters()} <= typed
+
+
+class Mixed(nn.Module):
+    """Sums over heads: every head must keep the same dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 12), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2).mean(-1)  # [N, C]
+        return self.b(self.a(x).reshape(x.shape[0], 3, 4).sum(1))
+
+
+def test_dimensions_that_leave_their_heads_are_shared():
+    groups = groups_of(Mixed())
+    assert groups["a"].frozen == "it is split into heads in more than one way" or groups["a"].shared
