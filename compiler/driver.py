@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from .stats import layers, macs
 from .verify import Verdict, random_inputs, top1, verify
 
 log = logging.getLogger("svitc")
+PIXELS_AT_ONCE = 2 * 224 * 224  # a batch that keeps every layer's values within about a gigabyte
 Progress = Callable[[str, int, int | None], None]  # stage, done, of
 
 
@@ -329,7 +331,8 @@ def _report(program: Program, pruned: Program, plan: Plan, wanted: Budget | None
 
 
 def _verify_inputs(program: Program, data: Data | None, images: int, seed: int) -> Iterator[torch.Tensor]:
-    batch = 2 if images <= 4 else 16
+    pixels = math.prod(program.input.shape[-2:])
+    batch = max(1, min(images, PIXELS_AT_ONCE // pixels))
     if data is None:
         yield from random_inputs(program, images, batch, seed)
         return

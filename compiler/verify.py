@@ -3,7 +3,8 @@
 The reference is the program in PyTorch. A copy of the written file, cut at every neuron, gets the reference's spikes
 as inputs, so that one layer's rounding cannot spread into the next. A spike that differs is an error, unless the
 reference's membrane lay within float rounding of its threshold (rounding.py); so is an input current that is off by
-more than rounding.
+more than rounding. A layer that the inputs leave silent would prove nothing: one more batch feeds every layer with
+random spikes instead of the reference's own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from .program import Program
 from .rounding import bound, magnitudes, margins, sum_lengths
 
 
+STIMULUS_SEED = 0
+
+
 @dataclass
 class LayerVerdict:
     """One neuron over all images: differing spikes of both kinds, and currents that rounding does not explain."""
@@ -32,7 +36,7 @@ class LayerVerdict:
     flips_beyond_rounding: int = 0
     currents_beyond_rounding: int = 0
     max_current_difference: float = 0.0
-    firing: float = 0.0  # sum of spikes; divided by ``spikes`` it is the firing rate
+    firing: float = 0.0  # sum of the spikes that the inputs themselves caused
 
 
 @dataclass
@@ -79,21 +83,29 @@ class Verdict:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a program and keeps each neuron's input and output; or replaces the outputs by given spikes."""
+    """Runs a program and keeps what each neuron receives and fires, and what it feeds on.
+
+    Attributes:
+        currents: each neuron's input.
+        spikes: what it fires on that.
+        fed: what its readers get: its spikes, or the ones given instead.
+    """
 
     def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None) -> None:
         super().__init__(program.module)
         self.program, self.given = program, spikes
         self.currents: dict[str, torch.Tensor] = {}
         self.spikes: dict[str, torch.Tensor] = {}
+        self.fed: dict[str, torch.Tensor] = {}
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
         module = self.fetch_attr(target)
         if not ops.is_neuron(module):
             return super().call_module(target, args, kwargs)
         self.currents[target] = args[0]
-        self.spikes[target] = self.given[target] if self.given is not None else super().call_module(target, args, kwargs)
-        return self.spikes[target]
+        self.spikes[target] = super().call_module(target, args, kwargs)
+        self.fed[target] = self.given[target] if self.given is not None else self.spikes[target]
+        return self.fed[target]
 
     @classmethod
     def record(cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None) -> tuple[Recorder, torch.Tensor]:
@@ -128,20 +140,26 @@ def verify(
     lengths = sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
     verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
-    for x in inputs:
+    names = [output.name for output in pieces.get_outputs()]
+    stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
+    for number, x in enumerate(inputs):
         reference, logits = Recorder.record(program, x)
-        scale, logit_scale = Recorder.record(bounds, x.abs(), reference.spikes)
-        feed = {"x": x.numpy()}
-        for each in cuts:
-            feed[each.reference] = each.physical(reference.spikes[each.name].numpy())
-        names = [output.name for output in pieces.get_outputs()]
-        got = dict(zip(names, pieces.run(names, feed), strict=True))
-        for each in cuts:
-            _judge(verdict.layers[each.name], modules[each.name], each, got, reference, scale, lengths[each.name])
+        runs = [(reference, logits)]
+        if number == 0:
+            spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
+            runs.append(Recorder.record(program, x, spikes))
+        for kind, (run, want) in enumerate(runs):
+            scale, magnitude = Recorder.record(bounds, x.abs(), run.fed)
+            feed = {backend.INPUT: x.numpy()}
+            feed.update({each.reference: run.fed[each.path].numpy().reshape(each.shape) for each in cuts})
+            got = dict(zip(names, pieces.run(names, feed), strict=True))
+            for each in cuts:
+                layer, module = verdict.layers[each.path], modules[each.path]
+                _judge(layer, module, each, got, run, scale, lengths[each.path], natural=kind == 0)
+            off = abs(got[backend.OUTPUT] - want.numpy())
+            verdict.logits_beyond_rounding += int((off > bound(magnitude.numpy(), lengths["logits"])).sum())
         want = logits.numpy()
-        off = abs(got[names[-1] if "logits" not in got else "logits"].reshape(want.shape) - want)
-        verdict.logits_beyond_rounding += int((off > bound(logit_scale.numpy(), lengths["logits"])).sum())
-        final = whole.run(None, {"x": x.numpy()})[0]
+        final = whole.run(None, {backend.INPUT: x.numpy()})[0]
         verdict.max_logit_difference = max(verdict.max_logit_difference, float(abs(final - want).max()))
         verdict.agreeing += int((top1(final) == top1(want)).sum())
         verdict.images += int(x.shape[program.input.batch_dim])
@@ -150,14 +168,26 @@ def verify(
     return verdict
 
 
-def _judge(layer: LayerVerdict, module: Any, each: Any, got: dict[str, np.ndarray], reference: Recorder, scale: Recorder, terms: int) -> None:
-    want = reference.spikes[each.name].numpy()
-    current = reference.currents[each.name].numpy()
-    magnitude = scale.currents[each.name].numpy()
+def _judge(
+    layer: LayerVerdict,
+    module: Any,
+    each: backend.CutNeuron,
+    got: dict[str, np.ndarray],
+    reference: Recorder,
+    scale: Recorder,
+    terms: int,
+    natural: bool,
+) -> None:
+    """Compare one neuron's current and spikes in the file with the reference's."""
+    want = reference.spikes[each.path].numpy()
+    current = reference.currents[each.path].numpy()
+    magnitude = scale.currents[each.path].numpy()
     spikes = got[each.spikes].reshape(want.shape)
-    off = abs(got[each.current].reshape(current.shape) - current)
+    given = got[each.current]
+    # a current that is the same at every step is in the file once
+    off = abs(given.reshape(current[:1].shape if each.static else current.shape) - current)
     layer.spikes += want.size
-    layer.firing += float(want.sum())
+    layer.firing += float(want.sum()) if natural else 0.0
     layer.max_current_difference = max(layer.max_current_difference, float(off.max()))
     layer.currents_beyond_rounding += int((off > bound(magnitude, terms)).sum())
     differs = spikes != want
@@ -170,6 +200,14 @@ def _judge(layer: LayerVerdict, module: Any, each: Any, got: dict[str, np.ndarra
     beyond = int((differs & wrong).sum())
     layer.flips_beyond_rounding += beyond
     layer.flips_within_rounding += int(differs.sum()) - beyond
+
+
+def stimulate(module: Any, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random spikes of a neuron's shape: a fifth fire, integer neurons any of their counts."""
+    fired = torch.rand(like.shape, generator=generator) < 0.2
+    most = getattr(module.surrogate_function, "max_spike_count", 1)
+    counts = torch.randint(1, int(most) + 1, like.shape, generator=generator)
+    return (fired * counts).to(like.dtype)
 
 
 def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[torch.Tensor]:

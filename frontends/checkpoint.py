@@ -13,13 +13,12 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.program import InputSpec, Program
 
-from . import factories, families, weights
+from . import factories, families, neurons, weights
 from .capture import capture
 from .factories import check_json
 from .reading import TIME_NAMES, Contents, read
 from .recognise import assumed_input, recognise, shape_note
 
-NEURON_ARGUMENTS = {"spiking_neuron", "tau", "init_tau", "v_threshold", "v_reset", "decay_input", "levels"}
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
 
 
@@ -134,7 +133,8 @@ def _shape(value: Any, what: str, blame: type[SvitcError]) -> tuple[int, ...] | 
     """A shape without batch, checked; None stays None."""
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or len(value) not in (3, 4) or any(type(n) is not int or n < 1 for n in value):
+    listed = isinstance(value, list | tuple) and len(value) in (3, 4)
+    if not listed or any(type(n) is not int or n < 1 for n in value):
         raise blame(
             f"{what} {value!r} is not the shape of an input",
             hint="It is C,H,W for images, such as 3,224,224, or T,C,H,W for event frames.",
@@ -152,7 +152,7 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
         raise InputError(
             f"{source} names the factory {contents.arch!r}, which is not one that a file may name: only "
             f"SpikingJelly's {', '.join(families.KNOWN)}",
-            hint="A file must not choose what code runs. If the model is your own, name its factory with --arch.",
+            hint="A file must not choose what code runs. Name the factory of your own model with --arch.",
         )
     told = {} if contents.arch_args is None else check_json(contents.arch_args, f"{source}: arch_args")
     if not isinstance(told, dict):
@@ -172,7 +172,11 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
 
 
 def _recognised(
-    contents: Contents, options: LoadOptions, shape: tuple[int, ...] | None, asked: dict[str, Any], source: str
+    contents: Contents,
+    options: LoadOptions,
+    shape: tuple[int, ...] | None,
+    asked: dict[str, Any],
+    source: str,
 ) -> _Draft:
     """What a bare state dict is of; what the user says is no longer an assumption."""
     shape, steps = _reconcile_time(options, shape, {}, asked, source)
@@ -180,8 +184,10 @@ def _recognised(
     found = recognise(contents.state, input_shape=shape, time_steps=steps)
     image = _image_size(asked)
     if shape is None and image:
-        found = recognise(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
-    said = asked.keys() | ({"neurons"} if NEURON_ARGUMENTS & asked.keys() else set())
+        found = recognise(
+            contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps
+        )
+    said = asked.keys() | ({"neurons"} if asked.keys() & set(neurons.ARGUMENTS) else set())
     notes = {key: note for key, note in found.assumptions.items() if key not in said}
     return _Draft(found.arch, found.arch_args | asked, found.input_shape, notes)
 
@@ -195,7 +201,11 @@ def _image_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _reconcile_time(
-    options: LoadOptions, shape: tuple[int, ...] | None, told: Mapping[str, Any], asked: Mapping[str, Any], source: str
+    options: LoadOptions,
+    shape: tuple[int, ...] | None,
+    told: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    source: str,
 ) -> tuple[tuple[int, ...] | None, int | None]:
     """The input's shape and the number of time steps, where somebody says; the user wins.
 
@@ -203,12 +213,14 @@ def _reconcile_time(
         UsageError: the user says two things.
         InputError: the file says two things, and the user nothing.
     """
-    sayings = {"--time-steps": options.time_steps, "--arch-args": next((asked[n] for n in TIME_NAMES if n in asked), None)}
+    in_args = next((asked[name] for name in TIME_NAMES if type(asked.get(name)) is int), None)
+    sayings = {"--time-steps": options.time_steps, "--arch-args": in_args}
     if options.input_shape is not None and len(options.input_shape) == 4:
         sayings["--input-shape"] = options.input_shape[0]
     sayings = {key: value for key, value in sayings.items() if value is not None}
     if len(set(sayings.values())) > 1:
-        raise UsageError("the number of time steps is " + ", but ".join(f"{v} in {k}" for k, v in sayings.items()))
+        said = ", but ".join(f"{value} in {key}" for key, value in sayings.items())
+        raise UsageError(f"the number of time steps is {said}")
     steps = next(iter(sayings.values()), None)
     if shape is not None and len(shape) == 4:
         if steps is None and told.get("T", shape[0]) != shape[0]:
@@ -232,19 +244,22 @@ def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str)
         error.hint = error.hint or _what_they_are(contents)
         raise
     family = families.family_of(model)
-    channels, classes = model.get_submodule(family.stem.rpartition(".")[0]).in_channels, model.head.out_features
+    channels, classes = contents.state[family.stem].shape[1], contents.state["head.weight"].shape[0]
     shape = draft.shape
     if shape is None:
-        image = getattr(model.get_submodule("patch_embed"), "image_size", None) if family.name == "Spikformer" else None
-        shape, why = ((channels, *image), "the image size of arch_args") if image else assumed_input(channels, classes, family)
+        shape, why = assumed_input(channels, classes, family)
+        if family.name == "Spikformer":  # the one class that is told its image's size
+            shape, why = (channels, *model.patch_embed.image_size), "the image size of its factory"  # type: ignore
         if len(shape) == 4:
             shape = (draft.args.get("T", shape[0]), *shape[1:])
         draft.notes["input_shape"] = shape_note(shape, why)
     if shape[-3] != channels:
         blame = UsageError if options.input_shape else InputError
+        right = ",".join(map(str, (*shape[:-3], channels, *shape[-2:])))
         raise blame(
-            f"the input shape {','.join(map(str, shape))} has {shape[-3]} channels, but {family.stem} of {source} takes {channels}",
-            hint=f"Give --input-shape {','.join(map(str, (*shape[:-3], channels, *shape[-2:])))}.",
+            f"the input shape {','.join(map(str, shape))} has {shape[-3]} channels, but the weights of "
+            f"{source} take {channels} ({family.stem})",
+            hint=f"Give --input-shape {right}.",
         )
     info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)
     return Loaded(model.eval(), InputSpec(shape), info)
@@ -256,7 +271,9 @@ def _what_they_are(contents: Contents) -> str | None:
         found = recognise(contents.state)
     except SvitcError:
         return None
-    sizes = {k: found.arch_args[k] for k in ("embed_dims", "depths", "num_classes", "in_channels", "mlp_ratio")}
+    sizes = {
+        k: found.arch_args[k] for k in ("embed_dims", "depths", "num_classes", "in_channels", "mlp_ratio")
+    }
     return f"By their names and shapes they are a {found.family} with {json.dumps(sizes)[1:-1]}."
 
 
@@ -268,7 +285,7 @@ def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -
     try:
         notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
     except InputError as error:
-        error.hint = error.hint or "Check --arch-args, and that this is the code that the weights were trained with."
+        error.hint = error.hint or "Check --arch-args, and that this is the code that the weights come from."
         raise
     shape = draft.shape
     if shape is None:
@@ -287,9 +304,10 @@ def _first_channels(model: nn.Module) -> int | None:
 def _shape_wanted(what: str, channels: int | None) -> UsageError:
     shape, _ = assumed_input(channels or 3, 1000)
     text = ",".join(map(str, shape))
-    why = f"its first convolution takes {channels} channels" if channels else "no convolution tells the channels"
+    why = f"its first convolution takes {channels} channels" if channels else "ImageNet's"
     return UsageError(
-        f"the shape of the input of {what} is not known", hint=f"Give --input-shape C,H,W, such as {text} ({why})."
+        f"nothing says what shape of input {what} takes",
+        hint=f"Give --input-shape C,H,W, such as {text} ({why}).",
     )
 
 
@@ -310,7 +328,8 @@ def _pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
         setattr(model, name, steps)
     if shape is None:
         raise _shape_wanted(source, _first_channels(model))
-    return Loaded(model, InputSpec(shape), _info(f"{type(model).__module__}:{type(model).__qualname__}", {}, []))
+    kind = type(model)
+    return Loaded(model, InputSpec(shape), _info(f"{kind.__module__}:{kind.__qualname__}", {}, []))
 
 
 def _info(arch: str, args: Mapping[str, Any], notes: list[str], classes: int | None = None) -> dict[str, Any]:
@@ -332,7 +351,7 @@ def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
         if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
             raise InputError(f"{source}: classes is not a list of names")
         if len(set(classes)) != len(classes) or (count is not None and len(classes) != count):
-            raise InputError(f"{source}: classes has {len(set(classes))} names, but the head has {count} classes")
+            raise InputError(f"{source}: classes has {len(set(classes))} names, but the head has {count}")
         loaded.info["num_classes"] = len(classes)
     normalize, channels = contents.normalize, loaded.input.shape[-3]
     if normalize is not None:
@@ -343,5 +362,7 @@ def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
             for key in ("mean", "std")
         )  # fmt: skip
         if not good or min(normalize["std"]) <= 0:
-            raise InputError(f'{source}: normalize is not {{"mean": […], "std": […]}} with {channels} numbers each, std above 0')
+            raise InputError(
+                f'{source}: normalize is not {{"mean": […], "std": […]}} of {channels} numbers, std above 0'
+            )
     loaded.info |= {"normalize": normalize, "classes": None if classes is None else list(classes)}

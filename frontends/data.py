@@ -31,6 +31,14 @@ LAYOUT = "Expected class folders (cat/1.png, dog/2.png), a .zip of them, or an .
 Read = Callable[[str], bytes]
 
 
+class _Unreadable(Exception):
+    """An image that cannot be decoded."""
+
+    def __init__(self, name: str, cause: Exception) -> None:
+        super().__init__(f"{name}: {type(cause).__name__}: {cause}")
+        self.name = name
+
+
 @dataclass
 class Dataset:
     """Labelled images in the layout of a program's input.
@@ -50,7 +58,6 @@ class Dataset:
     mean: torch.Tensor
     std: torch.Tensor
     _fetch: Callable[[int], torch.Tensor]
-    _names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -58,7 +65,7 @@ class Dataset:
         return len(self.labels)
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches in a fixed order, normalised: ``[N, C, H, W]`` or ``[T, N, C, H, W]`` float32, and labels ``[N]``.
+        """Normalised float32 ``[N, C, H, W]`` or ``[T, N, C, H, W]`` with labels ``[N]``, in a fixed order.
 
         Raises:
             InputError: more than 1% of the images are unreadable.
@@ -70,9 +77,8 @@ class Dataset:
         for index, label in enumerate(self.labels.tolist()):
             try:
                 frame = self._fetch(index)
-            except (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError,
-                    NotImplementedError, Image.DecompressionBombError) as error:  # fmt: skip
-                self._skip(index, error)
+            except _Unreadable as error:
+                self._skip(error)
                 continue
             frames.append((frame - self.mean) / self.std)
             labels.append(label)
@@ -85,16 +91,14 @@ class Dataset:
     def _stack(self, frames: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(frames, dim=self.input.batch_dim)
 
-    def _skip(self, index: int, error: Exception) -> None:
-        assert self._names is not None  # arrays are checked whole when they are loaded
-        name = self._names[index]
-        if name not in self.unreadable:
-            self.unreadable.append(name)
+    def _skip(self, error: _Unreadable) -> None:
+        if error.name not in self.unreadable:
+            self.unreadable.append(error.name)
         if len(self.unreadable) > UNREADABLE * len(self):
             shown = ", ".join(self.unreadable[:3])
             raise InputError(
-                f"{self.name}: {len(self.unreadable)} of {len(self)} images cannot be read, more than 1%: {shown}",
-                hint=f"The last one: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                f"{self.name}: more than 1% of its {len(self)} images cannot be read: {shown}",
+                hint=f"The last of them: {error}.",
             ) from error
 
 
@@ -103,14 +107,17 @@ def load_data(
 ) -> Dataset:
     """Open labelled images.
 
-    Pixels are scaled to [0, 1] and then normalised with ``info["normalize"]``, where the model has it. An image of
-    another size is scaled to cover the model's input and cropped at its centre. Event frames are used as they are.
+    Pixels are scaled to [0, 1] and normalised with ``info["normalize"]``, where the model has it. An image
+    file of another size than the model's input is scaled to cover it and cropped at its centre, an array is
+    scaled. Event frames are only normalised.
 
     Args:
         path: a folder of class folders or a .zip of one (inside one train/ or test/, say), or an .npz with
-            ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames ``[N, T, C, H, W]``), and ``labels`` ``[N]``.
+            ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames ``[N, T, C, H, W]``), and
+            ``labels`` ``[N]``.
         info: of the program: ``classes``, ``num_classes`` and ``normalize`` are used.
-        limit: take a class-balanced sample of this many, in which classes take turns; a smaller one is its beginning.
+        limit: take a class-balanced sample of this many. Classes take turns, so that a smaller sample is the
+            beginning of a larger one.
         seed: of the sample.
 
     Raises:
@@ -122,7 +129,9 @@ def load_data(
         raise UsageError(f"--limit {limit} leaves no images")
     try:
         if path.is_dir():
-            data = _images(path.name, _folder(path), lambda name: (path / name).read_bytes(), input_spec, info)
+            data = _images(
+                path.name, _folder(path), lambda name: (path / name).read_bytes(), input_spec, info
+            )
         elif not path.is_file():
             raise InputError(f"{path} does not exist", hint=LAYOUT)
         elif path.suffix == ".npz":
@@ -157,7 +166,9 @@ def _images(name: str, files: list[str], read: Read, spec: InputSpec, info: Mapp
         )
     channels = spec.shape[0]
     if channels not in MODES:
-        raise InputError(f"{name}: image files have 1 or 3 channels, but the model takes {channels}", hint="Give an .npz.")
+        raise InputError(
+            f"{name}: image files have 1 or 3 channels, but the model takes {channels}", hint="Give an .npz."
+        )
     kept = [PurePosixPath(f) for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES]
     kept = [f for f in kept if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
     if not kept:
@@ -173,25 +184,31 @@ def _images(name: str, files: list[str], read: Read, spec: InputSpec, info: Mapp
     size = (spec.shape[2], spec.shape[1])
 
     def fetch(index: int) -> torch.Tensor:
-        with Image.open(io.BytesIO(read(names[index]))) as image:
-            pixels = image.convert(MODES[channels])
+        try:
+            with Image.open(io.BytesIO(read(names[index]))) as image:
+                pixels = image.convert(MODES[channels])
+        except Exception as error:  # a damaged file may make a decoder raise anything
+            raise _Unreadable(names[index], error) from error
         if pixels.size != size:
             pixels = ImageOps.fit(pixels, size, Image.Resampling.BICUBIC)
         array = torch.from_numpy(np.array(pixels)).reshape(size[1], size[0], channels)
         return array.permute(2, 0, 1).float().div_(255)
 
     classes = list(info.get("classes") or folders)
-    return Dataset(name, labels, spec, classes, *_statistics(info, spec), fetch, names, notes)
+    return Dataset(name, labels, spec, classes, *_statistics(info, spec), fetch, notes)
 
 
 def _root(name: str, files: list[PurePosixPath]) -> int:
-    """How many leading folders all files share before their class folders: ``test/``, or an archive's own name."""
+    """How many leading folders all files share before their class folders: ``test/``, or an archive's name."""
     depth = 0
     while True:
         firsts = {f.parts[depth] for f in files if len(f.parts) > depth + 1}
         splits = sorted(firsts & set(SPLITS))
         if len(firsts) > 1 and len(splits) == len(firsts):
-            raise InputError(f"{name} holds {' and '.join(splits)}", hint="Give the folder of one of them, or a .zip of it.")
+            raise InputError(
+                f"{name} holds {' and '.join(splits)}",
+                hint="Give the folder of one of them, or a .zip of it.",
+            )
         # a lone folder with folders inside is a root; with images inside it is a class
         if len(firsts) != 1 or not all(len(f.parts) > depth + 2 for f in files):
             return depth
@@ -255,14 +272,15 @@ def _arrays(path: Path, spec: InputSpec, info: Mapping[str, Any]) -> Dataset:
 
 def _check_labels(name: str, labels: np.ndarray, images: int, info: Mapping[str, Any]) -> None:
     if labels.ndim != 1 or len(labels) != images or labels.dtype.kind not in "iu":
-        raise InputError(f"{name}: labels are {labels.dtype} {list(labels.shape)}, not {images} whole numbers, one for each image")
+        have = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{name}: labels are {have}, not {images} whole numbers, one for each image")
     if not images:
         raise InputError(f"{name} holds no images")
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (count is not None and high >= count):
-        raise InputError(f"{name}: labels go from {low} to {high}, but the model's head has classes 0 to {(count or 0) - 1}"
-                         if count else f"{name}: label {low} is negative")  # fmt: skip
+        head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
+        raise InputError(f"{name}: labels go from {low} to {high}, but {head}")
 
 
 def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
@@ -272,14 +290,18 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
         channels_last = images.ndim == len(wanted) and images.shape[-1] == spec.shape[-3]
         raise InputError(
             f"{name}: images are {list(images.shape)}, but the model takes {wanted}, {letters}",
-            hint="They look like channels-last images: move the last axis forward." if channels_last else None,
+            hint="They look like channels-last images: move the last axis forward."
+            if channels_last
+            else None,
         )
     if spec.events and images.shape[1:] != spec.shape:
-        raise InputError(f"{name}: event frames are {list(images.shape[1:])}, but the model takes {list(spec.shape)}")
+        raise InputError(
+            f"{name}: event frames are {list(images.shape[1:])}, but the model takes {list(spec.shape)}"
+        )
     if images.dtype.kind == "f":
-        low, high = float(images.min()), float(images.max())
         if not np.isfinite(images).all():
             raise InputError(f"{name}: images hold NaN or infinity")
+        low, high = float(images.min()), float(images.max())
         if not spec.events and (low < -1e-6 or high > 1 + 1e-6):
             raise InputError(
                 f"{name}: images go from {low:g} to {high:g}, not from 0 to 1",
@@ -292,13 +314,16 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
 def _sample(data: Dataset, limit: int, seed: int) -> Dataset:
     """A class-balanced sample: each class is shuffled, then classes take turns."""
     generator = random.Random(seed)
-    members = {label: np.flatnonzero(data.labels == label).tolist() for label in np.unique(data.labels).tolist()}
+    members = {
+        label: np.flatnonzero(data.labels == label).tolist() for label in np.unique(data.labels).tolist()
+    }
     for indices in members.values():
         generator.shuffle(indices)
     turns = max(len(indices) for indices in members.values())
-    chosen = [indices[turn] for turn in range(turns) for indices in members.values() if turn < len(indices)][:limit]
-    fetch, names = data._fetch, data._names
+    chosen = [indices[turn] for turn in range(turns) for indices in members.values() if turn < len(indices)][
+        :limit
+    ]
+    fetch = data._fetch
     data.labels = data.labels[chosen]
     data._fetch = lambda index: fetch(chosen[index])
-    data._names = [names[index] for index in chosen] if names is not None else None
     return data

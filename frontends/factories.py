@@ -1,4 +1,4 @@
-"""From ``module:factory`` and arguments to a model: the closed table for files, any importable code for the user."""
+"""From ``module:factory`` and arguments to a model: a closed table for files, any code that the user names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
 
-from . import families
+from . import families, neurons
 from .reading import TIME_NAMES, importable
 
 FORM = "It is module:factory, such as my_models.vit:build, or path/to/file.py:factory."
@@ -31,7 +31,7 @@ def check_json(value: Any, what: str, blame: type[SvitcError] = InputError) -> A
     """A plain JSON value, tuples as lists.
 
     Raises:
-        SvitcError: of kind ``blame``, anything else: a tensor, NaN, a key that is not a string, a list in itself.
+        SvitcError: of kind ``blame``, anything else: a tensor, NaN, a key that is no string, a list in itself.
     """
     try:
         return _plain(value, what, blame)
@@ -68,6 +68,14 @@ def build_known(factory: str, args: Mapping[str, Any], blame: type[SvitcError], 
     if (sum(depths) if isinstance(depths, list) else depths) > tensors:
         raise blame(f"depths = {depths} of {factory} is more blocks than the file has tensors ({tensors})")
     call = getattr(families.models, factory)
+    takes = [*(name for name in _parameters(call)), *neurons.ARGUMENTS]
+    unknown = [name for name in args if name not in takes]
+    if unknown:
+        close = get_close_matches(unknown[0], takes, 1)
+        raise blame(
+            f"{factory} takes no argument {unknown[0]}" + _did_you_mean(close),
+            hint=f"It is {factory}({_signature(call)}).",
+        )
     return _call(factory, call, args, blame, lambda: families.build(factory, args))
 
 
@@ -109,7 +117,8 @@ def _with_time_steps(
         if key in takes:
             return {**args, key: time_steps}
     raise UsageError(
-        f"{name} takes no number of time steps", hint=f"It takes {', '.join(takes) or 'nothing'}; use --arch-args."
+        f"{name} takes no number of time steps",
+        hint=f"It takes {', '.join(takes) or 'nothing'}; use --arch-args.",
     )
 
 
@@ -132,7 +141,7 @@ def _import(place: str, file: Path | None) -> ModuleType:
         if file is None and error.name and f"{place}.".startswith(f"{error.name}."):
             raise UsageError(
                 f"--arch: there is no module {error.name}",
-                hint="Modules are looked for in the current folder and on PYTHONPATH; a file is path/to/file.py:factory.",
+                hint="Looked for in the current folder and on PYTHONPATH; or give path/to/file.py:factory.",
             ) from error
         raise UsageError(
             f"--arch: {place} imports {error.name}, which is not installed", where=_raised_at(error, file),
@@ -140,7 +149,8 @@ def _import(place: str, file: Path | None) -> ModuleType:
         ) from error  # fmt: skip
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise UsageError(
-            f"--arch: importing {place} failed: {type(error).__name__}: {error}", where=_raised_at(error, file)
+            f"--arch: importing {place} failed: {type(error).__name__}: {error}",
+            where=_raised_at(error, file),
         ) from error
 
 
@@ -148,10 +158,11 @@ def _factory(module: ModuleType, name: str, place: str) -> Any:
     found = getattr(module, name, None)
     if callable(found):
         return found
-    own = [
-        key for key, value in vars(module).items()
-        if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ] or [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]  # fmt: skip
+    public = {
+        key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")
+    }
+    here = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
+    own = here or list(public)
     close = get_close_matches(name, own, 1)
     raise UsageError(
         f"--arch: {place} has no factory {name}" + (f"; the closest is {close[0]}" if close else ""),
@@ -160,7 +171,11 @@ def _factory(module: ModuleType, name: str, place: str) -> Any:
 
 
 def _call(
-    name: str, factory: Callable[..., Any], args: Mapping[str, Any], blame: type[SvitcError], build: Callable[[], Any]
+    name: str,
+    factory: Callable[..., Any],
+    args: Mapping[str, Any],
+    blame: type[SvitcError],
+    build: Callable[[], Any],
 ) -> Any:
     """Build, with what the factory raises turned into an error that shows its signature."""
     try:
@@ -169,15 +184,19 @@ def _call(
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         close = get_close_matches(unknown[1], _parameters(factory), 1) if unknown else []
         raise blame(
-            f"{name} does not take these arguments: {error}" + (f"; did you mean {close[0]}?" if close else ""),
-            hint=f"It is {name}({_signature(factory)}).", where=_raised_at(error, None) if blame is UsageError else None,
-        ) from error  # fmt: skip
+            f"{name} does not take these arguments: {error}" + _did_you_mean(close),
+            hint=f"It is {name}({_signature(factory)}).",
+        ) from error
     except Exception as error:  # asserts and sums of the factory's own
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise blame(
             f"{name}({', '.join(f'{k}={v!r}' for k, v in args.items())}) failed: {text}",
             hint=f"It is {name}({_signature(factory)}).",
         ) from error
+
+
+def _did_you_mean(close: list[str]) -> str:
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -1,4 +1,4 @@
-"""The SViTs of SpikingJelly 2.0: the closed table of factories that a file may name, and published configurations."""
+"""The SViTs of SpikingJelly 2.0: the factories that a file may name, and published configurations."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _signature(title: str) -> frozenset[str]:
 
 
 def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """An SViT of the table on the meta device: shapes without memory, so that no size is too large to look at.
+    """An SViT of the table on the meta device: shapes without memory, so that no size is too large.
 
     Args:
         factory: a name of KNOWN.
@@ -175,7 +175,9 @@ def _staged(shapes: Shapes, stem: str, first: str, rest: str) -> dict[str, Any]:
     pairs = []
     for stage, (blocks, mlp) in enumerate(zip(depths, (first, rest, rest), strict=True), 1):
         if blocks:
-            pairs.append((sizes["embed_dims"] // 2 ** (3 - stage), shapes[f"stage{stage}.0.{mlp}fc1.weight"][0]))
+            pairs.append(
+                (sizes["embed_dims"] // 2 ** (3 - stage), shapes[f"stage{stage}.0.{mlp}fc1.weight"][0])
+            )
     return {**sizes, "depths": depths, "mlp_ratio": ratio(pairs)}
 
 

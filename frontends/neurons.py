@@ -1,4 +1,4 @@
-"""Neurons by name: the closed table that lets JSON arguments, and files that nobody vouches for, choose a neuron."""
+"""Neurons by name: the closed table that lets JSON, and files that nobody vouches for, choose a neuron."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ NEURONS: dict[str, type[neuron.BaseNode]] = {kind.__name__: kind for kind in ops
 HOME = "spikingjelly.activation_based.neuron"
 # SpikingJelly asserts that these are floats; JSON writes 1.0 as 1 readily
 _FLOATS = ("tau", "init_tau", "v_threshold", "v_reset")
+_SWITCHES = ("decay_input", "detach_reset")
+# what its SViTs pass on to their neurons, of what JSON can say
+ARGUMENTS = ("spiking_neuron", *_FLOATS, *_SWITCHES, "levels")
 
 
 def from_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,14 +24,17 @@ def from_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     ``spiking_neuron`` becomes the class that it names, and ``levels`` (D, of an ``ILIFNode``) its surrogate.
 
     Raises:
-        ValueError: a neuron that is not in the table, ``levels`` without an ``ILIFNode``.
+        ValueError: a neuron that is not in the table, ``levels`` without an ``ILIFNode``, a switch that is
+            neither true nor false.
     """
     result = dict(arguments)
     name = result.get("spiking_neuron")
     if name is not None:
         short = name.removeprefix(HOME + ".").removeprefix("neuron.") if isinstance(name, str) else name
         if not isinstance(short, str) or short not in NEURONS:
-            raise ValueError(f"spiking_neuron {name!r} is not a neuron that svitc knows ({', '.join(NEURONS)})")
+            raise ValueError(
+                f"spiking_neuron {name!r} is not a neuron that svitc knows ({', '.join(NEURONS)})"
+            )
         result["spiking_neuron"] = NEURONS[short]
     if "levels" in result:
         if result.get("spiking_neuron") is not neuron.ILIFNode:
@@ -37,6 +43,9 @@ def from_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for key in _FLOATS:
         if isinstance(result.get(key), int) and not isinstance(result[key], bool):
             result[key] = float(result[key])
+    for key in _SWITCHES:
+        if not isinstance(result.get(key, False), bool):
+            raise ValueError(f"{key} is true or false, not {result[key]!r}")
     return result
 
 

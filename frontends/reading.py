@@ -1,4 +1,4 @@
-"""Reading a checkpoint that nobody vouches for: never more than tensors and plain values, unless the user says so."""
+"""Reading a checkpoint that nobody vouches for: tensors and plain values, and no more unless the user says so."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from .weights import check_tensors, strip_prefixes
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where training scripts put the weights
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
+ABOUT = {"input_shape": (list, tuple), "normalize": dict, "classes": (list, tuple), "metrics": dict}
 SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-describing file."
 
 
@@ -90,7 +91,7 @@ def read(path: Path, trust_pickle: bool = False) -> tuple[Contents, str]:
 def _neighbours(path: Path) -> str | None:
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} either."
-    near = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".pt", ".pth", ".bin", ".safetensors"))
+    near = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".pt", ".pth", ".safetensors"))
     return f"In that folder: {', '.join(near[:5])}." if near else None
 
 
@@ -135,7 +136,8 @@ def _load(path: Path, trust_pickle: bool) -> Any:
             if not trust_pickle:
                 raise _needs_trust(path, str(error)) from error
         except Exception as error:  # whatever damage makes of a zip file and a pickle
-            raise InputError(f"{path} cannot be read as a PyTorch checkpoint: {_line(error)}", hint=SAVE) from error
+            text = f"{path} cannot be read as a PyTorch checkpoint: {_line(error)}"
+            raise InputError(text, hint=SAVE) from error
         try:
             with importable(Path.cwd()):
                 return torch.load(path, map_location="cpu", weights_only=False)
@@ -149,12 +151,14 @@ def _load(path: Path, trust_pickle: bool) -> Any:
 def _needs_trust(path: Path, message: str) -> InputError:
     found = re.search(r"GLOBAL ([\w.]+\w)", message)
     if found is None:
-        return InputError(f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch "
-                          "did not write", hint=SAVE)  # fmt: skip
+        text = (
+            f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch did not write"
+        )
+        return InputError(text, hint=SAVE)
     return InputError(
         f"{path} is more than weights: to read it, Python must import and call {found[1]}",
-        hint="Save a state_dict instead (svitc.save). Or read it with --trust-pickle, only if you made the file: "
-        "unpickling runs any code that its writer put there, with your rights.",
+        hint="Save a state_dict instead (svitc.save). Or read it with --trust-pickle, only if you made the "
+        "file: unpickling runs any code that its writer put there, with your rights.",
     )
 
 
@@ -190,13 +194,15 @@ def _unwrap(content: Any, name: str) -> Contents:
         # training scripts put a bare name there, in their own vocabulary; only module:factory describes
         if isinstance(arch, str) and (":" in arch or arch in KNOWN or "arch_args" in content):
             result.arch, result.arch_args = arch, content.get("arch_args")
-        for key, kinds in (("input_shape", (list, tuple)), ("normalize", dict), ("classes", (list, tuple)), ("metrics", dict)):
-            # svitc.save's keys must be right; in a training script's file the same name may mean something else
+        for key, kinds in ABOUT.items():
+            # svitc.save's keys must be right; in a script's file the same name may mean something else
             if result.arch is not None or isinstance(content.get(key), kinds):
                 setattr(result, key, content.get(key))
         result.time_steps = _time_steps(content.get("args"))
         if any(str(key).endswith("_ema") for key in content):
-            result.notes.append(f"the weights are {inner!r}; the file also has averaged ones (EMA), which are not used")
+            result.notes.append(
+                f"the weights are {inner!r}; the averaged ones (EMA) in the file are not used"
+            )
     if isinstance(weights, nn.Module):
         result.module = weights
         return result

@@ -1,7 +1,8 @@
 """Recognise: which of SpikingJelly's SViTs a bare state dict is of, from the names and shapes of its weights.
 
-Weights do not tell the number of heads, time steps, the image's and the patch's size, or the neurons' constants.
-Those are assumed from published configurations, and each assumption is written down with the way to override it.
+Weights do not tell the number of heads, the time steps, the image's and the patch's size, or the neurons'
+constants. Those are assumed from published configurations; each assumption is written down with the way to
+override it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from svitc.errors import InputError, UnsupportedError
 
 from . import families
 from .families import PUBLISHED, Family, Shapes
-from .weights import SHOWN, strip_prefixes
+from .weights import first, strip_prefixes
 
 ALIKE = 0.8  # share of key patterns in common from which the family is taken as certain
 OWN_CODE = "Give the model's own code: --arch module:factory or path/to/file.py:factory, and --arch-args."
@@ -66,11 +67,11 @@ def recognise(
     family = _family(shapes)
     try:
         args = family.read(shapes)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise InputError(
-            f"the weights look like a {family.title}'s, but {error.args[0] if error.args else 'a size'} is missing "
-            "or does not have the shape that it should",
-            hint="The file is incomplete. " + OWN_CODE,
+            f"the weights look like those of SpikingJelly's {family.title}, but {error.args[0]} is missing or "
+            "has another shape than it should",
+            hint="The file is incomplete, or of a variant. " + OWN_CODE,
         ) from error
     notes: dict[str, str] = {}
     if input_shape is None:
@@ -119,11 +120,11 @@ def _family(shapes: Shapes) -> Family:
     if alike(family)[0] >= ALIKE:
         return family
     known = ", ".join(dict.fromkeys(f.name for f in families.FAMILIES))
-    begin = ", ".join(names[:SHOWN]) or "nothing"
+    begin = first(names)
     if not any(re.search(r"attn|attention|qkv|\bq_", key) for key in names):
         raise UnsupportedError(
-            f"the weights are not a spiking vision transformer's: none belongs to an attention layer (they begin with "
-            f"{begin}); the known families are {known}",
+            "the weights are not a spiking vision transformer's: none belongs to an attention layer (they begin "
+            f"with {begin}); the known families are {known}",
             hint=OWN_CODE,
         )
     # a block's keys repeat: the first of each pattern is enough to see the difference
@@ -131,9 +132,7 @@ def _family(shapes: Shapes) -> Family:
     lacking = sorted(family.signature - patterns)
     raise UnsupportedError(
         f"the weights are of no family that svitc knows ({known}). They look most like SpikingJelly's "
-        f"{family.title}, which does not have {', '.join(unknown[:SHOWN]) or 'less'} and "
-        f"{len(unknown) - SHOWN if len(unknown) > SHOWN else 'no'} more, and would have "
-        f"{', '.join(lacking[:SHOWN]) or 'nothing else'}",
+        f"{family.title}, which does not have {first(unknown)}, and would have {first(lacking)}",
         hint="An official repository's model is not interchangeable with SpikingJelly's. " + OWN_CODE,
     )
 
@@ -152,7 +151,9 @@ def _override(name: str, value: Any) -> str:
     return f"override with --arch-args '{json.dumps({name: value})}'"
 
 
-def _assume_arguments(family: Family, args: dict[str, Any], shape: tuple[int, ...], notes: dict[str, str]) -> None:
+def _assume_arguments(
+    family: Family, args: dict[str, Any], shape: tuple[int, ...], notes: dict[str, str]
+) -> None:
     """Heads, patches and the kind of attention, in place."""
     height, width = shape[-2:]
     small = max(height, width) <= SMALL_IMAGE
@@ -173,7 +174,8 @@ def _assume_arguments(family: Family, args: dict[str, Any], shape: tuple[int, ..
         )
     if family.name == "QKFormer":
         args["qka_type"] = "token"
-        notes["qka_type"] = "qka_type = 'token' (published qkformer_10_384); " + _override("qka_type", "token")
+        why = "qka_type = 'token' (published qkformer_10_384); "
+        notes["qka_type"] = why + _override("qka_type", "token")
     if family.name != "MaxFormer":  # its class computes the number of heads from the width
         heads, why = _heads(family, args)
         args["num_heads"] = heads
@@ -201,8 +203,8 @@ def _assume_neurons(family: Family, args: dict[str, Any], shapes: Shapes, notes:
     if any(key.endswith(".w") for key in shapes):
         args["spiking_neuron"] = "ParametricLIFNode"
         notes["neurons"] = (
-            "neurons are ParametricLIFNode with threshold 1.0 and a hard reset to 0 (SpikingJelly's defaults; their time "
-            "constants are in the file); " + _override("v_threshold", 1.0)
+            "neurons are ParametricLIFNode with threshold 1.0 and a hard reset to 0 (SpikingJelly's defaults; the "
+            "file has their time constants); " + _override("v_threshold", 1.0)
         )
     else:
         notes["neurons"] = (

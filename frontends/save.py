@@ -30,16 +30,17 @@ def save(
 ) -> None:
     """Write a checkpoint that ``svitc.load`` reads without being told anything.
 
-    The file appears whole or not at all. A factory of SpikingJelly's is called again with the same arguments, and
-    the model that it gives is compared with yours, so that nothing is lost unnoticed. A file that names any other
-    factory is loaded only where the user names it, too, with ``--arch``: a file must not choose what code runs.
+    The file appears whole or not at all. A factory of SpikingJelly's is called again with the same
+    arguments, and the model that it gives is compared with yours, so that nothing is lost unnoticed. A file
+    that names any other factory is loaded only where the user names it, too, with ``--arch``: a file must not
+    choose what runs.
 
     Args:
         arch: ``module:factory``, such as ``spikingjelly.activation_based.model:Spikformer``.
         arch_args: arguments of the factory: JSON values, and neuron classes that svitc knows.
         input_shape: ``(C, H, W)``, or ``(T, C, H, W)`` for event frames.
-        extra: ``normalize`` ({"mean": [...], "std": [...]}), ``classes`` (names in the head's order), ``metrics``,
-            and anything else. JSON values.
+        extra: ``normalize`` ({"mean": [...], "std": [...]}), ``classes`` (names in the head's order),
+            ``metrics``, and anything else. JSON values.
 
     Raises:
         UsageError: arguments that are not JSON values, or that do not give this model again.
@@ -68,7 +69,9 @@ def save(
     write_together(path.absolute().parent, {path.name: buffer.getvalue()})
 
 
-def _compare(model: nn.Module, factory: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+def _compare(
+    model: nn.Module, factory: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]
+) -> None:
     """Raise UsageError where the factory gives another model: another size, neuron, number of heads or T."""
     again = build_known(factory, args, UsageError, len(state))
     try:
@@ -78,13 +81,13 @@ def _compare(model: nn.Module, factory: str, args: Mapping[str, Any], state: Map
     for mine, other in zip(_lines(model), _lines(again), strict=False):
         if mine != other:
             raise UsageError(
-                f"{factory} with these arch_args is another model: it has {other!r} where this one has {mine!r}",
+                f"{factory} with these arch_args is another model: it has {other!r}, and this one {mine!r}",
                 hint="Give arch_args as the model was built with.",
             )
 
 
 def _lines(model: nn.Module) -> list[str]:
-    """The model as text, with T; without surrogate functions of binary neurons, which only shape gradients."""
+    """The model as text, with T, and without surrogates of binary neurons, which only shape gradients."""
     lines = [line.strip() for line in repr(model).splitlines()]
     kept = [line for line in lines if "surrogate_function" not in line or "MultiLevel" in line]
     return [f"T={getattr(model, 'T', None)}", *kept]

@@ -1,4 +1,4 @@
-"""Weights into a model: names, shapes, number types and values are checked first, and every mistake is named."""
+"""Weights into a model: names, shapes, types and values are checked first, and every mistake is named."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def check_tensors(state: Mapping[str, Any], source: str) -> None:
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{source}: entry {key} is a {type(value).__name__}, not a tensor")
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-            kind = "quantized" if value.is_quantized else "without values" if value.is_meta else str(value.dtype)
+            kind = "quantized" if value.is_quantized else _type(value.dtype)
             raise InputError(
-                f"{source}: {key} is not a dense tensor of real numbers ({kind}, {value.layout})",
+                f"{source}: {key} is not a dense tensor of numbers ({kind}, {value.layout}, {value.device})",
                 hint="Save the weights of the float model.",
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             # a few bytes seen through zero strides: a size that the file only claims
-            raise InputError(f"{source}: {key} claims {value.numel()} numbers, but the file does not hold as many")
+            raise InputError(f"{source}: {key} claims {value.numel()} numbers, which the file does not hold")
 
 
-def fit(model: nn.Module, state: State, source: str, arch: str, hint: str | None = None) -> list[str]:
+def fit(model: nn.Module, state: State, source: str, arch: str) -> list[str]:
     """Load weights strictly, as float32.
 
     A model on the meta device takes copies of the tensors as its own; any other is written into, so that
@@ -56,7 +56,6 @@ def fit(model: nn.Module, state: State, source: str, arch: str, hint: str | None
     Args:
         source: the file, for messages.
         arch: the model, for messages.
-        hint: the way out where names or shapes do not fit.
 
     Returns:
         What was assumed, for the user to read: that weights of another type were widened.
@@ -66,10 +65,10 @@ def fit(model: nn.Module, state: State, source: str, arch: str, hint: str | None
     """
     wanted = model.state_dict()
     state = dict(state)
-    for key, value in wanted.items():
+    for key in wanted:
         if key.endswith(COUNTER) and key not in state:
             state[key] = torch.zeros((), dtype=torch.int64)
-    _check_names_and_shapes(wanted, state, source, arch, hint)
+    _check_names_and_shapes(wanted, state, source, arch)
     _check_values(wanted, state, source)
     kinds = {v.dtype for k, v in state.items() if v.is_floating_point() and wanted[k].is_floating_point()}
     # copies: the file's tensors may be views of one another, or of an array that others hold
@@ -79,7 +78,7 @@ def fit(model: nn.Module, state: State, source: str, arch: str, hint: str | None
         model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in wanted.values()))
     except RuntimeError as error:  # a model's own hooks may object
         raise InputError(f"{source} does not fit {arch}: {str(error).splitlines()[-1].strip()}") from error
-    other = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+    other = sorted(_type(kind) for kind in kinds - {torch.float32})
     return [f"weights stored as {' and '.join(other)} are computed in float32"] if other else []
 
 
@@ -87,27 +86,29 @@ def _kind(wanted: torch.Tensor) -> torch.dtype:
     return torch.float32 if wanted.is_floating_point() else wanted.dtype
 
 
-def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str, hint: str | None) -> None:
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str) -> None:
     missing = [key for key in wanted if key not in state]
     extra = [key for key in state if key not in wanted]
     shapes = [
-        f"{key} is {list(state[key].shape)} in the file, but {list(value.shape)} in the model"
+        f"{key} is {list(state[key].shape)} in the file and {list(value.shape)} in the model"
         for key, value in wanted.items()
         if key in state and not is_lazy(value) and state[key].shape != value.shape
     ]
     parts = []
     if missing:
-        text = f"{len(missing)} of the model's {len(wanted)} tensors {_is(missing)} missing ({_first(missing)}"
         close = get_close_matches(missing[0], extra, 1, 0.5)
-        parts.append(text + (f"; the file has {close[0]})" if close else ")"))
+        names = first(missing) + (f"; the file has {close[0]}" if close else "")
+        parts.append(f"{len(missing)} of the model's {len(wanted)} tensors {_is(missing)} missing ({names})")
     if extra:
-        parts.append(f"{len(extra)} in the file {_is(extra)} unknown to the model ({_first(extra)})")
+        parts.append(f"{len(extra)} in the file {_is(extra)} unknown to the model ({first(extra)})")
     if shapes:
-        more = f", and {len(shapes) - SHOWN} more" if len(shapes) > SHOWN else ""
-        parts.append(f"{len(shapes)} {'has' if len(shapes) == 1 else 'have'} another shape: "
-                     + "; ".join(shapes[:SHOWN]) + more)  # fmt: skip
+        parts.append(f"{len(shapes)} {'has' if len(shapes) == 1 else 'have'} another shape ({first(shapes)})")
     if parts:
-        raise InputError(f"{source} does not fit {arch}: {', '.join(parts)}", hint=hint)
+        raise InputError(f"{source} does not fit {arch}: {', '.join(parts)}")
 
 
 def _check_values(wanted: State, state: State, source: str) -> None:
@@ -116,7 +117,7 @@ def _check_values(wanted: State, state: State, source: str) -> None:
         if not value.is_floating_point():
             if wanted[key].is_floating_point():
                 raise InputError(
-                    f"{source}: {key} holds {str(value.dtype).removeprefix('torch.')} where the model has weights",
+                    f"{source}: {key} holds {_type(value.dtype)}, where the model has real numbers",
                     hint="Quantized weights cannot be compiled; save those of the float model.",
                 )
             continue
@@ -126,17 +127,22 @@ def _check_values(wanted: State, state: State, source: str) -> None:
             if count:
                 bad.append(f"{key} ({count} of {value.numel()})")
         elif key.endswith("running_var") and value.numel() and value.min() < 0:
-            raise InputError(f"{source}: {key} has a negative variance", hint="The file is damaged, or was edited.")
+            raise InputError(
+                f"{source}: {key} has a negative variance", hint="The file is damaged or was edited."
+            )
     if bad:
         raise InputError(
-            f"{source}: NaN or infinity in {_first(bad)}",
+            f"{source}: NaN or infinity in {first(bad)}",
             hint="The training that wrote it diverged; use an earlier checkpoint.",
         )
 
 
-def _first(names: Iterable[str]) -> str:
+def first(names: Iterable[str]) -> str:
+    """The first few of many names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:SHOWN]) + (f", … {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return (", ".join(names[:SHOWN]) or "nothing") + (
+        f", … {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )
 
 
 def _is(names: list[str]) -> str:

@@ -45,7 +45,7 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
 
     Raises:
         InputError: the bytes are no ONNX model.
-        InternalError: a neuron's spikes have no static shape in the file.
+        InternalError: the file does not give the shape of a neuron's spikes or current.
     """
     try:
         proto = onnx.load_from_string(model)
@@ -53,7 +53,7 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
         raise InputError(f"cannot read an ONNX model from the given bytes: {error}") from error
     graph = proto.graph
     kinds = {f.name: {p.key: p.value for p in f.metadata_props} for f in proto.functions if f.domain == DOMAIN}
-    shapes = {info.name: info for info in (*graph.value_info, *graph.output)}
+    shapes = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     renamed: dict[str, str] = {}  # spikes -> the reference that stands for them
     found: list[CutNeuron] = []
     nodes: list[onnx.NodeProto] = []
@@ -66,8 +66,8 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
             nodes.append(node)
             continue
         spikes = node.output[0]
-        if spikes not in shapes:
-            raise InternalError(f"neuron {node.name}: its spikes have no shape in the file")
+        if spikes not in shapes or current not in shapes:
+            raise InternalError(f"neuron {node.name}: its spikes or its current have no shape in the file")
         each = CutNeuron(
             node.name,
             meta[KIND_KEY],
@@ -83,7 +83,7 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
         nodes += [onnx.helper.make_node("Identity", [renamed.get(current, current)], [each.current]), node]
         graph.input.append(_info(shapes[spikes], each.reference))
         graph.output.append(_info(shapes[spikes], each.spikes))
-        graph.output.append(onnx.helper.make_tensor_value_info(each.current, onnx.TensorProto.FLOAT, None))
+        graph.output.append(_info(shapes[current], each.current))
     for output in graph.output:
         if output.name in renamed:  # a neuron's spikes are the model's output
             nodes.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))

@@ -17,6 +17,7 @@ from svitc.axes import Dim, Dims, size
 from svitc.errors import UnsupportedError
 
 from . import layout
+from .broadcast import common_layout
 from .builder import Builder, Stored
 from .neurons import decay_of, kind_of
 
@@ -119,23 +120,8 @@ def elementwise(b: Builder, node: fx.Node, _: None) -> Stored:
         return _scaled(b, node)
     op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
     pair = (b.at(left), b.at(right))
-    if _alike(*pair):
-        x = pair[0]
-        return b.store(b.op(op_type, [b.read(s, s.dims) for s in pair], x.dims), x.dims, x.view)
-    rank = max(len(s.view) for s in pair)
-    views = [((),) * (rank - len(s.view)) + s.view for s in pair]
-    # a product of two views of one value would hold its tokens twice
-    view = layout.fresh(tuple(p or q for p, q in zip(*views, strict=True)))
-    dims = layout.physical(view, keep=0)
-    merged = len(dims) < len(view)
-    if merged and not all(_spans(v[:2], view[:2]) for v in views):
-        dims, merged = view, False  # one of them has a batch and no time, say
-    inputs = []
-    for stored, padded in zip(pair, views, strict=True):
-        wanted = ((*padded[0], *padded[1]), *padded[2:]) if merged else padded
-        while wanted and not wanted[0]:
-            wanted = wanted[1:]  # broadcasting adds leading dimensions by itself
-        inputs.append(b.read(stored, wanted))
+    dims, wanted, view = common_layout(*pair)
+    inputs = [b.read(stored, each) for stored, each in zip(pair, wanted, strict=True)]
     return b.store(b.op(op_type, inputs, dims), dims, view)
 
 
@@ -249,24 +235,6 @@ def _split(dim: Dim, lost: Dim) -> list[Dim]:
         else:
             runs.append((token,))
     return runs or [()]
-
-
-def _alike(left: Stored, right: Stored) -> bool:
-    """Whether two values of one shape lie in the same way, whichever that is."""
-
-    def order(stored: Stored) -> list[Any]:
-        at = {id(token): i for i, token in enumerate(layout.flat(stored.view))}
-        return [[at[id(token)] for token in dim] for dim in stored.dims]
-
-    if any(s.value is None or s.constant_along for s in (left, right)):
-        return False
-    sizes = [[[token.size for token in dim] for dim in s.view] for s in (left, right)]
-    return sizes[0] == sizes[1] and order(left) == order(right)
-
-
-def _spans(pair: Dims, whole: Dims) -> bool:
-    """Whether time and batch are both there in full, or both broadcast."""
-    return not any(pair) or [size(dim) for dim in pair] == [size(dim) for dim in whole]
 
 
 MODULE_RULES: dict[type, Rule] = {
