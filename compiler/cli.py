@@ -50,6 +50,7 @@ def _start(verbose: bool) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("svitc").setLevel(logging.DEBUG if verbose else logging.WARNING)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU build
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # we say what does not fit
 
 
 state: dict[str, bool] = {"verbose": False}

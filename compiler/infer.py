@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import einops
@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from . import axes, ops
 from .axes import Axis, AxisConflict, Dim, Dims, Kind
-from .errors import UnsupportedError
+from .errors import InternalError, UnsupportedError
 from .program import BATCH_PROBE, Program
 
 Rule = Callable[["Inference", fx.Node, Any], Dims]
@@ -70,10 +70,10 @@ class Inference:
                 dims = self.attribute(node)
             elif node.op == "call_module":
                 module = self.program.module_of(node)
-                dims = MODULE_RULES[next(t for t in MODULE_RULES if isinstance(module, t))](self, node, module)
+                dims = _rule(node, (rule for t, rule in MODULE_RULES.items() if isinstance(module, t)))(self, node, module)
                 self.share(node)
             else:
-                dims = FUNCTION_RULES[node.target](self, node, None)
+                dims = _rule(node, (rule for f, rule in FUNCTION_RULES.items() if f is node.target))(self, node, None)
         except AxisConflict as conflict:
             raise UnsupportedError(
                 f"{describe(node)}: {conflict}", where=node.meta.get("source")
@@ -117,6 +117,13 @@ class Inference:
         )
         node.meta["params"] = {"": dims}
         return dims
+
+
+def _rule(node: fx.Node, found: Iterator[Rule]) -> Rule:
+    rule = next(found, None)
+    if rule is None:
+        raise InternalError(f"{describe(node)} is not a canonical operation", where=node.meta.get("source"))
+    return rule
 
 
 def attribute_of(module: nn.Module, path: str) -> torch.Tensor:

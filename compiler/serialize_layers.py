@@ -182,6 +182,8 @@ def build_layer(entry: Any) -> nn.Module:
         reset = arguments.get("v_reset")
         if arguments["v_threshold"] <= 0 or (reset is not None and reset >= arguments["v_threshold"]):
             raise InputError("the neuron fires without input")
+        if kind is not neuron.ILIFNode and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
+            raise InputError(f"{kind.__name__} fires 0 or 1, MultiLevelSpikeCount counts")
         arguments |= {"surrogate_function": build_surrogate(entry.get("surrogate")), "step_mode": "m"}
     try:
         with torch.device("meta"):

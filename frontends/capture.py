@@ -201,7 +201,9 @@ def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
     program = Program(fx.GraphModule(model, graph), input_spec, info=dict(info or {}))
-    program.info["dead"] = normalise(program)
+    normalise(program)
+    used = {name for name, _ in program.module.named_parameters()}
+    program.info["dead"] = {name: p.numel() for name, p in model.named_parameters() if name not in used}
     return program
 
 

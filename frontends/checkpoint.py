@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.program import InputSpec, Program
+from svitc.serialize import load_program
 
 from . import factories, families, neurons, weights
 from .capture import capture
@@ -83,8 +85,6 @@ def load(path: Path | str, **options: Any) -> Program:
         UnsupportedError: a model that cannot be represented.
     """
     if (Path(path) / "model.safetensors").is_file():
-        from svitc.serialize import load_program  # it knows programs in every stage, and so this package
-
         return load_program(Path(path) / "model.safetensors")
     loaded = load_model(path, LoadOptions(**options))
     return capture(loaded.model, loaded.input, loaded.info)
@@ -181,7 +181,8 @@ def _recognised(
     """What a bare state dict is of; what the user says is no longer an assumption."""
     shape, steps = _reconcile_time(options, shape, {}, asked, source)
     steps = steps or contents.time_steps
-    found = recognise(contents.state, input_shape=shape, time_steps=steps)
+    with _naming(source):
+        found = recognise(contents.state, input_shape=shape, time_steps=steps)
     image = _image_size(asked)
     if shape is None and image:
         found = recognise(
@@ -233,11 +234,23 @@ def _reconcile_time(
     return shape, steps
 
 
+@contextlib.contextmanager
+def _naming(source: str, yes: bool = True) -> Iterator[None]:
+    """Begin the message of an error with the file that is to blame."""
+    try:
+        yield
+    except SvitcError as error:
+        if yes:
+            error.message = f"{source}: {error.message}"
+        raise
+
+
 def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
     """A model of SpikingJelly's, on the meta device until its weights are there."""
     factory = draft.arch.rpartition(":")[2]
     blame = UsageError if options.arch or options.arch_args else InputError
-    model = factories.build_known(factory, draft.args, blame, len(contents.state))
+    with _naming(source, blame is InputError):
+        model = factories.build_known(factory, draft.args, blame, len(contents.state))
     try:
         notes = weights.fit(model, contents.state, source, factory)
     except InputError as error:
@@ -257,8 +270,8 @@ def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str)
         blame = UsageError if options.input_shape else InputError
         right = ",".join(map(str, (*shape[:-3], channels, *shape[-2:])))
         raise blame(
-            f"the input shape {','.join(map(str, shape))} has {shape[-3]} channels, but the weights of "
-            f"{source} take {channels} ({family.stem})",
+            f"the input shape {','.join(map(str, shape))} does not fit {source}, whose weights take "
+            f"{channels} channels ({family.stem} is {list(contents.state[family.stem].shape)})",
             hint=f"Give --input-shape {right}.",
         )
     info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)

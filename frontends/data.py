@@ -199,7 +199,7 @@ def _images(name: str, files: list[str], read: Read, spec: InputSpec, info: Mapp
 
 
 def _root(name: str, files: list[PurePosixPath]) -> int:
-    """How many leading folders all files share before their class folders: ``test/``, or an archive's name."""
+    """How many leading folders all files share before their class folders: ``test/``, say."""
     depth = 0
     while True:
         firsts = {f.parts[depth] for f in files if len(f.parts) > depth + 1}

@@ -1,4 +1,4 @@
-"""From ``module:factory`` and arguments to a model: a closed table for files, any code that the user names."""
+"""From ``module:factory`` and arguments to a model: a closed table for files, any code of the user's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_json(value: Any, what: str, blame: type[SvitcError] = InputError) -> A
     """A plain JSON value, tuples as lists.
 
     Raises:
-        SvitcError: of kind ``blame``, anything else: a tensor, NaN, a key that is no string, a list in itself.
+        SvitcError: of kind ``blame``, anything else: a tensor, NaN, a key that is no text, a list in itself.
     """
     try:
         return _plain(value, what, blame)

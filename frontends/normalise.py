@@ -7,7 +7,6 @@ the list is refused by name, with its line.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +23,12 @@ from svitc.views import emit_view
 Handler = Callable[["Normaliser", fx.Node], fx.Node]
 
 
-def normalise(program: Program) -> dict[str, int]:
+def normalise(program: Program) -> None:
     """Bring a raw program into canonical form, in place, and type it.
-
-    Returns:
-        Parameters that the graph does not use (path -> number), which were dropped.
 
     Raises:
         UnsupportedError: an operation or neuron outside the closed list.
     """
-    before = {name: p.numel() for name, p in program.module.named_parameters()}
     raw = program.graph
     program.module.graph = Normaliser(program).run(raw)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
@@ -41,8 +36,6 @@ def normalise(program: Program) -> dict[str, int]:
     _drop_unused_parameters(program)
     program.retype()
     program.module.recompile()
-    after = {name for name, _ in program.module.named_parameters()}
-    return {name: n for name, n in before.items() if name not in after}
 
 
 def _drop_unused_parameters(program: Program) -> None:
@@ -65,6 +58,7 @@ class Normaliser:
         self.inference = Inference(program)
         self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
         self.origin: fx.Node | None = None
+        self.layers: dict[str, nn.Module | None] = {}  # as the model has them; a second call must see the first's
 
     def run(self, raw: fx.Graph) -> fx.Graph:
         for node in raw.nodes:
@@ -138,9 +132,9 @@ class Normaliser:
         return handler(self, node)
 
     def call_module(self, node: fx.Node) -> fx.Node:
-        module = self.program.module_of(node)
-        x = self.arg(node.args[0])
         path = str(node.target)
+        module = self.layers.setdefault(path, self.program.module_of(node))
+        x = self.arg(node.args[0])
         assert module is not None
         if isinstance(module, (nn.Identity, nn.Dropout)):
             return x
@@ -193,6 +187,3 @@ def plain(module: nn.Module) -> nn.Module:
             twin.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode"})
             return twin
     raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
-
-
-ADD = operator.add

@@ -1,4 +1,4 @@
-"""Reading a checkpoint that nobody vouches for: tensors and plain values, and no more unless the user says so."""
+"""Reading a checkpoint that nobody vouches for: tensors and plain values, no more without leave."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ from .weights import check_tensors, strip_prefixes
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where training scripts put the weights
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
-ABOUT = {"input_shape": (list, tuple), "normalize": dict, "classes": (list, tuple), "metrics": dict}
+ABOUT: dict[str, type | tuple[type, ...]] = {
+    "input_shape": (list, tuple),
+    "normalize": dict,
+    "classes": (list, tuple),
+    "metrics": dict,
+}
 SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-describing file."
 
 
@@ -121,6 +126,9 @@ def _look(path: Path, start: bytes) -> None:
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        with safetensors.safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format", "").startswith("svitc-program"):
+                raise InputError(f"{path} is a program of svitc, not a checkpoint", hint="Give its folder.")
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is not a safetensors file: {error}") from error

@@ -69,16 +69,17 @@ def recognise(
         args = family.read(shapes)
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
-            f"the weights look like those of SpikingJelly's {family.title}, but {error.args[0]} is missing or "
-            "has another shape than it should",
+            f"the weights look like those of SpikingJelly's {family.title}, but {error.args[0]} is missing "
+            "or has another shape than it should",
             hint="The file is incomplete, or of a variant. " + OWN_CODE,
         ) from error
     notes: dict[str, str] = {}
     if input_shape is None:
         input_shape, why = assumed_input(args["in_channels"], args["num_classes"], family)
+        if len(input_shape) == 4 and time_steps is not None:
+            input_shape = (time_steps, *input_shape[1:])
         notes["input_shape"] = shape_note(input_shape, why)
-    events = len(input_shape) == 4
-    if events:
+    if len(input_shape) == 4:
         args["T"] = input_shape[0]
     elif time_steps is not None:
         args["T"] = time_steps
@@ -123,13 +124,13 @@ def _family(shapes: Shapes) -> Family:
     begin = first(names)
     if not any(re.search(r"attn|attention|qkv|\bq_", key) for key in names):
         raise UnsupportedError(
-            "the weights are not a spiking vision transformer's: none belongs to an attention layer (they begin "
-            f"with {begin}); the known families are {known}",
+            "the weights are not a spiking vision transformer's: none belongs to an attention layer (they "
+            f"begin with {begin}); the known families are {known}",
             hint=OWN_CODE,
         )
     # a block's keys repeat: the first of each pattern is enough to see the difference
     unknown = [key for key in names if families.pattern(key) not in family.signature]
-    lacking = sorted(family.signature - patterns)
+    lacking = sorted(key.replace(".#.", ".0.") for key in family.signature - patterns)
     raise UnsupportedError(
         f"the weights are of no family that svitc knows ({known}). They look most like SpikingJelly's "
         f"{family.title}, which does not have {first(unknown)}, and would have {first(lacking)}",
@@ -203,8 +204,8 @@ def _assume_neurons(family: Family, args: dict[str, Any], shapes: Shapes, notes:
     if any(key.endswith(".w") for key in shapes):
         args["spiking_neuron"] = "ParametricLIFNode"
         notes["neurons"] = (
-            "neurons are ParametricLIFNode with threshold 1.0 and a hard reset to 0 (SpikingJelly's defaults; the "
-            "file has their time constants); " + _override("v_threshold", 1.0)
+            "neurons are ParametricLIFNode with threshold 1.0 and a hard reset to 0 (SpikingJelly's "
+            "defaults; the file has their time constants); " + _override("v_threshold", 1.0)
         )
     else:
         notes["neurons"] = (

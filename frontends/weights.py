@@ -104,9 +104,9 @@ def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str)
         names = first(missing) + (f"; the file has {close[0]}" if close else "")
         parts.append(f"{len(missing)} of the model's {len(wanted)} tensors {_is(missing)} missing ({names})")
     if extra:
-        parts.append(f"{len(extra)} in the file {_is(extra)} unknown to the model ({first(extra)})")
+        parts.append(f"{_count(extra)} in the file {_is(extra)} unknown to the model ({first(extra)})")
     if shapes:
-        parts.append(f"{len(shapes)} {'has' if len(shapes) == 1 else 'have'} another shape ({first(shapes)})")
+        parts.append(f"{_count(shapes)} {_is(shapes)} of another shape ({first(shapes)})")
     if parts:
         raise InputError(f"{source} does not fit {arch}: {', '.join(parts)}")
 
@@ -143,6 +143,10 @@ def first(names: Iterable[str]) -> str:
     return (", ".join(names[:SHOWN]) or "nothing") + (
         f", … {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     )
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
 
 
 def _is(names: list[str]) -> str:

@@ -10,7 +10,8 @@ from svitc.axes import Dims
 from . import layout
 from .builder import Stored
 
-Places = Sequence[Sequence[tuple[int, int]]]  # a layout by (dimension, factor) of the view instead of by token
+# a layout by (dimension, factor) of the view instead of by token, so that two values can share it
+Places = Sequence[Sequence[tuple[int, int]]]
 MOVES = {"Reshape": 1, "Transpose": 10}  # a reshape copies nothing
 WRITTEN_OUT = 10
 
@@ -18,14 +19,15 @@ WRITTEN_OUT = 10
 def common_layout(left: Stored, right: Stored) -> tuple[Dims, tuple[Dims, Dims], Dims]:
     """How the result of ``left op right`` lies, how each of the two is to be read, and the result's view.
 
-    Candidates are the physical form, the way either of the two lies now, and the program's own dimensions, which
-    always do. Where one of the two is broadcast over part of a merged dimension, only the last is left.
+    Candidates are the physical form, the way either of the two lies now, and the program's own dimensions.
+    Where one of the two is broadcast over part of a merged dimension, only the last is left.
     """
     rank = max(len(left.view), len(right.view))
     padded = [((),) * (rank - len(s.view)) + s.view for s in (left, right)]
     # a product of two views of one value would hold its tokens twice
     view = layout.fresh(tuple(p or q for p, q in zip(*padded, strict=True)))
-    stays = [_places(s.view, s.dims) for s in (left, right) if axes.shape(s.view) == axes.shape(view) and _whole(s)]
+    full = [s for s in (left, right) if _whole(s) and axes.shape(s.view) == axes.shape(view)]
+    stays = [_places(s.view, s.dims) for s in full]
     best: tuple[int, Places, list[Dims]] | None = None
     for places in (_places(view, layout.physical(view, keep=0)), *stays, _places(view, view)):
         while places and not places[0]:
@@ -53,7 +55,7 @@ def _places(view: Dims, dims: Dims) -> Places:
 
 
 def _read_as(padded: Dims, view: Dims, places: Places) -> Dims | None:
-    """The layout of an operand that fits ``places``, or None where it is broadcast over part of a dimension."""
+    """The layout of an operand that fits ``places``; None where it is broadcast over part of a dimension."""
     if any(p and [a.size for a in p] != [a.size for a in q] for p, q in zip(padded, view, strict=True)):
         return None
     out = []

@@ -11,7 +11,8 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from svitc.axes import Dims
+from svitc import axes
+from svitc.axes import Dim, Dims
 from svitc.errors import InternalError
 from svitc.infer import attribute_of
 from svitc.program import Program
@@ -19,7 +20,7 @@ from svitc.program import Program
 from . import layout
 from .neurons import DOMAIN, NeuronKind
 
-OPSET = 21  # the newest that every operator used here has a kernel for in older runtimes as well (from 1.18 on)
+OPSET = 21  # recent, yet read by every ONNX Runtime from 1.18 on
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
@@ -31,8 +32,8 @@ class Stored:
         value: the ONNX value, None for a constant that no node has read yet.
         dims: how it lies. A token of ``view`` that is missing here is an axis along which it does not change
             (a static image shown at every time step).
-        view: the dimensions that the program gives it, in the same tokens. Views change this and nothing else.
-        parameter: path of the constant that this is, whose shape is ``view``.
+        view: the dimensions that the program gives it, in the same tokens. Views change only this.
+        parameter: path of the parameter that this is, which no node computes.
     """
 
     value: ir.Value | None
@@ -41,13 +42,13 @@ class Stored:
     parameter: str = ""
 
     @property
-    def constant_along(self) -> tuple[Any, ...]:
-        there = {id(token) for token in layout.flat(self.dims)}
-        return tuple(token for token in layout.flat(self.view) if id(token) not in there)
+    def constant_along(self) -> Dim:
+        there = set(layout.flat(self.dims))
+        return tuple(token for token in layout.flat(self.view) if token not in there)
 
     @property
     def in_order(self) -> bool:
-        """Whether only grouping differs between how it lies and what the program sees."""
+        """Whether it lies as the program sees it but for the grouping of dimensions."""
         return layout.flat(self.dims) == layout.flat(layout.without(self.view, self.constant_along))
 
 
@@ -130,7 +131,7 @@ class Builder:
         """Write out the axes along which a value does not change."""
         new = stored.constant_along
         bare = Stored(stored.value, stored.dims, layout.without(stored.view, new), stored.parameter)
-        key = (stored.value or stored.parameter, "repeat", dims)
+        key = (stored.parameter or stored.value, "repeat", dims)
         if key in self.cache:
             return self.cache[key]
         if len(new) == 1 and dims[0][:1] == new:
@@ -150,10 +151,12 @@ class Builder:
         """A parameter in the layout ``dims``: moved here, so that the file need not move it."""
         key = (stored.parameter, dims)
         if key not in self.cache:
-            values = as_array(attribute_of(self.program.module, stored.parameter)).reshape(layout.shape(stored.dims))
+            values = as_array(attribute_of(self.program.module, stored.parameter))
+            values = values.reshape(axes.shape(stored.dims))
             for step in layout.steps(stored.dims, dims):
-                reshape = step.op == "Reshape"
-                values = values.reshape(layout.shape(step.dims)) if reshape else values.transpose(step.operand)
+                if step.op == "Transpose":
+                    values = values.transpose(step.operand)
+                values = values.reshape(axes.shape(step.dims))
             self.cache[key] = self.initializer(stored.parameter, values)
         return self.cache[key]
 
@@ -203,13 +206,14 @@ class Builder:
 
     def initializer(self, name: str, values: np.ndarray) -> ir.Value:
         name = self._value_names(name)
-        value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(values).reshape(values.shape), name=name))
+        values = np.ascontiguousarray(values).reshape(values.shape)  # which makes vectors of scalars
+        value = ir.val(name, const_value=ir.tensor(values, name=name))
         self.initializers.append(value)
         return value
 
     def weight(self, path: str, tensor: torch.Tensor, transpose: bool = False) -> ir.Value:
         """A parameter as float32; layers that share it share one initializer."""
-        key = ("weight", path, transpose)
+        key = ("weight", id(tensor) if isinstance(tensor, torch.nn.Parameter) else path, transpose)
         if key not in self.cache:
             values = as_array(tensor)
             self.cache[key] = self.initializer(path, values.T if transpose else values)

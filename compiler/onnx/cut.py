@@ -1,8 +1,8 @@
 """Cut a file at its neurons, so that each layer can be compared by itself.
 
-In float32 the order of a sum changes its last bit; a membrane next to its threshold then fires in one runtime and
-not in another, and the difference spreads. So a comparison feeds every layer with the reference's spikes and looks
-at each neuron alone.
+In float32 the order of a sum changes its last bit; a membrane next to its threshold then fires in one runtime
+and not in another, and the difference spreads. So a comparison feeds every layer with the reference's spikes
+and looks at each neuron alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class CutNeuron:
         reference: graph input that everything downstream reads in place of its spikes.
         spikes: graph output: what it fires, given the reference upstream.
         current: graph output: its input current.
-        shape: shape of ``reference`` and ``spikes``, -1 for time and batch: the program's ``[T, N, ...]`` tensor is
-            ``array.reshape(shape)`` there, as only neighbouring dimensions are merged. ``current`` has the same.
-        static: the current is the same at every step and is given once: compare it with ``array[0]``.
+        shape: shape of the three, -1 where the batch is. Only neighbouring dimensions are merged, so that the
+            program's ``[T, N, ...]`` array is ``array.reshape(shape)`` there.
+        static: the current is the same at every step and is given once: ``array[0].reshape(shape)``.
     """
 
     path: str
@@ -52,7 +52,8 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
     except Exception as error:  # protobuf's errors have no common class across its implementations
         raise InputError(f"cannot read an ONNX model from the given bytes: {error}") from error
     graph = proto.graph
-    kinds = {f.name: {p.key: p.value for p in f.metadata_props} for f in proto.functions if f.domain == DOMAIN}
+    ours = [function for function in proto.functions if function.domain == DOMAIN]
+    kinds = {function.name: {p.key: p.value for p in function.metadata_props} for function in ours}
     shapes = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     renamed: dict[str, str] = {}  # spikes -> the reference that stands for them
     found: list[CutNeuron] = []
@@ -97,7 +98,7 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
 def _shape(path: str, info: onnx.ValueInfoProto) -> tuple[int, ...]:
     sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim)
     if sizes.count(-1) != 1:
-        raise InternalError(f"neuron {path}: its spikes have shape {sizes}, in which one dimension must be the batch")
+        raise InternalError(f"neuron {path}: one dimension of its spikes must be the batch, in {sizes}")
     return sizes
 
 

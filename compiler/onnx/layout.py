@@ -1,12 +1,12 @@
-"""Layout: how a value lies in memory against what its axis type says, and the cheapest way from one to another.
+"""Layout: how a value lies in memory, against what its axis type says, and the cheapest way between two.
 
-Time and batch are the two leading dimensions of almost every value in a spiking model. They lie in memory as one
-dimension ``(t b)``, so that convolutions, batch norms and matrix products see an ordinary batch, and a view that
-only merges or splits the two costs nothing.
+Time and batch are the two leading dimensions of almost every value in a spiking model. They lie in memory as
+one dimension ``(t b)``, so that convolutions, batch norms and matrix products see an ordinary batch, and a
+view that only merges or splits the two costs nothing.
 
-A layout is a tuple of dimensions, each an ordered product of *tokens*. A token is a private ``Axis`` that belongs
-to one value, because in a type one axis may stand twice (channels by channels, tokens by tokens), where only its
-place says which is meant. Axes of size 1 have no token: ``()`` is a dimension of size 1.
+A layout is a tuple of dimensions, each an ordered product of *tokens*. A token is a private ``Axis`` that
+belongs to one value: in a type one axis may stand twice (channels by channels, pixels by pixels), where only
+its place says which is meant. Axes of size 1 have no token: ``()`` is a dimension of size 1.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def flat(dims: Dims) -> Dim:
 
 
 def physical(view: Dims, keep: int = 1) -> Dims:
-    """``[t, b, rest...]`` as ``[(t b), rest...]``; any other form as it is. The last ``keep`` are never merged."""
+    """``[t, b, rest...]`` as ``[(t b), rest...]``, any other form as it is; the last ``keep`` stay apart."""
     if len(view) - keep < 2:
         return view
     time, batch = view[:2]
@@ -63,12 +63,12 @@ def physical(view: Dims, keep: int = 1) -> Dims:
 
 def without(dims: Dims, gone: Iterable[Axis]) -> Dims:
     """The same dimensions less some tokens."""
-    ids = {id(token) for token in gone}
-    return tuple(tuple(token for token in dim if id(token) not in ids) for dim in dims)
+    lost = set(gone)
+    return tuple(tuple(token for token in dim if token not in lost) for dim in dims)
 
 
-def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> tuple[Dims, Dim]:
-    """A view after an einops pattern, and the tokens of the letters that only its right side has.
+def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> Dims:
+    """A view after an einops pattern, with new tokens for the letters that only its right side has.
 
     Raises:
         InternalError: a letter takes part of a token, which inference would have split.
@@ -82,14 +82,12 @@ def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> tuple[Dims
         rest = list(dim)
         for letter in letters:
             bound[letter] = _take(rest, sizes.get(letter, axes.size(dim) // known), pattern)
-    new: list[Axis] = []
     for position, letters in enumerate(right):
         for letter in letters:
             if letter not in bound:
                 kind = Kind.TIME if position == 0 and len(letters) == 1 else Kind.PIXEL
                 bound[letter] = fresh(((Axis(letter, int(sizes[letter]), kind, letter),),))[0]
-                new += bound[letter]
-    return tuple(tuple(token for letter in letters for token in bound[letter]) for letters in right), tuple(new)
+    return tuple(flat(tuple(bound[letter] for letter in letters)) for letters in right)
 
 
 def _take(tokens: list[Axis], wanted: int, pattern: str) -> Dim:

@@ -1,7 +1,7 @@
 """Lower a program to one ONNX model of default-domain operators, and look at the file that comes out.
 
-Neurons are calls of model-local functions, whose bodies hold default-domain operators too, so that any runtime
-runs the file and any viewer shows a neuron as one node.
+Neurons are calls of model-local functions, whose bodies hold default-domain operators too, so that any
+runtime runs the file and any viewer shows a neuron as one node.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
 def lower(program: Program) -> ir.Model:
     """The ONNX model of a program at any stage, in float32.
 
-    Its input ``x`` is the program's, its output ``logits`` too, with the batch dynamic as ``N``. Time and batch lie
-    in memory as one leading dimension (layout.py). Each layer's node carries the layer's path as its name, its
-    weights ``<path>.weight`` and so on. Takes time linear in the size of the program.
+    Input ``x`` and output ``logits`` have the program's own shapes, the batch dynamic as ``N``; within, time
+    and batch lie as one leading dimension (layout.py). Each layer's node is named by the layer's path, its
+    weights ``<path>.weight`` and so on. Weights are not copied where they are stored as they are. Linear in
+    the size of the program.
 
     Raises:
         UnsupportedError: a layer whose options no ONNX operator has.
@@ -90,10 +91,8 @@ def _rule(b: Builder, node: fx.Node) -> Stored:
 def _verify(program: Program, node: fx.Node, stored: Stored) -> None:
     """What a rule made must have the shape that inference found."""
     if axes.shape(stored.view) != program.shape_of(node):
-        raise InternalError(
-            f"{node.target} was lowered with shape {axes.shape(stored.view)}, its type is {program.shape_of(node)}",
-            where=node.meta.get("source"),
-        )
+        shapes = f"shape {axes.shape(stored.view)}, its type is {program.shape_of(node)}"
+        raise InternalError(f"{node.target} was lowered with {shapes}", where=node.meta.get("source"))
 
 
 def _like(value: ir.Value) -> ir.Value:
@@ -106,11 +105,12 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def weight_bytes(model: AnyModel) -> int:
-    """Bytes of all constants as the file stores them: the weights, and the few bytes of scalars and shapes."""
+    """Bytes of all constants as the file stores them: weights, and the few bytes of scalars and shapes."""
     if not isinstance(model, ir.Model):
         model = ir.from_proto(_proto(model))
     graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    stored = sum(v.const_value.nbytes for g in graphs for v in g.initializers.values() if v.const_value is not None)
+    tensors = [v.const_value for g in graphs for v in g.initializers.values()]
+    stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     constants = (a for g in graphs for n in g if n.op_type == "Constant" for a in n.attributes.values())
     return stored + sum(a.value.nbytes for a in constants if a.type == ir.AttributeType.TENSOR)
 

@@ -1,8 +1,9 @@
-"""Neurons as model-local functions: one for each kind of neuron in the model, called once for each layer of it.
+"""Neurons as model-local functions: one for each kind of neuron, called once for each layer of that kind.
 
-The body is made of default-domain operators. It runs over values whose outermost axis is time, ``[(t b), ...]`` or
-``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input currents give equal spikes, bit
-for bit. The first step starts from the known reset voltage and the last one does not reset.
+The body is made of default-domain operators. It runs over values whose outermost axis is time,
+``[(t b), ...]`` or ``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input
+currents give equal spikes, bit for bit. The first step starts from the known reset voltage; the last does not
+reset.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from svitc.errors import UnsupportedError
 DOMAIN = "svitc"
 KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's function
 
-_NAMES = {neuron.IFNode: "IF", neuron.LIFNode: "LIF", neuron.ParametricLIFNode: "PLIF", neuron.ILIFNode: "ILIF"}
+_NAMES = {
+    neuron.IFNode: "IF",
+    neuron.LIFNode: "LIF",
+    neuron.ParametricLIFNode: "PLIF",
+    neuron.ILIFNode: "ILIF",
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,9 @@ class NeuronKind:
             else f"v + {rate} (x - {v})" if self.decay_input
             else f"v - {rate} {v} + x"
         )  # fmt: skip
-        fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))" if self.name == "ILIF" else f"h >= {self.threshold:g}"
+        fire = f"h >= {self.threshold:g}"
+        if self.name == "ILIF":
+            fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))"
         reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
         return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}."
 
@@ -229,7 +237,8 @@ class _Body:
         for t, x in enumerate(self.currents()):
             h = x if v is None else self.op("Add", f"h{t}", self.op("Mul", f"left{t}", get["decay"], v), x)
             scaled = h if unit else self.op("Div", f"scaled{t}", h, get["threshold"])
-            counts.append(self.op("Round", f"s{t}", self.op("Clip", f"clip{t}", scaled, get["zero"], get["most"])))
+            clipped = self.op("Clip", f"clip{t}", scaled, get["zero"], get["most"])
+            counts.append(self.op("Round", f"s{t}", clipped))
             if t < kind.steps - 1:
                 spent = counts[-1] if unit else self.op("Mul", f"spent{t}", counts[-1], get["threshold"])
                 v = self.op("Sub", f"v{t}", h, spent)

@@ -1,4 +1,4 @@
-"""One rule for each canonical operation: it reads its inputs in the layout that it wants and says how its output lies."""
+"""One rule for each canonical operation: how it reads its inputs, what it emits and how that lies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import einops
 import onnx_ir as ir
 import torch
 from torch import fx, nn
@@ -59,7 +58,7 @@ def batch_norm(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2
         "running_mean": module.running_mean,
         "running_var": module.running_var,
     }
-    weights = [b.weight(f"{node.target}.{name}", value) for name, value in values.items() if value is not None]
+    weights = [b.weight(f"{node.target}.{name}", each) for name, each in values.items() if each is not None]
     return _layer(b, node, "BatchNormalization", weights, {"epsilon": float(module.eps)})
 
 
@@ -92,7 +91,7 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     static = source.constant_along == time != ()
     if static:
         source = Stored(source.value, source.dims, layout.without(source.view, time), source.parameter)
-    outermost = static or source.dims[:1] and source.dims[0][: len(time)] == time
+    outermost = static or (len(source.dims) > 0 and source.dims[0][: len(time)] == time)
     # it works on elements, so that any grouping of the dimensions will do
     dims = source.dims if source.in_order and outermost else layout.physical(source.view, keep=0)
     kind = kind_of(str(node.target), module, size(time), static)
@@ -110,7 +109,7 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
 def rearrange(b: Builder, node: fx.Node, _: None) -> Stored:
     """A view emits nothing; what reads it finds the shortest way from how the value lies."""
     source = b.at(node.args[0])
-    view, _new = layout.rearranged(source.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
+    view = layout.rearranged(source.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
     return Stored(source.value, source.dims, view, source.parameter)
 
 
@@ -161,9 +160,7 @@ def reduction(b: Builder, node: fx.Node, _: None) -> Stored:
     over = [i for i, dim in enumerate(dims) if dim and dim[0] in lost]
     op_type = "ReduceMean" if node.target is torch.mean else "ReduceSum"
     out = tuple(() if i in over else dim for i, dim in enumerate(dims) if keep or i not in over)
-    value = b.op(
-        op_type, [b.read(x, dims), b.integers("axes", over)], out, {} if keep else {"keepdims": 0}
-    )
+    value = b.op(op_type, [b.read(x, dims), b.integers("axes", over)], out, {} if keep else {"keepdims": 0})
     return b.store(value, out, view)
 
 
@@ -194,7 +191,11 @@ def attribute(b: Builder, node: fx.Node, _: None) -> Stored:
 
 
 def _layer(
-    b: Builder, node: fx.Node, op_type: str, weights: Sequence[ir.Value], attributes: dict[str, Any] | None = None
+    b: Builder,
+    node: fx.Node,
+    op_type: str,
+    weights: Sequence[ir.Value],
+    attributes: dict[str, Any] | None = None,
 ) -> Stored:
     """One node that reads the physical form of the layer's input and gives that of its output."""
     source = b.at(node.args[0])

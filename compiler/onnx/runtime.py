@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import onnxruntime
 
@@ -26,15 +25,10 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
     options.log_severity_level = ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
-    source = model if isinstance(model, bytes) else str(Path(model))
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    name = "the given bytes" if isinstance(model, bytes) else os.fspath(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base class
-        name = "the given bytes" if isinstance(model, bytes) else source
         raise InputError(f"ONNX Runtime cannot load {name}: {error}") from error
 
-
-def run(loaded: onnxruntime.InferenceSession, feeds: dict) -> dict:
-    """Run once. Returns every output by name, as numpy arrays."""
-    names = [output.name for output in loaded.get_outputs()]
-    return dict(zip(names, loaded.run(names, feeds), strict=True))

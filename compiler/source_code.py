@@ -1,0 +1,224 @@
+"""Statements: a data flow of steps as lines of readable Python.
+
+A step's value is written where it is used if that is once and the line stays short; else it gets a variable, whose
+name is reused as soon as the value in it is no longer needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+WIDTH = 100
+POOL = ("x", "y", "z", "u", "w", *(f"x{i}" for i in range(2, 1000)))
+
+
+class Rank(IntEnum):
+    """How tightly an expression binds: what needs parentheses within what."""
+
+    SUM = 1
+    PRODUCT = 2
+    ATOM = 3
+
+
+Text = tuple[str, Rank]
+
+
+class Role(IntEnum):
+    """What a step is, as far as its looks go."""
+
+    VIEW = 0  # moves values only
+    LAYER = 1
+    NEURON = 2  # ends a line: spikes are what flows between layers
+    SUM = 3  # ends a line: a residual addition
+    OTHER = 4
+    CALL = 5  # of a unit: always a line of its own
+
+
+@dataclass(eq=False)
+class Value:
+    """What a step computes.
+
+    Attributes:
+        layout: letters of each dimension, for comments.
+        constant: the expression that always stands for it (a bare parameter), or None.
+    """
+
+    layout: tuple[str, ...] = ()
+    constant: str | None = None
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation.
+
+    Attributes:
+        inputs, outputs: values.
+        code: texts of the inputs -> text of the expression.
+        role: decides where lines end.
+        hint: a variable name that would suit the value, or None.
+        loop: (list, name of its element) where the step calls every element of a list in turn.
+    """
+
+    inputs: list[Value]
+    outputs: list[Value]
+    code: Callable[[Sequence[Text]], Text]
+    role: Role = Role.OTHER
+    hint: str | None = None
+    loop: tuple[str, str] | None = None
+
+
+@dataclass
+class Body:
+    """The body of one ``forward``.
+
+    Attributes:
+        steps: in an order that computes.
+        inputs: values of the arguments.
+        outputs: values to return.
+        names: of the arguments; the first is ``x``.
+    """
+
+    steps: list[Step]
+    inputs: list[Value]
+    outputs: list[Value]
+    indent: str = " " * 8
+    maker: dict[Value, Step] = field(default_factory=dict)
+    kept: set[Value] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.maker = {value: step for step in self.steps for value in step.outputs}
+        self.names = dict(zip(self.inputs, POOL, strict=False))
+        self.uses: dict[Value, int] = {}
+        self.reader: dict[Value, Step | None] = {}
+        for step in self.steps:
+            for value in step.inputs:
+                self.uses[value] = self.uses.get(value, 0) + 1
+                self.reader[value] = step
+        for value in self.outputs:
+            self.uses[value] = self.uses.get(value, 0) + 1
+            self.reader[value] = None  # read by return
+        self._keep()
+
+    # which values get variables
+
+    def _keep(self) -> None:
+        for step in self.steps:
+            if step.role == Role.CALL or len(step.outputs) > 1:
+                self.kept.update(step.outputs)
+            self.kept.update(v for v in step.outputs if self.uses.get(v, 0) != 1)
+        for step in self.steps:
+            if step.role in (Role.NEURON, Role.SUM) and not self.kept.issuperset(step.outputs):
+                reader = self.reader[step.outputs[0]]
+                shared_view = reader is not None and reader.role == Role.VIEW and self.kept.issuperset(reader.outputs)
+                if reader is not None and not shared_view:
+                    self.kept.update(step.outputs)
+        for step in self.steps:
+            if self.kept.issuperset(step.outputs):
+                self._shorten(step.inputs, lambda s=step: "x = " + self._code(s)[0])
+        self._shorten(self.outputs, lambda: self._return())
+
+    def _shorten(self, inputs: Sequence[Value], text: Callable[[], str]) -> None:
+        """Give variables to parts of an expression until its line is short enough."""
+        while len(self.indent + text()) > WIDTH:
+            inner = [v for v in self._inner(inputs) if self.maker[v].role not in (Role.VIEW, Role.OTHER)]
+            inner = inner or self._inner(inputs)
+            if not inner:
+                return
+            whole = len(text())
+            lengths = {v: len(self._expression(v)[0]) for v in inner}
+            cut = min(inner, key=lambda v: max(lengths[v], whole - lengths[v]))
+            self.kept.add(cut)
+            self._shorten(self.maker[cut].inputs, lambda c=cut: "x = " + self._code(self.maker[c])[0])
+
+    def _inner(self, inputs: Sequence[Value]) -> list[Value]:
+        """Values that are written within an expression of these inputs."""
+        found: list[Value] = []
+        for value in inputs:
+            if value in self.maker and value not in self.kept:
+                found += [*self._inner(self.maker[value].inputs), value]
+        return found
+
+    # text
+
+    def _expression(self, value: Value) -> Text:
+        if value.constant is not None:
+            return value.constant, Rank.ATOM
+        if value in self.kept or value not in self.maker:
+            return self.names.get(value, "x"), Rank.ATOM
+        return self._code(self.maker[value])
+
+    def _code(self, step: Step) -> Text:
+        return step.code([self._expression(value) for value in step.inputs])
+
+    def _return(self) -> str:
+        return "return " + ", ".join(self._expression(value)[0] for value in self.outputs)
+
+    def _variables(self, inputs: Sequence[Value]) -> list[Value]:
+        """Variables that an expression of these inputs reads."""
+        found: list[Value] = []
+        for value in inputs:
+            if value.constant is not None:
+                continue
+            if value in self.kept or value not in self.maker:
+                found.append(value)
+            else:
+                found += self._variables(self.maker[value].inputs)
+        return list(dict.fromkeys(found))
+
+    def _hint(self, step: Step) -> str | None:
+        """The name that suits the step, or the one layer that it is a function of."""
+        while step.hint is None and len(step.inputs) == 1:
+            value = step.inputs[0]
+            if value in self.kept or value not in self.maker:
+                break
+            step = self.maker[value]
+        return step.hint
+
+    def lines(self) -> list[str]:
+        """The statements, indented, with the axes in a comment wherever the layout has changed."""
+        statements = [step for step in self.steps if self.kept.issuperset(step.outputs)]
+        reads = [self._variables(step.inputs) for step in statements] + [self._variables(self.outputs)]
+        last = {value: i for i, values in enumerate(reads) for value in values}
+        alive = {name: value for value, name in self.names.items() if value in last}
+        shown = self.inputs[0].layout if self.inputs else ()
+        lines: list[str] = []
+        for i, step in enumerate(statements):
+            code = self._code(step)[0]
+            ending = [value for value in reads[i] if last[value] == i]
+            before = [self.names[value] for value in reads[i]]
+            for value in ending:
+                alive.pop(self.names[value], None)
+            for value in step.outputs:
+                name = self._name(step, [self.names[v] for v in ending], alive, len(reads[i]) == 1)
+                self.names[value] = name
+                alive[name] = value
+            target = ", ".join(self.names[value] for value in step.outputs)
+            if step.loop is not None:
+                if target != before[0]:
+                    lines.append(f"{self.indent}{target} = {before[0]}")
+                lines += [
+                    f"{self.indent}for {step.loop[1]} in {step.loop[0]}:",
+                    f"{self.indent}    {target} = {step.loop[1]}({target})",
+                ]
+                shown = step.outputs[-1].layout
+                continue
+            line = f"{self.indent}{target} = {code}"
+            layout = step.outputs[-1].layout
+            if layout != shown:
+                comment = f"  # [{', '.join(layout)}]"
+                if len(line + comment) <= WIDTH + 10:
+                    line += comment
+                shown = layout
+            lines.append(line)
+        return [*lines, self.indent + self._return()]
+
+    def _name(self, step: Step, ending: list[str], alive: dict[str, Value], unary: bool) -> str:
+        """A name for a step's value: what suits it, else that of the value it replaces, else a free one."""
+        hint = self._hint(step)
+        if hint is not None:
+            return next(n for n in (hint, *(f"{hint}{i}" for i in range(2, 1000))) if n not in alive)
+        if unary and ending and (ending[0] in POOL or step.role == Role.VIEW) and ending[0] not in alive:
+            return ending[0]
+        return next(name for name in (*sorted(set(ending) & set(POOL), key=POOL.index), *POOL) if name not in alive)

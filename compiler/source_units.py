@@ -1,0 +1,317 @@
+"""Units of a program: the parts that become one class each in its generated source.
+
+A unit is a top-level part of the model's tree of layers (``patch_embed``) or an element of a list of large parts
+(``blocks.0``). The graph is shared out among units by the scope of each node; whatever lies between is the root's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import einops
+from torch import fx, nn
+
+from . import axes, ops
+from .infer import attribute_of
+from .program import Program
+from .views import retarget
+
+SMALL, LARGE = 3, 7  # layers: a unit of fewer is no class; a list of parts of at least this many is a list of units
+MOST_INPUTS, MOST_OUTPUTS = 3, 2
+
+
+@dataclass(eq=False)
+class Tree:
+    """A part of the model by its path: a layer, a bare parameter, or what holds them.
+
+    Attributes:
+        path: components from the model down.
+        children: by name, in the order of the graph.
+        layer: call node of the layer here.
+        parameter: node of the bare parameter here.
+    """
+
+    path: tuple[str, ...] = ()
+    children: dict[str, Tree] = field(default_factory=dict)
+    layer: fx.Node | None = None
+    parameter: fx.Node | None = None
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.layer is not None or self.parameter is not None
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the children are 0, 1, …, with few left out: a list."""
+        names = list(self.children)
+        if self.is_leaf or not names or not all(n.isascii() and n.isdecimal() and str(int(n)) == n for n in names):
+            return False
+        no_parameters = all(c.parameter is None for c in self.children.values())
+        return no_parameters and max(map(int, names)) < 2 * len(names) + 8
+
+    @property
+    def sequential(self) -> bool:
+        """Whether this is a list of layers alone."""
+        return self.numbered and all(c.layer is not None for c in self.children.values())
+
+    def count(self) -> int:
+        """Number of layers."""
+        return int(self.layer is not None) + sum(c.count() for c in self.children.values())
+
+    def has_large_list(self) -> bool:
+        """Whether there is a list of large parts somewhere in here."""
+        if self.numbered and any(c.count() >= LARGE for c in self.children.values()):
+            return True
+        return any(c.has_large_list() for c in self.children.values())
+
+    def at(self, path: tuple[str, ...]) -> Tree:
+        tree = self
+        for part in path:
+            tree = tree.children[part]
+        return tree
+
+
+def tree_of(program: Program) -> Tree:
+    """The tree of a program's layers and bare parameters."""
+    root = Tree()
+    layers = {str(n.target) for n in program.graph.nodes if n.op == "call_module"}
+    for node in program.graph.nodes:
+        target = str(node.target)
+        own = node.op == "get_attr" and target.rpartition(".")[0] not in layers
+        if node.op != "call_module" and not own:
+            continue
+        tree = root
+        for part in target.split("."):
+            tree = tree.children.setdefault(part, Tree((*tree.path, part)))
+        if node.op == "get_attr":
+            tree.parameter = tree.parameter or node
+        else:
+            tree.layer = tree.layer or node
+    return root
+
+
+@dataclass(eq=False)
+class Unit:
+    """One part of the model that becomes an instance of a class.
+
+    Attributes:
+        tree: its layers.
+        nodes: its operations, in order.
+        inputs, outputs: values that enter, and that leave.
+    """
+
+    tree: Tree
+    nodes: list[fx.Node] = field(default_factory=list)
+    inputs: list[fx.Node] = field(default_factory=list)
+    outputs: list[fx.Node] = field(default_factory=list)
+
+
+def find_units(tree: Tree) -> Iterator[Tree]:
+    """Parts that are to be units, none within another."""
+    for child in tree.children.values():
+        if child.is_leaf:
+            continue
+        if child.numbered and any(c.count() >= LARGE for c in child.children.values()):
+            parts = list(child.children.values())
+        elif child.has_large_list():
+            parts = [child]
+        else:
+            parts = []
+            if child.count() >= SMALL:
+                yield child
+        for part in parts:
+            if part is child or part.has_large_list():
+                yield from find_units(part)
+            elif part.count() >= SMALL:
+                yield part
+
+
+class Partition:
+    """A program's nodes shared out among units, such that units can be called one after the other.
+
+    Attributes:
+        program: a twin with its own graph and the same layers.
+        tree: of all layers.
+        units: in the order of calls.
+        steps: the root's own nodes, and units, in an order that computes.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = shadow(program)
+        self.tree = tree_of(self.program)
+        self.owner: dict[fx.Node, Unit | None] = {}
+        self._assign([Unit(tree) for tree in find_units(self.tree)])
+        self._share_views()
+        self._hoist_views()
+        while (wrong := self._wrong()) is not None:
+            for node in wrong.nodes:
+                self.owner[node] = None
+            self.units.remove(wrong)
+        self.steps = self._schedule()
+        self.units = [step for step in self.steps if isinstance(step, Unit)]
+
+    def _assign(self, units: list[Unit]) -> None:
+        self.units = units
+        by_path = {unit.tree.path: unit for unit in units}
+        for node in self.program.graph.nodes:
+            where = str(node.target) if node.op in ("call_module", "get_attr") else str(node.meta.get("scope") or "")
+            path = tuple(where.split("."))
+            found = (by_path.get(path[:i]) for i in range(len(path), 0, -1))
+            unit = None if node.op in ("placeholder", "output") else next((u for u in found if u), None)
+            self.owner[node] = unit
+        for node in self.program.graph.nodes:
+            if node.op == "get_attr" and any(self.owner[user] is not self.owner[node] for user in node.users):
+                self.owner[node] = None
+        self._collect()
+
+    def _collect(self) -> None:
+        """Fill in nodes, inputs and outputs of every unit."""
+        for unit in self.units:
+            unit.nodes = [n for n in self.program.graph.nodes if self.owner[n] is unit]
+            inside = set(unit.nodes)
+            read = [a for n in unit.nodes for a in n.all_input_nodes if a not in inside]
+            unit.inputs = list(dict.fromkeys(read))
+            unit.outputs = [n for n in unit.nodes if n.op != "get_attr" and not inside.issuperset(n.users)]
+
+    def _share_views(self) -> None:
+        """One rearrange where several of a unit are the same."""
+        seen: dict[Any, fx.Node] = {}
+        for node in list(self.program.graph.nodes):
+            if node.target not in ops.VIEWS:
+                continue
+            key = (id(self.owner[node]), node.target, node.args, tuple(sorted(node.kwargs.items())))
+            first = seen.setdefault(key, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                del self.owner[node]
+                self.program.graph.erase_node(node)
+        self._collect()
+
+    def _hoist_views(self) -> None:
+        """Make the first of several like units look like the others, where the others' input has another layout.
+
+        The first block of a stage often begins with the view from pixels to tokens that the others do without.
+        That view goes to the root; the unit's other views of the same value read it instead. All of them only
+        merge or split adjacent axes, so that memory layouts stay what they were.
+        """
+        layouts: dict[tuple[str, ...], list[tuple]] = {}
+        for unit in self.units:
+            if unit.inputs:
+                layouts.setdefault(unit.tree.path[:-1], []).append(self._dims(unit.inputs[0]))
+        for unit in self.units:
+            if len(unit.inputs) != 1 or not unit.tree.path[-1].isdecimal():
+                continue
+            value = unit.inputs[0]
+            readers = [n for n in unit.nodes if value in n.all_input_nodes]
+            others = [x for x in layouts[unit.tree.path[:-1]] if x != self._dims(value)]
+            first = next((n for n in readers if self._dims(n) in others), None)
+            if first is None or not all(n.target is einops.rearrange and self._keeps_order(n) for n in readers):
+                continue
+            self.owner[first] = None
+            value.append(first)
+            for node in readers:
+                if node is not first:
+                    retarget(self.program, node, first)
+        self.program.retype()
+        self._collect()
+
+    def _dims(self, node: fx.Node) -> tuple:
+        """Kinds of a value's axes, dimension by dimension."""
+        return tuple(tuple(axis.kind for axis in dim) for dim in self.program.type_of(node))
+
+    def _keeps_order(self, node: fx.Node) -> bool:
+        source = [axis for dim in self.program.type_of(node.all_input_nodes[0]) for axis in dim]
+        return source == [axis for dim in self.program.type_of(node) for axis in dim]
+
+    def _wrong(self) -> Unit | None:
+        """A unit that cannot be one call, if any: too many values in or out, or its output leads back into it."""
+        self._collect()
+        for unit in sorted(self.units, key=lambda u: len(u.nodes)):
+            if not 1 <= len(unit.inputs) <= MOST_INPUTS or not 1 <= len(unit.outputs) <= MOST_OUTPUTS:
+                return unit
+            seen: set[fx.Node] = set()
+            todo = [user for out in unit.outputs for user in out.users if self.owner[user] is not unit]
+            while todo:
+                node = todo.pop()
+                other = self.owner[node]
+                if other is unit:
+                    return unit
+                for reached in other.nodes if other else [node]:
+                    if reached not in seen:
+                        seen.add(reached)
+                        todo += [user for user in reached.users if other is None or self.owner[user] is not other]
+        return None
+
+    def _schedule(self) -> list[fx.Node | Unit]:
+        """The root's nodes, and units as one step each, in the graph's order as far as it computes."""
+        done: set[fx.Node] = set()
+        waiting: list[fx.Node | Unit] = list(dict.fromkeys(self.owner[n] or n for n in self.program.graph.nodes))
+        steps: list[fx.Node | Unit] = []
+        while waiting:
+            ready = next(s for s in waiting if done.issuperset(s.inputs if isinstance(s, Unit) else s.all_input_nodes))
+            waiting.remove(ready)
+            steps.append(ready)
+            done.update(ready.nodes if isinstance(ready, Unit) else [ready])
+        return steps
+
+
+def shadow(program: Program) -> Program:
+    """A twin with a graph of its own, to be rearranged for reading; layers are shared and stay as they are."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    twin = Program(fx.GraphModule(program.module, graph), program.input, program.stage, program.info)
+    twin.retype()
+    return twin
+
+
+class Letters:
+    """Names of axes in patterns and comments: t, b, c, h and d within heads, y, x, and n for pixels together."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.heads = {id(g.head_axis) for g in program.groups if g.head_axis is not None}
+        self.inner = {id(g.axis) for g in program.groups if g.head_axis is not None}
+
+    def of(self, dim: axes.Dim, otherwise: str = "c") -> str:
+        """One letter for a product of axes."""
+        kinds = {axis.kind for axis in dim}
+        if kinds == {axes.Kind.TIME}:
+            return "t"
+        if kinds == {axes.Kind.BATCH}:
+            return "b"
+        if kinds == {axes.Kind.PIXEL}:
+            return "n" if len(dim) > 1 else dim[0].letter
+        if kinds == {axes.Kind.CHANNEL}:
+            if len(dim) == 1:
+                return "h" if id(dim[0]) in self.heads else "d" if id(dim[0]) in self.inner else "c"
+            return "c"
+        return otherwise
+
+    def layout(self, node: fx.Node) -> tuple[str, ...]:
+        """Each dimension of a value as text: ``("t", "b", "(h d)", "n")``."""
+        texts = []
+        for dim in self.program.type_of(node):
+            parts: list[str] = []
+            for axis in dim:
+                letter = self.of((axis,))
+                if axis.kind == axes.Kind.PIXEL and parts and parts[-1] in ("n", "y"):
+                    parts[-1] = "n"
+                else:
+                    parts.append(letter)
+            texts.append("1" if not parts else parts[0] if len(parts) == 1 else f"({' '.join(parts)})")
+        return tuple(texts)
+
+
+def bare_parameter(program: Program, tree: Tree) -> tuple[Any, bool]:
+    """The value of a bare parameter, and whether it is one (else it is a buffer)."""
+    assert tree.parameter is not None
+    value = attribute_of(program.module, str(tree.parameter.target))
+    return value, isinstance(value, nn.Parameter)
