@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from . import console
@@ -235,19 +233,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status. Bad input never gives a traceback (``-v`` shows one)."""
     state["verbose"] = False
     try:
-        status = app(args=argv, prog_name="svitc", standalone_mode=False)
-        return int(status or 0)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.ClickException as problem:
-        problem.show()
-        return problem.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        console.err.print("interrupted; nothing was written")
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        app(args=argv, prog_name="svitc")
+    except SystemExit as done:
+        if done.code == INTERRUPTED:
+            console.err.print("interrupted; nothing was written")
+        return int(done.code or 0)
     except SvitcError as problem:
         console.error(problem)
         if state["verbose"]:
@@ -259,3 +249,4 @@ def main(argv: list[str] | None = None) -> int:
         if state["verbose"]:
             traceback.print_exc()
         return fault.exit_status
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,9 @@ from rich.table import Table
 
 from .errors import SvitcError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# where nobody watches (a pipe, a log) nothing is cut or wrapped
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 200)
 
 
 def error(problem: SvitcError) -> None:
@@ -104,7 +106,7 @@ def inspection(view: dict[str, Any]) -> None:
     assumptions(view["model"])
     table = Table(title="layers", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for title, justify in (("layer", "left"), ("kind", "left"), ("widths", "right"), ("bytes", "right"), ("MMACs", "right"), ("line", "left")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for layer in view["layers"]:
         if layer["kind"].startswith("BatchNorm"):
             continue
@@ -115,7 +117,7 @@ def inspection(view: dict[str, Any]) -> None:
     out.print(table)
     table = Table(title="\nchannel groups", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for title, justify in (("group", "left"), ("size", "right"), ("layers", "right"), ("bytes each", "right"), ("prunable", "left")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for group in view["groups"]:
         size = f"{group['heads']} x {group['size'] // group['heads']}" if group["heads"] > 1 else str(group["size"])
         why = f"[yellow]no:[/] {escape(group['frozen'])}" if group["frozen"] else "yes"

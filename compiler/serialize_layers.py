@@ -13,7 +13,16 @@ from . import ops
 from .errors import InputError, InternalError, UnsupportedError
 from .program import Program
 
-_CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
+_CONVOLUTION = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "bias",
+)
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine")
 _NEURON = ("v_threshold", "v_reset", "detach_reset")
 ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -34,10 +43,11 @@ TYPES = {kind.__name__: kind for kind in ARGUMENTS}
 # SpikingJelly's surrogate gradients -> the scalars that shape them
 SURROGATES = {
     "ATan": ("alpha",), "DeterministicPass": (), "Erf": ("alpha",), "FakeNumericalGradient": ("alpha",),
-    "LeakyKReLU": ("leak", "k"), "LogTailedReLU": ("alpha",), "MultiLevelSpikeCount": ("max_spike_count", "grad_min", "grad_max"),
-    "NonzeroSignLogAbs": ("alpha",), "PiecewiseExp": ("alpha",), "PiecewiseLeakyReLU": ("w", "c"),
-    "PiecewiseQuadratic": ("alpha",), "QPseudoSpike": ("alpha",), "Rect": ("alpha",), "S2NN": ("alpha", "beta"),
-    "Sigmoid": ("alpha",), "SoftSign": ("alpha",), "SquarewaveFourierSeries": ("n", "T_period"), "SuperSpike": ("alpha",),
+    "LeakyKReLU": ("leak", "k"), "LogTailedReLU": ("alpha",),
+    "MultiLevelSpikeCount": ("max_spike_count", "grad_min", "grad_max"), "NonzeroSignLogAbs": ("alpha",),
+    "PiecewiseExp": ("alpha",), "PiecewiseLeakyReLU": ("w", "c"), "PiecewiseQuadratic": ("alpha",),
+    "QPseudoSpike": ("alpha",), "Rect": ("alpha",), "S2NN": ("alpha", "beta"), "Sigmoid": ("alpha",),
+    "SoftSign": ("alpha",), "SquarewaveFourierSeries": ("n", "T_period"), "SuperSpike": ("alpha",),
 }  # fmt: skip
 STAND_IN = {"type": "ATan", "alpha": 2.0}
 
@@ -51,7 +61,7 @@ def _whole(value: Any) -> bool:
 
 
 def _window(value: Any) -> bool:
-    return _whole(value) or isinstance(value, list) and 0 < len(value) <= 2 and all(map(_whole, value))
+    return _whole(value) or (isinstance(value, list) and 0 < len(value) <= 2 and all(map(_whole, value)))
 
 
 def _flag(value: Any) -> bool:
@@ -67,9 +77,13 @@ def _number_or_none(value: Any) -> bool:
 
 
 _VALID = {
-    **dict.fromkeys(("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"), _count),
+    **dict.fromkeys(
+        ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"), _count
+    ),
     **dict.fromkeys(("kernel_size", "stride", "padding", "dilation"), _window),
-    **dict.fromkeys(("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset"), _flag),
+    **dict.fromkeys(
+        ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset"), _flag
+    ),
     **dict.fromkeys(("eps", "v_threshold"), _number),
     **dict.fromkeys(("momentum", "v_reset"), _number_or_none),
     "tau": lambda v: _number(v) and v > 1,
@@ -82,7 +96,7 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
     """What a layer is made with, as JSON values: ``{"type": "Linear", "in_features": 4, ...}``.
 
     Raises:
-        UnsupportedError: a neuron whose output is not that of a known spike function, or not in multi-step mode.
+        UnsupportedError: a neuron that does not fire 0 or 1 (an ILIF: counts), or is in single-step mode.
     """
     kind = type(module)
     if kind not in ARGUMENTS:
@@ -114,10 +128,12 @@ def _describe_surrogate(path: str, module: Any) -> dict[str, Any]:
     function = module.surrogate_function
     if isinstance(module, neuron.ILIFNode):
         if type(function) is not surrogate.MultiLevelSpikeCount or not function.spiking:
-            raise UnsupportedError(f"neuron {path} counts spikes by a {type(function).__name__}, which svitc does not know")
+            raise UnsupportedError(
+                f"neuron {path} counts spikes by a {type(function).__name__}, which svitc does not know"
+            )
     elif not _is_step(function):
         raise UnsupportedError(
-            f"neuron {path} does not fire 0 or 1: its surrogate function {type(function).__name__} is no step at 0",
+            f"neuron {path} does not fire 0 or 1: its surrogate {type(function).__name__} is no step at 0",
             hint="Set spiking=True on the surrogate function, or use a neuron that svitc knows.",
         )
     if not is_known(function):
@@ -142,7 +158,7 @@ def _scalar(value: Any) -> float | int:
 
 
 def stored_info(program: Program) -> dict[str, Any]:
-    """The program's ``info``, and a sentence in ``assumptions`` for surrogates that are not stored as they are."""
+    """The program's ``info``, with a sentence in ``assumptions`` on surrogates that are stored as others."""
     found = sorted(
         {
             type(module.surrogate_function).__name__
@@ -165,9 +181,15 @@ def build_layer(entry: Any) -> nn.Module:
     Raises:
         InputError: an unknown type, or an argument that is missing or makes no sense.
     """
-    kind = TYPES.get(entry.get("type")) if isinstance(entry, dict) and isinstance(entry.get("type"), str) else None
+    kind = (
+        TYPES.get(entry.get("type"))
+        if isinstance(entry, dict) and isinstance(entry.get("type"), str)
+        else None
+    )
     if kind is None:
-        raise InputError("unknown type of layer" + (f" {entry.get('type')!r}" if isinstance(entry, dict) else ""))
+        raise InputError(
+            "unknown type of layer" + (f" {entry.get('type')!r}" if isinstance(entry, dict) else "")
+        )
     arguments: dict[str, Any] = {}
     for key in ARGUMENTS[kind]:
         if key not in entry or not _VALID[key](entry[key]):
@@ -182,7 +204,10 @@ def build_layer(entry: Any) -> nn.Module:
         reset = arguments.get("v_reset")
         if arguments["v_threshold"] <= 0 or (reset is not None and reset >= arguments["v_threshold"]):
             raise InputError("the neuron fires without input")
-        if kind is not neuron.ILIFNode and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
+        if (
+            kind is not neuron.ILIFNode
+            and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount"
+        ):
             raise InputError(f"{kind.__name__} fires 0 or 1, MultiLevelSpikeCount counts")
         arguments |= {"surrogate_function": build_surrogate(entry.get("surrogate")), "step_mode": "m"}
     try:
@@ -205,7 +230,10 @@ def build_surrogate(entry: Any) -> nn.Module:
         raise InputError(f"{name} has no valid {', '.join(SURROGATES[name])}")
     arguments = {key: entry[key] for key in SURROGATES[name]}
     if name == "MultiLevelSpikeCount":
-        arguments = {"max_spike_count": entry["max_spike_count"], "grad_window": (entry["grad_min"], entry["grad_max"])}
+        arguments = {
+            "max_spike_count": entry["max_spike_count"],
+            "grad_window": (entry["grad_min"], entry["grad_max"]),
+        }
     try:
         return getattr(surrogate, name)(**arguments)
     except (ValueError, TypeError, AssertionError) as error:

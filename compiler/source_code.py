@@ -1,7 +1,7 @@
 """Statements: a data flow of steps as lines of readable Python.
 
-A step's value is written where it is used if that is once and the line stays short; else it gets a variable, whose
-name is reused as soon as the value in it is no longer needed.
+A step's value is written where it is used if that is once and the line stays short; else it gets a variable,
+whose name is reused as soon as the value in it is no longer needed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class Body:
         steps: in an order that computes.
         inputs: values of the arguments.
         outputs: values to return.
-        names: of the arguments; the first is ``x``.
     """
 
     steps: list[Step]
@@ -108,10 +107,14 @@ class Body:
             if step.role == Role.CALL or len(step.outputs) > 1:
                 self.kept.update(step.outputs)
             self.kept.update(v for v in step.outputs if self.uses.get(v, 0) != 1)
+            if step.loop is not None:
+                self.kept.update(v for v in step.inputs if v in self.maker)
         for step in self.steps:
             if step.role in (Role.NEURON, Role.SUM) and not self.kept.issuperset(step.outputs):
                 reader = self.reader[step.outputs[0]]
-                shared_view = reader is not None and reader.role == Role.VIEW and self.kept.issuperset(reader.outputs)
+                shared_view = (
+                    reader is not None and reader.role == Role.VIEW and self.kept.issuperset(reader.outputs)
+                )
                 if reader is not None and not shared_view:
                     self.kept.update(step.outputs)
         for step in self.steps:
@@ -221,4 +224,6 @@ class Body:
             return next(n for n in (hint, *(f"{hint}{i}" for i in range(2, 1000))) if n not in alive)
         if unary and ending and (ending[0] in POOL or step.role == Role.VIEW) and ending[0] not in alive:
             return ending[0]
-        return next(name for name in (*sorted(set(ending) & set(POOL), key=POOL.index), *POOL) if name not in alive)
+        return next(
+            name for name in (*sorted(set(ending) & set(POOL), key=POOL.index), *POOL) if name not in alive
+        )

@@ -18,8 +18,8 @@ from .source_units import Tree, bare_parameter
 WIDTH = 100
 NEURON_NAMES = {"LIFNode": "lif", "IFNode": "if_node", "ParametricLIFNode": "plif", "ILIFNode": "ilif"}
 DEFAULTS = {
-    "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "bias": True, "eps": 1e-5, "momentum": 0.1, "affine": True,
-    "ceil_mode": False, "count_include_pad": True, "divisor_override": None,
+    "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "bias": True, "eps": 1e-5, "momentum": 0.1,
+    "affine": True, "ceil_mode": False, "count_include_pad": True, "divisor_override": None,
 }  # fmt: skip
 Number = Callable[[Any, tuple], str]  # a number and what it counts -> its text
 
@@ -73,7 +73,7 @@ def access(tree: Tree, path: Sequence[str]) -> str:
         if here.numbered:
             text += f"[{part}]"
         else:
-            text = f"{text}.{part}" if is_name(part) else f"getattr({text}, {part!r})"
+            text = f"{text}.{part}" if is_name(part) else f'getattr({text}, "{part}")'
         here = here.children.get(part, Tree())
     return text
 
@@ -146,7 +146,9 @@ class Constructors:
         unit: part of the tree -> the call that makes it where it is a unit of its own.
     """
 
-    def __init__(self, program: Program, neurons: Neurons, unit: Callable[[Tree], str | None] = lambda tree: None) -> None:
+    def __init__(
+        self, program: Program, neurons: Neurons, unit: Callable[[Tree], str | None] = lambda tree: None
+    ) -> None:
         self.program, self.neurons, self.unit = program, neurons, unit
 
     def part(self, tree: Tree, number: Number) -> Call | str:
@@ -173,7 +175,7 @@ class Constructors:
             if is_name(name):
                 named.append((name, made_child))
             else:
-                odd.append((None, f"{name!r}: {made_child}"))
+                odd.append((None, f'"{name}": {made_child}'))
         if odd:
             named.append((None, Call("**{", odd, "}")))
         return Call("Layers(", named)

@@ -1,7 +1,8 @@
 """Units of a program: the parts that become one class each in its generated source.
 
-A unit is a top-level part of the model's tree of layers (``patch_embed``) or an element of a list of large parts
-(``blocks.0``). The graph is shared out among units by the scope of each node; whatever lies between is the root's.
+A unit is a top-level part of the model's tree of layers (``patch_embed``) or an element of a list of large
+parts (``blocks.0``). The graph is shared out among units by the scope of each node; whatever lies between is
+the root's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from .infer import attribute_of
 from .program import Program
 from .views import retarget
 
-SMALL, LARGE = 3, 7  # layers: a unit of fewer is no class; a list of parts of at least this many is a list of units
+SMALL, LARGE = (
+    3,
+    5,
+)  # layers: a unit of fewer is no class; a list of parts of at least this many is a list of units
 MOST_INPUTS, MOST_OUTPUTS = 3, 2
 
 
@@ -50,7 +54,11 @@ class Tree:
     def numbered(self) -> bool:
         """Whether the children are 0, 1, …, with few left out: a list."""
         names = list(self.children)
-        if self.is_leaf or not names or not all(n.isascii() and n.isdecimal() and str(int(n)) == n for n in names):
+        if (
+            self.is_leaf
+            or not names
+            or not all(n.isascii() and n.isdecimal() and str(int(n)) == n for n in names)
+        ):
             return False
         no_parameters = all(c.parameter is None for c in self.children.values())
         return no_parameters and max(map(int, names)) < 2 * len(names) + 8
@@ -148,6 +156,7 @@ class Partition:
         self.owner: dict[fx.Node, Unit | None] = {}
         self._assign([Unit(tree) for tree in find_units(self.tree)])
         self._share_views()
+        self._chain_views()
         self._hoist_views()
         while (wrong := self._wrong()) is not None:
             for node in wrong.nodes:
@@ -160,7 +169,11 @@ class Partition:
         self.units = units
         by_path = {unit.tree.path: unit for unit in units}
         for node in self.program.graph.nodes:
-            where = str(node.target) if node.op in ("call_module", "get_attr") else str(node.meta.get("scope") or "")
+            where = (
+                str(node.target)
+                if node.op in ("call_module", "get_attr")
+                else str(node.meta.get("scope") or "")
+            )
             path = tuple(where.split("."))
             found = (by_path.get(path[:i]) for i in range(len(path), 0, -1))
             unit = None if node.op in ("placeholder", "output") else next((u for u in found if u), None)
@@ -193,44 +206,62 @@ class Partition:
                 self.program.graph.erase_node(node)
         self._collect()
 
-    def _hoist_views(self) -> None:
-        """Make the first of several like units look like the others, where the others' input has another layout.
+    def _chain_views(self) -> None:
+        """Where a unit views one value in several ways, let the view that keeps time apart come first.
 
-        The first block of a stage often begins with the view from pixels to tokens that the others do without.
-        That view goes to the root; the unit's other views of the same value read it instead. All of them only
-        merge or split adjacent axes, so that memory layouts stay what they were.
+        The others then read it. All of them only merge or split adjacent axes, so that memory layouts stay as
+        they were, and with them every bit of the result.
+        """
+        for value in list(self.program.graph.nodes):
+            readers: dict[int, list[fx.Node]] = {}
+            for node in value.users:
+                if node.target is einops.rearrange and self._keeps_order(node):
+                    readers.setdefault(id(self.owner[node]), []).append(node)
+            for views in readers.values():
+                first = next((n for n in sorted(views) if len(views) > 1 and not self._merges_time(n)), None)
+                if first is None:
+                    continue
+                value.append(first)
+                for node in views:
+                    if node is not first:
+                        retarget(self.program, node, first)
+        self.program.retype()
+        self._collect()
+
+    def _hoist_views(self) -> None:
+        """Leave the first view of a unit to the root, where the like units of the same list do without it.
+
+        The first block of a stage often begins with the view from pixels to tokens.
         """
         layouts: dict[tuple[str, ...], list[tuple]] = {}
         for unit in self.units:
             if unit.inputs:
                 layouts.setdefault(unit.tree.path[:-1], []).append(self._dims(unit.inputs[0]))
         for unit in self.units:
-            if len(unit.inputs) != 1 or not unit.tree.path[-1].isdecimal():
+            if len(unit.inputs) != 1:
                 continue
-            value = unit.inputs[0]
-            readers = [n for n in unit.nodes if value in n.all_input_nodes]
-            others = [x for x in layouts[unit.tree.path[:-1]] if x != self._dims(value)]
-            first = next((n for n in readers if self._dims(n) in others), None)
-            if first is None or not all(n.target is einops.rearrange and self._keeps_order(n) for n in readers):
-                continue
-            self.owner[first] = None
-            value.append(first)
-            for node in readers:
-                if node is not first:
-                    retarget(self.program, node, first)
-        self.program.retype()
+            readers = [n for n in unit.nodes if unit.inputs[0] in n.all_input_nodes]
+            if len(readers) == 1 and readers[0].target is einops.rearrange:
+                layout = self._dims(readers[0])
+                if layout != self._dims(unit.inputs[0]) and layout in layouts[unit.tree.path[:-1]]:
+                    self.owner[readers[0]] = None
         self._collect()
 
     def _dims(self, node: fx.Node) -> tuple:
         """Kinds of a value's axes, dimension by dimension."""
         return tuple(tuple(axis.kind for axis in dim) for dim in self.program.type_of(node))
 
+    def _merges_time(self, node: fx.Node) -> bool:
+        return any(
+            len(dim) > 1 and any(a.kind == axes.Kind.TIME for a in dim) for dim in self.program.type_of(node)
+        )
+
     def _keeps_order(self, node: fx.Node) -> bool:
         source = [axis for dim in self.program.type_of(node.all_input_nodes[0]) for axis in dim]
         return source == [axis for dim in self.program.type_of(node) for axis in dim]
 
     def _wrong(self) -> Unit | None:
-        """A unit that cannot be one call, if any: too many values in or out, or its output leads back into it."""
+        """A unit that cannot be one call: too many values in or out, or an output leads back into it."""
         self._collect()
         for unit in sorted(self.units, key=lambda u: len(u.nodes)):
             if not 1 <= len(unit.inputs) <= MOST_INPUTS or not 1 <= len(unit.outputs) <= MOST_OUTPUTS:
@@ -245,16 +276,22 @@ class Partition:
                 for reached in other.nodes if other else [node]:
                     if reached not in seen:
                         seen.add(reached)
-                        todo += [user for user in reached.users if other is None or self.owner[user] is not other]
+                        todo += [
+                            user for user in reached.users if other is None or self.owner[user] is not other
+                        ]
         return None
 
     def _schedule(self) -> list[fx.Node | Unit]:
         """The root's nodes, and units as one step each, in the graph's order as far as it computes."""
         done: set[fx.Node] = set()
-        waiting: list[fx.Node | Unit] = list(dict.fromkeys(self.owner[n] or n for n in self.program.graph.nodes))
+        waiting: list[fx.Node | Unit] = list(
+            dict.fromkeys(self.owner[n] or n for n in self.program.graph.nodes)
+        )
         steps: list[fx.Node | Unit] = []
         while waiting:
-            ready = next(s for s in waiting if done.issuperset(s.inputs if isinstance(s, Unit) else s.all_input_nodes))
+            ready = next(
+                s for s in waiting if done.issuperset(s.inputs if isinstance(s, Unit) else s.all_input_nodes)
+            )
             waiting.remove(ready)
             steps.append(ready)
             done.update(ready.nodes if isinstance(ready, Unit) else [ready])
@@ -262,7 +299,7 @@ class Partition:
 
 
 def shadow(program: Program) -> Program:
-    """A twin with a graph of its own, to be rearranged for reading; layers are shared and stay as they are."""
+    """A twin with a graph of its own, to be rearranged for reading; it shares the layers."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -273,7 +310,7 @@ def shadow(program: Program) -> Program:
 
 
 class Letters:
-    """Names of axes in patterns and comments: t, b, c, h and d within heads, y, x, and n for pixels together."""
+    """Names of axes: t, b, c, h and d within heads, y, x, and n for pixels together."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

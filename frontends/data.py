@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import random
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from svitc.errors import InputError, UsageError
+from svitc.errors import InputError, SvitcError, UsageError
 from svitc.program import InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -137,7 +136,7 @@ def load_data(
         elif path.suffix == ".npz":
             data = _arrays(path, input_spec, info)
         elif zipfile.is_zipfile(path):
-            archive = zipfile.ZipFile(path)
+            archive = _open(path)
             data = _images(path.name, _members(archive, path), archive.read, input_spec, info)
         else:
             raise InputError(f"{path} is neither a folder, nor a .zip, nor an .npz of images", hint=LAYOUT)
@@ -148,6 +147,13 @@ def load_data(
 
 def _folder(path: Path) -> list[str]:
     return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # a damaged directory may hold anything
+        raise InputError(f"{path} is damaged: {error}", hint="Copy or download it again.") from error
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> list[str]:
@@ -253,7 +259,9 @@ def _arrays(path: Path, spec: InputSpec, info: Mapping[str, Any]) -> Dataset:
                 held = ", ".join(file.files) or "nothing"
                 raise InputError(f"{name} has no {' and no '.join(lacking)} (it has {held})", hint=LAYOUT)
             images, labels = file["images"], file["labels"]
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except SvitcError:
+        raise
+    except Exception as error:  # a damaged archive may hold anything
         raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=LAYOUT) from error
     _check_labels(name, labels, len(images) if images.ndim else 0, info)
     _check_images(name, images, spec)

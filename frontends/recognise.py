@@ -131,9 +131,11 @@ def _family(shapes: Shapes) -> Family:
     # a block's keys repeat: the first of each pattern is enough to see the difference
     unknown = [key for key in names if families.pattern(key) not in family.signature]
     lacking = sorted(key.replace(".#.", ".0.") for key in family.signature - patterns)
+    differences = [f"does not have {first(unknown)}"] if unknown else []
+    differences += [f"would have {first(lacking)}"] if lacking else []
     raise UnsupportedError(
         f"the weights are of no family that svitc knows ({known}). They look most like SpikingJelly's "
-        f"{family.title}, which does not have {first(unknown)}, and would have {first(lacking)}",
+        f"{family.title}, which {' and '.join(differences)}",
         hint="An official repository's model is not interchangeable with SpikingJelly's. " + OWN_CODE,
     )
 

@@ -69,11 +69,16 @@ def fit(model: nn.Module, state: State, source: str, arch: str) -> list[str]:
         if key.endswith(COUNTER) and key not in state:
             state[key] = torch.zeros((), dtype=torch.int64)
     _check_names_and_shapes(wanted, state, source, arch)
-    _check_values(wanted, state, source)
+    for key, value in state.items():
+        if wanted[key].is_floating_point() and not value.is_floating_point():
+            raise InputError(
+                f"{source}: {key} holds {_type(value.dtype)}, where the model has real numbers",
+                hint="Quantized weights cannot be compiled; save those of the float model.",
+            )
     kinds = {v.dtype for k, v in state.items() if v.is_floating_point() and wanted[k].is_floating_point()}
     # copies: the file's tensors may be views of one another, or of an array that others hold
-    state = {k: torch.empty_like(v, dtype=_kind(wanted[k]), memory_format=torch.contiguous_format).copy_(v)
-             for k, v in state.items()}  # fmt: skip
+    state = {key: _copy(value, wanted[key]) for key, value in state.items()}
+    _check_values(state, source)
     try:
         model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in wanted.values()))
     except RuntimeError as error:  # a model's own hooks may object
@@ -82,8 +87,9 @@ def fit(model: nn.Module, state: State, source: str, arch: str) -> list[str]:
     return [f"weights stored as {' and '.join(other)} are computed in float32"] if other else []
 
 
-def _kind(wanted: torch.Tensor) -> torch.dtype:
-    return torch.float32 if wanted.is_floating_point() else wanted.dtype
+def _copy(value: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    kind = torch.float32 if wanted.is_floating_point() else wanted.dtype
+    return value.detach().to(dtype=kind, copy=True, memory_format=torch.contiguous_format)
 
 
 def _type(dtype: torch.dtype) -> str:
@@ -111,22 +117,15 @@ def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str)
         raise InputError(f"{source} does not fit {arch}: {', '.join(parts)}")
 
 
-def _check_values(wanted: State, state: State, source: str) -> None:
+def _check_values(state: State, source: str) -> None:
     bad = []
     for key, value in state.items():
-        if not value.is_floating_point():
-            if wanted[key].is_floating_point():
-                raise InputError(
-                    f"{source}: {key} holds {_type(value.dtype)}, where the model has real numbers",
-                    hint="Quantized weights cannot be compiled; save those of the float model.",
-                )
+        if not value.is_floating_point() or not value.numel():
             continue
-        # the sum is finite only where every number is: one pass, and nothing stored
-        if value.numel() and not torch.isfinite(value.sum(dtype=torch.float64)):
-            count = int((~torch.isfinite(value.double())).sum())
-            if count:
-                bad.append(f"{key} ({count} of {value.numel()})")
-        elif key.endswith("running_var") and value.numel() and value.min() < 0:
+        # the sum is finite where every number is: one pass, and nothing stored
+        if not torch.isfinite(value.sum(dtype=torch.float64)):
+            bad.append(f"{key} ({int((~torch.isfinite(value)).sum())} of {value.numel()})")
+        elif key.endswith("running_var") and value.min() < 0:
             raise InputError(
                 f"{source}: {key} has a negative variance", hint="The file is damaged or was edited."
             )

@@ -31,4 +31,3 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base class
         raise InputError(f"ONNX Runtime cannot load {name}: {error}") from error
-

@@ -1,0 +1,222 @@
+"""A program as readable PyTorch source, which needs only torch, einops and spikingjelly, and trains.
+
+The graph is split by scope into units (source_units), each unit's layers become a constructor (source_layers)
+and its operations a ``forward`` (source_steps, source_code). Units of one structure share one class, whose
+arguments are the numbers in which they differ (source_classes). Paths of layers stay as they are, so that
+weights load by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from .program import Program, Stage
+from .serialize_layers import stored_info
+from .source_classes import Classes, attributes, class_head, constructor_lines, literal, shape
+from .source_code import Body, Role, Step
+from .source_layers import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
+from .source_steps import Steps, call_unit, time_steps
+from .source_units import Letters, Partition, Unit
+
+LOAD = '''\
+def load(path=Path(__file__).with_name("model.safetensors")):
+    """The model with its weights, in eval mode."""
+    model = Model()
+    model.load_state_dict(load_file(path))
+    return model.eval()
+'''
+
+
+def program_source(program: Program) -> str:
+    """The source of a program that still trains: a module with ``Model`` and ``load``.
+
+    ``Model().state_dict()`` has the keys of the tensors that ``svitc.serialize`` writes, and its ``forward``
+    computes the same, bit for bit, as the program. The same program gives the same text, also when it was saved
+    and loaded.
+    """
+    return Source(program).text()
+
+
+class Source:
+    """Writes one program."""
+
+    def __init__(self, program: Program) -> None:
+        self.partition = Partition(program)
+        self.program = self.partition.program
+        self.T = time_steps(self.program)
+        self.letters = Letters(self.program)
+        self.neurons = Neurons(self.program)
+        self.info = stored_info(program)
+        self.classes = Classes(self.partition, self.neurons, self.letters, self.T)
+
+    def _model_lines(self) -> list[str]:
+        tree = self.partition.tree
+        made = attributes(tree, Constructors(self.program, self.neurons, self.classes.instance), literal)
+        steps = Steps(self.program, tree, self.letters, literal, self.T)
+        found: list[Step] = []
+        for part in loops(self.partition.steps):
+            if isinstance(part, fx.Node):
+                continue
+            if isinstance(part, Unit):
+                found.append(call_unit(part, steps))
+            elif isinstance(part, tuple):
+                found.append(loop(part, steps))
+            else:
+                found += steps.of(part)
+        source = next(n for n in self.program.graph.nodes if n.op == "placeholder")
+        output = next(n for n in self.program.graph.nodes if n.op == "output").all_input_nodes[0]
+        body = Body(found, [steps.value(source)], [steps.value(output)])
+        head = f"{shape(self.letters.layout(source))} -> logits {shape(self.letters.layout(output))}."
+        return [
+            *class_head("Model", tree, head, []),
+            "    def __init__(self):",
+            *constructor_lines(tree, made),
+            "",
+            "    def forward(self, x):",
+            *body.lines(),
+        ]
+
+    def text(self) -> str:
+        model = self._model_lines()
+        blocks = [line for each in self.classes.all for line in [*self.classes.lines(each), "", ""]]
+        body = "\n".join([*blocks, *model])
+        lines = [*self._docstring(), "", "from pathlib import Path", ""]
+        lines += ["import torch"] if "torch.zeros(" in body else []
+        views = [name for name in ("rearrange", "repeat") if f" {name}(" in body or f"({name}(" in body]
+        merging, splitting = "merge_time(" in body, "split_time(" in body
+        if (merging or splitting) and "rearrange" not in views:
+            views.insert(0, "rearrange")
+        lines += [f"from einops import {', '.join(views)}"] if views else []
+        lines += ["from safetensors.torch import load_file"]
+        lines += ["from spikingjelly.activation_based import neuron, surrogate"] if self.neurons.kinds else []
+        lines += ["from torch import nn", ""]
+        lines += [f"T = {self.T}  # time steps", "", ""] if self.T is not None else [""]
+        for wanted, name, pattern in (
+            (merging, "merge_time", '"t b ... -> (t b) ..."'),
+            (splitting, "split_time", '"(t b) ... -> t b ...", t=T'),
+        ):
+            lines += [f"def {name}(x):", f"    return rearrange(x, {pattern})", "", ""] if wanted else []
+        lines += self.neurons.definitions()
+        if "Layers(" in body:
+            bare = any(n.op == "get_attr" for n in self.program.graph.nodes)
+            lines += [LAYERS_CLASS if bare else LAYERS_CLASS_SHORT, ""]
+        lines += [body, "", "", LOAD]
+        return "\n".join(lines)
+
+    def _parameters(self) -> int:
+        """Parameters by path, so that weights which two layers share count as the file stores them."""
+        paths = {str(n.target) for n in self.program.graph.nodes if n.op in ("call_module", "get_attr")}
+        named = self.program.module.named_parameters(remove_duplicate=False)
+        return sum(p.numel() for name, p in named if name in paths or name.rpartition(".")[0] in paths)
+
+    def _docstring(self) -> list[str]:
+        arch = plain(self.info.get("arch") or "A spiking vision transformer")
+        done = "pruned" if self.program.stage >= Stage.PRUNED else "captured"
+        sizes = " x ".join(map(str, self.program.input.shape))
+        notes = [plain(note) for note in self.info.get("assumptions") or [] if isinstance(note, str)]
+        batch = (
+            "[time, batch, channels, height, width]"
+            if self.program.input.events
+            else "[batch, channels, height, width]"
+        )
+        wrapped = [textwrap.wrap(note, 96, initial_indent="  - ", subsequent_indent="    ") for note in notes]
+        assumed = ["", "Assumed of the original:", *itertools.chain(*wrapped)] if notes else []
+        used = sorted(
+            {
+                letter
+                for node in self.program.graph.nodes
+                for letter in re.findall("[a-z]", " ".join(self.letters.layout(node)))
+            }
+        )
+        meaning = {
+            "t": "time", "b": "batch", "c": "channels", "h": "heads", "d": "a head's channels",
+            "y": "rows", "x": "columns", "n": "pixels (y x)",
+        }  # fmt: skip
+        axes_text = ", ".join(f"{letter} {meaning[letter]}" for letter in meaning if letter in used)
+        return [
+            f'"""{arch}, {done} by svitc: {self._parameters():,} parameters.',
+            "",
+            "    from model import load",
+            "    model = load()  # weights of model.safetensors beside this file, in eval mode",
+            "",
+            f"The input is {batch}, {sizes} without its batch.",
+            "Neurons keep their membranes from call to call: before each batch, as ever in SpikingJelly,",
+            "",
+            "    spikingjelly.activation_based.functional.reset_net(model)",
+            "",
+            "It trains: batch norms are apart, and neurons have surrogate gradients.",
+            f"Axes in comments: {axes_text}.",
+            *assumed,
+            '"""',
+        ]
+
+
+def plain(value: Any) -> str:
+    """Foreign text as it may stand in a docstring."""
+    text = " ".join(str(value).split())
+    return "".join(c for c in text if c.isprintable()).replace("\\", "/").replace('"', "'")
+
+
+def loops(steps: Sequence[fx.Node | Unit]) -> list[list[fx.Node] | Unit | tuple[Unit, ...]]:
+    """The root's steps with runs of nodes together, and runs of units that are a whole list as a tuple."""
+    result: list[list[fx.Node] | Unit | tuple[Unit, ...]] = []
+    i = 0
+    while i < len(steps):
+        step = steps[i]
+        if isinstance(step, fx.Node):
+            run = list(itertools.takewhile(lambda s: isinstance(s, fx.Node), steps[i:]))
+            result.append(run)  # type: ignore[arg-type]
+            i += len(run)
+            continue
+        chain = [step]
+        while i + len(chain) < len(steps) and _follows(chain[-1], steps[i + len(chain)]):
+            chain.append(steps[i + len(chain)])  # type: ignore[arg-type]
+        if len(chain) > 1 and step.tree.path[-1] == "0":
+            result.append(tuple(chain))
+        else:
+            chain = [step]
+            result.append(step)
+        i += len(chain)
+    return result
+
+
+def _follows(first: Unit, second: fx.Node | Unit) -> bool:
+    """Whether ``second`` is the next of the same list and alone takes what ``first`` gives."""
+    if (
+        not isinstance(second, Unit)
+        or len(first.outputs) != 1
+        or len(first.inputs) != 1
+        or len(second.outputs) != 1
+    ):
+        return False
+    *parent, name = first.tree.path
+    *other, following = second.tree.path
+    alone = second.inputs == first.outputs and set(first.outputs[0].users) <= set(second.nodes)
+    return (
+        parent == other
+        and name.isdecimal()
+        and following.isdecimal()
+        and int(following) == int(name) + 1
+        and alone
+    )
+
+
+def loop(chain: tuple[Unit, ...], steps: Steps) -> Step:
+    """Calls of all the units of a list in turn."""
+    step = call_unit(chain[0], steps)
+    step.outputs = [steps.value(chain[-1].outputs[0])]
+    step.role = Role.CALL
+    *parent, _ = chain[0].tree.path
+    where = re.sub(r"\[0\]$", "", step.code([])[0].removesuffix("()"))
+    element = parent[-1][:-1].lower() if parent and parent[-1].endswith("s") else "block"
+    step.loop = (where, element if is_name(element) and len(element) > 1 and element != "self" else "block")
+    return step
+
+
+__all__ = ["program_source"]

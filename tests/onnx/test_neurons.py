@@ -1,0 +1,171 @@
+"""Every neuron against SpikingJelly's own, bit for bit, from currents at the edge of firing."""
+
+from __future__ import annotations
+
+import einops
+import numpy as np
+import onnx
+import pytest
+import torch
+from spikingjelly.activation_based import neuron, surrogate
+
+from svitc.errors import UnsupportedError
+from svitc.onnx import lower, to_bytes
+from svitc.onnx.neurons import kind_of
+
+SHAPE = (3, 8, 16)  # channels, height, width
+BATCH = 5
+RESETS = {"to zero": 0.0, "to -0.3": -0.3, "soft": None}
+
+
+def leaky(tau: float, threshold: float, reset: float | None, decay_input: bool):
+    return neuron.LIFNode(tau, decay_input, threshold, reset, step_mode="m")
+
+
+def parametric(tau: float, threshold: float, reset: float | None, decay_input: bool):
+    return neuron.ParametricLIFNode(tau, decay_input, threshold, reset, step_mode="m")
+
+
+def currents(module, steps: int) -> torch.Tensor:
+    """Random currents, half of which bring the membrane within a few units in the last place of firing.
+
+    There a spike depends on each rounding on the way, at every step; some membranes hit the threshold exactly.
+    """
+    generator = torch.Generator().manual_seed(steps)
+    shape = (BATCH, *SHAPE)
+    threshold, rest = module.v_threshold, module.v_reset or 0.0
+    rate = module.w.sigmoid().item() if hasattr(module, "w") else 1 / getattr(module, "tau", float("inf"))
+    steps_x = []
+    module.reset()
+    for _ in range(steps):
+        v = torch.as_tensor(module.v, dtype=torch.float64).expand(shape)
+        aim = torch.full(shape, threshold, dtype=torch.float64)
+        if isinstance(module, neuron.ILIFNode):  # it rounds: the edges are at halves
+            aim = (torch.randint(0, 4, shape, generator=generator) + 0.5) * threshold
+        x = aim - v + (v - rest) * rate
+        if getattr(module, "decay_input", False):
+            x = (aim - v) / rate + (v - rest)
+        ulps = torch.randint(-3, 4, shape, generator=generator) * 2.0**-24
+        noise = torch.randn(shape, generator=generator) * 3 * threshold
+        x = torch.where(torch.rand(shape, generator=generator) < 0.5, x * (1 + ulps), noise).float()
+        steps_x.append(x)
+        with torch.no_grad():
+            module(x[None])
+    module.reset()
+    return torch.stack(steps_x)
+
+
+def check(program_of, run, module, steps: int) -> np.ndarray:
+    program = program_of((steps, *SHAPE), one_neuron, lif=module)
+    x = currents(module, steps)
+    spikes, _ = run(program, x)
+    want = program(x).numpy()
+    np.testing.assert_array_equal(spikes, want)
+    return want
+
+
+def one_neuron(graph, x):
+    return graph.call_module("lif", (x,))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("tau, threshold", [(2.0, 1.0), (1.7, 0.7)])
+@pytest.mark.parametrize("make", [leaky, parametric])
+def test_leaky_neurons_fire_as_spikingjelly(program_of, run, make, tau, threshold, reset, decay_input, steps):
+    rates = check(program_of, run, make(tau, threshold, RESETS[reset], decay_input), steps).mean()
+    assert 0.2 < rates < 0.8
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("threshold", [1.0, 0.7])
+def test_integrate_and_fire(program_of, run, threshold, reset, steps):
+    check(program_of, run, neuron.IFNode(threshold, RESETS[reset], step_mode="m"), steps)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("tau, threshold", [(4 / 3, 1.0), (2.0, 0.7)])
+def test_integer_spikes(program_of, run, tau, threshold, steps):
+    module = neuron.ILIFNode(tau, threshold, surrogate.MultiLevelSpikeCount(4), step_mode="m")
+    assert set(np.unique(check(program_of, run, module, steps))) == {0, 1, 2, 3, 4}
+
+
+def test_the_currents_hit_the_threshold_exactly():
+    module = leaky(2.0, 0.7, 0.0, True)
+    hits = currents(module, 1) / 2.0 == torch.tensor(0.7)
+    assert hits.float().mean() > 0.01
+
+
+def test_a_threshold_that_is_off_by_one_unit_in_the_last_place_is_seen(program_of, run):
+    module = leaky(2.0, 1.0, 0.0, True)
+    program = program_of((4, *SHAPE), one_neuron, lif=module)
+    x = currents(module, 4)
+    spikes, _ = run(program, x)
+    module.v_threshold = float(np.nextafter(np.float32(1), np.float32(2)))
+    assert (spikes != program(x).numpy()).any()
+
+
+@pytest.mark.parametrize("module", [leaky(2.0, 1.0, 0.0, True), neuron.IFNode(step_mode="m")])
+def test_a_current_that_does_not_change_is_given_once(program_of, run, module):
+    def build(graph, x):
+        shown = graph.call_function(einops.repeat, (x, "b c y x -> t b c y x"), {"t": 4})
+        return graph.call_module("lif", (shown,))
+
+    program = program_of(SHAPE, build, lif=module)
+    x = currents(module, 1)[0]
+    spikes, operators = run(program, x)
+    np.testing.assert_array_equal(spikes, program(x).numpy())
+    assert "Concat" not in operators and operators[0].endswith("_T4_static")
+
+
+def test_layers_of_one_kind_share_a_function_and_its_scalars(program_of):
+    def build(graph, x):
+        for name in ("a", "b", "c"):
+            x = graph.call_module(name, (x,))
+        return x
+
+    program = program_of(
+        (4, *SHAPE),
+        build,
+        a=leaky(2.0, 1.0, 0.0, True),
+        b=leaky(2.0, 1.0, 0.0, True),
+        c=leaky(2.0, 1.0000001, 0.0, True),  # another float32
+    )
+    model = lower(program)
+    assert [f.name for f in model.functions.values()] == ["LIF_tau2_T4", "LIF_tau2_threshold1_T4"]
+    calls = [node for node in model.graph if node.domain == "svitc"]
+    assert [(n.name, n.op_type) for n in calls] == [
+        ("a", "LIF_tau2_T4"),
+        ("b", "LIF_tau2_T4"),
+        ("c", "LIF_tau2_threshold1_T4"),
+    ]
+    assert {"lif.threshold", "lif.threshold_2", "lif.rate", "lif.reset"} <= set(model.graph.initializers)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_body_is_of_default_operators_and_short(program_of, steps):
+    program = program_of((steps, *SHAPE), one_neuron, lif=leaky(2.0, 1.0, 0.0, True))
+    proto = onnx.load_from_string(to_bytes(lower(program)))
+    (function,) = proto.functions
+    operators = [node.op_type for node in function.node]
+    assert {node.domain for node in function.node} == {""}
+    assert operators.count("Cast") == 1 and "Constant" not in operators
+    if steps == 1:
+        assert operators == ["Mul", "GreaterOrEqual", "Cast"]
+    else:  # a split, five per step less what the first and the last do not need, a concat and a cast
+        assert len(operators) == 1 + 5 * steps - 3 + 2
+
+
+def test_kinds_whose_titles_are_the_same_get_names_of_their_own():
+    kinds = [kind_of("lif", leaky(2.0, v, 0.0, True), 4, False) for v in (0.7, 0.70000005)]
+    assert kinds[0].title == kinds[1].title and kinds[0] != kinds[1]
+    first = kinds[0].function((), 21).name
+    assert kinds[1].function({first}, 21).name == f"{first}_2"
+
+
+def test_a_neuron_that_does_not_fire_is_refused():
+    module = neuron.LIFNode(surrogate_function=surrogate.Sigmoid(spiking=False), step_mode="m")
+    with pytest.raises(UnsupportedError, match="neuron head.lif"):
+        kind_of("head.lif", module, 4, False)
