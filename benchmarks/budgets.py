@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from common import FULL_SIZE, build, publish
-
 import svitc
+from common import FULL_SIZE, build, publish
 from svitc import driver, onnx
-from svitc.frontends.capture import capture
-from svitc.passes import Prune
-from svitc.passes.policies import Uniform
 from svitc.budget import byte_cost, parse_budget
+from svitc.frontends.capture import capture
 from svitc.pass_base import Pipeline
-from svitc.passes import inference
+from svitc.passes import Prune, inference
+from svitc.passes.policies import Uniform
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from common import publish
 from spikingjelly.activation_based import functional
 
+from common import publish
 from svitc import driver, onnx
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.data import load_data

@@ -104,7 +104,9 @@ def publish(name: str, rows: Sequence[dict[str, Any]], note: str = "", **extra: 
     RESULTS.mkdir(exist_ok=True)
     record = {"environment": environment(), "rows": list(rows), **extra}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = f"# {name}\n\n{note}\n\n{table(rows)}\n`{record['environment']['command']}`, {_line(record['environment'])}\n"
+    text = (
+        f"# {name}\n\n{note}\n\n{table(rows)}\n`{record['environment']['command']}`, {_line(record['environment'])}\n"
+    )
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
 

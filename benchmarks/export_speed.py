@@ -66,7 +66,12 @@ def run(which: str, name: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["spikformer_s", "sdt_8_384", "qkformer_10_384"], choices=list(FULL_SIZE))
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["spikformer_s", "sdt_8_384", "qkformer_10_384"],
+        choices=list(FULL_SIZE),
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("WHICH", "MODEL"), help=argparse.SUPPRESS)
     args = parser.parse_args()

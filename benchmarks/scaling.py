@@ -8,10 +8,10 @@ import statistics
 import time
 
 import torch
-from common import publish
 from spikingjelly.activation_based.model.spikformer import Spikformer
 
 import svitc
+from common import publish
 from svitc import driver
 from svitc.frontends.capture import capture
 

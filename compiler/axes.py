@@ -67,8 +67,7 @@ class Axis:
     def split(self, sizes: Sequence[int], letters: Sequence[str]) -> Dim:
         """Factor this leaf into new axes, outermost first."""
         parts = tuple(
-            Axis(f"{self.name}/{letter}", size, self.kind, letter)
-            for size, letter in zip(sizes, letters, strict=True)
+            Axis(f"{self.name}/{letter}", size, self.kind, letter) for size, letter in zip(sizes, letters, strict=True)
         )
         self.bind(parts)
         return parts

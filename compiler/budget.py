@@ -13,7 +13,19 @@ from .axes import Axis, Dims
 from .errors import UsageError
 from .program import Program
 
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+UNITS = {
+    "": 1,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
 HOW = 'Give a share of the original ("0.78", "78%"), bytes ("12MB") or parameters ("params=8M", "params=78%").'
 
 

@@ -45,7 +45,7 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
     if node.op == "call_module":
         if not isinstance(module, ops.MODULES):
             yield f"{type(module).__name__} is not a canonical module"
-        if ops.is_neuron(module) and str(node.target) in called:
+        if ops.has_state(module) and str(node.target) in called:
             yield "a neuron is called twice, so that its membrane would run on"
         called.add(str(node.target))
         if program.stage >= Stage.INFERENCE and ops.is_batch_norm(module) and _foldable(program, node):
@@ -77,8 +77,10 @@ def _widths(module: nn.Module | None):
     elif isinstance(module, nn.Linear):
         if tuple(module.weight.shape) != (module.out_features, module.in_features):
             yield f"weight {tuple(module.weight.shape)} does not fit its widths"
-    elif ops.is_batch_norm(module) and module.running_mean.shape[0] != module.num_features:
-        yield f"statistics of {module.running_mean.shape[0]} channels, num_features says {module.num_features}"
+    elif ops.is_batch_norm(module):
+        counted = 0 if module.running_mean is None else module.running_mean.shape[0]
+        if counted != module.num_features:
+            yield f"statistics of {counted} channels, num_features says {module.num_features}"
 
 
 __all__ = ["check"]

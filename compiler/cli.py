@@ -28,15 +28,63 @@ app = typer.Typer(
 
 SOURCE = "Where the model comes from"
 CUT = "What is removed"
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth), or an output folder of svitc.", show_default=False)]
-Arch = Annotated[str | None, typer.Option(metavar="MODULE:FACTORY", help="Your model's factory, as an importable module or path/to/file.py:factory. Needed where the checkpoint does not say.", rich_help_panel=SOURCE)]
-ArchArgs = Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the factory, such as '{\"embed_dims\": 384}'; they override the checkpoint's.", rich_help_panel=SOURCE)]
-InputShape = Annotated[str | None, typer.Option(metavar="C,H,W", help="Input without batch: C,H,W for images, T,C,H,W for event frames.", rich_help_panel=SOURCE)]
-TimeSteps = Annotated[int | None, typer.Option("--time-steps", "-T", help="Number of time steps for static images, where the checkpoint does not say.", rich_help_panel=SOURCE)]
-TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Unpickle a whole nn.Module. [red]This runs code from the file[/]: only for files that you made.", rich_help_panel=SOURCE)]
-DataPath = Annotated[Path | None, typer.Option("--data", help="Labelled images: a folder of class folders, a .zip of one, or an .npz with images and labels.")]
+ModelPath = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth), or an output folder of svitc.", show_default=False),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FACTORY",
+        help="Your model's factory, as an importable module or path/to/file.py:factory. Needed where the checkpoint does not say.",
+        rich_help_panel=SOURCE,
+    ),
+]
+ArchArgs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="Arguments of the factory, such as '{\"embed_dims\": 384}'; they override the checkpoint's.",
+        rich_help_panel=SOURCE,
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C,H,W",
+        help="Input without batch: C,H,W for images, T,C,H,W for event frames.",
+        rich_help_panel=SOURCE,
+    ),
+]
+TimeSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--time-steps",
+        "-T",
+        help="Number of time steps for static images, where the checkpoint does not say.",
+        rich_help_panel=SOURCE,
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Unpickle a whole nn.Module. [red]This runs code from the file[/]: only for files that you made.",
+        rich_help_panel=SOURCE,
+    ),
+]
+DataPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Labelled images: a folder of class folders, a .zip of one, or an .npz with images and labels.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Use a class-balanced sample of this many images.")]
-Images = Annotated[int, typer.Option("--verify-images", min=1, help="Images that verification looks at: from --data, else random.")]
+Images = Annotated[
+    int,
+    typer.Option("--verify-images", min=1, help="Images that verification looks at: from --data, else random."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout and nothing else there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage on stderr; show tracebacks.")]
@@ -62,7 +110,10 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     except ValueError:
         shape = ()
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
-        raise UsageError(f"--input-shape {text!r} is not a shape", hint="Give C,H,W such as 3,224,224, or T,C,H,W for event frames.")
+        raise UsageError(
+            f"--input-shape {text!r} is not a shape",
+            hint="Give C,H,W such as 3,224,224, or T,C,H,W for event frames.",
+        )
     return shape
 
 
@@ -72,13 +123,21 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
-        raise UsageError(f"--arch-args is not JSON: {problem}", hint="For example --arch-args '{\"embed_dims\": 384}'.") from problem
+        raise UsageError(
+            f"--arch-args is not JSON: {problem}", hint="For example --arch-args '{\"embed_dims\": 384}'."
+        ) from problem
     if not isinstance(value, dict):
         raise UsageError("--arch-args is not a JSON object", hint="For example --arch-args '{\"embed_dims\": 384}'.")
     return value
 
 
-def _options(arch: str | None, arch_args: str | None, input_shape: str | None, time_steps: int | None, trust_pickle: bool) -> dict[str, Any]:
+def _options(
+    arch: str | None,
+    arch_args: str | None,
+    input_shape: str | None,
+    time_steps: int | None,
+    trust_pickle: bool,
+) -> dict[str, Any]:
     return {
         "arch": arch, "arch_args": _json_object(arch_args), "input_shape": _numbers(input_shape),
         "time_steps": time_steps, "trust_pickle": trust_pickle,
@@ -86,17 +145,52 @@ def _options(arch: str | None, arch_args: str | None, input_shape: str | None, t
 
 
 @app.command(epilog=EPILOG)
-def compile(  # noqa: A001 - the product's verb
+def compile(
     model: ModelPath,
-    budget: Annotated[str | None, typer.Option("--budget", "-b", help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes ([bold]12MB[/]), or parameters ([bold]params=8M[/], [bold]params=78%[/]).", rich_help_panel=CUT)] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json.")] = Path("svitc-out"),
-    policy: Annotated[str, typer.Option(help="What writes the plan: [bold]uniform[/].", rich_help_panel=CUT)] = "uniform",
-    criterion: Annotated[str, typer.Option(help="Which channels of a group go first: l2, l1, bn-scale, random.", rich_help_panel=CUT)] = "l2",
-    include: Annotated[list[str], typer.Option(help="Prune only groups that match this glob; may be repeated.", rich_help_panel=CUT)] = [],
-    exclude: Annotated[list[str], typer.Option(help="Keep groups whole that match this glob; may be repeated.", rich_help_panel=CUT)] = [],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes ([bold]12MB[/]), or parameters ([bold]params=8M[/], [bold]params=78%[/]).",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json.",
+        ),
+    ] = Path("svitc-out"),
+    policy: Annotated[
+        str, typer.Option(help="What writes the plan: [bold]uniform[/].", rich_help_panel=CUT)
+    ] = "uniform",
+    criterion: Annotated[
+        str,
+        typer.Option(help="Which channels of a group go first: l2, l1, bn-scale, random.", rich_help_panel=CUT),
+    ] = "l2",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Prune only groups whose name matches this glob; may be repeated.", rich_help_panel=CUT),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave every layer that matches this glob as it is; may be repeated.", rich_help_panel=CUT),
+    ] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Make widths multiples of this.", rich_help_panel=CUT)] = 1,
-    prune_heads: Annotated[bool, typer.Option("--prune-heads", help="In attention remove whole heads, not dimensions of every head.", rich_help_panel=CUT)] = False,
-    plan: Annotated[Path | None, typer.Option(help="Replay this plan.json instead of making a plan.", rich_help_panel=CUT)] = None,
+    prune_heads: Annotated[
+        bool,
+        typer.Option(
+            "--prune-heads",
+            help="In attention remove whole heads, not dimensions of every head.",
+            rich_help_panel=CUT,
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="Replay this plan.json instead of making a plan.", rich_help_panel=CUT)
+    ] = None,
     data: DataPath = None,
     limit: Limit = None,
     arch: Arch = None,
@@ -115,7 +209,9 @@ def compile(  # noqa: A001 - the product's verb
     """
     _start(verbose)
     if budget is None and plan is None:
-        raise UsageError("what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan.")
+        raise UsageError(
+            "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
+        )
     from .budget import parse_budget
 
     wanted = parse_budget(budget) if budget is not None else None
@@ -127,14 +223,30 @@ def compile(  # noqa: A001 - the product's verb
     from .passes.policies import make
     from .plan import Plan
 
-    chosen = make(policy, criterion=criterion, include=include, exclude=exclude, round_to=round_to, prune_heads=prune_heads, seed=seed)
+    chosen = make(
+        policy,
+        criterion=criterion,
+        include=include or (),
+        exclude=exclude or (),
+        round_to=round_to,
+        prune_heads=prune_heads,
+        seed=seed,
+    )
     replay = Plan.load(plan) if plan is not None else None
     with console.progress(quiet=as_json or verbose) as show:
         seconds: dict[str, float] = {}
         program = driver.load(model, seconds=seconds, progress=show, **options)
         labelled = _data(data, program, limit, seed)
         done = driver.compile(
-            program, wanted, policy=chosen, plan=replay, data=labelled, images=verify_images, seed=seed, progress=show, seconds=seconds
+            program,
+            wanted,
+            policy=chosen,
+            plan=replay,
+            data=labelled,
+            images=verify_images,
+            seed=seed,
+            progress=show,
+            seconds=seconds,
         )
         paths = done.write(out)
     if as_json:
@@ -159,7 +271,9 @@ def _data(path: Path | None, program: Any, limit: int | None, seed: int) -> Any:
 @app.command(epilog=EPILOG)
 def inspect(
     model: ModelPath,
-    program_text: Annotated[bool, typer.Option("--program", help="Print the typed program instead, one line a node.")] = False,
+    program_text: Annotated[
+        bool, typer.Option("--program", help="Print the typed program instead, one line a node.")
+    ] = False,
     arch: Arch = None,
     arch_args: ArchArgs = None,
     input_shape: InputShape = None,
@@ -187,7 +301,9 @@ def inspect(
 
 @app.command(epilog=EPILOG)
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An output folder of svitc compile.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="An output folder of svitc compile.", show_default=False)
+    ],
     data: DataPath = None,
     limit: Limit = None,
     images: Images = 16,
@@ -211,7 +327,9 @@ def verify(
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
                 console.out.print(f"  {asdict(layer)}")
     if not verdict.passed:
-        raise VerifyError(f"{folder}/model.onnx is not the same network: it diverges first at {verdict.first_divergence}")
+        raise VerifyError(
+            f"{folder}/model.onnx is not the same network: it diverges first at {verdict.first_divergence}"
+        )
 
 
 def _version(wanted: bool) -> None:
@@ -224,7 +342,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -244,7 +364,10 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         return problem.exit_status
     except Exception as problem:
-        fault = InternalError(f"{type(problem).__name__}: {problem}", hint="This is a fault of svitc; -v shows where. Please report it.")
+        fault = InternalError(
+            f"{type(problem).__name__}: {problem}",
+            hint="This is a fault of svitc; -v shows where. Please report it.",
+        )
         console.error(fault)
         if state["verbose"]:
             traceback.print_exc()

@@ -10,7 +10,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from .errors import SvitcError
@@ -43,7 +50,13 @@ def progress(quiet: bool) -> Iterator[Any]:
     if quiet:
         yield None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
@@ -71,7 +84,12 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     a, b = memory["original_bytes"], memory["compiled_bytes"]
     table.add_row("weights in ONNX", amount(a), amount(b), f"[bold]{b / a:.4f}[/]")
-    table.add_row("parameters", f"{parameters['original']:,}", f"{parameters['compiled']:,}", f"{parameters['ratio']:.4f}")
+    table.add_row(
+        "parameters",
+        f"{parameters['original']:,}",
+        f"{parameters['compiled']:,}",
+        f"{parameters['ratio']:.4f}",
+    )
     a, b = report["macs"]["original"], report["macs"]["compiled"]
     table.add_row("multiply-accumulates", f"{a / 1e6:,.1f} M", f"{b / 1e6:,.1f} M", f"{b / a:.4f}")
     accuracy = report["accuracy"]
@@ -83,7 +101,9 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
     if parameters["dead"]:
         out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")
     if paths:
-        out.print(f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  ({report['seconds']['total']:.1f} s)")
+        out.print(
+            f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  ({report['seconds']['total']:.1f} s)"
+        )
 
 
 def verdict_line(verify: dict[str, Any]) -> None:
@@ -98,25 +118,44 @@ def verdict_line(verify: dict[str, Any]) -> None:
     else:
         out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
     if silent:
-        out.print(f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them on real ones")
+        out.print(
+            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them on real ones"
+        )
 
 
 def inspection(view: dict[str, Any]) -> None:
     """What is in a model."""
     assumptions(view["model"])
     table = Table(title="layers", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("layer", "left"), ("kind", "left"), ("widths", "right"), ("bytes", "right"), ("MMACs", "right"), ("line", "left")):
+    for title, justify in (
+        ("layer", "left"),
+        ("kind", "left"),
+        ("widths", "right"),
+        ("bytes", "right"),
+        ("MMACs", "right"),
+        ("line", "left"),
+    ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for layer in view["layers"]:
         if layer["kind"].startswith("BatchNorm"):
             continue
         table.add_row(
-            escape(layer["name"]), layer["kind"], layer["widths"], f"{layer['bytes']:,}", f"{layer['macs'] / 1e6:,.2f}",
+            escape(layer["name"]),
+            layer["kind"],
+            layer["widths"],
+            f"{layer['bytes']:,}",
+            f"{layer['macs'] / 1e6:,.2f}",
             escape(layer["where"] or ""),
         )
     out.print(table)
     table = Table(title="\nchannel groups", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("group", "left"), ("size", "right"), ("layers", "right"), ("bytes each", "right"), ("prunable", "left")):
+    for title, justify in (
+        ("group", "left"),
+        ("size", "right"),
+        ("layers", "right"),
+        ("bytes each", "right"),
+        ("prunable", "left"),
+    ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for group in view["groups"]:
         size = f"{group['heads']} x {group['size'] // group['heads']}" if group["heads"] > 1 else str(group["size"])
@@ -129,4 +168,6 @@ def inspection(view: dict[str, Any]) -> None:
     )
     dead = view["dead"]
     if dead:
-        out.print(f"{sum(dead.values()):,} more parameters are never used: {escape(', '.join(sorted(dead)[:6]))}{' …' if len(dead) > 6 else ''}")
+        out.print(
+            f"{sum(dead.values()):,} more parameters are never used: {escape(', '.join(sorted(dead)[:6]))}{' …' if len(dead) > 6 else ''}"
+        )

@@ -70,10 +70,13 @@ class ChannelGroup:
         """Layers whose filters make these channels, once each."""
         return list(dict.fromkeys(m.module for m in self.members if m.produces))
 
-    def matches(self, glob: str) -> bool:
-        """Whether a user's glob names this group or any layer in it."""
-        names = {self.name, *(m.module for m in self.members)}
-        return any(fnmatchcase(name, glob) or fnmatchcase(name, glob + ".*") for name in names)
+    def named(self, glob: str) -> bool:
+        """Whether a user's glob names this group."""
+        return _fits(self.name, glob)
+
+    def touches(self, glob: str) -> bool:
+        """Whether a user's glob names a layer whose shape this group changes."""
+        return self.named(glob) or any(_fits(member.module, glob) for member in self.members)
 
     def mask(self, dim: Dim, keep: np.ndarray) -> np.ndarray:
         """Elements of a parameter dimension that stay, for a boolean ``keep`` of shape ``[heads, d]``.
@@ -86,14 +89,18 @@ class ChannelGroup:
             if axis is self.axis or axis is self.head_axis:
                 shape[i] = axis.size
                 order.append(axis)
-        values = keep
+        values: np.ndarray = keep
         if self.head_axis not in order:
-            values = keep.any(axis=0) if self.axis in order else keep
+            values = np.asarray(keep.any(axis=0)) if self.axis in order else keep
         elif self.axis not in order:
-            values = keep.any(axis=1)
+            values = np.asarray(keep.any(axis=1))
         elif order[0] is self.axis:
             values = keep.T
         return np.broadcast_to(values.reshape(shape), [axis.size for axis in dim]).reshape(-1)
+
+
+def _fits(name: str, glob: str) -> bool:
+    return fnmatchcase(name, glob) or fnmatchcase(name, glob + ".*")
 
 
 def channel_groups(program: Program) -> list[ChannelGroup]:
@@ -102,7 +109,7 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
     seen: dict[int, Axis] = {}
     alone: set[int] = set()  # leaves that occur in a value without their heads
     around: dict[int, set[int]] = {}
-    carriers: dict[int, list[tuple[fx.Node, str, int, Dim]]] = defaultdict(list)
+    carriers: dict[int, list[tuple[fx.Node, str, int]]] = defaultdict(list)
 
     for node in program.graph.nodes:
         for name, dims in program.parameters_of(node).items():
@@ -110,7 +117,7 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
                 channels = [axis for axis in dim if axis.kind == Kind.CHANNEL]
                 for axis in channels:
                     seen.setdefault(id(axis), axis)
-                    carriers[id(axis)].append((node, name, i, dim))
+                    carriers[id(axis)].append((node, name, i))
                 if channels:
                     contexts[id(channels[-1])].add(0 if len(channels) == 1 else id(channels[-2]))
                 for outer in channels[:-2]:
@@ -126,14 +133,14 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
     for key, axis in seen.items():
         if key in heads:
             continue
-        outer = contexts[key]
-        head = seen.get(next(iter(outer))) if len(outer) == 1 and 0 not in outer else None
-        if len(outer) > 1:
+        within = contexts[key]
+        head = seen.get(next(iter(within))) if len(within) == 1 and 0 not in within else None
+        if len(within) > 1:
             axis.freeze("it is split into heads in more than one way")
         if head is not None and id(head) not in around.get(key, set()):
             alone.add(key)
         group = ChannelGroup(axis.name, axis, head, key in alone, frozen=axis.frozen)
-        for node, name, i, dim in carriers[key]:
+        for node, name, i in carriers[key]:
             group.members.append(Member(str(node.target), name, i, _produces(program, node, i)))
         if group.producers:
             group.name = group.producers[0]

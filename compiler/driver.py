@@ -140,7 +140,11 @@ def canonicalise(program: Program) -> Pipeline:
 
 
 def load(
-    path: Path | str, *, seconds: dict[str, float] | None = None, progress: Progress | None = None, **options: Any
+    path: Path | str,
+    *,
+    seconds: dict[str, float] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Program:
     """Load, capture and check a checkpoint: a program whose groups are ready to be pruned.
 
@@ -203,7 +207,10 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
     wanted = ("model.onnx", "model.safetensors", "model.py")
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder} is not an output folder of svitc: {', '.join(missing)} missing", hint="svitc compile writes one.")
+        raise InputError(
+            f"{folder} is not an output folder of svitc: {', '.join(missing)} missing",
+            hint="svitc compile writes one.",
+        )
     program = load_program(folder / "model.safetensors")
     if (folder / "model.py").read_text() != program_source(program):
         raise InputError(
@@ -213,8 +220,11 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
     return program, (folder / "model.onnx").read_bytes()
 
 
-def verify_folder(program: Program, exported: bytes, data: Data | None, images: int, seed: int, progress: Progress | None) -> Verdict:
+def verify_folder(
+    program: Program, exported: bytes, data: Data | None, images: int, seed: int, progress: Progress | None
+) -> Verdict:
     """Verify an exported file against its program, on data or on random inputs."""
+
     def step(done: int) -> None:
         if progress is not None:
             progress("verify", done, images)
@@ -229,7 +239,7 @@ def export(program: Program) -> bytes:
     return backend.to_bytes(backend.lower(twin))
 
 
-def compile(  # noqa: A001 - the product's verb
+def compile(
     program: Program,
     budget: str | float | Budget | None = None,
     *,
@@ -267,7 +277,10 @@ def compile(  # noqa: A001 - the product's verb
         original = backend.lower(inference)
         original_bytes = backend.weight_bytes(original)
     with clock.stage("plan"):
-        costs = {"bytes": byte_cost(program, inference, original_bytes), "parameters": parameter_cost(program)}
+        costs = {
+            "bytes": byte_cost(program, inference, original_bytes),
+            "parameters": parameter_cost(program),
+        }
         wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
         if wanted is None and plan is None:
             wanted = parse_budget(1.0)
@@ -311,19 +324,34 @@ def _fit(program, policy, plan, wanted, costs, limit, clock):  # type: ignore[no
     raise InternalError(f"the written file stays {stored - limit} bytes above the budget")
 
 
-def _report(program: Program, pruned: Program, plan: Plan, wanted: Budget | None, limit: int | None, original: int, stored: int) -> dict[str, Any]:
+def _report(
+    program: Program,
+    pruned: Program,
+    plan: Plan,
+    wanted: Budget | None,
+    limit: int | None,
+    original: int,
+    stored: int,
+) -> dict[str, Any]:
     before, after = program.parameter_count(), pruned.parameter_count()
     dead = program.info.get("dead", {})
     return {
         "svitc": version("svitc"),
         "model": {k: v for k, v in program.info.items() if k != "dead"},
         "input": {"shape": list(program.input.shape), "events": program.input.events},
-        "budget": {"text": wanted.text if wanted else None, "of": wanted.of if wanted else None, "limit": limit},
+        "budget": {
+            "text": wanted.text if wanted else None,
+            "of": wanted.of if wanted else None,
+            "limit": limit,
+        },
         "policy": plan.made_by,
         "memory": {"original_bytes": original, "compiled_bytes": stored, "ratio": stored / original},
         "parameters": {
-            "original": before, "compiled": after, "ratio": after / before,
-            "dead": sum(dead.values()), "dead_names": sorted(dead),
+            "original": before,
+            "compiled": after,
+            "ratio": after / before,
+            "dead": sum(dead.values()),
+            "dead_names": sorted(dead),
         },
         "macs": {"original": macs(program), "compiled": macs(pruned)},
         "versions": {name: version(name) for name in ("torch", "spikingjelly", "onnx", "onnxruntime", "numpy")},

@@ -53,7 +53,9 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     except OSError as error:
         if made and out.is_dir():
             shutil.rmtree(out, ignore_errors=True)
-        raise OutputError(f"cannot write to {out}: {error.strerror}", hint="Free space, or give another folder with -o.") from error
+        raise OutputError(
+            f"cannot write to {out}: {error.strerror}", hint="Free space, or give another folder with -o."
+        ) from error
     except BaseException:
         if made and out.is_dir():
             shutil.rmtree(out, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import einops
@@ -14,9 +14,9 @@ from torch import fx, nn
 from . import axes, ops
 from .axes import Axis, AxisConflict, Dim, Dims, Kind
 from .errors import InternalError, UnsupportedError
+from .infer_layers import ACROSS_BATCH, MODULE_RULES, Rule
 from .program import BATCH_PROBE, Program
 
-Rule = Callable[["Inference", fx.Node, Any], Dims]
 TOKEN = re.compile(r"\(|\)|[A-Za-z_]\w*|1")
 
 
@@ -70,14 +70,14 @@ class Inference:
                 dims = self.attribute(node)
             elif node.op == "call_module":
                 module = self.program.module_of(node)
-                dims = _rule(node, (rule for t, rule in MODULE_RULES.items() if isinstance(module, t)))(self, node, module)
+                dims = _rule(node, (rule for t, rule in MODULE_RULES.items() if isinstance(module, t)))(
+                    self, node, module
+                )
                 self.share(node)
             else:
                 dims = _rule(node, (rule for f, rule in FUNCTION_RULES.items() if f is node.target))(self, node, None)
         except AxisConflict as conflict:
-            raise UnsupportedError(
-                f"{describe(node)}: {conflict}", where=node.meta.get("source")
-            ) from conflict
+            raise UnsupportedError(f"{describe(node)}: {conflict}", where=node.meta.get("source")) from conflict
         node.meta["dims"] = tuple(axes.resolve(dim) for dim in dims)
 
     def share(self, node: fx.Node) -> None:
@@ -112,8 +112,7 @@ class Inference:
         """A bare parameter: its last dimensions become channels or pixels by what it meets."""
         value = attribute_of(self.program.module, str(node.target))
         dims = tuple(
-            () if n == 1 else (Axis(f"{node.target}.{i}", n, Kind.CHANNEL, "c"),)
-            for i, n in enumerate(value.shape)
+            () if n == 1 else (Axis(f"{node.target}.{i}", n, Kind.CHANNEL, "c"),) for i, n in enumerate(value.shape)
         )
         node.meta["params"] = {"": dims}
         return dims
@@ -138,91 +137,6 @@ def describe(node: fx.Node) -> str:
         return str(node.target)
     scope = node.meta.get("scope") or "the model"
     return f"{getattr(node.target, '__name__', node.target)} in {scope}"
-
-
-def window(inf: Inference, node: fx.Node, module: Any, dim: Dim, i: int, letter: str) -> Dim:
-    """A pixel axis after a sliding window; the same axis where its size does not change."""
-
-    def pick(value: Any) -> int:
-        return int(value[i] if isinstance(value, tuple) else value)
-
-    if isinstance(module.padding, str):
-        raise AxisConflict(f"padding={module.padding!r} is not supported; give numbers")
-    k, p = pick(module.kernel_size), pick(module.padding)
-    s = pick(module.stride if module.stride is not None else module.kernel_size)
-    d = pick(getattr(module, "dilation", 1))
-    n = axes.size(dim)
-    span = n + 2 * p - d * (k - 1) - 1
-    out = (-(-span // s) if getattr(module, "ceil_mode", False) else span // s) + 1
-    if out < 1:
-        raise AxisConflict(f"the input is too small: {n} pixels under a window of {k}")
-    if out == n and s == 1:
-        return dim
-    return (Axis(f"{node.name}/{letter}", out, Kind.PIXEL, letter),)
-
-
-def convolution(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
-    spatial = module.weight.ndim - 2
-    if len(x) != spatial + 2:
-        raise AxisConflict(f"expects {spatial + 2} dimensions, got {len(x)}")
-    if axes.size(x[1]) != module.in_channels:
-        raise AxisConflict(f"expects {module.in_channels} input channels, got {axes.size(x[1])}")
-    depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
-    out: Dim
-    per_group: Dim = x[1]
-    if depthwise:
-        out, per_group = x[1], ()
-    else:
-        frozen = "a grouped convolution" if module.groups > 1 else None
-        out = (Axis(str(node.target), module.out_channels, Kind.CHANNEL, "c", frozen=frozen),)
-        if module.groups > 1:
-            for axis in x[1]:
-                axis.freeze("a grouped convolution")
-            per_group = (Axis(f"{node.target}/in", module.weight.shape[1], Kind.CHANNEL, "c", frozen=frozen),)
-    kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(module.weight.shape[2:]))
-    node.meta["params"] = {"weight": (out, per_group, *kernel)}
-    if module.bias is not None:
-        node.meta["params"]["bias"] = (out,)
-    pixels = tuple(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
-    return (x[0], out, *pixels)
-
-
-def linear(inf: Inference, node: fx.Node, module: nn.Linear) -> Dims:
-    x = inf.dims(node.args[0])
-    if axes.size(x[-1]) != module.in_features:
-        raise AxisConflict(f"expects {module.in_features} features, got {axes.size(x[-1])}")
-    out = (Axis(str(node.target), module.out_features, Kind.CHANNEL, "c"),)
-    node.meta["params"] = {"weight": (out, x[-1])}
-    if module.bias is not None:
-        node.meta["params"]["bias"] = (out,)
-    return (*x[:-1], out)
-
-
-def batch_norm(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
-    if len(x) < 2 or axes.size(x[1]) != module.num_features:
-        raise AxisConflict(f"expects {module.num_features} channels in dimension 1 of {axes.show(x)}")
-    names = ("weight", "bias", "running_mean", "running_var")
-    node.meta["params"] = {name: (x[1],) for name in names if getattr(module, name) is not None}
-    return x
-
-
-def pool(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
-    if len(x) != 4:
-        raise AxisConflict(f"expects 4 dimensions, got {len(x)}")
-    return (*x[:2], *(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:])))
-
-
-def spiking_neuron(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
-    if not x or len(x[0]) != 1 or x[0][0].kind != Kind.TIME:
-        raise AxisConflict(
-            "the neuron's first dimension is not time alone"
-            f" ({axes.show(x)}), so that it would run over other samples as if they were later steps"
-        )
-    return x
 
 
 def rearrange(inf: Inference, node: fx.Node, _: None) -> Dims:
@@ -272,7 +186,9 @@ def elementwise(inf: Inference, node: fx.Node, _: None) -> Dims:
     left, right = node.args
     if not isinstance(right, fx.Node) or not isinstance(left, fx.Node):
         scaled = left if isinstance(left, fx.Node) else right
-        if node.target not in (operator.mul, operator.truediv) or (node.target is operator.truediv and left is not scaled):
+        if node.target not in (operator.mul, operator.truediv) or (
+            node.target is operator.truediv and left is not scaled
+        ):
             raise AxisConflict("a number added to a tensor would give a removed channel a value")
         return inf.dims(scaled)
     if node.target is operator.truediv:
@@ -318,6 +234,8 @@ def matmul(inf: Inference, node: fx.Node, _: None) -> Dims:
     a, b = inf.dims(node.args[0]), inf.dims(node.args[1])
     if len(a) != len(b) or len(a) < 2:
         raise AxisConflict(f"a product of {axes.show(a)} and {axes.show(b)} is not supported")
+    if any(axis.kind == Kind.BATCH for axis in a[-1]):
+        raise AxisConflict(f"it runs {ACROSS_BATCH}")
     lead = tuple(axes.unify(p, q) for p, q in zip(a[:-2], b[:-2], strict=True))
     axes.unify(a[-1], b[-2])
     return (*lead, a[-2], b[-1])
@@ -327,6 +245,8 @@ def reduction(inf: Inference, node: fx.Node, _: None) -> Dims:
     x = inf.dims(node.args[0])
     dim, keep = node.kwargs["dim"], node.kwargs["keepdim"]
     gone = set(dim)  # type: ignore[arg-type]
+    if any(axis.kind == Kind.BATCH for i in gone for axis in x[i]):
+        raise AxisConflict(f"it runs {ACROSS_BATCH}")
     if node.target is torch.mean:
         for i in gone:
             for axis in x[i]:
@@ -336,7 +256,7 @@ def reduction(inf: Inference, node: fx.Node, _: None) -> Dims:
 
 
 def block(inf: Inference, node: fx.Node, _: None) -> Dims:
-    source, dim, index, count = node.args
+    source, dim, count = node.args[0], node.args[1], node.args[3]
     x = inf.dims(source)
     assert isinstance(dim, int) and isinstance(count, int)
     if axes.size(x[dim]) % count:
@@ -348,13 +268,6 @@ def block(inf: Inference, node: fx.Node, _: None) -> Dims:
     return (*x[:dim], tuple(reversed(stream)), *x[dim + 1 :])
 
 
-MODULE_RULES: dict[type, Rule] = {
-    **dict.fromkeys(ops.CONVOLUTIONS, convolution),
-    nn.Linear: linear,
-    **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
-    **dict.fromkeys(ops.POOLS, pool),
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
-}
 FUNCTION_RULES: dict[Any, Rule] = {
     einops.rearrange: rearrange,
     einops.repeat: repeat,

@@ -1,9 +1,9 @@
 """The closed list of canonical operations. Whatever is not here is refused by name, never guessed.
 
 Modules (``call_module``)
-    Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d of torch.nn;
+    Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
     IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
-    dimension is time.
+    dimension is time; IntegerSpike, a neuron without state, on values of any dimensions.
 Functions (``call_function``)
     einops.rearrange(x, pattern, **sizes)   any chain of views, in named axes
     einops.repeat(x, pattern, **sizes)      a static image shown at every time step
@@ -18,7 +18,7 @@ Parameters (``get_attr``)
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, TypeGuard
 
 import einops
 import torch
@@ -28,8 +28,8 @@ from torch import nn
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+PADS = (nn.ZeroPad2d,)
 NEURONS = (neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode, neuron.ILIFNode)
-MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *NEURONS)
 
 ELEMENTWISE = (operator.add, operator.sub, operator.mul, operator.truediv)
 REDUCTIONS = (torch.mean, torch.sum)
@@ -43,18 +43,65 @@ def take_block(x: torch.Tensor, dim: int, index: int, count: int) -> torch.Tenso
     return x.chunk(count, dim)[index]
 
 
+class _Integer(torch.autograd.Function):
+    """An integer within ``0 .. levels``; the gradient passes wherever the value was not clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, levels: int, half_up: bool) -> torch.Tensor:
+        ctx.save_for_backward((x >= 0) & (x <= levels))
+        clipped = x.clamp(0, levels)
+        return (clipped + 0.5).floor() if half_up else clipped.round()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradients[0] * ctx.saved_tensors[0], None, None
+
+
+class IntegerSpike(nn.Module):
+    """A neuron without state that fires 0 to ``levels`` spikes at once: its input, clipped and rounded.
+
+    Args:
+        levels: the most spikes.
+        rounding: of halves, ``half_even`` or ``half_up``; the latter is ``floor(x + 0.5)``.
+    """
+
+    ROUNDINGS = ("half_even", "half_up")
+
+    def __init__(self, levels: int = 4, rounding: str = "half_even") -> None:
+        super().__init__()
+        if levels < 1 or rounding not in self.ROUNDINGS:
+            raise ValueError(f"no integer spikes of {levels} levels, rounded {rounding}")
+        self.levels, self.rounding = levels, rounding
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Integer.apply(x, self.levels, self.rounding == "half_up")
+
+    def reset(self) -> None:
+        """There is no membrane."""
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, rounding={self.rounding!r}"
+
+
+STATELESS_NEURONS = (IntegerSpike,)
+MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STATELESS_NEURONS)
 FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block)
 
 
 def is_neuron(module: Any) -> bool:
     """Whether ``module`` is one of the neurons that svitc knows; a subclass may behave differently and is not."""
+    return type(module) in (*NEURONS, *STATELESS_NEURONS)
+
+
+def has_state(module: Any) -> bool:
+    """Whether ``module`` is a neuron whose membrane runs on from step to step, along its first dimension."""
     return type(module) in NEURONS
 
 
-def is_batch_norm(module: Any) -> bool:
+def is_batch_norm(module: Any) -> TypeGuard[nn.BatchNorm2d]:
     return isinstance(module, BATCH_NORMS)
 
 
-def is_projection(module: Any) -> bool:
+def is_projection(module: Any) -> TypeGuard[nn.Conv2d]:
     """A layer with weights that makes new channels from old ones: convolution or linear."""
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))

@@ -102,7 +102,13 @@ class Pass:
         if result.changed:
             program.module.recompile()
         result.seconds = time.perf_counter() - start
-        log.debug("%s: %d rewritten, %d refused, %.3f s", self.name, len(result.changed), len(result.refused), result.seconds)
+        log.debug(
+            "%s: %d rewritten, %d refused, %.3f s",
+            self.name,
+            len(result.changed),
+            len(result.refused),
+            result.seconds,
+        )
         return result
 
 

@@ -73,7 +73,11 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         groups = {
-            name: {"heads": int(mask.shape[0]), "dims": int(mask.shape[1]), "keep": np.flatnonzero(mask).tolist()}
+            name: {
+                "heads": int(mask.shape[0]),
+                "dims": int(mask.shape[1]),
+                "keep": np.flatnonzero(mask).tolist(),
+            }
             for name, mask in self.keep.items()
         }
         return {"format": FORMAT, "made_by": self.made_by, "groups": groups}

@@ -87,9 +87,7 @@ class Program:
 
     def parameters_of(self, node: fx.Node) -> dict[str, axes.Dims]:
         """Name of each parameter and per-channel buffer of a node's module -> its dimensions."""
-        return {
-            name: tuple(axes.resolve(dim) for dim in dims) for name, dims in node.meta.get("params", {}).items()
-        }
+        return {name: tuple(axes.resolve(dim) for dim in dims) for name, dims in node.meta.get("params", {}).items()}
 
     def neurons(self) -> Iterator[fx.Node]:
         """Neuron nodes, in execution order."""
@@ -125,7 +123,7 @@ class Program:
         """Reset the membranes of all neurons."""
         for module in self.module.modules():
             if ops.is_neuron(module):
-                module.reset()
+                module.reset()  # type: ignore[operator]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Run on a batch, from reset membranes, in inference."""

@@ -33,11 +33,12 @@ def magnitudes(program: Program) -> Program:
     with torch.no_grad():
         for module in twin.module.modules():
             if ops.is_projection(module):
-                module.weight.abs_()  # type: ignore[operator, union-attr]
+                module.weight.abs_()
                 if module.bias is not None:
-                    module.bias.abs_()  # type: ignore[operator, union-attr]
+                    module.bias.abs_()
             elif ops.is_batch_norm(module):
-                module.running_mean.abs_().neg_()  # type: ignore[operator, union-attr]
+                assert module.running_mean is not None
+                module.running_mean.abs_().neg_()
                 for parameter in module.parameters():
                     parameter.abs_()
         for node in list(twin.graph.nodes):
@@ -71,14 +72,15 @@ def sum_lengths(program: Program) -> dict[str, int]:
 
 def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
     if ops.is_projection(module):
-        return math.prod(module.weight.shape[1:]) + 1  # type: ignore[union-attr, arg-type]
+        return math.prod(module.weight.shape[1:]) + 1
     if ops.is_batch_norm(module):
         return 4
     if node.target is torch.matmul:
         return program.shape_of(node.all_input_nodes[0])[-1]
     if node.target in ops.REDUCTIONS:
         dims = program.type_of(node.all_input_nodes[0])
-        return math.prod(axes.size(dims[i]) for i in node.kwargs["dim"])  # type: ignore[union-attr]
+        gone: Any = node.kwargs["dim"]
+        return math.prod(axes.size(dims[i]) for i in gone)
     return 1 if node.target in ops.ELEMENTWISE or isinstance(module, nn.AvgPool2d) else 0
 
 

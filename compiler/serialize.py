@@ -180,7 +180,7 @@ def load_program(path: Path | str) -> Program:
         AttributeError,
         AssertionError,
         RuntimeError,
-        OverflowError,
+        ArithmeticError,
     ) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: the program in it is malformed: {text}", hint=HINT) from error

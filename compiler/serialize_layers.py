@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
@@ -49,19 +51,21 @@ SURROGATES = {
     "QPseudoSpike": ("alpha",), "Rect": ("alpha",), "S2NN": ("alpha", "beta"), "Sigmoid": ("alpha",),
     "SoftSign": ("alpha",), "SquarewaveFourierSeries": ("n", "T_period"), "SuperSpike": ("alpha",),
 }  # fmt: skip
+LIMIT = 1 << 31  # torch counts in 64 bits: products of two sizes stay within
 STAND_IN = {"type": "ATan", "alpha": 2.0}
 
 
 def _count(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < LIMIT
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < LIMIT
 
 
-def _window(value: Any) -> bool:
-    return _whole(value) or (isinstance(value, list) and 0 < len(value) <= 2 and all(map(_whole, value)))
+def _each(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """One number for every dimension of a window, or one for each."""
+    return lambda value: valid(value) or (isinstance(value, list) and 0 < len(value) <= 2 and all(map(valid, value)))
 
 
 def _flag(value: Any) -> bool:
@@ -77,15 +81,13 @@ def _number_or_none(value: Any) -> bool:
 
 
 _VALID = {
-    **dict.fromkeys(
-        ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"), _count
-    ),
-    **dict.fromkeys(("kernel_size", "stride", "padding", "dilation"), _window),
-    **dict.fromkeys(
-        ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset"), _flag
-    ),
-    **dict.fromkeys(("eps", "v_threshold"), _number),
+    **dict.fromkeys(("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"), _count),
+    **dict.fromkeys(("kernel_size", "stride", "dilation"), _each(_count)),
+    **dict.fromkeys(("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset"), _flag),
+    "v_threshold": _number,
+    "eps": lambda v: _number(v) and v >= 0,
     **dict.fromkeys(("momentum", "v_reset"), _number_or_none),
+    "padding": _each(_whole),
     "tau": lambda v: _number(v) and v > 1,
     "divisor_override": lambda v: v is None or _count(v),
 }
@@ -181,15 +183,10 @@ def build_layer(entry: Any) -> nn.Module:
     Raises:
         InputError: an unknown type, or an argument that is missing or makes no sense.
     """
-    kind = (
-        TYPES.get(entry.get("type"))
-        if isinstance(entry, dict) and isinstance(entry.get("type"), str)
-        else None
-    )
+    name = entry.get("type") if isinstance(entry, dict) else None
+    kind = TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise InputError(
-            "unknown type of layer" + (f" {entry.get('type')!r}" if isinstance(entry, dict) else "")
-        )
+        raise InputError(f"unknown type of layer {name!r}")
     arguments: dict[str, Any] = {}
     for key in ARGUMENTS[kind]:
         if key not in entry or not _VALID[key](entry[key]):
@@ -204,12 +201,13 @@ def build_layer(entry: Any) -> nn.Module:
         reset = arguments.get("v_reset")
         if arguments["v_threshold"] <= 0 or (reset is not None and reset >= arguments["v_threshold"]):
             raise InputError("the neuron fires without input")
-        if (
-            kind is not neuron.ILIFNode
-            and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount"
-        ):
+        if kind is not neuron.ILIFNode and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
             raise InputError(f"{kind.__name__} fires 0 or 1, MultiLevelSpikeCount counts")
         arguments |= {"surrogate_function": build_surrogate(entry.get("surrogate")), "step_mode": "m"}
+    if any(isinstance(v, tuple) and len(v) != (1 if kind is nn.Conv1d else 2) for v in arguments.values()):
+        raise InputError(f"{kind.__name__} has a window of another number of dimensions")
+    if kind in ops.POOLS and np.any(2 * np.array(arguments["padding"]) > arguments["kernel_size"]):
+        raise InputError(f"{kind.__name__} pads by more than half its window")
     try:
         with torch.device("meta"):
             return kind(**arguments)

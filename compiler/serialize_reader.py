@@ -19,6 +19,7 @@ from .serialize_layers import build_layer
 STAGES = (Stage.CAPTURED, Stage.PRUNED)
 OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 FUNCTIONS = {function.__name__: function for function in ops.FUNCTIONS}
+LARGEST = 1 << 16  # time steps, channels or pixels of an input: more is no image
 # names go into code that torch.fx writes and runs: nothing in them may end a string or a name
 PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 PATTERN = re.compile(r"[\w() ]+->[\w() ]+")
@@ -45,11 +46,7 @@ def _field(entry: Any, key: str, kind: type | tuple[type, ...], what: str) -> An
     Raises:
         InputError: it is missing or of another type.
     """
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get(key), kind)
-        or isinstance(entry.get(key), bool)
-    ):
+    if not isinstance(entry, dict) or not isinstance(entry.get(key), kind) or isinstance(entry.get(key), bool):
         raise InputError(f"{what} has no valid {key!r}")
     return entry[key]
 
@@ -66,7 +63,7 @@ class Reader:
     def program(self) -> Program:
         what = "the program"
         shape = _field(self.content, "input", list, what)
-        if len(shape) not in (3, 4) or not all(type(n) is int and n > 0 for n in shape):
+        if len(shape) not in (3, 4) or not all(type(n) is int and 0 < n <= LARGEST for n in shape):
             raise InputError(f"the input shape {shape} is neither C,H,W nor T,C,H,W")
         stage = _field(self.content, "stage", str, what)
         if stage not in [s.name for s in STAGES]:
@@ -189,9 +186,7 @@ class Reader:
         if value is None:
             raise InputError(f"tensor {name} is missing")
         if like is not None and value.shape != like.shape:
-            raise InputError(
-                f"tensor {name} has shape {tuple(value.shape)}, its layer wants {tuple(like.shape)}"
-            )
+            raise InputError(f"tensor {name} has shape {tuple(value.shape)}, its layer wants {tuple(like.shape)}")
         if like is not None and value.is_floating_point() != like.is_floating_point():
             raise InputError(f"tensor {name} has type {value.dtype}, its layer wants {like.dtype}")
         return value
@@ -229,7 +224,5 @@ def _fits(op: str, target: str, args: tuple, kwargs: dict[str, Any]) -> bool:
     if target == "matmul":
         return nodes == [True, True]
     return (
-        len(nodes) == 2
-        and any(nodes)
-        and all(n or type(a) in (int, float) for n, a in zip(nodes, args, strict=True))
+        len(nodes) == 2 and any(nodes) and all(n or type(a) in (int, float) for n, a in zip(nodes, args, strict=True))
     )

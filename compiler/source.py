@@ -37,8 +37,8 @@ def program_source(program: Program) -> str:
     """The source of a program that still trains: a module with ``Model`` and ``load``.
 
     ``Model().state_dict()`` has the keys of the tensors that ``svitc.serialize`` writes, and its ``forward``
-    computes the same, bit for bit, as the program. The same program gives the same text, also when it was saved
-    and loaded.
+    computes the same, bit for bit, as the program. The same program gives the same text, also after it was
+    saved and loaded.
     """
     return Source(program).text()
 
@@ -188,23 +188,12 @@ def loops(steps: Sequence[fx.Node | Unit]) -> list[list[fx.Node] | Unit | tuple[
 
 def _follows(first: Unit, second: fx.Node | Unit) -> bool:
     """Whether ``second`` is the next of the same list and alone takes what ``first`` gives."""
-    if (
-        not isinstance(second, Unit)
-        or len(first.outputs) != 1
-        or len(first.inputs) != 1
-        or len(second.outputs) != 1
-    ):
+    if not isinstance(second, Unit) or len(first.outputs) != 1 or len(first.inputs) != 1 or len(second.outputs) != 1:
         return False
     *parent, name = first.tree.path
     *other, following = second.tree.path
     alone = second.inputs == first.outputs and set(first.outputs[0].users) <= set(second.nodes)
-    return (
-        parent == other
-        and name.isdecimal()
-        and following.isdecimal()
-        and int(following) == int(name) + 1
-        and alone
-    )
+    return parent == other and name.isdecimal() and following.isdecimal() and int(following) == int(name) + 1 and alone
 
 
 def loop(chain: tuple[Unit, ...], steps: Steps) -> Step:

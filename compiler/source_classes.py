@@ -118,9 +118,7 @@ class Classes:
         differing: dict[tuple, list[int]] = {}
         for i in range(len(each.drafts[0].slots)):
             if len({draft.slots[i][0] for draft in each.drafts}) > 1:
-                key = tuple(
-                    draft.slots[i][1] if draft.slots[i][1] != ("scale",) else i for draft in each.drafts
-                )
+                key = tuple(draft.slots[i][1] if draft.slots[i][1] != ("scale",) else i for draft in each.drafts)
                 differing.setdefault(key, []).append(i)
         result: dict[str, tuple[str, list[int]]] = {}
         for slots in differing.values():
@@ -144,13 +142,7 @@ class Classes:
         if group is None:
             if key[-1] in self.letters.heads:
                 return "heads", "attention heads"
-            letters = [
-                a.letter
-                for n in unit.nodes
-                for dim in self.program.type_of(n)
-                for a in dim
-                if id(a) == key[-1]
-            ]
+            letters = [a.letter for n in unit.nodes for dim in self.program.type_of(n) for a in dim if id(a) == key[-1]]
             name = {"y": "rows", "x": "columns"}.get(letters[0] if letters else "", "size")
             return name, f"{name} of pixels" if name != "size" else "elements of an axis"
         if key[-1] in entering:
@@ -170,9 +162,7 @@ class Classes:
         def fill(text: str) -> str:
             return SLOT.sub(lambda m: names.get(int(m[1]), repr(first.slots[int(m[1])][0])), text)
 
-        stored = [
-            name for name, (_, slots) in each.arguments.items() if any(self._in_body(first, s) for s in slots)
-        ]
+        stored = [name for name, (_, slots) in each.arguments.items() if any(self._in_body(first, s) for s in slots)]
 
         def fill_body(text: str) -> str:
             return SLOT.sub(
@@ -188,9 +178,7 @@ class Classes:
         arguments = "".join(f", {name}" for name in each.arguments)
         made = [(name, m.with_text(fill) if isinstance(m, Call) else fill(m)) for name, m in first.made]
         return [
-            *class_head(
-                each.name, first.unit.tree, head, [f"{n}: {what}" for n, (what, _) in each.arguments.items()]
-            ),
+            *class_head(each.name, first.unit.tree, head, [f"{n}: {what}" for n, (what, _) in each.arguments.items()]),
             f"    def __init__(self{arguments}):",
             *constructor_lines(first.unit.tree, made),
             *(f"        self.{name} = {name}" for name in stored),
@@ -273,14 +261,10 @@ def label(path: Sequence[str]) -> str:
 def runs(names: Sequence[str]) -> str:
     """``blocks.0 to blocks.7, head``."""
     texts: list[str] = []
-    for _, group in itertools.groupby(
-        enumerate(names), lambda p: (p[1].rpartition(".")[0], _number(p[1]) - p[0])
-    ):
+    for _, group in itertools.groupby(enumerate(names), lambda p: (p[1].rpartition(".")[0], _number(p[1]) - p[0])):
         members = [name for _, name in group]
         texts.append(
-            members[0]
-            if len(members) == 1
-            else f"{members[0]}{' to ' if len(members) > 2 else ', '}{members[-1]}"
+            members[0] if len(members) == 1 else f"{members[0]}{' to ' if len(members) > 2 else ', '}{members[-1]}"
         )
     return ", ".join(texts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 
 WIDTH = 100
 POOL = ("x", "y", "z", "u", "w", *(f"x{i}" for i in range(2, 1000)))
@@ -112,15 +113,13 @@ class Body:
         for step in self.steps:
             if step.role in (Role.NEURON, Role.SUM) and not self.kept.issuperset(step.outputs):
                 reader = self.reader[step.outputs[0]]
-                shared_view = (
-                    reader is not None and reader.role == Role.VIEW and self.kept.issuperset(reader.outputs)
-                )
+                shared_view = reader is not None and reader.role == Role.VIEW and self.kept.issuperset(reader.outputs)
                 if reader is not None and not shared_view:
                     self.kept.update(step.outputs)
         for step in self.steps:
             if self.kept.issuperset(step.outputs):
-                self._shorten(step.inputs, lambda s=step: "x = " + self._code(s)[0])
-        self._shorten(self.outputs, lambda: self._return())
+                self._shorten(step.inputs, partial(self._line, step))
+        self._shorten(self.outputs, self._return)
 
     def _shorten(self, inputs: Sequence[Value], text: Callable[[], str]) -> None:
         """Give variables to parts of an expression until its line is short enough."""
@@ -133,7 +132,7 @@ class Body:
             lengths = {v: len(self._expression(v)[0]) for v in inner}
             cut = min(inner, key=lambda v: max(lengths[v], whole - lengths[v]))
             self.kept.add(cut)
-            self._shorten(self.maker[cut].inputs, lambda c=cut: "x = " + self._code(self.maker[c])[0])
+            self._shorten(self.maker[cut].inputs, partial(self._line, self.maker[cut]))
 
     def _inner(self, inputs: Sequence[Value]) -> list[Value]:
         """Values that are written within an expression of these inputs."""
@@ -154,6 +153,10 @@ class Body:
 
     def _code(self, step: Step) -> Text:
         return step.code([self._expression(value) for value in step.inputs])
+
+    def _line(self, step: Step) -> str:
+        """The statement as long as it will be, under a name of one letter."""
+        return "x = " + self._code(step)[0]
 
     def _return(self) -> str:
         return "return " + ", ".join(self._expression(value)[0] for value in self.outputs)
@@ -224,6 +227,4 @@ class Body:
             return next(n for n in (hint, *(f"{hint}{i}" for i in range(2, 1000))) if n not in alive)
         if unary and ending and (ending[0] in POOL or step.role == Role.VIEW) and ending[0] not in alive:
             return ending[0]
-        return next(
-            name for name in (*sorted(set(ending) & set(POOL), key=POOL.index), *POOL) if name not in alive
-        )
+        return next(name for name in (*sorted(set(ending) & set(POOL), key=POOL.index), *POOL) if name not in alive)

@@ -85,7 +85,9 @@ class Neurons:
         self.kinds: list[dict[str, Any]] = []
         thresholds: list[Counter[float]] = []
         for node in program.neurons():
-            entry = describe_layer(str(node.target), program.module_of(node))
+            module = program.module_of(node)
+            assert module is not None
+            entry = describe_layer(str(node.target), module)
             kind, threshold = self._kind(entry)
             if kind not in self.kinds:
                 self.kinds.append(kind)

@@ -46,9 +46,7 @@ class Steps:
         steps: T.
     """
 
-    def __init__(
-        self, program: Program, tree: Tree, letters: Letters, number: Number, steps: int | None
-    ) -> None:
+    def __init__(self, program: Program, tree: Tree, letters: Letters, number: Number, steps: int | None) -> None:
         self.program, self.tree, self.letters, self.number, self.T = program, tree, letters, number, steps
         self.values: dict[fx.Node, Value] = {}
 
@@ -94,12 +92,7 @@ class Steps:
 
     def neighbour(self, first: fx.Node, second: fx.Node, wanted: set[fx.Node]) -> fx.Node | None:
         """``first``, if it is the layer just before ``second`` in the same list and read by nothing else."""
-        if (
-            first.op != "call_module"
-            or second.op != "call_module"
-            or first not in wanted
-            or len(first.users) > 1
-        ):
+        if first.op != "call_module" or second.op != "call_module" or first not in wanted or len(first.users) > 1:
             return None
         *parent, name = self.path(first)
         *other, following = self.path(second)
@@ -142,9 +135,7 @@ class Steps:
             code = _suffix(f".chunk({count}, dim={dim})[{index}]")
         else:
             code = self.binary(node)
-            if node.target is operator.add and all(
-                isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args
-            ):
+            if node.target is operator.add and all(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args):
                 role = Role.SUM
         inputs = [self.value(a) for a in node.args if isinstance(a, fx.Node)]
         return Step(inputs, [self.value(node)], code, role)

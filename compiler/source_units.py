@@ -15,9 +15,9 @@ import einops
 from torch import fx, nn
 
 from . import axes, ops
-from .infer import attribute_of
+from .infer import attribute_of, parse_pattern
 from .program import Program
-from .views import retarget
+from .views import regrouped, retarget
 
 SMALL, LARGE = (
     3,
@@ -54,11 +54,7 @@ class Tree:
     def numbered(self) -> bool:
         """Whether the children are 0, 1, …, with few left out: a list."""
         names = list(self.children)
-        if (
-            self.is_leaf
-            or not names
-            or not all(n.isascii() and n.isdecimal() and str(int(n)) == n for n in names)
-        ):
+        if self.is_leaf or not names or not all(n.isascii() and n.isdecimal() and str(int(n)) == n for n in names):
             return False
         no_parameters = all(c.parameter is None for c in self.children.values())
         return no_parameters and max(map(int, names)) < 2 * len(names) + 8
@@ -154,7 +150,8 @@ class Partition:
         self.program = shadow(program)
         self.tree = tree_of(self.program)
         self.owner: dict[fx.Node, Unit | None] = {}
-        self._assign([Unit(tree) for tree in find_units(self.tree)])
+        self.units = [Unit(tree) for tree in find_units(self.tree)]
+        self._assign()
         self._share_views()
         self._chain_views()
         self._hoist_views()
@@ -165,15 +162,10 @@ class Partition:
         self.steps = self._schedule()
         self.units = [step for step in self.steps if isinstance(step, Unit)]
 
-    def _assign(self, units: list[Unit]) -> None:
-        self.units = units
-        by_path = {unit.tree.path: unit for unit in units}
+    def _assign(self) -> None:
+        by_path = {unit.tree.path: unit for unit in self.units}
         for node in self.program.graph.nodes:
-            where = (
-                str(node.target)
-                if node.op in ("call_module", "get_attr")
-                else str(node.meta.get("scope") or "")
-            )
+            where = str(node.target) if node.op in ("call_module", "get_attr") else str(node.meta.get("scope") or "")
             path = tuple(where.split("."))
             found = (by_path.get(path[:i]) for i in range(len(path), 0, -1))
             unit = None if node.op in ("placeholder", "output") else next((u for u in found if u), None)
@@ -223,8 +215,10 @@ class Partition:
                     continue
                 value.append(first)
                 for node in views:
-                    if node is not first:
-                        retarget(self.program, node, first)
+                    types = [self.program.type_of(n) for n in (first, node)]
+                    flat = [[axis for dim in dims for axis in dim] for dims in types]
+                    if node is not first and flat[0] == flat[1]:  # an axis of size 1 may have gone
+                        retarget(node, first, *regrouped(*types))
         self.program.retype()
         self._collect()
 
@@ -252,13 +246,12 @@ class Partition:
         return tuple(tuple(axis.kind for axis in dim) for dim in self.program.type_of(node))
 
     def _merges_time(self, node: fx.Node) -> bool:
-        return any(
-            len(dim) > 1 and any(a.kind == axes.Kind.TIME for a in dim) for dim in self.program.type_of(node)
-        )
+        return any(len(dim) > 1 and any(a.kind == axes.Kind.TIME for a in dim) for dim in self.program.type_of(node))
 
     def _keeps_order(self, node: fx.Node) -> bool:
-        source = [axis for dim in self.program.type_of(node.all_input_nodes[0]) for axis in dim]
-        return source == [axis for dim in self.program.type_of(node) for axis in dim]
+        """Whether a view only merges and splits: by its pattern, as one axis may stand in two dimensions."""
+        left, right = parse_pattern(str(node.args[1]))
+        return [letter for dim in left for letter in dim] == [letter for dim in right for letter in dim]
 
     def _wrong(self) -> Unit | None:
         """A unit that cannot be one call: too many values in or out, or an output leads back into it."""
@@ -276,22 +269,16 @@ class Partition:
                 for reached in other.nodes if other else [node]:
                     if reached not in seen:
                         seen.add(reached)
-                        todo += [
-                            user for user in reached.users if other is None or self.owner[user] is not other
-                        ]
+                        todo += [user for user in reached.users if other is None or self.owner[user] is not other]
         return None
 
     def _schedule(self) -> list[fx.Node | Unit]:
         """The root's nodes, and units as one step each, in the graph's order as far as it computes."""
         done: set[fx.Node] = set()
-        waiting: list[fx.Node | Unit] = list(
-            dict.fromkeys(self.owner[n] or n for n in self.program.graph.nodes)
-        )
+        waiting: list[fx.Node | Unit] = list(dict.fromkeys(self.owner[n] or n for n in self.program.graph.nodes))
         steps: list[fx.Node | Unit] = []
         while waiting:
-            ready = next(
-                s for s in waiting if done.issuperset(s.inputs if isinstance(s, Unit) else s.all_input_nodes)
-            )
+            ready = next(s for s in waiting if done.issuperset(s.inputs if isinstance(s, Unit) else s.all_input_nodes))
             waiting.remove(ready)
             steps.append(ready)
             done.update(ready.nodes if isinstance(ready, Unit) else [ready])

@@ -43,12 +43,36 @@ def layers(program: Program) -> list[Layer]:
         if ops.is_projection(module):
             found.append(_projection(program, node, module))
         elif ops.is_batch_norm(module):
-            found.append(Layer(str(node.target), type(module).__name__, str(module.num_features), _count(module), 0, 0, _where(node)))
+            found.append(
+                Layer(
+                    str(node.target),
+                    type(module).__name__,
+                    str(module.num_features),
+                    _count(module),
+                    0,
+                    0,
+                    _where(node),
+                )
+            )
         elif node.target is torch.matmul:
-            a, b = (program.shape_of(n) for n in node.all_input_nodes[:2]) if len(node.all_input_nodes) > 1 else (None, None)
+            a, b = (
+                (program.shape_of(n) for n in node.all_input_nodes[:2])
+                if len(node.all_input_nodes) > 1
+                else (None, None)
+            )
             if a and b:
                 macs = math.prod(a) * b[-1] // BATCH_PROBE
-                found.append(Layer(node.meta.get("scope") or "", "matmul", f"{a[-2]}x{a[-1]}x{b[-1]}", 0, 0, macs, _where(node)))
+                found.append(
+                    Layer(
+                        node.meta.get("scope") or "",
+                        "matmul",
+                        f"{a[-2]}x{a[-1]}x{b[-1]}",
+                        0,
+                        0,
+                        macs,
+                        _where(node),
+                    )
+                )
         elif node.op == "get_attr":
             n = math.prod(program.shape_of(node))
             found.append(Layer(str(node.target), "parameter", str(n), n, 4 * n, 0, _where(node)))

@@ -22,7 +22,6 @@ from . import ops
 from .program import Program
 from .rounding import bound, magnitudes, margins, sum_lengths
 
-
 STIMULUS_SEED = 0
 
 
@@ -108,7 +107,9 @@ class Recorder(fx.Interpreter):
         return self.fed[target]
 
     @classmethod
-    def record(cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None) -> tuple[Recorder, torch.Tensor]:
+    def record(
+        cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
+    ) -> tuple[Recorder, torch.Tensor]:
         program.module.eval()
         program.reset()
         recorder = cls(program, spikes)
@@ -124,7 +125,10 @@ def top1(logits: np.ndarray) -> np.ndarray:
 
 
 def verify(
-    program: Program, exported: bytes, inputs: Iterable[torch.Tensor], progress: Callable[[int], None] | None = None
+    program: Program,
+    exported: bytes,
+    inputs: Iterable[torch.Tensor],
+    progress: Callable[[int], None] | None = None,
 ) -> Verdict:
     """Compare an exported file with the program it is of.
 
@@ -158,10 +162,10 @@ def verify(
                 _judge(layer, module, each, got, run, scale, lengths[each.path], natural=kind == 0)
             off = abs(got[backend.OUTPUT] - want.numpy())
             verdict.logits_beyond_rounding += int((off > bound(magnitude.numpy(), lengths["logits"])).sum())
-        want = logits.numpy()
+        expected = logits.numpy()
         final = whole.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.max_logit_difference = max(verdict.max_logit_difference, float(abs(final - want).max()))
-        verdict.agreeing += int((top1(final) == top1(want)).sum())
+        verdict.max_logit_difference = max(verdict.max_logit_difference, float(abs(final - expected).max()))
+        verdict.agreeing += int((top1(final) == top1(expected)).sum())
         verdict.images += int(x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)

@@ -8,15 +8,17 @@ answer, and is refused with the user's line.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import einops
+import einops.einops
 import spikingjelly
 import torch
 from spikingjelly.activation_based import base, functional
@@ -27,15 +29,21 @@ from svitc import ops
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.program import BATCH_PROBE, InputSpec, Program
 
+from .integer_spikes import fuse_integer_spikes
 from .normalise import normalise
+from .prepare import prepare
+from .recorded import functions_recorded
 
-LEAVES = (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, *ops.POOLS, nn.Dropout, nn.Identity, base.MemoryModule)
+LEAVES = (
+    *ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, *ops.POOLS, nn.MaxPool3d, nn.AvgPool3d, *ops.PADS,
+    *ops.STATELESS_NEURONS, nn.Dropout, nn.Identity, base.MemoryModule,
+)  # fmt: skip
 # frames that only pass a call on; the user's line is the one that called them
 PLUMBING = (
-    *(str(Path(package.__file__).parent) + os.sep for package in (torch, einops)),
-    *(str(Path(spikingjelly.__file__).parent / "activation_based" / part) for part in
+    *(str(Path(str(package.__file__)).parent) + os.sep for package in (torch, einops)),
+    *(str(Path(str(spikingjelly.__file__)).parent / "activation_based" / part) for part in
       ("layer/container.py", "layer/stateless_wrapper.py", "functional/forward.py", "base.py")),
-    *(str(Path(module.__file__).parent) + os.sep for module in (ops, sys.modules[__name__])),
+    *(str(Path(str(module.__file__)).parent) + os.sep for module in (ops, sys.modules[__name__])),
 )
 _ANSWERED = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")
 
@@ -81,7 +89,7 @@ class ValueProxy(fx.Proxy):
         return len(self.node.meta["val"])
 
     def __iter__(self):
-        return (self[i] for i in range(len(self)))
+        return (self[i] for i in range(len(self)))  # type: ignore[index]
 
     def __bool__(self) -> bool:
         raise _data_dependent("the truth")
@@ -119,6 +127,10 @@ class Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> ValueProxy:
         return ValueProxy(node, self)
 
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple[Any, list]:
+        """One placeholder; optional arguments keep their defaults, and are no part of the graph."""
+        return root_fn, [self.root, self.create_proxy("placeholder", next(iter(self.example)), (), {})]
+
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if isinstance(m, ops.MODULES) and getattr(m, "step_mode", None) == "s" and ops.is_neuron(m):
             raise UnsupportedError(
@@ -134,13 +146,16 @@ class Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *rest: Any, **more: Any) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
-        node.meta["source"] = user_line()
+        # the input has no line of its own: what lies above it is whoever called us
+        node.meta["source"] = user_line() if kind != "placeholder" else None
         node.meta["scope"] = self.scope.module_path
         node.meta["val"] = self.value(node)
         return proxy
 
     def value(self, node: fx.Node) -> Any:
         """The fake value of a node, by running it on its inputs' fake values."""
+        args: Any
+        kwargs: Any
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         with self.mode, torch.no_grad():
             if node.op == "placeholder":
@@ -168,43 +183,116 @@ class Tracer(fx.Tracer):
                 self.evaluating = False
 
 
-def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None) -> Program:
+@contextlib.contextmanager
+def einops_recorded(tracer: Tracer) -> Iterator[None]:
+    """Within, ``rearrange`` and ``repeat`` of einops, by whatever name the model imported them, record themselves."""
+    plain = einops.einops.reduce
+
+    def reduce(tensor: Any, pattern: str, reduction: Any, **sizes: int) -> Any:
+        if isinstance(tensor, ValueProxy) and reduction in ("rearrange", "repeat"):
+            return tracer.create_proxy("call_function", getattr(einops, reduction), (tensor, pattern), sizes)
+        return plain(tensor, pattern, reduction, **sizes)
+
+    einops.einops.reduce = reduce
+    try:
+        yield
+    finally:
+        einops.einops.reduce = plain
+
+
+def capture(
+    model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None, fix: bool = False
+) -> Program:
     """Capture a model as a canonical program.
 
     The model is copied: later changes to either do not touch the other. Membranes are reset first.
 
+    A model of event frames may take ``[N, T, C, H, W]``: where ``[T, N, C, H, W]`` does not lead through its
+    neurons, the program turns its own input around first.
+
     Args:
         model: an SViT whose ``forward`` takes one tensor, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and
-            returns logits ``[N, classes]`` or ``[T, N, classes]``.
+            returns logits ``[N, classes]`` or ``[T, N, classes]``, perhaps with a dictionary of hooks.
         input_spec: the input's shape without batch.
-        info: what is known of the model, kept with the program.
+        info: what is known of the model, kept with the program; ``assumptions`` is added to.
+        fix: split time from batch before a neuron that runs them together.
 
     Raises:
         UnsupportedError: an operation, neuron or control flow that svitc cannot represent, with its line.
     """
     functional.reset_net(model)
     model = copy.deepcopy(model).eval().float()
+    info = {**(info or {})}
+    info["assumptions"] = [*info.get("assumptions", [])]
+    rewritten = prepare(model)
+    if rewritten:
+        info["assumptions"].append(
+            f"{len(rewritten)} batch norms that write their border ({rewritten[0]}, …) pad with zeros before they"
+            " normalise: the same but for rounding"
+        )
+    failures: list[tuple[int, UnsupportedError]] = []
+    for batch_first in (False, True) if input_spec.events else (False,):
+        done: list[fx.Node] = []
+        try:
+            return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done)
+        except UnsupportedError as error:
+            failures.append((len(done), error))
+    raise max(failures, key=lambda failure: failure[0])[1]  # the layout that led further
+
+
+def _capture(
+    model: nn.Module,
+    input_spec: InputSpec,
+    info: dict[str, Any],
+    batch_first: bool,
+    fix: bool,
+    done: list[fx.Node],
+) -> Program:
+    """Capture a model that may be changed.
+
+    Args:
+        batch_first: it takes ``[N, T, C, H, W]``.
+        done: filled with the operations that could be represented.
+    """
+    graph = _trace(model, input_spec, batch_first)
+    fuse_integer_spikes(graph, model)
+    program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
+    notes = program.info["assumptions"]
+    if batch_first:
+        program.info["batch_first"] = True
+        notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
+    fixed, functions = normalise(program, fix, done)
+    if fixed:
+        program.info["fixed"] = fixed
+        notes.append(f"{len(fixed)} neurons ({fixed[0]}, …) run over time alone (--fix), not over the batch with it")
+    if functions:
+        notes.append(f"gradients of {', '.join(functions)} are those of their forward, not their own")
+    if not notes:
+        del program.info["assumptions"]
+    used = {name for name, _ in program.module.named_parameters()}
+    program.info["dead"] = {name: p.numel() for name, p in model.named_parameters() if name not in used}
+    return program
+
+
+def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Graph:
     tracer = Tracer()
     name = _only_input(model)
-    tracer.example = {name: torch.empty(input_spec.batched(BATCH_PROBE))}
+    example = torch.empty(input_spec.batched(BATCH_PROBE))
+    tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
     try:
-        graph = tracer.trace(model)
+        with einops_recorded(tracer), functions_recorded(tracer):
+            return tracer.trace(model)
     except SvitcError:
         raise
     except Exception as error:
         # whatever the user's forward raises on its own input shape is theirs to mend; we add the line
         where = _raised_at(error) or user_line()
         raise UnsupportedError(
-            f"the model's forward failed on an input of shape {input_spec.batched(BATCH_PROBE)}: "
+            f"the model's forward failed on an input of shape {tuple(tracer.example[name].shape)}: "
             f"{type(error).__name__}: {error}",
             where=where,
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
-    program = Program(fx.GraphModule(model, graph), input_spec, info=dict(info or {}))
-    normalise(program)
-    used = {name for name, _ in program.module.named_parameters()}
-    program.info["dead"] = {name: p.numel() for name, p in model.named_parameters() if name not in used}
-    return program
 
 
 def _only_input(model: nn.Module) -> str:

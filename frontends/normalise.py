@@ -7,7 +7,8 @@ the list is refused by name, with its line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,24 +19,46 @@ from svitc import axes, ops
 from svitc.errors import UnsupportedError
 from svitc.infer import Inference, describe
 from svitc.program import Program
-from svitc.views import emit_view
+from svitc.views import emit_view, regrouped, tokens
 
-Handler = Callable[["Normaliser", fx.Node], fx.Node]
+Handler = Callable[["Normaliser", fx.Node], "fx.Node | tuple[fx.Node, ...]"]
 
 
-def normalise(program: Program) -> None:
+def normalise(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[str], list[str]]:
     """Bring a raw program into canonical form, in place, and type it.
+
+    Args:
+        fix: split time from batch before a neuron that runs them together.
+        done: filled with the raw operations that were represented.
+
+    Returns:
+        The neurons that ``fix`` was needed for, and the autograd functions whose own gradient is lost.
 
     Raises:
         UnsupportedError: an operation or neuron outside the closed list.
     """
     raw = program.graph
-    program.module.graph = Normaliser(program).run(raw)
+    raw.eliminate_dead_code(_matters)
+    work = Normaliser(program, fix)
+    program.module.graph = work.run(raw, done)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     program.module.delete_all_unused_submodules()
     _drop_unused_parameters(program)
     program.retype()
     program.module.recompile()
+    return work.fixed, sorted({n.meta["function"] for n in raw.nodes if "function" in n.meta})
+
+
+def _matters(node: fx.Node) -> bool:
+    """Whether a raw operation does something though nothing reads its result."""
+    return node.op in ("placeholder", "output") or _in_place(node)
+
+
+def _in_place(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    name = str(node.target)
+    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
 
 
 def _drop_unused_parameters(program: Program) -> None:
@@ -52,19 +75,21 @@ def _drop_unused_parameters(program: Program) -> None:
 class Normaliser:
     """Builds the canonical graph node by node, so that each input is typed before it is used."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, fix: bool = False) -> None:
+        self.program, self.fix = program, fix
+        self.fixed: list[str] = []  # neurons that it was needed for
         self.graph = fx.Graph()
         self.inference = Inference(program)
         self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
         self.origin: fx.Node | None = None
         self.layers: dict[str, nn.Module | None] = {}  # as the model has them; a second call must see the first's
 
-    def run(self, raw: fx.Graph) -> fx.Graph:
+    def run(self, raw: fx.Graph, done: list[fx.Node]) -> fx.Graph:
         for node in raw.nodes:
             self.origin = node
             new = self.handle(node)
             self.done[node] = new
+            done.append(node)
             value = node.meta.get("val")
             if isinstance(new, fx.Node) and isinstance(value, torch.Tensor):
                 shape = axes.shape(self.inference.dims(new))
@@ -89,12 +114,19 @@ class Normaliser:
         return node
 
     def view(self, x: fx.Node, dims: axes.Dims) -> fx.Node:
-        """``x`` as ``dims``: one rearrange, or ``x`` itself where nothing changes."""
-        return emit_view(self.emit, self.inference, x, dims)
+        """``x`` with its axes, in their order, grouped as ``dims``; ``x`` itself where nothing changes."""
+        source, target = regrouped(self.inference.dims(x), tuple(axes.resolve(dim) for dim in dims))
+        return emit_view(self.emit, x, source, target)
+
+    def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
+        """``x`` with its dimensions in another order."""
+        source = tokens(self.inference.dims(x))
+        return emit_view(self.emit, x, source, tuple(source[i] for i in order))
 
     def reshape(self, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
         try:
-            return self.view(x, axes.factor(self.inference.dims(x), sizes))
+            dims = axes.factor(self.inference.dims(x), sizes)
+            return self.view(x, dims)
         except axes.AxisConflict as conflict:
             raise self.refuse(f"reshape of {axes.show(self.inference.dims(x))} to {sizes}: {conflict}") from conflict
 
@@ -108,14 +140,10 @@ class Normaliser:
 
     def handle(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            if node.args or any(n.op == "placeholder" for n in self.graph.nodes):
-                return None  # an optional argument, left at its default
-            return self.emit("placeholder", str(node.target), name="x")
+            x = self.emit("placeholder", str(node.target), name="x")
+            return self.permute(x, (1, 0, 2, 3, 4)) if self.program.info.get("batch_first") else x
         if node.op == "output":
-            value = self.arg(node.args[0])
-            if not isinstance(value, fx.Node):
-                raise self.refuse("the model must return one tensor of logits")
-            return self.emit("output", "output", (value,))
+            return self.output(node)
         if node.op == "get_attr":
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
@@ -124,12 +152,25 @@ class Normaliser:
 
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
+        if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
+            raise self.refuse(f"{name} changes a tensor in place, and what it was is used again")
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
                 hint="svitc inspect lists what is supported; rewrite the layer with those, or report it.",
             )
         return handler(self, node)
+
+    def output(self, node: fx.Node) -> fx.Node:
+        """The logits; what else the model returns, such as an empty dictionary of hooks, is no tensor."""
+        found: list[fx.Node] = []
+        fx.node.map_arg(self.arg(node.args[0]), found.append)
+        if len(found) != 1:
+            raise self.refuse(f"the model must return one tensor of logits; it returns {len(found)}")
+        dims = self.inference.dims(found[0])
+        if not any(len(dim) == 1 and dim[0].kind == axes.Kind.BATCH for dim in dims):
+            raise self.refuse(f"the model returns {axes.show(dims)}, which is not one result for each sample")
+        return self.emit("output", "output", (found[0],))
 
     def call_module(self, node: fx.Node) -> fx.Node:
         path = str(node.target)
@@ -140,6 +181,8 @@ class Normaliser:
             return x
         if isinstance(module, base.MemoryModule):
             return self.neuron(path, module, x)
+        if isinstance(module, (nn.MaxPool3d, nn.AvgPool3d)):
+            return self.pool_each(path, module, x)
         self.replace(path, plain(module))
         many = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not many:
@@ -160,11 +203,69 @@ class Normaliser:
         if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
             raise self.refuse(f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})")
         module.store_v_seq = False  # type: ignore[assignment]
-        return self.emit("call_module", path, (x,))
+        dims = self.inference.dims(x)
+        if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
+            return self.emit("call_module", path, (x,))
+        if not self.fix:
+            raise self.refuse(
+                f"the neuron's first dimension is not time alone but time and batch run together ({axes.show(dims)}),"
+                " so that an image's result depends on its neighbours in the batch",
+                hint="This is a mistake in the model's own code; one image at a time, it computes what was meant."
+                " --fix splits time from batch before such neurons.",
+            )
+        self.fixed.append(path)
+        time, batch = dims[0]
+        spikes = self.emit("call_module", path, (self.view(x, ((time,), (batch,), *dims[1:])),))
+        return self.view(spikes, dims)
+
+    def pool_each(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
+        """Pooling over three dimensions whose window is one wide in the first: a pooling over the other two."""
+        dims, flat = self.inference.dims(x), _flat_pool(module)
+        if flat is None or len(dims) != 5:
+            raise self.refuse(f"{module} of {axes.show(dims)} pools over three dimensions")
+        self.replace(path, flat)
+        y = self.emit("call_module", path, (self.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
+        out = self.inference.dims(y)
+        return self.view(y, (dims[0], dims[1], *out[1:]))
+
+    def layer(self, name: str, module: nn.Module) -> str:
+        """Register a layer that the model has as a function only; returns its path."""
+        assert self.origin is not None
+        scope = self.origin.meta.get("scope")
+        path = base = f"{scope}.{name}" if scope else name
+        count = 0
+        while has_module(self.program.module, path):
+            count += 1
+            path = f"{base}_{count}"
+        self.program.module.add_submodule(path, module)
+        return path
 
     def replace(self, path: str, module: nn.Module) -> None:
         owner, _, name = path.rpartition(".")
         setattr(self.program.module.get_submodule(owner), name, module)
+
+
+def has_module(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _flat_pool(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
+    def triple(name: str) -> tuple[int, ...]:
+        value = getattr(module, name, 1)
+        return value if isinstance(value, tuple) else (value,) * 3
+
+    names = ("kernel_size", "stride", "padding", "dilation")
+    if [triple(name)[0] for name in names] != [1, 1, 0, 1]:
+        return None
+    kernel, stride, padding, dilation = (triple(name)[1:] for name in names)
+    if isinstance(module, nn.MaxPool3d):
+        return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
+    rest = module.ceil_mode, module.count_include_pad, module.divisor_override
+    return nn.AvgPool2d(kernel, stride, padding, *rest)
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -177,7 +278,7 @@ def plain(module: nn.Module) -> nn.Module:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
     if getattr(module, "padding_mode", "zeros") != "zeros":
         raise UnsupportedError(f"padding mode {module.padding_mode!r} is not supported")
-    for kind in (*ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, *ops.POOLS):
+    for kind in ops.MODULES:
         if isinstance(module, kind):
             if type(module) is kind:
                 return module

@@ -11,6 +11,8 @@ from torch import fx
 
 from svitc import axes, ops
 from svitc.axes import AxisConflict
+from svitc.infer import bind_letters
+from svitc.views import emit_view, follow, tokens
 
 from .normalise import Handler, Normaliser
 
@@ -74,14 +76,12 @@ def transpose(n: Normaliser, node: fx.Node) -> fx.Node:
     order = list(range(rank(n, x)))
     a, b = positive(n, x, a), positive(n, x, b)
     order[a], order[b] = order[b], order[a]
-    dims = n.inference.dims(x)
-    return n.view(x, tuple(dims[i] for i in order))
+    return n.permute(x, order)
 
 
 def permute(n: Normaliser, node: fx.Node) -> fx.Node:
     x, order = variadic(n, node, "dims")
-    dims = n.inference.dims(x)
-    return n.view(x, tuple(dims[positive(n, x, i)] for i in order))
+    return n.permute(x, [positive(n, x, i) for i in order])
 
 
 def unsqueeze(n: Normaliser, node: fx.Node) -> fx.Node:
@@ -104,6 +104,8 @@ def squeeze(n: Normaliser, node: fx.Node) -> fx.Node:
 
 def repeat(n: Normaliser, node: fx.Node) -> fx.Node:
     """repeat, expand: dimensions of size 1 that become larger; anything else is refused."""
+    if node.target is einops.repeat:
+        return n.emit("call_function", einops.repeat, (n.arg(node.args[0]), node.args[1]), dict(node.kwargs))
     x = n.arg(node.args[0])
     old, new = n.inference.dims(x), value_shape(node)
     old = ((),) * (len(new) - len(old)) + old
@@ -170,12 +172,30 @@ def unbind(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(n.view(p, d[:dim] + d[dim + 1 :]) for p in parts for d in [n.inference.dims(p)])
 
 
+def pad(n: Normaliser, node: fx.Node) -> fx.Node:
+    """Zeros around pixels."""
+    x, sizes, mode, value = call(n, node, "pad", "mode", "value", mode="constant")
+    sizes = tuple(sizes)
+    while len(sizes) > 4 and sizes[-2:] == (0, 0):
+        sizes = sizes[:-2]
+    if mode != "constant" or value not in (None, 0) or len(sizes) not in (2, 4):
+        raise n.refuse(f"padding by {sizes} ({mode}, {value}) is not supported; zeros around pixels are")
+    return n.emit("call_module", n.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))
+
+
 def binary(target: Any) -> Handler:
+    """Two tensors, or a tensor and a number; a number that changes nothing is left out."""
+    neutral = 0 if target in (operator.add, operator.sub) else 1
+
     def handler(n: Normaliser, node: fx.Node) -> fx.Node:
         args, kwargs = n.arg(node.args), n.arg(node.kwargs)
         left, right = (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs))[:2]
         if kwargs.get("alpha", 1) != 1:
             raise n.refuse("alpha is not supported")
+        if isinstance(left, fx.Node) and isinstance(right, int | float) and right == neutral:
+            return left
+        if isinstance(right, fx.Node) and isinstance(left, int | float) and left == neutral and target in COMMUTE:
+            return right
         return n.emit("call_function", target, (left, right))
 
     return handler
@@ -197,14 +217,14 @@ def reduction(target: Any) -> Handler:
 
 
 def rearrange(n: Normaliser, node: fx.Node) -> fx.Node:
-    """The model uses einops itself: its pattern is typed like ours."""
-    x, pattern = n.arg(node.args[0]), node.args[1]
-    probe = n.emit("call_function", einops.rearrange, (x, pattern), dict(node.kwargs))
-    dims = n.inference.dims(probe)
-    n.graph.erase_node(probe)
-    return n.view(x, dims)
+    """The model uses einops itself: its pattern is typed like ours, and written as we write it."""
+    x, pattern = n.arg(node.args[0]), str(node.args[1])
+    bind_letters(n.inference.dims(x), pattern, node.kwargs)  # splits axes where the pattern does
+    source = tokens(n.inference.dims(x))
+    return emit_view(n.emit, x, source, follow(source, pattern, node.kwargs))
 
 
+COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
@@ -214,6 +234,7 @@ HANDLERS: dict[str, Handler] = {
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     **dict.fromkeys(("repeat", "expand"), repeat),
+    "pad": pad,
     "chunk": chunk,
     "split": split,
     "getitem": getitem,

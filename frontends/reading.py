@@ -118,7 +118,9 @@ def _look(path: Path, start: bytes) -> None:
             with zipfile.ZipFile(path) as archive:
                 names = [name.rpartition("/")[2] for name in archive.namelist()]
         except Exception as error:  # a damaged directory may hold anything
-            raise InputError(f"{path} is damaged: {_line(error)}", hint="Copy or download it again.") from error
+            raise InputError(
+                f"{path} is damaged: {_line(error)}", hint="Copy or download it again."
+            ) from error
         if "constants.pkl" in names:
             raise InputError(f"{path} is a TorchScript archive, which keeps no modules", hint=SAVE)
         if "data.pkl" not in names:

@@ -21,4 +21,12 @@ def inference() -> list[Pass]:
     return [HoistRepeat(), MergeViews(), FoldBatchNorm()]
 
 
-__all__ = ["FoldBatchNorm", "HoistRepeat", "MergeViews", "Prune", "SplitFusedProjection", "canonical", "inference"]
+__all__ = [
+    "FoldBatchNorm",
+    "HoistRepeat",
+    "MergeViews",
+    "Prune",
+    "SplitFusedProjection",
+    "canonical",
+    "inference",
+]

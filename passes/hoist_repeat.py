@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import einops
 from torch import fx
 
@@ -64,7 +66,8 @@ class HoistRepeat(Pass):
             again = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": time[0].size})
             again.meta.update(node.meta, dims=(time, *dims))
             pattern, sizes = pattern_between((time, *dims), program.type_of(last))
-            view = program.graph.call_function(einops.rearrange, (again, pattern), sizes)
+            given: dict[str, Any] = {**sizes}
+            view = program.graph.call_function(einops.rearrange, (again, pattern), given)
             view.meta.update(merged.meta, dims=program.type_of(last))
         last.replace_all_uses_with(view)
         while last is not node:

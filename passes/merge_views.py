@@ -7,7 +7,7 @@ from torch import fx
 
 from svitc.pass_base import Pass
 from svitc.program import Program
-from svitc.views import retarget
+from svitc.views import composed, retarget
 
 
 class MergeViews(Pass):
@@ -22,15 +22,17 @@ class MergeViews(Pass):
     def match(self, program: Program, node: fx.Node) -> bool:
         if node.target is not einops.rearrange:
             return False
-        source = node.all_input_nodes[0]
-        return source.target is einops.rearrange or program.type_of(source) == program.type_of(node)
+        source, target = composed(program, [node])
+        return source == target or node.all_input_nodes[0].target is einops.rearrange
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
-        source = node.all_input_nodes[0]
-        while source.target is einops.rearrange:
-            source = source.all_input_nodes[0]
-        if program.type_of(source) == program.type_of(node):
-            node.replace_all_uses_with(source)
+        chain = [node]
+        while chain[0].all_input_nodes[0].target is einops.rearrange:
+            chain.insert(0, chain[0].all_input_nodes[0])
+        x = chain[0].all_input_nodes[0]
+        source, target = composed(program, chain)
+        if source == target:
+            node.replace_all_uses_with(x)
             program.graph.erase_node(node)
         else:
-            retarget(program, node, source)
+            retarget(node, x, source, target)

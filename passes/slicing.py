@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def cut(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> torch.Tenso
     return tensor.contiguous()
 
 
-def cut_module(module: nn.Module, chosen: dict[str, Sequence[np.ndarray | None]]) -> None:
+def cut_module(module: nn.Module, chosen: Mapping[str, Sequence[np.ndarray | None]]) -> None:
     """Cut each named parameter or buffer of ``module`` in place, and set its widths from what is left."""
     depthwise = isinstance(module, ops.CONVOLUTIONS) and module.groups == module.in_channels > 1
     with torch.no_grad():
@@ -37,4 +37,5 @@ def cut_module(module: nn.Module, chosen: dict[str, Sequence[np.ndarray | None]]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif ops.is_batch_norm(module):
+        assert module.running_mean is not None
         module.num_features = module.running_mean.shape[0]

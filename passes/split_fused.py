@@ -14,7 +14,7 @@ from svitc.axes import Axis, Dims
 from svitc.errors import InternalError
 from svitc.pass_base import Pass
 from svitc.program import Program, Stage
-from svitc.views import pattern_between
+from svitc.views import composed, retarget
 
 from .slicing import cut_module
 
@@ -58,7 +58,9 @@ class SplitFusedProjection(Pass):
     def _chain(self, program: Program, node: fx.Node) -> Chain | str:
         source, dim, _, count = node.args
         assert isinstance(source, fx.Node) and isinstance(dim, int)
-        if any(user.target is not ops.take_block or user.args[1] != dim or user.args[3] != count for user in source.users):
+        if any(
+            user.target is not ops.take_block or user.args[1] != dim or user.args[3] != count for user in source.users
+        ):
             return "not every reader takes one of the blocks"
         section = program.type_of(source)[dim][0]
         if section.size != count:
@@ -105,7 +107,13 @@ class SplitFusedProjection(Pass):
             program.graph.erase_node(old)
 
     def _copy(
-        self, program: Program, old: fx.Node, source: fx.Node, section: Axis, index: int, name: str,
+        self,
+        program: Program,
+        old: fx.Node,
+        source: fx.Node,
+        section: Axis,
+        index: int,
+        name: str,
         originals: dict[str, nn.Module | None],
     ) -> fx.Node:
         """``old`` for one block: the same operation on types without the section axis."""
@@ -124,10 +132,22 @@ class SplitFusedProjection(Pass):
                 program.module.get_submodule(str(old.target)).add_module(name, module)
                 new = program.graph.call_module(f"{old.target}.{name}", (source,))
             else:
-                pattern, sizes = pattern_between(program.type_of(source), dims)
-                new = program.graph.call_function(einops.rearrange, (source, pattern), dict(sorted(sizes.items())))
+                new = program.graph.call_function(einops.rearrange, (source,), {})
+                retarget(new, source, *_sectionless(program, old, section))
         new.meta.update({k: old.meta[k] for k in ("source", "scope") if k in old.meta}, dims=dims)
         return new
+
+
+def _sectionless(program: Program, view: fx.Node, section: Axis) -> tuple[Dims, Dims]:
+    """What a view does to the axes other than the section, by place."""
+    typed = program.type_of(view.all_input_nodes[0])
+    source, target = composed(program, [view])
+    gone = {
+        id(place) for dim, places in zip(typed, source, strict=True)
+        for axis, place in zip(dim, places, strict=True) if axis is section
+    }  # fmt: skip
+    left, right = (tuple(tuple(p for p in dim if id(p) not in gone) for dim in dims) for dims in (source, target))
+    return left, right
 
 
 def without(dims: Dims, section: Axis) -> Dims:

@@ -16,7 +16,14 @@ IMAGE = (3, 32, 48)
 
 
 def spikformer(**k) -> nn.Module:
-    size = {"img_size_h": 32, "img_size_w": 48, "patch_size": 4, "embed_dims": 32, "num_heads": 2, "depths": 1}
+    size = {
+        "img_size_h": 32,
+        "img_size_w": 48,
+        "patch_size": 4,
+        "embed_dims": 32,
+        "num_heads": 2,
+        "depths": 1,
+    }
     return Spikformer(**{"num_classes": 5, **size, **k})
 
 

@@ -23,7 +23,9 @@ def test_budgets(text, of, limit):
     assert (budget.of, budget.limit(1000)) == (of, limit)
 
 
-@pytest.mark.parametrize("text", ["0", "0%", "1.5", "150%", "abc", "", "-0.5", "12QB", "params=12MB", "nan", "1e", "12"])
+@pytest.mark.parametrize(
+    "text", ["0", "0%", "1.5", "150%", "abc", "", "-0.5", "12QB", "params=12MB", "nan", "1e", "12"]
+)
 def test_what_is_not_a_budget(text):
     with pytest.raises(UsageError) as caught:
         parse_budget(text)

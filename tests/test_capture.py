@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
+from einops import rearrange, repeat
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
-from svitc.driver import check_capture
+from families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
+from svitc import onnx
+from svitc.driver import check_capture, export
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import capture
+from svitc.pass_base import Pipeline
+from svitc.passes import canonical
 from svitc.program import InputSpec
 from svitc.verify import Recorder
+
 
 @pytest.mark.parametrize("time", [1, 4])
 @pytest.mark.parametrize("events", [False, True], ids=["image", "events"])
@@ -169,3 +174,39 @@ def test_layers_may_be_called_twice():
     program = capture(model, InputSpec((3, 8, 6)))
     assert check_capture(model, program) == 0.0
     assert sum(g.frozen is None for g in program.groups) == 1
+
+
+def test_a_square_matrix_may_be_transposed():
+    """Tokens by tokens: both dimensions are the same axis, and only their places tell them apart."""
+
+    class Square(Net):
+        def forward(self, x):
+            x = self.lif(self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1))).flatten(3)
+            x = x @ ((x.transpose(-1, -2) @ (x * 0.5)) * x[:, :, 0].unsqueeze(2)).transpose(-1, -2)
+            return self.head(x.mean(-1).mean(0))
+
+    torch.manual_seed(0)
+    model = Square().eval()
+    with torch.no_grad():
+        model.conv.weight.mul_(6)
+    program = capture(model, InputSpec((3, 8, 6)))
+    check_capture(model, program)
+    x = torch.randn(2, 3, 8, 6)
+    want = program(x)
+    Pipeline(canonical())(program)
+    assert torch.equal(program(x), want) and want.std() > 0
+    session = onnx.session(export(program))
+    assert abs(session.run(None, {"x": x.numpy()})[0] - want.numpy()).max() < 1e-4
+
+
+def test_einops_in_the_model():
+    class Einops(Net):
+        def forward(self, x):
+            x = self.lif(self.conv(repeat(x, "b c h w -> t b c h w", t=2)))
+            x = rearrange(x, "t b (g c) h w -> t b (h w) g c", g=2)
+            return self.head(rearrange(x, "t b n g c -> t b (g c) n").mean(-1).mean(0))
+
+    model = Einops().eval()
+    program = capture(model, InputSpec((3, 8, 6)))
+    assert check_capture(model, program) == 0.0
+    assert next(g for g in program.groups if g.name == "conv").heads == 2

@@ -28,7 +28,18 @@ def groups_of(model: nn.Module, shape=(3, 32, 32)):
 
 
 def test_spikformer():
-    groups = groups_of(Spikformer(T=2, img_size_h=32, img_size_w=32, patch_size=4, num_classes=5, embed_dims=32, num_heads=2, depths=1))
+    groups = groups_of(
+        Spikformer(
+            T=2,
+            img_size_h=32,
+            img_size_w=32,
+            patch_size=4,
+            num_classes=5,
+            embed_dims=32,
+            num_heads=2,
+            depths=1,
+        )
+    )
     assert groups["patch_embed.stages.3.conv_bn.block.0"].producers == [
         "patch_embed.stages.3.conv_bn.block.0", "patch_embed.positional_encoding.conv_bn.block.0",
         "blocks.0.attn.proj_conv_bn.0", "blocks.0.mlp.fc2.0",
@@ -51,7 +62,9 @@ def test_spike_driven_transformer_ties_q_k_and_v():
 
 @pytest.mark.parametrize(("attention", "tied"), [("token", False), ("channel", True)])
 def test_qkformer(attention, tied):
-    groups = groups_of(QKFormer(T=2, num_classes=5, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 1, 1), qka_type=attention))
+    groups = groups_of(
+        QKFormer(T=2, num_classes=5, embed_dims=64, num_heads=(2, 2, 4), depths=(1, 1, 1), qka_type=attention)
+    )
     q = groups["stage1.0.attn.qk_conv_bn.0.q"]
     assert ("stage1.0.attn.qk_conv_bn.0.k" in q.producers) == tied
     assert ("stage1.0.attn.qk_conv_bn.0.k" not in groups) == tied
@@ -68,7 +81,18 @@ def test_maxformer_ties_depthwise_blocks_to_the_stream():
 
 
 def test_head_axes_are_shared_by_name():
-    program = program_of(Spikformer(T=2, img_size_h=32, img_size_w=32, patch_size=4, num_classes=5, embed_dims=32, num_heads=2, depths=2))
+    program = program_of(
+        Spikformer(
+            T=2,
+            img_size_h=32,
+            img_size_w=32,
+            patch_size=4,
+            num_classes=5,
+            embed_dims=32,
+            num_heads=2,
+            depths=2,
+        )
+    )
     sharing = sorted(sorted(g.name for g in groups) for groups in head_axes(program.groups).values())
     assert sharing == [[f"blocks.{i}.attn.qkv_conv_bn.0.{x}" for x in "qv"] for i in range(2)]
 

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted(p for folder in ("compiler", "passes", "frontends", "benchmarks", "tests", "demo") for p in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    p
+    for folder in ("compiler", "passes", "frontends", "benchmarks", "tests", "demo")
+    for p in (ROOT / folder).rglob("*.py")
+)
 
 # each layer may import from itself and from those before it
 LAYERS = [
@@ -46,12 +50,16 @@ def imported(path: Path):
             yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.relative_to(ROOT).parts[0] in ("compiler", "passes", "frontends")], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p.relative_to(ROOT).parts[0] in ("compiler", "passes", "frontends")],
+    ids=str,
+)
 def test_imports_follow_the_flow(path):
     own = layer_of(path)
     if own == "__init__":
         return  # the package's front door imports lazily
-    rank = RANK.get(own, RANK.get(own.split("_")[0], None))
+    rank = RANK.get(own, RANK.get(own.split("_")[0]))
     assert rank is not None, f"{own} has no place in the order"
     for name in imported(path):
         if name in RANK:
@@ -68,7 +76,9 @@ def test_nothing_imports_a_second_copy_or_a_forbidden_package(path):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
-            assert name.split(".")[0] not in {"compiler", "passes", "frontends", "torchvision", "timm"}, f"{path}: {name}"
+            assert name.split(".")[0] not in {"compiler", "passes", "frontends", "torchvision", "timm"}, (
+                f"{path}: {name}"
+            )
 
 
 def test_the_package_is_what_is_installed():

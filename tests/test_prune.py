@@ -35,7 +35,12 @@ def models(draw):
     depth = draw(st.integers(1, 2))
     head_dim = draw(st.sampled_from([8, 12, 16]))
     height, width = draw(st.sampled_from([(32, 32), (32, 48), (48, 32)]))
-    common = {"T": time, "in_channels": channels, "num_classes": 7, "mlp_ratio": draw(st.sampled_from([2.0, 3.0, 4.0]))}
+    common = {
+        "T": time,
+        "in_channels": channels,
+        "num_classes": 7,
+        "mlp_ratio": draw(st.sampled_from([2.0, 3.0, 4.0])),
+    }
     kind = draw(st.sampled_from([None, neuron.LIFNode, neuron.IFNode, neuron.ParametricLIFNode, neuron.ILIFNode]))
     if kind is not None:
         common["spiking_neuron"] = kind
@@ -47,7 +52,13 @@ def models(draw):
     if family == "spikformer":
         patch = draw(st.sampled_from([4, 16]))
         model = Spikformer(
-            img_size_h=height, img_size_w=width, patch_size=patch, embed_dims=dim * 2, num_heads=heads, depths=depth, **common
+            img_size_h=height,
+            img_size_w=width,
+            patch_size=patch,
+            embed_dims=dim * 2,
+            num_heads=heads,
+            depths=depth,
+            **common,
         )
     elif family == "sdt":
         stat = draw(st.sampled_from(["1111", "0011", "1000"]))
@@ -56,7 +67,13 @@ def models(draw):
         model = SpikeDrivenTransformer(embed_dims=dim * 2, num_heads=heads, depths=depth, pooling_stat=stat, **common)
     elif family == "qkformer":
         attention = draw(st.sampled_from(["token", "channel"]))
-        model = QKFormer(embed_dims=dim * 4, num_heads=(heads, heads, heads), depths=(1, 1, depth), qka_type=attention, **common)
+        model = QKFormer(
+            embed_dims=dim * 4,
+            num_heads=(heads, heads, heads),
+            depths=(1, 1, depth),
+            qka_type=attention,
+            **common,
+        )
     else:
         cifar = draw(st.booleans())
         if cifar:
@@ -66,7 +83,12 @@ def models(draw):
             common["mlp_ratio"] = 1.0  # a hidden width equal to the block's adds a residual inside the MLP
         model = MaxFormer(embed_dims=embed, depths=(1, 1, depth), cifar=cifar, **common)
     shape = (time, channels, height, width) if events else (channels, height, width)
-    return family, model, InputSpec(shape), getattr(model, "stage1", None) is not None and family == "qkformer" and attention == "channel"
+    return (
+        family,
+        model,
+        InputSpec(shape),
+        getattr(model, "stage1", None) is not None and family == "qkformer" and attention == "channel",
+    )
 
 
 def liven(model: torch.nn.Module, generator: torch.Generator) -> None:
@@ -151,7 +173,13 @@ def assert_pruned_is_masked(family, model, spec, channel_attention, seed) -> Non
     assert abs(logits - masked.logits).max() <= TOLERANCE
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 @given(drawn=models(), seed=st.integers(0, 2**31))
 def test_pruned_equals_masked(drawn, seed):
     assert_pruned_is_masked(*drawn, seed)
@@ -160,7 +188,9 @@ def test_pruned_equals_masked(drawn, seed):
 def test_the_oracle_notices_a_wrong_cut(monkeypatch):
     """Shift one group's kept channels by one after planning: the oracle must not agree."""
     torch.manual_seed(0)
-    model = Spikformer(T=2, img_size_h=32, img_size_w=32, patch_size=4, num_classes=7, embed_dims=32, num_heads=2, depths=1)
+    model = Spikformer(
+        T=2, img_size_h=32, img_size_w=32, patch_size=4, num_classes=7, embed_dims=32, num_heads=2, depths=1
+    )
     validate = Plan.validate
     calls = []
 

@@ -24,7 +24,9 @@ def per_channel(group: ChannelGroup, dim: Dim, values: torch.Tensor) -> np.ndarr
         i for i, axis in enumerate(dim) if axis is group.axis
     ]
     rest = tuple(i for i in range(len(dim)) if i not in order)
-    summed = grid.transpose(*order, *rest).sum(axis=tuple(range(len(order), len(dim)))) if rest else grid.transpose(order)
+    summed = (
+        grid.transpose(*order, *rest).sum(axis=tuple(range(len(order), len(dim)))) if rest else grid.transpose(order)
+    )
     return np.broadcast_to(summed.reshape(-1, group.axis.size), (group.heads, group.axis.size))
 
 
@@ -38,7 +40,11 @@ def _filters(program: Program, group: ChannelGroup, power: int) -> np.ndarray:
         name = f"{member.module}.{member.param}".rstrip(".")
         weight = attribute_of(program.module, name).detach().movedim(member.dim, 0)
         dim = types[member.module][member.param][member.dim]
-        total = total + per_channel(group, dim, weight.abs().double().pow(power).flatten(1).sum(1) if weight.ndim > 1 else weight.abs().double().pow(power))
+        total = total + per_channel(
+            group,
+            dim,
+            weight.abs().double().pow(power).flatten(1).sum(1) if weight.ndim > 1 else weight.abs().double().pow(power),
+        )
     return total
 
 

@@ -44,7 +44,8 @@ class Uniform:
 
     Attributes:
         criterion: a key of CRITERIA; which channels of a group go first.
-        include, exclude: globs over group and layer names; what is not included is kept whole.
+        include: globs over group names; what is not named is kept whole.
+        exclude: globs over layers; a group that would change the shape of one is kept whole.
         round_to: widths are multiples of this.
         prune_heads: remove whole heads instead of dimensions of every head.
         seed: for ``random``.
@@ -90,6 +91,7 @@ class Uniform:
         """Raise single widths while they fit."""
         open_ = set(range(len(choices)))
         while open_:
+
             def share(i: int) -> tuple[float, int]:
                 return choices[i].widths[index[i]] / choices[i].axis.size, i
 
@@ -108,14 +110,15 @@ class Uniform:
 
     def _choices(self, program: Program) -> list[Choice]:
         groups = program.groups
-        for glob in (*self.include, *self.exclude):
-            if not any(group.matches(glob) for group in groups):
-                names = ", ".join(g.name for g in groups if g.frozen is None)
-                raise UsageError(f"{glob!r} matches no group or layer", hint=f"Groups: {names}.")
+        for glob in [g for g in self.include if not any(group.named(g) for group in groups)]:
+            names = ", ".join(g.name for g in groups if g.frozen is None)
+            raise UsageError(f"{glob!r} names no group", hint=f"Groups: {names}.")
+        for glob in [g for g in self.exclude if not any(group.touches(g) for group in groups)]:
+            raise UsageError(f"{glob!r} matches no group or layer", hint="svitc inspect lists both.")
 
         def free(group: ChannelGroup) -> bool:
-            included = not self.include or any(group.matches(glob) for glob in self.include)
-            return group.frozen is None and included and not any(group.matches(glob) for glob in self.exclude)
+            included = not self.include or any(group.named(glob) for glob in self.include)
+            return group.frozen is None and included and not any(group.touches(glob) for glob in self.exclude)
 
         choices: list[Choice] = []
         by_head = {key: sharing for key, sharing in head_axes(groups).items() if self.prune_heads}
@@ -153,8 +156,13 @@ class Uniform:
                 score = np.broadcast_to(score.sum(axis=0, keepdims=True), score.shape)
             keep[group.name] = top(score, width)
         made_by = {
-            "policy": "uniform", "criterion": self.criterion, "round_to": self.round_to, "prune_heads": self.prune_heads,
-            "include": list(self.include), "exclude": list(self.exclude), "seed": self.seed,
+            "policy": "uniform",
+            "criterion": self.criterion,
+            "round_to": self.round_to,
+            "prune_heads": self.prune_heads,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "seed": self.seed,
         }
         return Plan(keep, made_by)
 

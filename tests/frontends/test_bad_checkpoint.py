@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from random import Random
 
 import pytest
 import torch
 from torch import nn
 
-from svitc.errors import InputError, UsageError
+from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.checkpoint import LoadOptions, load_model
 
 
@@ -63,6 +64,36 @@ def test_a_damaged_file_is_an_error_and_no_traceback(refuse, tmp_path, described
     data[at - 40 : at] = bytes(40)
     (tmp_path / "bad.pt").write_bytes(data)
     assert "bad.pt" in refuse(tmp_path / "bad.pt")
+
+
+def test_damage_anywhere_is_refused_or_harmless(tmp_path, described):
+    """No exception but ours, whichever bytes are wrong: of the archive, or of the pickle in a sound one."""
+    path, random = tmp_path / "model.pt", Random(0)
+    torch.save(described, path)
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in members if name.endswith("data.pkl"))
+    refused = 0
+    for turn in range(150):
+        if turn % 2:
+            path.write_bytes(damage(data, random))
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, content in members.items():
+                    archive.writestr(name, damage(content, random) if name == pickled else content)
+        try:
+            load_model(path)
+        except SvitcError:
+            refused += 1
+    assert 75 < refused < 150
+
+
+def damage(data: bytes, random: Random) -> bytes:
+    damaged = bytearray(data)
+    for _ in range(random.choice([1, 3, 30])):
+        damaged[random.randrange(len(damaged))] = random.randrange(256)
+    return bytes(damaged)
 
 
 def test_zip_files_of_another_sort(refuse, tmp_path):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import zipfile
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from svitc.errors import InputError, UsageError
+from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.data import load_data
 from svitc.program import InputSpec
 
 SPEC = InputSpec((3, 8, 8))
+IMAGES = np.zeros((4, 3, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0])
 NAMES = {"classes": ["dog", "cat", "eel"], "num_classes": 3}  # not in the order of the alphabet
 
 
@@ -221,6 +224,23 @@ def test_a_damaged_zip_member_is_an_unreadable_image(zipped):
         list(load_data(path, SPEC, NAMES).batches(1))
 
 
+def test_damage_anywhere_is_refused_or_harmless(zipped, npz):
+    """No other exception than ours, whichever bytes are wrong."""
+    random, refused = Random(0), 0
+    for path in (zipped(files(1)), npz(images=IMAGES, labels=LABELS)):
+        data = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(data)
+            for _ in range(random.choice([1, 5, 20])):
+                damaged[random.randrange(len(damaged))] = random.randrange(256)
+            path.write_bytes(damaged)
+            try:
+                list(load_data(path, SPEC, NAMES).batches(2))
+            except SvitcError:
+                refused += 1
+    assert 60 < refused < 120
+
+
 @pytest.mark.parametrize(("contents", "info", "text"), [
     ({}, NAMES, "holds no images"),
     ({"readme.txt": b"x"}, NAMES, "holds no images"),
@@ -233,10 +253,6 @@ def test_a_damaged_zip_member_is_an_unreadable_image(zipped):
 def test_folders_that_do_not_fit(folder, contents, info, text):
     with pytest.raises(InputError, match=text):
         load_data(folder(contents), SPEC, info)
-
-
-IMAGES = np.zeros((4, 3, 8, 8), dtype=np.uint8)
-LABELS = np.array([0, 1, 2, 0])
 
 
 @pytest.mark.parametrize(("arrays", "text"), [

@@ -12,7 +12,7 @@ from torch import nn
 
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.checkpoint import LoadOptions, load_model
-from svitc.frontends.families import KNOWN
+from svitc.frontends.families import KNOWN, ratio
 from svitc.frontends.recognise import recognise
 
 
@@ -134,7 +134,17 @@ def test_published_models_need_no_help(factory):
     assert found.input_shape == ((3, 32, 32) if "cifar" in factory else (3, 224, 224))
     assert all("override with --" in note for note in found.assumptions.values())
     if "num_heads" in found.arch_args:
-        assert f"published {factory}" in found.assumptions["num_heads"]
+        assert f"(published {factory}" in found.assumptions["num_heads"]
+
+
+def test_the_ratio_of_an_mlp_gives_its_width_back():
+    for width in range(1, 80):
+        for hidden in range(1, 5 * width):
+            assert int(width * ratio([(width, hidden)])) == hidden
+    assert ratio([(384, 1536)]) == 4.0
+    assert ratio([(10, 27), (20, 54), (41, 110)]) == 2.7
+    with pytest.raises(KeyError):
+        ratio([(10, 20), (20, 60)])
 
 
 @pytest.mark.parametrize(("width", "heads"), [(96, 3), (64, 2), (512, 16), (8, 1)])

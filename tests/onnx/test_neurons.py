@@ -29,7 +29,7 @@ def parametric(tau: float, threshold: float, reset: float | None, decay_input: b
 def currents(module, steps: int) -> torch.Tensor:
     """Random currents, half of which bring the membrane within a few units in the last place of firing.
 
-    There a spike depends on each rounding on the way, at every step; some membranes hit the threshold exactly.
+    There a spike depends on each rounding on the way, at every step; some membranes hit the threshold.
     """
     generator = torch.Generator().manual_seed(steps)
     shape = (BATCH, *SHAPE)

@@ -26,7 +26,10 @@ class Stem(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.bn = layer.Conv2d(3, 8, 3, padding=1, step_mode="m"), layer.BatchNorm2d(8, step_mode="m")
+        self.conv, self.bn = (
+            layer.Conv2d(3, 8, 3, padding=1, step_mode="m"),
+            layer.BatchNorm2d(8, step_mode="m"),
+        )
         self.lif, self.head = lif(), nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +147,10 @@ def test_fold_batch_norm_refuses():
     program = program_of(Odd())
     MergeViews()(program)
     refused = FoldBatchNorm()(program).refused
-    assert refused == {"other": "its input is not a convolution or linear layer", "after": "conv has another reader"}
+    assert refused == {
+        "other": "its input is not a convolution or linear layer",
+        "after": "conv has another reader",
+    }
 
 
 def test_split_fused_projection():
@@ -243,4 +249,3 @@ def test_dumps_show_every_step(tmp_path):
     first, last = (p.read_text() for p in sorted(tmp_path.iterdir()))
     assert "BatchNorm2d[bn]" in first and "BatchNorm2d[bn]" not in last
     assert "[t=2, b, C0=8" in first
-

@@ -1,0 +1,142 @@
+"""Axis-type inference: the transfer rules of layers, by the class of their module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from . import axes, ops
+from .axes import Axis, AxisConflict, Dim, Dims, Kind
+
+if TYPE_CHECKING:
+    from .infer import Inference
+
+Rule = Callable[["Inference", fx.Node, Any], Dims]
+ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbours"
+WINDOW = "a window slides over it, so that neighbours count"
+
+
+def window(inf: Inference, node: fx.Node, module: Any, dim: Dim, i: int, letter: str) -> Dim:
+    """A pixel axis after a sliding window; the same axis where its size does not change."""
+
+    def pick(value: Any) -> int:
+        return int(value[i] if isinstance(value, tuple) else value)
+
+    if isinstance(module.padding, str):
+        raise AxisConflict(f"padding={module.padding!r} is not supported; give numbers")
+    k, p = pick(module.kernel_size), pick(module.padding)
+    s = pick(module.stride if module.stride is not None else module.kernel_size)
+    d = pick(getattr(module, "dilation", 1))
+    n = axes.size(dim)
+    span = n + 2 * p - d * (k - 1) - 1
+    out = (-(-span // s) if getattr(module, "ceil_mode", False) else span // s) + 1
+    if out < 1:
+        raise AxisConflict(f"the input is too small: {n} pixels under a window of {k}")
+    if out == n and s == k == 1:
+        return dim
+    kind, frozen = Kind.PIXEL, None
+    for axis in dim:
+        if axis.kind == Kind.BATCH:
+            raise AxisConflict(f"a window slides {ACROSS_BATCH}")
+        if axis.kind == Kind.CHANNEL:
+            kind, frozen = Kind.CHANNEL, WINDOW
+            axis.freeze(WINDOW)
+    if out == n and s == 1:
+        return dim
+    return (Axis(f"{node.name}/{letter}", out, kind, letter, frozen),)
+
+
+def convolution(inf: Inference, node: fx.Node, module: Any) -> Dims:
+    x = inf.dims(node.args[0])
+    spatial = module.weight.ndim - 2
+    if len(x) != spatial + 2:
+        raise AxisConflict(f"expects {spatial + 2} dimensions, got {len(x)}")
+    if axes.size(x[1]) != module.in_channels:
+        raise AxisConflict(f"expects {module.in_channels} input channels, got {axes.size(x[1])}")
+    depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
+    out: Dim
+    per_group: Dim = x[1]
+    if depthwise:
+        out, per_group = x[1], ()
+    else:
+        frozen = "a grouped convolution" if module.groups > 1 else None
+        out = (Axis(str(node.target), module.out_channels, Kind.CHANNEL, "c", frozen=frozen),)
+        if module.groups > 1:
+            for axis in x[1]:
+                axis.freeze("a grouped convolution")
+            per_group = (Axis(f"{node.target}/in", module.weight.shape[1], Kind.CHANNEL, "c", frozen=frozen),)
+    sizes = module.weight.shape[2:]
+    kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(sizes))
+    node.meta["params"] = {"weight": (out, per_group, *kernel)}
+    if module.bias is not None:
+        node.meta["params"]["bias"] = (out,)
+    pixels = tuple(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
+    return (x[0], out, *pixels)
+
+
+def linear(inf: Inference, node: fx.Node, module: nn.Linear) -> Dims:
+    x = inf.dims(node.args[0])
+    if axes.size(x[-1]) != module.in_features:
+        raise AxisConflict(f"expects {module.in_features} features, got {axes.size(x[-1])}")
+    out = (Axis(str(node.target), module.out_features, Kind.CHANNEL, "c"),)
+    node.meta["params"] = {"weight": (out, x[-1])}
+    if module.bias is not None:
+        node.meta["params"]["bias"] = (out,)
+    return (*x[:-1], out)
+
+
+def batch_norm(inf: Inference, node: fx.Node, module: Any) -> Dims:
+    x = inf.dims(node.args[0])
+    if len(x) < 2 or axes.size(x[1]) != module.num_features:
+        raise AxisConflict(f"expects {module.num_features} channels in dimension 1 of {axes.show(x)}")
+    names = ("weight", "bias", "running_mean", "running_var")
+    node.meta["params"] = {name: (x[1],) for name in names if getattr(module, name) is not None}
+    return x
+
+
+def pool(inf: Inference, node: fx.Node, module: Any) -> Dims:
+    x = inf.dims(node.args[0])
+    if len(x) != 4:
+        raise AxisConflict(f"expects 4 dimensions, got {len(x)}")
+    return (*x[:2], *(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:])))
+
+
+def zero_pad(inf: Inference, node: fx.Node, module: nn.ZeroPad2d) -> Dims:
+    x = inf.dims(node.args[0])
+    left, right, top, bottom = module.padding
+    if len(x) < 3 or min(module.padding) < 0:
+        raise AxisConflict(f"padding of {axes.show(x)} by {module.padding} is not supported")
+    out = []
+    for dim, more, letter in zip(x[-2:], (top + bottom, left + right), "yx", strict=True):
+        if more and any(axis.kind != Kind.PIXEL for axis in dim):
+            raise AxisConflict(f"zeros are added to {axes.show([dim])}, which is not one of pixels")
+        wider = Axis(f"{node.name}/{letter}", axes.size(dim) + more, Kind.PIXEL, letter)
+        out.append((wider,) if more else dim)
+    return (*x[:-2], *out)
+
+
+def stateless_neuron(inf: Inference, node: fx.Node, module: Any) -> Dims:
+    return inf.dims(node.args[0])
+
+
+def spiking_neuron(inf: Inference, node: fx.Node, module: Any) -> Dims:
+    x = inf.dims(node.args[0])
+    if not x or len(x[0]) != 1 or x[0][0].kind != Kind.TIME:
+        raise AxisConflict(
+            "the neuron's first dimension is not time alone"
+            f" ({axes.show(x)}), so that it would run over other samples as if they were later steps"
+        )
+    return x
+
+
+MODULE_RULES: dict[type, Rule] = {
+    **dict.fromkeys(ops.CONVOLUTIONS, convolution),
+    nn.Linear: linear,
+    **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
+    **dict.fromkeys(ops.POOLS, pool),
+    **dict.fromkeys(ops.PADS, zero_pad),
+    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
+}
