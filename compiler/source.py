@@ -1,4 +1,4 @@
-"""A program as readable PyTorch source, which needs only torch, einops and spikingjelly, and trains.
+"""A program as readable PyTorch source, without svitc: torch, einops, spikingjelly, safetensors. It trains.
 
 The graph is split by scope into units (source_units), each unit's layers become a constructor (source_layers)
 and its operations a ``forward`` (source_steps, source_code). Units of one structure share one class, whose
