@@ -81,6 +81,11 @@ DataPath = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use a class-balanced sample of this many images.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Mean of each channel of --data, of values in [0, 1]; else the checkpoint's."),
+]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of each channel, likewise.")]
 Images = Annotated[
     int,
     typer.Option("--verify-images", min=1, help="Images that verification looks at: from --data, else random."),
@@ -115,6 +120,13 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
             hint="Give C,H,W such as 3,224,224, or T,C,H,W for event frames.",
         )
     return shape
+
+
+def _floats(flag: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{flag} {text!r} is not a list of numbers", hint="For example 0.485,0.456,0.406.") from None
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:
@@ -193,6 +205,8 @@ def compile(
     ] = None,
     data: DataPath = None,
     limit: Limit = None,
+    mean: Mean = None,
+    std: Std = None,
     arch: Arch = None,
     arch_args: ArchArgs = None,
     input_shape: InputShape = None,
@@ -236,7 +250,7 @@ def compile(
     with console.progress(quiet=as_json or verbose) as show:
         seconds: dict[str, float] = {}
         program = driver.load(model, seconds=seconds, progress=show, **options)
-        labelled = _data(data, program, limit, seed)
+        labelled = _data(data, program, limit, seed, mean, std)
         done = driver.compile(
             program,
             wanted,
@@ -260,11 +274,22 @@ def compile(
         )
 
 
-def _data(path: Path | None, program: Any, limit: int | None, seed: int) -> Any:
+def _data(path: Path | None, program: Any, limit: int | None, seed: int, mean: str | None, std: str | None) -> Any:
     if path is None:
         return None
     from .frontends.data import load_data
 
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std go together")
+    if mean is not None and std is not None:
+        given = {"mean": _floats("--mean", mean), "std": _floats("--std", std)}
+        channels = program.input.shape[-3]
+        if {len(values) for values in given.values()} != {channels} or min(given["std"]) <= 0:
+            raise UsageError(f"--mean and --std must be {channels} numbers each, one a channel, --std above 0")
+        program.info["normalize"] = given
+    elif program.info.get("normalize") is None:
+        notes = program.info.setdefault("assumptions", [])
+        notes.append("images are only scaled to [0, 1], as nothing says how they are normalised; give --mean and --std")
     return load_data(path, program.input, program.info, limit=limit, seed=seed)
 
 
@@ -306,6 +331,8 @@ def verify(
     ],
     data: DataPath = None,
     limit: Limit = None,
+    mean: Mean = None,
+    std: Std = None,
     images: Images = 16,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -317,7 +344,7 @@ def verify(
 
     with console.progress(quiet=as_json or verbose) as show:
         program, exported = driver.open_folder(folder)
-        labelled = _data(data, program, limit, seed)
+        labelled = _data(data, program, limit, seed, mean, std)
         verdict = driver.verify_folder(program, exported, labelled, images, seed, show)
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))

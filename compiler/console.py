@@ -97,6 +97,8 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
         a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
         table.add_row(f"top-1 on {n:,} images", f"{a:.2%}", f"{b:.2%}", f"{100 * (b - a):+.2f} points")
     out.print(table)
+    for note in accuracy.get("notes", ()):
+        out.print(f"[yellow]data[/] {escape(note)}")
     verdict_line(report["verify"])
     if parameters["dead"]:
         out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")

@@ -171,6 +171,8 @@ def load(
         check_capture(loaded.model, program)
     with clock.stage("analyse"):
         canonicalise(program)
+    output = next(iter(reversed(program.graph.nodes)))
+    program.info["num_classes"] = program.shape_of(output)[-1]
     return program
 
 
@@ -385,4 +387,4 @@ def _accuracy(program: Program, exported: bytes, data: Data | None, clock: Clock
             right["pruned"] += int((top1(session.run(None, {"x": x.numpy()})[0]) == want).sum())
             seen += len(want)
             step(seen)
-    return {**{k: v / seen for k, v in right.items()}, "images": seen}
+    return {**{k: v / seen for k, v in right.items()}, "images": seen, "notes": list(getattr(data, "notes", ()))}

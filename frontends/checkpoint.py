@@ -12,11 +12,9 @@ from typing import Any
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.program import InputSpec, Program
-from svitc.serialize import load_program
+from svitc.program import InputSpec
 
 from . import factories, families, neurons, weights
-from .capture import capture
 from .factories import check_json
 from .reading import TIME_NAMES, Contents, read
 from .recognise import assumed_input, recognise, shape_note
@@ -70,24 +68,6 @@ class _Draft:
     args: dict[str, Any]
     shape: tuple[int, ...] | None
     notes: dict[str, str] = field(default_factory=dict)
-
-
-def load(path: Path | str, **options: Any) -> Program:
-    """Load a checkpoint and capture it as a program.
-
-    Args:
-        path: a checkpoint, or an output folder of svitc.
-        options: fields of LoadOptions.
-
-    Raises:
-        InputError: not a checkpoint, or one that does not fit its architecture.
-        UsageError: options that make no sense.
-        UnsupportedError: a model that cannot be represented.
-    """
-    if (Path(path) / "model.safetensors").is_file():
-        return load_program(Path(path) / "model.safetensors")
-    loaded = load_model(path, LoadOptions(**options))
-    return capture(loaded.model, loaded.input, loaded.info)
 
 
 def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:

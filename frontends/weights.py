@@ -122,13 +122,12 @@ def _check_values(state: State, source: str) -> None:
     for key, value in state.items():
         if not value.is_floating_point() or not value.numel():
             continue
-        # the sum is finite where every number is: one pass, and nothing stored
-        if not torch.isfinite(value.sum(dtype=torch.float64)):
-            bad.append(f"{key} ({int((~torch.isfinite(value)).sum())} of {value.numel()})")
+        # a finite sum tells at once that all numbers are; one that is not may only have overflowed
+        count = 0 if torch.isfinite(value.sum()) else int((~torch.isfinite(value)).sum())
+        if count:
+            bad.append(f"{key} ({count} of {value.numel()})")
         elif key.endswith("running_var") and value.min() < 0:
-            raise InputError(
-                f"{source}: {key} has a negative variance", hint="The file is damaged or was edited."
-            )
+            raise InputError(f"{source}: {key} has a negative variance", hint="The file is damaged or was edited.")
     if bad:
         raise InputError(
             f"{source}: NaN or infinity in {first(bad)}",
@@ -139,9 +138,7 @@ def _check_values(state: State, source: str) -> None:
 def first(names: Iterable[str]) -> str:
     """The first few of many names, and how many more there are."""
     names = list(names)
-    return (", ".join(names[:SHOWN]) or "nothing") + (
-        f", … {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    )
+    return (", ".join(names[:SHOWN]) or "nothing") + (f", … {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _count(names: list[str]) -> str:

@@ -14,7 +14,8 @@ from torch import nn
 
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture import capture
-from svitc.frontends.checkpoint import LoadOptions, load, load_model
+from svitc.driver import load
+from svitc.frontends.checkpoint import LoadOptions, load_model
 from svitc.program import InputSpec
 from svitc.serialize import to_bytes
 
