@@ -65,7 +65,8 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
 
 def _foldable(program: Program, node: fx.Node) -> bool:
     source = node.all_input_nodes[0]
-    return ops.is_projection(program.module_of(source)) and len(source.users) == 1
+    calls = sum(each.op == source.op and each.target == source.target for each in program.graph.nodes)
+    return ops.is_projection(program.module_of(source)) and len(source.users) == 1 and calls == 1
 
 
 def _widths(module: nn.Module | None):

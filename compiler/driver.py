@@ -237,7 +237,7 @@ def verify_folder(
 def export(program: Program) -> bytes:
     """The ONNX file of a program that trains; the program is not changed."""
     twin = program.copy()
-    Pipeline(passes_.inference())(twin)
+    Pipeline([*passes_.inference(), *passes_.lowering()])(twin)
     return backend.to_bytes(backend.lower(twin))
 
 
@@ -276,7 +276,7 @@ def compile(
         folding(inference)
         groups = program.groups
     with clock.stage("export original"):
-        original = backend.lower(inference)
+        original = export(program)
         original_bytes = backend.weight_bytes(original)
     with clock.stage("plan"):
         costs = {
@@ -308,7 +308,7 @@ def _fit(program, policy, plan, wanted, costs, limit, clock):  # type: ignore[no
     from .passes.policies.uniform import Uniform
 
     slack = 0
-    for _ in range(3):
+    for _ in range(8):  # each time at least one width smaller; one is nearly always enough
         with clock.stage("plan"):
             chosen = plan
             if chosen is None:

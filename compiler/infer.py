@@ -268,6 +268,16 @@ def block(inf: Inference, node: fx.Node, _: None) -> Dims:
     return (*x[:dim], tuple(reversed(stream)), *x[dim + 1 :])
 
 
+def part(inf: Inference, node: fx.Node, _: None) -> Dims:
+    x = inf.dims(node.args[0])
+    dim, start, stop = node.args[1], node.args[2], node.args[3]
+    assert isinstance(dim, int) and isinstance(start, int) and isinstance(stop, int)
+    for axis in x[dim]:
+        axis.freeze("parts of fused layers")
+    taken = Axis(node.name, stop - start, Kind.CHANNEL, "c", frozen="a part of fused layers")
+    return (*x[:dim], (taken,), *x[dim + 1 :])
+
+
 FUNCTION_RULES: dict[Any, Rule] = {
     einops.rearrange: rearrange,
     einops.repeat: repeat,
@@ -275,6 +285,7 @@ FUNCTION_RULES: dict[Any, Rule] = {
     torch.matmul: matmul,
     **dict.fromkeys(ops.REDUCTIONS, reduction),
     ops.take_block: block,
+    ops.take_range: part,
 }
 
 

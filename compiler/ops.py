@@ -11,6 +11,7 @@ Functions (``call_function``)
     torch.matmul(x, y)
     torch.mean, torch.sum (x, dim=(…), keepdim=…)   dims are not negative
     take_block(x, dim, index, count)        one of ``count`` equal blocks of a dimension
+    take_range(x, dim, start, stop)         part of a dimension; only before export, where widths are final
 Parameters (``get_attr``)
     a parameter or buffer that is added or multiplied, such as a layer scale.
 """
@@ -41,6 +42,11 @@ def take_block(x: torch.Tensor, dim: int, index: int, count: int) -> torch.Tenso
     if x.shape[dim] % count:
         raise ValueError(f"{x.shape[dim]} elements do not make {count} equal blocks")
     return x.chunk(count, dim)[index]
+
+
+def take_range(x: torch.Tensor, dim: int, start: int, stop: int) -> torch.Tensor:
+    """Elements ``start`` to ``stop`` of dimension ``dim``; only in programs that no longer train."""
+    return x.narrow(dim, start, stop - start)
 
 
 class _Integer(torch.autograd.Function):
@@ -85,7 +91,7 @@ class IntegerSpike(nn.Module):
 
 STATELESS_NEURONS = (IntegerSpike,)
 MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STATELESS_NEURONS)
-FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block)
+FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range)
 
 
 def is_neuron(module: Any) -> bool:

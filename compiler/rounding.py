@@ -106,14 +106,18 @@ def margins(module: Any, current: np.ndarray, spikes: np.ndarray, magnitude: np.
 
     Args:
         module: the neuron.
-        current: its input, ``[T, …]``.
-        spikes: what the reference fired, ``[T, …]``; resets follow these.
+        current: its input, ``[T, …]``, of any form if it has no state.
+        spikes: what the reference fired, in that form; resets follow these.
         magnitude: magnitudes of ``current``.
         terms: length of the sums behind it.
 
     Returns:
-        ``distance, allowed``, both ``[T, …]`` float64.
+        ``distance, allowed``, both in that form, float64.
     """
+    if isinstance(module, ops.IntegerSpike):
+        x = current.astype(np.float64)
+        nearest = np.clip(np.floor(x), 0, module.levels - 1) + 0.5
+        return abs(x - nearest), bound(magnitude.astype(np.float64), terms + 1)
     keep, gain = decay(module)
     integer = isinstance(module, sj.ILIFNode)
     threshold, rest = float(module.v_threshold), float(module.v_reset or 0.0)

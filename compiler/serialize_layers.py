@@ -35,11 +35,14 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm2d: _BATCH_NORM,
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    nn.ZeroPad2d: ("padding",),  # left, right, top, bottom
     neuron.IFNode: _NEURON,
     neuron.LIFNode: ("tau", "decay_input", *_NEURON),
     neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1 / tau is the sigmoid of its parameter w
     neuron.ILIFNode: ("tau", "v_threshold", "detach_reset"),
+    ops.IntegerSpike: ("levels", "rounding"),
 }
+WINDOWS = {nn.Conv1d: 1, nn.ZeroPad2d: 4}  # numbers that describe a window or padding; 2 for all others
 TYPES = {kind.__name__: kind for kind in ARGUMENTS}
 
 # SpikingJelly's surrogate gradients -> the scalars that shape them
@@ -64,8 +67,8 @@ def _whole(value: Any) -> bool:
 
 
 def _each(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """One number for every dimension of a window, or one for each."""
-    return lambda value: valid(value) or (isinstance(value, list) and 0 < len(value) <= 2 and all(map(valid, value)))
+    """One number for every dimension of a window, or one for each (for padding, one for each side)."""
+    return lambda value: valid(value) or (isinstance(value, list) and 0 < len(value) <= 4 and all(map(valid, value)))
 
 
 def _flag(value: Any) -> bool:
@@ -90,6 +93,8 @@ _VALID = {
     "padding": _each(_whole),
     "tau": lambda v: _number(v) and v > 1,
     "divisor_override": lambda v: v is None or _count(v),
+    "levels": _count,
+    "rounding": lambda v: isinstance(v, str) and v in ops.IntegerSpike.ROUNDINGS,
 }
 _FLOATS = ("eps", "momentum", "tau", "v_threshold", "v_reset")
 
@@ -113,7 +118,7 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
         elif key in _FLOATS and value is not None:
             value = float(value)
         entry[key] = value
-    if ops.is_neuron(module):
+    if ops.has_state(module):
         if module.step_mode != "m":
             raise UnsupportedError(f"neuron {path} is in single-step mode")
         entry["surrogate"] = _describe_surrogate(path, module)
@@ -163,9 +168,9 @@ def stored_info(program: Program) -> dict[str, Any]:
     """The program's ``info``, with a sentence in ``assumptions`` on surrogates that are stored as others."""
     found = sorted(
         {
-            type(module.surrogate_function).__name__
+            type(module.surrogate_function).__name__  # type: ignore[union-attr]
             for module in map(program.module_of, program.neurons())
-            if module is not None and not is_known(module.surrogate_function)
+            if ops.has_state(module) and not is_known(module.surrogate_function)  # type: ignore[union-attr]
         }
     )
     if not found:
@@ -204,7 +209,7 @@ def build_layer(entry: Any) -> nn.Module:
         if kind is not neuron.ILIFNode and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
             raise InputError(f"{kind.__name__} fires 0 or 1, MultiLevelSpikeCount counts")
         arguments |= {"surrogate_function": build_surrogate(entry.get("surrogate")), "step_mode": "m"}
-    if any(isinstance(v, tuple) and len(v) != (1 if kind is nn.Conv1d else 2) for v in arguments.values()):
+    if any(isinstance(v, tuple) and len(v) != WINDOWS.get(kind, 2) for v in arguments.values()):
         raise InputError(f"{kind.__name__} has a window of another number of dimensions")
     if kind in ops.POOLS and np.any(2 * np.array(arguments["padding"]) > arguments["kernel_size"]):
         raise InputError(f"{kind.__name__} pads by more than half its window")

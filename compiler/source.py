@@ -32,6 +32,13 @@ def load(path=Path(__file__).with_name("model.safetensors")):
     return model.eval()
 '''
 
+MEMBRANES = (
+    "Neurons keep their membranes from call to call: before each batch, as ever in SpikingJelly,",
+    "",
+    "    spikingjelly.activation_based.functional.reset_net(model)",
+    "",
+)
+
 
 def program_source(program: Program) -> str:
     """The source of a program that still trains: a module with ``Model`` and ``load``.
@@ -87,7 +94,7 @@ class Source:
         blocks = [line for each in self.classes.all for line in [*self.classes.lines(each), "", ""]]
         body = "\n".join([*blocks, *model])
         lines = [*self._docstring(), "", "from pathlib import Path", ""]
-        lines += ["import torch"] if "torch.zeros(" in body else []
+        lines += ["import torch"] if "torch.zeros(" in body or self.neurons.integer else []
         views = [name for name in ("rearrange", "repeat") if f" {name}(" in body or f"({name}(" in body]
         merging, splitting = "merge_time(" in body, "split_time(" in body
         if (merging or splitting) and "rearrange" not in views:
@@ -146,10 +153,7 @@ class Source:
             "    model = load()  # weights of model.safetensors beside this file, in eval mode",
             "",
             f"The input is {batch}, {sizes} without its batch.",
-            "Neurons keep their membranes from call to call: before each batch, as ever in SpikingJelly,",
-            "",
-            "    spikingjelly.activation_based.functional.reset_net(model)",
-            "",
+            *(MEMBRANES if self.neurons.kinds else ["Neurons have no membranes: nothing is kept from call to call."]),
             "It trains: batch norms are apart, and neurons have surrogate gradients.",
             f"Axes in comments: {axes_text}.",
             *assumed,

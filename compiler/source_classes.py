@@ -90,7 +90,7 @@ class Classes:
             draft = self._draft(unit)
             by_template.setdefault(draft.template, Class([])).drafts.append(draft)
         classes = list(by_template.values())
-        taken = {"Model", "Layers", "Path"}
+        taken = {"Model", "Layers", "Path", "Integer", "IntegerSpike"}
         for each in classes:
             paths = [draft.unit.tree.path for draft in each.drafts]
             full = list(dict.fromkeys(class_name(path) for path in paths))

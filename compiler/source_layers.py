@@ -79,14 +79,23 @@ def access(tree: Tree, path: Sequence[str]) -> str:
 
 
 class Neurons:
-    """One short function for each kind of neuron in a program; thresholds that differ are its argument."""
+    """One short function for each kind of neuron in a program; thresholds that differ are its argument.
+
+    Attributes:
+        kinds: of neurons with membranes.
+        integer: whether there are neurons without, which need a class of their own.
+    """
 
     def __init__(self, program: Program) -> None:
+        self.integer = False
         self.kinds: list[dict[str, Any]] = []
         thresholds: list[Counter[float]] = []
         for node in program.neurons():
             module = program.module_of(node)
             assert module is not None
+            if not ops.has_state(module):
+                self.integer = True
+                continue
             entry = describe_layer(str(node.target), module)
             kind, threshold = self._kind(entry)
             if kind not in self.kinds:
@@ -108,11 +117,15 @@ class Neurons:
 
     def text(self, entry: dict[str, Any]) -> str:
         """The call that makes a neuron."""
+        if entry["type"] == ops.IntegerSpike.__name__:
+            return f"IntegerSpike({entry['levels']}{', half_up=True' if entry['rounding'] == 'half_up' else ''})"
         kind, threshold = self._kind(entry)
         i = self.kinds.index(kind)
         return f"{self.names[i]}({'' if threshold == self.usual[i] else threshold})"
 
     def definitions(self) -> Iterator[str]:
+        if self.integer:
+            yield from (*INTEGER_SPIKE.splitlines(), "", "")
         for kind, name, usual, several in zip(self.kinds, self.names, self.usual, self.several, strict=True):
             arguments: list[tuple[str | None, Call | str]] = []
             for key in ("tau", "decay_input"):
@@ -207,6 +220,8 @@ class Constructors:
             elif isinstance(value, list):
                 entry[key] = tuple(value)
         items: list[tuple[str | None, Call | str]] = []
+        if isinstance(module, ops.PADS):
+            return Call(f"nn.{kind}(", [(None, repr(entry["padding"]))])
         if isinstance(module, ops.POOLS):
             window = entry.pop("kernel_size")
             stride = entry.pop("stride")
@@ -234,6 +249,32 @@ class Constructors:
 def _key(dim: tuple) -> tuple:
     return tuple(id(axis) for axis in dim)
 
+
+INTEGER_SPIKE = '''\
+class Integer(torch.autograd.Function):
+    """Whole numbers from 0 to levels; the gradient passes wherever nothing was clipped."""
+
+    @staticmethod
+    def forward(ctx, x, levels, half_up):
+        ctx.save_for_backward((x >= 0) & (x <= levels))
+        x = x.clamp(0, levels)
+        return (x + 0.5).floor() if half_up else x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None, None
+
+
+class IntegerSpike(nn.Module):
+    """A neuron without membrane that fires 0 to levels spikes at once: its input, rounded."""
+
+    def __init__(self, levels, half_up=False):
+        super().__init__()
+        self.levels, self.half_up = levels, half_up
+
+    def forward(self, x):
+        return Integer.apply(x, self.levels, self.half_up)
+'''
 
 LAYERS_CLASS = '''\
 class Layers(nn.Module):

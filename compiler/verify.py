@@ -198,20 +198,29 @@ def _judge(
     if not differs.any():
         return
     distance, allowed = margins(module, current, want, magnitude, terms)
+    beyond = int((differs & _unexplained(differs, off, distance > allowed, ops.has_state(module))).sum())
+    layer.flips_beyond_rounding += beyond
+    layer.flips_within_rounding += int(differs.sum()) - beyond
+
+
+def _unexplained(differs: np.ndarray, off: np.ndarray, far: np.ndarray, state: bool) -> np.ndarray:
+    """Where spikes that differ are wrong: far from the threshold, or on a current that is not off at all."""
+    if not state:
+        return far | (off == 0)
     # equal currents give equal membranes, bit for bit: only where they differ is rounding an excuse
     strayed = np.cumsum(off, axis=0) > 0
     # once a membrane has taken the other branch its later steps differ with reason: judge the first
     first = differs & (np.cumsum(differs, axis=0) == 1)
-    wrong = (first & ((distance > allowed) | ~strayed)).any(axis=0)
-    beyond = int((differs & wrong).sum())
-    layer.flips_beyond_rounding += beyond
-    layer.flips_within_rounding += int(differs.sum()) - beyond
+    return (first & (far | ~strayed)).any(axis=0)
 
 
 def stimulate(module: Any, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random spikes of a neuron's shape: a fifth fire, integer neurons any of their counts."""
     fired = torch.rand(like.shape, generator=generator) < 0.2
-    most = getattr(module.surrogate_function, "max_spike_count", 1)
+    if isinstance(module, ops.IntegerSpike):
+        most = module.levels
+    else:
+        most = getattr(module.surrogate_function, "max_spike_count", 1)
     counts = torch.randint(1, int(most) + 1, like.shape, generator=generator)
     return (fired * counts).to(like.dtype)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import logging
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -41,8 +43,10 @@ LEAVES = (
 # frames that only pass a call on; the user's line is the one that called them
 PLUMBING = (
     *(str(Path(str(package.__file__)).parent) + os.sep for package in (torch, einops)),
-    *(str(Path(str(spikingjelly.__file__)).parent / "activation_based" / part) for part in
-      ("layer/container.py", "layer/stateless_wrapper.py", "functional/forward.py", "base.py")),
+    *(
+        str(Path(str(spikingjelly.__file__)).parent / "activation_based" / part)
+        for part in ("layer/container.py", "layer/stateless_wrapper.py", "functional/forward.py", "base.py")
+    ),
     *(str(Path(str(module.__file__)).parent) + os.sep for module in (ops, sys.modules[__name__])),
 )
 _ANSWERED = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")
@@ -110,6 +114,19 @@ class ValueProxy(fx.Proxy):
         raise UnsupportedError("assignment into a tensor is not supported", where=user_line())
 
 
+def _in_place(target: Callable) -> Callable:
+    """``x += y`` recorded as such, as it changes what else ``x`` is known by."""
+
+    def method(self: ValueProxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class Tracer(fx.Tracer):
     """Records calls, with a fake value, the user's line and the enclosing module on each node."""
 
@@ -156,6 +173,7 @@ class Tracer(fx.Tracer):
         """The fake value of a node, by running it on its inputs' fake values."""
         args: Any
         kwargs: Any
+        target: Any = node.target
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         with self.mode, torch.no_grad():
             if node.op == "placeholder":
@@ -165,6 +183,7 @@ class Tracer(fx.Tracer):
             try:
                 if node.op == "get_attr":
                     owner, _, name = str(node.target).rpartition(".")
+                    self.evaluating = True
                     return self.mode.from_tensor(getattr(self.root.get_submodule(owner), name).detach())
                 if node.op == "call_module":
                     module = self.root.get_submodule(str(node.target))
@@ -174,9 +193,9 @@ class Tracer(fx.Tracer):
                     return module.forward(*args, **kwargs)
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return target(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+                name = target if isinstance(target, str) else getattr(target, "__name__", target)
                 text = str(error).splitlines()[0]
                 raise UnsupportedError(f"{name} does not fit its input: {text}", where=node.meta["source"]) from error
             finally:
@@ -200,9 +219,7 @@ def einops_recorded(tracer: Tracer) -> Iterator[None]:
         einops.einops.reduce = plain
 
 
-def capture(
-    model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None, fix: bool = False
-) -> Program:
+def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None, fix: bool = False) -> Program:
     """Capture a model as a canonical program.
 
     The model is copied: later changes to either do not touch the other. Membranes are reset first.
@@ -222,22 +239,31 @@ def capture(
     """
     functional.reset_net(model)
     model = copy.deepcopy(model).eval().float()
+    given = info is not None and "assumptions" in info
     info = {**(info or {})}
     info["assumptions"] = [*info.get("assumptions", [])]
     rewritten = prepare(model)
     if rewritten:
         info["assumptions"].append(
-            f"{len(rewritten)} batch norms that write their border ({rewritten[0]}, …) pad with zeros before they"
-            " normalise: the same but for rounding"
+            f"zeros are padded before {some('batch norm', rewritten)}, not written around it as what it makes of"
+            " them: the same but for rounding"
         )
     failures: list[tuple[int, UnsupportedError]] = []
     for batch_first in (False, True) if input_spec.events else (False,):
         done: list[fx.Node] = []
         try:
-            return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done)
+            program = _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done)
+            if not program.info["assumptions"] and not given:
+                del program.info["assumptions"]
+            return program
         except UnsupportedError as error:
             failures.append((len(done), error))
     raise max(failures, key=lambda failure: failure[0])[1]  # the layout that led further
+
+
+def some(what: str, paths: list[str]) -> str:
+    """``8 neurons (a, …)``."""
+    return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
 
 
 def _capture(
@@ -264,11 +290,9 @@ def _capture(
     fixed, functions = normalise(program, fix, done)
     if fixed:
         program.info["fixed"] = fixed
-        notes.append(f"{len(fixed)} neurons ({fixed[0]}, …) run over time alone (--fix), not over the batch with it")
+        notes.append(f"time and batch, run together in the model's code, are split before {some('neuron', fixed)}")
     if functions:
         notes.append(f"gradients of {', '.join(functions)} are those of their forward, not their own")
-    if not notes:
-        del program.info["assumptions"]
     used = {name for name, _ in program.module.named_parameters()}
     program.info["dead"] = {name: p.numel() for name, p in model.named_parameters() if name not in used}
     return program
@@ -280,7 +304,7 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Gra
     example = torch.empty(input_spec.batched(BATCH_PROBE))
     tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
     try:
-        with einops_recorded(tracer), functions_recorded(tracer):
+        with einops_recorded(tracer), functions_recorded(tracer), _quiet():
             return tracer.trace(model)
     except SvitcError:
         raise
@@ -293,6 +317,18 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Gra
             where=where,
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs a traceback of its own for every operation that does not fit; we name the user's line instead."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _only_input(model: nn.Module) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import math
 import re
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -22,6 +18,7 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UsageError
 
 from . import families, neurons
+from .compat import compatible, load
 from .reading import TIME_NAMES, importable
 
 FORM = "It is module:factory, such as my_models.vit:build, or path/to/file.py:factory."
@@ -92,7 +89,7 @@ def build_own(arch: str, args: Mapping[str, Any], time_steps: int | None) -> tup
     if not place or not name:
         raise UsageError(f"--arch {arch!r} does not name a factory", hint=FORM)
     file = Path(place) if place.endswith(".py") else None
-    with importable(Path.cwd()), importable(file.parent.absolute()) if file else contextlib.nullcontext():
+    with importable(Path.cwd()), compatible(file):
         factory = _factory(_import(place, file), name, place)
         if isinstance(factory, nn.Module):
             if args or time_steps is not None:
@@ -128,13 +125,7 @@ def _import(place: str, file: Path | None) -> ModuleType:
             return importlib.import_module(place)
         if not file.is_file():
             raise UsageError(f"--arch: there is no file {file}", hint=FORM)
-        name = f"{file.stem}_{hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:8]}"
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickles look there
-        spec.loader.exec_module(module)
-        return module
+        return load(file)
     except SvitcError:
         raise
     except ModuleNotFoundError as error:

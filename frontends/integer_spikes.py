@@ -79,9 +79,7 @@ def _levels(node: fx.Node, name: str) -> int | None:
     if name == "relu6":
         return 6
     keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-    low, high = (
-        node.args[i + 1] if len(node.args) > i + 1 else node.kwargs.get(key) for i, key in enumerate(keys)
-    )
+    low, high = (node.args[i + 1] if len(node.args) > i + 1 else node.kwargs.get(key) for i, key in enumerate(keys))
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)):
         return None
     return int(high) if low == 0 and high >= 1 and float(high).is_integer() else None

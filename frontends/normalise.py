@@ -105,7 +105,9 @@ class Normaliser:
     def arg(self, value: Any) -> Any:
         return fx.node.map_arg(value, lambda n: self.done[n])
 
-    def emit(self, op: str, target: Any, args: tuple = (), kwargs: dict | None = None, name: str | None = None) -> fx.Node:
+    def emit(
+        self, op: str, target: Any, args: tuple = (), kwargs: dict | None = None, name: str | None = None
+    ) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs or {}, name=name)
         assert self.origin is not None
         node.meta.update({k: self.origin.meta[k] for k in ("source", "scope") if k in self.origin.meta})
@@ -201,7 +203,9 @@ class Normaliser:
                 hint=f"Known neurons: {known}.",
             )
         if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
-            raise self.refuse(f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})")
+            raise self.refuse(
+                f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
+            )
         module.store_v_seq = False  # type: ignore[assignment]
         dims = self.inference.dims(x)
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
@@ -254,14 +258,14 @@ def has_module(model: nn.Module, path: str) -> bool:
 
 
 def _flat_pool(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
-    def triple(name: str) -> tuple[int, ...]:
+    def triple(name: str) -> tuple[int, int, int]:
         value = getattr(module, name, 1)
         return value if isinstance(value, tuple) else (value,) * 3
 
     names = ("kernel_size", "stride", "padding", "dilation")
     if [triple(name)[0] for name in names] != [1, 1, 0, 1]:
         return None
-    kernel, stride, padding, dilation = (triple(name)[1:] for name in names)
+    kernel, stride, padding, dilation = ((b, c) for _, b, c in map(triple, names))
     if isinstance(module, nn.MaxPool3d):
         return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
     rest = module.ceil_mode, module.count_include_pad, module.divisor_override

@@ -23,27 +23,30 @@ def prepare(model: nn.Module) -> list[str]:
     padding before batch norm. In inference the two differ by rounding alone.
 
     Returns:
-        Paths of what was replaced.
+        Paths of what now rounds otherwise.
     """
     found = []
     for path, module in list(model.named_modules()):
-        border = border_of(module)
+        border, exact = border_of(module)
         if path and border:
             norm = next(module.children())
             layers = OrderedDict(pad=nn.ZeroPad2d(border), bn=norm)
             owner, _, name = path.rpartition(".")
             setattr(model.get_submodule(owner), name, nn.Sequential(layers))
-            found.append(path)
+            found += [] if exact else [path]
     return found
 
 
-def border_of(module: nn.Module) -> int:
-    """Width of the border that a module writes around its batch norm, by what it does, not by its name; or 0."""
+def border_of(module: nn.Module) -> tuple[int, bool]:
+    """Width of the border that a module writes around its batch norm, by what it does, not by its name; or 0.
+
+    Also whether padding before the norm is the same to the last bit.
+    """
     children = list(module.children())
     if len(children) != 1 or not isinstance(children[0], nn.BatchNorm2d) or children[0].running_mean is None:
-        return 0
+        return 0, False
     if isinstance(module, nn.Sequential) or next(module.parameters(recurse=False), None) is not None:
-        return 0
+        return 0, False
     twin = copy.deepcopy(module).double().eval()
     norm = next(twin.children())
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
@@ -57,10 +60,11 @@ def border_of(module: nn.Module) -> int:
         try:
             y = twin(x)
             border = (y.shape[2] - x.shape[2]) // 2
-            same = torch.allclose(y, norm(F.pad(x, (border,) * 4)), rtol=0, atol=SAME)
+            want = norm(F.pad(x, (border,) * 4))
+            same = torch.allclose(y, want, rtol=0, atol=SAME)
         except Exception:  # the user's code, on an input that it may not expect
-            return 0
-    return border if same else 0
+            return 0, False
+    return (border, torch.equal(y, want)) if same and border > 0 else (0, False)
 
 
 def logits_of(output: Any) -> Any:

@@ -84,6 +84,17 @@ def permute(n: Normaliser, node: fx.Node) -> fx.Node:
     return n.permute(x, [positive(n, x, i) for i in order])
 
 
+def attribute(n: Normaliser, node: fx.Node) -> fx.Node:
+    """``x.T``, ``x.mT``, ``x.data``: what a proxy does not answer by itself."""
+    x, name = n.arg(node.args[0]), node.args[1]
+    order = list(range(rank(n, x)))
+    if name == "data":
+        return x
+    if name == "T" or (name == "mT" and len(order) > 1):
+        return n.permute(x, order[::-1] if name == "T" else [*order[:-2], order[-1], order[-2]])
+    raise n.refuse(f"a tensor's {name} is not an operation that svitc can represent")
+
+
 def unsqueeze(n: Normaliser, node: fx.Node) -> fx.Node:
     x, dim = call(n, node, "dim")
     dim = positive(n, x, dim, extra=1)
@@ -231,6 +242,7 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("to", "float", "type_as", "type"), cast),
     **dict.fromkeys(("transpose", "swapaxes"), transpose),
     "permute": permute,
+    "getattr": attribute,
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     **dict.fromkeys(("repeat", "expand"), repeat),

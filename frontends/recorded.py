@@ -47,4 +47,4 @@ def functions_recorded(tracer: fx.Tracer) -> Iterator[None]:
     try:
         yield
     finally:
-        Function.apply = plain
+        Function.apply = plain  # type: ignore[method-assign]

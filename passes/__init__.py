@@ -5,9 +5,13 @@ from __future__ import annotations
 from svitc.pass_base import Pass
 
 from .fold_batch_norm import FoldBatchNorm
+from .fold_batch_norm_ahead import FoldBatchNormAhead
+from .fuse_siblings import FuseSiblings
 from .hoist_repeat import HoistRepeat
+from .merge_padding import MergePadding
 from .merge_views import MergeViews
 from .prune import Prune
+from .share_views import ShareViews
 from .split_fused import SplitFusedProjection
 
 
@@ -18,15 +22,25 @@ def canonical() -> list[Pass]:
 
 def inference() -> list[Pass]:
     """From a program that trains to one that is exported."""
-    return [HoistRepeat(), MergeViews(), FoldBatchNorm()]
+    return [HoistRepeat(), MergeViews(), FoldBatchNorm(), FoldBatchNormAhead(), MergePadding()]
+
+
+def lowering() -> list[Pass]:
+    """From there to what the ONNX lowering gets: the same layers, joined where one operation does for several."""
+    return [ShareViews(), FuseSiblings(), MergeViews()]
 
 
 __all__ = [
     "FoldBatchNorm",
+    "FoldBatchNormAhead",
+    "FuseSiblings",
     "HoistRepeat",
+    "MergePadding",
     "MergeViews",
     "Prune",
+    "ShareViews",
     "SplitFusedProjection",
     "canonical",
     "inference",
+    "lowering",
 ]

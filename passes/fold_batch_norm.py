@@ -11,6 +11,11 @@ from svitc.pass_base import Pass
 from svitc.program import Program, Stage
 
 
+def called_once(program: Program, node: fx.Node) -> bool:
+    """Whether no other node calls a node's layer, so that its weights may be changed for this one."""
+    return sum(each.target == node.target and each.op == node.op for each in program.graph.nodes) == 1
+
+
 class FoldBatchNorm(Pass):
     """Fold an inference-mode batch norm into the convolution or linear layer that feeds it.
 
@@ -22,7 +27,7 @@ class FoldBatchNorm(Pass):
 
     Refuses
       1. a batch norm whose input is not a convolution or linear layer;
-      2. a layer with another reader.
+      2. a layer with another reader, or one that is called more than once.
     """
 
     ensures = Stage.INFERENCE
@@ -36,6 +41,8 @@ class FoldBatchNorm(Pass):
             return "its input is not a convolution or linear layer"
         if len(source.users) > 1:
             return f"{source.target} has another reader"
+        if not called_once(program, source):
+            return f"{source.target} is called more than once"
         return None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:

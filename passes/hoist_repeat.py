@@ -13,7 +13,7 @@ from svitc.pass_base import Pass
 from svitc.program import Program, Stage
 from svitc.views import pattern_between
 
-STATELESS = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS)
+STATELESS = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.STATELESS_NEURONS)
 
 
 class HoistRepeat(Pass):

@@ -15,14 +15,15 @@ from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import fx, nn
 
 from families import FAMILIES, IMAGE, NEURONS, maxformer, spikformer, warm
-from svitc.errors import UnsupportedError, UsageError
+from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.frontends.capture import capture
 from svitc.pass_base import Pipeline
 from svitc.passes import Prune, canonical, inference
 from svitc.plan import Plan
 from svitc.program import InputSpec, Program, Stage
 from svitc.serialize import load_program, save_program, short_source, to_bytes
-from svitc.serialize_layers import SURROGATES, build_surrogate, describe_layer
+from svitc.serialize_layers import SURROGATES, build_layer, build_surrogate, describe_layer
+from test_official_constructs import captured as official
 
 
 def thin(program: Program, seed: int = 0) -> Program:
@@ -111,6 +112,17 @@ def test_round_trip_of_every_neuron(kind, tmp_path):
 def test_round_trip_of_events(tmp_path):
     program = canonicalised("sdt", events=True)
     assert_same(program, reload(program, tmp_path))
+
+
+@pytest.mark.parametrize("case", ["integer", "scaled", "meta"])
+def test_round_trip_of_published_constructs(case, tmp_path):
+    program = official(case)
+    thin(program)
+    again = reload(program, tmp_path)
+    assert_same(program, again)
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            assert repr(program.module_of(node)) == repr(again.module.get_submodule(str(node.target)))
 
 
 def test_a_loaded_program_trains_and_is_pruned_further(tmp_path):
@@ -206,6 +218,22 @@ def test_a_foreign_surrogate_is_stored_as_atan_and_said_so(tmp_path):
 def test_a_neuron_that_does_not_fire_0_or_1_is_refused(function):
     with pytest.raises(UnsupportedError, match="neuron a.b does not fire 0 or 1"):
         describe_layer("a.b", neuron.LIFNode(surrogate_function=function, step_mode="m"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": 0}, {"levels": 2.0}, {"levels": True}, {"rounding": "down"}, {"rounding": None},
+        {"type": "ZeroPad2d", "padding": [1, 1]}, {"type": "ZeroPad2d", "padding": [1, 1, 1, -1]},
+        {"type": "ZeroPad2d", "padding": [1] * 5}, {"type": "ZeroPad2d"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_malformed_padding_and_integer_spikes(change):
+    entry = {"type": "IntegerSpike", "levels": 4, "rounding": "half_up"}
+    assert repr(build_layer(entry)) == "IntegerSpike(levels=4, rounding='half_up')"
+    with pytest.raises(InputError, match="IntegerSpike has no valid|ZeroPad2d has"):
+        build_layer(entry | change)
 
 
 # bare parameters, odd names

@@ -23,6 +23,7 @@ from svitc.source import program_source
 from svitc.source_classes import class_name, label, runs
 from svitc.source_code import Body, Rank, Step, Value
 from svitc.source_units import Partition, Tree, find_units, tree_of
+from test_official_constructs import captured as official
 from test_serialize import Custom, bare, canonicalised, captured, mixed, reload, thin
 
 # run by a Python that cannot import svitc; writes what it found for each folder
@@ -87,13 +88,15 @@ def cases() -> dict[str, Program]:
     made["odd layers"] = mixed()
     made["bare parameters"] = bare()
     made["foreign surrogate"] = canonicalised("spikformer", surrogate_function=Custom())
+    made |= {case: thin(official(case), 5) for case in PUBLISHED}
     return made
 
 
+PUBLISHED = ("integer", "scaled", "meta")
 CASES = [
     *(f"{family}, {form}" for family in FAMILIES for form in ("captured", "pruned", "events")),
     *(f"neuron {kind}" for kind in NEURONS),
-    "one time step", "deeper", "odd layers", "bare parameters", "foreign surrogate",
+    "one time step", "deeper", "odd layers", "bare parameters", "foreign surrogate", *PUBLISHED,
 ]  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from spikingjelly.activation_based import neuron
 from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from svitc import driver
 from svitc.frontends.capture import capture
+from svitc.ops import IntegerSpike
 from svitc.program import InputSpec
 from svitc.rounding import LAMBDA, bound, magnitudes, margins, sum_lengths
 from svitc.verify import Recorder, random_inputs, stimulate, verify
+from test_official_constructs import captured as official
 
 
 def program_of(model, shape=IMAGE):
@@ -64,6 +66,25 @@ def test_events_and_a_single_step():
     assert verify(program, driver.export(program), random_inputs(program, 2, 2, 0)).passed
 
 
+@pytest.mark.parametrize("case", ["integer", "scaled", "meta", "qk, fixed"])
+def test_published_constructs_export(case):
+    program = official(case)
+    verdict = verify(program, driver.export(program), random_inputs(program, 4, 2, 0))
+    assert verdict.passed, verdict.first_divergence
+    assert verdict.total("flips_within_rounding") < 1e-4 * verdict.total("spikes")
+    assert not verdict.to_json()["silent_neurons"]
+
+
+def test_a_wrong_clip_is_found_where_there_is_no_time():
+    """Every image counts: the first dimension is the batch, where a flip does not excuse the next."""
+    program = official("integer")
+    data = change_weight(driver.export(program), "integerspike.most", lambda most: np.float32(3) + 0 * most)
+    verdict = verify(program, data, random_inputs(program, 4, 4, 0))
+    assert not verdict.passed and verdict.first_divergence != "logits"
+    assert verdict.total("flips_beyond_rounding") > 100
+    assert verdict.total("flips_within_rounding") == verdict.total("currents_beyond_rounding") == 0
+
+
 def change_weight(data: bytes, name: str, change) -> bytes:
     model = onnx.load_from_string(data)
     for tensor in model.graph.initializer:
@@ -74,8 +95,8 @@ def change_weight(data: bytes, name: str, change) -> bytes:
 
 
 def nudge(weights: np.ndarray) -> np.ndarray:
-    """One weight off by half a percent of the largest."""
-    weights.reshape(-1)[3] += 0.005 * abs(weights).max()
+    """One weight in the middle off by half a percent of the largest."""
+    weights.reshape(-1)[weights.size // 2] += 0.005 * abs(weights).max()
     return weights
 
 
@@ -84,7 +105,7 @@ def nudge(weights: np.ndarray) -> np.ndarray:
     [
         ("blocks.0.mlp.fc1.0.weight", "blocks.0.mlp.neuron1"),
         ("blocks.0.mlp.fc2.0.bias", "blocks.0.mlp.neuron2"),
-        ("blocks.0.attn.qkv_conv_bn.0.k.weight", "blocks.0.attn.qkv_lif.k"),
+        ("blocks.0.attn.qkv_conv_bn.0.q+k+v.weight", "blocks.0.attn.qkv_lif.k"),
         ("patch_embed.stages.0.conv_bn.block.0.weight", "patch_embed.stages.0.neuron"),
         ("head.weight", "logits"),
     ],
@@ -160,6 +181,18 @@ def test_margins_are_the_neurons_own(kind):
             assert torch.equal(shifted(y)[t], spikes[t]), (kind, t)
 
 
+@pytest.mark.parametrize("rounding", IntegerSpike.ROUNDINGS)
+def test_margins_of_integer_spikes(rounding):
+    spike = IntegerSpike(3, rounding)
+    x = torch.tensor([[-7.0, -0.25, 0.5, 0.9], [1.5, 2.25, 2.75, 9.0]], dtype=torch.float64)
+    distance, allowed = margins(spike, x.numpy(), spike(x).numpy(), abs(x.numpy()), 10)
+    assert distance.tolist() == [[7.5, 0.75, 0.0, pytest.approx(0.4)], [0.0, 0.25, 0.25, 6.5]]
+    assert (allowed == bound(abs(x.numpy()), 11)).all()
+    off = torch.from_numpy(distance) * 0.999
+    assert torch.equal(spike(x + off)[distance > 0], spike(x)[distance > 0])
+    assert torch.equal(spike(x - off)[distance > 0], spike(x)[distance > 0])
+
+
 def test_the_bound_is_tight_enough_to_matter():
     assert bound(np.ones(1), 1536)[0] == pytest.approx(LAMBDA * 1536**0.5 * 2**-24)
     assert bound(np.ones(1), 1536)[0] < 2e-5
@@ -169,10 +202,5 @@ def test_stimulus_is_a_spike_train():
     g = torch.Generator().manual_seed(0)
     binary = stimulate(neuron.LIFNode(), torch.zeros(4, 1000), g)
     assert set(binary.unique().tolist()) == {0.0, 1.0} and 0.1 < binary.mean() < 0.3
-    assert stimulate(neuron.ILIFNode(), torch.zeros(4, 1000), g).unique().tolist() == [
-        0.0,
-        1.0,
-        2.0,
-        3.0,
-        4.0,
-    ]
+    for counting in (neuron.ILIFNode(), IntegerSpike(4)):
+        assert stimulate(counting, torch.zeros(4, 1000), g).unique().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]

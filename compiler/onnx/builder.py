@@ -18,7 +18,7 @@ from svitc.infer import attribute_of
 from svitc.program import Program
 
 from . import layout
-from .neurons import DOMAIN, NeuronKind
+from .neurons import DOMAIN, AnyKind
 
 OPSET = 21  # recent, yet read by every ONNX Runtime from 1.18 on
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -79,7 +79,7 @@ class Builder:
         self.program = program
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
-        self.functions: dict[NeuronKind, ir.Function] = {}
+        self.functions: dict[AnyKind, ir.Function] = {}
         self.cache: dict[Any, Any] = {}
         self.stored: dict[fx.Node, Stored] = {}
         self.name = ""
@@ -195,7 +195,7 @@ class Builder:
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name))
         return outputs
 
-    def call(self, kind: NeuronKind, inputs: Sequence[ir.Value], dims: Dims) -> ir.Value:
+    def call(self, kind: AnyKind, inputs: Sequence[ir.Value], dims: Dims) -> ir.Value:
         """Call the function of a kind of neuron, which is written on its first call."""
         if kind not in self.functions:
             taken = {function.name for function in self.functions.values()}

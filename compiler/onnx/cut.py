@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
+from onnx import numpy_helper
 
 from svitc.errors import InputError, InternalError
 
@@ -22,12 +23,13 @@ class CutNeuron:
 
     Attributes:
         path: the neuron's layer, which is its node's name.
-        kind: ``IF``, ``LIF``, ``PLIF`` or ``ILIF``.
+        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF`` or ``IntegerSpike``.
         reference: graph input that everything downstream reads in place of its spikes.
         spikes: graph output: what it fires, given the reference upstream.
         current: graph output: its input current.
         shape: shape of the three, -1 where the batch is. Only neighbouring dimensions are merged, so that the
-            program's ``[T, N, ...]`` array is ``array.reshape(shape)`` there.
+            program's array, ``[T, N, ...]`` or of any form if the neuron has no state, is ``array.reshape(shape)``
+            there.
         static: the current is the same at every step and is given once: ``array[0].reshape(shape)``.
     """
 
@@ -69,6 +71,9 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
         spikes = node.output[0]
         if spikes not in shapes or current not in shapes:
             raise InternalError(f"neuron {node.name}: its spikes or its current have no shape in the file")
+        if "+" in node.name:
+            found += _cut_fused(graph, node, meta, shapes, renamed, nodes)
+            continue
         each = CutNeuron(
             node.name,
             meta[KIND_KEY],
@@ -93,6 +98,46 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
     graph.node.extend(nodes)
     graph.value_info.extend(kept)
     return proto.SerializeToString(deterministic=True), found
+
+
+def _cut_fused(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    meta: dict[str, str],
+    shapes: dict[str, onnx.ValueInfoProto],
+    renamed: dict[str, str],
+    nodes: list[onnx.NodeProto],
+) -> list[CutNeuron]:
+    """A neuron that stands for several (``attn.q+k+v``): each member has its own reference, spikes and current."""
+    spikes, current = node.output[0], node.input[0]
+    split = next((n for n in graph.node if n.op_type == "Split" and spikes in n.input), None)
+    if split is None:
+        raise InternalError(f"neuron {node.name}: nothing splits its spikes")
+    axis = next(a.i for a in split.attribute if a.name == "axis")
+    sizes = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == split.input[1]).tolist()
+    prefix, _, last = node.name.rpartition(".")
+    members = [f"{prefix}.{name}" if prefix else name for name in last.split("+")]
+    whole = {role: f"{role}:{node.name}" for role in ("ref", "spikes", "current")}
+    node.output[0] = whole["spikes"]
+    found = []
+    for member, size in zip(members, sizes, strict=True):
+        for role, like in (("ref", spikes), ("spikes", spikes), ("current", current)):
+            info = _info(shapes[like], f"{role}:{member}")
+            info.type.tensor_type.shape.dim[axis].dim_value = size
+            (graph.input if role == "ref" else graph.output).append(info)
+        shape = list(_shape(node.name, shapes[spikes]))
+        shape[axis] = size
+        names = (f"ref:{member}", f"spikes:{member}", f"current:{member}")
+        found.append(CutNeuron(member, meta[KIND_KEY], *names, tuple(shape), STATIC_KEY in meta))
+    parts = {role: [f"{role}:{member}" for member in members] for role in whole}
+    nodes += [
+        onnx.helper.make_node("Split", [renamed.get(current, current), split.input[1]], parts["current"], axis=axis),
+        node,
+        onnx.helper.make_node("Split", [whole["spikes"], split.input[1]], parts["spikes"], axis=axis),
+        onnx.helper.make_node("Concat", parts["ref"], [whole["ref"]], axis=axis),
+    ]
+    renamed[spikes] = whole["ref"]
+    return found
 
 
 def _shape(path: str, info: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 The body is made of default-domain operators. It runs over values whose outermost axis is time,
 ``[(t b), ...]`` or ``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input
 currents give equal spikes, bit for bit. The first step starts from the known reset voltage; the last does not
-reset.
+reset. A neuron without state runs over values of any layout.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
+from svitc import ops
 from svitc.errors import UnsupportedError
 
 DOMAIN = "svitc"
@@ -102,16 +103,7 @@ class NeuronKind:
         """Write the function; ``taken`` are names in use."""
         body = _Body(self)
         spikes = body.integer_spikes() if self.name == "ILIF" else body.spikes()
-        name, i = self.title, 1
-        while name in taken:
-            i += 1
-            name = f"{self.title}_{i}"
-        graph = ir.Graph(
-            list(body.inputs.values()), [spikes], nodes=body.nodes, opset_imports={"": opset}, name=name,
-            doc_string=self.formula,
-            metadata_props={KIND_KEY: self.name} | ({STATIC_KEY: "1"} if self.static else {}),
-        )  # fmt: skip
-        return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+        return _function(self, body, spikes, taken, opset)
 
     @property
     def formula(self) -> str:
@@ -128,6 +120,68 @@ class NeuronKind:
             fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))"
         reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
         return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}."
+
+
+@dataclass(frozen=True)
+class IntegerKind:
+    """All that the function of a neuron without state depends on.
+
+    Attributes:
+        levels: most spikes.
+        half_up: whether halves are rounded up, as ``floor(x + 0.5)`` does; else to even numbers.
+    """
+
+    levels: int
+    half_up: bool = False
+    name = "IntegerSpike"
+    static = takes_decay = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}_max{self.levels}" + "_halfup" * self.half_up
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Scalars that the function takes after its current, by name, in order."""
+        return {"zero": 0.0, "most": float(self.levels)} | ({"half": 0.5} if self.half_up else {})
+
+    @property
+    def formula(self) -> str:
+        clipped = f"clip(x, 0, {self.levels})"
+        return f"s = floor({clipped} + 0.5)." if self.half_up else f"s = round({clipped}), halves to even numbers."
+
+    def function(self, taken: Collection[str], opset: int) -> ir.Function:
+        """Write the function; ``taken`` are names in use."""
+        body = _Body(self)
+        x, zero, most, *half = body.inputs.values()
+        clipped = body.op("Clip", "clip", x, zero, most)
+        if self.half_up:
+            spikes = body.op("Floor", "spikes", body.op("Add", "raised", clipped, *half))
+        else:
+            spikes = body.op("Round", "spikes", clipped)
+        return _function(self, body, spikes, taken, opset)
+
+
+AnyKind = NeuronKind | IntegerKind
+
+
+def _function(kind: AnyKind, body: _Body, spikes: ir.Value, taken: Collection[str], opset: int) -> ir.Function:
+    """A function of a name that is not taken."""
+    name, i = kind.title, 1
+    while name in taken:
+        i += 1
+        name = f"{kind.title}_{i}"
+    graph = ir.Graph(
+        list(body.inputs.values()), [spikes], nodes=body.nodes, opset_imports={"": opset}, name=name,
+        doc_string=kind.formula,
+        metadata_props={KIND_KEY: kind.name} | ({STATIC_KEY: "1"} if kind.static else {}),
+    )  # fmt: skip
+    return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+def integer_kind_of(module: ops.IntegerSpike) -> IntegerKind:
+    """The kind of a neuron without state."""
+    return IntegerKind(int(module.levels), module.rounding == "half_up")
 
 
 def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKind:
@@ -166,7 +220,7 @@ def _power_of_two(number: float) -> bool:
 class _Body:
     """Writes the nodes of one function."""
 
-    def __init__(self, kind: NeuronKind) -> None:
+    def __init__(self, kind: Any) -> None:
         self.kind = kind
         self.nodes: list[ir.Node] = []
         names = ["x", *(["decay"] if kind.takes_decay else []), *kind.constants]
@@ -245,4 +299,6 @@ class _Body:
         return self.joined(counts, "spikes")
 
 
-__all__ = ["DOMAIN", "KIND_KEY", "STATIC_KEY", "NeuronKind", "decay_of", "kind_of"]
+__all__ = [
+    "DOMAIN", "KIND_KEY", "STATIC_KEY", "AnyKind", "IntegerKind", "NeuronKind", "decay_of", "integer_kind_of", "kind_of",
+]  # fmt: skip

@@ -11,14 +11,14 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from svitc import ops
+from svitc import axes, ops
 from svitc.axes import Dim, Dims, size
-from svitc.errors import UnsupportedError
+from svitc.errors import InternalError, UnsupportedError
 
 from . import layout
 from .broadcast import common_layout
 from .builder import Builder, Stored
-from .neurons import decay_of, kind_of
+from .neurons import AnyKind, decay_of, integer_kind_of, kind_of
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
@@ -85,6 +85,21 @@ def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
     return _layer(b, node, "AveragePool", (), attributes)
 
 
+def zero_pad(b: Builder, node: fx.Node, module: nn.ZeroPad2d) -> Stored:
+    left, right, top, bottom = module.padding
+    rest = [0] * (len(layout.physical(b.at(node.args[0]).view)) - 2)
+    return _layer(b, node, "Pad", [b.integers("pads", [*rest, top, left, *rest, bottom, right])])
+
+
+def integer_spike(b: Builder, node: fx.Node, module: ops.IntegerSpike) -> Stored:
+    """It works on elements: any layout will do that keeps their order, by which they are compared (cut.py)."""
+    source = b.at(node.args[0])
+    as_it_lies = source.in_order and not source.constant_along and source.value is not None
+    dims = source.dims if as_it_lies else layout.physical(source.view, keep=0)
+    kind = integer_kind_of(module)
+    return b.store(b.call(kind, [b.read(source, dims), *_scalars(b, kind)], dims), dims, source.view)
+
+
 def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     source = b.at(node.args[0])
     time = source.view[0]
@@ -98,7 +113,7 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     inputs = [b.read(source, dims)]
     if kind.takes_decay:
         inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
-    inputs += [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
+    inputs += _scalars(b, kind)
     out = ((*time, *dims[0]), *dims[1:]) if static else dims
     return b.store(b.call(kind, inputs, out), out, b.at(node.args[0]).view)
 
@@ -181,6 +196,28 @@ def block(b: Builder, node: fx.Node, _: None) -> Stored:
     return b.store(b.cache[key][index], out, (*x.view[:dim], rest, *x.view[dim + 1 :]))
 
 
+def part(b: Builder, node: fx.Node, _: None) -> Stored:
+    """A range of a dimension; one Split makes all the ranges that tile it."""
+    source, dim = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node) and isinstance(dim, int)
+    readers = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[call-overload]
+    sizes = [int(u.args[3]) - int(u.args[2]) for u in readers]  # type: ignore[call-overload]
+    x = b.at(source)
+    dims = layout.physical(x.view, keep=0)
+    axis = dim - (len(x.view) - len(dims))
+    if sum(sizes) != axes.size(dims[axis]):
+        raise InternalError(f"{b.name}: the ranges of {source.target} do not tile it")
+    key = ("ranges", source, dim)
+    if key not in b.cache:
+        rests = [layout.fresh(b.program.type_of(u))[dim] for u in readers]
+        outs = [(*dims[:axis], rest, *dims[axis + 1 :]) for rest in rests]
+        inputs = [b.read(x, dims), b.integers("split", sizes)]
+        b.cache[key] = list(zip(b.ops("Split", inputs, outs, {"axis": axis}, helper="split"), rests, strict=True))
+    value, rest = b.cache[key][readers.index(node)]
+    out = (*dims[:axis], rest, *dims[axis + 1 :])
+    return b.store(value, out, (*x.view[:dim], rest, *x.view[dim + 1 :]))
+
+
 def attribute(b: Builder, node: fx.Node, _: None) -> Stored:
     """A bare parameter; it is written in the layout in which it is read."""
     dims = layout.fresh(b.program.type_of(node))
@@ -208,6 +245,10 @@ def _layer(
 def _parameters(b: Builder, node: fx.Node, module: nn.Module, names: Sequence[str]) -> list[ir.Value]:
     found = [(name, getattr(module, name)) for name in names]
     return [b.weight(f"{node.target}.{name}", value) for name, value in found if value is not None]
+
+
+def _scalars(b: Builder, kind: AnyKind) -> list[ir.Value]:
+    return [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
 
 def _pair(value: int | tuple[int, ...]) -> list[int]:
@@ -244,7 +285,9 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
+    nn.ZeroPad2d: zero_pad,
     **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    ops.IntegerSpike: integer_spike,
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **dict.fromkeys(ops.VIEWS, rearrange),
@@ -252,4 +295,5 @@ FUNCTION_RULES: dict[Any, Rule] = {
     torch.matmul: matmul,
     **dict.fromkeys(ops.REDUCTIONS, reduction),
     ops.take_block: block,
+    ops.take_range: part,
 }

@@ -5,12 +5,12 @@ Names of submodules are those of the published checkpoints, and are not ours to 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
-from torch.nn import functional as F
 
 Spike = Callable[[float], nn.Module]
 
@@ -139,20 +139,15 @@ class MLP(Layers):
         return x
 
 
-class BorderNorm(nn.Module):
+class BorderNorm(nn.Sequential):
     """A border of zeros, then batch norm: ``[B, C, H, W] -> [B, C, H + 2p, W + 2p]``.
 
     The published code normalises first and writes into the border what the norm makes of zero. In inference
     that is the same to 6e-8; in training the statistics here see the border, too.
     """
 
-    def __init__(self, channels: int, pad_pixels: int) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(channels)
-        self.pad_pixels = pad_pixels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(F.pad(x, (self.pad_pixels,) * 4))
+    def __init__(self, channels: int, border: int) -> None:
+        super().__init__(OrderedDict(pad=nn.ZeroPad2d(border), bn=nn.BatchNorm2d(channels)))
 
 
 class RepConv(nn.Module):
@@ -162,7 +157,7 @@ class RepConv(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(dim, dim, 1, bias=False),
-            BorderNorm(dim, pad_pixels=1),
+            BorderNorm(dim, border=1),
             nn.Sequential(
                 nn.Conv2d(dim, dim, 3, groups=dim, bias=False),
                 nn.Conv2d(dim, out, 1, bias=False),

@@ -10,17 +10,24 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from svitc.ops import IntegerSpike
+
 from .common import check_heads
 from .four_stages import FourStages
-from .integer import IntegerSpike
 
 LEVELS = 4
 WIDER = 4  # values are so many times wider than queries and keys
 
 
-def spike(norm: int = LEVELS) -> IntegerSpike:
-    """``round(clamp(x, 0, 4)) / norm``."""
-    return IntegerSpike(LEVELS, norm)
+class Spike(nn.Module):
+    """``round(clamp(x, 0, 4)) / norm``, halves to even."""
+
+    def __init__(self, norm: int = LEVELS) -> None:
+        super().__init__()
+        self.count, self.norm = IntegerSpike(LEVELS), norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.count(x) / self.norm
 
 
 class DownSampling(nn.Module):
@@ -30,7 +37,7 @@ class DownSampling(nn.Module):
         super().__init__()
         self.encode_conv = nn.Conv2d(n, m, kernel_size, stride, padding=kernel_size // 2)
         self.encode_bn = nn.BatchNorm2d(m)
-        self.encode_spike = nn.Identity() if first else spike()
+        self.encode_spike = nn.Identity() if first else Spike()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.encode_bn(self.encode_conv(self.encode_spike(x)))
@@ -47,7 +54,7 @@ class SeparableConv(nn.Module):
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
         hidden, padding = 2 * dim, kernel_size // 2
-        self.spike1, self.spike2, self.spike3 = spike(), spike(), spike()
+        self.spike1, self.spike2, self.spike3 = Spike(), Spike(), Spike()
         self.pwconv1 = normed(nn.Conv2d(dim, hidden, 1, bias=False))
         self.dwconv = normed(nn.Conv2d(hidden, hidden, kernel_size, padding=padding, groups=hidden, bias=False))
         self.pwconv2 = normed(nn.Conv2d(hidden, dim, 1, bias=False))
@@ -64,7 +71,7 @@ class ConvBlock(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.Conv = SeparableConv(dim, 7)
-        self.spike1, self.spike2 = spike(), spike()
+        self.spike1, self.spike2 = Spike(), Spike()
         self.conv1 = nn.Conv2d(dim, hidden, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = nn.Conv2d(hidden, dim, 3, padding=1, bias=False)
@@ -87,12 +94,12 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = heads
         self.scale = (dim // heads) ** -0.5 * 2
-        self.head_spike = spike()
+        self.head_spike = Spike()
         self.q_conv = normed(nn.Conv2d(dim, dim, 1, bias=False))
         self.k_conv = normed(nn.Conv2d(dim, dim, 1, bias=False))
         self.v_conv = normed(nn.Conv2d(dim, WIDER * dim, 1, bias=False))
         self.proj_conv = normed(nn.Conv2d(WIDER * dim, dim, 1, bias=False))
-        self.q_spike, self.k_spike, self.v_spike, self.attn_spike = spike(), spike(), spike(), spike()
+        self.q_spike, self.k_spike, self.v_spike, self.attn_spike = Spike(), Spike(), Spike(), Spike()
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, h, N, d]``."""
@@ -113,7 +120,7 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1_spike, self.fc2_spike = spike(), spike()
+        self.fc1_spike, self.fc2_spike = Spike(), Spike()
         self.fc1_conv, self.fc1_bn = nn.Conv1d(dim, hidden, 1), nn.BatchNorm1d(hidden)
         self.fc2_conv, self.fc2_bn = nn.Conv1d(hidden, dim, 1), nn.BatchNorm1d(dim)
 
@@ -166,7 +173,7 @@ class ESpikeFormer(FourStages):
             lambda dim: ConvBlock(dim, int(dim * mlp_ratio)),
             lambda dim: Block(dim, num_heads, int(dim * mlp_ratio)),
         )
-        self.spike = spike(norm=1)
+        self.spike = Spike(norm=1)
         self.head = nn.Linear(embed_dims[3], num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,8 @@ def layout(
         input_shape: the input's shape, where it is known; it is assumed otherwise.
         time_steps: the number of time steps, where it is known.
     """
-    found = read({key: tuple(value.shape) for key, value in strip_prefixes(state_dict).items()})
+    state = strip_prefixes(state_dict)
+    found = read({key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape")})
     return found and _Completion(*found, args or {}, input_shape, time_steps).layout()
 
 
@@ -157,9 +158,10 @@ class _Completion:
         events = channels == 2
         if self.factory != "ESpikeFormer":
             if self.steps is None:
-                published = self.like.input[0] if len(self.like.input) == 4 else self.like.arguments["T"]
-                self.steps = published if len(self.like.input) == 4 or not events else EVENTS[0]
-                self.notes["T"] = f"T = {self.steps} (published {self.name}); override with --time-steps"
+                self.steps, why = self.like.arguments["T"], f"published {self.name}"
+                if events and len(self.like.input) == 3:
+                    self.steps, why = EVENTS[0], "two input channels, as event cameras have"
+                self.notes["T"] = f"T = {self.steps} ({why}); override with --time-steps"
             self.arguments["T"] = self.steps
         if self.shape is None:
             image = (channels, *(self.size or self.like.input[-2:]))
@@ -171,6 +173,11 @@ class _Completion:
         if self.factory == "SpikeDrivenTransformer":
             self.take("pooling_stat", str)
             self.take("dvs_mode", bool, worth_a_note=events)
+        if self.factory == "QKFormer":
+            self.notes["official_bug"] = (
+                "each image is computed by itself, as the paper means it; the published code runs time and batch"
+                " together in self-attention, and is equal to this at a batch of one"
+            )
         if "num_heads" not in self.arguments:
             self.arguments["num_heads"] = self.heads()
         shape = tuple(self.shape)
@@ -195,7 +202,7 @@ class _Completion:
             widths = [width // 2**i for i in range(len(self.arguments["depths"]))]
         else:
             widths = width[:1:-1] if isinstance(width, list) else [width]  # only stages 3 and 4 have heads
-        possible = list(divisors(*widths))
+        possible = list(divisors(*widths)) or [1]
         said, hard = self.said("num_heads"), HARD_CODED_HEADS.get(self.family)
         if self.family == "Spikformer (cifar)" and said in possible:  # the other scripts do not pass it on
             assert said is not None

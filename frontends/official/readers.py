@@ -13,10 +13,15 @@ Read = Callable[[Shapes], tuple[str, dict[str, Any]]]
 def read(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
     """Factory and sizes of a state dict, or None where it is of no published family."""
     reader = next((r for sign, r in READERS if all(f"{key}.weight" in shapes for key in sign)), None)
+    if reader is None or any(0 in shape for shape in shapes.values()):
+        return None
     try:
-        return reader(shapes) if reader else None
+        found = reader(shapes)
     except (KeyError, IndexError, ValueError):
         return None  # of these names, but not of these shapes
+    depths = found[1]["depths"]
+    blocks = sum(depths) if isinstance(depths, list) else depths
+    return found if blocks <= len(shapes) else None  # a file may claim any number of blocks
 
 
 def _ends(shapes: Shapes, stem: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
-from svitc.onnx import lower, to_bytes
+from svitc.onnx import cut, lower, session, to_bytes
 from svitc.onnx.neurons import kind_of
+from svitc.ops import IntegerSpike
 
 SHAPE = (3, 8, 16)  # channels, height, width
 BATCH = 5
@@ -90,6 +91,54 @@ def test_integrate_and_fire(program_of, run, threshold, reset, steps):
 def test_integer_spikes(program_of, run, tau, threshold, steps):
     module = neuron.ILIFNode(tau, threshold, surrogate.MultiLevelSpikeCount(4), step_mode="m")
     assert set(np.unique(check(program_of, run, module, steps))) == {0, 1, 2, 3, 4}
+
+
+def halves(shape: tuple[int, ...], levels: int) -> torch.Tensor:
+    """From below 0 to above ``levels``; half of them halves, or next to them in float32."""
+    generator = torch.Generator().manual_seed(levels)
+    edges = torch.randint(-2, levels + 2, shape, generator=generator) + 0.5
+    edges *= 1 + torch.randint(-1, 2, shape, generator=generator) * 2.0**-23
+    edges[..., :2] = torch.tensor([0.49999997, -0.0])  # 0.49999997 + 0.5 is 1 in float32
+    anywhere = (torch.rand(shape, generator=generator) * 1.4 - 0.2) * levels
+    return torch.where(torch.rand(shape, generator=generator) < 0.5, edges, anywhere)
+
+
+VIEWS = {
+    "image": (SHAPE, []),
+    "events": ((4, *SHAPE), []),
+    "tokens": (SHAPE, [(einops.rearrange, "b c y x -> b (y x) c", {})]),
+    "time and batch together": ((4, *SHAPE), [(einops.rearrange, "t b c y x -> (t b) c y x", {})]),
+    "the same at every step": (SHAPE, [(einops.repeat, "b c y x -> t b c y x", {"t": 4})]),
+    "batch last": (SHAPE, [(einops.rearrange, "b c y x -> c (y x) b", {})]),
+}
+
+
+@pytest.mark.parametrize("rounding", IntegerSpike.ROUNDINGS)
+@pytest.mark.parametrize("form", VIEWS)
+def test_integer_spikes_without_state(program_of, run, form, rounding):
+    shape, views = VIEWS[form]
+
+    def build(graph, x):
+        for function, pattern, sizes in views:
+            x = graph.call_function(function, (x, pattern), sizes)
+        return graph.call_module("spike", (x,))
+
+    program = program_of(shape, build, spike=IntegerSpike(3, rounding))
+    x = halves(program.input.batched(BATCH), 3)
+    spikes, operators = run(program, x)
+    want = program(x).numpy()
+    np.testing.assert_array_equal(spikes, want)
+    assert set(np.unique(want)) == {0, 1, 2, 3}
+    assert "IntegerSpike_max3" + "_halfup" * (rounding == "half_up") in operators
+    data, (each,) = cut(to_bytes(lower(program)))
+    onnx.checker.check_model(data, full_check=True)
+    fed = session(data, threads=1).run(["logits"], {"x": 0 * x.numpy(), each.reference: want.reshape(each.shape)})
+    np.testing.assert_array_equal(fed[0], want)
+
+
+def test_the_roundings_differ():
+    x = halves((1000,), 3)
+    assert not torch.equal(IntegerSpike(3)(x), IntegerSpike(3, "half_up")(x))
 
 
 def test_the_currents_hit_the_threshold_exactly():

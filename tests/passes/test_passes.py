@@ -11,7 +11,15 @@ from svitc import ops
 from svitc.errors import InternalError
 from svitc.frontends.capture import capture
 from svitc.pass_base import Pass, PassResult, Pipeline
-from svitc.passes import FoldBatchNorm, HoistRepeat, MergeViews, SplitFusedProjection
+from svitc.passes import (
+    FoldBatchNorm,
+    FuseSiblings,
+    HoistRepeat,
+    MergeViews,
+    ShareViews,
+    SplitFusedProjection,
+    lowering,
+)
 from svitc.program import InputSpec, Program, Stage
 
 IMAGE = InputSpec((3, 8, 6))
@@ -249,3 +257,44 @@ def test_dumps_show_every_step(tmp_path):
     first, last = (p.read_text() for p in sorted(tmp_path.iterdir()))
     assert "BatchNorm2d[bn]" in first and "BatchNorm2d[bn]" not in last
     assert "[t=2, b, C0=8" in first
+
+
+def test_share_views():
+    class Two(Stem):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.unsqueeze(0).repeat(2, 1, 1, 1, 1)
+            return self.head((self.conv(x) + self.conv(x * 1.0)).flatten(3).mean(-1).mean(0) + self.again(x))
+
+        def again(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).flatten(3).mean(-1).mean(0)
+
+    program = program_of(Two())
+    MergeViews()(program)
+    want, before = program(X), listing(program).count("rearrange")
+    gone = len(ShareViews()(program).changed)
+    assert gone > 0 and listing(program).count("rearrange") == before - gone
+    assert torch.equal(program(X), want)
+    unchanged(ShareViews(), program)
+
+
+def test_fuse_siblings():
+    program = program_of(Fused())
+    Pipeline([MergeViews(), SplitFusedProjection(), MergeViews(), HoistRepeat(), MergeViews(), FoldBatchNorm()])(program)
+    want = program(X)
+    assert listing(program).count("Conv1d") == 3 and listing(program).count("LIFNode") == 4
+    result = Pipeline(lowering())
+    result(program)
+    assert [len(r.changed) for r in result.results[:2]] == [0, 1]
+    assert listing(program).count("Conv1d") == 1 and listing(program).count("LIFNode") == 2
+    assert listing(program).count("take_range") == 3 and program.stage == Stage.EXPORTABLE
+    assert "qkv_lif.q+k+v" in {name for name, _ in program.module.named_modules()}
+    assert torch.allclose(program(X), want, atol=1e-6, rtol=0)
+    unchanged(FuseSiblings(), program)
+
+
+def test_fuse_siblings_refuses_other_neurons():
+    program = program_of(Fused())
+    Pipeline([MergeViews(), SplitFusedProjection(), MergeViews(), FoldBatchNorm()])(program)
+    program.module.get_submodule("qkv_lif.k").v_threshold = 0.5
+    result = FuseSiblings()(program)
+    assert result.changed == [] and list(result.refused.values()) == ["siblings differ in geometry or in their neurons"]

@@ -1,0 +1,77 @@
+"""FoldBatchNormAhead: a batch norm that no layer before it can take goes into the layers that read it."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from svitc import ops
+from svitc.errors import InternalError
+from svitc.pass_base import Pass
+from svitc.program import Program, Stage
+
+from .fold_batch_norm import called_once
+
+
+class FoldBatchNormAhead(Pass):
+    """Fold an inference-mode batch norm into the convolutions and linear layers that read it.
+
+    before   x -> zero_pad -> batch_norm -> conv
+    after    x -> zero_pad -> conv'                              the border of a RepConv, say
+
+        a = gamma / sqrt(var + eps)    c = beta - mean * a       one for each input channel
+        w' = w * a    b' = b + sum over w * c                    computed in float64, rounded once
+
+    Refuses
+      1. a reader that is not a convolution or linear layer;
+      2. a layer that is called more than once;
+      3. a convolution that pads with zeros: they would be shifted, too.
+    """
+
+    requires = (Stage.INFERENCE, Stage.EXPORTABLE)
+
+    def match(self, program: Program, node: fx.Node) -> bool:
+        return ops.is_batch_norm(program.module_of(node))
+
+    def why_not(self, program: Program, node: fx.Node) -> str | None:
+        for user in node.users:
+            layer = program.module_of(user)
+            if not ops.is_projection(layer) or len(program.type_of(node)) < 2:
+                return f"{user.target} reads it"
+            if isinstance(layer, nn.Linear) and len(program.type_of(node)) != 2:
+                return f"{user.target} reads another dimension of it"
+            if not called_once(program, user):
+                return f"{user.target} is called more than once"
+            if any(getattr(layer, "padding", ())):
+                return f"{user.target} pads it with zeros"
+        return None
+
+    def rewrite(self, program: Program, node: fx.Node) -> None:
+        norm = program.module_of(node)
+        if not isinstance(norm, ops.BATCH_NORMS) or norm.running_mean is None or norm.running_var is None:
+            raise InternalError(f"{self.name}: {node.target} is no batch norm with statistics")
+        with torch.no_grad():
+            scale = (norm.running_var.double() + norm.eps).rsqrt()
+            if norm.weight is not None:
+                scale = scale * norm.weight.double()
+            shift = -norm.running_mean.double() * scale
+            if norm.bias is not None:
+                shift = shift + norm.bias.double()
+            for user in node.users:
+                _fold(program.module_of(user), scale, shift)
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        program.graph.erase_node(node)
+
+
+def _fold(layer: nn.Module | None, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    """Input channel i is to be read as ``x * scale[i] + shift[i]``."""
+    assert isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
+    weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
+    rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    scales, shifts = (each.reshape(groups, 1, -1, 1) for each in (scale, shift))
+    bias = (rows * shifts).sum((2, 3)).reshape(-1)
+    if layer.bias is not None:
+        bias = bias + layer.bias.double()
+    dtype = layer.weight.dtype
+    layer.weight = nn.Parameter((rows * scales).reshape(weight.shape).to(dtype), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)

@@ -1,0 +1,35 @@
+"""ShareViews: the same view of one value is taken once."""
+
+from __future__ import annotations
+
+import einops
+from torch import fx
+
+from svitc.pass_base import Pass
+from svitc.program import Program
+
+
+class ShareViews(Pass):
+    """Let readers of equal views of one value share the first of them.
+
+    before   x -> rearrange -> conv_q;  x -> rearrange -> conv_k
+    after    x -> rearrange -> conv_q, conv_k
+
+    Refuses nothing.
+    """
+
+    def match(self, program: Program, node: fx.Node) -> bool:
+        return node.target is einops.rearrange and _first(node) is not node
+
+    def rewrite(self, program: Program, node: fx.Node) -> None:
+        node.replace_all_uses_with(_first(node))
+        program.graph.erase_node(node)
+
+
+def _first(node: fx.Node) -> fx.Node:
+    """The first node, in the order of use, that takes the same view of the same value."""
+    return next(
+        other
+        for other in node.all_input_nodes[0].users
+        if (other.target, other.args, other.kwargs) == (node.target, node.args, node.kwargs)
+    )
