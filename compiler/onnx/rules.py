@@ -200,8 +200,8 @@ def part(b: Builder, node: fx.Node, _: None) -> Stored:
     """A range of a dimension; one Split makes all the ranges that tile it."""
     source, dim = node.args[0], node.args[1]
     assert isinstance(source, fx.Node) and isinstance(dim, int)
-    readers = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[call-overload]
-    sizes = [int(u.args[3]) - int(u.args[2]) for u in readers]  # type: ignore[call-overload]
+    readers = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[arg-type]
+    sizes = [int(u.args[3]) - int(u.args[2]) for u in readers]  # type: ignore[arg-type]
     x = b.at(source)
     dims = layout.physical(x.view, keep=0)
     axis = dim - (len(x.view) - len(dims))
