@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import torch
-from common import publish, warm
 
+from common import publish, warm
 from svitc.frontends.official import PUBLISHED
 
 NAMES = ["spikformer_8_512", "sdt_8_512", "qkformer_10_384", "metaspikformer_15m", "espikeformer_s"]

@@ -58,8 +58,6 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
         value = attribute_of(program.module, f"{node.target}.{name}" if name else str(node.target))
         if tuple(value.shape) != axes.shape(dims):
             yield f"{name or 'value'} has shape {tuple(value.shape)}, its type says {axes.shape(dims)}"
-    if program.stage >= Stage.EXPORTABLE and node.target is ops.take_block:
-        yield "a fused projection was not split"
     yield from _widths(module)
 
 

@@ -14,6 +14,25 @@ from typing import Annotated, Any
 import typer
 
 from . import console
+from .cli_options import (
+    CUT,
+    Arch,
+    ArchArgs,
+    AsJson,
+    DataPath,
+    Ema,
+    Fix,
+    Images,
+    InputShape,
+    Limit,
+    Mean,
+    ModelPath,
+    Seed,
+    Std,
+    TimeSteps,
+    TrustPickle,
+    Verbose,
+)
 from .errors import INTERRUPTED, InternalError, SvitcError, UsageError, VerifyError
 
 EPILOG = (
@@ -25,74 +44,6 @@ app = typer.Typer(
     epilog=EPILOG, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-
-SOURCE = "Where the model comes from"
-CUT = "What is removed"
-ModelPath = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth), or an output folder of svitc.", show_default=False),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:FACTORY",
-        help="Your model's factory, as an importable module or path/to/file.py:factory. Needed where the checkpoint does not say.",
-        rich_help_panel=SOURCE,
-    ),
-]
-ArchArgs = Annotated[
-    str | None,
-    typer.Option(
-        metavar="JSON",
-        help="Arguments of the factory, such as '{\"embed_dims\": 384}'; they override the checkpoint's.",
-        rich_help_panel=SOURCE,
-    ),
-]
-InputShape = Annotated[
-    str | None,
-    typer.Option(
-        metavar="C,H,W",
-        help="Input without batch: C,H,W for images, T,C,H,W for event frames.",
-        rich_help_panel=SOURCE,
-    ),
-]
-TimeSteps = Annotated[
-    int | None,
-    typer.Option(
-        "--time-steps",
-        "-T",
-        help="Number of time steps for static images, where the checkpoint does not say.",
-        rich_help_panel=SOURCE,
-    ),
-]
-TrustPickle = Annotated[
-    bool,
-    typer.Option(
-        "--trust-pickle",
-        help="Unpickle a whole nn.Module. [red]This runs code from the file[/]: only for files that you made.",
-        rich_help_panel=SOURCE,
-    ),
-]
-DataPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="Labelled images: a folder of class folders, a .zip of one, or an .npz with images and labels.",
-    ),
-]
-Limit = Annotated[int | None, typer.Option(help="Use a class-balanced sample of this many images.")]
-Mean = Annotated[
-    str | None,
-    typer.Option(metavar="R,G,B", help="Mean of each channel of --data, of values in [0, 1]; else the checkpoint's."),
-]
-Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of each channel, likewise.")]
-Images = Annotated[
-    int,
-    typer.Option("--verify-images", min=1, help="Images that verification looks at: from --data, else random."),
-]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout and nothing else there.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage on stderr; show tracebacks.")]
 
 
 def _start(verbose: bool) -> None:
@@ -149,10 +100,12 @@ def _options(
     input_shape: str | None,
     time_steps: int | None,
     trust_pickle: bool,
+    ema: bool,
+    fix: bool,
 ) -> dict[str, Any]:
     return {
         "arch": arch, "arch_args": _json_object(arch_args), "input_shape": _numbers(input_shape),
-        "time_steps": time_steps, "trust_pickle": trust_pickle,
+        "time_steps": time_steps, "trust_pickle": trust_pickle, "ema": ema, "fix": fix,
     }  # fmt: skip
 
 
@@ -212,6 +165,8 @@ def compile(
     input_shape: InputShape = None,
     time_steps: TimeSteps = None,
     trust_pickle: TrustPickle = False,
+    ema: Ema = False,
+    fix: Fix = False,
     verify_images: Images = 4,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -229,7 +184,7 @@ def compile(
     from .budget import parse_budget
 
     wanted = parse_budget(budget) if budget is not None else None
-    options = _options(arch, arch_args, input_shape, time_steps, trust_pickle)
+    options = _options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from .files import writable
 
     writable(out)
@@ -304,12 +259,14 @@ def inspect(
     input_shape: InputShape = None,
     time_steps: TimeSteps = None,
     trust_pickle: TrustPickle = False,
+    ema: Ema = False,
+    fix: Fix = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Show what is in a model: layers, channel groups, bytes, multiply-accumulates, what is prunable and why not."""
     _start(verbose)
-    options = _options(arch, arch_args, input_shape, time_steps, trust_pickle)
+    options = _options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from . import driver
 
     with console.progress(quiet=as_json or verbose) as show:

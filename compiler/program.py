@@ -25,7 +25,7 @@ class Stage(IntEnum):
     CAPTURED = 0  # canonical operations, batch norms apart, trains
     PRUNED = 1  # the same, at the widths of a plan
     INFERENCE = 2  # batch norms folded, time-invariant work hoisted; no longer trains
-    EXPORTABLE = 3  # nothing left that the ONNX lowering has no rule for
+    EXPORTABLE = 3  # layers joined where one operation does for several; widths are final
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.program import InputSpec
 
-from . import factories, families, neurons, weights
+from . import factories, families, neurons, official_loading, weights
 from .factories import check_json
-from .reading import TIME_NAMES, Contents, read
+from .official import Layout
+from .reading import TIME_NAMES, Contents, naming, read
 from .recognise import assumed_input, recognise, shape_note
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
@@ -32,6 +31,8 @@ class LoadOptions:
         input_shape: ``(C, H, W)`` for images, ``(T, C, H, W)`` for event frames.
         time_steps: how often a static image is shown.
         trust_pickle: unpickle a whole model, which runs code from the file.
+        ema: take the averaged weights that a training script saved beside the last ones.
+        fix: let ``capture`` mend what is wrong in the model's own code, where it offers to.
     """
 
     arch: str | None = None
@@ -39,6 +40,8 @@ class LoadOptions:
     input_shape: tuple[int, ...] | None = None
     time_steps: int | None = None
     trust_pickle: bool = False
+    ema: bool = False
+    fix: bool = False
 
 
 @dataclass
@@ -80,7 +83,7 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
     """
     path, options = Path(path), options or LoadOptions()
     _check_options(options)
-    contents, digest = read(path, options.trust_pickle)
+    contents, digest = read(path, options.trust_pickle, options.ema)
     source = path.name
     described = contents.arch is not None
     if contents.module is not None:
@@ -88,7 +91,8 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
     else:
         draft = _draft(contents, options, source)
         known = families.known_factory(draft.arch)
-        loaded = (_known if known else _own)(draft, contents, options, source)
+        official = official_loading.known_factory(draft.arch)
+        loaded = (_known if known else _official if official else _own)(draft, contents, options, source)
     kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
     loaded.info["assumptions"] += contents.notes
     loaded.info |= {"metrics": _metrics(contents.metrics), "format": kind, "sha256": digest}
@@ -128,10 +132,11 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
     shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
     if options.arch is None and contents.arch is None:
         return _recognised(contents, options, shape, asked, source)
-    if options.arch is None and families.known_factory(contents.arch or "") is None:
+    named = families.known_factory(contents.arch or "") or official_loading.known_factory(contents.arch)
+    if options.arch is None and named is None:
         raise InputError(
             f"{source} names the factory {contents.arch!r}, which is not one that a file may name: only "
-            f"SpikingJelly's {', '.join(families.KNOWN)}",
+            f"SpikingJelly's {', '.join(families.KNOWN)}, or one of svitc's own definitions",
             hint="A file must not choose what code runs. Name the factory of your own model with --arch.",
         )
     told = {} if contents.arch_args is None else check_json(contents.arch_args, f"{source}: arch_args")
@@ -144,7 +149,7 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
         told = {}  # arguments of another factory
     shape, steps = _reconcile_time(options, shape, told, asked, source)
     draft = _Draft(f"{families.HOME}:{known}" if known else arch, told | asked, shape)
-    if steps is not None and known:
+    if steps is not None and (known or _takes_steps(arch)):
         if len(shape or ()) != 4 and told.get("T", steps) != steps:
             draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {told['T']}"
         draft.args["T"] = steps
@@ -160,9 +165,12 @@ def _recognised(
 ) -> _Draft:
     """What a bare state dict is of; what the user says is no longer an assumption."""
     shape, steps = _reconcile_time(options, shape, {}, asked, source)
+    with naming(source):
+        found = official_loading.recognise_any(contents, shape, steps)
+    if isinstance(found, Layout):
+        notes = {key: note for key, note in found.assumptions.items() if key not in asked}
+        return _Draft(found.arch, found.arguments | asked, found.input_shape, notes)
     steps = steps or contents.time_steps
-    with _naming(source):
-        found = recognise(contents.state, input_shape=shape, time_steps=steps)
     image = _image_size(asked)
     if shape is None and image:
         found = recognise(
@@ -214,27 +222,16 @@ def _reconcile_time(
     return shape, steps
 
 
-@contextlib.contextmanager
-def _naming(source: str, yes: bool = True) -> Iterator[None]:
-    """Begin the message of an error with the file that is to blame."""
-    try:
-        yield
-    except SvitcError as error:
-        if yes:
-            error.message = f"{source}: {error.message}"
-        raise
-
-
 def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
     """A model of SpikingJelly's, on the meta device until its weights are there."""
     factory = draft.arch.rpartition(":")[2]
     blame = UsageError if options.arch or options.arch_args else InputError
-    with _naming(source, blame is InputError):
+    with naming(source, blame is InputError):
         model = factories.build_known(factory, draft.args, blame, len(contents.state))
     try:
         notes = weights.fit(model, contents.state, source, factory)
     except InputError as error:
-        error.hint = error.hint or _what_they_are(contents)
+        error.hint = error.hint or official_loading.summary(contents)
         raise
     family = families.family_of(model)
     channels, classes = contents.state[family.stem].shape[1], contents.state["head.weight"].shape[0]
@@ -246,39 +243,62 @@ def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str)
         if len(shape) == 4:
             shape = (draft.args.get("T", shape[0]), *shape[1:])
         draft.notes["input_shape"] = shape_note(shape, why)
-    if shape[-3] != channels:
-        blame = UsageError if options.input_shape else InputError
-        right = ",".join(map(str, (*shape[:-3], channels, *shape[-2:])))
-        raise blame(
-            f"the input shape {','.join(map(str, shape))} does not fit {source}, whose weights take "
-            f"{channels} channels ({family.stem} is {list(contents.state[family.stem].shape)})",
-            hint=f"Give --input-shape {right}.",
-        )
+    _check_channels(shape, channels, family.stem, contents, options, source)
     info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)
     return Loaded(model.eval(), InputSpec(shape), info)
 
 
-def _what_they_are(contents: Contents) -> str | None:
-    """The hint where weights do not fit: what their own shapes say."""
+def _official(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """A published model, of our own definitions."""
+    factory = draft.arch.rpartition(":")[2]
+    if options.time_steps and not _takes_steps(draft.arch) and len(draft.shape or ()) != 4:
+        raise UsageError(f"{factory} has no time steps: its spikes are whole numbers, counted in one step")
+    blame = UsageError if options.arch or options.arch_args else InputError
+    with naming(source, blame is InputError):
+        model = factories.build_official(factory, draft.args, blame, len(contents.state))
     try:
-        found = recognise(contents.state)
-    except SvitcError:
-        return None
-    sizes = {
-        k: found.arch_args[k] for k in ("embed_dims", "depths", "num_classes", "in_channels", "mlp_ratio")
-    }
-    return f"By their names and shapes they are a {found.family} with {json.dumps(sizes)[1:-1]}."
+        notes = weights.fit(model, contents.state, source, factory)
+    except InputError as error:
+        error.hint = error.hint or official_loading.summary(contents)
+        raise
+    first = official_loading.stem(model)
+    channels, classes = contents.state[first].shape[1], contents.state["head.weight"].shape[0]
+    shape = draft.shape
+    if shape is None:
+        raise _shape_wanted(source, channels)
+    _check_channels(shape, channels, first, contents, options, source)
+    info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)
+    return Loaded(model.eval(), InputSpec(shape), info)
+
+
+def _takes_steps(arch: str) -> bool:
+    return official_loading.known_factory(arch) not in (None, "ESpikeFormer")  # its neurons have no time
+
+
+def _check_channels(
+    shape: tuple[int, ...], channels: int, stem: str, contents: Contents, options: LoadOptions, source: str
+) -> None:
+    if shape[-3] == channels:
+        return
+    right = ",".join(map(str, (*shape[:-3], channels, *shape[-2:])))
+    raise (UsageError if options.input_shape else InputError)(
+        f"the input shape {','.join(map(str, shape))} does not fit {source}, whose weights take "
+        f"{channels} channels ({stem} is {list(contents.state[stem].shape)})",
+        hint=f"Give --input-shape {right}.",
+    )
 
 
 def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
     """A model of the user's own code."""
     steps = options.time_steps if draft.shape is None or len(draft.shape) == 3 else None
-    model, arguments = factories.build_own(draft.arch, draft.args, steps)
+    saved = contents.time_steps if draft.shape is None or len(draft.shape) == 3 else None
+    model, arguments = factories.build_own(draft.arch, draft.args, steps, saved)
     model = model.float().eval()
     try:
         notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
     except InputError as error:
-        error.hint = error.hint or "Check --arch-args, and that this is the code that the weights come from."
+        check = "Check --arch-args, and that this is the code that the weights come from."
+        error.hint = error.hint or " ".join(filter(None, (official_loading.summary(contents), check)))
         raise
     shape = draft.shape
     if shape is None:

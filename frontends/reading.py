@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import pickle
+import pickletools
 import re
 import sys
 import warnings
@@ -21,12 +22,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from svitc.errors import InputError
+from svitc.errors import InputError, SvitcError
 
 from .families import KNOWN
-from .weights import check_tensors, strip_prefixes
+from .official.layouts import AVERAGED, WEIGHTS, unwrap
+from .weights import check_tensors
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where training scripts put the weights
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
 ABOUT: dict[str, type | tuple[type, ...]] = {
     "input_shape": (list, tuple),
@@ -34,6 +35,9 @@ ABOUT: dict[str, type | tuple[type, ...]] = {
     "classes": (list, tuple),
     "metrics": dict,
 }
+# where training scripts keep what was asked of them
+OPTIONS = ("args", "opt", "opts", "options", "config", "cfg", "hparams", "hyper_parameters")
+PARTS = (*WEIGHTS, *AVERAGED, "optimizer", "lr_scheduler", "scheduler", "scaler")
 SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-describing file."
 
 
@@ -44,12 +48,14 @@ class Contents:
     Attributes:
         module: a whole pickled model, or None.
         state: the weights otherwise, names without wrappers' prefixes.
+        options: plain values among those that a training script saved beside the weights.
         arch: ``module:factory`` as the file has it, and all else that it says of itself, unchecked.
         notes: what was assumed while reading.
     """
 
     module: nn.Module | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     arch: str | None = None
     arch_args: Any = None
     input_shape: Any = None
@@ -60,17 +66,30 @@ class Contents:
     notes: list[str] = field(default_factory=list)
 
 
-def read(path: Path, trust_pickle: bool = False) -> tuple[Contents, str]:
+@contextlib.contextmanager
+def naming(source: str, yes: bool = True) -> Iterator[None]:
+    """Begin the message of an error with the file that is to blame."""
+    try:
+        yield
+    except SvitcError as error:
+        if yes:
+            error.message = f"{source}: {error.message}"
+        raise
+
+
+def read(path: Path, trust_pickle: bool = False, ema: bool = False) -> tuple[Contents, str]:
     """Read a checkpoint.
 
     Args:
         trust_pickle: unpickle whatever the file asks for where tensors and plain values do not do.
+        ema: take the averaged weights.
 
     Returns:
         What it holds, and the file's SHA-256.
 
     Raises:
-        InputError: not a file, not a checkpoint, damaged, or one that only a pickle can read.
+        InputError: not a file, not a checkpoint, damaged, one that only a pickle can read, or without averaged
+            weights where they are asked for.
     """
     try:
         if not path.exists():
@@ -90,7 +109,7 @@ def read(path: Path, trust_pickle: bool = False) -> tuple[Contents, str]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     _look(path, start)
     content = _safetensors(path) if path.suffix == ".safetensors" else _load(path, trust_pickle)
-    return _unwrap(content, path.name), digest
+    return _unwrap(content, path.name, ema), digest
 
 
 def _neighbours(path: Path) -> str | None:
@@ -168,11 +187,39 @@ def _needs_trust(path: Path, message: str) -> InputError:
             f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch did not write"
         )
         return InputError(text, hint=SAVE)
+    part = _part_with(path, found[1])
+    if part in OPTIONS:
+        return InputError(
+            f"{path} is refused for its entry {part!r}, the training script's options: to read it, Python must import"
+            f" and call {found[1]}, and svitc reads plain values and an argparse.Namespace of them only",
+            hint="Nothing was run. Where the file comes from, save it without that entry: "
+            f"del checkpoint[{part!r}]; torch.save(checkpoint, …). Or read it with --trust-pickle, only if you made "
+            "the file: unpickling runs any code that its writer put there, with your rights.",
+        )
     return InputError(
         f"{path} is more than weights: to read it, Python must import and call {found[1]}",
         hint="Save a state_dict instead (svitc.save). Or read it with --trust-pickle, only if you made the "
         "file: unpickling runs any code that its writer put there, with your rights.",
     )
+
+
+def _part_with(path: Path, name: str) -> str | None:
+    """The entry of a checkpoint in which its pickle names a class, found without unpickling; None if unsure."""
+    part = key = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = next(each for each in archive.namelist() if each.rpartition("/")[2] == "data.pkl")
+            for opcode, argument, _ in pickletools.genops(archive.read(inside)):
+                if opcode.name in ("BINPUT", "LONG_BINPUT"):
+                    continue  # a number for what comes before it
+                if key in (*OPTIONS, *PARTS) and opcode.name in ("GLOBAL", "EMPTY_DICT", "BINGET", "LONG_BINGET"):
+                    part = key  # a name before a text or a number is not of a part
+                if opcode.name == "GLOBAL" and str(argument).replace(" ", ".") == name:
+                    return part
+                key = argument if opcode.name == "BINUNICODE" else None
+    except Exception:  # damaged, or of the old format: the message does without
+        return None
+    return None
 
 
 def _line(error: BaseException) -> str:
@@ -192,17 +239,18 @@ def importable(folder: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _unwrap(content: Any, name: str) -> Contents:
+def _unwrap(content: Any, name: str, ema: bool) -> Contents:
     """Find weights, and what the file says of itself, in what was loaded."""
+    if isinstance(content, nn.Module) and ema:
+        raise InputError(f"{name} holds a whole model, and no averaged weights", hint="Leave out --ema.")
     if isinstance(content, nn.Module):
         return Contents(module=content)
     if not isinstance(content, Mapping):
         raise InputError(f"{name} holds a {type(content).__name__}, not a state_dict", hint=SAVE)
     result = Contents()
-    weights: Any = content
-    inner = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping | nn.Module)), None)
+    where = AVERAGED if ema else WEIGHTS
+    inner = next((key for key in where if isinstance(content.get(key), Mapping | nn.Module)), None)
     if inner is not None:
-        weights = content[inner]
         arch = content.get("arch")
         # training scripts put a bare name there, in their own vocabulary; only module:factory describes
         if isinstance(arch, str) and (":" in arch or arch in KNOWN or "arch_args" in content):
@@ -212,19 +260,16 @@ def _unwrap(content: Any, name: str) -> Contents:
             if result.arch is not None or isinstance(content.get(key), kinds):
                 setattr(result, key, content.get(key))
         result.time_steps = _time_steps(content.get("args"))
-        if any(str(key).endswith("_ema") for key in content):
-            result.notes.append(
-                f"the weights are {inner!r}; the averaged ones (EMA) in the file are not used"
-            )
-    if isinstance(weights, nn.Module):
-        result.module = weights
-        return result
-    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
-        held = ", ".join(map(str, list(weights)[:5])) or "nothing"
-        raise InputError(f"{name} holds no weights (it has {held})", hint=SAVE)
-    weights = {str(key): value for key, value in weights.items()}
-    check_tensors(weights, name)
-    result.state = strip_prefixes(weights)
+        if not ema and any(str(key).endswith("_ema") for key in content):
+            note = f"the weights are {inner!r}; the averaged ones (EMA) in the file are not used (--ema takes them)"
+            result.notes.append(note)
+        if isinstance(content[inner], nn.Module):
+            result.module = content[inner]
+            return result
+    with naming(name):
+        state, result.options = unwrap(content, ema)
+    check_tensors(state, name)
+    result.state = state
     return result
 
 

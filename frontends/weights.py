@@ -106,8 +106,8 @@ def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str)
     ]
     parts = []
     if missing:
-        close = get_close_matches(missing[0], extra, 1, 0.5)
-        names = first(missing) + (f"; the file has {close[0]}" if close else "")
+        close = [near for key in missing[:SHOWN] for near in get_close_matches(key, extra, 1, 0.5)]
+        names = first(missing) + (f"; the file has {', '.join(dict.fromkeys(close))}" if close else "")
         parts.append(f"{len(missing)} of the model's {len(wanted)} tensors {_is(missing)} missing ({names})")
     if extra:
         parts.append(f"{_count(extra)} in the file {_is(extra)} unknown to the model ({first(extra)})")

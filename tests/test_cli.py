@@ -32,7 +32,7 @@ def test_help_teaches(capsys, command):
     status, out, _ = run(capsys, *command, "--help")
     assert status == 0 and "Exit status" in out
     if command == ["compile"]:
-        for word in ("--budget", "0.78", "12MB", "params=8M", "--prune-heads", "--trust-pickle", "--plan"):
+        for word in ("--budget", "0.78", "12MB", "params=8M", "--prune-heads", "--trust-pickle", "--plan", "--ema", "--fix"):
             assert word in out
 
 

@@ -81,12 +81,13 @@ def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> tuple[dict[str, 
         raise InputError(f"the checkpoint holds no averaged weights (it has {held})", hint="Leave out --ema.")
     state = checkpoint if found is None else checkpoint[found]
     if not any(hasattr(value, "shape") for value in state.values()):
-        raise InputError(f"the checkpoint holds no weights (it has {', '.join(map(str, list(state)[:5]))})")
+        held = ", ".join(map(str, list(state)[:5])) or "nothing"
+        raise InputError(f"the checkpoint holds no weights (it has {held})", hint="svitc reads a state_dict.")
     args = None if found is None else checkpoint.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
     options = options if isinstance(options, Mapping) else {}
     plain = (bool, int, float, str, list, tuple)
-    return strip_prefixes(state), {str(k): v for k, v in options.items() if isinstance(v, plain)}
+    return strip_prefixes({str(k): v for k, v in state.items()}), {str(k): v for k, v in options.items() if isinstance(v, plain)}
 
 
 def layout(

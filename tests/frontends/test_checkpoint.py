@@ -12,9 +12,9 @@ from spikingjelly.activation_based import model as models
 from spikingjelly.activation_based import neuron
 from torch import nn
 
+from svitc.driver import load
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture import capture
-from svitc.driver import load
 from svitc.frontends.checkpoint import LoadOptions, load_model
 from svitc.program import InputSpec
 from svitc.serialize import to_bytes
