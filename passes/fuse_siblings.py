@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import einops
 import torch
@@ -25,7 +24,8 @@ class FuseSiblings(Pass):
     Refuses
       1. layers whose geometry differs;
       2. a layer with another reader, or called more than once;
-      3. neurons whose parameters differ.
+      3. neurons whose parameters differ;
+      4. siblings of different modules, which no joint name could tell.
     """
 
     requires = (Stage.INFERENCE, Stage.EXPORTABLE)
@@ -41,6 +41,10 @@ class FuseSiblings(Pass):
             return "a sibling has another reader, or no neuron behind it"
         if len({_likeness(program, chain) for chain in chains if chain}) > 1:
             return "siblings differ in geometry or in their neurons"
+        for step in zip(*(chain for chain in chains if chain), strict=True):
+            owners = {str(each.target).rpartition(".")[0] for each in step if each.op == "call_module"}
+            if len(owners) > 1:
+                return "siblings belong to different modules, so that no name tells them"
         return None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
@@ -124,9 +128,8 @@ def _joined(modules: list[nn.Module | None]) -> nn.Module:
 
 def joined_path(paths: list[str]) -> str:
     """``a.q``, ``a.k``, ``a.v`` as ``a.q+k+v``."""
-    prefix = os.path.commonprefix(paths)
-    prefix = prefix[: prefix.rfind(".") + 1]
-    return prefix + "+".join(path[len(prefix) :] for path in paths)
+    owner = paths[0].rpartition(".")[0]
+    return (f"{owner}." if owner else "") + "+".join(path.rpartition(".")[2] for path in paths)
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
