@@ -63,7 +63,7 @@ def warm(model: nn.Module, shape: Sequence[int], batches: int = 2, size: int = 2
 def environment() -> dict[str, Any]:
     """What a result depends on, without naming the machine."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": os.cpu_count(),
