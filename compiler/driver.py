@@ -32,7 +32,7 @@ from .stats import layers, macs
 from .verify import Verdict, random_inputs, top1, verify
 
 log = logging.getLogger("svitc")
-PIXELS_AT_ONCE = 2 * 224 * 224  # a batch that keeps every layer's values within about a gigabyte
+PIXELS_AT_ONCE = 224 * 224  # a batch whose values, kept layer by layer for two runtimes, stay within a few gigabytes
 Progress = Callable[[str, int, int | None], None]  # stage, done, of
 
 
