@@ -82,6 +82,7 @@ class Normaliser:
         self.inference = Inference(program)
         self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
         self.origin: fx.Node | None = None
+        self.fired: set[str] = set()  # neurons that were called
         self.layers: dict[str, nn.Module | None] = {}  # as the model has them; a second call must see the first's
 
     def run(self, raw: fx.Graph, done: list[fx.Node]) -> fx.Graph:
@@ -206,6 +207,12 @@ class Normaliser:
             raise self.refuse(
                 f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
             )
+        if path in self.fired:
+            raise self.refuse(
+                f"neuron {path} is called twice in one forward, so that its membrane runs on from one place to the other",
+                hint="Give each place a neuron of its own.",
+            )
+        self.fired.add(path)
         module.store_v_seq = False  # type: ignore[assignment]
         dims = self.inference.dims(x)
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:

@@ -210,3 +210,16 @@ def test_einops_in_the_model():
     program = capture(model, InputSpec((3, 8, 6)))
     assert check_capture(model, program) == 0.0
     assert next(g for g in program.groups if g.name == "conv").heads == 2
+
+
+def test_a_neuron_called_twice_is_refused():
+    """Its membrane would run on from the first place to the second."""
+
+    class Again(Net):
+        def forward(self, x):
+            x = self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1))
+            return self.head(self.lif(self.lif(x)).mean((0, 3, 4)))
+
+    with pytest.raises(UnsupportedError, match="neuron lif is called twice") as caught:
+        capture(Again(), InputSpec((3, 8, 6)))
+    assert caught.value.where is not None and Path(__file__).name in caught.value.where
