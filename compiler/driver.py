@@ -290,9 +290,10 @@ def compile(
     report = _report(program, pruned, chosen, wanted, limit, original_bytes, stored)
     report["nodes"] = {"original": backend.node_count(original), "compiled": backend.node_count(exported)}
     report["refused"] = folding.refused
+    masks = chosen.validate(program)
     report["groups"] = [
         {"name": g.name, "heads": g.heads, "size": g.size, "kept": int(m.sum()), "frozen": g.frozen}
-        for g, m in ((g, chosen.validate(program)[g.name]) for g in groups)
+        for g, m in ((g, masks[g.name]) for g in groups)
     ]
     with clock.stage("verify", images) as step:
         verdict = verify(pruned, exported, _verify_inputs(pruned, data, images, seed), step)
