@@ -1,41 +1,32 @@
-"""Labelled images for accuracy and calibration: a folder of class folders, a .zip of one, or an .npz.
+"""Labelled images for accuracy, calibration and fine-tuning: what ``--data`` and ``--train-data`` take.
 
-Images are decoded batch by batch, so that a data set need not fit into memory.
+A folder of class folders, a .zip of one, an .npz, or the user's own loader as ``module:factory``. Image files are
+decoded batch by batch, in threads where that is faster, so that a data set need not fit into memory.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import random
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
 
-from svitc.errors import InputError, SvitcError, UsageError
+from svitc.errors import InputError, UsageError
 from svitc.program import InputSpec
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLITS = ("train", "test", "val", "valid", "validation")
+from .data_arrays import open_arrays
+from .data_factory import is_factory, open_factory
+from .data_files import Archive, Folder, open_files
+from .data_source import LAYOUT, Opened, Scaling, Source, Unreadable, in_order, scaling
+
+__all__ = ["Dataset", "is_factory", "load_data", "split"]
 UNREADABLE = 0.01  # more than this share of unreadable images is an error
-MODES = {1: "L", 3: "RGB"}
-LAYOUT = "Expected class folders (cat/1.png, dog/2.png), a .zip of them, or an .npz with images and labels."
-Read = Callable[[str], bytes]
-
-
-class _Unreadable(Exception):
-    """An image that cannot be decoded."""
-
-    def __init__(self, name: str, cause: Exception) -> None:
-        super().__init__(f"{name}: {type(cause).__name__}: {cause}")
-        self.name = name
 
 
 @dataclass
@@ -43,9 +34,13 @@ class Dataset:
     """Labelled images in the layout of a program's input.
 
     Attributes:
-        name: the file or folder.
+        name: the file or folder, or the factory.
         labels: of every image, int64 ``[N]``.
         classes: names in the order of the model's head, or None where there are only numbers.
+        mean: subtracted from what the source gives, ``[C, 1, 1]``.
+        std: divides it then, ``[C, 1, 1]``.
+        source: gives the images.
+        indices: which of the source's images these are, ``[N]``.
         notes: what was assumed, for the user to read.
         unreadable: names of the images that could not be decoded and were skipped, as far as read.
     """
@@ -56,7 +51,9 @@ class Dataset:
     classes: list[str] | None
     mean: torch.Tensor
     std: torch.Tensor
-    _fetch: Callable[[int], torch.Tensor]
+    source: Source
+    scaling: Scaling
+    indices: np.ndarray
     notes: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -71,15 +68,14 @@ class Dataset:
         """
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size} is not a positive number")
-        frames: list[torch.Tensor] = []
+        frames: list[Any] = []
         labels: list[int] = []
-        for index, label in enumerate(self.labels.tolist()):
-            try:
-                frame = self._fetch(index)
-            except _Unreadable as error:
-                self._skip(error)
+        images = in_order(self.source, self.indices.tolist())
+        for image, label in zip(images, self.labels.tolist(), strict=True):
+            if isinstance(image, Unreadable):
+                self._skip(image)
                 continue
-            frames.append((frame - self.mean) / self.std)
+            frames.append(image)
             labels.append(label)
             if len(frames) == batch_size:
                 yield self._stack(frames), torch.tensor(labels)
@@ -87,10 +83,36 @@ class Dataset:
         if frames:
             yield self._stack(frames), torch.tensor(labels)
 
-    def _stack(self, frames: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(frames, dim=self.input.batch_dim)
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Dataset:
+        """The images of these numbers, from 0, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self, labels=self.labels[chosen], indices=self.indices[chosen], notes=list(self.notes), unreadable=[]
+        )
 
-    def _skip(self, error: _Unreadable) -> None:
+    def fingerprint(self) -> str:
+        """A sha256 of the images and of what becomes of them: the same for the same data, wherever they are.
+
+        Of image files only names, labels and sizes are looked at (in a .zip the checksums too), of arrays and
+        loaders the values. A limit and a seed count by the images that they choose, and by their order.
+        """
+        digest = hashlib.sha256()
+
+        def add(data: bytes) -> None:  # with its length, so that nothing can run into what follows
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+
+        add(repr((self.input.shape, replace(self.scaling, origin=""), self.mean.tolist(), self.std.tolist())).encode())
+        add(np.ascontiguousarray(self.labels).tobytes())
+        for index in self.indices.tolist():
+            add(self.source.mark(index))
+        return digest.hexdigest()
+
+    def _stack(self, frames: list[Any]) -> torch.Tensor:
+        x = self.source.collate(frames).sub_(self.mean).div_(self.std)
+        return x.transpose(0, 1).contiguous() if self.input.events else x
+
+    def _skip(self, error: Unreadable) -> None:
         if error.name not in self.unreadable:
             self.unreadable.append(error.name)
         if len(self.unreadable) > UNREADABLE * len(self):
@@ -102,144 +124,90 @@ class Dataset:
 
 
 def load_data(
-    path: Path | str, input_spec: InputSpec, info: Mapping[str, Any], limit: int | None = None, seed: int = 0
+    path: Path | str,
+    input_spec: InputSpec,
+    info: Mapping[str, Any],
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    resize: int | None = None,
+    crop: int | None = None,
 ) -> Dataset:
     """Open labelled images.
 
     Pixels are scaled to [0, 1] and normalised with ``info["normalize"]``, where the model has it. An image
     file of another size than the model's input is scaled to cover it and cropped at its centre, an array is
-    scaled. Event frames are only normalised.
+    scaled, unless ``resize``, ``crop`` or the checkpoint say otherwise. Event frames are only normalised.
+    What a factory gives is taken as it is.
 
     Args:
         path: a folder of class folders or a .zip of one (inside one train/ or test/, say), or an .npz with
             ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames ``[N, T, C, H, W]``), and
-            ``labels`` ``[N]``.
-        info: of the program: ``classes``, ``num_classes`` and ``normalize`` are used.
+            ``labels`` ``[N]``; or ``module:factory`` or ``path/to/file.py:factory``, which is run.
+        info: of the program: ``classes``, ``num_classes``, ``normalize``, ``resize`` and ``crop_pct`` are used.
         limit: take a class-balanced sample of this many. Classes take turns, so that a smaller sample is the
             beginning of a larger one.
         seed: of the sample.
+        resize: scale the shorter side to this many pixels first, bicubic, as is usual for ImageNet.
+        crop: cut a square of this side from the centre, by default the model's input; scaled to that if it differs.
 
     Raises:
         InputError: not such a file, no images, labels or sizes that do not fit the model.
-        UsageError: a limit that is not positive.
+        UsageError: a limit that is not positive or that is more than there is; sizes that make no sense;
+            a factory that is not there or fails.
     """
-    path = Path(path)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no images")
+    scale = scaling(input_spec, info, resize, crop)
+    if is_factory(path):
+        if scale.asked:
+            raise UsageError(
+                f"--resize and --crop do not apply to {path}: a factory gives images as the model takes them"
+            )
+        name, scale = str(path), Scaling(scale.size)
+        opened = open_factory(name, input_spec, info, limit, seed)
+        mean, std = _statistics({}, input_spec)
+    else:
+        path = Path(path)
+        name, opened = path.name, _open(path, input_spec, info, scale)
+        mean, std = _statistics(info, input_spec)
+    data = Dataset(
+        name, opened.labels, input_spec, opened.classes, mean, std, opened.source, scale,
+        np.arange(len(opened.labels)), opened.notes,
+    )  # fmt: skip
+    if limit is None or is_factory(path):
+        return data
+    if limit > len(data):
+        raise UsageError(f"--limit {limit} is more than the {len(data)} images of {path}")
+    return data.subset(_balanced(data.labels, limit, seed))
+
+
+def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """A class-balanced sample of ``count`` images, to be held out, and all others in their order.
+
+    Raises:
+        UsageError: not at least one image on either side.
+    """
+    if not 0 < count < len(dataset):
+        raise UsageError(f"{count} images cannot be held out of the {len(dataset)} of {dataset.name}")
+    held = _balanced(dataset.labels, count, seed)
+    rest = np.setdiff1d(np.arange(len(dataset)), held)
+    return dataset.subset(held), dataset.subset(rest)
+
+
+def _open(path: Path, spec: InputSpec, info: Mapping[str, Any], scale: Scaling) -> Opened:
     try:
         if path.is_dir():
-            data = _images(
-                path.name, _folder(path), lambda name: (path / name).read_bytes(), input_spec, info
-            )
-        elif not path.is_file():
+            return open_files(path.name, Folder(path), spec, info, scale)
+        if not path.is_file():
             raise InputError(f"{path} does not exist", hint=LAYOUT)
-        elif path.suffix == ".npz":
-            data = _arrays(path, input_spec, info)
-        elif zipfile.is_zipfile(path):
-            archive = _open(path)
-            data = _images(path.name, _members(archive, path), archive.read, input_spec, info)
-        else:
-            raise InputError(f"{path} is neither a folder, nor a .zip, nor an .npz of images", hint=LAYOUT)
+        if path.suffix == ".npz":
+            return open_arrays(path, spec, info, scale)
+        if zipfile.is_zipfile(path):
+            return open_files(path.name, Archive(path), spec, info, scale)
+        raise InputError(f"{path} is neither a folder, nor a .zip, nor an .npz of images", hint=LAYOUT)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    return data if limit is None else _sample(data, limit, seed)
-
-
-def _folder(path: Path) -> list[str]:
-    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-
-
-def _open(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except Exception as error:  # a damaged directory may hold anything
-        raise InputError(f"{path} is damaged: {error}", hint="Copy or download it again.") from error
-
-
-def _members(archive: zipfile.ZipFile, path: Path) -> list[str]:
-    members = [m for m in archive.infolist() if not m.is_dir()]
-    if any(m.flag_bits & 1 for m in members):
-        raise InputError(f"{path} is encrypted")
-    return sorted(m.filename for m in members)
-
-
-def _images(name: str, files: list[str], read: Read, spec: InputSpec, info: Mapping[str, Any]) -> Dataset:
-    """A data set of image files, each named class/…/file below a root that they share."""
-    if spec.events:
-        raise InputError(
-            f"{name} holds still images, but the model takes event frames {list(spec.shape)}",
-            hint="Give an .npz with images [N, T, C, H, W] and labels.",
-        )
-    channels = spec.shape[0]
-    if channels not in MODES:
-        raise InputError(
-            f"{name}: image files have 1 or 3 channels, but the model takes {channels}", hint="Give an .npz."
-        )
-    kept = [PurePosixPath(f) for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES]
-    kept = [f for f in kept if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
-    if not kept:
-        raise InputError(f"{name} holds no images", hint=LAYOUT)
-    root = _root(name, kept)
-    loose = [f for f in kept if len(f.parts) <= root + 1]
-    if loose:
-        raise InputError(f"{name}: image {loose[0]} is in no class folder", hint=LAYOUT)
-    folders = sorted({f.parts[root] for f in kept})
-    order, notes = _order(name, folders, info)
-    labels = np.array([order[f.parts[root]] for f in kept], dtype=np.int64)
-    names = [f.as_posix() for f in kept]
-    size = (spec.shape[2], spec.shape[1])
-
-    def fetch(index: int) -> torch.Tensor:
-        try:
-            with Image.open(io.BytesIO(read(names[index]))) as image:
-                pixels = image.convert(MODES[channels])
-        except Exception as error:  # a damaged file may make a decoder raise anything
-            raise _Unreadable(names[index], error) from error
-        if pixels.size != size:
-            pixels = ImageOps.fit(pixels, size, Image.Resampling.BICUBIC)
-        array = torch.from_numpy(np.array(pixels)).reshape(size[1], size[0], channels)
-        return array.permute(2, 0, 1).float().div_(255)
-
-    classes = list(info.get("classes") or folders)
-    return Dataset(name, labels, spec, classes, *_statistics(info, spec), fetch, notes)
-
-
-def _root(name: str, files: list[PurePosixPath]) -> int:
-    """How many leading folders all files share before their class folders: ``test/``, say."""
-    depth = 0
-    while True:
-        firsts = {f.parts[depth] for f in files if len(f.parts) > depth + 1}
-        splits = sorted(firsts & set(SPLITS))
-        if len(firsts) > 1 and len(splits) == len(firsts):
-            raise InputError(
-                f"{name} holds {' and '.join(splits)}",
-                hint="Give the folder of one of them, or a .zip of it.",
-            )
-        # a lone folder with folders inside is a root; with images inside it is a class
-        if len(firsts) != 1 or not all(len(f.parts) > depth + 2 for f in files):
-            return depth
-        depth += 1
-
-
-def _order(name: str, folders: list[str], info: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Class folder -> index in the model's head."""
-    classes, count = info.get("classes"), info.get("num_classes")
-    if classes:
-        unknown = [folder for folder in folders if folder not in classes]
-        if unknown:
-            close = get_close_matches(unknown[0], classes, 1)
-            raise InputError(
-                f"{name}: folder {unknown[0]} is none of the model's {len(classes)} classes",
-                hint=f"The closest is {close[0]}." if close else f"They are {', '.join(classes[:10])}.",
-            )
-        return {folder: classes.index(folder) for folder in folders}, []
-    if count is not None and len(folders) != count:
-        raise InputError(
-            f"{name} has {len(folders)} class folders, but the model's head has {count} classes",
-            hint="Names in the checkpoint (classes) would tell which is which.",
-        )
-    note = "class folders are taken in the order of their names, as the model does not name its classes"
-    return {folder: index for index, folder in enumerate(folders)}, [note]
 
 
 def _statistics(info: Mapping[str, Any], spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,89 +217,12 @@ def _statistics(info: Mapping[str, Any], spec: InputSpec) -> tuple[torch.Tensor,
     return mean, std
 
 
-def _arrays(path: Path, spec: InputSpec, info: Mapping[str, Any]) -> Dataset:
-    """A data set out of an .npz; only arrays are read, never pickled objects."""
-    name = path.name
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            lacking = [key for key in ("images", "labels") if key not in file.files]
-            if lacking:
-                held = ", ".join(file.files) or "nothing"
-                raise InputError(f"{name} has no {' and no '.join(lacking)} (it has {held})", hint=LAYOUT)
-            images, labels = file["images"], file["labels"]
-    except SvitcError:
-        raise
-    except Exception as error:  # a damaged archive may hold anything
-        raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=LAYOUT) from error
-    _check_labels(name, labels, len(images) if images.ndim else 0, info)
-    _check_images(name, images, spec)
-    scale = 255 if images.dtype == np.uint8 and not spec.events else 1
-    size = spec.shape[-2:]
-
-    def fetch(index: int) -> torch.Tensor:
-        image = torch.from_numpy(images[index].astype(np.float32)) / scale
-        if image.shape[-2:] != size:
-            image = F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
-        return image
-
-    classes = list(info["classes"]) if info.get("classes") else None
-    return Dataset(name, labels.astype(np.int64), spec, classes, *_statistics(info, spec), fetch)
-
-
-def _check_labels(name: str, labels: np.ndarray, images: int, info: Mapping[str, Any]) -> None:
-    if labels.ndim != 1 or len(labels) != images or labels.dtype.kind not in "iu":
-        have = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{name}: labels are {have}, not {images} whole numbers, one for each image")
-    if not images:
-        raise InputError(f"{name} holds no images")
-    count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (count is not None and high >= count):
-        head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
-        raise InputError(f"{name}: labels go from {low} to {high}, but {head}")
-
-
-def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
-    """Raise InputError for arrays of another layout, number type or range."""
-    wanted, letters = ["N", *spec.shape], "[N, T, C, H, W]" if spec.events else "[N, C, H, W]"
-    if images.ndim != len(wanted) or images.shape[-3] != spec.shape[-3]:
-        channels_last = images.ndim == len(wanted) and images.shape[-1] == spec.shape[-3]
-        raise InputError(
-            f"{name}: images are {list(images.shape)}, but the model takes {wanted}, {letters}",
-            hint="They look like channels-last images: move the last axis forward."
-            if channels_last
-            else None,
-        )
-    if spec.events and images.shape[1:] != spec.shape:
-        raise InputError(
-            f"{name}: event frames are {list(images.shape[1:])}, but the model takes {list(spec.shape)}"
-        )
-    if images.dtype.kind == "f":
-        if not np.isfinite(images).all():
-            raise InputError(f"{name}: images hold NaN or infinity")
-        low, high = float(images.min()), float(images.max())
-        if not spec.events and (low < -1e-6 or high > 1 + 1e-6):
-            raise InputError(
-                f"{name}: images go from {low:g} to {high:g}, not from 0 to 1",
-                hint="Store them as uint8, or as floats in [0, 1] before normalisation.",
-            )
-    elif images.dtype != np.uint8 and not (spec.events and images.dtype.kind in "iu"):
-        raise InputError(f"{name}: images are {images.dtype}; they must be uint8, or floats in [0, 1]")
-
-
-def _sample(data: Dataset, limit: int, seed: int) -> Dataset:
+def _balanced(labels: np.ndarray, limit: int, seed: int) -> list[int]:
     """A class-balanced sample: each class is shuffled, then classes take turns."""
     generator = random.Random(seed)
-    members = {
-        label: np.flatnonzero(data.labels == label).tolist() for label in np.unique(data.labels).tolist()
-    }
+    members = {label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels).tolist()}
     for indices in members.values():
         generator.shuffle(indices)
     turns = max(len(indices) for indices in members.values())
-    chosen = [indices[turn] for turn in range(turns) for indices in members.values() if turn < len(indices)][
-        :limit
-    ]
-    fetch = data._fetch
-    data.labels = data.labels[chosen]
-    data._fetch = lambda index: fetch(chosen[index])
-    return data
+    chosen = [indices[turn] for turn in range(turns) for indices in members.values() if turn < len(indices)]
+    return chosen[:limit]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.frontends.data import load_data
+from svitc.frontends.data import load_data, split
 from svitc.program import InputSpec
 
 SPEC = InputSpec((3, 8, 8))
@@ -175,10 +175,12 @@ def test_a_sample_is_balanced_seeded_and_grows_from_its_beginning(folder):
         return data
 
     assert np.bincount(sample(6).labels).tolist() == [3, 2, 1]  # there is one eel
-    assert len(sample(100)) == 41
+    assert len(sample(41)) == 41
     assert everything(sample(7))[1] == everything(sample(12))[1][:7]
     with pytest.raises(UsageError, match="--limit 0"):
         sample(0)
+    with pytest.raises(UsageError, match="--limit 42 is more than the 41 images"):
+        sample(42)
 
 
 def test_a_sample_is_of_the_images_that_go_with_its_labels(npz):
@@ -192,6 +194,80 @@ def test_a_sample_is_of_the_images_that_go_with_its_labels(npz):
     assert len(set(index.tolist())) == 10
     other, _ = everything(load_data(path, SPEC, NAMES, limit=10, seed=2))
     assert not torch.equal(other, x)
+
+
+def coded(count: int, classes: int = 3) -> dict[str, np.ndarray]:
+    """Arrays whose every pixel is the number of the image, whose class is that modulo ``classes``."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 3, 8, 8))
+    return {"images": images, "labels": np.arange(count) % classes}
+
+
+def numbers(data) -> list[int]:
+    x, y = everything(data)
+    index = (x[:, 0, 0, 0] * 255).round().long()
+    assert (index % 3).tolist() == y
+    return index.tolist()
+
+
+def test_a_split_is_balanced_disjoint_and_repeatable(npz):
+    data = load_data(npz(**coded(40)), SPEC, NAMES)
+    held, rest = split(data, 9, seed=3)
+    assert (len(held), len(rest)) == (9, 31)
+    assert np.bincount(held.labels).tolist() == [3, 3, 3]
+    assert sorted(numbers(held) + numbers(rest)) == list(range(40))
+    assert numbers(rest) == sorted(numbers(rest))
+    assert numbers(split(data, 9, seed=3)[0]) == numbers(held) != numbers(split(data, 9, seed=4)[0])
+    for count in (0, 40):
+        with pytest.raises(UsageError, match=f"{count} images cannot be held out of the 40"):
+            split(data, count)
+
+
+def test_a_split_of_a_sample_stays_within_it(npz):
+    data = load_data(npz(**coded(40)), SPEC, NAMES, limit=20)
+    held, rest = split(data, 5)
+    assert sorted(numbers(held) + numbers(rest)) == sorted(numbers(data))
+
+
+def test_the_parts_of_a_split_count_their_own_unreadable_images(folder):
+    contents = {f"cat/{i:03}.png": png(0) for i in range(299)} | {"dog/bad.png": png(1)[:60]}
+    held, rest = split(load_data(folder(contents), SPEC, NAMES), 150)
+    everything(held), everything(rest)
+    assert (held.unreadable, rest.unreadable) == (["dog/bad.png"], [])
+
+
+def test_a_fingerprint_is_of_what_is_read(npz, folder, zipped, tmp_path):
+    arrays = coded(12)
+    path = npz(**arrays)
+    same = load_data(path, SPEC, NAMES).fingerprint()
+    assert load_data(path, SPEC, NAMES, seed=1).fingerprint() == same  # no sample: the seed chooses nothing
+    assert load_data(path, SPEC, NAMES, limit=12).fingerprint() != same  # in another order
+    normalize = {"mean": [0.5] * 3, "std": [1.0] * 3}
+    prints = [
+        same,
+        *(load_data(path, SPEC, NAMES, limit=6, seed=seed).fingerprint() for seed in (0, 1)),
+        load_data(path, SPEC, NAMES, limit=5).fingerprint(),
+        load_data(path, SPEC, {**NAMES, "normalize": normalize}).fingerprint(),
+        load_data(path, SPEC, NAMES, resize=9).fingerprint(),
+        load_data(path, InputSpec((3, 4, 4)), NAMES).fingerprint(),
+    ]
+    other = arrays["images"].copy()
+    other[3, 0, 0, 0] ^= 1
+    prints.append(load_data(npz(images=other, labels=arrays["labels"]), SPEC, NAMES).fingerprint())
+    prints.append(load_data(npz(images=other, labels=arrays["labels"][::-1]), SPEC, NAMES).fingerprint())
+    contents = files(2)
+    path = folder(contents)
+    prints.append(load_data(path, SPEC, NAMES).fingerprint())
+    path.rename(tmp_path / "elsewhere")
+    assert load_data(tmp_path / "elsewhere", SPEC, NAMES).fingerprint() == prints[-1]
+    (tmp_path / "elsewhere/cat/0.png").write_bytes(contents["cat/0.png"] + b"x")
+    prints.append(load_data(tmp_path / "elsewhere", SPEC, NAMES).fingerprint())
+    (tmp_path / "elsewhere/cat/0.png").rename(tmp_path / "elsewhere/cat/00.png")
+    prints.append(load_data(tmp_path / "elsewhere", SPEC, NAMES).fingerprint())
+    prints.append(load_data(zipped(contents), SPEC, NAMES).fingerprint())
+    changed = bytearray(contents["cat/0.png"])
+    changed[-1] ^= 1  # the same size: a zip's checksum tells
+    prints.append(load_data(zipped(contents | {"cat/0.png": bytes(changed)}), SPEC, NAMES).fingerprint())
+    assert len(set(prints)) == len(prints)
 
 
 # what is wrong

@@ -1,0 +1,68 @@
+"""Images that are given once: in memory up to a bound, and beyond it in a temporary file without a name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from svitc.errors import InputError
+
+from .data_source import Source
+
+MEMORY = 2_000_000_000  # bytes that are held before the disk is used
+
+
+class Spill(Source):
+    """Float32 images of one shape, by number.
+
+    Attributes:
+        slots: where the images are that ``fetch`` numbers from 0.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.slots: list[int] = []
+        self._held: dict[int, np.ndarray] = {}
+        self._file: IO[bytes] | None = None
+        self._shape: tuple[int, ...] = ()
+        self._bytes = 0
+
+    def put(self, slot: int, image: torch.Tensor) -> None:
+        """Keep an image, in place of what the slot has. Raises InputError where the disk is full."""
+        # a copy: the loader may write its memory again, and a view would keep the whole batch
+        array = np.array(image.numpy(), dtype=np.float32, order="C")
+        self._shape, self._bytes = array.shape, array.nbytes
+        if (slot + 1) * self._bytes <= MEMORY:
+            self._held[slot] = array
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="svitc-data-")  # noqa: SIM115 - as long as the data
+            self._file.seek(slot * self._bytes)
+            self._file.write(array.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self.name} gives more than fits into {MEMORY // 10**9} GB of memory and {tempfile.gettempdir()}: "
+                f"{error.strerror or error}",
+                hint="Take a sample with --limit, or set TMPDIR to a larger disk.",
+            ) from error
+
+    def fetch(self, index: int) -> np.ndarray:
+        slot = self.slots[index]
+        if slot in self._held:
+            return self._held[slot]
+        assert self._file is not None
+        # the offset is given with each read: no shared position, so that threads do not disturb each other
+        data = os.pread(self._file.fileno(), self._bytes, slot * self._bytes)
+        return np.frombuffer(data, dtype=np.float32).reshape(self._shape)
+
+    def collate(self, frames: list[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(frames))
+
+    def mark(self, index: int) -> bytes:
+        return self.fetch(index).tobytes()
