@@ -15,7 +15,8 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "load": "driver", "compile": "driver", "Compiled": "driver", "export": "driver",
+    "load": "driver", "compile": "compilation", "Compiled": "compilation", "Compiler": "compilation",
+    "Options": "compilation", "export": "export",
     "save": "frontends", "capture": "frontends.capture",
     "Program": "program", "InputSpec": "program", "Stage": "program",
     "Pass": "pass_base", "PassResult": "pass_base", "Pipeline": "pass_base",

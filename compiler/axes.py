@@ -30,18 +30,24 @@ class Axis:
         size: number of elements. For the batch, a probe; the real one is dynamic.
         letter: the preferred einops letter.
         frozen: why it must not be pruned, or None.
+        intact: why it stands as a whole or goes as a whole, with the head that it is the dimension of; or None.
     """
 
-    __slots__ = ("_bound", "_frozen", "kind", "letter", "name", "size")
+    __slots__ = ("_bound", "_frozen", "_intact", "kind", "letter", "name", "size")
 
     def __init__(self, name: str, size: int, kind: Kind, letter: str, frozen: str | None = None) -> None:
         self.name, self.size, self.kind, self.letter = name, size, kind, letter
         self._frozen = frozen
+        self._intact: str | None = None
         self._bound: Dim | None = None
 
     @property
     def frozen(self) -> str | None:
         return next((leaf._frozen for leaf in self.leaves() if leaf._frozen is not None), None)
+
+    @property
+    def intact(self) -> str | None:
+        return next((leaf._intact for leaf in self.leaves() if leaf._intact is not None), None)
 
     def leaves(self) -> Dim:
         """The axes that this one is a product of: itself, unless it was unified away or split."""
@@ -56,13 +62,21 @@ class Axis:
             if leaf._frozen is None:
                 leaf._frozen = reason
 
+    def keep_intact(self, reason: str) -> None:
+        """Never prune elements of this axis; the first reason given is kept."""
+        for leaf in self.leaves():
+            if leaf._intact is None:
+                leaf._intact = reason
+
     def bind(self, product: Dim) -> None:
-        """Record that this leaf is ``product``. Its reason to stay whole passes to the factors."""
+        """Record that this leaf is ``product``. Its reasons to stay whole pass to the factors."""
         assert self._bound is None and math.prod(a.size for a in product) == self.size
         self._bound = product
-        if self._frozen is not None:
-            for axis in product:
+        for axis in product:
+            if self._frozen is not None:
                 axis.freeze(self._frozen)
+            if self._intact is not None:
+                axis.keep_intact(self._intact)
 
     def split(self, sizes: Sequence[int], letters: Sequence[str]) -> Dim:
         """Factor this leaf into new axes, outermost first."""
@@ -133,8 +147,6 @@ def unify(left: Dim, right: Dim) -> Dim:
         else:
             b.append(rest)
         head = resolve((big,))[0]
-        if head.frozen is not None:
-            small.freeze(head.frozen)
         head.bind((small,))
         common.append(small)
     return resolve(common)

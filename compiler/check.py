@@ -45,8 +45,8 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
     if node.op == "call_module":
         if not isinstance(module, ops.MODULES):
             yield f"{type(module).__name__} is not a canonical module"
-        if ops.has_state(module) and str(node.target) in called:
-            yield "a neuron is called twice, so that its membrane would run on"
+        if ops.is_neuron(module) and str(node.target) in called:
+            yield "a neuron is called twice: its membrane would run on, and no name would tell its spikes apart"
         called.add(str(node.target))
         if program.stage >= Stage.INFERENCE and ops.is_batch_norm(module) and _foldable(program, node):
             yield "a batch norm was not folded"
@@ -63,8 +63,7 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
 
 def _foldable(program: Program, node: fx.Node) -> bool:
     source = node.all_input_nodes[0]
-    calls = sum(each.op == source.op and each.target == source.target for each in program.graph.nodes)
-    return ops.is_projection(program.module_of(source)) and len(source.users) == 1 and calls == 1
+    return ops.is_projection(program.module_of(source)) and len(source.users) == 1 and program.called_once(source)
 
 
 def _widths(module: nn.Module | None):

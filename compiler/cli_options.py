@@ -72,6 +72,15 @@ Fix = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+Reparam = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off",
+        help="Make one convolution of a row of them (a RepConv) where that is smaller or faster, exactly and before "
+        "pruning: [bold]auto[/] or [bold]off[/].",
+        rich_help_panel=CUT,
+    ),
+]
 DataPath = Annotated[
     Path | None,
     typer.Option(
@@ -92,3 +101,59 @@ Images = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout and nothing else there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage on stderr; show tracebacks.")]
+TrainPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--train-data",
+        help="Images to fine-tune on, and then also to choose the plan on, so that --data stays unseen.",
+    ),
+]
+Criterion = Annotated[
+    str | None,
+    typer.Option(
+        help="Which channels of a group go first: l2, l1, bn-scale, taylor, firing, reconstruction, random. "
+        "By default the policy's own.",
+        rich_help_panel=CUT,
+    ),
+]
+Refit = Annotated[
+    str | None,
+    typer.Option(
+        help="What makes up for a cut, in closed form, on calibration images: none, batch-norm (statistics), readers "
+        "(the weights behind it), full (both). By default the policy's own: full for auto, none "
+        "for the published policies.",
+        rich_help_panel=CUT,
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Prune only groups whose name matches this glob; may be repeated.", rich_help_panel=CUT),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="Leave every layer that matches this glob as it is; may be repeated.", rich_help_panel=CUT),
+]
+RoundTo = Annotated[int, typer.Option(min=1, help="Make widths multiples of this.", rich_help_panel=CUT)]
+PruneHeads = Annotated[
+    bool,
+    typer.Option(
+        "--prune-heads", help="In attention remove whole heads, not dimensions of every head.", rich_help_panel=CUT
+    ),
+]
+SWEEP = "How plans are measured"
+SweepImages = Annotated[
+    int,
+    typer.Option(min=1, help="Choose plans on a class-balanced sample of this many images.", rich_help_panel=SWEEP),
+]
+CalibrationImages = Annotated[
+    int, typer.Option(min=1, help="Criteria and refits look at this many others.", rich_help_panel=SWEEP)
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on after a kill: finished measurements and epochs are on disk beside --out.",
+        rich_help_panel=SWEEP,
+    ),
+]
+TUNE = "Fine-tuning"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 
@@ -56,6 +57,7 @@ def progress(quiet: bool) -> Iterator[Any]:
         BarColumn(24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True) as bar:
         tasks: dict[str, Any] = {}
@@ -96,6 +98,10 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
     if accuracy["images"]:
         a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
         table.add_row(f"top-1 on {n:,} images", f"{a:.2%}", f"{b:.2%}", f"{100 * (b - a):+.2f} points")
+        table.add_row(
+            "  95% interval", *(share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
+            points_interval(accuracy["drop_interval"]),
+        )  # fmt: skip
     out.print(table)
     for note in accuracy.get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
@@ -106,6 +112,69 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
         out.print(
             f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  ({report['seconds']['total']:.1f} s)"
         )
+
+
+def share_interval(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.1%} to {interval[1]:.1%}"
+
+
+def points_interval(drop: Sequence[float]) -> str:
+    """The interval of a change in points, from that of the drop."""
+    return f"{-100 * drop[1]:+.2f} to {-100 * drop[0]:+.2f}"
+
+
+def decision(sentence: str) -> None:
+    """What a policy decided, as it goes on."""
+    err.print(f"[dim]{escape(sentence)}[/]", soft_wrap=True)
+
+
+def front(reports: list[dict[str, Any]], out_folder: Path) -> None:
+    """The results of several budgets, one line each."""
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (
+        ("budget", "left"), ("weights in ONNX", "right"), ("ratio", "right"), ("parameters", "right"), ("MMACs", "right"),
+        ("top-1", "right"), ("change", "right"), ("95% interval", "right"), ("verified", "left"),
+    ):  # fmt: skip
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for report in reports:
+        memory, accuracy = report["memory"], report["accuracy"]
+        seen = bool(accuracy["images"])
+        table.add_row(
+            str(report["budget"]["text"]), amount(memory["compiled_bytes"]), f"[bold]{memory['ratio']:.4f}[/]",
+            f"{report['parameters']['compiled']:,}", f"{report['macs']['compiled'] / 1e6:,.1f}",
+            f"{accuracy['pruned']:.2%}" if seen else "-", f"{-100 * accuracy['drop']:+.2f} points" if seen else "-",
+            points_interval(accuracy["drop_interval"]) if seen else "-", report["verify"]["status"],
+        )  # fmt: skip
+    out.print(table)
+    out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
+
+
+def sensitivity(report: dict[str, Any], path: Path) -> None:
+    """Sensitivity curves: one line a group, one column a rate."""
+    sweep = report["sweep"]
+    original = sweep["original"]
+    out.print(
+        f"top-1 of the original on {sweep['images']:,} images: {original['accuracy']:.2%}"
+        f" (95% interval {share_interval(original['interval'])})"
+    )
+    table = Table(
+        title="points lost, and share of all bytes saved, when one group alone is pruned", title_justify="left",
+        box=None, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("group", overflow="fold")
+    table.add_column("size", justify="right")
+    for rate in report["rates"]:
+        table.add_column(f"{rate:.1%}".replace(".0%", "%"), justify="right")
+    for group in report["groups"]:
+        size = f"{group['heads']} x {group['size']}" if group["heads"] > 1 else str(group["size"])
+        cells = []
+        for rate in report["rates"]:
+            step = next((s for s in group["steps"] if abs(s["rate"] - rate) < 0.5 / group["size"] + 1e-9), None)
+            cells.append("" if step is None else f"{100 * step['drop']:.1f} [dim]{step['saved']:.1%}[/]")
+        table.add_row(escape(group["group"]), size, *cells)
+    out.print(table)
+    half = max((s["drop_interval"][1] - s["drop_interval"][0] for g in report["groups"] for s in g["steps"]), default=0) / 2
+    out.print(f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in {escape(str(path))}")
 
 
 def verdict_line(verify: dict[str, Any]) -> None:
@@ -162,6 +231,8 @@ def inspection(view: dict[str, Any]) -> None:
     for group in view["groups"]:
         size = f"{group['heads']} x {group['size'] // group['heads']}" if group["heads"] > 1 else str(group["size"])
         why = f"[yellow]no:[/] {escape(group['frozen'])}" if group["frozen"] else "yes"
+        if group["whole_heads"] and not group["frozen"]:
+            why = f"whole heads only: {escape(group['whole_heads'])}"
         table.add_row(escape(group["name"]), size, str(group["layers"]), f"{group['bytes_each']:,}", why)
     out.print(table)
     out.print(

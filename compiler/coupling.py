@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from torch import fx
 
-from . import axes, ops
+from . import ops
 from .axes import Axis, Dim, Kind
 from .program import Program
 
@@ -47,6 +47,7 @@ class ChannelGroup:
         shared: within heads, every head must keep the same dimensions.
         members: parameter dimensions, in graph order.
         frozen: why nothing can be removed, or None.
+        whole_heads: why only whole heads can be removed, or None.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ChannelGroup:
     shared: bool = False
     members: list[Member] = field(default_factory=list)
     frozen: str | None = None
+    whole_heads: str | None = None
 
     @property
     def heads(self) -> int:
@@ -139,7 +141,12 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
             axis.freeze("it is split into heads in more than one way")
         if head is not None and id(head) not in around.get(key, set()):
             alone.add(key)
-        group = ChannelGroup(axis.name, axis, head, key in alone, frozen=axis.frozen)
+        mixed = key in alone or (head is not None and head.intact is not None)  # by a window over heads, say
+        group = ChannelGroup(axis.name, axis, head, mixed, frozen=axis.frozen)
+        if axis.intact is not None and head is not None and head.frozen is None and head.intact is None:
+            group.whole_heads = axis.intact
+        elif axis.intact is not None:
+            group.frozen = group.frozen or axis.intact
         for node, name, i in carriers[key]:
             group.members.append(Member(str(node.target), name, i, _produces(program, node, i)))
         if group.producers:
@@ -168,16 +175,3 @@ def head_axes(groups: list[ChannelGroup]) -> dict[int, list[ChannelGroup]]:
         if group.head_axis is not None:
             shared[id(group.head_axis)].append(group)
     return shared
-
-
-def unprunable(program: Program) -> dict[str, str]:
-    """Name of each frozen group -> why."""
-    return {group.name: group.frozen for group in program.groups if group.frozen is not None}
-
-
-def group_names(program: Program) -> dict[int, str]:
-    """Leaf axis -> name of its group, for printing."""
-    return {id(group.axis): group.name for group in program.groups}
-
-
-__all__ = ["ChannelGroup", "Member", "axes", "channel_groups", "group_names", "head_axes", "unprunable"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from . import axes, ops
-from .axes import Kind
-from .coupling import group_names
+from . import axes
 from .program import Program
 
 
@@ -23,6 +21,8 @@ def dump(program: Program) -> str:
     for i, group in enumerate(groups):
         size = f"{group.heads} heads x {group.axis.size}" if group.head_axis is not None else str(group.size)
         state = f"  kept whole: {group.frozen}" if group.frozen else ""
+        if group.whole_heads and not group.frozen:
+            state = f"  whole heads only: {group.whole_heads}"
         lines.append(f"  C{i} = {size}  {group.name} ({len(group.members)} parameter axes){state}")
     return "\n".join(lines)
 
@@ -41,6 +41,3 @@ def _node(program: Program, node: fx.Node, short: dict[int, str]) -> str:
     return f"%{node.name}: {axes.show(program.type_of(node), short)} = {call}({args}{extra})" + (
         f"  # {source.rsplit('/', 1)[-1]}" if source else ""
     )
-
-
-__all__ = ["Kind", "dump", "group_names", "ops"]

@@ -63,3 +63,19 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_one(path: Path, data: bytes) -> None:
+    """Write one file beside its place and rename it into it.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}", hint="Free space, or give another place.") from error

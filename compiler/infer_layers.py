@@ -42,7 +42,7 @@ def window(inf: Inference, node: fx.Node, module: Any, dim: Dim, i: int, letter:
             raise AxisConflict(f"a window slides {ACROSS_BATCH}")
         if axis.kind == Kind.CHANNEL:
             kind, frozen = Kind.CHANNEL, WINDOW
-            axis.freeze(WINDOW)
+            axis.keep_intact(WINDOW)
     if out == n and s == 1:
         return dim
     return (Axis(f"{node.name}/{letter}", out, kind, letter, frozen),)

@@ -138,5 +138,10 @@ class Pipeline:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Every place that some pass left alone, with the reason."""
-        return {f"{r.name}: {place}": why for r in self.results for place, why in r.refused.items()}
+        """Every place that some pass left alone, with the reason, unless a later pass rewrote it after all."""
+        found: dict[str, str] = {}
+        done: set[str] = set()
+        for r in reversed(self.results):
+            found = {f"{r.name}: {place}": why for place, why in r.refused.items() if place not in done} | found
+            done.update(r.changed)
+        return found

@@ -35,7 +35,8 @@ class Plan:
 
         Raises:
             InputError: an unknown or frozen group, a mask of another size, an empty one, heads that keep
-                different numbers of dimensions, or heads dropped in one group and kept in its partner.
+                different numbers of dimensions, or that must go as a whole and do not, or heads dropped in
+                one group and kept in its partner.
         """
         groups = {group.name: group for group in program.groups}
         for name in self.keep:
@@ -67,6 +68,13 @@ class Plan:
         counts = set(mask.sum(axis=1).tolist()) - {0}
         if len(counts) > 1:
             raise InputError(f"the plan keeps {sorted(counts)} dimensions in different heads of {group.name}")
+        stays = group.head_axis and (group.head_axis.frozen or group.head_axis.intact)
+        if stays and not mask.any(axis=1).all():
+            raise InputError(f"the plan drops heads of {group.name}, which must keep them all: {stays}")
+        if group.whole_heads is not None and counts != {group.axis.size}:
+            raise InputError(
+                f"the plan removes single dimensions of {group.name}, which may only lose whole heads: {group.whole_heads}"
+            )
         if group.shared and len(np.unique(mask[mask.any(axis=1)], axis=0)) > 1:
             raise InputError(f"the heads of {group.name} must keep the same dimensions, since they are mixed")
         return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -68,6 +69,7 @@ class Program:
     stage: Stage = Stage.CAPTURED
     info: dict[str, Any] = field(default_factory=dict)
     _groups: list[ChannelGroup] | None = None
+    _calls: Counter[str] | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -89,6 +91,15 @@ class Program:
         """Name of each parameter and per-channel buffer of a node's module -> its dimensions."""
         return {name: tuple(axes.resolve(dim) for dim in dims) for name, dims in node.meta.get("params", {}).items()}
 
+    def called_once(self, node: fx.Node) -> bool:
+        """Whether no other node calls a node's layer, so that its weights may be changed for this one.
+
+        Calls are counted once for a typed graph: what a pass has erased since still counts.
+        """
+        if self._calls is None:
+            self._calls = Counter(str(each.target) for each in self.graph.nodes if each.op == "call_module")
+        return self._calls[str(node.target)] == 1
+
     def neurons(self) -> Iterator[fx.Node]:
         """Neuron nodes, in execution order."""
         return (n for n in self.graph.nodes if ops.is_neuron(self.module_of(n)))
@@ -97,7 +108,7 @@ class Program:
         """Infer every axis type anew from the graph and the real parameter shapes."""
         from .infer import infer  # infer knows Program; the cycle is only in names
 
-        self._groups = None
+        self._groups = self._calls = None
         infer(self)
 
     @property

@@ -9,9 +9,10 @@ random spikes instead of the reference's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,15 @@ from .program import Program
 from .rounding import bound, magnitudes, margins, sum_lengths
 
 STIMULUS_SEED = 0
+PIXELS_AT_ONCE = 224 * 224  # a batch whose values, kept layer by layer for two runtimes, stay within a few gigabytes
+
+
+class Data(Protocol):
+    """Labelled batches in the program's input layout."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass
@@ -235,3 +245,18 @@ def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[
         made.append(x.abs().floor() if program.input.events else x)
         images -= batch
     return made
+
+
+def some_inputs(program: Program, data: Data | None, images: int, seed: int) -> Iterator[torch.Tensor]:
+    """The first images of a data set, or random inputs where there is none, in batches that fit."""
+    pixels = math.prod(program.input.shape[-2:])
+    batch = max(1, min(images, PIXELS_AT_ONCE // pixels))
+    if data is None:
+        yield from random_inputs(program, images, batch, seed)
+        return
+    for x, _ in data.batches(batch):
+        n = x.shape[program.input.batch_dim]
+        yield x.narrow(program.input.batch_dim, 0, min(n, images))
+        images -= n
+        if images <= 0:
+            return

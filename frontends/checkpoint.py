@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from svitc.errors import InputError, SvitcError, UsageError
 from svitc.program import InputSpec
 
 from . import factories, families, neurons, official_loading, weights
+from .compat import compatible
 from .factories import check_json
 from .official import Layout
 from .reading import TIME_NAMES, Contents, naming, read
@@ -51,11 +53,17 @@ class Loaded:
     Attributes:
         info: JSON values: ``arch``, ``arch_args``, ``assumptions`` (sentences), ``normalize``, ``classes``,
             ``num_classes``, ``metrics``, ``format`` (self-describing, state_dict or pickle), ``sha256``.
+        file: the user's model file that the model's class is from, or None.
     """
 
     model: nn.Module
     input: InputSpec
     info: dict[str, Any]
+    file: Path | None = None
+
+    def callable_within(self) -> AbstractContextManager[Any]:
+        """Where to call the model: its forward may import what only stands in for a package."""
+        return nullcontext() if self.file is None else compatible(self.file)
 
 
 @dataclass
@@ -307,7 +315,9 @@ def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -
             raise _shape_wanted(draft.arch, channels)
         shape = (channels, *image)
         draft.notes["input_shape"] = shape_note(shape, "the factory's image size")
-    return Loaded(model, InputSpec(shape), _info(draft.arch, draft.args, [*draft.notes.values(), *notes]))
+    place = draft.arch.rpartition(":")[0]
+    info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes])
+    return Loaded(model, InputSpec(shape), info, Path(place) if place.endswith(".py") else None)
 
 
 def _first_channels(model: nn.Module) -> int | None:

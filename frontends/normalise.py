@@ -7,6 +7,7 @@ the list is refused by name, with its line.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -186,6 +187,8 @@ class Normaliser:
             return self.neuron(path, module, x)
         if isinstance(module, (nn.MaxPool3d, nn.AvgPool3d)):
             return self.pool_each(path, module, x)
+        if ops.is_neuron(module):
+            path, module = self.place_of_its_own(path), copy.deepcopy(module)
         self.replace(path, plain(module))
         many = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not many:
@@ -228,6 +231,15 @@ class Normaliser:
         time, batch = dims[0]
         spikes = self.emit("call_module", path, (self.view(x, ((time,), (batch,), *dims[1:])),))
         return self.view(spikes, dims)
+
+    def place_of_its_own(self, path: str) -> str:
+        """Path for a call of a neuron without state: the second call's is a copy, so that names tell spikes apart."""
+        place, count = path, 0
+        while place in self.fired or (place != path and has_module(self.program.module, place)):
+            count += 1
+            place = f"{path}_{count}"
+        self.fired.add(place)
+        return place
 
     def pool_each(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
         """Pooling over three dimensions whose window is one wide in the first: a pooling over the other two."""

@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from svitc import axes, ops
-from svitc.axes import AxisConflict
 from svitc.infer import bind_letters
 from svitc.views import emit_view, follow, tokens
 
@@ -260,5 +259,3 @@ HANDLERS: dict[str, Handler] = {
     "sum": reduction(torch.sum),
     "rearrange": rearrange,
 }
-
-__all__ = ["HANDLERS", "AxisConflict"]

@@ -8,9 +8,12 @@ from .fold_batch_norm import FoldBatchNorm
 from .fold_batch_norm_ahead import FoldBatchNormAhead
 from .fuse_siblings import FuseSiblings
 from .hoist_repeat import HoistRepeat
+from .merge_convolutions import MergeConvolutions, reparameterise
 from .merge_padding import MergePadding
 from .merge_views import MergeViews
 from .prune import Prune
+from .reestimate_batch_norm import ReestimateBatchNorm
+from .refit_readers import RefitReaders
 from .share_views import ShareViews
 from .split_fused import SplitFusedProjection
 
@@ -35,12 +38,16 @@ __all__ = [
     "FoldBatchNormAhead",
     "FuseSiblings",
     "HoistRepeat",
+    "MergeConvolutions",
     "MergePadding",
     "MergeViews",
     "Prune",
+    "ReestimateBatchNorm",
+    "RefitReaders",
     "ShareViews",
     "SplitFusedProjection",
     "canonical",
     "inference",
     "lowering",
+    "reparameterise",
 ]

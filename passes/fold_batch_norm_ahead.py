@@ -6,11 +6,11 @@ import torch
 from torch import fx, nn
 
 from svitc import ops
-from svitc.errors import InternalError
+from svitc.infer import describe
 from svitc.pass_base import Pass
 from svitc.program import Program, Stage
 
-from .fold_batch_norm import called_once
+from .affine import scale_and_shift, set_weights
 
 
 class FoldBatchNormAhead(Pass):
@@ -37,28 +37,19 @@ class FoldBatchNormAhead(Pass):
         for user in node.users:
             layer = program.module_of(user)
             if not ops.is_projection(layer) or len(program.type_of(node)) < 2:
-                return f"{user.target} reads it"
+                return f"{describe(user)} reads it"
             if isinstance(layer, nn.Linear) and len(program.type_of(node)) != 2:
                 return f"{user.target} reads another dimension of it"
-            if not called_once(program, user):
+            if not program.called_once(user):
                 return f"{user.target} is called more than once"
             if any(getattr(layer, "padding", ())):
                 return f"{user.target} pads it with zeros"
         return None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
-        norm = program.module_of(node)
-        if not isinstance(norm, ops.BATCH_NORMS) or norm.running_mean is None or norm.running_var is None:
-            raise InternalError(f"{self.name}: {node.target} is no batch norm with statistics")
-        with torch.no_grad():
-            scale = (norm.running_var.double() + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight.double()
-            shift = -norm.running_mean.double() * scale
-            if norm.bias is not None:
-                shift = shift + norm.bias.double()
-            for user in node.users:
-                _fold(program.module_of(user), scale, shift)
+        scale, shift = scale_and_shift(program.module_of(node))
+        for user in node.users:
+            _fold(program.module_of(user), scale, shift)
         node.replace_all_uses_with(node.all_input_nodes[0])
         program.graph.erase_node(node)
 
@@ -66,12 +57,11 @@ class FoldBatchNormAhead(Pass):
 def _fold(layer: nn.Module | None, scale: torch.Tensor, shift: torch.Tensor) -> None:
     """Input channel i is to be read as ``x * scale[i] + shift[i]``."""
     assert isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
-    weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
-    rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    scales, shifts = (each.reshape(groups, 1, -1, 1) for each in (scale, shift))
-    bias = (rows * shifts).sum((2, 3)).reshape(-1)
-    if layer.bias is not None:
-        bias = bias + layer.bias.double()
-    dtype = layer.weight.dtype
-    layer.weight = nn.Parameter((rows * scales).reshape(weight.shape).to(dtype), requires_grad=False)
-    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    with torch.no_grad():
+        weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
+        rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        scales, shifts = (each.reshape(groups, 1, -1, 1) for each in (scale, shift))
+        bias = (rows * shifts).sum((2, 3)).reshape(-1)
+        if layer.bias is not None:
+            bias = bias + layer.bias.double()
+        set_weights(layer, (rows * scales).reshape(weight.shape), bias)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import fx, nn
 
 from svitc import ops
+from svitc.infer import describe
 from svitc.pass_base import Pass
 from svitc.program import Program, Stage
-
-from .fold_batch_norm import called_once
 
 
 class MergePadding(Pass):
@@ -35,8 +34,8 @@ class MergePadding(Pass):
             return "it pads one side more than the other"
         for user in node.users:
             if not isinstance(program.module_of(user), nn.Conv2d):
-                return f"{user.target} reads it"
-            if not called_once(program, user):
+                return f"{describe(user)} reads it"
+            if not program.called_once(user):
                 return f"{user.target} is called more than once"
         return None
 

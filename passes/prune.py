@@ -6,14 +6,12 @@ import einops
 import numpy as np
 from torch import fx, nn
 
-from svitc import axes
-from svitc.axes import Dim
 from svitc.infer import attribute_of, bind_letters
 from svitc.pass_base import Pass, PassResult
 from svitc.plan import Plan
 from svitc.program import Program, Stage
 
-from .slicing import cut, cut_module
+from .slicing import Chosen, cut, cut_module, selection
 
 
 class Prune(Pass):
@@ -35,35 +33,13 @@ class Prune(Pass):
     def apply(self, program: Program) -> PassResult:
         result = PassResult(self.name)
         keep = self.plan.validate(program)
-        groups = {group.name: group for group in program.groups}
-        by_axis: dict[int, tuple] = {}
-        sizes: dict[int, int] = {}
-        for name, mask in keep.items():
-            group = groups[name]
-            by_axis[id(group.axis)] = (group, mask)
-            sizes[id(group.axis)] = int(mask.sum(axis=1).max())
-            if group.head_axis is not None:
-                by_axis.setdefault(id(group.head_axis), (group, mask))
-                sizes[id(group.head_axis)] = int(mask.any(axis=1).sum())
-            if not mask.all():
-                result.changed.append(name)
-
-        def chosen(dim: Dim) -> np.ndarray | None:
-            # the head dimension's mask covers its heads; heads alone only where no group of theirs is here
-            found = [by_axis[id(axis)] for axis in dim if id(axis) in by_axis]
-            inner = [(group, mask) for group, mask in found if group.axis in dim] or found[:1]
-            if not inner or all(mask.all() for _, mask in inner):
-                return None
-            total = np.ones(axes.size(dim), dtype=bool)
-            for group, mask in inner:
-                total &= group.mask(dim, mask)
-            return np.flatnonzero(total)
-
+        result.changed += [name for name, mask in keep.items() if not mask.all()]
+        chosen, sizes = selection(program, keep)
         self._slice(program, chosen)
         self._resize_views(program, sizes)
         return result
 
-    def _slice(self, program: Program, chosen) -> None:
+    def _slice(self, program: Program, chosen: Chosen) -> None:
         done: set[str] = set()
         for node in program.graph.nodes:
             params = program.parameters_of(node)

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from svitc import ops
+from svitc import axes, ops
+from svitc.axes import Dim
+from svitc.program import Program
+
+Chosen = Callable[[Dim], np.ndarray | None]
+
+
+def selection(program: Program, masks: Mapping[str, np.ndarray]) -> tuple[Chosen, dict[int, int]]:
+    """What a plan's complete masks leave of any dimension of ``program``.
+
+    Returns:
+        a function from a dimension to the indices that stay, None for all of them; and the new size of each
+        axis that a group has, by its id.
+    """
+    by_axis: dict[int, tuple] = {}
+    sizes: dict[int, int] = {}
+    for group in program.groups:
+        mask = masks[group.name]
+        by_axis[id(group.axis)] = (group, mask)
+        sizes[id(group.axis)] = int(mask.sum(axis=1).max())
+        if group.head_axis is not None:
+            by_axis.setdefault(id(group.head_axis), (group, mask))
+            sizes[id(group.head_axis)] = int(mask.any(axis=1).sum())
+
+    def chosen(dim: Dim) -> np.ndarray | None:
+        # the head dimension's mask covers its heads; heads alone only where no group of theirs is here
+        found = [by_axis[id(axis)] for axis in dim if id(axis) in by_axis]
+        inner = [(group, mask) for group, mask in found if group.axis in dim] or found[:1]
+        if not inner or all(mask.all() for _, mask in inner):
+            return None
+        total = np.ones(axes.size(dim), dtype=bool)
+        for group, mask in inner:
+            total &= group.mask(dim, mask)
+        return np.flatnonzero(total)
+
+    return chosen, sizes
 
 
 def cut(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> torch.Tensor:

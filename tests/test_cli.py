@@ -32,7 +32,7 @@ def test_help_teaches(capsys, command):
     status, out, _ = run(capsys, *command, "--help")
     assert status == 0 and "Exit status" in out
     if command == ["compile"]:
-        for word in ("--budget", "0.78", "12MB", "params=8M", "--prune-heads", "--trust-pickle", "--plan", "--ema", "--fix"):
+        for word in ("--budget", "0.78", "12MB", "params=8M", "--prune-heads", "--trust-pickle", "--plan", "--ema", "--fix", "--reparam"):
             assert word in out
 
 
@@ -77,11 +77,12 @@ BAD = {
     "budget 0": ([DIGITS, "-b", "0"], 2, "must be above 0"),
     "budget 1.5": ([DIGITS, "-b", "1.5"], 2, "more than the whole model"),
     "budget abc": ([DIGITS, "-b", "abc"], 2, "not an amount"),
+    "reparam": ([DIGITS, "-b", "0.5", "--reparam", "on"], 2, "--reparam 'on' is neither auto nor off"),
     "unreachable": ([DIGITS, "-b", "0.0001"], 5, "cannot be met"),
     "no such file": (["nowhere.pt", "-b", "0.5"], 3, "nowhere.pt"),
     "a folder": (["/", "-b", "0.5"], 3, "folder"),
     "criterion": ([DIGITS, "-b", "0.5", "--criterion", "l7"], 2, "Known: l2"),
-    "policy": ([DIGITS, "-b", "0.5", "--policy", "magic"], 2, "Known: uniform"),
+    "policy": ([DIGITS, "-b", "0.5", "--policy", "magic"], 2, "Known: auto, psvit"),
     "glob": ([DIGITS, "-b", "0.5", "--exclude", "xyz*"], 2, "matches no group"),
     "arch args": ([DIGITS, "-b", "0.5", "--arch-args", "{"], 2, "not JSON"),
     "arch args list": ([DIGITS, "-b", "0.5", "--arch-args", "[1]"], 2, "not a JSON object"),

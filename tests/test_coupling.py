@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from spikingjelly.activation_based.model.maxformer import MaxFormer
@@ -11,9 +12,11 @@ from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import nn
 
 from svitc.coupling import head_axes
+from svitc.errors import InputError
 from svitc.frontends.capture import capture
 from svitc.pass_base import Pipeline
 from svitc.passes import canonical
+from svitc.plan import Plan
 from svitc.program import InputSpec
 
 
@@ -119,3 +122,35 @@ class Mixed(nn.Module):
 def test_dimensions_that_leave_their_heads_are_shared():
     groups = groups_of(Mixed())
     assert groups["a"].frozen == "it is split into heads in more than one way" or groups["a"].shared
+
+
+class Windowed(nn.Module):
+    """A window over channels: over all, over those of each head, or over heads, too."""
+
+    def __init__(self, shape: tuple[int, int], kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape, self.a, self.b = shape, nn.Linear(3, 12), nn.Linear(12, 5)
+        self.pool = nn.MaxPool2d(kernel, stride=1, padding=tuple(k // 2 for k in kernel))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x.flatten(2).mean(-1))
+        return self.b(self.pool(x.reshape(-1, 1, *self.shape)).reshape(-1, 12))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "what"),
+    [((1, 12), (1, 3), "frozen"), ((3, 4), (1, 3), "whole_heads"), ((3, 4), (3, 3), "frozen"), ((3, 4), (3, 1), "shared")],
+)
+def test_what_a_window_slides_over(shape, kernel, what):
+    program = program_of(Windowed(shape, kernel))
+    group = next(g for g in program.groups if g.name == "a")
+    why = "a window slides over it, so that neighbours count"
+    assert (group.frozen, group.whole_heads) == (why if what == "frozen" else None, why if what == "whole_heads" else None)
+    if what != "shared":
+        return
+    assert group.shared and group.heads == 3  # a window over heads: all keep the same dimensions
+    keep = np.ones((3, 4), dtype=bool)
+    keep[:, 0] = False
+    assert Plan({"a": keep}).validate(program)["a"].sum() == 9
+    with pytest.raises(InputError, match="must keep them all: a window slides"):
+        Plan({"a": keep & np.eye(3, 1, dtype=bool)}).validate(program)

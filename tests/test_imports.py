@@ -17,11 +17,13 @@ SOURCES = sorted(
 
 # each layer may import from itself and from those before it
 LAYERS = [
-    {"errors", "axes", "ops", "program", "files"},
+    {"errors", "axes", "ops", "program", "files", "statistics", "clock"},
     {"infer", "coupling", "check", "views", "dump"},
-    {"pass_base", "plan", "budget", "stats", "serialize", "source"},
+    {"pass_base", "plan", "budget", "stats", "serialize", "source", "patches", "calibration"},
     {"frontends", "passes"},
     {"onnx", "rounding", "verify"},
+    {"export", "evaluate", "sweep", "report", "distributed", "finetune"},
+    {"compilation"},
     {"driver"},
     {"console", "cli", "__main__"},
 ]

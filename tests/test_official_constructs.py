@@ -16,12 +16,13 @@ from torch import nn
 
 import official_parts as parts
 import official_style as style
-from svitc.errors import UnsupportedError
+from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.capture import capture
 from svitc.frontends.prepare import logits_of, reference
 from svitc.ops import IntegerSpike, is_neuron
 from svitc.pass_base import Pipeline
 from svitc.passes import Prune, canonical
+from svitc.plan import Plan
 from svitc.program import InputSpec
 from svitc.verify import Recorder
 from test_prune import kept, liven, random_plan
@@ -103,10 +104,10 @@ TIES = {
         r"mlp(\d).fc1_conv": ["mlp{}.fc1_conv"],
     },
 }  # fmt: skip
-FROZEN = {"driven, events": {"attn.q_conv"}}
+WHOLE_HEADS = {"driven, events": {"attn.q_conv"}}
 NORMS = [  # layer -> the batch norms behind it; the first rule that fits
     (r"(.*)\.0\.body\.0", [r"\1.0.body.1.bn"]), (r"(.*)\.0\.body\.2\.1", [r"\1.0.body.2.2", r"\1.1"]),
-    (r"(.*)\.0", [r"\1.1"]), (r"(fc\d)", [r"\1_bn"]), (r"(.*_)conv", [r"\1bn"]), (r"(.*?)(?:pw)?conv(\d)", [r"\1bn\2"]),
+    (r"(.*)\.0", [r"\1.1"]), (r"(fc\d)", [r"\1_bn"]), (r"(.*_)(?:conv|linear)", [r"\1bn"]), (r"(.*?)(?:pw)?conv(\d)", [r"\1bn\2"]),
 ]  # fmt: skip
 
 
@@ -187,9 +188,8 @@ def test_captured_equals_eager(case):
 def test_groups_are_what_the_layers_say(case):
     program = captured(case)
     free = {group.name for group in program.groups if group.frozen is None}
-    frozen = FROZEN.get(case, set())
     for group in program.groups:
-        if group.frozen is None or group.name in frozen:
+        if group.frozen is None:
             producers = set(group.producers)
             patterns = [p.partition(":")[0] for p in produced_by(case, group.name)]
             # of a depthwise convolution's channels the group knows, but it does not make them
@@ -200,13 +200,10 @@ def test_groups_are_what_the_layers_say(case):
             }  # fmt: skip
             assert producers - wanted == {n for n in producers if ".qkv_conv." in n or n == "layer_scale"}
             assert wanted <= producers
-    names = free | frozen
-    assert all(any(re.fullmatch(p, n) for n in names) for p in TIES[case.split(",")[0]])
-    assert {g.frozen for g in program.groups if g.name not in free | frozen} == {
-        "the model's input",
-        "the model's output",
-    }
-    assert frozen <= {g.name for g in program.groups if g.frozen == "a window slides over it, so that neighbours count"}
+    assert all(any(re.fullmatch(p, n) for n in free) for p in TIES[case.split(",")[0]])
+    assert {g.frozen for g in program.groups if g.name not in free} == {"the model's input", "the model's output"}
+    whole = {g.name: g.whole_heads for g in program.groups if g.whole_heads is not None}
+    assert whole == dict.fromkeys(WHOLE_HEADS.get(case, ()), "a window slides over it, so that neighbours count")
 
 
 def captured(case: str, seed: int = 0):
@@ -221,7 +218,22 @@ def captured(case: str, seed: int = 0):
 def test_pruned_equals_masked(case, seed):
     """Reshapes by the block's width, literals and chunks are right at every width."""
     program = captured(case, seed)
-    plan = random_plan(program, np.random.default_rng(seed))
+    assert_pruned_is_masked(case, seed, program, random_plan(program, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("head", [0, 1])
+def test_whole_heads_go_where_a_window_slides_over_their_dimensions(head):
+    program = captured("driven, events")
+    group = next(g for g in program.groups if g.whole_heads)
+    mask = np.ones((group.heads, group.axis.size), dtype=bool)
+    mask[head] = False
+    assert_pruned_is_masked("driven, events", 0, program, Plan({group.name: mask}))
+    mask[:], mask[:, 0] = True, False
+    with pytest.raises(InputError, match="of attn.q_conv, which may only lose whole heads: a window slides over it"):
+        Plan({group.name: mask}).validate(program)
+
+
+def assert_pruned_is_masked(case, seed, program, plan):
     masks = plan.validate(program)
     pruned = program.copy()
     Prune(plan)(pruned)

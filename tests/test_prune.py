@@ -109,7 +109,7 @@ def random_plan(program, rng: np.random.Generator) -> Plan:
     for group in program.groups:
         if group.frozen is not None or rng.random() < 0.15:
             continue
-        width = int(rng.integers(1, group.axis.size + 1))
+        width = int(rng.integers(1, group.axis.size + 1)) if group.whole_heads is None else group.axis.size
         mask = np.zeros((group.heads, group.axis.size), dtype=bool)
         for row in mask:
             row[rng.permutation(group.axis.size)[:width]] = True

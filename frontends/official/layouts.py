@@ -175,10 +175,7 @@ class _Completion:
             self.take("pooling_stat", str)
             self.take("dvs_mode", bool, worth_a_note=events)
         if self.factory == "QKFormer":
-            self.notes["official_bug"] = (
-                "each image is computed by itself, as the paper means it; the published code runs time and batch"
-                " together in self-attention, and is equal to this at a batch of one"
-            )
+            self.arguments["official_bug"] = True  # weights are of the published code; --fix mends what it does
         if "num_heads" not in self.arguments:
             self.arguments["num_heads"] = self.heads()
         shape = tuple(self.shape)

@@ -95,7 +95,7 @@ def _qkformer(dim: int, heads: int, *counts: int, variant: str = "imagenet", **o
     shape = {"imagenet": IMAGENET, "cifar": CIFAR, "dvs": EVENTS}[variant]
     depths = {"imagenet": [1, 2, 7], "cifar": [1, 1, 2], "dvs": [1, 1]}[variant]
     arguments = {"variant": variant, "embed_dims": dim, "num_heads": heads, "depths": depths}
-    return _model("QKFormer", shape, counts, **{**arguments, **other})
+    return _model("QKFormer", shape, counts, **{**arguments, **other}, official_bug=True)
 
 
 # The number of heads of a Spikformer for ImageNet is that for which its scale, 0.125, is d ** -0.5.

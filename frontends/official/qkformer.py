@@ -135,7 +135,8 @@ class QKFormer(nn.Module):
     Args:
         variant: the published code that the checkpoint comes from, of VARIANTS.
         depths: blocks in each stage.
-        official_bug: compute what the published code does; svitc captures it only with ``--fix``, which mends it.
+        official_bug: compute what the published code does, as a bare checkpoint's model must; svitc captures it
+            only with ``--fix``, which mends it.
 
     Raises:
         ValueError: no such variant, not one depth a stage, or widths that the heads do not divide.

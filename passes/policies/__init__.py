@@ -6,23 +6,32 @@ from typing import Any
 
 from svitc.errors import UsageError
 
-from .criteria import CRITERIA
+from .auto import Auto
+from .choices import Settings, Space
+from .criteria import CRITERIA, Context
+from .primesvt import PrimeSVT
+from .problem import Problem
+from .psvit import PSViT
 from .uniform import Uniform
 
-POLICIES = {"uniform": Uniform}
+POLICIES: dict[str, type[Any]] = {"auto": Auto, "psvit": PSViT, "primesvt": PrimeSVT, "uniform": Uniform}
+REFITS = ("none", "batch-norm", "readers", "full")
 
 
-def make(name: str, **options: Any) -> Uniform:
-    """The policy of that name with these options.
+def make(name: str, **options: Any) -> Any:
+    """The policy of that name; options that are None take its own default.
 
     Raises:
-        UsageError: no such policy or criterion, listing those that are.
+        UsageError: no such policy, criterion or refit, listing those that are.
     """
     if name not in POLICIES:
         raise UsageError(f"there is no policy {name!r}", hint=f"Known: {', '.join(POLICIES)}.")
-    if options.get("criterion") not in CRITERIA:
-        raise UsageError(f"there is no criterion {options.get('criterion')!r}", hint=f"Known: {', '.join(CRITERIA)}.")
-    return POLICIES[name](**options)
+    given = {key: value for key, value in options.items() if value is not None}
+    if given.get("criterion", "l2") not in CRITERIA:
+        raise UsageError(f"there is no criterion {given['criterion']!r}", hint=f"Known: {', '.join(CRITERIA)}.")
+    if given.get("refit", "none") not in REFITS:
+        raise UsageError(f"there is no refit {given['refit']!r}", hint=f"Known: {', '.join(REFITS)}.")
+    return POLICIES[name](**given)
 
 
-__all__ = ["CRITERIA", "POLICIES", "Uniform", "make"]
+__all__ = ["CRITERIA", "POLICIES", "REFITS", "Auto", "Context", "PSViT", "PrimeSVT", "Problem", "Settings", "Space", "Uniform", "make"]

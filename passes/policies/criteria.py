@@ -1,81 +1,128 @@
-"""Criteria: how much each channel of a group matters. A new one is a function and an entry in CRITERIA."""
+"""Criteria: how much each channel of a group matters. A new one is a function and an entry in CRITERIA:
+
+    def first_layer_only(about: Context, group: ChannelGroup) -> np.ndarray:
+        ...                                    # [heads, d]; the lowest go first
+
+    CRITERIA["first-layer-only"] = first_layer_only
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
 
-from svitc import axes, ops
+from svitc import ops
 from svitc.axes import Dim
+from svitc.calibration import Calibration, over_channels
 from svitc.coupling import ChannelGroup, Member
+from svitc.errors import UsageError
 from svitc.infer import attribute_of
 from svitc.program import Program
 
-Criterion = Callable[[Program, ChannelGroup, np.random.Generator], np.ndarray]
+
+@dataclass
+class Context:
+    """What a criterion may look at.
+
+    Attributes:
+        program: the original.
+        rng: seeded.
+        calibrating: gives what the original does on images; None without data.
+    """
+
+    program: Program
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    calibrating: Callable[[], Calibration] | None = None
+
+    def measured(self, criterion: str) -> Calibration:
+        """Raises UsageError where there are no images."""
+        if self.calibrating is None:
+            raise UsageError(f"criterion {criterion!r} looks at images", hint="Give --data.")
+        return self.calibrating()
+
+    def parameter(self, member: Member) -> tuple[torch.Tensor, Dim]:
+        """A member's parameter with the group's dimension first, and that dimension."""
+        node = next(n for n in self.program.graph.nodes if str(n.target) == member.module)
+        name = f"{member.module}.{member.param}".rstrip(".")
+        dim = self.program.parameters_of(node)[member.param][member.dim]
+        return attribute_of(self.program.module, name).detach().movedim(member.dim, 0), dim
 
 
-def per_channel(group: ChannelGroup, dim: Dim, values: torch.Tensor) -> np.ndarray:
-    """Sums of ``values`` (one for each element of ``dim``) as ``[heads, d]``."""
-    grid = values.double().cpu().numpy().reshape([axis.size for axis in dim])
-    order = [i for i, axis in enumerate(dim) if axis is group.head_axis] + [
-        i for i, axis in enumerate(dim) if axis is group.axis
-    ]
-    rest = tuple(i for i in range(len(dim)) if i not in order)
-    summed = (
-        grid.transpose(*order, *rest).sum(axis=tuple(range(len(order), len(dim)))) if rest else grid.transpose(order)
-    )
-    return np.broadcast_to(summed.reshape(-1, group.axis.size), (group.heads, group.axis.size))
+Criterion = Callable[[Context, ChannelGroup], np.ndarray]
 
 
-def _filters(program: Program, group: ChannelGroup, power: int) -> np.ndarray:
+def readers(about: Context, group: ChannelGroup) -> Iterator[Member]:
+    """Projections that read the group, one member each."""
+    for member in group.members:
+        if member.param == "weight" and member.dim == 1 and not member.produces:
+            yield member
+
+
+def _over(group: ChannelGroup, dim: Dim, values: torch.Tensor) -> np.ndarray:
+    return over_channels(values.reshape([axis.size for axis in dim]), dim, group)
+
+
+def _filters(about: Context, group: ChannelGroup, power: int) -> np.ndarray:
     """Sum over all layers that produce the group of ``|w| ** power`` for each filter."""
     total = np.zeros((group.heads, group.axis.size))
-    types = {str(n.target): program.parameters_of(n) for n in program.graph.nodes if "params" in n.meta}
     for member in group.members:
-        if not member.produces or member.param not in ("", "weight"):
-            continue
-        name = f"{member.module}.{member.param}".rstrip(".")
-        weight = attribute_of(program.module, name).detach().movedim(member.dim, 0)
-        dim = types[member.module][member.param][member.dim]
-        total = total + per_channel(
-            group,
-            dim,
-            weight.abs().double().pow(power).flatten(1).sum(1) if weight.ndim > 1 else weight.abs().double().pow(power),
-        )
+        if member.produces and member.param in ("", "weight"):
+            weight, dim = about.parameter(member)
+            total = total + _over(group, dim, weight.abs().double().pow(power).reshape(len(weight), -1).sum(1))
     return total
 
 
-def l2(program: Program, group: ChannelGroup, rng: np.random.Generator) -> np.ndarray:
+def l2(about: Context, group: ChannelGroup) -> np.ndarray:
     """L2 norm over a group's filters (PrimeSVT: "channel-wise filter pruning by L2 norm")."""
-    return np.sqrt(_filters(program, group, 2))
+    return np.sqrt(_filters(about, group, 2))
 
 
-def l1(program: Program, group: ChannelGroup, rng: np.random.Generator) -> np.ndarray:
+def l1(about: Context, group: ChannelGroup) -> np.ndarray:
     """L1 norm over a group's filters."""
-    return _filters(program, group, 1)
+    return _filters(about, group, 1)
 
 
-def bn_scale(program: Program, group: ChannelGroup, rng: np.random.Generator) -> np.ndarray:
+def bn_scale(about: Context, group: ChannelGroup) -> np.ndarray:
     """Sum of the absolute scales of the batch norms that the group passes through (after Network Slimming, 2017)."""
     total = np.zeros((group.heads, group.axis.size))
-    types = {str(n.target): program.parameters_of(n) for n in program.graph.nodes if "params" in n.meta}
     found = False
     for member in group.members:
-        norm = program.module.get_submodule(member.module) if member.param == "weight" else None
+        norm = about.program.module.get_submodule(member.module) if member.param == "weight" else None
         if norm is not None and ops.is_batch_norm(norm):
             found = True
-            total = total + per_channel(group, types[member.module]["weight"][0], norm.weight.detach().abs())  # type: ignore[operator, union-attr]
-    return total if found else l2(program, group, rng)
+            scale, dim = about.parameter(member)
+            total = total + _over(group, dim, scale.abs())
+    return total if found else l2(about, group)
 
 
-def random(program: Program, group: ChannelGroup, rng: np.random.Generator) -> np.ndarray:
+def random(about: Context, group: ChannelGroup) -> np.ndarray:
     """No criterion at all: the baseline that the others must beat."""
-    return rng.random((group.heads, group.axis.size))
+    return about.rng.random((group.heads, group.axis.size))
 
 
-CRITERIA: dict[str, Criterion] = {"l2": l2, "l1": l1, "bn-scale": bn_scale, "random": random}
+def taylor(about: Context, group: ChannelGroup) -> np.ndarray:
+    """First-order change of the loss if the channel fell silent, by surrogate gradients (Molchanov et al., 2019)."""
+    found = about.measured("taylor").taylor(group)
+    return found if found is not None else l2(about, group)
 
-__all__ = ["CRITERIA", "Criterion", "Member", "axes", "nn", "per_channel"]
+
+def firing(about: Context, group: ChannelGroup) -> np.ndarray:
+    """Firing rate times the L2 norm of what reads the channel: one that never spikes costs nothing to lose."""
+    rates = about.measured("firing").firing(group)
+    total = np.zeros((group.heads, group.axis.size))
+    for member in readers(about, group):
+        weight, dim = about.parameter(member)
+        total = total + _over(group, dim, weight.double().pow(2).reshape(len(weight), -1).sum(1))
+    strength = np.sqrt(total) if total.any() else l2(about, group)
+    return strength if rates is None else strength * rates
+
+
+from .reconstruction import reconstruction  # noqa: E402  a criterion long enough for its own file
+
+CRITERIA: dict[str, Criterion] = {
+    "l2": l2, "l1": l1, "bn-scale": bn_scale, "taylor": taylor, "firing": firing,
+    "reconstruction": reconstruction, "random": random,
+}  # fmt: skip

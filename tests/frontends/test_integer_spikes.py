@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import svitc
 from svitc import ops
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import capture
@@ -122,6 +123,20 @@ def test_the_gradient_passes_where_nothing_was_clipped():
     assert ops.IntegerSpike(4, "half_up")(torch.tensor([0.5, 1.5, 2.5])).tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="rounded down"):
         ops.IntegerSpike(4, "down")
+
+
+def test_a_neuron_that_is_called_twice_is_two():
+    """It has no state, so that a copy is the same; names tell their spikes apart, in verification, too."""
+    torch.manual_seed(0)
+    model = Host(ops.IntegerSpike(4), again=True).eval()
+    program = capture(model, IMAGE)
+    assert [str(node.target) for node in program.neurons()] == ["spike", "spike_1"]
+    x = halves(2)
+    with torch.no_grad():
+        assert torch.equal(program(x), model(x))
+    done = svitc.compile(program, 0.7, images=2)
+    assert done.verdict.passed and list(done.verdict.layers) == ["spike", "spike_1"]
+    assert model.spike is not program.module.spike
 
 
 def test_another_function_says_that_its_gradient_is_lost():

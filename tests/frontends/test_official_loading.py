@@ -186,6 +186,7 @@ def test_a_bare_checkpoint_is_loaded_and_captured_exactly(write, built, logits, 
     said |= {key: SMALL[name][1][key] for key in ("pooling_stat", "dvs_mode") if key in SMALL[name][1]}
     path = write({"state_dict": model.state_dict(), "epoch": 3, "args": argparse.Namespace(**said)})
     options = {"arch_args": {"num_heads": SMALL[name][1]["num_heads"]}, "input_shape": shape}
+    options["fix"] = name.startswith("qkformer")
     program = load(path, **options)  # which checks the capture against the eager model
     x = torch.randn(program.input.batched(2))
     assert program.input.shape == shape
@@ -195,6 +196,24 @@ def test_a_bare_checkpoint_is_loaded_and_captured_exactly(write, built, logits, 
     assert json.loads(json.dumps(program.info)) == program.info
     assumed = " ".join(program.info["assumptions"])
     assert not any(word in assumed for word in ("T =", "input shape", "num_heads"))
+
+
+def test_qkformer_is_refused_for_its_own_mistake_unless_fixed(write, built, logits):
+    """A bare checkpoint is what the published code computes; --fix makes it what the paper means."""
+    model, shape = built("qkformer")
+    path, options = write({"model": model.state_dict()}), {"input_shape": shape, "arch_args": {"num_heads": 2, "T": 3}}
+    loaded = load_model(path, LoadOptions(**options))
+    x = torch.randn(2, *shape)
+    assert torch.equal(logits(loaded.model, x[:1]), logits(model, x[:1]))
+    assert not torch.equal(logits(loaded.model, x), logits(model, x)), "neighbours count"
+    with pytest.raises(UnsupportedError, match="run together .*so that an image's result depends on its") as caught:
+        load(path, **options)
+    assert "stage3.0.attn.proj_lif" in str(caught.value) and "--fix splits time from batch" in str(caught.value)
+    program = load(path, **options, fix=True)
+    assert torch.equal(program(x), logits(model, x)) and program.info["fixed"] == ["stage3.0.attn.proj_lif"]
+    assert any("run together in the model's code, are split" in note for note in program.info["assumptions"])
+    program = load(path, input_shape=shape, arch_args={**options["arch_args"], "official_bug": False})
+    assert torch.equal(program(x), logits(model, x))
 
 
 @pytest.mark.parametrize("wrap", [
@@ -271,6 +290,19 @@ def test_an_unmodified_model_file(write, repository, state, logits, factory):
 def test_time_steps_are_set_where_no_argument_sets_them(write, repository, state):
     options = LoadOptions(arch=f"{repository}:Fixed", input_shape=(3, 4, 6), time_steps=5)
     assert load_model(write(state), options).model.T == 5
+
+
+def test_a_forward_may_import_too(write, repository, state):
+    inside = """
+    def forward(self, x):
+        import torchinfo
+        from timm.models.layers import to_2tuple
+        from parts import Mlp
+        assert to_2tuple(2) == (2, 2) and Mlp.__name__ == "Mlp"
+"""
+    repository.write_text(FILE.replace("\n    def forward(self, x):\n", inside))
+    program = load(write(state), arch=f"{repository}:small", input_shape=(3, 4, 6))
+    assert sum(1 for _ in program.neurons()) == 2  # and all is gone again: the fixture looks
 
 
 def test_time_and_batch_run_together_are_split_where_asked(write, repository, state, logits):

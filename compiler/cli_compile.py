@@ -1,0 +1,244 @@
+"""``svitc compile``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import console
+from .cli_common import load_labelled, options, start
+from .cli_options import (
+    CUT,
+    TUNE,
+    Arch,
+    ArchArgs,
+    AsJson,
+    CalibrationImages,
+    Criterion,
+    DataPath,
+    Ema,
+    Exclude,
+    Fix,
+    Images,
+    Include,
+    InputShape,
+    Limit,
+    Mean,
+    ModelPath,
+    PruneHeads,
+    Refit,
+    Reparam,
+    Resume,
+    RoundTo,
+    Seed,
+    Std,
+    SweepImages,
+    TimeSteps,
+    TrainPath,
+    TrustPickle,
+    Verbose,
+)
+from .errors import BudgetError, UsageError, VerifyError
+
+
+def compile(
+    model: ModelPath,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes ([bold]12MB[/]), or parameters ([bold]params=8M[/], [bold]params=78%[/]). Several with commas make a front: [bold]0.9,0.78,0.6[/].",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json; for a front, one folder in it for each budget.",
+        ),
+    ] = Path("svitc-out"),
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="What writes the plan: [bold]auto[/] (with images), [bold]psvit[/], [bold]primesvt[/], [bold]uniform[/] (without).",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Lose at most this many points of top-1, before fine-tuning. Without --budget: as small as that allows.",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
+    criterion: Criterion = None,
+    refit: Refit = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = 1,
+    prune_heads: PruneHeads = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="Replay this plan.json instead of making a plan.", rich_help_panel=CUT)
+    ] = None,
+    reparam: Reparam = "auto",
+    data: DataPath = None,
+    train_data: TrainPath = None,
+    limit: Limit = None,
+    mean: Mean = None,
+    std: Std = None,
+    sweep_images: SweepImages = 1000,
+    calibration_images: CalibrationImages = 256,
+    resume: Resume = False,
+    finetune: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Train the pruned model for this many epochs on --train-data.", rich_help_panel=TUNE
+        ),
+    ] = 0,
+    lr: Annotated[
+        float, typer.Option(min=0, help="Highest learning rate of fine-tuning.", rich_help_panel=TUNE)
+    ] = 1e-3,
+    batch: Annotated[int, typer.Option(min=2, help="Images a step of fine-tuning.", rich_help_panel=TUNE)] = 64,
+    distil: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Weight of the original's answers in the loss, beside the labels.", rich_help_panel=TUNE
+        ),
+    ] = 0.5,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="Of training images: auto (flip,crop for colour images), none, flip, crop, or flip,crop.",
+            rich_help_panel=TUNE,
+        ),
+    ] = "auto",
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    input_shape: InputShape = None,
+    time_steps: TimeSteps = None,
+    trust_pickle: TrustPickle = False,
+    ema: Ema = False,
+    fix: Fix = False,
+    verify_images: Images = 4,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prune a trained SViT to a memory budget, export it to ONNX, and verify the export.
+
+    [dim]svitc compile model.pt --budget 0.78[/]
+
+    [dim]svitc compile model.pt --data val/ --budget 0.6[/]
+
+    [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.35 --finetune 5[/]
+    """
+    start(verbose)
+    if budget is None and plan is None and max_drop is None:
+        raise UsageError(
+            "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
+        )
+    if reparam not in ("auto", "off"):
+        raise UsageError(f"--reparam {reparam!r} is neither auto nor off")
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise UsageError(f"--max-drop {max_drop:g} is not a number of points between 0 and 100")
+    if max_drop is not None and data is None and train_data is None:
+        raise UsageError("--max-drop is measured on images", hint="Give them with --data.")
+    if finetune and train_data is None:
+        raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
+    from .budget import parse_budget
+
+    budgets = [parse_budget(text) for text in budget.split(",")] if budget is not None else [None]
+    if len(budgets) > 1 and plan is not None:
+        raise UsageError("--plan replays one plan; give one --budget, or none")
+    given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
+    from .files import writable
+
+    writable(out)
+    from . import driver
+    from .compilation import Compiler, Options
+    from .passes.policies import make
+    from .plan import Plan
+
+    name = policy or ("auto" if data is not None or train_data is not None else "uniform")
+    chosen = make(
+        name, criterion=criterion, refit=refit, include=include or (), exclude=exclude or (), round_to=round_to,
+        prune_heads=prune_heads, seed=seed,
+    )  # fmt: skip
+    replay = Plan.load(plan) if plan is not None else None
+    with ranks() as world:
+        writer = world is None or world.is_writer
+        with console.progress(quiet=as_json or verbose or not writer) as show:
+            seconds: dict[str, float] = {}
+            program = driver.load(model, seconds=seconds, progress=show, **given)
+            settings = Options(
+                data=load_labelled(data, program, limit, seed, mean, std),
+                train_data=load_labelled(train_data, program, None, seed, mean, std),
+                max_drop=None if max_drop is None else max_drop / 100, sweep_images=sweep_images,
+                calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
+                finetune=finetune,
+                finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment, "world": world}
+                if finetune else {},
+                reparam=reparam, images=verify_images, seed=seed, progress=show, world=world,
+                say=None if as_json or verbose or not writer else console.decision,
+            )  # fmt: skip
+            compiler = Compiler(program, chosen, settings, seconds)
+            reports, failed, problems = [], [], []
+            for each in budgets:
+                folder = out if len(budgets) == 1 else out / (each.text if each else "").replace("/", "-")
+                settings.finetune_file = beside(folder, "finetune.pt")
+                try:
+                    done = compiler.compile(each, replay)
+                except BudgetError as problem:
+                    if len(budgets) == 1:
+                        raise
+                    problems.append(problem)
+                    continue
+                paths = done.write(folder) if writer else []
+                if writer and finetune:
+                    settings.finetune_file.unlink(missing_ok=True)
+                reports.append((done.report, paths))
+                if not done.verdict.passed:
+                    failed.append((folder, done.verdict.first_divergence))
+    if not writer:
+        return
+    if as_json:
+        print(json.dumps(reports[0][0] if len(budgets) == 1 else [report for report, _ in reports], indent=1))
+    elif len(budgets) == 1:
+        console.summary(*reports[0])
+    else:
+        console.front([report for report, _ in reports], out)
+    if failed:
+        folder, place = failed[0]
+        raise VerifyError(
+            f"the ONNX file is not the same network: it diverges first at {place}",
+            hint=f"The files are in {folder} for a look; do not deploy them. Please report this.",
+        )
+    if problems:
+        raise problems[0]
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """A file of this run's unfinished work: ``svitc-out.sweep.jsonl``."""
+    return out.parent / f"{out.name}.{suffix}"
+
+
+@contextlib.contextmanager
+def ranks() -> Iterator[Any]:
+    """The ranks of a run under torchrun, or None."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    from .distributed import world
+
+    with world() as found:
+        yield found

@@ -1,0 +1,124 @@
+"""``svitc sensitivity``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import console
+from .cli_common import load_labelled, options, start
+from .cli_compile import beside, ranks
+from .cli_options import (
+    Arch,
+    ArchArgs,
+    AsJson,
+    CalibrationImages,
+    Criterion,
+    DataPath,
+    Ema,
+    Exclude,
+    Fix,
+    Include,
+    InputShape,
+    Mean,
+    ModelPath,
+    PruneHeads,
+    Refit,
+    Resume,
+    RoundTo,
+    Seed,
+    Std,
+    SweepImages,
+    TimeSteps,
+    TrustPickle,
+    Verbose,
+)
+from .errors import UsageError
+
+
+def sensitivity(
+    model: ModelPath,
+    data: DataPath = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The curves, as JSON; the measurements lie beside it for --resume.")
+    ] = Path("sensitivity.json"),
+    rates: Annotated[
+        str, typer.Option(help="Pruning rates to measure, ascending.", metavar="R,R,…")
+    ] = "0.125,0.25,0.375,0.5,0.625,0.75,0.875",
+    criterion: Criterion = "l2",
+    refit: Refit = "none",
+    include: Include = None,
+    exclude: Exclude = None,
+    round_to: RoundTo = 1,
+    prune_heads: PruneHeads = False,
+    mean: Mean = None,
+    std: Std = None,
+    sweep_images: SweepImages = 1000,
+    calibration_images: CalibrationImages = 256,
+    resume: Resume = False,
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    input_shape: InputShape = None,
+    time_steps: TimeSteps = None,
+    trust_pickle: TrustPickle = False,
+    ema: Ema = False,
+    fix: Fix = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """How much accuracy each channel group costs, and what it saves, rate by rate, all else whole.
+
+    [dim]svitc sensitivity model.pt --data val/[/]
+
+    A group whose loss passes 30 points is not pruned further.
+    """
+    start(verbose)
+    if data is None:
+        raise UsageError("sensitivity is measured on labelled images", hint="Give them with --data.")
+    try:
+        wanted = [float(part) for part in rates.split(",")]
+    except ValueError:
+        wanted = []
+    if not wanted or wanted != sorted(wanted) or not all(0 < rate < 1 for rate in wanted):
+        raise UsageError(f"--rates {rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75.")
+    given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
+    from . import driver
+    from .compilation import Compiler, Options
+    from .files import writable, write_one
+    from .passes.policies import Settings, make
+    from .passes.policies.choices import Space
+    from .passes.policies.curves import curves, to_json
+
+    writable(out.parent / f"{out.name}.part")
+    make("uniform", criterion=criterion, refit=refit)  # refuses what is unknown before anything is loaded
+    settings = Settings(criterion or "l2", include or (), exclude or (), round_to, prune_heads, seed)
+    with ranks() as world:
+        writer = world is None or world.is_writer
+        with console.progress(quiet=as_json or verbose or not writer) as show:
+            seconds: dict[str, float] = {}
+            program = driver.load(model, seconds=seconds, progress=show, **given)
+            compiler = Compiler(program, None, Options(
+                data=load_labelled(data, program, None, seed, mean, std), sweep_images=sweep_images,
+                calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
+                seed=seed, progress=show, world=world,
+                say=None if as_json or verbose or not writer else console.decision,
+            ), seconds)  # fmt: skip
+            problem = compiler.problem()
+            space = Space(problem.program, settings, problem.calibrating)
+            found = to_json(problem, space, curves(problem, space, wanted, refit or "none", "sensitivity"))
+    if not writer:
+        return
+    report = {
+        "model": str(model), "settings": settings.to_json(), "refit": refit or "none", "rates": wanted,
+        "sweep": compiler.sweep.to_json(), "groups": found,
+    }  # fmt: skip
+    text = json.dumps(report, indent=1)
+    write_one(out, (text + "\n").encode())
+    if as_json:
+        print(text)
+    else:
+        console.sensitivity(report, out)

@@ -1,0 +1,323 @@
+"""Compilation: from a program and budgets to the files of an output folder, with a report of every step."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import onnx as backend
+from . import passes as passes_
+from .budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
+from .clock import Clock, Progress
+from .errors import InputError, InternalError, UsageError
+from .export import export
+from .files import write_together
+from .frontends.data import Dataset
+from .pass_base import Pipeline
+from .passes.policies import Problem, make
+from .plan import Plan
+from .program import Program
+from .report import accuracy, make_report
+from .serialize import to_bytes as program_bytes
+from .source import program_source
+from .sweep import Store, Sweep, fingerprint, prepare
+from .verify import Data, Verdict, some_inputs, verify
+
+log = logging.getLogger("svitc")
+
+
+@dataclass
+class Compiled:
+    """A finished compilation.
+
+    Attributes:
+        program: pruned; still trains.
+        onnx: the file's bytes.
+        plan: what stayed.
+        report: see docs/report.md for the keys.
+        verdict: of the verification.
+    """
+
+    program: Program
+    onnx: bytes
+    plan: Plan
+    report: dict[str, Any]
+    verdict: Verdict
+
+    def write(self, out: Path) -> list[Path]:
+        """Write the five files of the output folder, all or none.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        start = time.perf_counter()
+        contents = {
+            "model.onnx": self.onnx,
+            "model.py": program_source(self.program).encode(),
+            "model.safetensors": program_bytes(self.program),
+            "plan.json": (json.dumps(self.plan.to_json(), indent=1) + "\n").encode(),
+        }
+        self.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
+        self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
+        contents["report.json"] = (json.dumps(self.report, indent=1) + "\n").encode()
+        return write_together(out, contents)
+
+
+@dataclass
+class Options:
+    """How to compile, beyond what and how small.
+
+    Attributes:
+        data: labelled images that accuracies are reported on; verification looks at the first of them.
+        train_data: images to fine-tune on. Where they are given plans are chosen on them, too, so that
+            ``data`` stays unseen.
+        max_drop: the most accuracy that a plan may lose before fine-tuning, a share.
+        sweep_images: plans are chosen on so many images.
+        calibration_images: refits and criteria look at so many others.
+        sweep_file: where finished points of the sweep go; None keeps them in memory.
+        resume: go on with what is in ``sweep_file``, and with an unfinished fine-tuning.
+        finetune: epochs; 0 for none.
+        finetune_options: more arguments of ``finetune``.
+        finetune_file: where its epochs go.
+        reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
+            faster; ``off`` does not. A plan that is replayed brings its own.
+        images: how many images verification looks at.
+        seed: of everything random.
+        progress: called as stages go on.
+        say: called with a sentence on each decision.
+        world: ranks of a distributed run; None for one process.
+    """
+
+    data: Data | None = None
+    train_data: Dataset | None = None
+    max_drop: float | None = None
+    sweep_images: int = 1000
+    calibration_images: int = 256
+    sweep_file: Path | None = None
+    resume: bool = False
+    finetune: int = 0
+    finetune_options: dict[str, Any] = field(default_factory=dict)
+    finetune_file: Path | None = None
+    reparam: str = "auto"
+    images: int = 4
+    seed: int = 0
+    progress: Progress | None = None
+    say: Callable[[str], None] | None = None
+    world: Any = None
+
+
+class Compiler:
+    """Compiles one program to any number of budgets; what does not depend on the budget is done once.
+
+    Args:
+        program: as ``svitc.load`` gives it; not changed.
+        policy: what writes plans: by default ``auto`` where there are images, else ``uniform``.
+        options: all else.
+        seconds: of the stages before.
+    """
+
+    def __init__(
+        self, program: Program, policy: Any = None, options: Options | None = None, seconds: dict[str, float] | None = None
+    ) -> None:  # fmt: skip
+        self.options = options or Options()
+        self.whole = program
+        self.choosing = self.options.train_data or self.options.data
+        # images of one's own class serve for the report; a plan is chosen on samples, which Dataset gives
+        sampled = isinstance(self.choosing, Dataset)
+        self.policy = policy or make("auto" if sampled else "uniform", seed=self.options.seed)
+        self.clock = Clock(self.options.progress, dict(seconds or {}))
+        with self.clock.stage("export original"):
+            self.original = export(program)
+            self.original_bytes = backend.weight_bytes(self.original)
+        if self.options.finetune and self.options.train_data is None:
+            raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
+
+    @functools.cached_property
+    def sweep(self) -> Sweep:
+        """What measures plans of the reparameterised program; the images are read on first use."""
+        return self._sweep(self.options.reparam)
+
+    def _sweep(self, reparam: str) -> Sweep:
+        options = self.options
+        if not isinstance(self.choosing, Dataset):
+            raise InputError(
+                "the plan was made with images, which its refit looks at", hint="Give the same --data or --train-data."
+            )
+        program, _ = self._program(reparam)
+        with self.clock.stage("read images"):
+            of = [self.choosing.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
+            store = Store(options.sweep_file if self._writer else None, fingerprint(program, *of), options.resume)
+        return prepare(
+            program, self.choosing, store, options.sweep_images, options.calibration_images, options.seed,
+            options.world, self.clock, seen=self.choosing is options.data,
+        )  # fmt: skip
+
+    @property
+    def _writer(self) -> bool:
+        return self.options.world is None or self.options.world.is_writer
+
+    @functools.cache  # noqa: B019  a compiler lives as long as its command
+    def _program(self, reparam: str) -> tuple[Program, dict[str, Any]]:
+        with self.clock.stage("analyse"):
+            return passes_.reparameterise(self.whole) if reparam == "auto" else (self.whole, {})
+
+    def compile(self, budget: str | float | Budget | None = None, plan: Plan | None = None) -> Compiled:
+        """Prune to a budget, refit, fine-tune, export and verify.
+
+        Args:
+            budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``. None with ``plan``, or
+                where ``max_drop`` says how far to go.
+            plan: replay this plan instead.
+
+        Raises:
+            BudgetError: no plan meets the budget, or none within ``max_drop``.
+            InputError: the plan does not fit the program.
+        """
+        clock, options = self.clock, self.options
+        reparam = options.reparam if plan is None else plan.made_by.get("reparam", "off")
+        program, rows = self._program(reparam)
+        _, refused = self._costs(reparam)
+        wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
+        if wanted is None and plan is None and options.max_drop is None:
+            wanted = parse_budget(1.0)
+        of = wanted.of if wanted else "bytes"
+        whole = self.original_bytes if of == "bytes" else self.whole.parameter_count()
+        limit = wanted.limit(whole) if wanted else None
+        decisions: list[str] = []
+        chosen = plan or self._plan(limit, of, decisions)
+        chosen.made_by.setdefault("reparam", reparam)
+        if wanted is not None:
+            chosen.made_by["budget"] = wanted.text
+        refit = str(chosen.made_by.get("refit", "none"))
+        with clock.stage("prune" if refit == "none" else "refit"):
+            pruned = self._build(program, chosen, refit, reparam)
+        tuned = self._finetune(pruned, wanted)
+        pruned = tuned.program if tuned is not None else pruned
+        with clock.stage("export"):
+            exported = export(pruned)
+            stored = backend.weight_bytes(exported)
+        report = make_report(self.whole, pruned, chosen, wanted, limit, self.original_bytes, stored)
+        report["nodes"] = {"original": backend.node_count(self.original), "compiled": backend.node_count(exported)}
+        report["refused"], report["reparam"], report["decisions"] = refused, rows, decisions
+        masks = chosen.validate(program)
+        report["groups"] = [
+            {"name": g.name, "heads": g.heads, "size": g.size, "kept": int(masks[g.name].sum()), "frozen": g.frozen}
+            for g in program.groups
+        ]
+        report["sweep"] = self.sweep.to_json() if "sweep" in self.__dict__ else None
+        report["finetune"] = tuned.report if tuned is not None else None
+        with clock.stage("verify", options.images) as step:
+            verdict = verify(pruned, exported, some_inputs(pruned, options.data, options.images, options.seed), step)
+        report["verify"] = verdict.to_json()
+        if options.data is None:
+            report["accuracy"] = {"original": None, "pruned": None, "images": 0}
+        else:
+            report["accuracy"] = accuracy(self._original_classes(), exported, options.data, clock)
+        report["seconds"] = dict(clock.seconds)
+        return Compiled(pruned, exported, chosen, report, verdict)
+
+    @functools.cache  # noqa: B019  a compiler lives as long as its command
+    def _costs(self, reparam: str) -> tuple[dict[str, Cost], dict[str, str]]:
+        program, _ = self._program(reparam)
+        with self.clock.stage("analyse"):
+            inference = program.copy()
+            folding = Pipeline(passes_.inference())
+            folding(inference)
+            before = self.original_bytes if program is self.whole else backend.weight_bytes(export(program))
+        return {"bytes": byte_cost(program, inference, before), "parameters": parameter_cost(program)}, folding.refused
+
+    def problem(
+        self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None
+    ) -> Problem:
+        """What a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
+        program, _ = self._program(self.options.reparam)
+        found = Problem(program, self._costs(self.options.reparam)[0][of], limit, of, None, None, self.options.max_drop)
+        found.say = say or self.options.say or found.say
+        if isinstance(self.choosing, Dataset):
+            found.measuring, found.calibrating = (lambda: self.sweep), (lambda: self.sweep.calibration)
+        return found
+
+    def _plan(self, limit: int | None, of: str, decisions: list[str]) -> Plan:
+        """Plan and export until the written bytes, not the predicted ones, are within the budget."""
+        options = self.options
+
+        def say(sentence: str) -> None:
+            decisions.append(sentence)
+            log.info("%s", sentence)
+            if options.say is not None:
+                options.say(sentence)
+
+        slack = 0
+        for _ in range(8):  # each time at least one width smaller; one is nearly always enough
+            problem = self.problem(None if limit is None else limit - slack, of, say)
+            with self.clock.stage("plan"):
+                chosen: Plan = self.policy.plan(problem)
+                chosen.made_by.setdefault("refit", getattr(self.policy, "refit", "none"))
+            with self.clock.stage("prune"):
+                pruned = problem.program.copy()
+                passes_.Prune(chosen)(pruned)
+                stored = backend.weight_bytes(export(pruned))
+            if limit is None or of != "bytes" or stored <= limit:
+                return chosen
+            slack += stored - limit  # a shape constant of another size, say
+        raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
+
+    def _build(self, program: Program, plan: Plan, refit: str, reparam: str) -> Program:
+        if refit != "none":
+            sweep = self.sweep if reparam == self.options.reparam else self._sweep(reparam)
+            return sweep.build(plan, refit)
+        pruned = program.copy()
+        passes_.Prune(plan)(pruned)
+        return pruned
+
+    def _finetune(self, pruned: Program, wanted: Budget | None) -> Any:
+        options = self.options
+        if not options.finetune or options.train_data is None:
+            return None
+        from .finetune import finetune
+
+        with self.clock.stage("finetune"):
+            return finetune(
+                pruned, self.whole, options.train_data, epochs=options.finetune, seed=options.seed,
+                checkpoint=options.finetune_file, resume=options.resume, progress=options.progress,
+                **options.finetune_options,
+            )  # fmt: skip
+
+    @functools.cache  # noqa: B019  a compiler lives as long as its command
+    def _original_classes(self) -> list[Any]:
+        from .report import classes
+
+        assert self.options.data is not None
+        return classes(self.whole, self.options.data, self.clock)
+
+
+def compile(
+    program: Program,
+    budget: str | float | Budget | None = None,
+    *,
+    policy: Any = None,
+    plan: Plan | None = None,
+    seconds: dict[str, float] | None = None,
+    **options: Any,
+) -> Compiled:
+    """Prune a program to a budget, export it and verify the export; ``Compiler`` for several budgets.
+
+    Args:
+        program: as ``svitc.load`` gives it; not changed.
+        budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``. None with ``plan``.
+        policy: what writes the plan: by default ``auto`` where there are images, else ``uniform``.
+        plan: replay this plan instead.
+        seconds: of the stages before.
+        options: fields of ``Options``: ``data``, ``train_data``, ``finetune``, ``max_drop``, ``images``, …
+
+    Raises:
+        BudgetError: no plan meets the budget.
+        InputError: the plan does not fit the program.
+    """
+    return Compiler(program, policy, Options(**options), seconds).compile(budget, plan)

@@ -1,0 +1,73 @@
+"""The report: what was done, what it cost, and how sure that is. Its keys are in docs/report.md."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from . import onnx as backend
+from .budget import Budget
+from .clock import Clock
+from .plan import Plan
+from .program import Program
+from .statistics import paired, wilson
+from .stats import macs
+from .verify import Data, top1
+
+BATCH = 64
+
+
+def make_report(
+    program: Program, pruned: Program, plan: Plan, wanted: Budget | None, limit: int | None, original: int, stored: int
+) -> dict[str, Any]:
+    """Sizes, and what made them."""
+    before, after = program.parameter_count(), pruned.parameter_count()
+    dead = program.info.get("dead", {})
+    return {
+        "svitc": version("svitc"),
+        "model": {k: v for k, v in program.info.items() if k != "dead"},
+        "input": {"shape": list(program.input.shape), "events": program.input.events},
+        "budget": {
+            "text": wanted.text if wanted else None, "of": wanted.of if wanted else None, "limit": limit,
+        },
+        "policy": plan.made_by,
+        "memory": {"original_bytes": original, "compiled_bytes": stored, "ratio": stored / original},
+        "parameters": {
+            "original": before, "compiled": after, "ratio": after / before,
+            "dead": sum(dead.values()), "dead_names": sorted(dead),
+        },
+        "macs": {"original": macs(program), "compiled": macs(pruned)},
+        "versions": {name: version(name) for name in ("torch", "spikingjelly", "onnx", "onnxruntime", "numpy")},
+    }  # fmt: skip
+
+
+def classes(program: Program, data: Data, clock: Clock) -> list[np.ndarray]:
+    """The class that a program in PyTorch gives each image, batch by batch."""
+    found, seen = [], 0
+    with clock.stage("accuracy of the original", len(data)) as step:
+        for x, _ in data.batches(BATCH):
+            found.append(top1(program(x).numpy()))
+            step(seen := seen + len(found[-1]))
+    return found
+
+
+def accuracy(original: list[np.ndarray], exported: bytes, data: Data, clock: Clock) -> dict[str, Any]:
+    """Top-1 of the original in PyTorch and of a file in ONNX Runtime, on the same images."""
+    session = backend.session(exported)
+    before = after = lost = gained = seen = 0
+    with clock.stage("accuracy", len(data)) as step:
+        for (x, labels), first in zip(data.batches(BATCH), original, strict=True):
+            want = labels.numpy()
+            was = first == want
+            now = top1(session.run(None, {backend.INPUT: x.numpy()})[0]) == want
+            before, after = before + int(was.sum()), after + int(now.sum())
+            lost, gained = lost + int((was & ~now).sum()), gained + int((now & ~was).sum())
+            step(seen := seen + len(want))
+    return {
+        "original": before / seen, "original_interval": wilson(before, seen),
+        "pruned": after / seen, "pruned_interval": wilson(after, seen),
+        "drop": (before - after) / seen, "drop_interval": paired(lost, gained, seen), "images": seen,
+        "notes": list(getattr(data, "notes", ())), "unreadable": len(getattr(data, "unreadable", ())),
+    }  # fmt: skip

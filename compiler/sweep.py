@@ -1,0 +1,227 @@
+"""The sweep: plans measured in numbers, every finished point on disk, the work shared among ranks.
+
+A point is stored under what was measured (the plan's masks and the refit) in a file that says what it was measured
+on. Whoever asks again, another budget, another policy or the same command after a kill, gets it from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .calibration import Calibration
+from .clock import Clock, Progress
+from .errors import InputError, OutputError
+from .evaluate import Evaluator, Point
+from .frontends.data import Dataset, split
+from .passes import Prune, ReestimateBatchNorm, RefitReaders
+from .plan import Plan
+from .program import Program
+
+FORMAT = "svitc-sweep-1"
+BATCH = 50  # images at once: larger batches leave the processor's caches
+
+
+def fingerprint(program: Program, *more: Any) -> str:
+    """A digest of a program's weights and of whatever else decides a measurement."""
+    digest = hashlib.sha256()
+    for name, value in sorted(program.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(json.dumps(more, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+class Store:
+    """Finished points in a file, one JSON line each, the first line saying of what.
+
+    Args:
+        path: the file; None keeps points in memory only.
+        of: fingerprint of the model, the images and the settings.
+        resume: go on with what the file holds; else it is begun anew.
+
+    Raises:
+        InputError: the file is of another model, other images or other settings.
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path | None, of: str, resume: bool = False) -> None:
+        self.path, self.points = path, {}  # type: ignore[var-annotated]
+        if path is None:
+            return
+        if resume and path.is_file():
+            self._read(path, of)
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"format": FORMAT, "of": of}) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+    def _read(self, path: Path, of: str) -> None:
+        whole = path.read_text(errors="replace")
+        lines = whole.split("\n")
+        try:
+            head = json.loads(lines[0])
+        except json.JSONDecodeError:
+            head = {}
+        if not isinstance(head, dict) or head.get("format") != FORMAT:
+            raise InputError(f"{path} holds no points of a sweep", hint="Remove it, or leave --resume out.")
+        if head.get("of") != of:
+            raise InputError(
+                f"{path} is of another model, other images or other settings",
+                hint="Leave --resume out to begin anew, or give the same command as before.",
+            )
+        good = len(lines[0]) + 1
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+                self.points[entry["key"]] = Point(**entry["point"])
+            except (json.JSONDecodeError, KeyError, TypeError):
+                break  # a kill may cut the last line short
+            good += len(line) + 1
+        if good < len(whole):
+            with path.open("r+") as file:
+                file.truncate(good)
+
+    def add(self, key: str, point: Point, about: dict[str, Any]) -> None:
+        self.points[key] = point
+        if self.path is not None:
+            fields = {name: getattr(point, name) for name in point.__dataclass_fields__}
+            with self.path.open("a") as file:
+                file.write(json.dumps({"key": key, "point": fields, **about}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def key_of(plan: Plan, refit: str) -> str:
+    """Of what is measured: masks that remove something, and the refit."""
+    digest = hashlib.sha256(refit.encode())
+    for name in sorted(plan.keep):
+        if not plan.keep[name].all():
+            digest.update(name.encode() + np.packbits(plan.keep[name]).tobytes())
+    return digest.hexdigest()[:24]
+
+
+class Sweep:
+    """Measures plans.
+
+    Args:
+        program: the original.
+        evaluator: of the images that plans are chosen on.
+        calibration: of the images that refits use.
+        store: where finished points go.
+        world: ranks to share the work with; None for one.
+        progress: called as ``(stage, done, of)``.
+
+    Attributes:
+        measured: evaluations made now, those from the store not counted.
+        seconds: they took.
+        seen: the images are those that accuracies are reported on.
+    """
+
+    def __init__(
+        self, program: Program, evaluator: Evaluator, calibration: Calibration, store: Store, world: Any = None,
+        progress: Progress | None = None, seen: bool = False,
+    ) -> None:  # fmt: skip
+        self.seen = seen
+        self.program, self.evaluator, self.calibration = program, evaluator, calibration
+        self.store, self.world, self.progress = store, world, progress
+        self.measured, self.seconds = 0, 0.0
+
+    @property
+    def original(self) -> Point:
+        return self.evaluator.original
+
+    def to_json(self) -> dict[str, Any]:
+        """What the plans were chosen on, and the work it took."""
+        return {
+            "images": self.evaluator.images, "calibration_images": self.calibration.images,
+            "on_reported_images": self.seen, "evaluations": self.measured, "points": len(self.store.points),
+            "seconds": round(self.seconds, 3), "original": self.original.to_json(),
+        }  # fmt: skip
+
+    def build(self, plan: Plan, refit: str) -> Program:
+        """The pruned program, refitted: ``none``, ``batch-norm``, ``readers`` (closed form) or ``full``, both."""
+        pruned = self.program.copy()
+        Prune(plan)(pruned)
+        if refit in ("readers", "full"):
+            RefitReaders(self.program, plan, self.calibration)(pruned)
+        if refit in ("batch-norm", "full"):
+            ReestimateBatchNorm(self.program, plan, self.calibration.inputs)(pruned)
+        return pruned
+
+    def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Point]:
+        """Measure plans, in order; those that the store has are not measured again."""
+        keys = [key_of(plan, refit) for plan in plans]
+        todo = [(k, p) for k, p in dict(zip(keys, plans, strict=True)).items() if k not in self.store.points]
+        size, rank = (self.world.size, self.world.rank) if self.world is not None else (1, 0)
+        for start in range(0, len(todo), size):
+            if self.progress is not None:
+                self.progress(stage, len(plans) - len(todo) + start, len(plans))
+            batch = todo[start : start + size]
+            begun = time.perf_counter()
+            mine = None
+            if rank < len(batch):
+                key, plan = batch[rank]
+                mine = (key, self.evaluator(self.build(plan, refit)), {"refit": refit, "keeps": _widths(plan)})
+            found = [mine] if self.world is None else self.world.gather(mine)
+            for each in found:
+                if each is not None:
+                    self._keep(each, writer=rank == 0)
+            self.measured += len(batch)
+            self.seconds += time.perf_counter() - begun
+        if self.progress is not None and todo:
+            self.progress(stage, len(plans), len(plans))
+        return [self.store.points[key] for key in keys]
+
+    def _keep(self, found: tuple[str, Point, dict[str, Any]], writer: bool) -> None:
+        key, point, about = found
+        if writer:
+            self.store.add(key, point, about)
+        else:
+            self.store.points[key] = point
+
+
+def _widths(plan: Plan) -> dict[str, str]:
+    return {name: f"{int(mask.sum())}/{mask.size}" for name, mask in plan.keep.items() if not mask.all()}
+
+
+def prepare(
+    program: Program, data: Dataset, store: Store, sweep_images: int, calibration_images: int, seed: int, world: Any,
+    clock: Clock, seen: bool,
+) -> Sweep:  # fmt: skip
+    """A sweep on class-balanced samples of a data set: one that plans are measured on, one that refits look at.
+
+    Args:
+        seen: the data are those that accuracies are reported on.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    total = min(len(data), sweep_images + calibration_images)
+    calibration = min(calibration_images, total // 2)
+    # classes take turns in a balanced sample, so that a part of it is balanced, too
+    sample = split(data, total, seed)[0] if total < len(data) else split(data, total - 1, seed)[0]
+    batches = list(sample.batches(BATCH))
+    x = torch.cat([x for x, _ in batches], dim=program.input.batch_dim)
+    y = torch.cat([y for _, y in batches])
+    dim = program.input.batch_dim
+    rest = len(y) - calibration
+    threads = torch.get_num_threads() if world is not None else None
+    with clock.stage("run the original", rest) as step:
+        chunks = list(
+            zip(x.narrow(dim, calibration, rest).split(BATCH, dim), y[calibration:].split(BATCH), strict=True)
+        )
+        evaluator = Evaluator(program, chunks, threads=threads, progress=step)
+    with clock.stage("calibrate"):
+        taken = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], seed)
+    return Sweep(program, evaluator, taken, store, world, clock.progress, seen)

@@ -1,0 +1,122 @@
+"""The automatic policy: all rates chosen at once, from what each channel's loss costs after its readers made up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from svitc.errors import BudgetError
+from svitc.plan import Plan
+
+from .choices import Settings, Space
+from .curves import LADDER, Curve, curves
+from .problem import Problem
+
+SEARCH = 6  # halvings when the smallest plan within a drop is looked for
+GUARD = 1e-4  # nats; a difference of two divergences below it is noise
+
+
+@dataclass
+class Auto(Settings):
+    """A knapsack over measured curves.
+
+    1. Each group alone, at each rate of a ladder, with the readers of what is left re-solved in closed form
+       (passes/refit_readers.py): the divergence of the class probabilities from the original's, which is smoother
+       than accuracy on as many images.
+    2. Divergences of several cuts are taken to add up. From the whole model, again and again the step that costs
+       the least divergence for each byte is taken, of all groups and all rates below the present one, with bytes
+       as they are after the steps before it, until the budget is met.
+    3. The network is built with the readers of all cuts re-solved, and then all batch norms behind them re-estimated
+       (passes/reestimate_batch_norm.py).
+
+    Channels go in the order of the reconstruction criterion, so that silent and always-firing ones go first.
+
+    Attributes:
+        criterion: which channels of a group go first.
+        refit: of the network that is built; its curves use ``readers`` where this is ``full``.
+    """
+
+    criterion: str = "reconstruction"
+    refit: str = "full"
+
+    def plan(self, problem: Problem) -> Plan:
+        """The plan.
+
+        Raises:
+            UsageError: no data, or neither a budget nor a drop.
+            BudgetError: even the smallest widths exceed the limit, or no plan stays within the drop.
+        """
+        measure = problem.required_measure("auto")
+        if problem.max_drop is None:
+            problem.required_limit("auto")
+        space = Space(problem.program, self, problem.calibrating)
+        if problem.limit is not None:
+            space.require(problem.cost, problem.limit, problem.what)
+        alone = "readers" if self.refit == "full" else self.refit
+        found = curves(problem, space, LADDER, alone, "auto")
+        if problem.limit is not None:
+            index = self.at(problem, space, found, problem.limit)
+        else:
+            index = self._smallest(problem, space, found, measure)
+        if problem.max_drop is not None and problem.limit is not None:
+            point = measure([space.plan(index)], self.refit, "the plan")[0]
+            if point.drop > problem.max_drop:
+                best = self._smallest(problem, space, found, measure)
+                kept = space.cost(problem.cost, best) / problem.cost()
+                raise BudgetError(
+                    f"the budget costs {100 * point.drop:.1f} points, more than the {100 * problem.max_drop:g} allowed",
+                    hint=f"The best that was found within them keeps {kept:.4f}. Or add --finetune.",
+                )
+        plan = space.plan(index)
+        plan.made_by = {"policy": "auto", **self.to_json()}
+        return plan
+
+    def at(self, problem: Problem, space: Space, found: list[Curve], limit: int) -> list[int]:
+        """The index that the knapsack gives for a limit."""
+        index, spent = list(space.full), [0.0] * len(space.choices)
+        order: list[int] = []
+        while (now := space.cost(problem.cost, index)) > limit:
+            best: tuple[float, int, int, float] | None = None
+            for i, curve in enumerate(found):
+                for at, cost in _monotone(curve):
+                    if at >= index[i]:
+                        continue
+                    saved = now - space.cost(problem.cost, [*index[:i], at, *index[i + 1 :]])
+                    ratio = max(cost - spent[i], GUARD) / saved
+                    if best is None or ratio < best[0]:
+                        best = (ratio, i, at, cost)
+            if best is None:  # the measured rates end before the budget does
+                i = max(range(len(index)), key=lambda i: space.choices[i].widths[index[i]] / space.choices[i].axis.size)
+                index[i] -= 1
+                continue
+            _, i, at, spent[i] = best
+            index[i] = at
+            order.append(i)
+        # give back what the last steps took too much, the dearest first
+        space.fill(problem.cost, index, limit, [*dict.fromkeys(reversed(order)), *range(len(index))])
+        return index
+
+    def _smallest(self, problem: Problem, space: Space, found: list[Curve], measure: Any) -> list[int]:
+        """The smallest plan within the drop, by halving the range of sizes."""
+        assert problem.max_drop is not None
+        whole = problem.cost()
+        low, high, best = space.cost(problem.cost, [0] * len(space.choices)), whole, list(space.full)
+        for _ in range(SEARCH):
+            middle = (low + high) // 2
+            index = self.at(problem, space, found, middle)
+            point = measure([space.plan(index)], self.refit, "smallest within the drop")[0]
+            problem.say(f"{middle / whole:.1%} kept: {100 * point.drop:.1f} points lost")
+            if point.drop <= problem.max_drop:
+                high, best = middle, index
+            else:
+                low = middle
+        return best
+
+
+def _monotone(curve: Curve) -> list[tuple[int, float]]:
+    """(index, divergence) of a curve, never falling as more goes."""
+    highest, steps = 0.0, []
+    for at, point in curve.steps:
+        highest = max(highest, point.divergence)
+        steps.append((at, highest))
+    return steps

@@ -1,0 +1,85 @@
+"""Sensitivity: accuracy and size against the pruning rate, for each choice alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .choices import Choice, Space
+from .problem import Problem
+
+LADDER = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.9375, 0.96875)
+HOPELESS = 0.30  # accuracy lost by one choice alone, beyond which its higher rates are not measured
+
+
+@dataclass
+class Curve:
+    """What pruning one choice costs, all else whole.
+
+    Attributes:
+        choice: which.
+        steps: (index into its widths, what was measured there), from the first cut on; the whole is not in it.
+    """
+
+    choice: Choice
+    steps: list[tuple[int, Any]] = field(default_factory=list)
+
+
+def ladder(choice: Choice, rates: Sequence[float]) -> list[int]:
+    """Indices into a choice's widths for the rates, without those that cut nothing, or the same twice."""
+    found = dict.fromkeys(choice.at(1 - rate) for rate in rates)
+    return [index for index in found if index != choice.full]
+
+
+def most(space: Space, rates: Sequence[float]) -> int:
+    """Evaluations that the curves take at most."""
+    return sum(len(ladder(choice, rates)) for choice in space.choices)
+
+
+def curves(problem: Problem, space: Space, rates: Sequence[float], refit: str, policy: str) -> list[Curve]:
+    """Measure each choice alone, rate by rate; a choice that is lost is not cut further.
+
+    One rate of all choices is one batch, which ranks share.
+    """
+    measure = problem.required_measure(policy)
+    found = [Curve(choice) for choice in space.choices]
+    steps = [ladder(choice, rates) for choice in space.choices]
+    problem.say(f"sensitivity: at most {most(space, rates)} evaluations of {len(found)} groups at {len(rates)} rates")
+    alive = set(range(len(found)))
+    for at in range(max(map(len, steps), default=0)):
+        wave = [i for i in sorted(alive) if at < len(steps[i])]
+        plans = []
+        for i in wave:
+            index = list(space.full)
+            index[i] = steps[i][at]
+            plans.append(space.plan(index))
+        for i, point in zip(wave, measure(plans, refit, f"sensitivity {at + 1}/{len(rates)}"), strict=True):
+            found[i].steps.append((steps[i][at], point))
+            if point.drop > HOPELESS:
+                alive.discard(i)
+    return found
+
+
+def to_json(problem: Problem, space: Space, found: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Curves as JSON values: one entry a choice, with what each step keeps."""
+    whole = problem.cost()
+    rows = []
+    for i, curve in enumerate(found):
+        entry: dict[str, Any] = {
+            "group": curve.choice.name, "size": curve.choice.axis.size,
+            "heads": curve.choice.groups[0].heads, "steps": [],
+        }  # fmt: skip
+        for at, point in curve.steps:
+            index = list(space.full)
+            index[i] = at
+            kept = space.cost(problem.cost, index)
+            entry["steps"].append(
+                {
+                    "width": curve.choice.widths[at],
+                    "rate": 1 - curve.choice.widths[at] / curve.choice.axis.size,
+                    problem.what: kept, "saved": 1 - kept / whole, **point.to_json(),
+                }
+            )  # fmt: skip
+        rows.append(entry)
+    return rows

@@ -1,0 +1,61 @@
+"""The problem that a policy solves: a program, what it may cost, and a way to measure plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from svitc.budget import Cost
+from svitc.calibration import Calibration
+from svitc.errors import UsageError
+from svitc.plan import Plan
+from svitc.program import Program
+
+
+class Measure(Protocol):
+    """What measures plans: ``svitc.sweep.Sweep``."""
+
+    @property
+    def original(self) -> Any: ...
+
+    def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Any]: ...
+
+
+@dataclass
+class Problem:
+    """What is asked of a policy.
+
+    Attributes:
+        program: the original, ready to be pruned; not to be changed.
+        cost: of any widths.
+        limit: the most that may be kept, or None: as little as ``max_drop`` allows.
+        what: ``bytes`` or ``parameters``.
+        measuring: gives what measures plans, on first use; None without data.
+        calibrating: gives statistics on images, on first use; None without data.
+        max_drop: the most accuracy that may be lost, a share (0.03 is three points), or None.
+        say: called with a sentence on each decision.
+    """
+
+    program: Program
+    cost: Cost
+    limit: int | None
+    what: str = "bytes"
+    measuring: Callable[[], Measure] | None = None
+    calibrating: Callable[[], Calibration] | None = None
+    max_drop: float | None = None
+    say: Callable[[str], None] = lambda sentence: None
+
+    def required_limit(self, policy: str) -> int:
+        """Raises UsageError where the policy cannot do without a budget."""
+        if self.limit is None:
+            raise UsageError(f"policy {policy!r} needs a budget", hint="Give --budget, such as --budget 0.78.")
+        return self.limit
+
+    def required_measure(self, policy: str) -> Measure:
+        """Raises UsageError where the policy cannot do without data."""
+        if self.measuring is None:
+            raise UsageError(
+                f"policy {policy!r} measures accuracy", hint="Give labelled images with --data, or --policy uniform."
+            )
+        return self.measuring()
