@@ -184,7 +184,7 @@ def compile(
                 max_drop=None if max_drop is None else max_drop / 100, sweep_images=sweep_images,
                 calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
                 finetune=finetune,
-                finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment, "world": world}
+                finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
                 if finetune else {},
                 reparam=reparam, images=verify_images, seed=seed, progress=show, world=world,
                 say=None if as_json or verbose or not writer else console.decision,

@@ -216,7 +216,7 @@ def prepare(
     y = torch.cat([y for _, y in batches])
     dim = program.input.batch_dim
     rest = len(y) - calibration
-    threads = torch.get_num_threads() if world is not None else None
+    threads = torch.get_num_threads()  # ranks, and whoever runs several of these, have set it to their share
     with clock.stage("run the original", rest) as step:
         chunks = list(
             zip(x.narrow(dim, calibration, rest).split(BATCH, dim), y[calibration:].split(BATCH), strict=True)

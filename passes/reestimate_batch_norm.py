@@ -21,12 +21,14 @@ TINY = 1e-4  # a channel's variance hardly changes by more than its inverse
 class ReestimateBatchNorm(Pass):
     """Shift and scale the statistics of every batch norm behind a cut, in the order of execution.
 
-    before   mean, variance                    as learnt from the original's values x
-    after    mean + mean(x') - mean(x)         x' what comes in now, through batch norms already re-estimated
-             variance * var(x') / var(x)
+    before   m, v                              as learnt from the original's values x
+    after    v' = r (v + eps) - eps            r = var(x') / var(x), x' what comes in now, through batch norms
+             m' = mean(x') - (mean(x) - m) r^½     already re-estimated
 
-    Both networks run side by side on the same images, so that what is peculiar to the images cancels out: a few
-    hundred of them do, and a batch norm that nothing changed keeps its statistics to the last bit.
+    so that what a batch norm puts out has the mean and the variance that it had. Both networks run side by side on
+    the same images, so that what is peculiar to the images cancels out: a few hundred of them do, and a batch norm
+    that nothing changed keeps its statistics to the last bit. It starts from the original's statistics, whatever
+    another refit has made of them: x' holds all of it.
     """
 
     requires = (Stage.PRUNED, Stage.PRUNED)
@@ -55,7 +57,8 @@ class ReestimateBatchNorm(Pass):
                     module = program.module_of(node)
                     if ops.is_batch_norm(module):
                         kept = chosen(self.original.parameters_of(twin)["running_mean"][0])
-                        _shift(module, ours[node.all_input_nodes[0]], theirs[twin.all_input_nodes[0]], kept)
+                        learnt = self.original.module_of(twin)
+                        _shift(module, learnt, ours[node.all_input_nodes[0]], theirs[twin.all_input_nodes[0]], kept)
                         result.changed.append(str(node.target))
                     ours[node] = _run(program, node, ours, self.inputs)
                 _forget(node, ours)
@@ -65,12 +68,15 @@ class ReestimateBatchNorm(Pass):
         return result
 
 
-def _shift(norm: Any, now: torch.Tensor, before: torch.Tensor, kept: Any) -> None:
+def _shift(norm: Any, learnt: Any, now: torch.Tensor, before: torch.Tensor, kept: Any) -> None:
+    mean, var = learnt.running_mean, learnt.running_var
     if kept is not None:
-        before = before.index_select(1, torch.from_numpy(kept))
+        index = torch.from_numpy(kept)
+        before, mean, var = before.index_select(1, index), mean[index], var[index]
     others = [i for i in range(now.ndim) if i != 1]
-    norm.running_mean.add_(now.mean(others) - before.mean(others))
-    norm.running_var.mul_((now.var(others) / before.var(others).clamp_min(TINY**2)).clamp(TINY, 1 / TINY))
+    ratio = (now.var(others) / before.var(others).clamp_min(TINY**2)).clamp(TINY, 1 / TINY)
+    norm.running_mean.copy_(now.mean(others) - (before.mean(others) - mean) * ratio.sqrt())
+    norm.running_var.copy_(((var + norm.eps) * ratio - norm.eps).clamp_min(0))
 
 
 def _run(program: Program, node: fx.Node, values: dict[fx.Node, Any], x: torch.Tensor) -> Any:

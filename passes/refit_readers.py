@@ -80,7 +80,14 @@ class RefitReaders(Pass):
             projection.weight.copy_(weight.reshape(projection.weight.shape))
             if norm is not None and ops.is_batch_norm(behind := program.module_of(norm)):
                 assert behind.running_mean is not None and behind.running_var is not None
-                behind.running_mean.add_(shift)
-                behind.running_var.mul_((now / then.clamp_min(1e-12)).clamp(1e-3, 1e3))
+                behind.running_mean.copy_(self._of(norm, "running_mean", outputs) + shift)
+                behind.running_var.copy_(
+                    self._of(norm, "running_var", outputs) * (now / then.clamp_min(1e-12)).clamp(1e-3, 1e3)
+                )
             elif projection.bias is not None:
-                projection.bias.sub_(shift)
+                projection.bias.copy_(self._of(node, "bias", outputs) - shift)
+
+    def _of(self, node: fx.Node, name: str, outputs: np.ndarray | None) -> torch.Tensor:
+        """The original's parameter, cut: a second run starts from it as the first did."""
+        whole = attribute_of(self.original.module, f"{node.target}.{name}").detach()
+        return whole if outputs is None else whole[torch.from_numpy(outputs)]

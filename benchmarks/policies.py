@@ -1,0 +1,157 @@
+"""All policies on one trained model: memory saved against accuracy, without and with fine-tuning.
+
+    python benchmarks/policies.py spikformer-cifar10.pt --train cifar10-train.zip --test cifar10-test.zip --epochs 1
+
+Plans are chosen, refitted and fine-tuned on the training images alone; the test images are looked at once for every
+figure in the table, when its file is written. Jobs run side by side, one thread each. A finished job is on disk
+(`--work`), so that a run that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# (name, policy, budget, options): the published savings for the published policies, and ours beyond them
+JOBS = [
+    ("psvit", "psvit", 0.776, {}),
+    ("primesvt", "primesvt", 0.7332, {}),
+    ("auto 0.55", "auto", 0.55, {}),
+    ("auto 0.35", "auto", 0.35, {}),
+    ("primesvt at 3 points", "primesvt", None, {"max_drop": 0.03}),
+    ("auto at 3 points", "auto", None, {"max_drop": 0.03}),
+    ("uniform", "uniform", 0.776, {}),
+]
+TUNED = ("psvit", "primesvt", "auto 0.55", "auto 0.35")
+
+
+def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    """One row: the compiled model, and the same plan fine-tuned."""
+    name, policy, budget, extra = job
+    done = args.work / f"{name.replace(' ', '-')}.json"
+    if done.is_file():
+        return dict(json.loads(done.read_text()))
+    import torch
+
+    from svitc import Compiler, Options, load
+    from svitc.frontends.data import load_data
+    from svitc.passes.policies import make
+
+    torch.set_num_threads(args.threads)
+    program = load(args.model)
+    test = load_data(args.test, program.input, program.info, limit=args.limit)
+    train = load_data(args.train, program.input, program.info)
+    options = Options(
+        data=test, train_data=train, sweep_images=args.sweep_images, calibration_images=args.calibration_images,
+        sweep_file=args.work / f"{name.replace(' ', '-')}.sweep.jsonl", resume=True, **extra,
+    )  # fmt: skip
+    compiler = Compiler(program, make(policy), options)
+    pruned = compiler.compile(budget)
+    row: dict[str, Any] = {"name": name, "policy": policy, "pruned": kept(pruned.report), "tuned": None}
+    if name in TUNED and args.epochs:
+        options.finetune = args.epochs
+        options.finetune_options = {"lr": args.lr}
+        options.finetune_file = args.work / f"{name.replace(' ', '-')}.finetune.pt"
+        row["tuned"] = kept(compiler.compile(plan=pruned.plan).report)
+    done.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def kept(report: dict[str, Any]) -> dict[str, Any]:
+    """What the table and the plot need of a report."""
+    keys = ("memory", "parameters", "macs", "accuracy", "policy", "groups", "decisions", "sweep", "finetune", "seconds")
+    found = {key: report[key] for key in keys}
+    found["verify"] = {k: report["verify"][k] for k in ("status", "flips_beyond_rounding")}
+    return found
+
+
+def row_text(row: dict[str, Any]) -> str:
+    report = row["pruned"]
+    cells = [row["name"], f"{1 - report['memory']['ratio']:.2%}"]
+    for each in (row["pruned"], row["tuned"]):
+        if each is None:
+            cells += ["-", "-"]
+            continue
+        accuracy = each["accuracy"]
+        low, high = (100 * v for v in accuracy["drop_interval"])
+        cells += [f"{accuracy['pruned']:.2%}", f"{100 * accuracy['drop']:+.2f} ({low:+.2f} to {high:+.2f})"]
+    sweep = report["sweep"]
+    cells += [str(sweep["evaluations"]) if sweep else "-", f"{report['seconds'].get('plan', 0):.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "svitc"
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for policy, marker in (("uniform", "x"), ("psvit", "s"), ("primesvt", "^"), ("auto", "o")):
+        for key, filled in (("pruned", False), ("tuned", True)):
+            points = [
+                (100 * (1 - r[key]["memory"]["ratio"]), 100 * r[key]["accuracy"]["drop"])
+                for r in rows if r["policy"] == policy and r[key] is not None
+            ]  # fmt: skip
+            if points:
+                label = f"{policy}, fine-tuned" if filled else policy
+                axes.plot(*zip(*sorted(points), strict=True), marker, fillstyle="full" if filled else "none", label=label)
+    axes.set_xlabel("memory saved, %")
+    axes.set_ylabel("top-1 lost, points")
+    axes.set_yscale("symlog", linthresh=4)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set_title(title)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="of the test images; all by default")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--sweep-images", type=int, default=1500)
+    parser.add_argument("--calibration-images", type=int, default=384)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="names of the jobs to run")
+    parser.add_argument("--work", type=Path, default=Path("policies-work"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "policies")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    jobs = [job for job in JOBS if not args.only or job[0] in args.only]
+    with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
+        rows = list(pool.map(work, jobs, [args] * len(jobs)))
+    from common import environment
+
+    first = rows[0]["pruned"]["accuracy"]
+    lines = [
+        f"# Policies on {args.model.name}", "",
+        f"Original: {first['original']:.2%} of {first['images']:,} test images"
+        f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Plans, refits and"
+        f" fine-tuning ({args.epochs} epochs) use the training images only. Drops are points lost, with their paired"
+        " 95% intervals.", "",
+        "| policy | memory saved | top-1 | drop | top-1 fine-tuned | drop fine-tuned | evaluations | planning s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *map(row_text, rows), "",
+        f"Command: `python benchmarks/policies.py {args.model.name} --train {args.train.name} --test {args.test.name}"
+        f" --epochs {args.epochs} --lr {args.lr:g} --sweep-images {args.sweep_images}`", "",
+    ]  # fmt: skip
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.with_suffix(".md").write_text("\n".join(lines))
+    args.out.with_suffix(".json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    plot(rows, args.out.with_suffix(".svg"), args.model.stem)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

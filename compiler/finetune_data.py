@@ -1,0 +1,188 @@
+"""Images for fine-tuning: read once, one slice held out, the rest in a new order every epoch, and jittered.
+
+All that is random follows from the seed, the epoch and the step alone, so that a resumed run goes on as if it had
+never stopped, and every rank draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from .errors import InputError, UsageError
+from .program import InputSpec
+
+MEMORY = 4_000_000_000  # bytes of images that are kept; more are read again every epoch
+READ = 256
+HELD_OUT_SHARE = 0.05
+AUGMENTATIONS = ("flip", "crop")
+BORDER = 8  # a crop moves by at most one part in so many
+
+
+class Data(Protocol):
+    """Labelled batches in the program's input layout, in a fixed order.
+
+    Where it has ``labels`` and ``subset(indices)``, another data set of those images in that order, it may be larger
+    than memory.
+    """
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Images(ABC):
+    """Labelled images by number.
+
+    Attributes:
+        labels: ``[N]``.
+        key: what tells these images from others.
+    """
+
+    labels: torch.Tensor
+    key: str
+
+    @abstractmethod
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images in the program's input layout, with their labels; one that cannot be read may be missing."""
+
+
+class InMemory(Images):
+    """All images, float32."""
+
+    def __init__(self, data: Data, spec: InputSpec, step: Callable[[int], None]) -> None:
+        self.batch_dim = spec.batch_dim
+        self.images = torch.empty(len(data), *spec.shape)
+        labels: list[torch.Tensor] = []
+        count = 0
+        for x, y in data.batches(READ):
+            x = x.movedim(spec.batch_dim, 0)
+            self.images[count : count + len(x)] = x
+            labels.append(y)
+            count += len(x)
+            step(count)
+        if count < 2:
+            raise InputError(f"{count} images are too few to fine-tune on", hint="Give more with --train-data.")
+        self.images, self.labels = self.images[:count], torch.cat(labels).long()
+        few = self.images[:: max(1, count // 64)].contiguous()
+        self.key = _key(count, self.labels, few)
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[indices].movedim(0, self.batch_dim), self.labels[indices]
+
+
+class Reread(Images):
+    """Images that do not fit into memory, read when they are needed."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.labels = torch.as_tensor(data.labels).long()
+        few, _ = self.take(torch.arange(0, len(self.labels), max(1, len(self.labels) // 16)))
+        self.key = _key(len(self.labels), self.labels, few.contiguous())
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for x, y in self.data.subset(indices.tolist()).batches(len(indices)):
+            return x, y.long()
+        raise InputError(f"none of {len(indices)} images of the training data can be read")
+
+
+def open_images(data: Data, spec: InputSpec, step: Callable[[int], None], memory: int = MEMORY) -> Images:
+    """Read all images, or prepare to read them when they are needed.
+
+    Raises:
+        InputError: fewer than two images, or too many that cannot be read.
+        UsageError: more than fit, and no way to read them out of order.
+    """
+    size = 4 * len(data) * math.prod(spec.shape)
+    if size <= memory:
+        return InMemory(data, spec, step)
+    if hasattr(data, "subset") and hasattr(data, "labels"):
+        return Reread(data)
+    raise UsageError(
+        f"{len(data)} images take {size / 1e9:.1f} GB, more than is kept in memory, and cannot be read in random order",
+        hint="Give fewer images with --limit, or a folder, a .zip or an .npz.",
+    )
+
+
+def _key(count: int, *parts: torch.Tensor) -> str:
+    digest = hashlib.sha256(str(count).encode())
+    for part in parts:
+        digest.update(part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def split(labels: torch.Tensor, held_out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices to train on and indices to judge by; the latter are spread evenly over the classes.
+
+    Args:
+        held_out: how many at most; at most 5% are taken, but one of each class where that leaves a half to train on.
+    """
+    count = len(labels)
+    generator = torch.Generator().manual_seed(seed)
+    members = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+    members = [part[torch.randperm(len(part), generator=generator)] for part in members]
+    wanted = max(min(held_out, int(count * HELD_OUT_SHARE)), min(len(members), count // 2), 1)
+    turns = max(len(part) for part in members)
+    chosen = [int(part[turn]) for turn in range(turns) for part in members if turn < len(part)][:wanted]
+    judged = torch.tensor(sorted(chosen))
+    mask = torch.ones(count, dtype=torch.bool)
+    mask[judged] = False
+    return torch.nonzero(mask)[:, 0], judged
+
+
+def augmentation(text: str, spec: InputSpec) -> tuple[str, ...]:
+    """What ``auto``, ``none`` or a list such as ``flip,crop`` means for a model's input.
+
+    Raises:
+        UsageError: an unknown name, or one that makes no sense for event frames.
+    """
+    if text == "auto":
+        return AUGMENTATIONS if not spec.events and spec.shape[0] == 3 else ()
+    names = () if text == "none" else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise UsageError(
+                f"{name!r} is no augmentation", hint=f"There are {', '.join(AUGMENTATIONS)}, auto and none."
+            )
+    return names
+
+
+def random_of(*numbers: int) -> torch.Generator:
+    """A generator that these numbers determine."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def jitter(
+    x: torch.Tensor, names: Sequence[str], generator: torch.Generator, first: int, count: int, batch_dim: int = 0
+) -> torch.Tensor:
+    """Flip and shift each image by its own random choice.
+
+    Args:
+        x: images ``first``, ``first + 1``, … of a batch of ``count``, whose choices are drawn together. All frames
+            of an event recording move alike. What a shift uncovers is 0, the mean colour, after normalisation.
+    """
+    flips = torch.rand(count, generator=generator) < 0.5
+    height, width = x.shape[-2:]
+    down, across = max(1, height // BORDER), max(1, width // BORDER)
+    tops = torch.randint(0, 2 * down + 1, (count,), generator=generator).tolist()
+    lefts = torch.randint(0, 2 * across + 1, (count,), generator=generator).tolist()
+    mine = range(first, first + x.shape[batch_dim])
+    if "flip" in names:
+        shape = [1] * x.ndim
+        shape[batch_dim] = -1
+        x = torch.where(flips[first : mine.stop].reshape(shape), x.flip(-1), x)
+    if "crop" in names:
+        padded = F.pad(x, (across, across, down, down))
+        parts = [
+            padded.select(batch_dim, i)[..., tops[k] : tops[k] + height, lefts[k] : lefts[k] + width]
+            for i, k in enumerate(mine)
+        ]
+        x = torch.stack(parts, batch_dim)
+    return x
