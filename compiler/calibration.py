@@ -113,7 +113,7 @@ class Calibration:
                 mean = logits.mean(0) if logits.ndim == 3 else logits
                 loss = F.cross_entropy(mean, labels, reduction="sum")
                 values = list(keeper.values.items())
-                gradients = torch.autograd.grad(loss, [v for _, v in values], allow_unused=True)
+                gradients = torch.autograd.grad(loss, [v for _, v in values], allow_unused=True) if values else ()
             for (node, value), gradient in zip(values, gradients, strict=True):
                 if gradient is not None:
                     dims = self.program.type_of(node)

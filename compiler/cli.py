@@ -12,11 +12,12 @@ from typing import Annotated
 import typer
 
 from . import cli_compile, cli_sensitivity, console
-from .cli_common import EPILOG, app, load_labelled, options, start, state
+from .cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
 from .cli_options import (
     Arch,
     ArchArgs,
     AsJson,
+    Crop,
     DataPath,
     Ema,
     Fix,
@@ -25,6 +26,7 @@ from .cli_options import (
     Limit,
     Mean,
     ModelPath,
+    Resize,
     Seed,
     Std,
     TimeSteps,
@@ -79,6 +81,8 @@ def verify(
     limit: Limit = None,
     mean: Mean = None,
     std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
     images: Images = 16,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -90,7 +94,7 @@ def verify(
 
     with console.progress(quiet=as_json or verbose) as show:
         program, exported = driver.open_folder(folder)
-        labelled = load_labelled(data, program, limit, seed, mean, std)
+        labelled = load_labelled(data, program, limit, seed, Preparation(mean, std, resize, crop))
         verdict = driver.verify_folder(program, exported, labelled, images, seed, show)
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,23 @@ def options(
     }  # fmt: skip
 
 
-def load_labelled(
-    path: Path | None, program: Any, limit: int | None, seed: int, mean: str | None, std: str | None
-) -> Any:
+@dataclass(frozen=True)
+class Preparation:
+    """How images become inputs: ``--mean``, ``--std``, ``--resize``, ``--crop``, as given."""
+
+    mean: str | None = None
+    std: str | None = None
+    resize: int | None = None
+    crop: int | None = None
+
+
+def load_labelled(path: Path | None, program: Any, limit: int | None, seed: int, how: Preparation) -> Any:
     """The images of ``--data`` or ``--train-data``; None where there are none."""
     if path is None:
         return None
-    from .frontends.data import load_data
+    from .frontends.data import is_factory, load_data
+
+    mean, std = how.mean, how.std
 
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std go together")
@@ -101,8 +112,12 @@ def load_labelled(
         channels = program.input.shape[-3]
         if {len(values) for values in given.values()} != {channels} or min(given["std"]) <= 0:
             raise UsageError(f"--mean and --std must be {channels} numbers each, one a channel, --std above 0")
+        if is_factory(path):
+            raise UsageError(f"--mean and --std do not apply to {path}: a factory gives images as the model takes them")
         program.info["normalize"] = given
-    elif program.info.get("normalize") is None:
+    elif program.info.get("normalize") is None and not is_factory(path):
         notes = program.info.setdefault("assumptions", [])
-        notes.append("images are only scaled to [0, 1], as nothing says how they are normalised; give --mean and --std")
-    return load_data(path, program.input, program.info, limit=limit, seed=seed)
+        note = "images are only scaled to [0, 1], as nothing says how they are normalised; give --mean and --std"
+        if note not in notes:
+            notes.append(note)
+    return load_data(path, program.input, program.info, limit=limit, seed=seed, resize=how.resize, crop=how.crop)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import console
-from .cli_common import load_labelled, options, start
+from .cli_common import Preparation, load_labelled, options, start
 from .cli_options import (
     CUT,
     TUNE,
@@ -20,6 +20,7 @@ from .cli_options import (
     AsJson,
     CalibrationImages,
     Criterion,
+    Crop,
     DataPath,
     Ema,
     Exclude,
@@ -33,6 +34,7 @@ from .cli_options import (
     PruneHeads,
     Refit,
     Reparam,
+    Resize,
     Resume,
     RoundTo,
     Seed,
@@ -94,6 +96,8 @@ def compile(
     limit: Limit = None,
     mean: Mean = None,
     std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
     sweep_images: SweepImages = 1000,
     calibration_images: CalibrationImages = 256,
     resume: Resume = False,
@@ -151,6 +155,8 @@ def compile(
         raise UsageError(f"--max-drop {max_drop:g} is not a number of points between 0 and 100")
     if max_drop is not None and data is None and train_data is None:
         raise UsageError("--max-drop is measured on images", hint="Give them with --data.")
+    if refit not in (None, "none") and plan is None and data is None and train_data is None:
+        raise UsageError(f"--refit {refit} looks at images", hint="Give them with --data.")
     if finetune and train_data is None:
         raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
     from .budget import parse_budget
@@ -158,6 +164,7 @@ def compile(
     budgets = [parse_budget(text) for text in budget.split(",")] if budget is not None else [None]
     if len(budgets) > 1 and plan is not None:
         raise UsageError("--plan replays one plan; give one --budget, or none")
+    how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from .files import writable
 
@@ -179,8 +186,8 @@ def compile(
             seconds: dict[str, float] = {}
             program = driver.load(model, seconds=seconds, progress=show, **given)
             settings = Options(
-                data=load_labelled(data, program, limit, seed, mean, std),
-                train_data=load_labelled(train_data, program, None, seed, mean, std),
+                data=load_labelled(data, program, limit, seed, how),
+                train_data=load_labelled(train_data, program, None, seed, how),
                 max_drop=None if max_drop is None else max_drop / 100, sweep_images=sweep_images,
                 calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
                 finetune=finetune,
@@ -199,6 +206,7 @@ def compile(
                 except BudgetError as problem:
                     if len(budgets) == 1:
                         raise
+                    problem.message = f"{each.text if each else ''}: {problem.message}"
                     problems.append(problem)
                     continue
                 paths = done.write(folder) if writer else []
@@ -221,8 +229,10 @@ def compile(
             f"the ONNX file is not the same network: it diverges first at {place}",
             hint=f"The files are in {folder} for a look; do not deploy them. Please report this.",
         )
+    for earlier in problems[:-1]:
+        console.error(earlier)
     if problems:
-        raise problems[0]
+        raise problems[-1]
 
 
 def beside(out: Path, suffix: str) -> Path:

@@ -85,7 +85,9 @@ DataPath = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Labelled images: a folder of class folders, a .zip of one, or an .npz with images and labels.",
+        metavar="PATH|MODULE:FACTORY",
+        help="Labelled images: a folder of class folders, a .zip of one, an .npz with images and labels, or a factory "
+        "of a DataLoader by name, which is run.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use a class-balanced sample of this many images.")]
@@ -94,6 +96,12 @@ Mean = Annotated[
     typer.Option(metavar="R,G,B", help="Mean of each channel of --data, of values in [0, 1]; else the checkpoint's."),
 ]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of each channel, likewise.")]
+Resize = Annotated[
+    int | None, typer.Option(min=1, help="Scale the shorter side of each image to this first, as for ImageNet.")
+]
+Crop = Annotated[
+    int | None, typer.Option(min=1, help="Cut a square of this side from the centre; by default the model's input.")
+]
 Images = Annotated[
     int,
     typer.Option("--verify-images", min=1, help="Images that verification looks at: from --data, else random."),

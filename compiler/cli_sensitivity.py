@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import console
-from .cli_common import load_labelled, options, start
+from .cli_common import Preparation, load_labelled, options, start
 from .cli_compile import beside, ranks
 from .cli_options import (
     Arch,
@@ -17,6 +17,7 @@ from .cli_options import (
     AsJson,
     CalibrationImages,
     Criterion,
+    Crop,
     DataPath,
     Ema,
     Exclude,
@@ -27,6 +28,7 @@ from .cli_options import (
     ModelPath,
     PruneHeads,
     Refit,
+    Resize,
     Resume,
     RoundTo,
     Seed,
@@ -56,6 +58,8 @@ def sensitivity(
     prune_heads: PruneHeads = False,
     mean: Mean = None,
     std: Std = None,
+    resize: Resize = None,
+    crop: Crop = None,
     sweep_images: SweepImages = 1000,
     calibration_images: CalibrationImages = 256,
     resume: Resume = False,
@@ -85,6 +89,7 @@ def sensitivity(
         wanted = []
     if not wanted or wanted != sorted(wanted) or not all(0 < rate < 1 for rate in wanted):
         raise UsageError(f"--rates {rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75.")
+    how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from . import driver
     from .compilation import Compiler, Options
@@ -102,7 +107,7 @@ def sensitivity(
             seconds: dict[str, float] = {}
             program = driver.load(model, seconds=seconds, progress=show, **given)
             compiler = Compiler(program, None, Options(
-                data=load_labelled(data, program, None, seed, mean, std), sweep_images=sweep_images,
+                data=load_labelled(data, program, None, seed, how), sweep_images=sweep_images,
                 calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
                 seed=seed, progress=show, world=world,
                 say=None if as_json or verbose or not writer else console.decision,

@@ -38,7 +38,7 @@ class Compiled:
 
     Attributes:
         program: pruned; still trains.
-        onnx: the file's bytes.
+        onnx: the file's bytes; empty on all ranks of a distributed run but the first.
         plan: what stayed.
         report: see docs/report.md for the keys.
         verdict: of the verification.
@@ -199,6 +199,8 @@ class Compiler:
             pruned = self._build(program, chosen, refit, reparam)
         tuned = self._finetune(pruned, wanted)
         pruned = tuned.program if tuned is not None else pruned
+        if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
+            return Compiled(pruned, b"", chosen, {}, Verdict())
         with clock.stage("export"):
             exported = export(pruned)
             stored = backend.weight_bytes(exported)

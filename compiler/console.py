@@ -120,7 +120,7 @@ def share_interval(interval: Sequence[float]) -> str:
 
 def points_interval(drop: Sequence[float]) -> str:
     """The interval of a change in points, from that of the drop."""
-    return f"{-100 * drop[1]:+.2f} to {-100 * drop[0]:+.2f}"
+    return f"{0.0 - 100 * drop[1]:+.2f} to {0.0 - 100 * drop[0]:+.2f}"
 
 
 def decision(sentence: str) -> None:
@@ -142,7 +142,7 @@ def front(reports: list[dict[str, Any]], out_folder: Path) -> None:
         table.add_row(
             str(report["budget"]["text"]), amount(memory["compiled_bytes"]), f"[bold]{memory['ratio']:.4f}[/]",
             f"{report['parameters']['compiled']:,}", f"{report['macs']['compiled'] / 1e6:,.1f}",
-            f"{accuracy['pruned']:.2%}" if seen else "-", f"{-100 * accuracy['drop']:+.2f} points" if seen else "-",
+            f"{accuracy['pruned']:.2%}" if seen else "-", f"{0.0 - 100 * accuracy['drop']:+.2f} points" if seen else "-",
             points_interval(accuracy["drop_interval"]) if seen else "-", report["verify"]["status"],
         )  # fmt: skip
     out.print(table)
@@ -168,8 +168,8 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
     for group in report["groups"]:
         size = f"{group['heads']} x {group['size']}" if group["heads"] > 1 else str(group["size"])
         cells = []
-        for rate in report["rates"]:
-            step = next((s for s in group["steps"] if abs(s["rate"] - rate) < 0.5 / group["size"] + 1e-9), None)
+        for rate in report["rates"]:  # a width is a whole number, so that somewhat more may have been cut
+            step = next((s for s in group["steps"] if s["rate"] >= rate - 1e-9), None)
             cells.append("" if step is None else f"{100 * step['drop']:.1f} [dim]{step['saved']:.1%}[/]")
         table.add_row(escape(group["group"]), size, *cells)
     out.print(table)

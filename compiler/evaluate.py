@@ -6,6 +6,7 @@ cut down to what follows the neurons that fire as they did (onnx/tail.py), and r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -95,6 +96,7 @@ class Evaluator:
 
     Attributes:
         original: the original's own point.
+        seconds: that the original took on all images.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class Evaluator:
         wanted = self._affordable(model, cache_bytes)
         exposed = tail.expose(model, wanted)
         session = backend.session(model.SerializeToString(), threads)
-        done = 0
+        done, start = 0, time.perf_counter()
         for x, labels in self.chunks:
             logits, *values = session.run([backend.OUTPUT, *(e.value for e in exposed)], {backend.INPUT: x})
             self._spikes.append({e.path: Packed(v) for e, v in zip(exposed, values, strict=True)})
@@ -124,6 +126,7 @@ class Evaluator:
             done += len(labels)
             if progress is not None:
                 progress(done)
+        self.seconds = time.perf_counter() - start
         self.original = self._point(self._logs)
 
     def _affordable(self, model: Any, cache_bytes: int) -> set[str]:

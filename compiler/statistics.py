@@ -30,4 +30,4 @@ def paired(lost: int, gained: int, images: int) -> tuple[float, float]:
     n, b, c = images + 2, lost + 0.5, gained + 0.5
     drop = (b - c) / n
     half = Z95 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0.0)) / n
-    return drop - half, drop + half
+    return max(-1.0, drop - half), min(1.0, drop + half)

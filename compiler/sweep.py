@@ -31,8 +31,12 @@ BATCH = 50  # images at once: larger batches leave the processor's caches
 
 
 def fingerprint(program: Program, *more: Any) -> str:
-    """A digest of a program's weights and of whatever else decides a measurement."""
+    """A digest of a program, its weights and whatever else decides a measurement."""
     digest = hashlib.sha256()
+    for node in program.graph.nodes:  # time steps, heads, thresholds: what weights do not tell
+        called = getattr(node.target, "__name__", node.target)
+        digest.update(f"{node.name} {called} {node.args} {node.kwargs} {program.shape_of(node)}".encode())
+        digest.update(repr(program.module_of(node)).encode())
     for name, value in sorted(program.module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -57,7 +61,7 @@ class Store:
         self.path, self.points = path, {}  # type: ignore[var-annotated]
         if path is None:
             return
-        if resume and path.is_file():
+        if resume and path.is_file() and path.stat().st_size:
             self._read(path, of)
             return
         try:
@@ -67,10 +71,13 @@ class Store:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
     def _read(self, path: Path, of: str) -> None:
-        whole = path.read_text(errors="replace")
-        lines = whole.split("\n")
         try:
-            head = json.loads(lines[0])
+            whole = path.read_text(errors="replace")
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        lines = whole.split("\n")[:-1]  # what does not end in a new line was cut short by a kill
+        try:
+            head = json.loads(lines[0]) if lines else {}
         except json.JSONDecodeError:
             head = {}
         if not isinstance(head, dict) or head.get("format") != FORMAT:
@@ -86,7 +93,7 @@ class Store:
                 entry = json.loads(line)
                 self.points[entry["key"]] = Point(**entry["point"])
             except (json.JSONDecodeError, KeyError, TypeError):
-                break  # a kill may cut the last line short
+                break
             good += len(line) + 1
         if good < len(whole):
             with path.open("r+") as file:
@@ -96,10 +103,13 @@ class Store:
         self.points[key] = point
         if self.path is not None:
             fields = {name: getattr(point, name) for name in point.__dataclass_fields__}
-            with self.path.open("a") as file:
-                file.write(json.dumps({"key": key, "point": fields, **about}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"key": key, "point": fields, **about}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OutputError(f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume.") from error
 
 
 def key_of(plan: Plan, refit: str) -> str:
@@ -135,11 +145,22 @@ class Sweep:
         self.seen = seen
         self.program, self.evaluator, self.calibration = program, evaluator, calibration
         self.store, self.world, self.progress = store, world, progress
+        if world is not None:  # only the writer has read the file; all must know what is left to do
+            store.points = world.broadcast(store.points)
         self.measured, self.seconds = 0, 0.0
 
     @property
     def original(self) -> Point:
         return self.evaluator.original
+
+    @property
+    def seconds_each(self) -> float:
+        """What one evaluation takes at most: the whole original on all images, shared by the ranks."""
+        return self.evaluator.seconds / (self.world.size if self.world is not None else 1)
+
+    def pending(self, plans: Sequence[Plan], refit: str) -> int:
+        """How many of these plans are not measured yet."""
+        return len({key_of(plan, refit) for plan in plans} - self.store.points.keys())
 
     def to_json(self) -> dict[str, Any]:
         """What the plans were chosen on, and the work it took."""
@@ -208,6 +229,8 @@ def prepare(
         InputError: no image can be read.
     """
     total = min(len(data), sweep_images + calibration_images)
+    if total < 4:
+        raise InputError(f"{data.name} has {len(data)} images, too few to choose a plan on", hint="Give more.")
     calibration = min(calibration_images, total // 2)
     # classes take turns in a balanced sample, so that a part of it is balanced, too
     sample = split(data, total, seed)[0] if total < len(data) else split(data, total - 1, seed)[0]

@@ -388,4 +388,6 @@ def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
             raise InputError(
                 f'{source}: normalize is not {{"mean": […], "std": […]}} of {channels} numbers, std above 0'
             )
+    scaling = {"resize": contents.resize, "crop_pct": contents.crop_pct}  # load_data looks whether they make sense
+    loaded.info |= {key: value for key, value in scaling.items() if value is not None}
     loaded.info |= {"normalize": normalize, "classes": None if classes is None else list(classes)}

@@ -34,6 +34,8 @@ ABOUT: dict[str, type | tuple[type, ...]] = {
     "normalize": dict,
     "classes": (list, tuple),
     "metrics": dict,
+    "resize": int,
+    "crop_pct": (int, float),
 }
 # where training scripts keep what was asked of them
 OPTIONS = ("args", "opt", "opts", "options", "config", "cfg", "hparams", "hyper_parameters")
@@ -62,6 +64,8 @@ class Contents:
     normalize: Any = None
     classes: Any = None
     metrics: Any = None
+    resize: Any = None
+    crop_pct: Any = None
     time_steps: int | None = None
     notes: list[str] = field(default_factory=list)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from svitc.errors import BudgetError
 from svitc.plan import Plan
 
 from .choices import Settings, Space
 from .curves import LADDER, Curve, curves
 from .problem import Problem
+from .within import require, smallest
 
-SEARCH = 6  # halvings when the smallest plan within a drop is looked for
 GUARD = 1e-4  # nats; a difference of two divergences below it is noise
 
 
@@ -46,7 +44,7 @@ class Auto(Settings):
             UsageError: no data, or neither a budget nor a drop.
             BudgetError: even the smallest widths exceed the limit, or no plan stays within the drop.
         """
-        measure = problem.required_measure("auto")
+        problem.required_measure("auto")
         if problem.max_drop is None:
             problem.required_limit("auto")
         space = Space(problem.program, self, problem.calibrating)
@@ -54,19 +52,15 @@ class Auto(Settings):
             space.require(problem.cost, problem.limit, problem.what)
         alone = "readers" if self.refit == "full" else self.refit
         found = curves(problem, space, LADDER, alone, "auto")
+
+        def within() -> list[int]:
+            return smallest(problem, space, lambda limit: self.at(problem, space, found, limit), self.refit, "auto")
+
         if problem.limit is not None:
             index = self.at(problem, space, found, problem.limit)
+            require(problem, space, index, within, self.refit, "auto")
         else:
-            index = self._smallest(problem, space, found, measure)
-        if problem.max_drop is not None and problem.limit is not None:
-            point = measure([space.plan(index)], self.refit, "the plan")[0]
-            if point.drop > problem.max_drop:
-                best = self._smallest(problem, space, found, measure)
-                kept = space.cost(problem.cost, best) / problem.cost()
-                raise BudgetError(
-                    f"the budget costs {100 * point.drop:.1f} points, more than the {100 * problem.max_drop:g} allowed",
-                    hint=f"The best that was found within them keeps {kept:.4f}. Or add --finetune.",
-                )
+            index = within()
         plan = space.plan(index)
         plan.made_by = {"policy": "auto", **self.to_json()}
         return plan
@@ -86,7 +80,8 @@ class Auto(Settings):
                     if best is None or ratio < best[0]:
                         best = (ratio, i, at, cost)
             if best is None:  # the measured rates end before the budget does
-                i = max(range(len(index)), key=lambda i: space.choices[i].widths[index[i]] / space.choices[i].axis.size)
+                left = [i for i in range(len(index)) if index[i]]
+                i = max(left, key=lambda i: space.choices[i].widths[index[i]] / space.choices[i].axis.size)
                 index[i] -= 1
                 continue
             _, i, at, spent[i] = best
@@ -95,22 +90,6 @@ class Auto(Settings):
         # give back what the last steps took too much, the dearest first
         space.fill(problem.cost, index, limit, [*dict.fromkeys(reversed(order)), *range(len(index))])
         return index
-
-    def _smallest(self, problem: Problem, space: Space, found: list[Curve], measure: Any) -> list[int]:
-        """The smallest plan within the drop, by halving the range of sizes."""
-        assert problem.max_drop is not None
-        whole = problem.cost()
-        low, high, best = space.cost(problem.cost, [0] * len(space.choices)), whole, list(space.full)
-        for _ in range(SEARCH):
-            middle = (low + high) // 2
-            index = self.at(problem, space, found, middle)
-            point = measure([space.plan(index)], self.refit, "smallest within the drop")[0]
-            problem.say(f"{middle / whole:.1%} kept: {100 * point.drop:.1f} points lost")
-            if point.drop <= problem.max_drop:
-                high, best = middle, index
-            else:
-                low = middle
-        return best
 
 
 def _monotone(curve: Curve) -> list[tuple[int, float]]:

@@ -108,7 +108,7 @@ class Space:
                 continue
             if choice.axis is choice.groups[0].head_axis:
                 scores = [self._score(group) for group in choice.groups]
-                total = sum(np.sqrt((s**2).sum(axis=1)) / np.sqrt((s**2).sum()) for s in scores)
+                total = sum(np.sqrt((s**2).sum(axis=1)) / max(np.sqrt((s**2).sum()), 1e-300) for s in scores)
                 for group in choice.groups:
                     keep[group.name] = np.repeat(top(np.asarray(total)[None], width).T, group.axis.size, axis=1)
                 continue

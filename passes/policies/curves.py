@@ -32,11 +32,6 @@ def ladder(choice: Choice, rates: Sequence[float]) -> list[int]:
     return [index for index in found if index != choice.full]
 
 
-def most(space: Space, rates: Sequence[float]) -> int:
-    """Evaluations that the curves take at most."""
-    return sum(len(ladder(choice, rates)) for choice in space.choices)
-
-
 def curves(problem: Problem, space: Space, rates: Sequence[float], refit: str, policy: str) -> list[Curve]:
     """Measure each choice alone, rate by rate; a choice that is lost is not cut further.
 
@@ -45,7 +40,8 @@ def curves(problem: Problem, space: Space, rates: Sequence[float], refit: str, p
     measure = problem.required_measure(policy)
     found = [Curve(choice) for choice in space.choices]
     steps = [ladder(choice, rates) for choice in space.choices]
-    problem.say(f"sensitivity: at most {most(space, rates)} evaluations of {len(found)} groups at {len(rates)} rates")
+    every = [space.plan([*space.full[:i], at, *space.full[i + 1 :]]) for i, own in enumerate(steps) for at in own]
+    problem.announce(every, refit, f"sensitivity of {len(found)} groups at {len(rates)} rates")
     alive = set(range(len(found)))
     for at in range(max(map(len, steps), default=0)):
         wave = [i for i in sorted(alive) if at < len(steps[i])]

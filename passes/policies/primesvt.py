@@ -54,7 +54,7 @@ class PrimeSVT(Settings):
             space.require(problem.cost, limit, problem.what)
         order = sorted(range(len(space.choices)), key=lambda i: (-_parameters(problem, space.choices[i]), i))
         index = list(space.full)
-        problem.say(f"primesvt: at most {len(order) * (len(RATES) + 1)} evaluations, largest layer first")
+        problem.say(f"largest layer first, at most {len(RATES)} evaluations each")
         robust = self._robust(problem, space, order, tolerance)
         whole, last = problem.cost(), measure.original
         for i in robust:
@@ -91,6 +91,7 @@ class PrimeSVT(Settings):
     def _robust(self, problem: Problem, space: Space, order: list[int], tolerance: float) -> list[int]:
         measure = problem.required_measure("primesvt")
         plans = [space.plan([*space.full[:i], space.choices[i].at(1 - RATES[0]), *space.full[i + 1 :]]) for i in order]
+        problem.announce(plans, self.refit, f"robustness of {len(order)} groups")
         points = measure(plans, self.refit, "robustness")
         for i, point in zip(order, points, strict=True):
             if point.drop > tolerance:

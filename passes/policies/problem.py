@@ -19,6 +19,15 @@ class Measure(Protocol):
     @property
     def original(self) -> Any: ...
 
+    @property
+    def seconds_each(self) -> float:
+        """What one evaluation takes at most."""
+        ...
+
+    def pending(self, plans: Sequence[Plan], refit: str) -> int:
+        """How many of these plans are not measured yet."""
+        ...
+
     def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Any]: ...
 
 
@@ -46,6 +55,13 @@ class Problem:
     max_drop: float | None = None
     say: Callable[[str], None] = lambda sentence: None
 
+    def announce(self, plans: Sequence[Plan], refit: str, what: str) -> None:
+        """Say how many evaluations are ahead, and how long they will take; nothing where all are there already."""
+        measure = self.required_measure(what)
+        new = measure.pending(plans, refit)
+        if new:
+            self.say(f"{what}: at most {new} evaluations, about {duration(new * measure.seconds_each)}")
+
     def required_limit(self, policy: str) -> int:
         """Raises UsageError where the policy cannot do without a budget."""
         if self.limit is None:
@@ -59,3 +75,10 @@ class Problem:
                 f"policy {policy!r} measures accuracy", hint="Give labelled images with --data, or --policy uniform."
             )
         return self.measuring()
+
+
+def duration(seconds: float) -> str:
+    """As a person says it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

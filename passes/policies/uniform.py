@@ -8,11 +8,12 @@ from svitc.plan import Plan
 
 from .choices import Settings, Space
 from .problem import Problem
+from .within import require, smallest
 
 
 @dataclass
 class Uniform(Settings):
-    """Keep the same share of every group; needs no data."""
+    """Keep the same share of every group; needs no data, unless a drop is given."""
 
     refit: str = "none"
 
@@ -23,11 +24,20 @@ class Uniform(Settings):
         below the share first, so that the budget is used to its last percent.
 
         Raises:
-            UsageError: an unknown criterion, or a glob that matches no group.
-            BudgetError: even the smallest widths exceed the limit.
+            UsageError: an unknown criterion, a glob that matches no group, or neither a budget nor a drop.
+            BudgetError: even the smallest widths exceed the limit, or the plan loses more than the user allows.
         """
         space = Space(problem.program, self, problem.calibrating)
-        plan = space.plan(uniform_index(space, problem))
+
+        def within() -> list[int]:
+            return smallest(problem, space, lambda limit: _index(space, problem, limit), self.refit, "uniform")
+
+        if problem.limit is None and problem.max_drop is not None:
+            index = within()
+        else:
+            index = uniform_index(space, problem)
+            require(problem, space, index, within, self.refit, "uniform")
+        plan = space.plan(index)
         plan.made_by = {"policy": "uniform", **self.to_json()}
         return plan
 
@@ -36,6 +46,10 @@ def uniform_index(space: Space, problem: Problem) -> list[int]:
     """The largest common share within the limit, then single widths up to it."""
     limit = problem.required_limit("uniform")
     space.require(problem.cost, limit, problem.what)
+    return _index(space, problem, limit)
+
+
+def _index(space: Space, problem: Problem, limit: int) -> list[int]:
     if problem.cost() <= limit:
         return space.full
     low, high = 0.0, 1.0
