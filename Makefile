@@ -28,7 +28,7 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@echo "== svitc inspect"
 	@$(BIN)/svitc inspect demo/digits.pt
 	@echo "== svitc compile"
-	@$(BIN)/svitc compile demo/digits.pt --budget 0.78 -o demo/out --data demo/digits-test.npz
+	@$(BIN)/svitc compile demo/digits.pt --budget 0.3 -o demo/out --data demo/digits-test.npz
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
 

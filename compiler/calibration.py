@@ -82,7 +82,8 @@ class Calibration:
         program.reset()
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return zip(self.inputs.split(BATCH, self.program.input.batch_dim), self.labels.split(BATCH), strict=True)
+        batch = self.program.input.at_once(BATCH)
+        return zip(self.inputs.split(batch, self.program.input.batch_dim), self.labels.split(batch), strict=True)
 
     def firing(self, group: ChannelGroup) -> np.ndarray | None:
         """Spikes a step of each channel ``[heads, d]``, summed over the group's neurons; None if it has none."""

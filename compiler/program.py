@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,6 +47,10 @@ class InputSpec:
     def batched(self, batch: int) -> tuple[int, ...]:
         """``(N, C, H, W)`` or ``(T, N, C, H, W)``."""
         return (self.shape[0], batch, *self.shape[1:]) if self.events else (batch, *self.shape)
+
+    def at_once(self, images: int, size: int = 64) -> int:
+        """A batch whose values stay in memory: ``images`` of ``size`` squared pixels, fewer of larger ones."""
+        return max(1, min(images, images * size**2 // math.prod(self.shape[-2:])))
 
     @property
     def batch_dim(self) -> int:

@@ -47,7 +47,7 @@ def classes(program: Program, data: Data, clock: Clock) -> list[np.ndarray]:
     """The class that a program in PyTorch gives each image, batch by batch."""
     found, seen = [], 0
     with clock.stage("accuracy of the original", len(data)) as step:
-        for x, _ in data.batches(BATCH):
+        for x, _ in data.batches(program.input.at_once(BATCH)):
             found.append(top1(program(x).numpy()))
             step(seen := seen + len(found[-1]))
     return found
@@ -58,7 +58,7 @@ def accuracy(original: list[np.ndarray], exported: bytes, data: Data, clock: Clo
     session = backend.session(exported)
     before = after = lost = gained = seen = 0
     with clock.stage("accuracy", len(data)) as step:
-        for (x, labels), first in zip(data.batches(BATCH), original, strict=True):
+        for (x, labels), first in zip(data.batches(len(original[0])), original, strict=True):
             want = labels.numpy()
             was = first == want
             now = top1(session.run(None, {backend.INPUT: x.numpy()})[0]) == want

@@ -177,7 +177,9 @@ class Sweep:
         if refit in ("readers", "full"):
             RefitReaders(self.program, plan, self.calibration)(pruned)
         if refit in ("batch-norm", "full"):
-            ReestimateBatchNorm(self.program, plan, self.calibration.inputs)(pruned)
+            spec, inputs = self.program.input, self.calibration.inputs
+            some = inputs.narrow(spec.batch_dim, 0, spec.at_once(self.calibration.images))  # all values live at once
+            ReestimateBatchNorm(self.program, plan, some)(pruned)
         return pruned
 
     def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Point]:
@@ -234,7 +236,8 @@ def prepare(
     calibration = min(calibration_images, total // 2)
     # classes take turns in a balanced sample, so that a part of it is balanced, too
     sample = split(data, total, seed)[0] if total < len(data) else split(data, total - 1, seed)[0]
-    batches = list(sample.batches(BATCH))
+    batch = program.input.at_once(BATCH)
+    batches = list(sample.batches(batch))
     x = torch.cat([x for x, _ in batches], dim=program.input.batch_dim)
     y = torch.cat([y for _, y in batches])
     dim = program.input.batch_dim
@@ -242,7 +245,7 @@ def prepare(
     threads = torch.get_num_threads()  # ranks, and whoever runs several of these, have set it to their share
     with clock.stage("run the original", rest) as step:
         chunks = list(
-            zip(x.narrow(dim, calibration, rest).split(BATCH, dim), y[calibration:].split(BATCH), strict=True)
+            zip(x.narrow(dim, calibration, rest).split(batch, dim), y[calibration:].split(batch), strict=True)
         )
         evaluator = Evaluator(program, chunks, threads=threads, progress=step)
     with clock.stage("calibrate"):

@@ -77,6 +77,7 @@ class Fake:
     program: object
     drop: Callable[[dict[str, float]], float]
     divergence: Callable[[dict[str, float]], float] | None = None
+    seconds_each: float = 0.25
 
     def __post_init__(self) -> None:
         self.asked: list[tuple[dict[str, float], str, str]] = []
@@ -90,6 +91,10 @@ class Fake:
         right = round(0.9 * IMAGES) - lost
         divergence = (self.divergence or self.drop)(cut)
         return Point(right, IMAGES, lost, 0, 1.0, divergence)
+
+    def pending(self, plans, refit) -> int:
+        seen = {(str(cut), how) for cut, how, _ in self.asked}
+        return len({str(self.cuts(plan)) for plan in plans if (str(self.cuts(plan)), refit) not in seen})
 
     def __call__(self, plans, refit="none", stage="sweep"):
         found = []
