@@ -14,7 +14,7 @@ from common import publish
 from svitc import driver, onnx
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.data import load_data
-from svitc.verify import top1, verify
+from svitc.verification import top1, verify
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 _HOME = {
     "load": "driver", "compile": "compilation", "Compiled": "compilation", "Compiler": "compilation",
-    "Options": "compilation", "export": "export",
+    "Options": "compilation", "export": "exporting",
     "save": "frontends", "capture": "frontends.capture",
     "Program": "program", "InputSpec": "program", "Stage": "program",
     "Pass": "pass_base", "PassResult": "pass_base", "Pipeline": "pass_base",
     "Plan": "plan", "Uniform": "passes.policies.uniform",
-    "verify": "verify", "SvitcError": "errors",
+    "verify": "verification", "SvitcError": "errors",
 }  # fmt: skip
 __all__ = sorted(_HOME)
 

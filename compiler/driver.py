@@ -15,13 +15,13 @@ from .check import check
 from .clock import Clock, Progress
 from .compilation import Compiled, compile
 from .errors import InputError, UnsupportedError
-from .export import export
+from .exporting import export
 from .pass_base import Pipeline
 from .program import Program
 from .serialize import load_program
 from .source import program_source
 from .stats import layers, macs
-from .verify import Data, Verdict, random_inputs, some_inputs, verify
+from .verification import Data, Verdict, random_inputs, some_inputs, verify
 
 __all__ = [
     "Compiled", "canonicalise", "check_capture", "compile", "export", "inspect", "load", "open_folder", "verify_folder",

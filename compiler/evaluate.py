@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from . import onnx as backend
-from .export import export_proto
+from .exporting import export_proto
 from .onnx import tail
 from .program import Program
 from .statistics import paired, wilson

@@ -14,7 +14,7 @@ from .plan import Plan
 from .program import Program
 from .statistics import paired, wilson
 from .stats import macs
-from .verify import Data, top1
+from .verification import Data, top1
 
 BATCH = 64
 

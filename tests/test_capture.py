@@ -19,7 +19,7 @@ from svitc.frontends.capture import capture
 from svitc.pass_base import Pipeline
 from svitc.passes import canonical
 from svitc.program import InputSpec
-from svitc.verify import Recorder
+from svitc.verification import Recorder
 
 
 @pytest.mark.parametrize("time", [1, 4])

@@ -21,8 +21,8 @@ LAYERS = [
     {"infer", "coupling", "check", "views", "dump"},
     {"pass_base", "plan", "budget", "stats", "serialize", "source", "patches", "calibration"},
     {"frontends", "passes"},
-    {"onnx", "rounding", "verify"},
-    {"export", "evaluate", "sweep", "report", "distributed", "finetune"},
+    {"onnx", "rounding", "verification"},
+    {"exporting", "evaluate", "sweep", "report", "distributed", "finetune"},
     {"compilation"},
     {"driver"},
     {"console", "cli", "__main__"},
@@ -89,3 +89,11 @@ def test_the_package_is_what_is_installed():
     import svitc
 
     assert {"load", "compile", "save", "Pass"} <= set(dir(svitc))
+
+
+def test_the_front_door_gives_functions_and_classes_whatever_is_imported():
+    import svitc
+    import svitc.cli  # imports nearly everything, so that a module of a name's own would stand before it
+
+    for name in svitc.__all__:
+        assert callable(getattr(svitc, name)), name

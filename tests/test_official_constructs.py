@@ -24,7 +24,7 @@ from svitc.pass_base import Pipeline
 from svitc.passes import Prune, canonical
 from svitc.plan import Plan
 from svitc.program import InputSpec
-from svitc.verify import Recorder
+from svitc.verification import Recorder
 from test_prune import kept, liven, random_plan
 
 TOLERANCE = 1e-9

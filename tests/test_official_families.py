@@ -27,7 +27,7 @@ from svitc.pass_base import Pipeline
 from svitc.passes import Prune, inference
 from svitc.plan import Plan
 from svitc.program import InputSpec
-from svitc.verify import Recorder
+from svitc.verification import Recorder
 from test_official_constructs import currents, silence
 from test_prune import kept, random_plan
 

@@ -19,7 +19,7 @@ from svitc.pass_base import Pipeline
 from svitc.passes import Prune, canonical
 from svitc.plan import Plan
 from svitc.program import BATCH_PROBE, InputSpec
-from svitc.verify import Recorder
+from svitc.verification import Recorder
 
 TOLERANCE = 1e-9
 

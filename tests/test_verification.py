@@ -15,7 +15,7 @@ from svitc.frontends.capture import capture
 from svitc.ops import IntegerSpike
 from svitc.program import InputSpec
 from svitc.rounding import LAMBDA, bound, magnitudes, margins, sum_lengths
-from svitc.verify import Recorder, random_inputs, stimulate, verify
+from svitc.verification import Recorder, random_inputs, stimulate, verify
 from test_official_constructs import captured as official
 
 
