@@ -162,7 +162,8 @@ class _Observer(fx.Interpreter):
         return value
 
     def _product(self, n: fx.Node) -> None:
-        left, right = n.all_input_nodes
+        left, right = n.args[:2]
+        assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
         dims = self.to.program.type_of(left)
         a, b = self.env[left], self.env[right]
         both = ((a.mT @ a) * (b @ b.mT)).double()

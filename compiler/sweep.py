@@ -50,7 +50,7 @@ class Store:
     Args:
         path: the file; None keeps points in memory only.
         of: fingerprint of the model, the images and the settings.
-        resume: go on with what the file holds; else it is begun anew.
+        resume: go on with what the file holds; else the first new point begins it anew.
 
     Raises:
         InputError: the file is of another model, other images or other settings.
@@ -59,16 +59,10 @@ class Store:
 
     def __init__(self, path: Path | None, of: str, resume: bool = False) -> None:
         self.path, self.points = path, {}  # type: ignore[var-annotated]
-        if path is None:
-            return
-        if resume and path.is_file() and path.stat().st_size:
+        self._head = json.dumps({"format": FORMAT, "of": of}) + "\n"  # still to be written
+        if path is not None and resume and path.is_file() and path.stat().st_size:
             self._read(path, of)
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"format": FORMAT, "of": of}) + "\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+            self._head = ""
 
     def _read(self, path: Path, of: str) -> None:
         try:
@@ -104,10 +98,12 @@ class Store:
         if self.path is not None:
             fields = {name: getattr(point, name) for name in point.__dataclass_fields__}
             try:
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"key": key, "point": fields, **about}) + "\n")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("w" if self._head else "a") as file:
+                    file.write(self._head + json.dumps({"key": key, "point": fields, **about}) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
+                self._head = ""
             except OSError as error:
                 raise OutputError(f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume.") from error
 

@@ -102,7 +102,10 @@ def test_another_sweep_is_refused(tmp_path):
     with pytest.raises(InputError, match="is of another model, other images or other settings") as caught:
         Store(path, "you", resume=True)
     assert "--resume" in str(caught.value.hint) and path.read_bytes() == before
-    assert Store(path, "you").points == {} and len(lines(path)) == 1, "not resumed: begun anew"
+    begun = Store(path, "you")
+    assert begun.points == {} and path.read_bytes() == before, "nothing is erased before there is something new"
+    begun.add("l", point(2), {})
+    assert [json.loads(line).get("key", json.loads(line).get("of")) for line in lines(path)] == ["you", "l"], "not resumed: begun anew"
     for text in ("mine", "{}\n", "[1]\n", '{"format": "svitc-plan-1"}\n'):
         path.write_text(text)
         with pytest.raises(InputError, match="holds no points of a sweep"):
@@ -123,7 +126,7 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
         store.add("k", point(1), {})
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        Store(tmp_path / "file" / "below" / "s.jsonl", "me")
+        Store(tmp_path / "file" / "below" / "s.jsonl", "me").add("k", point(1), {})
 
 
 def test_a_key_is_of_what_is_measured(program, plans):

@@ -51,7 +51,8 @@ class Auto(Settings):
         if problem.limit is not None:
             space.require(problem.cost, problem.limit, problem.what)
         alone = "readers" if self.refit == "full" else self.refit
-        found = curves(problem, space, LADDER, alone, "auto")
+        enough = problem.limit is not None and problem.cost() <= problem.limit
+        found = [] if enough else curves(problem, space, LADDER, alone, "auto")
 
         def within() -> list[int]:
             return smallest(problem, space, lambda limit: self.at(problem, space, found, limit), self.refit, "auto")

@@ -68,7 +68,8 @@ class PSViT(Settings):
         if rate and space.cost(problem.cost, base) <= limit:
             base = uniform_index(space, problem)
         rates = [r for r in RATES if r > rate]
-        found = curves(problem, space, rates, self.refit, "psvit")
+        enough = problem.limit is not None and space.cost(problem.cost, base) <= limit
+        found = [] if enough else curves(problem, space, rates, self.refit, "psvit")
         index, spent = list(base), 0.0
         steps = [space.full, list(base)]
         lost = [0.0] * len(index)
