@@ -81,7 +81,7 @@ def row_text(row: dict[str, Any]) -> str:
         low, high = (100 * v for v in accuracy["drop_interval"])
         cells += [f"{accuracy['pruned']:.2%}", f"{100 * accuracy['drop']:+.2f} ({low:+.2f} to {high:+.2f})"]
     sweep = report["sweep"]
-    cells += [str(sweep["evaluations"]) if sweep else "-", f"{report['seconds'].get('plan', 0):.0f}"]
+    cells.append(str(sweep["points"]) if sweep else "-")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -141,8 +141,8 @@ def main() -> None:
         f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Plans, refits and"
         f" fine-tuning ({args.epochs} epochs) use the training images only. Drops are points lost, with their paired"
         " 95% intervals.", "",
-        "| policy | memory saved | top-1 | drop | top-1 fine-tuned | drop fine-tuned | evaluations | planning s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *map(row_text, rows), "",
+        "| policy | memory saved | top-1 | drop | top-1 fine-tuned | drop fine-tuned | points measured |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *map(row_text, rows), "",
         f"Command: `python benchmarks/policies.py {args.model.name} --train {args.train.name} --test {args.test.name}"
         f" --epochs {args.epochs} --sweep-images {args.sweep_images}`", "",
     ]  # fmt: skip
