@@ -146,9 +146,14 @@ def test_ctrl_c(tmp_path):
         str(tmp_path / "out"),
         "--verify-images",
         "5000",
+        "-v",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    time.sleep(6)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:  # what comes after the export is the verification of 5,000 images
+        if "svitc: export: " in line:
+            break
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
