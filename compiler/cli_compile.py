@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -171,6 +169,7 @@ def compile(
     writable(out)
     from . import driver
     from .compilation import Compiler, Options
+    from .distributed import world
     from .passes.policies import make
     from .plan import Plan
 
@@ -180,8 +179,8 @@ def compile(
         prune_heads=prune_heads, seed=seed,
     )  # fmt: skip
     replay = Plan.load(plan) if plan is not None else None
-    with ranks() as world:
-        writer = world is None or world.is_writer
+    with world() as ranks:
+        writer = ranks.is_writer
         with console.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
             program = driver.load(model, seconds=seconds, progress=show, **given)
@@ -193,7 +192,7 @@ def compile(
                 finetune=finetune,
                 finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
                 if finetune else {},
-                reparam=reparam, images=verify_images, seed=seed, progress=show, world=world,
+                reparam=reparam, images=verify_images, seed=seed, progress=show,
                 say=None if as_json or verbose or not writer else console.decision,
             )  # fmt: skip
             compiler = Compiler(program, chosen, settings, seconds)
@@ -238,17 +237,3 @@ def compile(
 def beside(out: Path, suffix: str) -> Path:
     """A file of this run's unfinished work: ``svitc-out.sweep.jsonl``."""
     return out.parent / f"{out.name}.{suffix}"
-
-
-@contextlib.contextmanager
-def ranks() -> Iterator[Any]:
-    """The ranks of a run under torchrun, or None."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield None
-        return
-    from .distributed import world
-
-    with world() as found:
-        yield found

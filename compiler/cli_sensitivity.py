@@ -10,7 +10,7 @@ import typer
 
 from . import console
 from .cli_common import Preparation, load_labelled, options, start
-from .cli_compile import beside, ranks
+from .cli_compile import beside
 from .cli_options import (
     Arch,
     ArchArgs,
@@ -93,6 +93,7 @@ def sensitivity(
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from . import driver
     from .compilation import Compiler, Options
+    from .distributed import world
     from .files import writable, write_one
     from .passes.policies import Settings, make
     from .passes.policies.choices import Space
@@ -101,15 +102,15 @@ def sensitivity(
     writable(out.parent / f"{out.name}.part")
     make("uniform", criterion=criterion, refit=refit)  # refuses what is unknown before anything is loaded
     settings = Settings(criterion or "l2", include or (), exclude or (), round_to, prune_heads, seed)
-    with ranks() as world:
-        writer = world is None or world.is_writer
+    with world() as ranks:
+        writer = ranks.is_writer
         with console.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
             program = driver.load(model, seconds=seconds, progress=show, **given)
             compiler = Compiler(program, None, Options(
                 data=load_labelled(data, program, None, seed, how), sweep_images=sweep_images,
                 calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
-                seed=seed, progress=show, world=world,
+                seed=seed, progress=show,
                 say=None if as_json or verbose or not writer else console.decision,
             ), seconds)  # fmt: skip
             problem = compiler.problem()

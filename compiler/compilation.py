@@ -15,6 +15,7 @@ from . import onnx as backend
 from . import passes as passes_
 from .budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
 from .clock import Clock, Progress
+from .distributed import current
 from .errors import InputError, InternalError, UsageError
 from .exporting import export
 from .files import write_together
@@ -24,7 +25,7 @@ from .passes.policies import Problem, make
 from .passes.slicing import selection
 from .plan import Plan
 from .program import Program
-from .report import accuracy, make_report
+from .report import accuracy, classes, make_report
 from .serialize import to_bytes as program_bytes
 from .source import program_source
 from .sweep import Store, Sweep, fingerprint, prepare
@@ -92,7 +93,6 @@ class Options:
         seed: of everything random.
         progress: called as stages go on.
         say: called with a sentence on each decision.
-        world: ranks of a distributed run; None for one process.
     """
 
     data: Data | None = None
@@ -110,7 +110,6 @@ class Options:
     seed: int = 0
     progress: Progress | None = None
     say: Callable[[str], None] | None = None
-    world: Any = None
 
 
 class Compiler:
@@ -156,12 +155,12 @@ class Compiler:
             store = Store(options.sweep_file if self._writer else None, fingerprint(program, *of), options.resume)
         return prepare(
             program, self.choosing, store, options.sweep_images, options.calibration_images, options.seed,
-            options.world, self.clock, seen=self.choosing is options.data,
+            self.clock, seen=self.choosing is options.data,
         )  # fmt: skip
 
     @property
     def _writer(self) -> bool:
-        return self.options.world is None or self.options.world.is_writer
+        return current().is_writer
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
     def _program(self, reparam: str) -> tuple[Program, dict[str, Any]]:
@@ -198,7 +197,7 @@ class Compiler:
         refit = str(chosen.made_by.get("refit", "none"))
         with clock.stage("prune" if refit == "none" else "refit"):
             pruned = self._build(program, chosen, refit, reparam)
-        tuned = self._finetune(pruned, wanted)
+        tuned = self._finetune(pruned)
         pruned = tuned.program if tuned is not None else pruned
         if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
             return Compiled(pruned, b"", chosen, {}, Verdict())
@@ -263,11 +262,13 @@ class Compiler:
             with self.clock.stage("plan"):
                 chosen: Plan = self.policy.plan(problem)
                 chosen.made_by.setdefault("refit", getattr(self.policy, "refit", "none"))
+            if limit is None or of != "bytes":
+                return chosen
             with self.clock.stage("prune"):
                 pruned = problem.program.copy()
                 passes_.Prune(chosen)(pruned)
                 stored = backend.weight_bytes(export(pruned))
-            if limit is None or of != "bytes" or stored <= limit:
+            if stored <= limit:
                 return chosen
             _, sizes = selection(problem.program, chosen.validate(problem.program))
             # what the closed form does not see: shape constants, of which the file stores equal ones once
@@ -282,7 +283,7 @@ class Compiler:
         passes_.Prune(plan)(pruned)
         return pruned
 
-    def _finetune(self, pruned: Program, wanted: Budget | None) -> Any:
+    def _finetune(self, pruned: Program) -> Any:
         options = self.options
         if not options.finetune or options.train_data is None:
             return None
@@ -297,8 +298,6 @@ class Compiler:
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
     def _original_classes(self) -> list[Any]:
-        from .report import classes
-
         assert self.options.data is not None
         return classes(self.whole, self.options.data, self.clock)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import passes as passes_
+from .clock import Progress
 from .distributed import World, current
 from .errors import UsageError
 from .files import writable
@@ -32,7 +32,6 @@ from .pass_base import Pipeline
 from .program import Program, Stage
 
 log = logging.getLogger("svitc")
-Progress = Callable[[str, int, int | None], None]  # stage, done, of
 CLIP = 1.0  # largest norm of a step's gradient
 WARM_UP = 0.05  # share of all steps in which the learning rate rises, at most one epoch
 JUDGE_BATCH = 64

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 
 from .calibration import Calibration
 from .clock import Clock, Progress
+from .distributed import World, current
 from .errors import InputError, OutputError
 from .evaluate import Evaluator, Point
 from .frontends.data import Dataset, split
@@ -27,6 +29,7 @@ from .plan import Plan
 from .program import Program
 
 FORMAT = "svitc-sweep-1"
+ALONE = World()
 BATCH = 50  # images at once: larger batches leave the processor's caches
 
 
@@ -96,11 +99,10 @@ class Store:
     def add(self, key: str, point: Point, about: dict[str, Any]) -> None:
         self.points[key] = point
         if self.path is not None:
-            fields = {name: getattr(point, name) for name in point.__dataclass_fields__}
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("w" if self._head else "a") as file:
-                    file.write(self._head + json.dumps({"key": key, "point": fields, **about}) + "\n")
+                    file.write(self._head + json.dumps({"key": key, "point": asdict(point), **about}) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 self._head = ""
@@ -125,7 +127,7 @@ class Sweep:
         evaluator: of the images that plans are chosen on.
         calibration: of the images that refits use.
         store: where finished points go.
-        world: ranks to share the work with; None for one.
+        world: ranks to share the work with.
         progress: called as ``(stage, done, of)``.
 
     Attributes:
@@ -135,14 +137,13 @@ class Sweep:
     """
 
     def __init__(
-        self, program: Program, evaluator: Evaluator, calibration: Calibration, store: Store, world: Any = None,
+        self, program: Program, evaluator: Evaluator, calibration: Calibration, store: Store, world: World = ALONE,
         progress: Progress | None = None, seen: bool = False,
     ) -> None:  # fmt: skip
         self.seen = seen
         self.program, self.evaluator, self.calibration = program, evaluator, calibration
         self.store, self.world, self.progress = store, world, progress
-        if world is not None:  # only the writer has read the file; all must know what is left to do
-            store.points = world.broadcast(store.points)
+        store.points = world.broadcast(store.points)  # only the writer has read the file
         self.measured, self.seconds = 0, 0.0
 
     @property
@@ -152,7 +153,7 @@ class Sweep:
     @property
     def seconds_each(self) -> float:
         """What one evaluation takes at most: the whole original on all images, shared by the ranks."""
-        return self.evaluator.seconds / (self.world.size if self.world is not None else 1)
+        return self.evaluator.seconds / self.world.size
 
     def pending(self, plans: Sequence[Plan], refit: str) -> int:
         """How many of these plans are not measured yet."""
@@ -182,7 +183,7 @@ class Sweep:
         """Measure plans, in order; those that the store has are not measured again."""
         keys = [key_of(plan, refit) for plan in plans]
         todo = [(k, p) for k, p in dict(zip(keys, plans, strict=True)).items() if k not in self.store.points]
-        size, rank = (self.world.size, self.world.rank) if self.world is not None else (1, 0)
+        size, rank = self.world.size, self.world.rank
         for start in range(0, len(todo), size):
             if self.progress is not None:
                 self.progress(stage, len(plans) - len(todo) + start, len(plans))
@@ -192,8 +193,7 @@ class Sweep:
             if rank < len(batch):
                 key, plan = batch[rank]
                 mine = (key, self.evaluator(self.build(plan, refit)), {"refit": refit, "keeps": _widths(plan)})
-            found = [mine] if self.world is None else self.world.gather(mine)
-            for each in found:
+            for each in self.world.gather(mine):
                 if each is not None:
                     self._keep(each, writer=rank == 0)
             self.measured += len(batch)
@@ -215,7 +215,7 @@ def _widths(plan: Plan) -> dict[str, str]:
 
 
 def prepare(
-    program: Program, data: Dataset, store: Store, sweep_images: int, calibration_images: int, seed: int, world: Any,
+    program: Program, data: Dataset, store: Store, sweep_images: int, calibration_images: int, seed: int,
     clock: Clock, seen: bool,
 ) -> Sweep:  # fmt: skip
     """A sweep on class-balanced samples of a data set: one that plans are measured on, one that refits look at.
@@ -246,4 +246,4 @@ def prepare(
         evaluator = Evaluator(program, chunks, threads=threads, progress=step)
     with clock.stage("calibrate"):
         taken = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], seed)
-    return Sweep(program, evaluator, taken, store, world, clock.progress, seen)
+    return Sweep(program, evaluator, taken, store, current(), clock.progress, seen)

@@ -203,17 +203,17 @@ def test_ranks_share_the_points(program, plans, tmp_path, size, finished):
 def test_samples_are_balanced_and_apart(tmp_path):
     program = svitc.load(DIGITS)
     data = load_data(digits_file(tmp_path, 200), program.input, program.info)
-    sweep = prepare(program, data, Store(None, ""), 60, 40, 0, None, Clock(), seen=True)
+    sweep = prepare(program, data, Store(None, ""), 60, 40, 0, Clock(), seen=True)
     assert sweep.evaluator.images == 60 and sweep.calibration.images == 40
     labels = torch.cat([torch.from_numpy(y) for _, y in sweep.evaluator.chunks])
     assert labels.bincount(minlength=10).tolist() == [6] * 10
     assert sweep.calibration.labels.bincount(minlength=10).tolist() == [4] * 10
     measured = {x.tobytes() for chunk, _ in sweep.evaluator.chunks for x in chunk}
     assert not measured & {x.numpy().tobytes() for x in sweep.calibration.inputs}
-    few = prepare(program, data.subset(range(9)), Store(None, ""), 1000, 256, 0, None, Clock(), seen=True)
+    few = prepare(program, data.subset(range(9)), Store(None, ""), 1000, 256, 0, Clock(), seen=True)
     assert few.evaluator.images >= 4 and few.calibration.images >= 4
     with pytest.raises(InputError, match="3 images, too few"):
-        prepare(program, data.subset(range(3)), Store(None, ""), 1000, 256, 0, None, Clock(), seen=True)
+        prepare(program, data.subset(range(3)), Store(None, ""), 1000, 256, 0, Clock(), seen=True)
 
 
 COMPILE = (

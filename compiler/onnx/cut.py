@@ -100,6 +100,12 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
     return proto.SerializeToString(deterministic=True), found
 
 
+def members_of(name: str) -> list[str]:
+    """The neurons that one stands for: ``attn.q+k`` is ``attn.q`` and ``attn.k``."""
+    prefix, _, last = name.rpartition(".")
+    return [f"{prefix}.{part}" if prefix else part for part in last.split("+")]
+
+
 def _cut_fused(
     graph: onnx.GraphProto,
     node: onnx.NodeProto,
@@ -115,8 +121,7 @@ def _cut_fused(
         raise InternalError(f"neuron {node.name}: nothing splits its spikes")
     axis = next(a.i for a in split.attribute if a.name == "axis")
     sizes = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == split.input[1]).tolist()
-    prefix, _, last = node.name.rpartition(".")
-    members = [f"{prefix}.{name}" if prefix else name for name in last.split("+")]
+    members = members_of(node.name)
     whole = {role: f"{role}:{node.name}" for role in ("ref", "spikes", "current")}
     node.output[0] = whole["spikes"]
     found = []

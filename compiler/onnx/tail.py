@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from .cut import members_of
 from .neurons import DOMAIN, KIND_KEY
 
 
@@ -38,9 +39,7 @@ def spikes(model: onnx.ModelProto) -> list[Spikes]:
         names, values = [node.name], [node.output[0]]
         if "+" in node.name:
             split = next(n for n in graph.node if n.op_type == "Split" and node.output[0] in n.input)
-            prefix, _, last = node.name.rpartition(".")
-            names = [f"{prefix}.{part}" if prefix else part for part in last.split("+")]
-            values = list(split.output)
+            names, values = members_of(node.name), list(split.output)
         found += [Spikes(name, value) for name, value in zip(names, values, strict=True)]
     return found
 

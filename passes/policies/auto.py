@@ -70,10 +70,11 @@ class Auto(Settings):
         """The index that the knapsack gives for a limit."""
         index, spent = list(space.full), [0.0] * len(space.choices)
         order: list[int] = []
+        steps = [_monotone(curve) for curve in found]
         while (now := space.cost(problem.cost, index)) > limit:
             best: tuple[float, int, int, float] | None = None
-            for i, curve in enumerate(found):
-                for at, cost in _monotone(curve):
+            for i, own in enumerate(steps):
+                for at, cost in own:
                     if at >= index[i]:
                         continue
                     saved = now - space.cost(problem.cost, [*index[:i], at, *index[i + 1 :]])

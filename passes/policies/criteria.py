@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import fx
 
 from svitc import ops
 from svitc.axes import Dim
@@ -43,9 +45,14 @@ class Context:
             raise UsageError(f"criterion {criterion!r} looks at images", hint="Give --data.")
         return self.calibrating()
 
+    @functools.cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        """The first node that calls each layer."""
+        return {str(n.target): n for n in reversed(self.program.graph.nodes)}
+
     def parameter(self, member: Member) -> tuple[torch.Tensor, Dim]:
         """A member's parameter with the group's dimension first, and that dimension."""
-        node = next(n for n in self.program.graph.nodes if str(n.target) == member.module)
+        node = self._nodes[member.module]
         name = f"{member.module}.{member.param}".rstrip(".")
         dim = self.program.parameters_of(node)[member.param][member.dim]
         return attribute_of(self.program.module, name).detach().movedim(member.dim, 0), dim

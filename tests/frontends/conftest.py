@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model import Spikformer
 from torch import nn
+
+from official_small import run
+from svitc.frontends.official import PUBLISHED
 
 SMALL = {
     "T": 2, "img_size_h": 16, "img_size_w": 16, "patch_size": 4,
@@ -30,15 +34,6 @@ def enliven(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The eager model's output, from rest."""
-    functional.reset_net(model)
-    with torch.inference_mode():
-        y = model(x)
-    functional.reset_net(model)
-    return y
-
-
 @pytest.fixture(name="enliven")
 def enliven_fixture():
     return enliven
@@ -46,7 +41,7 @@ def enliven_fixture():
 
 @pytest.fixture(name="logits")
 def logits_fixture():
-    return logits
+    return run
 
 
 @pytest.fixture
@@ -72,3 +67,19 @@ def described(model) -> dict:
     """A self-describing checkpoint of it."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     return {"state_dict": state, "arch": ARCH, "arch_args": dict(SMALL), "input_shape": [3, 16, 16]}
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models so small run fastest in one, above all where other tests run beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def on_meta() -> dict[str, nn.Module]:
+    """Every published model, without memory."""
+    with torch.device("meta"):
+        return {name: published.build() for name, published in PUBLISHED.items()}

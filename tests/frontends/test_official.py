@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -91,25 +89,12 @@ def digest(model: nn.Module, last: str, x: torch.Tensor) -> tuple[float, ...]:
     return (*(float((values * w).sum()) for w in weights), *logits[0].tolist())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models so small run fastest in one, above all where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=SMALL)
 def small(request) -> Small:
     return SMALL[request.param]
-
-
-@pytest.fixture(scope="module")
-def on_meta() -> dict[str, nn.Module]:
-    """Every published model, without memory."""
-    with torch.device("meta"):
-        return {name: published.build() for name, published in PUBLISHED.items()}
 
 
 def test_parameters_are_counted_as_published(on_meta):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,26 +13,12 @@ from official_small import SMALL, Small, fill, images, run
 from svitc.errors import InputError
 from svitc.frontends.official import FACTORIES, PUBLISHED, QKFormer, Spikformer, layout, unwrap
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models so small run fastest in one, above all where other tests run beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=SMALL)
 def small(request) -> Small:
     return SMALL[request.param]
-
-
-@pytest.fixture(scope="module")
-def on_meta() -> dict[str, nn.Module]:
-    """Every published model, without memory."""
-    with torch.device("meta"):
-        return {name: published.build() for name, published in PUBLISHED.items()}
 
 
 def test_every_published_layout_is_recognised(on_meta):
