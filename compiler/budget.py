@@ -11,6 +11,7 @@ import numpy as np
 from . import axes
 from .axes import Axis, Dims
 from .errors import UsageError
+from .infer import attribute_of
 from .program import Program
 
 UNITS = {
@@ -126,7 +127,7 @@ def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
 
     Args:
         program: the program that plans are for.
-        inference: the same program after the inference pipeline: its layers are what is stored.
+        inference: the same program after the inference pipeline, perhaps quantized: its layers are what is stored.
         exported: bytes measured on the export of ``inference``; what types do not explain is constant.
     """
     origin = {str(node.target): program.parameters_of(node) for node in program.graph.nodes}
@@ -138,8 +139,9 @@ def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
         seen.add(str(node.target))
         for name, dims in inference.parameters_of(node).items():
             known = origin[str(node.target)]
-            # folding gives a layer a bias that it did not have: one for each of its filters
-            cost.add(4, known[name] if name in known else (known["weight"][0],))
+            value = attribute_of(inference.module, f"{node.target}.{name}" if name else str(node.target))
+            # folding gives a layer a bias that it did not have, quantizing a scale: one for each of its filters
+            cost.add(value.element_size(), known[name] if name in known else (known["weight"][0],))
             assert axes.shape(dims) == axes.shape(known.get(name, known["weight"][:1]))
     cost.constant = exported - cost()
     return cost

@@ -42,8 +42,10 @@ from .cli_options import (
     TrainPath,
     TrustPickle,
     Verbose,
+    Weights,
 )
 from .errors import BudgetError, UsageError, VerifyError
+from .quantized import WEIGHTS
 
 
 def compile(
@@ -88,6 +90,7 @@ def compile(
     plan: Annotated[
         Path | None, typer.Option(help="Replay this plan.json instead of making a plan.", rich_help_panel=CUT)
     ] = None,
+    weights: Weights = "fp32",
     reparam: Reparam = "auto",
     data: DataPath = None,
     train_data: TrainPath = None,
@@ -138,12 +141,16 @@ def compile(
 
     [dim]svitc compile model.pt --budget 0.78[/]
 
+    [dim]svitc compile model.pt --weights int8[/]
+
     [dim]svitc compile model.pt --data val/ --budget 0.6[/]
 
     [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.35 --finetune 5[/]
     """
     start(verbose)
-    if budget is None and plan is None and max_drop is None:
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
+    if budget is None and plan is None and max_drop is None and weights == "fp32":
         raise UsageError(
             "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
         )
@@ -192,7 +199,7 @@ def compile(
                 finetune=finetune,
                 finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
                 if finetune else {},
-                reparam=reparam, images=verify_images, seed=seed, progress=show,
+                weights=weights, reparam=reparam, images=verify_images, seed=seed, progress=show,
                 say=None if as_json or verbose or not writer else console.decision,
             )  # fmt: skip
             compiler = Compiler(program, chosen, settings, seconds)

@@ -81,6 +81,14 @@ Reparam = Annotated[
         rich_help_panel=CUT,
     ),
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        metavar="fp32|int8",
+        help="Type of the stored weights. [bold]int8[/]: one byte each, sums of whole numbers, the same spikes in every "
+        "runtime, and several times the speed on a processor with integer dot products.",
+    ),
+]
 DataPath = Annotated[
     Path | None,
     typer.Option(

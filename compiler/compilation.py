@@ -24,12 +24,15 @@ from .pass_base import Pipeline
 from .passes.policies import Problem, make
 from .passes.slicing import selection
 from .plan import Plan
-from .program import Program
+from .program import Program, Stage
+from .quantization import quantize, summary
+from .quantized import WEIGHTS
 from .report import accuracy, classes, make_report
 from .serialize import to_bytes as program_bytes
 from .source import program_source
 from .sweep import Store, Sweep, fingerprint, prepare
 from .verification import Data, Verdict, some_inputs, verify
+from .verification_exact import verify_exact
 
 log = logging.getLogger("svitc")
 
@@ -39,7 +42,7 @@ class Compiled:
     """A finished compilation.
 
     Attributes:
-        program: pruned; still trains.
+        program: pruned; still trains, unless its weights are int8.
         onnx: the file's bytes; empty on all ranks of a distributed run but the first.
         plan: what stayed.
         report: see docs/report.md for the keys.
@@ -87,6 +90,7 @@ class Options:
         finetune: epochs; 0 for none.
         finetune_options: more arguments of ``finetune``.
         finetune_file: where its epochs go.
+        weights: ``fp32``, or ``int8``: one byte each, and sums of whole numbers (quantized.py).
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
         images: how many images verification looks at.
@@ -105,6 +109,7 @@ class Options:
     finetune: int = 0
     finetune_options: dict[str, Any] = field(default_factory=dict)
     finetune_file: Path | None = None
+    weights: str = "fp32"
     reparam: str = "auto"
     images: int = 4
     seed: int = 0
@@ -131,6 +136,14 @@ class Compiler:
         # images of one's own class serve for the report; a plan is chosen on samples, which Dataset gives
         sampled = isinstance(self.choosing, Dataset)
         self.policy = policy or make("auto" if sampled else "uniform", seed=self.options.seed)
+        if self.options.weights not in WEIGHTS:
+            raise UsageError(
+                f"weights {self.options.weights!r} are not a type", hint=f"Types are {', '.join(WEIGHTS)}."
+            )
+        if program.stage >= Stage.INFERENCE:
+            raise InputError(
+                "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
+            )
         self.clock = Clock(self.options.progress, dict(seconds or {}))
         with self.clock.stage("export original"):
             self.original = export(program)
@@ -194,6 +207,8 @@ class Compiler:
         chosen.made_by.setdefault("reparam", reparam)
         if wanted is not None:
             chosen.made_by["budget"] = wanted.text
+        if options.weights != "fp32":
+            chosen.made_by["weights"] = options.weights
         refit = str(chosen.made_by.get("refit", "none"))
         with clock.stage("prune" if refit == "none" else "refit"):
             pruned = self._build(program, chosen, refit, reparam)
@@ -201,12 +216,13 @@ class Compiler:
         pruned = tuned.program if tuned is not None else pruned
         if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
             return Compiled(pruned, b"", chosen, {}, Verdict())
+        final, weights = self._weights(pruned)
         with clock.stage("export"):
-            exported = export(pruned)
+            exported = export(final)
             stored = backend.weight_bytes(exported)
         report = make_report(self.whole, pruned, chosen, wanted, limit, self.original_bytes, stored)
         report["nodes"] = {"original": backend.node_count(self.original), "compiled": backend.node_count(exported)}
-        report["refused"], report["reparam"] = refused, rows
+        report["refused"], report["reparam"], report["weights"] = refused, rows, weights
         report["decisions"] = list(dict.fromkeys(decisions))
         masks = chosen.validate(program)
         report["groups"] = [
@@ -216,28 +232,39 @@ class Compiler:
         report["sweep"] = self.sweep.to_json() if "sweep" in self.__dict__ else None
         report["finetune"] = tuned.report if tuned is not None else None
         with clock.stage("verify", options.images) as step:
-            verdict = verify(pruned, exported, some_inputs(pruned, options.data, options.images, options.seed), step)
+            check = verify if options.weights == "fp32" else verify_exact
+            verdict = check(final, exported, some_inputs(final, options.data, options.images, options.seed), step)
         report["verify"] = verdict.to_json()
         if options.data is None:
             report["accuracy"] = {"original": None, "pruned": None, "images": 0}
         else:
             report["accuracy"] = accuracy(self._original_classes(), exported, options.data, clock)
         report["seconds"] = dict(clock.seconds)
-        return Compiled(pruned, exported, chosen, report, verdict)
+        return Compiled(final, exported, chosen, report, verdict)
+
+    def _weights(self, pruned: Program) -> tuple[Program, dict[str, Any]]:
+        """The program whose weights have the wanted type, and what the report says of them."""
+        if self.options.weights == "fp32":
+            return pruned, {"type": "fp32"}
+        with self.clock.stage("quantize"):
+            final, pipeline = quantize(pruned)
+            return final, summary(final, pipeline)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
     def _costs(self, reparam: str) -> tuple[dict[str, Cost], dict[str, str]]:
         program, _ = self._program(reparam)
         with self.clock.stage("analyse"):
-            inference = program.copy()
-            folding = Pipeline(passes_.inference())
-            folding(inference)
-            before = self.original_bytes if program is self.whole else backend.weight_bytes(export(program))
+            if self.options.weights == "fp32":
+                inference = program.copy()
+                folding = Pipeline(passes_.inference())
+                folding(inference)
+                before = self.original_bytes if program is self.whole else backend.weight_bytes(export(program))
+            else:
+                inference, folding = quantize(program)
+                before = backend.weight_bytes(export(inference))
         return {"bytes": byte_cost(program, inference, before), "parameters": parameter_cost(program)}, folding.refused
 
-    def problem(
-        self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None
-    ) -> Problem:
+    def problem(self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None) -> Problem:
         """What a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
         program, _ = self._program(self.options.reparam)
         found = Problem(program, self._costs(self.options.reparam)[0][of], limit, of, None, None, self.options.max_drop)
@@ -267,6 +294,7 @@ class Compiler:
             with self.clock.stage("prune"):
                 pruned = problem.program.copy()
                 passes_.Prune(chosen)(pruned)
+                pruned = pruned if options.weights == "fp32" else quantize(pruned)[0]
                 stored = backend.weight_bytes(export(pruned))
             if stored <= limit:
                 return chosen

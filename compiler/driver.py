@@ -17,11 +17,12 @@ from .compilation import Compiled, compile
 from .errors import InputError, UnsupportedError
 from .exporting import export
 from .pass_base import Pipeline
-from .program import Program
+from .program import Program, Stage
 from .serialize import load_program
 from .source import program_source
 from .stats import layers, macs
 from .verification import Data, Verdict, random_inputs, some_inputs, verify
+from .verification_exact import verify_exact
 
 __all__ = [
     "Compiled", "canonicalise", "check_capture", "compile", "export", "inspect", "load", "open_folder", "verify_folder",
@@ -97,6 +98,11 @@ def load(
 
 def inspect(program: Program) -> dict[str, Any]:
     """Layers, groups, bytes and multiply-accumulates of a program, as JSON values."""
+    if program.stage >= Stage.INFERENCE:
+        raise InputError(
+            "this model is quantized already",
+            hint="Inspect the original checkpoint; report.json says what was made of it.",
+        )
     stored = backend.weight_bytes(export(program))
     inference = program.copy()
     Pipeline(passes_.inference())(inference)
@@ -150,4 +156,5 @@ def verify_folder(
         if progress is not None:
             progress("verify", done, images)
 
-    return verify(program, exported, some_inputs(program, data, images, seed), step)
+    check = verify_exact if program.stage == Stage.QUANTIZED else verify
+    return check(program, exported, some_inputs(program, data, images, seed), step)

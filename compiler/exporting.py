@@ -1,4 +1,4 @@
-"""Export: from a program that trains to an ONNX model, by the pipelines that every written file goes through."""
+"""Export: from a program to an ONNX model, by the pipelines that every written file goes through."""
 
 from __future__ import annotations
 
@@ -8,22 +8,32 @@ import onnx_ir as ir
 from . import onnx as backend
 from . import passes as passes_
 from .pass_base import Pipeline
-from .program import Program
+from .program import Program, Stage
 
 
-def exportable(program: Program, keep: bool = True) -> ir.Model:
-    """The ONNX model of a program that trains.
+def exportable_program(program: Program, keep: bool = True) -> Program:
+    """What the ONNX lowering gets: of a program that trains, or of a quantized one.
 
     Args:
         keep: leave the program as it is; else it is used up.
     """
     twin = program.copy() if keep else program
-    Pipeline([*passes_.inference(), *passes_.lowering()])(twin)
-    return backend.lower(twin)
+    if twin.stage < Stage.QUANTIZED:
+        Pipeline(passes_.inference())(twin)
+    return Pipeline(passes_.lowering())(twin)
+
+
+def exportable(program: Program, keep: bool = True) -> ir.Model:
+    """The ONNX model of a program that trains, or of a quantized one.
+
+    Args:
+        keep: leave the program as it is; else it is used up.
+    """
+    return backend.lower(exportable_program(program, keep))
 
 
 def export(program: Program) -> bytes:
-    """The ONNX file of a program that trains; the program is not changed."""
+    """The ONNX file of a program that trains, or of a quantized one; the program is not changed."""
     return backend.to_bytes(exportable(program))
 
 

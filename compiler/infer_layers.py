@@ -69,9 +69,7 @@ def convolution(inf: Inference, node: fx.Node, module: Any) -> Dims:
             per_group = (Axis(f"{node.target}/in", module.weight.shape[1], Kind.CHANNEL, "c", frozen=frozen),)
     sizes = module.weight.shape[2:]
     kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(sizes))
-    node.meta["params"] = {"weight": (out, per_group, *kernel)}
-    if module.bias is not None:
-        node.meta["params"]["bias"] = (out,)
+    node.meta["params"] = {"weight": (out, per_group, *kernel)} | _each_channel(module, out)
     pixels = tuple(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
     return (x[0], out, *pixels)
 
@@ -81,10 +79,13 @@ def linear(inf: Inference, node: fx.Node, module: nn.Linear) -> Dims:
     if axes.size(x[-1]) != module.in_features:
         raise AxisConflict(f"expects {module.in_features} features, got {axes.size(x[-1])}")
     out = (Axis(str(node.target), module.out_features, Kind.CHANNEL, "c"),)
-    node.meta["params"] = {"weight": (out, x[-1])}
-    if module.bias is not None:
-        node.meta["params"]["bias"] = (out,)
+    node.meta["params"] = {"weight": (out, x[-1])} | _each_channel(module, out)
     return (*x[:-1], out)
+
+
+def _each_channel(module: nn.Module, out: Dim) -> dict[str, Dims]:
+    """What a projection has one of for each channel: a bias, and a scale where it is quantized."""
+    return {name: (out,) for name in ("bias", "scale") if getattr(module, name, None) is not None}
 
 
 def batch_norm(inf: Inference, node: fx.Node, module: Any) -> Dims:
@@ -139,4 +140,5 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(ops.PADS, zero_pad),
     **dict.fromkeys(ops.NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
+    ops.FixedPoint: stateless_neuron,
 }

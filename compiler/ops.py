@@ -3,7 +3,8 @@
 Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
     IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
-    dimension is time; IntegerSpike, a neuron without state, on values of any dimensions.
+    dimension is time; IntegerSpike, a neuron without state, on values of any dimensions;
+    quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized.py).
 Functions (``call_function``)
     einops.rearrange(x, pattern, **sizes)   any chain of views, in named axes
     einops.repeat(x, pattern, **sizes)      a static image shown at every time step
@@ -25,6 +26,8 @@ import einops
 import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
+
+from .quantized import QUANTIZED, FixedPoint
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -90,7 +93,7 @@ class IntegerSpike(nn.Module):
 
 
 STATELESS_NEURONS = (IntegerSpike,)
-MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STATELESS_NEURONS)
+MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STATELESS_NEURONS, FixedPoint)
 FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range)
 
 
@@ -111,3 +114,8 @@ def is_batch_norm(module: Any) -> TypeGuard[nn.BatchNorm2d]:
 def is_projection(module: Any) -> TypeGuard[nn.Conv2d]:
     """A layer with weights that makes new channels from old ones: convolution or linear."""
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))
+
+
+def is_quantized(module: Any) -> bool:
+    """Whether ``module`` is a layer with int8 weights."""
+    return isinstance(module, tuple(QUANTIZED.values()))

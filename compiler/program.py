@@ -27,7 +27,8 @@ class Stage(IntEnum):
     CAPTURED = 0  # canonical operations, batch norms apart, trains
     PRUNED = 1  # the same, at the widths of a plan
     INFERENCE = 2  # batch norms folded, time-invariant work hoisted; no longer trains
-    EXPORTABLE = 3  # layers joined where one operation does for several; widths are final
+    QUANTIZED = 3  # int8 weights, leaks and thresholds folded into them
+    EXPORTABLE = 4  # layers joined where one operation does for several; widths are final
 
 
 @dataclass(frozen=True)

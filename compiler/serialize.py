@@ -4,7 +4,7 @@ Tensors are the program's parameters and buffers under their paths. Two strings 
 ``format``, and ``program``, sorted JSON:
 
     input       shape without batch
-    stage       CAPTURED or PRUNED
+    stage       CAPTURED, PRUNED or QUANTIZED
     info        what the frontend knew
     layers      path -> {"type": "Conv2d", constructor arguments}, and a neuron's surrogate likewise
     parameters  path -> "parameter" or "buffer", of bare parameters that nodes read
@@ -46,7 +46,7 @@ HINT = "Compile the model again; svitc reads only the model.safetensors that svi
 
 
 def save_program(program: Program, to: Path | str | IO[bytes]) -> None:
-    """Write a program that still trains to a path or an open binary file; see ``to_bytes``."""
+    """Write a program that still trains, or is quantized, to a path or an open binary file; see ``to_bytes``."""
     data = to_bytes(program)
     if isinstance(to, (str, Path)):
         Path(to).write_bytes(data)
@@ -55,18 +55,18 @@ def save_program(program: Program, to: Path | str | IO[bytes]) -> None:
 
 
 def to_bytes(program: Program) -> bytes:
-    """A program that still trains as the bytes of a safetensors file; the same program gives the same bytes.
+    """A program that still trains, or is quantized, as a safetensors file; the same program gives the same bytes.
 
     A surrogate gradient that is not SpikingJelly's own is stored as ATan; ``info["assumptions"]`` says so.
 
     Raises:
-        UsageError: batch norms are folded already.
+        UsageError: the program is between the two, or joined for export.
         UnsupportedError: a layer's name or a neuron that cannot be stored.
     """
     if program.stage not in STAGES:
         raise UsageError(
             f"a program at stage {program.stage.name.lower()} no longer trains and is not saved",
-            hint="Save it before the passes of svitc.passes.inference().",
+            hint="Save it before the passes of svitc.passes.inference(), or when it is quantized.",
         )
     layers: dict[str, Any] = {}
     parameters: dict[str, str] = {}

@@ -14,17 +14,10 @@ from torch import nn
 from . import ops
 from .errors import InputError, InternalError, UnsupportedError
 from .program import Program
+from .quantized import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
-_CONVOLUTION = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "bias",
-)
+_GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+_CONVOLUTION = (*_GEOMETRY, "bias")
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine")
 _NEURON = ("v_threshold", "v_reset", "detach_reset")
 ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -41,8 +34,14 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1 / tau is the sigmoid of its parameter w
     neuron.ILIFNode: ("tau", "v_threshold", "detach_reset"),
     ops.IntegerSpike: ("levels", "rounding"),
+    QuantizedConv1d: _GEOMETRY,  # quantized layers always have a bias
+    QuantizedConv2d: _GEOMETRY,
+    QuantizedLinear: ("in_features", "out_features"),
+    FixedPoint: ("step", "limit"),
 }
-WINDOWS = {nn.Conv1d: 1, nn.ZeroPad2d: 4}  # numbers that describe a window or padding; 2 for all others
+QUANTIZED_ONLY = (*QUANTIZED.values(), FixedPoint)
+# numbers that describe a window or padding; 2 for all others
+WINDOWS = {nn.Conv1d: 1, QuantizedConv1d: 1, nn.ZeroPad2d: 4}
 TYPES = {kind.__name__: kind for kind in ARGUMENTS}
 
 # SpikingJelly's surrogate gradients -> the scalars that shape them
@@ -79,6 +78,11 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+def _power_of_two(value: Any) -> bool:
+    """Whether a value is a power of two that float32 holds, and its inverse, too."""
+    return _number(value) and 2.0**-126 <= value <= 2.0**126 and math.frexp(value)[0] == 0.5
+
+
 def _number_or_none(value: Any) -> bool:
     return value is None or _number(value)
 
@@ -94,9 +98,11 @@ _VALID = {
     "tau": lambda v: _number(v) and v > 1,
     "divisor_override": lambda v: v is None or _count(v),
     "levels": _count,
+    "step": _power_of_two,
+    "limit": lambda v: _count(v) and v < EXACT,
     "rounding": lambda v: isinstance(v, str) and v in ops.IntegerSpike.ROUNDINGS,
 }
-_FLOATS = ("eps", "momentum", "tau", "v_threshold", "v_reset")
+_FLOATS = ("eps", "momentum", "tau", "v_threshold", "v_reset", "step")
 
 
 def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:

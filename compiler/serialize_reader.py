@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import keyword
+import math
 import re
 from typing import Any
 
@@ -14,9 +15,9 @@ from . import ops
 from .check import check
 from .errors import InputError
 from .program import InputSpec, Program, Stage
-from .serialize_layers import build_layer
+from .serialize_layers import QUANTIZED_ONLY, build_layer
 
-STAGES = (Stage.CAPTURED, Stage.PRUNED)
+STAGES = (Stage.CAPTURED, Stage.PRUNED, Stage.QUANTIZED)
 OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 FUNCTIONS = {function.__name__: function for function in ops.FUNCTIONS}
 LARGEST = 1 << 16  # time steps, channels or pixels of an input: more is no image
@@ -68,6 +69,7 @@ class Reader:
         stage = _field(self.content, "stage", str, what)
         if stage not in [s.name for s in STAGES]:
             raise InputError(f"unknown stage {stage!r}")
+        self.stage = Stage[stage]
         self.layers: dict[str, Any] = _field(self.content, "layers", dict, what)
         self.parameters: dict[str, Any] = _field(self.content, "parameters", dict, what)
         info = _field(self.content, "info", dict, what)
@@ -78,7 +80,7 @@ class Reader:
             self.node(entry)
         self.finished()
         module = fx.GraphModule(self.root, self.graph).eval()
-        program = Program(module, InputSpec(tuple(shape)), Stage[stage], info)
+        program = Program(module, InputSpec(tuple(shape)), self.stage, info)
         program.retype()
         check(program, "load")
         return program
@@ -164,7 +166,12 @@ class Reader:
             module = build_layer(self.layers[path])
         except InputError as error:
             raise InputError(f"layer {path}: {error.message}") from error
-        state = {key: self.tensor(f"{path}.{key}", like) for key, like in module.state_dict().items()}
+        if isinstance(module, QUANTIZED_ONLY) and self.stage < Stage.QUANTIZED:
+            raise InputError(f"layer {path} is quantized, a program at stage {self.stage.name} is not")
+        exact = ops.is_quantized(module)
+        state = {key: self.tensor(f"{path}.{key}", like, exact) for key, like in module.state_dict().items()}
+        if exact and not bool((state["scale"] > 0).all()):
+            raise InputError(f"tensor {path}.scale holds a scale that is not above 0")
         module.load_state_dict(state, assign=True)
         parent.add_module(name, module)
 
@@ -181,19 +188,26 @@ class Reader:
         else:
             parent.register_parameter(name, nn.Parameter(value, requires_grad=value.is_floating_point()))
 
-    def tensor(self, name: str, like: torch.Tensor | None) -> torch.Tensor:
+    def tensor(self, name: str, like: torch.Tensor | None, exact: bool = False) -> torch.Tensor:
+        """The tensor of a name, of the shape of ``like`` and of its type; floats of any width unless ``exact``."""
         value = self.tensors.pop(name, None)
         if value is None:
             raise InputError(f"tensor {name} is missing")
-        if like is not None and value.shape != like.shape:
+        if like is None:
+            return value
+        if value.shape != like.shape:
             raise InputError(f"tensor {name} has shape {tuple(value.shape)}, its layer wants {tuple(like.shape)}")
-        if like is not None and value.is_floating_point() != like.is_floating_point():
+        if value.is_floating_point() != like.is_floating_point() or (exact and value.dtype != like.dtype):
             raise InputError(f"tensor {name} has type {value.dtype}, its layer wants {like.dtype}")
         return value
 
 
 def _is_name(name: str) -> bool:
     return name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # JSON's 1e999 is infinite
 
 
 def _fits(op: str, target: str, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -223,6 +237,4 @@ def _fits(op: str, target: str, args: tuple, kwargs: dict[str, Any]) -> bool:
         return nodes == [True, False, False, False] and all(type(a) is int and a >= 0 for a in args[1:])
     if target == "matmul":
         return nodes == [True, True]
-    return (
-        len(nodes) == 2 and any(nodes) and all(n or type(a) in (int, float) for n, a in zip(nodes, args, strict=True))
-    )
+    return len(nodes) == 2 and any(nodes) and all(n or _is_number(a) for n, a in zip(nodes, args, strict=True))

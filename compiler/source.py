@@ -1,4 +1,6 @@
-"""A program as readable PyTorch source, without svitc: torch, einops, spikingjelly, safetensors. It trains.
+"""A program as readable PyTorch source, without svitc: torch, einops, spikingjelly, safetensors.
+
+It trains, or, where the program is quantized, is the reference that the ONNX file equals.
 
 The graph is split by scope into units (source_units), each unit's layers become a constructor (source_layers)
 and its operations a ``forward`` (source_steps, source_code). Units of one structure share one class, whose
@@ -21,6 +23,7 @@ from .serialize_layers import stored_info
 from .source_classes import Classes, attributes, class_head, constructor_lines, literal, shape
 from .source_code import Body, Role, Step
 from .source_layers import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
+from .source_quantized import EXACTLY, Quantized
 from .source_steps import Steps, call_unit, time_steps
 from .source_units import Letters, Partition, Unit
 
@@ -32,6 +35,7 @@ def load(path=Path(__file__).with_name("model.safetensors")):
     return model.eval()
 '''
 
+TRAINS = "It trains: batch norms are apart, and neurons have surrogate gradients."
 MEMBRANES = (
     "Neurons keep their membranes from call to call: before each batch, as ever in SpikingJelly,",
     "",
@@ -41,7 +45,7 @@ MEMBRANES = (
 
 
 def program_source(program: Program) -> str:
-    """The source of a program that still trains: a module with ``Model`` and ``load``.
+    """The source of a program that still trains, or is quantized: a module with ``Model`` and ``load``.
 
     ``Model().state_dict()`` has the keys of the tensors that ``svitc.serialize`` writes, and its ``forward``
     computes the same, bit for bit, as the program. The same program gives the same text, also after it was
@@ -59,6 +63,7 @@ class Source:
         self.T = time_steps(self.program)
         self.letters = Letters(self.program)
         self.neurons = Neurons(self.program)
+        self.quantized = Quantized(self.program)
         self.info = stored_info(program)
         self.classes = Classes(self.partition, self.neurons, self.letters, self.T)
 
@@ -94,14 +99,16 @@ class Source:
         blocks = [line for each in self.classes.all for line in [*self.classes.lines(each), "", ""]]
         body = "\n".join([*blocks, *model])
         lines = [*self._docstring(), "", "from pathlib import Path", ""]
-        lines += ["import torch"] if "torch.zeros(" in body or self.neurons.integer else []
+        lines += ["import torch"] if "torch.zeros(" in body or self.neurons.integer or self.quantized.weights else []
         views = [name for name in ("rearrange", "repeat") if f" {name}(" in body or f"({name}(" in body]
         merging, splitting = "merge_time(" in body, "split_time(" in body
         if (merging or splitting) and "rearrange" not in views:
             views.insert(0, "rearrange")
         lines += [f"from einops import {', '.join(views)}"] if views else []
         lines += ["from safetensors.torch import load_file"]
-        lines += ["from spikingjelly.activation_based import neuron, surrogate"] if self.neurons.kinds else []
+        if self.neurons.kinds:
+            used = ("neuron", "surrogate") if any("surrogate" in kind for kind in self.neurons.kinds) else ("neuron",)
+            lines += [f"from spikingjelly.activation_based import {', '.join(used)}"]
         lines += ["from torch import nn", ""]
         lines += [f"T = {self.T}  # time steps", "", ""] if self.T is not None else [""]
         for wanted, name, pattern in (
@@ -109,12 +116,17 @@ class Source:
             (splitting, "split_time", '"(t b) ... -> t b ...", t=T'),
         ):
             lines += [f"def {name}(x):", f"    return rearrange(x, {pattern})", "", ""] if wanted else []
-        lines += self.neurons.definitions()
+        lines += [*self.neurons.definitions(), *self.quantized.definitions()]
         if "Layers(" in body:
             bare = any(n.op == "get_attr" for n in self.program.graph.nodes)
             lines += [LAYERS_CLASS if bare else LAYERS_CLASS_SHORT, ""]
         lines += [body, "", "", LOAD]
         return "\n".join(lines)
+
+    def _counted(self) -> str:
+        """``1,000 parameters``, or ``1,000 int8 weights and 8 parameters``."""
+        kinds = {"int8 weights": self.quantized.weights, "parameters": self._parameters()}
+        return " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "0 parameters"
 
     def _parameters(self) -> int:
         """Parameters by path, so that weights which two layers share count as the file stores them."""
@@ -124,7 +136,7 @@ class Source:
 
     def _docstring(self) -> list[str]:
         arch = plain(self.info.get("arch") or "A spiking vision transformer")
-        done = "pruned" if self.program.stage >= Stage.PRUNED else "captured"
+        trains = self.program.stage < Stage.INFERENCE
         sizes = " x ".join(map(str, self.program.input.shape))
         notes = [plain(note) for note in self.info.get("assumptions") or [] if isinstance(note, str)]
         batch = (
@@ -147,14 +159,14 @@ class Source:
         }  # fmt: skip
         axes_text = ", ".join(f"{letter} {meaning[letter]}" for letter in meaning if letter in used)
         return [
-            f'"""{arch}, {done} by svitc: {self._parameters():,} parameters.',
+            f'"""{arch}, {self.program.stage.name.lower()} by svitc: {self._counted()}.',
             "",
             "    from model import load",
             "    model = load()  # weights of model.safetensors beside this file, in eval mode",
             "",
             f"The input is {batch}, {sizes} without its batch.",
             *(MEMBRANES if self.neurons.kinds else ["Neurons have no membranes: nothing is kept from call to call."]),
-            "It trains: batch norms are apart, and neurons have surrogate gradients.",
+            *([TRAINS] if trains else EXACTLY),
             f"Axes in comments: {axes_text}.",
             *assumed,
             '"""',

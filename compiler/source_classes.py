@@ -10,6 +10,7 @@ from typing import Any
 
 from .source_code import POOL, Body
 from .source_layers import Call, Constructors, Neurons, is_name
+from .source_quantized import QUANTIZED_NAMES
 from .source_steps import Steps
 from .source_units import Letters, Partition, Tree, Unit
 
@@ -90,7 +91,7 @@ class Classes:
             draft = self._draft(unit)
             by_template.setdefault(draft.template, Class([])).drafts.append(draft)
         classes = list(by_template.values())
-        taken = {"Model", "Layers", "Path", "Integer", "IntegerSpike"}
+        taken = {"Model", "Layers", "Path", "Integer", "IntegerSpike", *QUANTIZED_NAMES}
         for each in classes:
             paths = [draft.unit.tree.path for draft in each.drafts]
             full = list(dict.fromkeys(class_name(path) for path in paths))

@@ -11,8 +11,9 @@ from typing import Any
 from torch import fx, nn
 
 from . import ops
-from .program import Program
+from .program import Program, Stage
 from .serialize_layers import describe_layer
+from .source_quantized import fixed_point
 from .source_units import Tree, bare_parameter
 
 WIDTH = 100
@@ -81,6 +82,8 @@ def access(tree: Tree, path: Sequence[str]) -> str:
 class Neurons:
     """One short function for each kind of neuron in a program; thresholds that differ are its argument.
 
+    What only matters in training, surrogates and ``detach_reset``, is left out where the program does not train.
+
     Attributes:
         kinds: of neurons with membranes.
         integer: whether there are neurons without, which need a class of their own.
@@ -88,6 +91,7 @@ class Neurons:
 
     def __init__(self, program: Program) -> None:
         self.integer = False
+        self.trains = program.stage < Stage.INFERENCE
         self.kinds: list[dict[str, Any]] = []
         thresholds: list[Counter[float]] = []
         for node in program.neurons():
@@ -111,9 +115,11 @@ class Neurons:
             used[name] += 1
             self.names.append(name if used[name] == 1 else f"{name}{used[name]}")
 
-    @staticmethod
-    def _kind(entry: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        return {k: v for k, v in entry.items() if k != "v_threshold"}, entry["v_threshold"]
+    def _kind(self, entry: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        dropped = {"v_threshold"} if self.trains else {"v_threshold", "detach_reset"}
+        if not self.trains and entry["surrogate"]["type"] != "MultiLevelSpikeCount":  # that one counts the spikes
+            dropped.add("surrogate")
+        return {k: v for k, v in entry.items() if k not in dropped}, entry["v_threshold"]
 
     def text(self, entry: dict[str, Any]) -> str:
         """The call that makes a neuron."""
@@ -135,7 +141,9 @@ class Neurons:
             for key in ("v_reset", "detach_reset"):
                 if key in kind:
                     arguments.append((key, repr(kind[key])))
-            arguments += [("surrogate_function", surrogate_text(kind["surrogate"])), ("step_mode", '"m"')]
+            if "surrogate" in kind:
+                arguments.append(("surrogate_function", surrogate_text(kind["surrogate"])))
+            arguments.append(("step_mode", '"m"'))
             yield f"def {name}({f'v_threshold={usual}' if several else ''}):"
             yield from Call(f"neuron.{kind['type']}(", arguments).lines("return ", "    ")
             yield ""
@@ -214,6 +222,8 @@ class Constructors:
         if ops.is_neuron(module):
             return self.neurons.text(entry)
         kind = entry.pop("type")
+        if isinstance(module, ops.FixedPoint):
+            return fixed_point(module)
         for key, value in entry.items():
             if isinstance(value, list) and len(set(value)) == 1:
                 entry[key] = value[0]
@@ -243,7 +253,7 @@ class Constructors:
         for key, value in entry.items():
             if key not in DEFAULTS or value != DEFAULTS[key]:
                 items.append((key, value if key == "groups" and isinstance(value, str) else repr(value)))
-        return Call(f"nn.{kind}(", items)
+        return Call(f"{kind}(" if ops.is_quantized(module) else f"nn.{kind}(", items)
 
 
 def _key(dim: tuple) -> tuple:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from svitc.pass_base import Pass
 
+from .associate import AssociateProducts
 from .fold_batch_norm import FoldBatchNorm
 from .fold_batch_norm_ahead import FoldBatchNormAhead
+from .fold_leak import FoldLeak
 from .fuse_siblings import FuseSiblings
 from .hoist_repeat import HoistRepeat
 from .merge_convolutions import MergeConvolutions, reparameterise
 from .merge_padding import MergePadding
 from .merge_views import MergeViews
 from .prune import Prune
+from .quantize import Quantize, QuantizeInput
 from .reestimate_batch_norm import ReestimateBatchNorm
 from .refit_readers import RefitReaders
 from .share_views import ShareViews
@@ -30,18 +33,27 @@ def inference() -> list[Pass]:
 
 def lowering() -> list[Pass]:
     """From there to what the ONNX lowering gets: the same layers, joined where one operation does for several."""
-    return [ShareViews(), FuseSiblings(), MergeViews()]
+    return [AssociateProducts(), ShareViews(), FuseSiblings(), MergeViews()]
+
+
+def quantization() -> list[Pass]:
+    """From a program for inference to one of int8 weights and whole-numbered sums."""
+    return [FoldLeak(), QuantizeInput(), Quantize()]
 
 
 __all__ = [
+    "AssociateProducts",
     "FoldBatchNorm",
     "FoldBatchNormAhead",
+    "FoldLeak",
     "FuseSiblings",
     "HoistRepeat",
     "MergeConvolutions",
     "MergePadding",
     "MergeViews",
     "Prune",
+    "Quantize",
+    "QuantizeInput",
     "ReestimateBatchNorm",
     "RefitReaders",
     "ShareViews",
@@ -49,5 +61,6 @@ __all__ = [
     "canonical",
     "inference",
     "lowering",
+    "quantization",
     "reparameterise",
 ]

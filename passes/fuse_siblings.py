@@ -118,10 +118,12 @@ def _joined(modules: list[nn.Module | None]) -> nn.Module:
     made = copy.deepcopy(modules[0])
     assert made is not None
     if isinstance(made, ops.CONVOLUTIONS):
-        with torch.no_grad():
-            made.weight = nn.Parameter(torch.cat([m.weight for m in modules]), requires_grad=False)  # type: ignore[union-attr, misc]
-            if made.bias is not None:
-                made.bias = nn.Parameter(torch.cat([m.bias for m in modules]), requires_grad=False)  # type: ignore[union-attr, misc]
+        for name in ("weight", "bias", "scale"):
+            parts = [getattr(m, name, None) for m in modules]
+            if parts[0] is None:
+                continue
+            joined = torch.cat(parts).detach()  # type: ignore[arg-type]
+            setattr(made, name, joined if ops.is_quantized(made) else nn.Parameter(joined, requires_grad=False))
         made.out_channels = made.weight.shape[0]
     return made
 

@@ -17,14 +17,14 @@ SOURCES = sorted(
 
 # each layer may import from itself and from those before it
 LAYERS = [
-    {"errors", "axes", "ops", "program", "files", "statistics", "clock"},
-    {"infer", "coupling", "check", "views", "dump"},
+    {"errors", "axes", "ops", "program", "files", "statistics", "clock", "quantized"},
+    {"infer", "coupling", "check", "views", "dump", "grid"},
     {"pass_base", "plan", "budget", "stats", "serialize", "source", "patches", "calibration"},
     {"frontends", "passes"},
     {"onnx", "rounding", "verification"},
-    {"exporting", "evaluate", "sweep", "report", "distributed", "finetune"},
+    {"exporting", "quantization", "verification_exact", "evaluate", "sweep", "report", "distributed", "finetune"},
     {"compilation"},
-    {"driver"},
+    {"driver", "bench"},
     {"console", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

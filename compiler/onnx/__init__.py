@@ -1,6 +1,7 @@
 """Lowering to stock ONNX, and running and measuring the file."""
 
 from .cut import CutNeuron, cut
+from .cut_steps import CutSteps, cut_steps
 from .lower import INPUT, OUTPUT, lower, node_count, to_bytes, weight_bytes
 from .runtime import session
 
@@ -8,7 +9,9 @@ __all__ = [
     "INPUT",
     "OUTPUT",
     "CutNeuron",
+    "CutSteps",
     "cut",
+    "cut_steps",
     "lower",
     "node_count",
     "session",

@@ -171,9 +171,10 @@ class Builder:
         *,
         helper: str | None = None,
         domain: str = "",
+        dtype: ir.TensorType = FLOAT,
     ) -> ir.Value:
         """Emit one node with one output, named for the layer, or for ``helper`` within its scope."""
-        return self.ops(op_type, inputs, [dims], attributes, helper=helper, domain=domain)[0]
+        return self.ops(op_type, inputs, [dims], attributes, helper=helper, domain=domain, dtype=dtype)[0]
 
     def ops(
         self,
@@ -184,16 +185,21 @@ class Builder:
         *,
         helper: str | None = None,
         domain: str = "",
+        dtype: ir.TensorType = FLOAT,
     ) -> list[ir.Value]:
-        """Emit one node; ``dims`` gives the layout of each of its outputs."""
-        name = self.name if helper is None else self._node_names(f"{self._scope}.{helper}".lstrip("."))
+        """Emit one node; ``dims`` gives the layout of each of its outputs, ``dtype`` their elements."""
+        name = self._main_name() if helper is None else self._node_names(f"{self._scope}.{helper}".lstrip("."))
         labels = [name] if len(dims) == 1 else [f"{name}.{i}" for i in range(len(dims))]
         outputs = [
-            ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(each)), type=FLOAT)
+            ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(each)), type=dtype)
             for label, each in zip(labels, dims, strict=True)
         ]
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name))
         return outputs
+
+    def _main_name(self) -> str:
+        """The name of the node that does the layer's own work."""
+        return self.name
 
     def call(self, kind: AnyKind, inputs: Sequence[ir.Value], dims: Dims) -> ir.Value:
         """Call the function of a kind of neuron, which is written on its first call."""

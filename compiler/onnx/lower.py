@@ -14,12 +14,14 @@ import onnx.inliner
 import onnx_ir as ir
 from torch import fx
 
-from svitc import axes
+from svitc import axes, ops
 from svitc.errors import InputError, InternalError, UnsupportedError
-from svitc.program import Program
+from svitc.program import Program, Stage
 
 from . import layout
 from .builder import FLOAT, OPSET, Builder, Stored
+from .doubling import gains
+from .lower_stepped import lower_nodes
 from .neurons import DOMAIN
 from .rules import FUNCTION_RULES, MODULE_RULES, attribute
 
@@ -40,6 +42,12 @@ def lower(program: Program) -> ir.Model:
         UnsupportedError: a layer whose options no ONNX operator has.
         InternalError: an operation that is not canonical.
     """
+    if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
+        return _model(program, *lower_nodes(program, gains(program), INPUT))
+    return _model(program, *_nodes(program))
+
+
+def _nodes(program: Program) -> tuple[Builder, ir.Value, ir.Value]:
     b = Builder(program)
     x: ir.Value | None = None
     logits: ir.Value | None = None
@@ -57,6 +65,10 @@ def lower(program: Program) -> ir.Model:
             _verify(program, node, b.stored[node])
     if x is None or logits is None:
         raise InternalError("the program has no input or no output")
+    return b, x, logits
+
+
+def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Model:
     if logits.producer() is None:  # the input or a parameter itself: an output must come from a node
         b.nodes.append(ir.node("Identity", [logits], outputs=[logits := _like(logits)], name="logits"))
     logits.name = OUTPUT

@@ -246,15 +246,26 @@ class _Body:
     # IF, LIF and PLIF
 
     def spikes(self) -> ir.Value:
+        # booleans are joined before the one cast: a quarter of the bytes to copy
+        return self.op("Cast", "spikes", self.joined(self.fired(), "s"), to=ir.DataType.FLOAT.value)
+
+    def fired(self) -> list[ir.Value]:
+        """Whether it fires, at each step."""
         fired: list[ir.Value] = []
         v: ir.Value | None = None
         for t, x in enumerate(self.currents()):
             h = self.charge(t, x, v)
-            fired.append(self.op("GreaterOrEqual", f"s{t}", h, self.inputs["threshold"]))
+            fired.append(self.op(self.fires(), f"s{t}", h, self.threshold(t)))
             if t < self.kind.steps - 1:
                 v = self.reset(t, h, fired[-1])
-        # booleans are joined before the one cast: a quarter of the bytes to copy
-        return self.op("Cast", "spikes", self.joined(fired, "s"), to=ir.DataType.FLOAT.value)
+        return fired
+
+    def fires(self) -> str:
+        """The comparison of a membrane and its threshold."""
+        return "GreaterOrEqual"
+
+    def threshold(self, t: int) -> ir.Value:
+        return self.inputs["threshold"]
 
     def charge(self, t: int, x: ir.Value, v: ir.Value | None) -> ir.Value:
         """The membrane before firing; ``v`` is None at the first step, where it is the reset voltage."""
@@ -284,6 +295,10 @@ class _Body:
     # ILIF
 
     def integer_spikes(self) -> ir.Value:
+        return self.joined(self.counts(), "spikes")
+
+    def counts(self) -> list[ir.Value]:
+        """How many spikes it fires, at each step."""
         kind, get = self.kind, self.inputs
         unit = kind.threshold == 1
         counts: list[ir.Value] = []
@@ -296,7 +311,7 @@ class _Body:
             if t < kind.steps - 1:
                 spent = counts[-1] if unit else self.op("Mul", f"spent{t}", counts[-1], get["threshold"])
                 v = self.op("Sub", f"v{t}", h, spent)
-        return self.joined(counts, "spikes")
+        return counts
 
 
 __all__ = [

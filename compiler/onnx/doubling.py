@@ -1,0 +1,54 @@
+"""Which currents are emitted at other scales, so that neurons need fewer operations (stepped_neurons.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikingjelly.activation_based import neuron
+from torch import fx
+
+from svitc import ops
+from svitc.axes import Kind
+from svitc.grid import grids
+from svitc.passes.fold_leak import by_number, current_of
+from svitc.program import Program
+
+
+def gains(program: Program) -> dict[fx.Node, int]:
+    """The gain of quantized layers and products with a number: 1, -1, or, where missing, 0.
+
+    A gain of 1: step t is emitted times 2^t, -1: times -2^t. All that adds to one current has the same. It is not 0
+    where only neurons of time constant 2 read the current: no membrane has to be halved then. It is -1 where, besides,
+    no maximum is taken of it: a hard reset of negative membranes is one operation.
+    """
+    found: dict[fx.Node, int] = {}
+    known = grids(program)
+    for node in program.neurons():
+        if not _halves(program.module_of(node)):
+            continue
+        current = current_of(program, node, known)
+        layers = [program.module_of(each) for each in current.sources]
+        if (
+            current.blocked is None and not current.bare
+            and all(by_number(user) for _, user in current.exits)
+            and all(_halves(program.module_of(each)) for each in current.readers)
+            and all(_timed(program, each) for each in current.sources)
+            and all(layer is None or ops.is_quantized(layer) for layer in layers)
+        ):  # fmt: skip
+            hard = all(program.module_of(each).v_reset is not None for each in current.readers)  # type: ignore[union-attr]
+            found.update(dict.fromkeys(current.sources, -1 if hard and not current.pooled else 1))
+    return found
+
+
+def factor(gain: int, t: int) -> float:
+    """What step t is emitted times."""
+    return gain * 2.0**t if gain else 1.0
+
+
+def _halves(module: Any) -> bool:
+    plain = type(module) is neuron.LIFNode and module.tau == 2 and not module.decay_input
+    return plain and module.v_threshold == 1 and not module.v_reset
+
+
+def _timed(program: Program, node: fx.Node) -> bool:
+    return any(axis.kind == Kind.TIME for dim in program.type_of(node) for axis in dim)

@@ -1,0 +1,106 @@
+"""Lower a quantized program to ONNX: integers, and every time step apart."""
+
+from __future__ import annotations
+
+import json
+
+import onnx_ir as ir
+from torch import fx
+
+from svitc import axes, ops
+from svitc.axes import Dims, Kind
+from svitc.errors import InternalError, UnsupportedError
+from svitc.program import Program
+
+from . import layout
+from .builder import FLOAT
+from .stepped import SteppedBuilder, Steps, timeless
+from .stepped_rules import FUNCTION_RULES, MODULE_RULES, attribute
+
+VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
+
+
+def lower_nodes(program: Program, gains: dict[fx.Node, int], x_name: str) -> tuple[SteppedBuilder, ir.Value, ir.Value]:
+    """Emit every node of a program.
+
+    Args:
+        gains: of nodes that are emitted at another scale (doubling.py).
+
+    Returns:
+        the builder, the input and the output.
+    """
+    b = SteppedBuilder(program)
+    b.gains = gains
+    x: ir.Value | None = None
+    logits: ir.Value | None = None
+    for node in program.graph.nodes:
+        b.enter(node)
+        if node.op == "placeholder":
+            view = layout.fresh(program.type_of(node))
+            x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(view)), type=FLOAT)
+            b.at_node[node] = _input(b, x, view)
+        elif node.op == "output":
+            logits = _output(b, b.of(node.args[0]))
+        else:
+            made = _rule(b, node)
+            if axes.shape(made.view) != program.shape_of(node):
+                shapes = f"{axes.shape(made.view)}, its type is {program.shape_of(node)}"
+                raise InternalError(f"{node.target} was lowered with shape {shapes}", where=node.meta.get("source"))
+            b.at_node[node] = made
+            if ops.is_neuron(program.module_of(node)):
+                _describe(b, made, str(node.target))
+    if x is None or logits is None:
+        raise InternalError("the program has no input or no output")
+    return b, x, logits
+
+
+def _input(b: SteppedBuilder, x: ir.Value, view: Dims) -> Steps:
+    if all(token.kind != Kind.TIME for dim in view for token in dim):
+        return Steps((x,), view, view)
+    dims = timeless(view)
+    values = b.ops("Split", [x], [dims] * b.steps, {"axis": 0, "num_outputs": b.steps}, helper="steps")
+    return Steps(tuple(values), dims, view)
+
+
+def _output(b: SteppedBuilder, s: Steps) -> ir.Value:
+    dims = timeless(s.view)
+    if not any(token.kind == Kind.TIME for dim in s.view for token in dim):
+        return b.read_step(s, 0, dims)
+    if s.view[0][1:] or not s.view[0]:
+        raise UnsupportedError("logits whose time is not the first dimension have no integer lowering")
+    return b.op("Concat", [b.read_step(s, t, dims) for t in range(b.steps)], s.view, {"axis": 0}, helper="logits")
+
+
+def _rule(b: SteppedBuilder, node: fx.Node) -> Steps:
+    if node.op == "get_attr":
+        return attribute(b, node, None)
+    module = b.program.module_of(node)
+    rule = FUNCTION_RULES.get(node.target)
+    if module is not None:
+        rule = next((r for kind, r in MODULE_RULES.items() if isinstance(module, kind)), None)
+    if rule is None:
+        what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        raise InternalError(f"{b.name}: {what} has no integer lowering", where=node.meta.get("source"))
+    try:
+        return rule(b, node, module)
+    except UnsupportedError as error:
+        error.where = error.where or node.meta.get("source")
+        raise
+
+
+def _describe(b: SteppedBuilder, made: Steps, path: str) -> None:
+    """Write on a neuron's node how the spikes of all its steps become the program's array."""
+    letters = {id(token): f"a{i}" for i, token in enumerate(layout.flat(made.view))}
+    sizes = {letters[id(t)]: t.size for t in layout.flat(made.view) if t.kind not in (Kind.BATCH, Kind.TIME)}
+
+    def side(dims: Dims) -> str:
+        return " ".join("(" + " ".join(letters[id(token)] for token in dim) + ")" for dim in dims)
+
+    time = [letters[id(t)] for t in layout.flat(made.view) if t.kind == Kind.TIME]
+    node = made.values[0].producer()
+    assert node is not None
+    pattern = f"{' '.join(time) or '()'} {side(made.dims)} -> {side(made.view)}"
+    node.metadata_props[VIEW_KEY] = json.dumps({"path": path, "pattern": pattern, "sizes": sizes})
+
+
+__all__ = ["VIEW_KEY", "lower_nodes"]

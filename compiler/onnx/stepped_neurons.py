@@ -1,0 +1,121 @@
+"""Neurons of a quantized program: functions from the currents of all steps, each a value of its own, to uint8 spikes.
+
+After FoldLeak nearly every neuron is plain: threshold 1, reset 0, an input that does not leak. For time constant 2 the
+membrane then loses half of itself at every step; with currents that are doubled from step to step, and thresholds
+likewise, it need not: all numbers are scaled by powers of two, which changes no bit of their mantissas. Where they are
+negated as well, a hard reset is one ThresholdedRelu: it keeps what is above minus the threshold and makes the rest 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .doubling import factor
+from .neurons import DOMAIN, KIND_KEY, NeuronKind, _Body
+
+SPIKE = ir.DataType.UINT8
+
+
+@dataclass(frozen=True)
+class SteppedKind:
+    """All that the function of a neuron depends on.
+
+    Attributes:
+        kind: the neuron; ``static`` where one current serves for all steps.
+        gain: 0, or the current of step t, counted from 0, is given times 2^t or -2^t (doubling.py).
+    """
+
+    kind: NeuronKind
+    gain: int = 0
+
+    @property
+    def takes_decay(self) -> bool:
+        return self.kind.takes_decay
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Scalars that the function takes after its currents and PLIF's decay, by name, in order."""
+        kind = self.kind
+        if not self.plain:
+            return kind.constants
+        found = {f"threshold{t}" if t else "threshold": self.level(t) for t in range(kind.steps if self.gain else 1)}
+        if kind.name == "LIF" and not self.gain and kind.steps > 1:
+            found["keep"] = 0.5
+        return found
+
+    @property
+    def plain(self) -> bool:
+        """Whether the short form applies, which gives the same bits as SpikingJelly's."""
+        kind = self.kind
+        form = kind.threshold == 1 and not kind.reset
+        return form and (kind.name == "IF" or (kind.name == "LIF" and kind.tau == 2 and not kind.decay_input))
+
+    def level(self, t: int) -> float:
+        """The threshold at a step."""
+        return self.kind.threshold * factor(self.gain, t)
+
+    def function(self, taken: Collection[str], opset: int) -> ir.Function:
+        """Write the function; ``taken`` are names in use."""
+        body = _Steps(self)
+        fired = body.counts() if self.kind.name == "ILIF" else body.fired()
+        spikes = [body.op("Cast", f"spikes{t}", each, to=SPIKE.value) for t, each in enumerate(fired)]
+        title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
+        name, i = title, 1
+        while name in taken:
+            i += 1
+            name = f"{title}_{i}"
+        formula = self.kind.formula + (
+            "" if not self.gain else f" Currents of step t are given times {'-' * (self.gain < 0)}2^t."
+        )
+        graph = ir.Graph(
+            list(body.inputs.values()), spikes, nodes=body.nodes, opset_imports={"": opset}, name=name,
+            doc_string=formula, metadata_props={KIND_KEY: self.kind.name},
+        )  # fmt: skip
+        return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+class _Steps(_Body):
+    """A neuron's body over separate steps."""
+
+    def __init__(self, stepped: SteppedKind) -> None:
+        self.stepped, self.kind = stepped, stepped.kind
+        self.nodes = []
+        count = 1 if self.kind.static else self.kind.steps
+        names = [f"x{t}" for t in range(count)]
+        names += [*(["decay"] if stepped.takes_decay else []), *stepped.constants]
+        self.inputs = {name: ir.val(name) for name in names}
+
+    def currents(self) -> list[ir.Value]:
+        return [self.inputs["x0" if self.kind.static else f"x{t}"] for t in range(self.kind.steps)]
+
+    def threshold(self, t: int) -> ir.Value:
+        return self.inputs[f"threshold{t}" if self.stepped.gain and t else "threshold"]
+
+    def fires(self) -> str:
+        return "LessOrEqual" if self.stepped.gain < 0 else "GreaterOrEqual"
+
+    def charge(self, t: int, x: ir.Value, v: ir.Value | None) -> ir.Value:
+        if not self.stepped.plain:
+            return super().charge(t, x, v)
+        if v is None:
+            return x
+        kept = v if "keep" not in self.inputs else self.op("Mul", f"left{t}", v, self.inputs["keep"])
+        return self.op("Add", f"h{t}", kept, x)
+
+    def reset(self, t: int, h: ir.Value, fired: ir.Value) -> ir.Value:
+        if not self.stepped.plain or self.kind.reset is None:
+            if self.kind.reset is None:
+                return self.op("Where", f"v{t}", fired, self.op("Sub", f"low{t}", h, self.threshold(t)), h)
+            return super().reset(t, h, fired)
+        if self.stepped.gain < 0:
+            return self.op("ThresholdedRelu", f"v{t}", h, alpha=self.stepped.level(t))
+        # what reaches the threshold exceeds the number before it; a Where would take four times as long
+        below = float(np.nextafter(np.float32(self.stepped.level(t)), np.float32(0)))
+        return self.op("Sub", f"v{t}", h, self.op("ThresholdedRelu", f"spent{t}", h, alpha=below))
+
+
+__all__ = ["SPIKE", "SteppedKind"]

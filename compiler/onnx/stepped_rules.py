@@ -1,0 +1,335 @@
+"""One rule for each operation of a quantized program: what it emits for each time step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import fx, nn
+
+from svitc import axes, ops
+from svitc.axes import Dims, Kind, size
+from svitc.errors import InternalError, UnsupportedError
+
+from . import layout
+from .broadcast import common_layout
+from .builder import FLOAT, Stored
+from .doubling import factor
+from .neurons import decay_of, integer_kind_of, kind_of
+from .stepped import BOOL, U8, SteppedBuilder, Steps, timeless
+from .stepped_neurons import SteppedKind
+from .stepped_products import dense, matrix_product, sliding
+
+Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
+
+
+# layers
+
+
+def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+    grid = b.grids.get(node.all_input_nodes[0])
+    if ops.is_quantized(module) and module_groups(module) == 1 and grid is not None and grid.is_byte:
+        return dense(b, node, module)
+    return sliding(b, node, module)
+
+
+def module_groups(module: Any) -> int:
+    return int(getattr(module, "groups", 1))
+
+
+def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Steps:
+    x = b.of(node.args[0])
+
+    def each(t: int) -> ir.Value:
+        value = b.read_step(x, t, x.dims)
+        scaled = b.op("Mul", [value, b.scalar("steps", 1 / module.step)], x.dims, helper="steps")
+        limits = [b.scalar("lowest", -module.limit), b.scalar("highest", module.limit)]
+        return b.op("Clip", [b.op("Round", [scaled], x.dims, helper="round"), *limits], x.dims)
+
+    return Steps(b.each(len(x.values), each), x.dims, x.view)
+
+
+def batch_norm(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+    one = torch.ones(module.num_features)
+    values = {
+        "weight": one if module.weight is None else module.weight,
+        "bias": 0 * one if module.bias is None else module.bias,
+        "running_mean": module.running_mean,
+        "running_var": module.running_var,
+    }
+    weights = [b.weight(f"{node.target}.{name}", each) for name, each in values.items()]
+    return _channels_first(b, node, "BatchNormalization", weights, {"epsilon": float(module.eps)})
+
+
+def max_pool(b: SteppedBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
+    attributes = _window(module) | ({"ceil_mode": 1} if module.ceil_mode else {})
+    if _pair(module.dilation) != [1, 1]:
+        attributes["dilations"] = _pair(module.dilation)
+    return _channels_first(b, node, "MaxPool", (), attributes, keep=True)
+
+
+def average_pool(b: SteppedBuilder, node: fx.Node, module: nn.AvgPool2d) -> Steps:
+    if module.divisor_override is not None or module.ceil_mode:
+        raise UnsupportedError(f"{node.target}: average pooling with ceil_mode or a divisor of its own has no lowering")
+    attributes = _window(module) | ({"count_include_pad": 1} if module.count_include_pad else {})
+    return _channels_first(b, node, "AveragePool", (), attributes)
+
+
+def zero_pad(b: SteppedBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
+    left, right, top, bottom = module.padding
+    pads = b.integers("pads", [0, 0, top, left, 0, 0, bottom, right])
+    return _channels_first(b, node, "Pad", [pads], None, keep=True)
+
+
+def integer_spike(b: SteppedBuilder, node: fx.Node, module: ops.IntegerSpike) -> Steps:
+    x = b.of(node.args[0])
+    kind = integer_kind_of(module)
+    scalars = [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
+
+    def each(t: int) -> ir.Value:
+        fired = b.call(kind, [b.read_step(x, t, x.dims), *scalars], x.dims)
+        return b.cast(fired, U8, x.dims)
+
+    return Steps(b.each(len(x.values), each), x.dims, x.view, U8)
+
+
+def spiking_neuron(b: SteppedBuilder, node: fx.Node, module: nn.Module) -> Steps:
+    x = b.of(node.args[0])
+    inner = kind_of(str(node.target), module, size(x.view[0]), x.static)
+    kind = SteppedKind(inner, x.gain)
+    count = 1 if inner.static else inner.steps
+    inputs = [b.read_step(x, t, x.dims) for t in range(count)]
+    if kind.takes_decay:
+        inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
+    inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
+    if kind not in b.functions:
+        b.functions[kind] = kind.function({f.name for f in b.functions.values()}, b.opset)  # type: ignore[index]
+    values = b.ops(b.functions[kind].name, inputs, [x.dims] * inner.steps, domain="svitc", dtype=U8)  # type: ignore[index]
+    return Steps(tuple(values), x.dims, x.view, U8)
+
+
+# functions
+
+
+def rearrange(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    x = b.of(node.args[0])
+    view = layout.rearranged(x.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
+    if any(token.kind == Kind.TIME for dim in view for token in dim[1:]):
+        raise UnsupportedError(f"{b.name}: time within {axes.show(view)} has no integer lowering")
+    known = {id(token) for token in layout.flat(x.view)}
+    new = [token for token in layout.flat(view) if id(token) not in known and token.kind != Kind.TIME]
+    if new:
+        raise UnsupportedError(f"{b.name}: a repetition along another axis than time has no integer lowering")
+    return Steps(x.values, x.dims, view, x.dtype, x.unit, x.gain, x.parameter)
+
+
+def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    left, right = node.args
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
+        return _times(b, node)
+    pair = (b.of(left), b.of(right))
+    dims, wanted, view = common_layout(*(_stored(s) for s in pair))
+    full = _with_time(view, pair)
+    count = max(len(s.values) for s in pair)
+    masks = [b.grids.get(each) for each in (left, right)]
+    if node.target is operator.mul and all(g is not None and g.low == 0 and g.high == 1 and g.unit == 1 for g in masks):
+
+        def both(t: int) -> ir.Value:
+            bits = [b.read_step(s, t, d, BOOL) for s, d in zip(pair, wanted, strict=True)]
+            return b.cast(b.op("And", bits, dims, dtype=BOOL), U8, dims)
+
+        return Steps(b.each(count, both), dims, full, U8)
+    op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
+
+    def each(t: int) -> ir.Value:
+        return b.op(op_type, [b.read_step(s, t, d) for s, d in zip(pair, wanted, strict=True)], dims)
+
+    gains = {s.gain for s in pair}
+    if len(gains) > 1 or (op_type == "Mul" and gains != {0}):
+        raise InternalError(f"{b.name}: its inputs are scaled differently")
+    return Steps(b.each(count, each), dims, full, gain=gains.pop())
+
+
+def _times(b: SteppedBuilder, node: fx.Node) -> Steps:
+    """A tensor times or over a number; a stored integer's unit and both gains go into the same product."""
+    left, right = node.args
+    x = b.of(left if isinstance(left, fx.Node) else right)
+    number: Any = left if isinstance(right, fx.Node) else right
+    by = 1 / number if node.target is operator.truediv else number
+    gain = b.gains.get(node, 0)
+    plain = Steps(x.values, x.dims, x.view, x.dtype)
+
+    def each(t: int) -> ir.Value:
+        whole = by * x.unit * factor(gain, t) / factor(x.gain, t)
+        value = b.read_step(plain, t, x.dims)
+        return value if whole == 1 else b.op("Mul", [value, b.scalar(f"factor.{whole:g}", whole)], x.dims)
+
+    return Steps(b.each(b.steps if gain or x.gain else len(x.values), each), x.dims, x.view, gain=gain)
+
+
+def matmul(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    return matrix_product(b, node)
+
+
+def reduction(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    x = b.of(node.args[0])
+    gone, keep = set(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
+    lost = [token for i, dim in enumerate(x.view) if i in gone for token in dim]
+    view = tuple(() if i in gone else dim for i, dim in enumerate(x.view) if keep or i not in gone)
+    over_time = any(token.kind == Kind.TIME for token in lost)
+    lost = [token for token in lost if token.kind != Kind.TIME]
+    mean = node.target is torch.mean
+    values, dims = [b.read_step(x, t, x.dims) for t in range(len(x.values))], x.dims
+    if over_time and not x.static:
+        values = [b.op("Sum", values, dims, helper="over_time")]
+        if mean:
+            values = [b.op("Mul", [values[0], b.scalar("share", 1 / b.steps)], dims, helper="over_time")]
+    elif over_time and not mean:
+        values = [b.op("Mul", [values[0], b.scalar("steps", float(b.steps))], dims, helper="over_time")]
+    if lost:
+        source = Steps(tuple(values), dims, x.view)
+        apart = tuple(part for dim in dims for part in _runs(dim, lost))
+        over = [i for i, dim in enumerate(apart) if dim and dim[0] in lost]
+        dims = tuple(() if i in over else dim for i, dim in enumerate(apart))
+        inputs = [[b.read_step(source, t, apart), b.integers("axes", over)] for t in range(len(values))]
+        values = [b.op("ReduceMean" if mean else "ReduceSum", each, dims) for each in inputs]
+    return Steps(tuple(values), dims, view)
+
+
+def block(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    source, dim, index, count = node.args
+    assert isinstance(dim, int) and isinstance(count, int) and isinstance(index, int)
+    x = b.of(source)
+    rest = layout.blocks(timeless(x.view)[dim], count)
+    readers = [rest] * count
+    return _parts(b, node, x, dim, readers, index, [size(rest)] * count)
+
+
+def part(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    source, dim = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node) and isinstance(dim, int)
+    users = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[arg-type]
+    widths = [int(u.args[3]) - int(u.args[2]) for u in users]  # type: ignore[arg-type]
+    key = ("rests", source, dim)
+    if key not in b.cache:
+        b.cache[key] = [layout.fresh(b.program.type_of(u))[dim] for u in users]
+    return _parts(b, node, b.of(source), dim, b.cache[key], users.index(node), widths)
+
+
+def _parts(
+    b: SteppedBuilder, node: fx.Node, x: Steps, dim: int, rests: Sequence[Any], index: int, widths: Sequence[int]
+) -> Steps:
+    """Ranges of a dimension, one Split for all of them at each step."""
+    whole = timeless(x.view)[dim]
+    if sum(widths) != size(whole):
+        raise InternalError(f"{b.name}: the ranges of {node.args[0]} do not tile it")
+    # where the dimension lies by itself it is split as it is; else it is put last
+    if whole in x.dims:
+        dims = x.dims
+    else:
+        dims = (tuple(token for d in x.dims for token in d if token not in whole), whole)
+    axis = dims.index(whole)
+    outs = [(*dims[:axis], rest, *dims[axis + 1 :]) for rest in rests]
+
+    def each(t: int) -> Any:
+        key = ("parts", node.args[0], dim, t)
+        if key not in b.cache:
+            inputs = [b.read_step(x, t, dims, x.dtype), b.integers("split", widths)]
+            b.cache[key] = b.ops("Split", inputs, outs, {"axis": axis}, helper="split", dtype=x.dtype)
+        return b.cache[key][index]
+
+    if x.dtype == FLOAT and x.unit != 1:
+        raise InternalError(f"{b.name}: floats with a unit")
+    view = (*x.view[:dim], rests[index], *x.view[dim + 1 :])
+    return Steps(b.each(len(x.values), each), outs[index], view, x.dtype, x.unit, x.gain)
+
+
+def attribute(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+    view = b.fresh_view(node)
+    if any(token.kind == Kind.TIME for dim in view for token in dim):
+        raise UnsupportedError(f"{node.target}: a parameter for each time step has no integer lowering")
+    empty = ir.Value(name=f"{node.target}.parameter")
+    return Steps((empty,), view, view, parameter=str(node.target))
+
+
+# shared by rules
+
+
+def _channels_first(
+    b: SteppedBuilder, node: fx.Node, op_type: str, weights: Sequence[ir.Value], attributes: Any, keep: bool = False
+) -> Steps:
+    """One node a step that reads and gives ``[b, c, y, x]``; ``keep`` its element type."""
+    x = b.of(node.args[0])
+    view = b.fresh_view(node)
+    dtype = x.dtype if keep and x.dtype in (U8, FLOAT) else FLOAT
+    dims, source = timeless(view), timeless(x.view)
+    values = b.each(
+        len(x.values),
+        lambda t: b.op(op_type, [b.read_step(x, t, source, dtype), *weights], dims, attributes, dtype=dtype),
+    )
+    kept = dtype == U8
+    return Steps(values, dims, view, dtype, x.unit if kept else 1.0, x.gain)
+
+
+def _stored(s: Steps) -> Stored:
+    return Stored(None if s.parameter else s.values[0], s.dims, s.timeless, s.parameter)
+
+
+def _with_time(view: Dims, pair: Sequence[Steps]) -> Dims:
+    """A view of one step with the time tokens of its operands."""
+    out = []
+    for i, dim in enumerate(view):
+        time: Any = ()
+        for s in pair:
+            j = i - (len(view) - len(s.view))
+            if j >= 0 and not time:
+                time = tuple(token for token in s.view[j] if token.kind == Kind.TIME)
+        out.append((*time, *dim))
+    return tuple(out)
+
+
+def _runs(dim: Any, lost: Sequence[Any]) -> list[Any]:
+    runs: list[Any] = []
+    for token in dim:
+        if runs and (runs[-1][-1] in lost) == (token in lost):
+            runs[-1] += (token,)
+        else:
+            runs.append((token,))
+    return runs or [()]
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value] * 2 if isinstance(value, int) else list(value)
+
+
+def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
+    return {
+        "kernel_shape": _pair(module.kernel_size),
+        "pads": _pair(module.padding) * 2,
+        "strides": _pair(module.stride),
+    }
+
+
+MODULE_RULES: dict[type, Rule] = {
+    **dict.fromkeys(ops.CONVOLUTIONS, projection),
+    nn.Linear: projection,
+    **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
+    nn.MaxPool2d: max_pool,
+    nn.AvgPool2d: average_pool,
+    nn.ZeroPad2d: zero_pad,
+    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    ops.IntegerSpike: integer_spike,
+    ops.FixedPoint: fixed_point,
+}
+FUNCTION_RULES: dict[Any, Rule] = {
+    **dict.fromkeys(ops.VIEWS, rearrange),
+    **dict.fromkeys(ops.ELEMENTWISE, elementwise),
+    torch.matmul: matmul,
+    **dict.fromkeys(ops.REDUCTIONS, reduction),
+    ops.take_block: block,
+    ops.take_range: part,
+}
+__all__ = ["FUNCTION_RULES", "MODULE_RULES", "attribute"]

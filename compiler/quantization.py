@@ -1,0 +1,99 @@
+"""Quantization: from a program that trains to the integer network that defines what its ONNX file computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from . import ops
+from . import passes as passes_
+from .grid import Grid, grids
+from .pass_base import Pipeline
+from .program import Program
+from .quantized import EXACT
+
+
+def quantize(program: Program) -> tuple[Program, Pipeline]:
+    """An integer network with the program's weights in int8; the program is not changed.
+
+    Returns:
+        a program at stage QUANTIZED, and what its passes did and refused.
+
+    Raises:
+        UnsupportedError: weights that are infinite or not a number.
+    """
+    twin = program.copy()
+    pipeline = Pipeline([*passes_.inference(), *passes_.quantization()])
+    pipeline(twin)
+    return twin, pipeline
+
+
+def inexact(program: Program) -> dict[str, str]:
+    """Neurons, and ``logits``, whose values depend on the order of float sums, each with the reason.
+
+    All other neurons fire the same, bit for bit, in every runtime that keeps to IEEE float32: what lies between spikes
+    is sums of whole numbers below 2^24, and elementwise operations, which round in one way only.
+    """
+    known = grids(program)
+    why: dict[fx.Node, str] = {}
+    found: dict[str, str] = {}
+    for node in program.graph.nodes:
+        reason = next((why[each] for each in node.all_input_nodes if each in why), None) or _own(program, node, known)
+        if reason is not None:
+            why[node] = reason
+            if ops.is_neuron(program.module_of(node)):
+                found[str(node.target)] = reason
+            elif node.op == "output":
+                found["logits"] = reason
+    return found
+
+
+def _own(program: Program, node: fx.Node, known: dict[fx.Node, Grid]) -> str | None:
+    """Why an operation's result depends on the order of its sum, or None."""
+    inputs = node.all_input_nodes
+    module: Any = program.module_of(node)
+    where = str(node.target) if module is not None else node.meta.get("scope") or "the model"
+    if ops.is_projection(module):
+        grid = known.get(inputs[0])
+        if grid is None:
+            return f"{where} sums real numbers"
+        if not ops.is_quantized(module):
+            return f"{where} is not quantized"
+        largest = int(module.weight.flatten(1).int().abs().sum(1).max()) * grid.bound
+        return None if largest < EXACT else f"{where} could pass 2^24"
+    if ops.is_batch_norm(module):
+        return f"{where} is a batch norm, which runtimes compute in different ways"
+    if isinstance(module, nn.AvgPool2d) or node.target is torch.mean:
+        # a share of a sum: exact only where the divisor is a power of two
+        return None if node in known and _small(known[node]) else f"a mean in {where}"
+    if node.target in (torch.sum, torch.matmul):
+        what = "sum" if node.target is torch.sum else "matrix product"
+        if any(each not in known for each in inputs):
+            return f"a {what} of real numbers in {where}"
+        return None if _small(known[node]) else f"a {what} in {where} could pass 2^24"
+    return None
+
+
+def _small(grid: Grid) -> bool:
+    return grid.bound < EXACT
+
+
+def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
+    """The report's ``weights`` section."""
+    layers = {}
+    for node in program.graph.nodes:
+        module: Any = program.module_of(node)
+        if ops.is_quantized(module) and str(node.target) not in layers:
+            layers[str(node.target)] = {"bits": 8, "shape": list(module.weight.shape)}
+    open_ends = inexact(program)
+    neurons = [str(node.target) for node in program.neurons()]
+    return {
+        "type": "int8", "layers": layers,
+        "exact_neurons": sum(name not in open_ends for name in neurons), "neurons": len(neurons),
+        "inexact": open_ends, "refused": pipeline.refused,
+    }  # fmt: skip
+
+
+__all__ = ["inexact", "quantize", "summary"]

@@ -1,0 +1,68 @@
+"""AssociateProducts: a chain of two matrix products is computed in the order that takes fewer multiplications."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from svitc.grid import grids
+from svitc.pass_base import Pass, PassResult
+from svitc.program import Program, Stage
+from svitc.quantized import EXACT
+
+
+class AssociateProducts(Pass):
+    """Compute attention without softmax in the cheaper order; on whole numbers the result is the same, bit for bit.
+
+    before   (q k) v
+    after    q (k v)          where k v is smaller than q k, and the other way round
+
+    Refuses
+      1. a first product with another reader, which is needed anyway;
+      2. factors that are not whole numbers, or sums that could pass 2^24, where the order changes the rounding.
+    """
+
+    requires = (Stage.INFERENCE, Stage.EXPORTABLE)
+
+    def apply(self, program: Program) -> PassResult:
+        result = PassResult(self.name)
+        known = grids(program)
+        for node in list(program.graph.nodes):
+            if node.target is not torch.matmul:
+                continue
+            left, right = node.args
+            for inner, before in ((left, True), (right, False)):
+                if inner.target is not torch.matmul:
+                    continue
+                a, b = inner.args
+                chain = (a, b, right) if before else (left, a, b)
+                if self._cost(program, chain, before) <= self._cost(program, chain, not before):
+                    continue
+                place = f"matmul in {node.meta.get('scope') or 'the model'}"
+                if len(inner.users) > 1:
+                    result.refused[place] = "its first product has another reader"
+                elif node not in known or known[node].bound >= EXACT or any(each not in known for each in chain):
+                    result.refused[place] = "its factors are not whole numbers, so that the order changes the rounding"
+                else:
+                    self._turn(program, node, chain, before)
+                    result.changed.append(place)
+                break
+        return result
+
+    def _cost(self, program: Program, chain: tuple[fx.Node, ...], left_first: bool) -> int:
+        """Multiplications for ``(a b) c`` or ``a (b c)``."""
+        (m, k), n, p = program.shape_of(chain[0])[-2:], program.shape_of(chain[1])[-1], program.shape_of(chain[2])[-1]
+        return m * k * n + m * n * p if left_first else k * n * p + m * k * p
+
+    def _turn(self, program: Program, node: fx.Node, chain: tuple[fx.Node, ...], left_first: bool) -> None:
+        a, b, c = chain
+        with program.graph.inserting_before(node):
+            inner = program.graph.call_function(torch.matmul, (b, c) if left_first else (a, b))
+        inner.meta.update({k: node.meta[k] for k in ("source", "scope") if k in node.meta})
+        x, y = (a, b) if not left_first else (b, c)
+        lead = program.type_of(x)[:-1]
+        inner.meta["dims"] = (*lead, program.type_of(y)[-1])
+        node.args = (a, inner) if left_first else (inner, c)
+
+
+__all__ = ["AssociateProducts"]

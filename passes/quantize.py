@@ -1,0 +1,196 @@
+"""Quantize: int8 weights for each channel, with sums that are exact in float32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from svitc import ops
+from svitc.errors import UnsupportedError
+from svitc.grid import Grid, grids
+from svitc.pass_base import Pass
+from svitc.program import Program, Stage
+from svitc.quantized import EXACT, QUANTIZED, FixedPoint
+
+LEVELS = 127
+MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen
+STEP = 2.0**-9  # of the image: an eighth of the distance between two of its own 256 levels
+RANGE = 4  # normalised pixels lie within +-2.7
+
+
+class QuantizeInput(Pass):
+    """Give the network's input as whole numbers, so that the first layer's sums are exact, too.
+
+    before   x -> conv
+    after    x -> FixedPoint -> conv', with conv's weights times the step
+
+    The limit is lowered until no sum of the first layer can pass 2^24.
+
+    Refuses an input that something else than projections reads.
+    """
+
+    requires = (Stage.INFERENCE, Stage.INFERENCE)
+
+    def match(self, program: Program, node: fx.Node) -> bool:
+        return node.op == "placeholder" and not any(isinstance(program.module_of(u), FixedPoint) for u in node.users)
+
+    def why_not(self, program: Program, node: fx.Node) -> str | None:
+        readers = _readers(program, node)
+        if any(not ops.is_projection(program.module_of(each)) for each in readers):
+            return "something else than a convolution or linear layer reads the image"
+        return None
+
+    def rewrite(self, program: Program, node: fx.Node) -> None:
+        terms = max(math.prod(_weight(program, each).shape[1:]) for each in _readers(program, node))
+        limit = min(int(RANGE / STEP), EXACT // (terms * LEVELS) - 1)
+        step = STEP
+        while step * limit < RANGE / 2:  # a window of very many inputs: coarser steps instead of a narrow range
+            step *= 2
+        if program.input.events:
+            step, limit = 1.0, min(255, limit)  # counts
+        program.module.add_submodule("input_steps", FixedPoint(step, limit))
+        with program.graph.inserting_after(node):
+            made = program.graph.call_module("input_steps", (node,))
+        made.meta.update({k: node.meta[k] for k in ("source", "scope", "dims") if k in node.meta})
+        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        for each in _readers(program, made):
+            layer: Any = program.module_of(each)
+            with torch.no_grad():
+                layer.weight = nn.Parameter(layer.weight * step, requires_grad=False)
+
+
+def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
+    """What reads a value, looking through views."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += _readers(program, user) if user.target in ops.VIEWS or isinstance(
+            program.module_of(user), nn.ZeroPad2d) else [user]  # fmt: skip
+    return found
+
+
+def _weight(program: Program, node: fx.Node) -> torch.Tensor:
+    module: Any = program.module_of(node)
+    return module.weight
+
+
+class Quantize(Pass):
+    """Store the weights of every convolution and linear layer as int8, symmetric, one scale for each channel.
+
+    before   y = W x + b                           x whole numbers times ``unit``
+    after    y = (W' x) * scale + b                W' whole numbers from -127 to 127
+
+    The scale is a little larger than the smallest that fits, so that its few bits times the largest possible sum stay
+    within 24 bits: their product is exact. A channel whose sum could pass 2^24 gets a coarser scale. A layer that runs
+    as a float convolution (the first, depthwise ones) gets a power of two, and a bias on a grid on which the sum with
+    it is exact in any order.
+
+    Refuses a layer that is called more than once on inputs of different ranges, which no one scale fits.
+
+    Raises:
+        UnsupportedError: weights that are infinite or not a number.
+    """
+
+    requires = (Stage.INFERENCE, Stage.QUANTIZED)
+    ensures = Stage.QUANTIZED
+
+    def match(self, program: Program, node: fx.Node) -> bool:
+        return ops.is_projection(program.module_of(node)) and not ops.is_quantized(program.module_of(node))
+
+    def apply(self, program: Program) -> Any:
+        self.grids = grids(program)
+        return super().apply(program)
+
+    def why_not(self, program: Program, node: fx.Node) -> str | None:
+        return None if program.called_once(node) else "it is called more than once"
+
+    def rewrite(self, program: Program, node: fx.Node) -> None:
+        layer: Any = program.module_of(node)
+        weight = layer.weight.detach().double()
+        bias = torch.zeros(weight.shape[0]).double() if layer.bias is None else layer.bias.detach().double()
+        if not bool(weight.isfinite().all() and bias.isfinite().all()):
+            raise UnsupportedError(
+                f"{node.target} has weights that are infinite or not a number", where=node.meta.get("source")
+            )
+        grid = self.grids.get(node.all_input_nodes[0], Grid(1.0, -1, 1))
+        in_floats = runs_in_floats(layer, grid)
+        whole, scale = quantize_weights(weight, grid.bound, 1 if in_floats else MANTISSA)
+        if in_floats:
+            bias = _on_grid(bias, whole.flatten(1).abs().sum(1) * grid.bound, scale * grid.unit)
+        made = _like(layer)
+        with torch.no_grad():
+            made.weight.copy_(whole)
+            made.scale.copy_(scale)
+            made.bias.copy_(bias)
+        owner, _, name = str(node.target).rpartition(".")
+        program.module.get_submodule(owner).add_module(name, made.eval())
+
+
+def runs_in_floats(layer: Any, grid: Grid) -> bool:
+    """Whether a layer is lowered to a float convolution instead of an integer matrix product."""
+    return getattr(layer, "groups", 1) > 1 or not grid.is_byte
+
+
+def quantize_weights(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers and scales.
+
+    Args:
+        weight: ``[out, ...]``, float64.
+        bound: largest input.
+        bits: most bits of a scale's mantissa.
+
+    Returns:
+        whole numbers of the weight's shape and scales ``[out]``, both float64;
+        ``|sum| * mantissa < 2^24`` for every input within the bound.
+    """
+    flat = weight.flatten(1)
+    largest = flat.abs().amax(1)
+    scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest))
+    for keep in range(bits, 0, -1):
+        rounded = _round_up(scale, keep)
+        whole = (flat / rounded[:, None]).round()
+        bad = whole.abs().sum(1) * bound * 2**keep >= EXACT
+        if not bool(bad.any()):
+            return whole.reshape(weight.shape), rounded
+        if keep == 1:
+            break
+    while bool(bad.any()):  # sums that could pass 2^24: fewer levels for these channels
+        scale = torch.where(bad, scale * 2, scale)
+        rounded = _round_up(scale, 1)
+        whole = (flat / rounded[:, None]).round()
+        bad = whole.abs().sum(1) * bound >= EXACT
+    return whole.reshape(weight.shape), rounded
+
+
+def _round_up(scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the next number whose mantissa has so many bits."""
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp((mantissa * 2**bits).ceil(), exponent - bits)
+
+
+def _on_grid(bias: torch.Tensor, sums: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """A bias as a multiple of ``step`` over a power of two: the finest on which sums with it stay below 2^24."""
+    total = sums + bias.abs() / step + 1
+    finer = step * torch.exp2((total.log2() - 23).ceil())
+    return (bias / finer).round() * finer
+
+
+def _like(layer: Any) -> Any:
+    """An empty quantized layer of the same geometry."""
+    kind = next(made for plain, made in QUANTIZED.items() if isinstance(layer, plain))
+    if isinstance(layer, nn.Linear):
+        return kind(layer.in_features, layer.out_features)
+    return kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+    )
+
+
+__all__ = ["Quantize", "QuantizeInput", "quantize_weights", "runs_in_floats"]

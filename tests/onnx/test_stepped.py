@@ -1,0 +1,122 @@
+"""The integer lowering: on every family, with every neuron, ONNX Runtime's spikes are the reference's, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
+from onnx import numpy_helper
+
+import svitc
+from svitc import driver, ops
+from svitc import onnx as backend
+from svitc.exporting import export, exportable_program
+from svitc.frontends.capture import capture
+from svitc.quantization import inexact, quantize
+from svitc.verification import Recorder, random_inputs
+from svitc.verification_exact import verify_exact
+
+
+def quantized(model, shape):
+    program = capture(model, svitc.InputSpec(shape))
+    driver.canonicalise(program)
+    return quantize(program)[0]
+
+
+def built(name: str, **options):
+    torch.manual_seed(0)
+    factory, shape = FAMILIES[name]
+    return quantized(warm(factory(T=2, **options), shape), shape)
+
+
+def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every neuron's spikes and the logits of a whole run, none of it fed by the reference."""
+    _, cuts = backend.cut_steps(exported)
+    model = onnx.load_from_string(exported)
+    for name in (name for each in cuts for name in each.spikes):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    names = [output.name for output in session.get_outputs()]
+    got = dict(zip(names, session.run(names, {backend.INPUT: x.numpy()}), strict=True))
+    return {each.path: each.array_of(got) for each in cuts}, got[backend.OUTPUT]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_spikes_are_the_references_bit_for_bit(name):
+    program = built(name)
+    exported = export(program)
+    joined = exportable_program(program)
+    soft = inexact(joined)
+    for batch, level in (
+        (1, ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
+        (3, ort.GraphOptimizationLevel.ORT_DISABLE_ALL),
+    ):
+        x = random_inputs(program, batch, batch, seed=batch)[0]
+        reference, logits = Recorder.record(joined, x)
+        got, out = spikes_of(exported, x, level)
+        assert got.keys() == reference.spikes.keys()
+        for path, want in reference.spikes.items():
+            if path not in soft:
+                assert np.array_equal(got[path], want.numpy()), path
+        assert sum(float(s.sum()) for s in reference.spikes.values()) > 1000, "a silent network proves nothing"
+        assert torch.equal(program(x), logits), "joining layers changes nothing"
+        assert np.allclose(out, logits.numpy(), rtol=1e-5, atol=1e-6)
+    exact = [path for path in reference.spikes if path not in soft]
+    assert len(exact) >= len(reference.spikes) - (1 if name == "sdt" else 8 if "maxformer" in name else 0)
+
+
+@pytest.mark.parametrize("kind", NEURONS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_every_neuron(kind, steps):
+    torch.manual_seed(0)
+    program = quantized(warm(spikformer(T=steps, **NEURONS[kind]), IMAGE), IMAGE)
+    verdict = verify_exact(program, export(program), random_inputs(program, 3, 2, 0))
+    assert verdict.passed and verdict.total("flips_within_rounding") == 0, verdict.to_json()
+    assert verdict.total("firing") > 1000
+
+
+def test_a_wrong_weight_is_found_and_named():
+    program = built("spikformer")
+    model = onnx.load_from_string(export(program))
+    weight = next(t for t in model.graph.initializer if t.name == "blocks.0.mlp.fc1.0.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[:, 3] = -values[:, 3]
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    verdict = verify_exact(program, model.SerializeToString(), random_inputs(program, 1, 1, 0))
+    assert verdict.first_divergence == "blocks.0.mlp.neuron1"
+
+
+def test_what_the_file_is_made_of():
+    program = built("spikformer")
+    model = onnx.load_from_string(export(program))
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} <= {"", "svitc"}
+    assert {n.domain for f in model.functions for n in f.node} == {""}
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    for node in program.graph.nodes:
+        if ops.is_quantized(program.module_of(node)) and ".qkv" not in str(node.target):
+            assert types[f"{node.target}.weight"] == onnx.TensorProto.INT8, node.target
+    whole = 4 * sum(m.weight.numel() for m in program.module.modules() if ops.is_quantized(m))
+    assert backend.weight_bytes(model) < 0.34 * whole, "small layers: biases and windows count"
+
+
+def test_the_runtime_takes_product_cast_scale_and_bias_for_one_operator(tmp_path):
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(export(built("spikformer")), options)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("MatMulIntegerToFloat") >= 10
+    assert "ConvInteger" not in kinds
+    products = [k for k in kinds if k == "MatMulInteger"]
+    assert len(products) == 2 * 2, "only attention's two products of spikes stay bare, one each a step"
+
+
+def test_the_same_program_gives_the_same_bytes():
+    assert export(built("spikformer")) == export(built("spikformer"))
