@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_compile, cli_sensitivity, console
+from . import cli_bench, cli_compile, cli_sensitivity, console
 from .cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
 from .cli_options import (
     Arch,
@@ -37,6 +37,7 @@ from .errors import INTERRUPTED, InternalError, SvitcError, VerifyError
 
 app.command(epilog=EPILOG, name="compile")(cli_compile.compile)
 app.command(epilog=EPILOG, name="sensitivity")(cli_sensitivity.sensitivity)
+app.command(epilog=EPILOG, name="bench")(cli_bench.bench)
 
 
 @app.command(epilog=EPILOG)

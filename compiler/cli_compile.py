@@ -17,6 +17,7 @@ from .cli_options import (
     ArchArgs,
     AsJson,
     CalibrationImages,
+    Clean,
     Criterion,
     Crop,
     DataPath,
@@ -45,7 +46,6 @@ from .cli_options import (
     Weights,
 )
 from .errors import BudgetError, UsageError, VerifyError
-from .quantized import WEIGHTS
 
 
 def compile(
@@ -92,6 +92,7 @@ def compile(
     ] = None,
     weights: Weights = "fp32",
     reparam: Reparam = "auto",
+    clean: Clean = "auto",
     data: DataPath = None,
     train_data: TrainPath = None,
     limit: Limit = None,
@@ -148,6 +149,8 @@ def compile(
     [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.35 --finetune 5[/]
     """
     start(verbose)
+    from .quantized import WEIGHTS
+
     if weights not in WEIGHTS:
         raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
     if budget is None and plan is None and max_drop is None and weights == "fp32":
@@ -156,6 +159,8 @@ def compile(
         )
     if reparam not in ("auto", "off"):
         raise UsageError(f"--reparam {reparam!r} is neither auto nor off")
+    if clean not in ("auto", "off"):
+        raise UsageError(f"--clean {clean!r} is neither auto nor off")
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise UsageError(f"--max-drop {max_drop:g} is not a number of points between 0 and 100")
     if max_drop is not None and data is None and train_data is None:
@@ -199,7 +204,7 @@ def compile(
                 finetune=finetune,
                 finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
                 if finetune else {},
-                weights=weights, reparam=reparam, images=verify_images, seed=seed, progress=show,
+                weights=weights, reparam=reparam, clean=clean, images=verify_images, seed=seed, progress=show,
                 say=None if as_json or verbose or not writer else console.decision,
             )  # fmt: skip
             compiler = Compiler(program, chosen, settings, seconds)

@@ -89,6 +89,15 @@ Weights = Annotated[
         "runtime, and several times the speed on a processor with integer dot products.",
     ),
 ]
+Clean = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off",
+        help="Before pruning remove neurons that no input can make fire, and fold those that always fire into their "
+        "readers: proved from the weights, lossless: [bold]auto[/] or [bold]off[/].",
+        rich_help_panel=CUT,
+    ),
+]
 DataPath = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import onnx as backend
 from . import passes as passes_
@@ -74,6 +74,13 @@ class Compiled:
         return write_together(out, contents)
 
 
+class How(NamedTuple):
+    """What is done before pruning, losslessly: fields of ``Options``."""
+
+    reparam: str
+    clean: str
+
+
 @dataclass
 class Options:
     """How to compile, beyond what and how small.
@@ -93,6 +100,8 @@ class Options:
         weights: ``fp32``, or ``int8``: one byte each, and sums of whole numbers (quantized.py).
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
+        clean: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
+            their readers, which loses nothing (passes/remove_silent.py); ``off`` does not.
         images: how many images verification looks at.
         seed: of everything random.
         progress: called as stages go on.
@@ -111,6 +120,7 @@ class Options:
     finetune_file: Path | None = None
     weights: str = "fp32"
     reparam: str = "auto"
+    clean: str = "auto"
     images: int = 4
     seed: int = 0
     progress: Progress | None = None
@@ -154,15 +164,19 @@ class Compiler:
     @functools.cached_property
     def sweep(self) -> Sweep:
         """What measures plans of the reparameterised program; the images are read on first use."""
-        return self._sweep(self.options.reparam)
+        return self._sweep(self._how)
 
-    def _sweep(self, reparam: str) -> Sweep:
+    @property
+    def _how(self) -> How:
+        return How(self.options.reparam, self.options.clean)
+
+    def _sweep(self, how: How) -> Sweep:
         options = self.options
         if not isinstance(self.choosing, Dataset):
             raise InputError(
                 "the plan was made with images, which its refit looks at", hint="Give the same --data or --train-data."
             )
-        program, _ = self._program(reparam)
+        program, _ = self._program(how)
         with self.clock.stage("read images"):
             of = [self.choosing.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
             store = Store(options.sweep_file if self._writer else None, fingerprint(program, *of), options.resume)
@@ -176,9 +190,12 @@ class Compiler:
         return current().is_writer
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _program(self, reparam: str) -> tuple[Program, dict[str, Any]]:
+    def _program(self, how: How) -> tuple[Program, dict[str, Any]]:
+        """The program that plans are for, and the report's ``reparam`` and ``clean``."""
         with self.clock.stage("analyse"):
-            return passes_.reparameterise(self.whole) if reparam == "auto" else (self.whole, {})
+            program, rows = passes_.reparameterise(self.whole) if how.reparam == "auto" else (self.whole, {})
+            program, removed = passes_.remove_silent(program) if how.clean == "auto" else (program, {})
+            return program, {"reparam": rows, "clean": {k: v for k, v in removed.items() if k != "seconds"}}
 
     def compile(self, budget: str | float | Budget | None = None, plan: Plan | None = None) -> Compiled:
         """Prune to a budget, refit, fine-tune, export and verify.
@@ -193,9 +210,10 @@ class Compiler:
             InputError: the plan does not fit the program.
         """
         clock, options = self.clock, self.options
-        reparam = options.reparam if plan is None else plan.made_by.get("reparam", "off")
-        program, rows = self._program(reparam)
-        _, refused = self._costs(reparam)
+        made_by = plan.made_by if plan is not None else None
+        how = self._how if made_by is None else How(made_by.get("reparam", "off"), made_by.get("clean", "off"))
+        program, first = self._program(how)
+        _, refused = self._costs(how)
         wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
         if wanted is None and plan is None and options.max_drop is None:
             wanted = parse_budget(1.0)
@@ -204,14 +222,15 @@ class Compiler:
         limit = wanted.limit(whole) if wanted else None
         decisions: list[str] = []
         chosen = plan or self._plan(limit, of, decisions)
-        chosen.made_by.setdefault("reparam", reparam)
+        chosen.made_by.setdefault("reparam", how.reparam)
+        chosen.made_by.setdefault("clean", how.clean)
         if wanted is not None:
             chosen.made_by["budget"] = wanted.text
         if options.weights != "fp32":
             chosen.made_by["weights"] = options.weights
         refit = str(chosen.made_by.get("refit", "none"))
         with clock.stage("prune" if refit == "none" else "refit"):
-            pruned = self._build(program, chosen, refit, reparam)
+            pruned = self._build(program, chosen, refit, how)
         tuned = self._finetune(pruned)
         pruned = tuned.program if tuned is not None else pruned
         if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
@@ -222,7 +241,7 @@ class Compiler:
             stored = backend.weight_bytes(exported)
         report = make_report(self.whole, pruned, chosen, wanted, limit, self.original_bytes, stored)
         report["nodes"] = {"original": backend.node_count(self.original), "compiled": backend.node_count(exported)}
-        report["refused"], report["reparam"], report["weights"] = refused, rows, weights
+        report |= {"refused": refused, **first, "weights": weights}
         report["decisions"] = list(dict.fromkeys(decisions))
         masks = chosen.validate(program)
         report["groups"] = [
@@ -251,8 +270,8 @@ class Compiler:
             return final, summary(final, pipeline)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _costs(self, reparam: str) -> tuple[dict[str, Cost], dict[str, str]]:
-        program, _ = self._program(reparam)
+    def _costs(self, how: How) -> tuple[dict[str, Cost], dict[str, str]]:
+        program, _ = self._program(how)
         with self.clock.stage("analyse"):
             if self.options.weights == "fp32":
                 inference = program.copy()
@@ -266,8 +285,8 @@ class Compiler:
 
     def problem(self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None) -> Problem:
         """What a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
-        program, _ = self._program(self.options.reparam)
-        found = Problem(program, self._costs(self.options.reparam)[0][of], limit, of, None, None, self.options.max_drop)
+        program, _ = self._program(self._how)
+        found = Problem(program, self._costs(self._how)[0][of], limit, of, None, None, self.options.max_drop)
         found.say = say or self.options.say or found.say
         if isinstance(self.choosing, Dataset):
             found.measuring, found.calibrating = (lambda: self.sweep), (lambda: self.sweep.calibration)
@@ -303,9 +322,9 @@ class Compiler:
             slack = max(slack + 1, stored - problem.cost(sizes))
         raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
 
-    def _build(self, program: Program, plan: Plan, refit: str, reparam: str) -> Program:
+    def _build(self, program: Program, plan: Plan, refit: str, how: How) -> Program:
         if refit != "none":
-            sweep = self.sweep if reparam == self.options.reparam else self._sweep(reparam)
+            sweep = self.sweep if how == self._how else self._sweep(how)
             return sweep.build(plan, refit)
         pruned = program.copy()
         passes_.Prune(plan)(pruned)

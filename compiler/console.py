@@ -106,12 +106,27 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
     for note in accuracy.get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
     verdict_line(report["verify"])
+    lossless(report)
     if parameters["dead"]:
         out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")
     if paths:
         out.print(
             f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  ({report['seconds']['total']:.1f} s)"
         )
+
+
+def lossless(report: dict[str, Any]) -> None:
+    """What the clean-up removed, and how much of an int8 network is exact."""
+    clean, weights = report["clean"], report["weights"]
+    if clean.get("removed"):
+        folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
+        out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
+    if weights["type"] == "int8":
+        exact, of = weights["exact_neurons"], weights["neurons"]
+        text = "every neuron" if exact == of else f"{exact} of {of} neurons"
+        out.print(f"int8: {text} fires the same, bit for bit, in every runtime")
+        for reason in sorted({why for name, why in weights["inexact"].items() if name != "logits"}):
+            out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
 
 
 def share_interval(interval: Sequence[float]) -> str:

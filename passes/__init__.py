@@ -17,6 +17,7 @@ from .prune import Prune
 from .quantize import Quantize, QuantizeInput
 from .reestimate_batch_norm import ReestimateBatchNorm
 from .refit_readers import RefitReaders
+from .remove_silent import remove_silent
 from .share_views import ShareViews
 from .split_fused import SplitFusedProjection
 
@@ -62,5 +63,6 @@ __all__ = [
     "inference",
     "lowering",
     "quantization",
+    "remove_silent",
     "reparameterise",
 ]

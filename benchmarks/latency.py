@@ -1,0 +1,432 @@
+"""How long does one forward pass take on the CPU? Our files, the eager model, its naive export in ONNX Runtime and in
+OpenVINO, on the same images and weights, with the same number of threads.
+
+All of a row's contestants run in turn, in paired rounds, each in a process of its own (svitc.bench_race), and beside
+them the machine's own rate of matrix products (uint8 [4096, 1024] by int8 [1024, 1024] in MatMulInteger, and the same
+in float32): what the model's multiply-accumulates alone would take at that rate is the floor that times are compared
+with. Networks have random weights, with batch norms that make neurons fire. What is finished is kept in --work, and a
+run that was cut short goes on there with --resume; checkpoints and naive exports are reused in any case.
+
+--scaling asks another question: how does our file's time grow with time steps, batch, depth and resolution?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import FULL_SIZE, RESULTS, environment, table
+from svitc.bench import OPENVINO, ORT, TITLES, exported
+from svitc.bench_peers import Load, Source, eager, onnx_file, openvino_file
+from svitc.bench_race import DISTURBED, quartiles, race, row
+from svitc.bench_worker import Contestant, Failed, Ready, once
+
+VARIANTS: dict[str, tuple[str | None, dict[str, Any]]] = {  # budget and options of svitc.compile
+    "fp32": (None, {}),
+    "int8": (None, {"weights": "int8"}),
+    "int8@78%": ("params=78%", {"weights": "int8"}),
+}
+PEERS = ("eager", "torch.onnx", "openvino", "openvino f32")
+NAIVE, VINO = TITLES["torch.onnx"], TITLES["openvino"]
+PRODUCTS = {"int8": "products int8", "float": "products float"}
+PRODUCT = (4096, 1024, 1024)  # rows, inner, columns
+LIMIT = 3600.0  # s
+ARCH = "spikingjelly.activation_based.model:"
+SCALES: dict[str, list[int]] = {
+    "T": [1, 2, 4, 8], "batch": [1, 2, 4, 8, 16, 32], "depth": [4, 8, 16, 24], "resolution": [128, 192, 256, 320, 384],
+}  # fmt: skip
+BASE = {"T": 4, "batch": 1, "depth": 8, "resolution": 224}
+
+
+# in processes of their own
+
+
+def prepare(factory: str, arguments: dict[str, Any], shape: tuple[int, ...], place: Path, variants: list[str]) -> dict[str, Any]:
+    """Make a network's checkpoint, once, and compile its variants: what is known of each file."""
+    import torch
+    from spikingjelly.activation_based import model as sj
+
+    import svitc
+    from common import warm
+    from svitc import driver
+    from svitc.frontends import load_model
+    from svitc.frontends.capture import capture
+    from svitc.stats import macs
+
+    checkpoint = place.with_name(f"{place.name}.pt")
+    if not checkpoint.is_file():
+        torch.manual_seed(0)
+        model = warm(getattr(sj, factory)(**arguments).eval(), shape)
+        svitc.save(model, checkpoint, arch=ARCH + factory, arch_args=arguments, input_shape=shape)
+    program = capture(load_model(checkpoint).model, svitc.InputSpec(shape))
+    driver.canonicalise(program)
+    known = {"macs": macs(program), "parameters": program.parameter_count(), "variants": {}}
+    for name in variants:
+        budget, options = VARIANTS[name]
+        done = svitc.compile(program, budget, images=1, **options)
+        if not done.verdict.passed:
+            raise RuntimeError(f"{name} is not the same network: first at {done.verdict.first_divergence}")
+        file = place.with_name(f"{place.name}-{name}.onnx")
+        file.write_bytes(done.onnx)
+        known["variants"][name] = {
+            "file": file.name, "macs": macs(done.program), "parameters": done.report["parameters"]["compiled"],
+            "facts": {"nodes": done.report["nodes"]["compiled"], "weight_bytes": done.report["memory"]["compiled_bytes"]},
+        }  # fmt: skip
+    return known
+
+
+def products(kind: str, threads: int) -> Ready:
+    """One matrix product in ONNX Runtime; its second factor is a constant, as weights are."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    from svitc import onnx as backend
+
+    m, k, n = PRODUCT
+    generator = np.random.default_rng(0)
+    if kind == "int8":
+        x = generator.integers(0, 2, (m, k), dtype=np.uint8)
+        w = generator.integers(-127, 128, (k, n), dtype=np.int8)
+        given, made, op = TensorProto.UINT8, TensorProto.INT32, "MatMulInteger"
+    else:
+        x = generator.standard_normal((m, k), dtype=np.float32)
+        w = generator.standard_normal((k, n), dtype=np.float32)
+        given = made = TensorProto.FLOAT
+        op = "MatMul"
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w"], ["y"])], "products", [helper.make_tensor_value_info("x", given, [m, k])],
+        [helper.make_tensor_value_info("y", made, [m, n])], [numpy_helper.from_array(w, "w")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = backend.session(proto.SerializeToString(), threads)
+    return Ready(lambda: session.run(None, {"x": x})[0], f"onnxruntime {onnxruntime.__version__}")
+
+
+# one model at one batch
+
+
+def contestants(name: str, batch: int, known: dict[str, Any], args: argparse.Namespace) -> tuple[list[Contestant], list[dict]]:
+    """All of a model at a batch, and rows of those that cannot run."""
+    source = Source(args.work / f"{name}.pt")
+    load = Load(FULL_SIZE[name][1], batch, args.threads)
+    found = [
+        Contestant(variant, onnx_file, (args.work / each["file"], load), ORT, each["facts"])
+        for variant, each in known["variants"].items()
+    ]
+    if "eager" in args.peers:
+        found.append(Contestant("eager", eager, (source, load)))
+    path, failed = args.work / f"{name}-b{batch}-naive.onnx", []
+    facts = path.with_suffix(".json")
+    made = {
+        "torch.onnx": Contestant(NAIVE, onnx_file, (path, load), ORT),
+        "openvino": Contestant(VINO, openvino_file, (path, load), OPENVINO),
+        "openvino f32": Contestant(f"{VINO}, f32", openvino_file, (path, load, True), OPENVINO),
+    }
+    wanted = {key: each for key, each in made.items() if key in args.peers}
+    if wanted and not facts.is_file():
+        try:
+            facts.write_text(json.dumps(exported(source, load, path, LIMIT)))
+        except Failed as failure:
+            failed = [row(each, f"torch.onnx.export: {failure.reason}") for each in wanted.values()]
+            wanted = {}
+    for each in wanted.values():
+        found.append(Contestant(each.name, each.make, each.arguments, each.imports, json.loads(facts.read_text())))
+    found += [Contestant(title, products, (kind, args.threads), ORT) for kind, title in PRODUCTS.items()]
+    return found, failed
+
+
+def one(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The record of a model at a batch, from --work where it is finished."""
+    done = args.work / f"{name}-b{batch}.json"
+    if args.resume and done.is_file():
+        return dict(json.loads(done.read_text()))
+    compiled = args.work / f"{name}-compiled.json"
+    if not (args.resume or batch != args.batches[0]) or not compiled.is_file():
+        say(f"{name}: compile")
+        task = Contestant("prepare", prepare, (name, {}, FULL_SIZE[name][1], args.work / name, args.variants))
+        compiled.write_text(json.dumps(once(task, LIMIT)))
+    known = json.loads(compiled.read_text())
+    racing, failed = contestants(name, batch, known, args)
+    record = race(racing, args.runs, LIMIT, profile=True, progress=lambda *stage: say(f"{name} b{batch}: {stage[0]} {stage[1]}"))
+    record |= {"model": name, "batch": batch, "threads": args.threads, "macs": known["macs"], "parameters": known["parameters"]}
+    record["rows"] += failed
+    record["variants"] = known["variants"]
+    record["rates"] = rates(record["rows"])
+    done.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def rates(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Billions of operations a second, two for each multiply-accumulate."""
+    medians = {each["name"]: each["median_ms"] for each in rows}
+    operations = 2 * math.prod(PRODUCT)
+    return {
+        kind: operations / medians[title] / 1e6 if medians.get(title) else None for kind, title in PRODUCTS.items()
+    }
+
+
+def lines(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table's rows of a record."""
+    by_name = {each["name"]: each for each in record["rows"]}
+
+    def faster(each: dict[str, Any], than: str) -> Any:
+        other = by_name.get(than)
+        if not other or not other["times_ms"]:
+            return "-"
+        return round(quartiles([a / b for a, b in zip(other["times_ms"], each["times_ms"], strict=True)])[1], 2)
+
+    found = []
+    for each in record["rows"]:
+        if each["name"] in PRODUCTS.values():
+            continue
+        ours = record["variants"].get(each["name"])
+        cells: dict[str, Any] = {
+            "model": record["model"], "batch": record["batch"],
+            "contestant": f"svitc {each['name']}" if ours else each["name"], "median ms": each["reason"] or "-",
+        }  # fmt: skip
+        if each["reason"]:
+            cells |= dict.fromkeys(COLUMNS, "-")
+        else:
+            operations = 2 * (ours or record)["macs"] * record["batch"]
+            floor = {kind: operations / rate / 1e6 if rate else None for kind, rate in record["rates"].items()}
+            cells |= {
+                "median ms": each["median_ms"], "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}",
+                "x faster than eager": faster(each, "eager"), "x faster than naive export": faster(each, NAIVE),
+                **{
+                    f"x {kind} products alone": round(each["median_ms"] / ms, 2) if ms else "-" for kind, ms in floor.items()
+                },
+                "weight bytes": "-" if each["weight_bytes"] is None else each["weight_bytes"],
+                "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1), "nodes": each["nodes"] or "-",
+                "max logit difference": "-" if each["max_logit_difference"] is None else each["max_logit_difference"],
+                "runtime": each["version"],
+            }  # fmt: skip
+        found.append(cells)
+    return found
+
+
+COLUMNS = (
+    "quartiles", "x faster than eager", "x faster than naive export", "x int8 products alone", "x float products alone",
+    "weight bytes", "peak MiB", "nodes", "max logit difference", "runtime",
+)  # fmt: skip
+
+
+def profiles(record: dict[str, Any], most: int = 10) -> str:
+    """Where the time goes, by operator, ours and the naive export's."""
+    rows = []
+    for name, operators in record.get("profile", {}).items():
+        if name in PRODUCTS.values():
+            continue
+        total = sum(each["ms"] for each in operators.values())
+        spent = list(operators.items())
+        text = ", ".join(f"{kind} {each['ms'] / total:.0%}" for kind, each in spent[:most])
+        label = f"svitc {name}" if name in record["variants"] else name
+        rows.append({"model": record["model"], "batch": record["batch"], "file": label, "share of time by operator": text})
+    return table(rows).split("\n", 2)[2] if rows else ""
+
+
+def note_on(records: list[dict[str, Any]]) -> str:
+    others = max((record["other_processes"] or 0.0) for record in records)
+    text = "; ".join(
+        f"{kind} {min(known):.0f} to {max(known):.0f} GOP/s"
+        for kind in PRODUCTS
+        if (known := [record["rates"][kind] for record in records if record["rates"][kind]])
+    )
+    busy = f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed." if others > DISTURBED else ""
+    return (
+        f"Matrix products alone: {text}, measured in the same rounds. Medians and quartiles of {records[0]['runs']} rounds;"
+        f" factors are medians over rounds of both times in one round. Peak MiB is of the model alone, without what the"
+        f" interpreter and its libraries take.{busy}"
+    )
+
+
+def publish(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """JSON, Markdown and SVG; rewritten after each record, so that a crash loses nothing."""
+    env = environment() | {"threads": args.threads}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps({"environment": env, "records": records}, indent=1) + "\n")
+    shown = [cells for record in records for cells in lines(record)]
+    operators = "".join(profiles(record) for record in records)
+    text = [
+        f"# {args.out.name}", "", str(__doc__).split("\n\n--scaling")[0], "", note_on(records), "", table(shown),
+        "By operator, ONNX Runtime's profiler:", "",
+        "| model | batch | file | share of time by operator |", "| --- | --- | --- | --- |", operators, footer(env), "",
+    ]  # fmt: skip
+    args.out.with_suffix(".md").write_text("\n".join(text))
+    plot(records, args.out.with_suffix(".svg"))
+
+
+def footer(env: dict[str, Any]) -> str:
+    packages = ", ".join(f"{key} {value}" for key, value in env["versions"].items())
+    return f"`{env['command']}`, Python {env['python']}, {packages}; {env['processor']}, {env['threads']} threads"
+
+
+def canvas(columns: int) -> tuple[Any, Any, Any]:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "svitc"
+    figure, axes = plt.subplots(1, columns, figsize=(max(5, 4.6 * columns), 4.2), squeeze=False)
+    return plt, figure, axes[0]
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """How many times faster than eager, one panel a batch, one group of bars a model; no eager, no plot."""
+    ratios = {
+        (record["model"], record["batch"], each["name"]): quartiles([
+            a / b for a, b in zip(base["times_ms"], each["times_ms"], strict=True)
+        ])
+        for record in records for base in record["rows"] if base["name"] == "eager" and base["times_ms"]
+        for each in record["rows"] if each["times_ms"] and each["name"] not in PRODUCTS.values()
+    }  # fmt: skip
+    if not ratios:
+        return
+    batches = sorted({batch for _, batch, _ in ratios})
+    models = list(dict.fromkeys(model for model, _, _ in ratios))
+    names = list(dict.fromkeys(name for _, _, name in ratios))
+    ours = {name for record in records for name in record["variants"]}
+    plt, figure, panels = canvas(len(batches))
+    width = 0.8 / len(names)
+    for panel, batch in zip(panels, batches, strict=True):
+        for place, name in enumerate(names):
+            points = [
+                (x + (place - (len(names) - 1) / 2) * width, ratios[model, batch, name])
+                for x, model in enumerate(models) if (model, batch, name) in ratios
+            ]  # fmt: skip
+            spread = [[middle - low for _, (low, middle, _) in points], [high - middle for _, (_, middle, high) in points]]
+            label = f"svitc {name}" if name in ours else name
+            panel.bar(
+                [x for x, _ in points], [middle for _, (_, middle, _) in points], width, yerr=spread, label=label,
+                error_kw={"linewidth": 0.7},
+            )  # fmt: skip
+        panel.axhline(1, color="grey", linewidth=0.5)
+        panel.set_xticks(range(len(models)), models, rotation=15, fontsize=8)
+        panel.set_title(f"batch {batch}")
+    panels[0].set_ylabel("times faster than eager PyTorch")
+    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+# scaling
+
+
+def scaling(args: argparse.Namespace) -> None:
+    """One network, one quantity changed at a time; all points of a quantity race in the same rounds."""
+    variant = args.variants[-1]
+    records = []
+    for quantity in args.quantities:
+        done = args.work / f"scaling-{quantity}-{variant}.json"
+        if args.resume and done.is_file():
+            records.append(json.loads(done.read_text()))
+        else:
+            records.append(scale(quantity, variant, args))
+            done.write_text(json.dumps(records[-1], indent=1) + "\n")
+        out = args.out.with_name(f"{args.out.name}-scaling")
+        env = environment() | {"threads": args.threads}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".json").write_text(json.dumps({"environment": env, "records": records}, indent=1) + "\n")
+        rows = [cells for record in records for cells in scaling_lines(record)]
+        others = max(record["other_processes"] or 0.0 for record in records)
+        busy = f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed." if others > DISTURBED else ""
+        text = [
+            f"# {out.name}", "", f"How does the time of our {variant} file grow? A Spikformer of width {args.width}; what is not"
+            f" varied is {', '.join(f'{k} {v}' for k, v in BASE.items())}. The exponent is that of the growth since the row"
+            f" before: 1 is linear in the quantity. Medians of {args.runs} paired rounds.{busy}", "",
+            table(rows), footer(env), "",
+        ]  # fmt: skip
+        out.with_suffix(".md").write_text("\n".join(text))
+    print("\n".join(text))
+
+
+def scale(quantity: str, variant: str, args: argparse.Namespace) -> dict[str, Any]:
+    racing, points = [], []
+    for value in args.values or SCALES[quantity]:
+        at = BASE | {quantity: value}
+        side = at["resolution"]
+        arguments = {
+            "T": at["T"], "embed_dims": args.width, "num_heads": args.width // 32, "depths": at["depth"],
+            "img_size_h": side, "img_size_w": side,
+        }  # fmt: skip
+        place = args.work / f"spikformer-w{args.width}-t{at['T']}-d{at['depth']}-r{side}"
+        known = place.with_name(f"{place.name}-{variant}.json")
+        if not known.is_file() or not args.resume:
+            say(f"{quantity} {value}: compile")
+            task = Contestant("prepare", prepare, ("Spikformer", arguments, (3, side, side), place, [variant]))
+            known.write_text(json.dumps(once(task, LIMIT)))
+        each = json.loads(known.read_text())["variants"][variant]
+        load = Load((3, side, side), at["batch"], args.threads)
+        racing.append(Contestant(str(value), onnx_file, (args.work / each["file"], load), ORT, each["facts"]))
+        points.append({**at, "macs": each["macs"], "parameters": each["parameters"]})
+    record = race(racing, args.runs, LIMIT, progress=lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))
+    return {**record, "quantity": quantity, "variant": variant, "points": points}
+
+
+def scaling_lines(record: dict[str, Any]) -> list[dict[str, Any]]:
+    rows, last = [], None
+    for each, point in zip(record["rows"], record["points"], strict=True):
+        size, ms = point[record["quantity"]], each["median_ms"]
+        cells: dict[str, Any] = {"varied": record["quantity"], "value": size, "median ms": each["reason"] or ms}
+        if each["reason"]:
+            rows.append(cells | dict.fromkeys(("quartiles", "ms an image", "exponent", "MMACs an image", "GMAC/s", "weight bytes", "peak MiB"), "-"))
+            continue
+        images = point["batch"]
+        exponent = "-" if last is None else round(math.log(ms / last[1]) / math.log(size / last[0]), 2)
+        rows.append(cells | {
+            "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}", "ms an image": ms / images, "exponent": exponent,
+            "MMACs an image": round(point["macs"] / 1e6), "GMAC/s": point["macs"] * images / ms / 1e6,
+            "weight bytes": each["weight_bytes"], "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1),
+        })  # fmt: skip
+        last = size, ms
+    return rows
+
+
+def say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = ["spikformer_s", "sdt_8_384", "qkformer_10_384", "maxformer_10_384"]
+    parser.add_argument("--models", nargs="+", default=models, choices=list(FULL_SIZE))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="skip what is finished in --work")
+    parser.add_argument("--work", type=Path, default=Path("latency-work"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "latency")
+    parser.add_argument("--scaling", action="store_true", help="how our file's time grows; uses the last of --variants")
+    parser.add_argument("--quantities", nargs="+", default=list(SCALES), choices=list(SCALES), help="of --scaling")
+    parser.add_argument("--values", nargs="+", type=int, help="of the one quantity of --quantities, instead of the usual")
+    parser.add_argument("--width", type=int, default=384, help="of the network of --scaling")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.scaling:
+        return scaling(args)
+    records = []
+    for name in args.models:
+        for batch in args.batches:
+            try:
+                records.append(one(name, batch, args))
+            except Failed as failure:  # compiling it; the others go on
+                say(f"{name} at batch {batch} is left out: {failure.reason}")
+                continue
+            publish(records, args)
+    if records:
+        print(args.out.with_suffix(".md").read_text())
+        say(f"slowest round: {max(statistics.fmean(e['times_ms']) for r in records for e in r['rows'] if e['times_ms']):,.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""``svitc bench``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from . import console
+from .cli_common import options, start
+from .cli_options import (
+    SOURCE,
+    Arch,
+    ArchArgs,
+    AsJson,
+    Ema,
+    Fix,
+    InputShape,
+    Seed,
+    TimeSteps,
+    TrustPickle,
+    Verbose,
+)
+from .errors import UsageError
+
+OPERATORS_SHOWN = 12
+
+
+def bench(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER|FILE.onnx", help="An output folder of svitc compile, or an ONNX file.", show_default=False
+        ),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="The original: a checkpoint (.pt, .pth), or an output folder of svitc. "
+            "Without it the file is timed alone.", rich_help_panel=SOURCE,
+        ),
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="What runs the original: [bold]eager[/] (PyTorch), [bold]torch.compile[/], [bold]torch.onnx[/] "
+            "(torch.onnx.export, then ONNX Runtime), [bold]openvino[/] (the same export), [bold]cuda[/] (eager, on a "
+            "GPU). By default all that are there but torch.compile, which may compile for minutes.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images in one run.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each runtime; by default one a processor.", show_default=False)
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Rounds; each runs every contestant once.")] = 20,
+    limit: Annotated[
+        float, typer.Option(metavar="SECONDS", help="What takes longer than this to load, export or run once is left out.")
+    ] = 600,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show which operators take the time, in ours and in torch.onnx's file.")
+    ] = False,
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    input_shape: InputShape = None,
+    time_steps: TimeSteps = None,
+    trust_pickle: TrustPickle = False,
+    ema: Ema = False,
+    fix: Fix = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """How fast is the compiled file, beside the original in PyTorch, in ONNX Runtime and in OpenVINO?
+
+    [dim]svitc bench svitc-out --against model.pt[/]
+
+    All are timed in one run and in turn, on the same random images, each in a process of its own.
+    """
+    start(verbose)
+    given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
+    if against is None and any(value not in (None, False) for value in given.values()):
+        raise UsageError("options on where the model comes from need a model", hint="Give it with --against.")
+    from .bench import Settings, measure
+    from .bench_peers import Source
+
+    names = None if peers is None else [name.strip() for name in peers.split(",") if name.strip()]
+    settings = Settings(names, batch, threads, runs, seed, limit, profile)
+    with console.progress(quiet=as_json or verbose) as show:
+        source = None if against is None else Source(against, given)
+        report = measure(file, source, settings, show, loud=verbose)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        show_report(report)
+
+
+def show_report(report: Mapping[str, Any]) -> None:
+    """Times as a table, what they depend on, and where they go."""
+    from .bench_race import disturbed
+
+    table = Table(box=None, pad_edge=False)
+    titles = ("", "median", "quartiles", "beside svitc", "quartiles", "memory", "weights", "nodes", "runs", "runtime")
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("", "runtime") else "right", overflow="fold")
+    for row in report["rows"]:
+        if row["reason"]:
+            table.add_row(escape(row["name"]), *[""] * 8, f"[yellow]{escape(row['reason'])}[/]")
+            continue
+        table.add_row(
+            escape(row["name"]), f"[bold]{milliseconds(row['median_ms'])}[/]",
+            f"{number(row['q1_ms'])} to {number(row['q3_ms'])}", f"{row['ratio']:.2f} x",
+            f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}", console.amount(row["memory_bytes"] or 0),
+            "" if row["weight_bytes"] is None else console.amount(row["weight_bytes"]),
+            "" if row["nodes"] is None else f"{row['nodes']:,}", str(row["runs"]), escape(row["version"]),
+        )  # fmt: skip
+    console.out.print(table)
+    env = report["environment"]
+    shape = " x ".join(map(str, report["input"]))
+    images = "1 image" if report["batch"] == 1 else f"{report['batch']} images"
+    console.out.print(
+        f"{images} of {shape} a run, {report['threads']} of {env['cores']} processors ({escape(env['processor'])});"
+        " beside svitc: time relative to the first row's in the same round", soft_wrap=True,
+    )  # fmt: skip
+    if disturbed(report):
+        console.out.print(
+            f"[yellow]note[/] other processes kept {report['other_processes']:.1f} processors busy meanwhile, which the"
+            " threads needed: do not trust these times", soft_wrap=True,
+        )  # fmt: skip
+    if "profile" in report:
+        show_profile(report["profile"])
+
+
+def show_profile(profile: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Operators of each file, those that take most first; one pair of columns a file."""
+    kinds = sorted(
+        {kind for operators in profile.values() for kind in operators},
+        key=lambda kind: -max(operators.get(kind, {"ms": 0.0})["ms"] for operators in profile.values()),
+    )
+    table = Table(
+        title="\nby operator, of one run under ONNX Runtime's profiler", title_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("operator")
+    totals = {name: sum(each["ms"] for each in operators.values()) or 1.0 for name, operators in profile.items()}
+    for name in profile:
+        table.add_column(name, justify="right")
+        table.add_column("nodes", justify="right")
+    shown, rest = kinds[:OPERATORS_SHOWN], kinds[OPERATORS_SHOWN:]
+    for title, group in [(kind, [kind]) for kind in shown] + ([(f"{len(rest)} others", rest)] if rest else []):
+        cells = []
+        for name, operators in profile.items():
+            found = [operators[kind] for kind in group if kind in operators]
+            spent = sum(each["ms"] for each in found)
+            cells += [f"{milliseconds(spent)} [dim]{spent / totals[name]:.1%}[/]", f"{sum(each['nodes'] for each in found):,.0f}"]
+            if not found:
+                cells[-2:] = ["", ""]
+        table.add_row(escape(title), *cells)
+    table.add_row("all", *(cell for name in profile for cell in (milliseconds(totals[name]), "")))
+    console.out.print(table)
+
+
+def milliseconds(value: float) -> str:
+    return f"{number(value)} ms"
+
+
+def number(value: float) -> str:
+    """Three significant figures, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,143 @@
+"""Bounds of neurons: what a neuron fires at least and at most, given bounds on its input current.
+
+Every neuron with a membrane charges, fires and resets, with rest = v_reset, or 0 for a soft reset, at every
+one of T steps:
+
+    h = keep * v + (1 - keep) * rest + gain * x         IF  1, 1     LIF, PLIF  1 - 1/tau, 1/tau (input decays) or 1
+    s = h >= threshold                                   ILIF  s = round(clip(h / threshold, 0, D)), 1 - 1/tau, 1
+    v = rest if s (hard) or h - s * threshold (soft)     v = rest before the first step
+
+keep and gain are not negative, so that h is greatest where v and x are. As long as both ends of h give the same s,
+the ends of v follow exactly: a neuron that has never fired was never reset, and its most is the plain sum
+
+    h(t) = rest + gain * x * (1 + keep + ... + keep^t)       silent where that stays below the threshold,
+
+while one that has always fired starts from rest (hard), or from what was left of h (soft), at every step. Where the
+ends differ in s, a neuron that fires 0 or 1 has shown both, and what follows adds nothing; one that counts goes on from
+
+    min(h.low, -threshold/2)  ..  max(min(h.high, threshold/2), h.high - D * threshold)
+
+Margin. The network computes in float32, in any order of summation, and so must hold what is claimed here. A sum of n
+terms is off by at most n u times their magnitudes, u = 2^-24; with every bound goes the sum of the magnitudes and n,
+and h must keep away from a threshold by n u and 1e-4 more of them (for kernels that do not add term by term).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import neuron
+from torch import nn
+
+from svitc import ops
+
+UNIT = 2.0**-24  # of float32
+SAFETY = 1e-4
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The ends of a value, channel by channel, float64.
+
+    Attributes:
+        low, high: between them the value lies.
+        magnitude: the most that the terms of its sums, since the last spikes, amount to without their signs.
+        terms: the number of roundings in such a sum.
+    """
+
+    low: torch.Tensor
+    high: torch.Tensor
+    magnitude: torch.Tensor
+    terms: int
+
+    @property
+    def constant(self) -> torch.Tensor:
+        """Where the value is the same for every input."""
+        return (self.low == self.high) & self.low.isfinite()
+
+    def with_zero(self) -> Bound:
+        return Bound(self.low.clamp(max=0), self.high.clamp(min=0), self.magnitude, self.terms)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor], terms: int = 0) -> Bound:
+        """The same change of the form of all three, or a sum of so many terms."""
+        return Bound(change(self.low), change(self.high), change(self.magnitude), self.terms + terms)
+
+    def fitted(self, shape: tuple[int, ...]) -> Bound:
+        """With a dimension's elements joined into one wherever ``shape`` has another size, or repeated."""
+        low, high, magnitude = self.low, self.high, self.magnitude
+        for i, (have, want) in enumerate(zip(low.shape, shape, strict=True)):
+            if have not in (1, want):
+                low, high, magnitude = low.amin(i, True), high.amax(i, True), magnitude.amax(i, True)
+        return Bound(low.expand(shape), high.expand(shape), magnitude.expand(shape), self.terms)
+
+
+def fire(module: nn.Module, x: Bound, steps: int) -> Bound | None:
+    """What a neuron fires on currents within ``x``; None where its output is no spikes.
+
+    Args:
+        steps: T; a neuron without a membrane does not look at it.
+    """
+    if isinstance(module, ops.IntegerSpike):
+        margin = (SAFETY + (x.terms + 1) * UNIT) * x.magnitude
+        low, high = _counts(x.low - margin, x.high + margin, 1.0, module.levels)
+        return Bound(low, high, high, 0)
+    m: Any = module
+    if type(m) not in ops.NEURONS or not getattr(m.surrogate_function, "spiking", True):
+        return None
+    integer = isinstance(m, neuron.ILIFNode)
+    most = int(m.surrogate_function.max_spike_count) if integer else 1
+    keep, gain = charge(m)
+    if keep < 0:
+        return None
+    threshold, hard = float(m.v_threshold), m.v_reset is not None and not integer
+    rest = float(m.v_reset or 0.0)
+    low = high = torch.full_like(x.low, rest)
+    magnitude = low.abs()
+    fewest, greatest = torch.full_like(low, most), torch.zeros_like(low)
+    for step in range(steps):
+        low, high = (keep * v + ((1 - keep) * rest + gain * end) for v, end in ((low, x.low), (high, x.high)))
+        magnitude = keep * magnitude + ((1 - keep) * abs(rest) + gain * x.magnitude + abs(threshold))
+        margin = (SAFETY + (x.terms + 4 * (step + 1)) * UNIT) * magnitude
+        if integer:
+            few, many = _counts(low - margin, high + margin, threshold, most)
+        else:  # a comparison with nan is False: then anything may happen
+            few, many = (low - margin >= threshold).double(), (~(high + margin < threshold)).double()
+        fewest, greatest = torch.minimum(fewest, few), torch.maximum(greatest, many)
+        low, high = _reset(low, high, few, many, margin, threshold, rest if hard else None, most)
+    return Bound(fewest, greatest, greatest, 0)
+
+
+def charge(module: Any) -> tuple[float, float]:
+    """``keep`` and ``gain`` of a neuron with a membrane."""
+    if isinstance(module, neuron.IFNode):
+        return 1.0, 1.0
+    if isinstance(module, neuron.ParametricLIFNode):
+        rate = float(module.w.detach().double().sigmoid())
+    else:
+        rate = 1.0 / float(module.tau)
+    decays = not isinstance(module, neuron.ILIFNode) and module.decay_input
+    return 1.0 - rate, rate if decays else 1.0
+
+
+def _counts(
+    low: torch.Tensor, high: torch.Tensor, threshold: float, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The fewest and most spikes of a neuron that counts; how halves are rounded does not matter within a margin."""
+    few, many = ((end / threshold).clamp(0, most).round() for end in (low, high))
+    return few.nan_to_num(0.0), many.nan_to_num(float(most))
+
+
+def _reset(
+    low: torch.Tensor, high: torch.Tensor, few: torch.Tensor, many: torch.Tensor, margin: torch.Tensor,
+    threshold: float, rest: float | None, most: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The ends of the membrane after a step, from those before it; ``rest`` is None for a soft reset."""
+    if rest is not None:
+        return torch.where(few > 0, rest, low), torch.where(few > 0, rest, high)
+    least = low.clamp(max=-threshold / 2) - margin
+    greatest = torch.maximum(high.clamp(max=threshold / 2) + margin, high - most * threshold)
+    same = few == many
+    return torch.where(same, low - few * threshold, least), torch.where(same, high - few * threshold, greatest)
