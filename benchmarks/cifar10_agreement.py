@@ -1,5 +1,6 @@
 """Does the ONNX file classify real images as the eager model does? The unpruned export of a trained checkpoint in ONNX
-Runtime against SpikingJelly's eager model, on every test image, with every neuron checked layer by layer."""
+Runtime against SpikingJelly's eager model, on every test image, with every neuron checked layer by layer. With
+`--weights int8` the file of whole-numbered sums, whose spikes must be those of its model.py bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from common import publish
 from svitc import driver, onnx
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.data import load_data
+from svitc.quantization import quantize
 from svitc.verification import top1, verify
+from svitc.verification_exact import verify_exact
 
 
 def main() -> None:
@@ -22,10 +25,13 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--weights", choices=["fp32", "int8"], default="fp32")
     args = parser.parse_args()
     loaded = load_model(args.checkpoint, LoadOptions())
     program = driver.load(args.checkpoint)
-    exported = driver.export(program)
+    checked = program if args.weights == "fp32" else quantize(program)[0]
+    exported = driver.export(checked)
+    whole = onnx.weight_bytes(driver.export(program))
     data = load_data(args.data, program.input, program.info, limit=args.limit)
     session = onnx.session(exported)
     agree = eager_right = ours_right = seen = 0
@@ -40,14 +46,15 @@ def main() -> None:
         ours_right += int((ours == labels.numpy()).sum())
         seen += len(eager)
     seconds = time.perf_counter() - start
-    verdict = verify(program, exported, (x for x, _ in data.batches(100)))
+    check = verify if args.weights == "fp32" else verify_exact
+    verdict = check(checked, exported, (x for x, _ in data.batches(100)))
     rows = [{
-        "images": seen, "eager top-1": eager_right / seen, "ONNX Runtime top-1": ours_right / seen, "same class": agree / seen,
+        "weights": args.weights, "bytes of fp32": onnx.weight_bytes(exported) / whole, "images": seen, "eager top-1": eager_right / seen, "ONNX Runtime top-1": ours_right / seen, "same class": agree / seen,
         "spikes compared": verdict.total("spikes"), "flips within rounding": verdict.total("flips_within_rounding"),
         "flips beyond rounding": verdict.total("flips_beyond_rounding"),
         "currents beyond rounding": verdict.total("currents_beyond_rounding"), "seconds for both": round(seconds, 1),
     }]  # fmt: skip
-    publish("cifar10_agreement", rows, __doc__ or "", verify=verdict.to_json())
+    publish("cifar10_agreement" + f"_{args.weights}" * (args.weights != "fp32"), rows, __doc__ or "", verify=verdict.to_json())
 
 
 if __name__ == "__main__":
