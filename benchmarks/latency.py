@@ -70,7 +70,7 @@ def prepare(factory: str, arguments: dict[str, Any], shape: tuple[int, ...], pla
     known = {"macs": macs(program), "parameters": program.parameter_count(), "variants": {}}
     for name in variants:
         budget, options = VARIANTS[name]
-        done = svitc.compile(program, budget, images=1, **options)
+        done = svitc.compile(program, budget, images=1, clean="off", **options)
         if not done.verdict.passed:
             raise RuntimeError(f"{name} is not the same network: first at {done.verdict.first_divergence}")
         file = place.with_name(f"{place.name}-{name}.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,11 @@ UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
-HOW = 'Give a share of the original ("0.78", "78%"), bytes ("12MB") or parameters ("params=8M", "params=78%").'
+MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+HOW = (
+    'Give a share of the original ("0.78", "78%"), bytes ("12MB"), parameters ("params=8M", "params=78%") or measured time'
+    ' ("latency=0.6", "latency=60%", "latency=50ms").'
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,10 @@ class Budget:
 
     Attributes:
         text: as the user wrote it.
-        of: ``bytes`` (weights as stored in the ONNX file) or ``parameters``.
+        of: ``bytes`` (weights as stored in the ONNX file), ``parameters``, or ``latency``: what ONNX Runtime
+            takes for one image, measured beside the original exported with weights of the same type.
         share: at most this share of the original, or None.
-        amount: at most this many bytes or parameters, or None.
+        amount: at most this many bytes, parameters or milliseconds, or None.
     """
 
     text: str
@@ -58,15 +64,18 @@ def parse_budget(text: str | float) -> Budget:
         UsageError: not a number, zero or less, or a share above 1.
     """
     raw = str(text).strip()
-    counted = raw.lower().startswith("params=")
-    body = raw[len("params=") :] if counted else raw
+    counted, timed = (raw.lower().startswith(kind) for kind in ("params=", "latency="))
+    body = raw.partition("=")[2] if counted or timed else raw
+    of = "parameters" if counted else "latency" if timed else "bytes"
+    units = MILLISECONDS if timed else UNITS
     found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(%|[a-z]*)", body.lower())
-    if not found or (found[2] not in UNITS and found[2] != "%"):
+    if not found or (found[2] not in units and found[2] not in ("", "%")):
         raise UsageError(f"budget {raw!r} is not an amount", hint=HOW)
     number, unit = float(found[1]), found[2]
     if number <= 0:
         raise UsageError(f"budget {raw!r} keeps nothing; it must be above 0", hint=HOW)
-    of = "parameters" if counted else "bytes"
+    if not math.isfinite(number):
+        raise UsageError(f"budget {raw!r} is more than any model", hint=HOW)
     if unit == "%" or (unit == "" and number <= 1):
         share = number / 100 if unit == "%" else number
         if share > 1:
@@ -76,7 +85,7 @@ def parse_budget(text: str | float) -> Budget:
         raise UsageError(f"budget {raw!r} counts parameters in bytes", hint=HOW)
     if unit == "" and not (counted and number.is_integer()):
         raise UsageError(f"budget {raw!r} is more than the whole model; a share is at most 1", hint=HOW)
-    return Budget(raw, of, None, number * UNITS[unit])
+    return Budget(raw, of, None, number * units[unit])
 
 
 @dataclass

@@ -7,11 +7,11 @@ import json
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from . import cli_bench, cli_compile, cli_sensitivity, console
+from . import cli_bench, cli_compile, cli_sensitivity, console, console_latency
 from .cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
 from .cli_options import (
     Arch,
@@ -32,8 +32,9 @@ from .cli_options import (
     TimeSteps,
     TrustPickle,
     Verbose,
+    Weights,
 )
-from .errors import INTERRUPTED, InternalError, SvitcError, VerifyError
+from .errors import INTERRUPTED, InternalError, SvitcError, UsageError, VerifyError
 
 app.command(epilog=EPILOG, name="compile")(cli_compile.compile)
 app.command(epilog=EPILOG, name="sensitivity")(cli_sensitivity.sensitivity)
@@ -46,6 +47,19 @@ def inspect(
     program_text: Annotated[
         bool, typer.Option("--program", help="Print the typed program instead, one line a node.")
     ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency",
+            help="Show instead where the time of the exported file should go on this machine, layer by layer, beside what "
+            "it is measured to take.",
+        ),
+    ] = False,
+    weights: Weights = "fp32",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="With --latency: threads of ONNX Runtime; by default one a processor.", show_default=False),
+    ] = None,
     arch: Arch = None,
     arch_args: ArchArgs = None,
     input_shape: InputShape = None,
@@ -56,9 +70,22 @@ def inspect(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what is in a model: layers, channel groups, bytes, multiply-accumulates, what is prunable and why not."""
+    """Show what is in a model: layers, channel groups, bytes, multiply-accumulates, what is prunable and why not.
+
+    [dim]svitc inspect model.pt[/]
+
+    [dim]svitc inspect model.pt --latency --weights int8[/]
+    """
     start(verbose)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
+    if latency and program_text:
+        raise UsageError("--latency and --program show different things", hint="Give one of them.")
+    if not latency and (threads is not None or weights != "fp32"):
+        raise UsageError("--weights and --threads are for what --latency times", hint="Give --latency, too.")
+    if latency:
+        from .latency import check_settings
+
+        check_settings(weights, threads)  # before a model is loaded for nothing
     from . import driver
 
     with console.progress(quiet=as_json or verbose) as show:
@@ -66,11 +93,22 @@ def inspect(
         if program_text:
             print(program)
             return
-        view = driver.inspect(program)
+        view = watched(program, weights, threads, show) if latency else driver.inspect(program)
     if as_json:
         print(json.dumps(view, indent=1))
+    elif latency:
+        console_latency.prediction(view)
     else:
         console.inspection(view)
+
+
+def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:
+    """What ``latency.predict`` gives, and how many processors other processes kept busy meanwhile."""
+    from .bench_race import Others
+    from .latency import predict
+
+    others = Others({})
+    return {**predict(program, weights, threads, progress=show), "other_processes": others.processors()}
 
 
 @app.command(epilog=EPILOG)

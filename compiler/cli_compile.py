@@ -39,6 +39,7 @@ from .cli_options import (
     Seed,
     Std,
     SweepImages,
+    TargetName,
     TimeSteps,
     TrainPath,
     TrustPickle,
@@ -55,7 +56,7 @@ def compile(
         typer.Option(
             "--budget",
             "-b",
-            help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes ([bold]12MB[/]), or parameters ([bold]params=8M[/], [bold]params=78%[/]). Several with commas make a front: [bold]0.9,0.78,0.6[/].",
+            help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes ([bold]12MB[/]), parameters ([bold]params=8M[/], [bold]params=78%[/]), or the time that ONNX Runtime is measured to take for an image on this machine ([bold]latency=0.6[/] of what the original takes with the same --weights, [bold]latency=50ms[/]). Several with commas make a front: [bold]0.9,0.78,0.6[/].",
             rich_help_panel=CUT,
         ),
     ] = None,
@@ -91,6 +92,7 @@ def compile(
         Path | None, typer.Option(help="Replay this plan.json instead of making a plan.", rich_help_panel=CUT)
     ] = None,
     weights: Weights = "fp32",
+    target: TargetName = "cpu",
     reparam: Reparam = "auto",
     clean: Clean = "auto",
     data: DataPath = None,
@@ -153,7 +155,10 @@ def compile(
 
     if weights not in WEIGHTS:
         raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
-    if budget is None and plan is None and max_drop is None and weights == "fp32":
+    from .onnx.target import target_of
+
+    target_of(target)
+    if budget is None and plan is None and max_drop is None and weights == "fp32" and target == "cpu":
         raise UsageError(
             "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
         )
@@ -204,8 +209,8 @@ def compile(
                 finetune=finetune,
                 finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
                 if finetune else {},
-                weights=weights, reparam=reparam, clean=clean, images=verify_images, seed=seed, progress=show,
-                say=None if as_json or verbose or not writer else console.decision,
+                weights=weights, target=target, reparam=reparam, clean=clean, images=verify_images, seed=seed,
+                progress=show, say=None if as_json or verbose or not writer else console.decision,
             )  # fmt: skip
             compiler = Compiler(program, chosen, settings, seconds)
             reports, failed, problems = [], [], []

@@ -98,6 +98,14 @@ Clean = Annotated[
         rich_help_panel=CUT,
     ),
 ]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="cpu|cuda",
+        help="Which provider of ONNX Runtime has a kernel for every node of the file: [bold]cpu[/] or [bold]cuda[/].",
+    ),
+]
 DataPath = Annotated[
     Path | None,
     typer.Option(

@@ -20,6 +20,7 @@ from .errors import InputError, InternalError, UsageError
 from .exporting import export
 from .files import write_together
 from .frontends.data import Dataset
+from .latency_budget import paired_timer, within_latency
 from .pass_base import Pipeline
 from .passes.policies import Problem, make
 from .passes.slicing import selection
@@ -98,6 +99,7 @@ class Options:
         finetune_options: more arguments of ``finetune``.
         finetune_file: where its epochs go.
         weights: ``fp32``, or ``int8``: one byte each, and sums of whole numbers (quantized.py).
+        target: ``cpu``, or ``cuda``: operators and types that ONNX Runtime's CUDA provider has (docs/targets.md).
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
         clean: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
@@ -119,6 +121,7 @@ class Options:
     finetune_options: dict[str, Any] = field(default_factory=dict)
     finetune_file: Path | None = None
     weights: str = "fp32"
+    target: str = "cpu"
     reparam: str = "auto"
     clean: str = "auto"
     images: int = 4
@@ -156,7 +159,7 @@ class Compiler:
             )
         self.clock = Clock(self.options.progress, dict(seconds or {}))
         with self.clock.stage("export original"):
-            self.original = export(program)
+            self.original = self._export(program)
             self.original_bytes = backend.weight_bytes(self.original)
         if self.options.finetune and self.options.train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
@@ -201,8 +204,8 @@ class Compiler:
         """Prune to a budget, refit, fine-tune, export and verify.
 
         Args:
-            budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``. None with ``plan``, or
-                where ``max_drop`` says how far to go.
+            budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``, ``"latency=0.6"``. None with
+                ``plan``, or where ``max_drop`` says how far to go.
             plan: replay this plan instead.
 
         Raises:
@@ -219,8 +222,11 @@ class Compiler:
             wanted = parse_budget(1.0)
         of = wanted.of if wanted else "bytes"
         whole = self.original_bytes if of == "bytes" else self.whole.parameter_count()
-        limit = wanted.limit(whole) if wanted else None
+        limit = wanted.limit(whole) if wanted and of != "latency" else None
         decisions: list[str] = []
+        timing: dict[str, Any] = {}
+        if wanted is not None and of == "latency" and plan is None:
+            plan, timing = self._fast_enough(wanted, decisions)
         chosen = plan or self._plan(limit, of, decisions)
         chosen.made_by.setdefault("reparam", how.reparam)
         chosen.made_by.setdefault("clean", how.clean)
@@ -237,11 +243,12 @@ class Compiler:
             return Compiled(pruned, b"", chosen, {}, Verdict())
         final, weights = self._weights(pruned)
         with clock.stage("export"):
-            exported = export(final)
+            exported = self._export(final)
             stored = backend.weight_bytes(exported)
         report = make_report(self.whole, pruned, chosen, wanted, limit, self.original_bytes, stored)
+        report["budget"] |= timing
         report["nodes"] = {"original": backend.node_count(self.original), "compiled": backend.node_count(exported)}
-        report |= {"refused": refused, **first, "weights": weights}
+        report |= {"refused": refused, **first, "weights": weights, "target": options.target}
         report["decisions"] = list(dict.fromkeys(decisions))
         masks = chosen.validate(program)
         report["groups"] = [
@@ -261,6 +268,9 @@ class Compiler:
         report["seconds"] = dict(clock.seconds)
         return Compiled(final, exported, chosen, report, verdict)
 
+    def _export(self, program: Program) -> bytes:
+        return export(program, self.options.target)
+
     def _weights(self, pruned: Program) -> tuple[Program, dict[str, Any]]:
         """The program whose weights have the wanted type, and what the report says of them."""
         if self.options.weights == "fp32":
@@ -277,10 +287,10 @@ class Compiler:
                 inference = program.copy()
                 folding = Pipeline(passes_.inference())
                 folding(inference)
-                before = self.original_bytes if program is self.whole else backend.weight_bytes(export(program))
+                before = self.original_bytes if program is self.whole else backend.weight_bytes(self._export(program))
             else:
                 inference, folding = quantize(program)
-                before = backend.weight_bytes(export(inference))
+                before = backend.weight_bytes(self._export(inference))
         return {"bytes": byte_cost(program, inference, before), "parameters": parameter_cost(program)}, folding.refused
 
     def problem(self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None) -> Problem:
@@ -294,14 +304,7 @@ class Compiler:
 
     def _plan(self, limit: int | None, of: str, decisions: list[str]) -> Plan:
         """Plan and export until the written bytes, not the predicted ones, are within the budget."""
-        options = self.options
-
-        def say(sentence: str) -> None:
-            decisions.append(sentence)
-            log.info("%s", sentence)
-            if options.say is not None:
-                options.say(sentence)
-
+        options, say = self.options, self._sayer(decisions)
         slack = 0
         for _ in range(8):  # each time at least one width smaller; one is nearly always enough
             problem = self.problem(None if limit is None else limit - slack, of, say)
@@ -314,13 +317,34 @@ class Compiler:
                 pruned = problem.program.copy()
                 passes_.Prune(chosen)(pruned)
                 pruned = pruned if options.weights == "fp32" else quantize(pruned)[0]
-                stored = backend.weight_bytes(export(pruned))
+                stored = backend.weight_bytes(self._export(pruned))
             if stored <= limit:
                 return chosen
             _, sizes = selection(problem.program, chosen.validate(problem.program))
             # what the closed form does not see: shape constants, of which the file stores equal ones once
             slack = max(slack + 1, stored - problem.cost(sizes))
         raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
+
+    def _sayer(self, decisions: list[str]) -> Callable[[str], None]:
+        def say(sentence: str) -> None:
+            decisions.append(sentence)
+            log.info("%s", sentence)
+            if self.options.say is not None:
+                self.options.say(sentence)
+
+        return say
+
+    def _fast_enough(self, wanted: Budget, decisions: list[str]) -> tuple[Plan, dict[str, Any]]:
+        """The plan whose file is measured to meet a latency, and what the report's ``budget`` says of that."""
+
+        def build(plan: Plan) -> bytes:  # a refit changes weights, not the time they take
+            return self._export(self._weights(self._build(self._program(self._how)[0], plan, "none", self._how))[0])
+
+        return within_latency(
+            wanted, self.whole.parameter_count(), lambda limit: self._plan(limit, "parameters", decisions), build,
+            lambda: paired_timer(self._export(self._weights(self.whole)[0]), self.whole, self.options, self.clock),
+            self._sayer(decisions),
+        )  # fmt: skip
 
     def _build(self, program: Program, plan: Plan, refit: str, how: How) -> Program:
         if refit != "none":
@@ -362,7 +386,7 @@ def compile(
 
     Args:
         program: as ``svitc.load`` gives it; not changed.
-        budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``. None with ``plan``.
+        budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``, ``"latency=0.6"``. None with ``plan``.
         policy: what writes the plan: by default ``auto`` where there are images, else ``uniform``.
         plan: replay this plan instead.
         seconds: of the stages before.

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from .errors import SvitcError
+from .processor import integer_dot_products
 
 # where nobody watches (a pipe, a log) nothing is cut or wrapped
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -125,6 +126,11 @@ def lossless(report: dict[str, Any]) -> None:
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron" if exact == of else f"{exact} of {of} neurons"
         out.print(f"int8: {text} fires the same, bit for bit, in every runtime")
+        if integer_dot_products() is False:
+            out.print(
+                "[yellow]note[/] this processor has no integer dot products (AVX-512 VNNI, AVX-VNNI, Arm dotprod): the "
+                "file is as exact here, but hardly faster than fp32"
+            )
         for reason in sorted({why for name, why in weights["inexact"].items() if name != "logits"}):
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
 

@@ -23,18 +23,27 @@ def exportable_program(program: Program, keep: bool = True) -> Program:
     return Pipeline(passes_.lowering())(twin)
 
 
-def exportable(program: Program, keep: bool = True) -> ir.Model:
+def exportable(program: Program, keep: bool = True, target: str = "cpu") -> ir.Model:
     """The ONNX model of a program that trains, or of a quantized one.
 
     Args:
         keep: leave the program as it is; else it is used up.
+        target: ``cpu`` or ``cuda``: which of ONNX Runtime's providers has a kernel for every node.
+
+    Raises:
+        UsageError: there is no such target.
     """
-    return backend.lower(exportable_program(program, keep))
+    made_for = backend.target_of(target)  # before the work
+    return backend.lower(exportable_program(program, keep), made_for)
 
 
-def export(program: Program) -> bytes:
-    """The ONNX file of a program that trains, or of a quantized one; the program is not changed."""
-    return backend.to_bytes(exportable(program))
+def export(program: Program, target: str = "cpu") -> bytes:
+    """The ONNX file of a program that trains, or of a quantized one; the program is not changed.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    return backend.to_bytes(exportable(program, target=target))
 
 
 def export_proto(program: Program) -> onnx.ModelProto:

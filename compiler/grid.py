@@ -59,7 +59,7 @@ def _grid(program: Program, node: fx.Node, found: dict[fx.Node, Grid]) -> Grid |
     if not inputs or None in inputs:
         return None
     first: Any = inputs[0]
-    if node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
+    if node.op == "output" or node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
         return first
     if node.target in ops.REDUCTIONS:
         gone: Any = node.kwargs["dim"]
@@ -97,7 +97,7 @@ def _of_layer(module: nn.Module, source: Grid | None) -> Grid | None:
         size = math.prod(window)
         if module.divisor_override or module.ceil_mode or (any(_pair(module.padding)) and not module.count_include_pad):
             return None  # not every window has the same divisor
-        return _scaled(Grid(source.unit, min(0, source.low) * size, source.high * size), 1 / size)
+        return _scaled(Grid(source.unit, min(0, source.low) * size, max(0, source.high) * size), 1 / size)
     if isinstance(module, nn.ZeroPad2d):
         return replace(source, low=min(0, source.low), high=max(0, source.high))
     return None

@@ -26,8 +26,15 @@ class AssociateProducts(Pass):
 
     def apply(self, program: Program) -> PassResult:
         result = PassResult(self.name)
+        while (place := self._turn_one(program, result.refused)) is not None:  # each takes fewer multiplications
+            result.changed.append(place)
+        return result
+
+    def _turn_one(self, program: Program, refused: dict[str, str]) -> str | None:
+        """Turn the first chain that can be; its place, or None. ``refused`` is written anew."""
+        refused.clear()
         known = grids(program)
-        for node in list(program.graph.nodes):
+        for node in program.graph.nodes:
             if node.target is not torch.matmul:
                 continue
             left, right = node.args
@@ -39,15 +46,16 @@ class AssociateProducts(Pass):
                 if self._cost(program, chain, before) <= self._cost(program, chain, not before):
                     continue
                 place = f"matmul in {node.meta.get('scope') or 'the model'}"
-                if len(inner.users) > 1:
-                    result.refused[place] = "its first product has another reader"
+                if len(inner.users) > 1 or left is right:
+                    refused[place] = "its first product has another reader"
                 elif node not in known or known[node].bound >= EXACT or any(each not in known for each in chain):
-                    result.refused[place] = "its factors are not whole numbers, so that the order changes the rounding"
+                    refused[place] = "its factors are not whole numbers, so that the order changes the rounding"
                 else:
                     self._turn(program, node, chain, before)
-                    result.changed.append(place)
+                    program.graph.erase_node(inner)
+                    return place
                 break
-        return result
+        return None
 
     def _cost(self, program: Program, chain: tuple[fx.Node, ...], left_first: bool) -> int:
         """Multiplications for ``(a b) c`` or ``a (b c)``."""

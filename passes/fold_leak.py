@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from svitc import ops
 from svitc.grid import Grid, grids
+from svitc.infer import describe
 from svitc.pass_base import Pass, PassResult
 from svitc.program import Program, Stage
 
@@ -67,7 +68,7 @@ def current_of(program: Program, start: fx.Node, known: dict[fx.Node, Grid]) -> 
             if ops.has_state(program.module_of(user)):
                 if user not in found.readers:
                     found.readers.append(user)
-            elif _carries(program, user):
+            elif _carries(program, user) and user not in known:
                 todo.append(user)
             else:
                 found.exits.append((node, user))
@@ -76,13 +77,14 @@ def current_of(program: Program, start: fx.Node, known: dict[fx.Node, Grid]) -> 
         elif by_number(node) or (ops.is_projection(module) and program.called_once(node)):
             found.sources.append(node)
         else:
-            blocked = blocked or f"{node.target} is part of the current and has no factor"
+            blocked = blocked or f"{describe(node)} is part of the current and has no factor"
     return found._replace(pooled=pooled, blocked=blocked)
 
 
 def by_number(node: fx.Node) -> bool:
     """Whether a node is a value times or over a number."""
-    return node.target in (operator.mul, operator.truediv) and len(node.all_input_nodes) == 1
+    numbers = [each for each in node.args if not isinstance(each, fx.Node)]
+    return node.target in (operator.mul, operator.truediv) and len(numbers) == 1
 
 
 def _carries(program: Program, node: fx.Node) -> bool:
@@ -147,9 +149,10 @@ class FoldLeak(Pass):
             user.replace_input_with(value, _product(program, value, 1 / need))
         for each in current.sources:
             _scale(program, each, need)
-        members = {id(value) for value in current.values}
+        whole = {*current.bare, *current.sources}  # these read values as they were
+        members = {value for value in current.values if value not in whole}
         for each in current.bare:
-            users = [user for user in each.users if id(user) in members or user in current.readers]
+            users = [user for user in each.users if user in members or user in current.readers]
             scaled = _product(program, each, need)
             for user in users:
                 user.replace_input_with(each, scaled)
@@ -183,6 +186,7 @@ def _plainer(module: Any) -> None:
     module.v_reset = None if module.v_reset is None else 0.0
     if hasattr(module, "decay_input"):
         module.decay_input = False
+    module.set_reset_value("v", 0.0)  # where the membrane starts
     module.reset()
 
 

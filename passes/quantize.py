@@ -19,6 +19,7 @@ LEVELS = 127
 MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen
 STEP = 2.0**-9  # of the image: an eighth of the distance between two of its own 256 levels
 RANGE = 4  # normalised pixels lie within +-2.7
+LEAST = 2.0**-100  # scale: float32 still holds its products with units and gains, and bits below
 
 
 class QuantizeInput(Pass):
@@ -29,7 +30,9 @@ class QuantizeInput(Pass):
 
     The limit is lowered until no sum of the first layer can pass 2^24.
 
-    Refuses an input that something else than projections reads.
+    Refuses
+      1. an input that something else than projections reads;
+      2. a layer that is called more than once.
     """
 
     requires = (Stage.INFERENCE, Stage.INFERENCE)
@@ -41,7 +44,8 @@ class QuantizeInput(Pass):
         readers = _readers(program, node)
         if any(not ops.is_projection(program.module_of(each)) for each in readers):
             return "something else than a convolution or linear layer reads the image"
-        return None
+        twice = [str(each.target) for each in readers if not program.called_once(each)]
+        return f"{twice[0]} reads the image and is called more than once" if twice else None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
         terms = max(math.prod(_weight(program, each).shape[1:]) for each in _readers(program, node))
@@ -116,9 +120,11 @@ class Quantize(Pass):
             )
         grid = self.grids.get(node.all_input_nodes[0], Grid(1.0, -1, 1))
         in_floats = runs_in_floats(layer, grid)
-        whole, scale = quantize_weights(weight, grid.bound, 1 if in_floats else MANTISSA)
         if in_floats:
+            whole, scale = quantize_weights(weight, grid.bound, 1, bias / grid.unit)
             bias = _on_grid(bias, whole.flatten(1).abs().sum(1) * grid.bound, scale * grid.unit)
+        else:
+            whole, scale = quantize_weights(weight, grid.bound, MANTISSA)
         made = _like(layer)
         with torch.no_grad():
             made.weight.copy_(whole)
@@ -133,25 +139,33 @@ def runs_in_floats(layer: Any, grid: Grid) -> bool:
     return getattr(layer, "groups", 1) > 1 or not grid.is_byte
 
 
-def quantize_weights(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_weights(
+    weight: torch.Tensor, bound: int, bits: int, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers and scales.
 
     Args:
         weight: ``[out, ...]``, float64.
         bound: largest input.
         bits: most bits of a scale's mantissa.
+        bias: ``[out]``, float64, where it is part of the sum; then ``bits`` is 1.
 
     Returns:
         whole numbers of the weight's shape and scales ``[out]``, both float64;
-        ``|sum| * mantissa < 2^24`` for every input within the bound.
+        ``|sum| * mantissa < 2^24`` for every input within the bound, the sum with the bias if there is one.
     """
     flat = weight.flatten(1)
     largest = flat.abs().amax(1)
-    scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest))
+    scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest)).clamp_min(LEAST)
+
+    def most(whole: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        total = whole.abs().sum(1) * bound
+        return total if bias is None else total + bias.abs() / scale + 1
+
     for keep in range(bits, 0, -1):
         rounded = _round_up(scale, keep)
         whole = (flat / rounded[:, None]).round()
-        bad = whole.abs().sum(1) * bound * 2**keep >= EXACT
+        bad = most(whole, rounded) * (2**keep - 1) >= EXACT
         if not bool(bad.any()):
             return whole.reshape(weight.shape), rounded
         if keep == 1:
@@ -160,7 +174,7 @@ def quantize_weights(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch
         scale = torch.where(bad, scale * 2, scale)
         rounded = _round_up(scale, 1)
         whole = (flat / rounded[:, None]).round()
-        bad = whole.abs().sum(1) * bound >= EXACT
+        bad = most(whole, rounded) >= EXACT
     return whole.reshape(weight.shape), rounded
 
 

@@ -78,6 +78,7 @@ BAD = {
     "budget 1.5": ([DIGITS, "-b", "1.5"], 2, "more than the whole model"),
     "budget abc": ([DIGITS, "-b", "abc"], 2, "not an amount"),
     "reparam": ([DIGITS, "-b", "0.5", "--reparam", "on"], 2, "--reparam 'on' is neither auto nor off"),
+    "target": ([DIGITS, "--target", "tpu"], 2, "target 'tpu' is not known"),
     "unreachable": ([DIGITS, "-b", "0.0001"], 5, "cannot be met"),
     "no such file": (["nowhere.pt", "-b", "0.5"], 3, "nowhere.pt"),
     "a folder": (["/", "-b", "0.5"], 3, "folder"),

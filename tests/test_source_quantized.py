@@ -101,7 +101,7 @@ def test_it_reads_well(case):
     kinds = {type(program.module_of(n)).__name__ for n in program.graph.nodes if n.op == "call_module"}
     used = {name for name in QUANTIZED_NAMES if name in kinds} | {"Quantized"}
     assert set(classes(source)) & set(QUANTIZED_NAMES) == used, "no class that is not used"
-    assert all(len(re.findall(rf"\b{name}\(", source)) > 1 for name in used), "nor one that is used and not there"
+    assert all(len(re.findall(rf"\b{name}\b", source)) > 1 for name in used), "nor one that is used and not there"
 
 
 def test_it_says_what_it_is():

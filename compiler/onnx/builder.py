@@ -19,8 +19,8 @@ from svitc.program import Program
 
 from . import layout
 from .neurons import DOMAIN, AnyKind
+from .target import CPU, Target
 
-OPSET = 21  # recent, yet read by every ONNX Runtime from 1.18 on
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
@@ -71,12 +71,14 @@ class Builder:
     """Emits ONNX nodes in order; rules (rules.py) call it, one for each node of the program.
 
     Attributes:
+        target: what the file is made for.
         nodes, initializers, functions: what was emitted.
         name: the ONNX name of the node being lowered.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, target: Target = CPU) -> None:
         self.program = program
+        self.target = target
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.functions: dict[AnyKind, ir.Function] = {}
@@ -205,7 +207,7 @@ class Builder:
         """Call the function of a kind of neuron, which is written on its first call."""
         if kind not in self.functions:
             taken = {function.name for function in self.functions.values()}
-            self.functions[kind] = kind.function(taken, OPSET)
+            self.functions[kind] = kind.function(taken, self.target.opset)
         return self.op(self.functions[kind].name, inputs, dims, domain=DOMAIN)
 
     # constants

@@ -10,7 +10,7 @@ import einops
 import numpy as np
 import onnx
 
-from svitc.errors import InputError
+from svitc.errors import InputError, InternalError
 
 from .lower_stepped import VIEW_KEY
 
@@ -25,6 +25,7 @@ class CutSteps:
         spikes: graph outputs, one a step: what it fires, given the reference upstream.
         pattern: einops, from the steps' stacked values to the program's array.
         sizes: of the pattern's letters, all but the batch's.
+        dtype: of the spikes in the file.
     """
 
     path: str
@@ -32,6 +33,7 @@ class CutSteps:
     spikes: tuple[str, ...]
     pattern: str
     sizes: dict[str, int]
+    dtype: np.dtype
 
     def steps_of(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """The program's array of spikes as feeds, one a step."""
@@ -40,7 +42,7 @@ class CutSteps:
         if len(self.reference) > 1 or steps.split()[0] != "()":
             sizes |= {steps.split()[0]: len(self.reference)}
         found = einops.rearrange(array, f"{view} -> {steps}", **sizes)
-        return {name: np.ascontiguousarray(found[t].astype(np.uint8)) for t, name in enumerate(self.reference)}
+        return {name: np.ascontiguousarray(found[t].astype(self.dtype)) for t, name in enumerate(self.reference)}
 
     def array_of(self, got: Mapping[str, np.ndarray]) -> np.ndarray:
         """The program's array of the spikes that a run gave."""
@@ -52,12 +54,14 @@ def cut_steps(model: bytes) -> tuple[bytes, list[CutSteps]]:
 
     Raises:
         InputError: the bytes are no ONNX model.
+        InternalError: the file does not give the type of a neuron's spikes.
     """
     try:
         proto = onnx.load_from_string(model)
     except Exception as error:  # protobuf's errors have no common class across its implementations
         raise InputError(f"cannot read an ONNX model from the given bytes: {error}") from error
     graph = proto.graph
+    types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
     found: list[CutSteps] = []
     renamed: dict[str, str] = {}
     for node in graph.node:
@@ -70,8 +74,12 @@ def cut_steps(model: bytes) -> tuple[bytes, list[CutSteps]]:
         names = list(node.output)
         refs = [f"ref:{name}" for name in names]
         renamed.update(zip(names, refs, strict=True))
-        found.append(CutSteps(view["path"], tuple(refs), tuple(names), view["pattern"], view["sizes"]))
+        if names[0] not in types:
+            raise InternalError(f"neuron {view['path']}: its spikes have no type in the file")
+        spike = types[names[0]]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(spike)
+        found.append(CutSteps(view["path"], tuple(refs), tuple(names), view["pattern"], view["sizes"], dtype))
         for name, ref in zip(names, refs, strict=True):
-            graph.input.append(onnx.helper.make_tensor_value_info(ref, onnx.TensorProto.UINT8, None))
-            graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+            graph.input.append(onnx.helper.make_tensor_value_info(ref, spike, None))
+            graph.output.append(onnx.helper.make_tensor_value_info(name, spike, None))
     return proto.SerializeToString(deterministic=True), found

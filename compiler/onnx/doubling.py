@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from spikingjelly.activation_based import neuron
-from torch import fx
+from torch import fx, nn
 
 from svitc import ops
 from svitc.axes import Kind
 from svitc.grid import grids
-from svitc.passes.fold_leak import by_number, current_of
+from svitc.passes.fold_leak import Current, by_number, current_of
 from svitc.program import Program
 
 
@@ -19,25 +19,43 @@ def gains(program: Program) -> dict[fx.Node, int]:
 
     A gain of 1: step t is emitted times 2^t, -1: times -2^t. All that adds to one current has the same. It is not 0
     where only neurons of time constant 2 read the current: no membrane has to be halved then. It is -1 where, besides,
-    no maximum is taken of it: a hard reset of negative membranes is one operation.
+    no maximum is taken of it: a hard reset of negative membranes is one operation. A pool of which the maximum is taken
+    before anything else is added has the gain -1 itself: it turns the sign.
     """
     found: dict[fx.Node, int] = {}
     known = grids(program)
     for node in program.neurons():
-        if not _halves(program.module_of(node)):
+        if not halves(program.module_of(node)):
             continue
         current = current_of(program, node, known)
         layers = [program.module_of(each) for each in current.sources]
         if (
             current.blocked is None and not current.bare
             and all(by_number(user) for _, user in current.exits)
-            and all(_halves(program.module_of(each)) for each in current.readers)
+            and all(halves(program.module_of(each)) for each in current.readers)
             and all(_timed(program, each) for each in current.sources)
             and all(layer is None or ops.is_quantized(layer) for layer in layers)
         ):  # fmt: skip
             hard = all(program.module_of(each).v_reset is not None for each in current.readers)  # type: ignore[union-attr]
-            found.update(dict.fromkeys(current.sources, -1 if hard and not current.pooled else 1))
+            found.update(_signs(program, current) if hard else dict.fromkeys(current.sources, 1))
     return found
+
+
+def _signs(program: Program, current: Current) -> dict[fx.Node, int]:
+    """Of the sources, and of pools that turn the sign."""
+    pools = [each for each in current.values if isinstance(program.module_of(each), nn.MaxPool2d)]
+    before: set[fx.Node] = set()
+    todo = [source for pool in pools for source in pool.all_input_nodes]
+    while todo:
+        node = todo.pop()
+        if node not in before and node in current.values:
+            before.add(node)
+            todo += [] if node in current.sources else node.all_input_nodes
+    alone = all(user in before or user in pools for node in before for user in node.users)
+    late = [each for each in current.sources if each not in before]
+    if pools and not (alone and late):  # turning the sign pays only where more is added behind the pool
+        return dict.fromkeys(current.sources, 1)
+    return dict.fromkeys(before & set(current.sources), 1) | dict.fromkeys(late, -1) | dict.fromkeys(pools, -1)
 
 
 def factor(gain: int, t: int) -> float:
@@ -45,7 +63,7 @@ def factor(gain: int, t: int) -> float:
     return gain * 2.0**t if gain else 1.0
 
 
-def _halves(module: Any) -> bool:
+def halves(module: Any) -> bool:
     plain = type(module) is neuron.LIFNode and module.tau == 2 and not module.decay_input
     return plain and module.v_threshold == 1 and not module.v_reset
 

@@ -19,19 +19,20 @@ from svitc.errors import InputError, InternalError, UnsupportedError
 from svitc.program import Program, Stage
 
 from . import layout
-from .builder import FLOAT, OPSET, Builder, Stored
+from .builder import FLOAT, Builder, Stored
 from .doubling import gains
 from .lower_stepped import lower_nodes
 from .neurons import DOMAIN
 from .rules import FUNCTION_RULES, MODULE_RULES, attribute
+from .target import CPU, Target
 
-IR_VERSION = 10  # what opset 21 came with
+IR_VERSION = 10  # what opset 21 came with; read by every ONNX Runtime from 1.18 on
 INPUT, OUTPUT = "x", "logits"
 AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
 
 
-def lower(program: Program) -> ir.Model:
-    """The ONNX model of a program at any stage, in float32.
+def lower(program: Program, target: Target = CPU) -> ir.Model:
+    """The ONNX model of a program at any stage, in float32 or, of a quantized one, integers.
 
     Input ``x`` and output ``logits`` have the program's own shapes, the batch dynamic as ``N``; within, time
     and batch lie as one leading dimension (layout.py). Each layer's node is named by the layer's path, its
@@ -43,12 +44,12 @@ def lower(program: Program) -> ir.Model:
         InternalError: an operation that is not canonical.
     """
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
-        return _model(program, *lower_nodes(program, gains(program), INPUT))
-    return _model(program, *_nodes(program))
+        return _model(program, *lower_nodes(program, gains(program), INPUT, target))
+    return _model(program, *_nodes(program, target))
 
 
-def _nodes(program: Program) -> tuple[Builder, ir.Value, ir.Value]:
-    b = Builder(program)
+def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, ir.Value]:
+    b = Builder(program, target)
     x: ir.Value | None = None
     logits: ir.Value | None = None
     for node in program.graph.nodes:
@@ -77,7 +78,7 @@ def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Mo
         [logits],
         nodes=b.nodes,
         initializers=b.initializers,
-        opset_imports={"": OPSET, DOMAIN: 1},
+        opset_imports={"": b.target.opset, DOMAIN: 1},
         name=str(program.info.get("arch") or "svit"),
     )
     return ir.Model(graph, ir_version=IR_VERSION, producer_name="svitc", functions=list(b.functions.values()))

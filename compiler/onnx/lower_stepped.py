@@ -16,11 +16,14 @@ from . import layout
 from .builder import FLOAT
 from .stepped import SteppedBuilder, Steps, timeless
 from .stepped_rules import FUNCTION_RULES, MODULE_RULES, attribute
+from .target import Target
 
 VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
 
 
-def lower_nodes(program: Program, gains: dict[fx.Node, int], x_name: str) -> tuple[SteppedBuilder, ir.Value, ir.Value]:
+def lower_nodes(
+    program: Program, gains: dict[fx.Node, int], x_name: str, target: Target
+) -> tuple[SteppedBuilder, ir.Value, ir.Value]:
     """Emit every node of a program.
 
     Args:
@@ -29,7 +32,7 @@ def lower_nodes(program: Program, gains: dict[fx.Node, int], x_name: str) -> tup
     Returns:
         the builder, the input and the output.
     """
-    b = SteppedBuilder(program)
+    b = SteppedBuilder(program, target)
     b.gains = gains
     x: ir.Value | None = None
     logits: ir.Value | None = None

@@ -30,4 +30,8 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base class
-        raise InputError(f"ONNX Runtime cannot load {name}: {error}") from error
+        version = onnxruntime.__version__
+        raise InputError(
+            f"ONNX Runtime {version} cannot load {name}: {error}",
+            hint="Files of svitc need ONNX Runtime 1.18 or later.",
+        ) from error

@@ -7,12 +7,12 @@ what a matrix product reads and writes. Views change only how a value is seen (l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from torch import fx
+from torch import fx, nn
 
 from svitc import axes
 from svitc.axes import Dims, Kind
@@ -21,11 +21,10 @@ from svitc.grid import Grid, grids
 from svitc.program import Program
 
 from . import layout
-from .builder import FLOAT, OPSET, Builder, Stored
+from .builder import FLOAT, Builder, Stored
+from .target import CPU, Target
 
-U8, I8, I32, BOOL = (
-    ir.TensorType(t) for t in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.BOOL)
-)
+I32, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.BOOL))
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Steps:
         values: one for each time step; a single one that serves for all (a static image), or that has no time.
         dims: how each lies.
         view: the dimensions that the program gives it, time among them, in the same tokens.
-        dtype: of the elements; whole numbers are stored as uint8 or int32.
+        dtype: of the elements; whole numbers are stored as the target's spikes are, or as int32.
         unit: what a stored number stands for.
         gain: other than 0, step t holds ``factor(gain, t)`` times the value (doubling.py).
         parameter: path of the parameter that this is, which no node computes.
@@ -71,15 +70,16 @@ class SteppedBuilder(Builder):
         grids: of the program's values.
         steps: number of time steps.
         at_node: what was lowered.
+        spike: type of stored spikes, and of what else fits it.
     """
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, target: Target = CPU) -> None:
+        super().__init__(program, target)
+        self.spike = ir.TensorType(target.spike)
         self.grids: dict[fx.Node, Grid] = grids(program)
         self.at_node: dict[fx.Node, Steps] = {}
         self.gains: dict[fx.Node, int] = {}
         self._worked: set[str] = set()
-        self.opset = OPSET
         sizes = {
             token.size for node in program.graph.nodes for dim in program.type_of(node) for token in dim
             if token.kind == Kind.TIME
@@ -113,10 +113,10 @@ class SteppedBuilder(Builder):
         if source.parameter:
             return self._parameter(Stored(None, source.dims, source.view, source.parameter), dims)
         value = source.values[0 if source.static else t]
-        small_first = source.dtype in (U8, BOOL)  # bytes are moved before they are widened
+        small_first = source.dtype in (self.spike, BOOL)  # bytes are moved before they are widened
         if not small_first:
             if source.dtype == FLOAT and dtype != FLOAT and unit != 1:
-                value = self._times(value, 1 / unit, source.dims)
+                value = self.times(value, 1 / unit, source.dims)
             value = self._cast(value, source, dtype, source.dims)
         for step in layout.steps(source.dims, dims):
             key = (value, step.op, step.dims)
@@ -135,9 +135,9 @@ class SteppedBuilder(Builder):
     def _cast(self, value: ir.Value, source: Steps, dtype: ir.TensorType, dims: Dims) -> ir.Value:
         if source.dtype != dtype:
             value = self.cast(value, dtype, dims)
-        return self._times(value, source.unit, dims) if dtype == FLOAT and source.unit != 1 else value
+        return self.times(value, source.unit, dims) if dtype == FLOAT and source.unit != 1 else value
 
-    def _times(self, value: ir.Value, number: float, dims: Dims) -> ir.Value:
+    def times(self, value: ir.Value, number: float, dims: Dims) -> ir.Value:
         key = (value, "times", number)
         if key not in self.cache:
             factor = self.scalar(f"factor.{number:g}", number)
@@ -150,6 +150,26 @@ class SteppedBuilder(Builder):
             attributes = {"to": dtype.dtype.value}
             self.cache[key] = self.op("Cast", [value], dims, attributes, helper="cast", dtype=dtype)
         return self.cache[key]
+
+    def fits(self, grid: Grid | None) -> bool:
+        """Whether all numbers of a value can be stored as spikes are."""
+        return grid is not None and grid.low >= 0 and grid.high <= self.target.most
+
+    def stored_as(self, most: int) -> ir.TensorType:
+        """What counts up to ``most`` are stored as."""
+        return self.spike if most <= self.target.most else FLOAT
+
+    def channels_last(self, node: fx.Node, found: Steps) -> Steps:
+        """``[b, c, y, x]`` at once as ``[b * y * x, c]``, where ONNX Runtime takes the move into the operator before it.
+
+        The merged rows keep it from moving the transposition on, through a neuron, into a pool that then runs channels
+        first, fifteen times slower.
+        """
+        if len(found.dims) < 3 or all(isinstance(self.program.module_of(u), nn.MaxPool2d) for u in node.users):
+            return found
+        dims = (tuple(token for i, dim in enumerate(found.dims) if i != 1 for token in dim), found.dims[1])
+        values = self.each(len(found.values), lambda t: self.read_step(replace(found, unit=1.0), t, dims, found.dtype))
+        return replace(found, values=values, dims=dims)
 
     def each(self, count: int, make: Any) -> tuple[ir.Value, ...]:
         """One value for each step, or the one that serves for all."""
@@ -165,21 +185,18 @@ class SteppedBuilder(Builder):
         return self.cache[key]
 
     def widened(self, path: str, whole: np.ndarray, scale: np.ndarray | None, gain: float) -> ir.Value:
-        """Int8 weights as floats, times their scale and a gain: folded when the file is loaded, not when it runs."""
+        """Int8 weights as floats, times their scale, broadcast, and a gain: folded when the file is loaded."""
         key = ("widened", path, scale is None, gain)
         if key not in self.cache:
             value = self.cast(self.small(path, whole), FLOAT, ())
             value.shape = ir.Shape(whole.shape)
             if scale is not None:
-                column = self.scale(path, scale, (-1, *(1,) * (whole.ndim - 1)))
+                column = self.small(f"{path.removesuffix('.weight')}.scale", scale)
                 value = self._folded("Mul", value, column, whole.shape)
             if gain != 1:
                 value = self._folded("Mul", value, self.scalar(f"factor.{gain:g}", gain), whole.shape)
             self.cache[key] = value
         return self.cache[key]
-
-    def scale(self, path: str, scale: np.ndarray, shape: tuple[int, ...]) -> ir.Value:
-        return self.small(f"{path.removesuffix('.weight')}.scale", scale.reshape(shape))
 
     def gained(self, path: str, values: np.ndarray, gain: float) -> ir.Value:
         """A constant times a gain, which is folded when the file is loaded."""
@@ -201,15 +218,16 @@ class SteppedBuilder(Builder):
 
         The scale is written as whole numbers behind a DequantizeLinear, which ONNX Runtime does not fold, times a
         number other than 1: in this form it takes the integer product, the cast, the product and the addition for
-        one of its own operators, which writes floats at once (0.3 instead of 0.7 ms for 784 x 384 x 384).
+        one of its own operators, which writes floats at once (0.3 instead of 0.7 ms for 784 x 384 x 384). Other targets
+        have no such operator and get the scale as floats.
         """
         scale = layer.scale.numpy()
         exponent = int(np.frexp(scale)[1].min()) - 8
         whole = np.ldexp(scale.astype(np.float64), -exponent)
         whole_gain = unit * gain
-        found = self.cast(sums, FLOAT, dims)
+        found = sums if sums.type == FLOAT else self.cast(sums, FLOAT, dims)
         kind = np.uint16 if whole.max() < 65536 else np.int32
-        if whole.max() < 2**31 and (whole == np.floor(whole)).all():
+        if self.target.hides_scales and whole.max() < 2**31 and (whole == np.floor(whole)).all():
             key = ("scale", path)
             if key not in self.cache:
                 mantissas = self.small(f"{path}.scale", whole.astype(kind))
@@ -220,10 +238,10 @@ class SteppedBuilder(Builder):
             column = self._folded(
                 "Mul", self.scalar(f"factor.{2 * whole_gain:g}", 2 * whole_gain), self.cache[key], scale.shape
             )
-        else:  # scales too far apart for one exponent
+        else:  # or scales too far apart for one exponent
             column = self.gained(f"{path}.scale", scale, whole_gain)
         product = self.op("Mul", [found, column], dims, helper="rescale")
         return self.op("Add", [product, self.gained(f"{path}.bias", layer.bias.numpy(), gain)], dims, helper="add_bias")
 
 
-__all__ = ["BOOL", "I8", "I32", "U8", "SteppedBuilder", "Steps", "timeless"]
+__all__ = ["BOOL", "I32", "SteppedBuilder", "Steps", "timeless"]

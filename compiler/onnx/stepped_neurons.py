@@ -1,4 +1,5 @@
-"""Neurons of a quantized program: functions from the currents of all steps, each a value of its own, to uint8 spikes.
+"""Neurons of a quantized program: functions from the currents of all steps, each a value of its own, to spikes in the
+target's small type.
 
 After FoldLeak nearly every neuron is plain: threshold 1, reset 0, an input that does not leak. For time constant 2 the
 membrane then loses half of itself at every step; with currents that are doubled from step to step, and thresholds
@@ -17,8 +18,6 @@ import onnx_ir as ir
 from .doubling import factor
 from .neurons import DOMAIN, KIND_KEY, NeuronKind, _Body
 
-SPIKE = ir.DataType.UINT8
-
 
 @dataclass(frozen=True)
 class SteppedKind:
@@ -26,10 +25,12 @@ class SteppedKind:
 
     Attributes:
         kind: the neuron; ``static`` where one current serves for all steps.
+        spike: type of the spikes.
         gain: 0, or the current of step t, counted from 0, is given times 2^t or -2^t (doubling.py).
     """
 
     kind: NeuronKind
+    spike: ir.DataType
     gain: int = 0
 
     @property
@@ -62,7 +63,7 @@ class SteppedKind:
         """Write the function; ``taken`` are names in use."""
         body = _Steps(self)
         fired = body.counts() if self.kind.name == "ILIF" else body.fired()
-        spikes = [body.op("Cast", f"spikes{t}", each, to=SPIKE.value) for t, each in enumerate(fired)]
+        spikes = [body.op("Cast", f"spikes{t}", each, to=self.spike.value) for t, each in enumerate(fired)]
         title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
         name, i = title, 1
         while name in taken:
@@ -118,4 +119,4 @@ class _Steps(_Body):
         return self.op("Sub", f"v{t}", h, self.op("ThresholdedRelu", f"spent{t}", h, alpha=below))
 
 
-__all__ = ["SPIKE", "SteppedKind"]
+__all__ = ["SteppedKind"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -17,11 +18,11 @@ from svitc.errors import InternalError, UnsupportedError
 from . import layout
 from .broadcast import common_layout
 from .builder import FLOAT, Stored
-from .doubling import factor
+from .doubling import factor, halves
 from .neurons import decay_of, integer_kind_of, kind_of
-from .stepped import BOOL, U8, SteppedBuilder, Steps, timeless
+from .stepped import BOOL, SteppedBuilder, Steps, timeless
 from .stepped_neurons import SteppedKind
-from .stepped_products import dense, matrix_product, sliding
+from .stepped_products import dense, in_floats, matrix_product
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
@@ -33,7 +34,7 @@ def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     grid = b.grids.get(node.all_input_nodes[0])
     if ops.is_quantized(module) and module_groups(module) == 1 and grid is not None and grid.is_byte:
         return dense(b, node, module)
-    return sliding(b, node, module)
+    return in_floats(b, node, module)
 
 
 def module_groups(module: Any) -> int:
@@ -68,7 +69,11 @@ def max_pool(b: SteppedBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
     attributes = _window(module) | ({"ceil_mode": 1} if module.ceil_mode else {})
     if _pair(module.dilation) != [1, 1]:
         attributes["dilations"] = _pair(module.dilation)
-    return _channels_first(b, node, "MaxPool", (), attributes, keep=True)
+    found = _channels_first(b, node, "MaxPool", (), attributes, keep=True)
+    if found.gain <= 0 or b.gains.get(node, 0) >= 0:
+        return found
+    turned = b.each(len(found.values), lambda t: b.op("Neg", [found.values[t]], found.dims, helper="negative"))
+    return replace(found, values=turned, gain=-1)
 
 
 def average_pool(b: SteppedBuilder, node: fx.Node, module: nn.AvgPool2d) -> Steps:
@@ -81,34 +86,39 @@ def average_pool(b: SteppedBuilder, node: fx.Node, module: nn.AvgPool2d) -> Step
 def zero_pad(b: SteppedBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
     left, right, top, bottom = module.padding
     pads = b.integers("pads", [0, 0, top, left, 0, 0, bottom, right])
-    return _channels_first(b, node, "Pad", [pads], None, keep=True)
+    return _channels_first(b, node, "Pad", [pads], None, keep=b.target.pads_spikes)
 
 
 def integer_spike(b: SteppedBuilder, node: fx.Node, module: ops.IntegerSpike) -> Steps:
     x = b.of(node.args[0])
-    kind = integer_kind_of(module)
+    kind, dtype = integer_kind_of(module), b.stored_as(int(module.levels))
     scalars = [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
     def each(t: int) -> ir.Value:
         fired = b.call(kind, [b.read_step(x, t, x.dims), *scalars], x.dims)
-        return b.cast(fired, U8, x.dims)
+        return fired if dtype == FLOAT else b.cast(fired, dtype, x.dims)
 
-    return Steps(b.each(len(x.values), each), x.dims, x.view, U8)
+    return Steps(b.each(len(x.values), each), x.dims, x.view, dtype)
 
 
 def spiking_neuron(b: SteppedBuilder, node: fx.Node, module: nn.Module) -> Steps:
     x = b.of(node.args[0])
     inner = kind_of(str(node.target), module, size(x.view[0]), x.static)
-    kind = SteppedKind(inner, x.gain)
+    if inner.static and halves(module) and module.v_reset is not None:
+        # one current for all steps: four products save as many halvings and subtractions, and one more
+        scaled = b.each(b.steps, lambda t: b.times(b.read_step(x, 0, x.dims), factor(-1, t), x.dims))
+        x, inner = replace(x, values=scaled, gain=-1), replace(inner, static=False)
+    dtype = b.stored_as(inner.count)
+    kind = SteppedKind(inner, dtype.dtype, x.gain)
     count = 1 if inner.static else inner.steps
     inputs = [b.read_step(x, t, x.dims) for t in range(count)]
     if kind.takes_decay:
         inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
     inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
     if kind not in b.functions:
-        b.functions[kind] = kind.function({f.name for f in b.functions.values()}, b.opset)  # type: ignore[index]
-    values = b.ops(b.functions[kind].name, inputs, [x.dims] * inner.steps, domain="svitc", dtype=U8)  # type: ignore[index]
-    return Steps(tuple(values), x.dims, x.view, U8)
+        b.functions[kind] = kind.function({f.name for f in b.functions.values()}, b.target.opset)  # type: ignore[index]
+    values = b.ops(b.functions[kind].name, inputs, [x.dims] * inner.steps, domain="svitc", dtype=dtype)  # type: ignore[index]
+    return Steps(tuple(values), x.dims, x.view, dtype)
 
 
 # functions
@@ -131,7 +141,7 @@ def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return _times(b, node)
     pair = (b.of(left), b.of(right))
-    dims, wanted, view = common_layout(*(_stored(s) for s in pair))
+    dims, wanted, view = _meeting(*pair)
     full = _with_time(view, pair)
     count = max(len(s.values) for s in pair)
     masks = [b.grids.get(each) for each in (left, right)]
@@ -139,9 +149,9 @@ def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
 
         def both(t: int) -> ir.Value:
             bits = [b.read_step(s, t, d, BOOL) for s, d in zip(pair, wanted, strict=True)]
-            return b.cast(b.op("And", bits, dims, dtype=BOOL), U8, dims)
+            return b.cast(b.op("And", bits, dims, dtype=BOOL), b.spike, dims)
 
-        return Steps(b.each(count, both), dims, full, U8)
+        return Steps(b.each(count, both), dims, full, b.spike)
     op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
 
     def each(t: int) -> ir.Value:
@@ -264,14 +274,33 @@ def _channels_first(
     """One node a step that reads and gives ``[b, c, y, x]``; ``keep`` its element type."""
     x = b.of(node.args[0])
     view = b.fresh_view(node)
-    dtype = x.dtype if keep and x.dtype in (U8, FLOAT) else FLOAT
+    dtype = x.dtype if keep and x.dtype in (b.spike, FLOAT) else FLOAT
     dims, source = timeless(view), timeless(x.view)
     values = b.each(
         len(x.values),
         lambda t: b.op(op_type, [b.read_step(x, t, source, dtype), *weights], dims, attributes, dtype=dtype),
     )
-    kept = dtype == U8
-    return Steps(values, dims, view, dtype, x.unit if kept else 1.0, x.gain)
+    kept = dtype == b.spike
+    return b.channels_last(node, Steps(values, dims, view, dtype, x.unit if kept else 1.0, x.gain))
+
+
+def _meeting(left: Steps, right: Steps) -> tuple[Dims, tuple[Dims, Dims], Dims]:
+    """How the result of two values lies, how each is read, and the result's view of one step.
+
+    Values of one shape meet with channels last, which every projection reads and writes.
+    """
+    a, b = left.timeless, right.timeless
+    if axes.shape(a) != axes.shape(b) or left.parameter or right.parameter:
+        return common_layout(_stored(left), _stored(right))
+    view = layout.fresh(a)
+    return rows_of(view), (rows_of(a), rows_of(b)), view
+
+
+def rows_of(view: Dims) -> Dims:
+    """Pixels or tokens as rows, channels as columns."""
+    flat = layout.flat(view)
+    apart = [tuple(token for token in flat if (token.kind == Kind.CHANNEL) == channel) for channel in (False, True)]
+    return tuple(dim for dim in apart if dim)
 
 
 def _stored(s: Steps) -> Stored:

@@ -7,10 +7,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from onnx import numpy_helper
 
 import svitc
+from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from svitc import driver, ops
 from svitc import onnx as backend
 from svitc.exporting import export, exportable_program

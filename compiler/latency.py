@@ -1,0 +1,151 @@
+"""Where the time of an exported file goes: a prediction for each layer, beside what the whole file is measured to take."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from . import onnx as backend
+from .clock import Progress
+from .errors import UsageError
+from .exporting import exportable_program
+from .latency_model import by_layer, optimized
+from .latency_speeds import LARGE, UNITS, Speeds, measure_speeds
+from .program import Program, Stage
+from .quantization import quantize
+from .quantized import WEIGHTS
+from .verification import random_inputs
+
+RUNS = 10
+MOST_THREADS = 256
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    known: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(known(0)) if known is not None else os.cpu_count() or 1
+
+
+def one_image(program: Program, seed: int = 0) -> np.ndarray:
+    """The input of a timed run: one random image, or one sequence of event frames."""
+    return random_inputs(program, 1, 1, seed)[0].numpy()
+
+
+def milliseconds(run: Callable[[], Any]) -> float:
+    """What one call takes."""
+    start = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def check_settings(weights: str, threads: int | None) -> None:
+    """
+    Raises:
+        UsageError: an unknown type of weights, or a number of threads that makes no sense.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
+    if threads is not None and not 0 < threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads} is not a number from 1 to {MOST_THREADS}", hint="For example --threads 2.")
+
+
+def predict(
+    program: Program,
+    weights: str = "fp32",
+    threads: int | None = None,
+    runs: int = RUNS,
+    speeds: Callable[[int], Speeds] = measure_speeds,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What each layer of the exported file should take on this machine, and what the file does take.
+
+    Args:
+        program: one that trains, or a quantized one, whose weights are what they are.
+        weights: ``fp32`` or ``int8``.
+        threads: of ONNX Runtime; by default one a processor.
+        runs: timed runs of the whole file. Half of them come before the operators are timed and half after, so that
+            a machine that slows down or speeds up meanwhile does so for both.
+        speeds: measures the operators.
+
+    Returns:
+        JSON values; see docs/latency.md for the keys.
+
+    Raises:
+        UsageError: an unknown type of weights, or a number of threads that makes no sense.
+    """
+    check_settings(weights, threads)
+    threads = processors() if threads is None else threads
+    show = progress or (lambda stage, done, of: None)
+    show("export", 0, None)
+    if program.stage >= Stage.QUANTIZED:
+        weights, final = "int8", program
+    else:
+        final = program if weights == "fp32" else quantize(program)[0]
+    lowered = exportable_program(final)
+    kinds = layer_kinds(lowered)
+    file = backend.to_bytes(backend.lower(lowered))
+    x = one_image(program)
+    show("time the file", 0, None)
+    times = timed(file, x, threads, runs - runs // 2)
+    show("time operators", 0, None)
+    known = speeds(threads)
+    show("time the file", 0, None)
+    times += timed(file, x, threads, runs // 2)
+    rows = by_layer(optimized(file), known, kinds)
+    predicted = 1e3 * sum(row["seconds"] for row in rows)
+    measured = statistics.median(times)
+    layers = [
+        {
+            "layer": row["layer"], "kind": row["kind"], "operators": row["operators"],
+            "predicted_ms": round(1e3 * row["seconds"], 5), "share": round(1e3 * row["seconds"] / predicted, 5),
+        }
+        for row in rows
+    ]  # fmt: skip
+    return {
+        "weights": weights, "threads": threads, "batch": 1, "runs": runs, "layers": layers, "kinds": _kinds(layers),
+        "predicted_ms": round(predicted, 4), "measured_ms": round(measured, 4),
+        "measured_times_ms": [round(each, 4) for each in times], "ratio": round(predicted / measured, 4),
+        "speeds": {
+            name: {"per_second": None if not value else float(f"{1 / value:.4g}"), "of": UNITS[name.removesuffix(LARGE)]}
+            for name, value in known.items()
+        },
+    }  # fmt: skip
+
+
+def timed(file: bytes, x: np.ndarray, threads: int, runs: int) -> list[float]:
+    """Milliseconds of so many runs, one after the other, in a session of their own; two more before are not counted."""
+    session = backend.session(file, threads)
+    return [milliseconds(lambda: session.run(None, {backend.INPUT: x})) for _ in range(2 + runs)][2:]
+
+
+def layer_kinds(program: Program) -> dict[str, str]:
+    """What the nodes of the exported file are named for, with the kind of each: a class or function."""
+    kinds = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            kinds[str(node.target)] = type(program.module_of(node)).__name__
+        elif node.op == "call_function":
+            kinds[_label(node)] = getattr(node.target, "__name__", "op")
+    return kinds
+
+
+def _label(node: fx.Node) -> str:
+    """``blocks.0.add``: as the lowering names what it emits for an operation."""
+    return f"{node.meta.get('scope') or ''}.{getattr(node.target, '__name__', 'op')}".lstrip(".")
+
+
+def _kinds(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same by kind, what takes most first."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in layers:
+        into = found.setdefault(row["kind"], {"kind": row["kind"], "layers": 0, "predicted_ms": 0.0, "share": 0.0})
+        into["layers"] += 1
+        for key in ("predicted_ms", "share"):
+            into[key] = round(into[key] + row[key], 5)
+    return sorted(found.values(), key=lambda row: -row["predicted_ms"])

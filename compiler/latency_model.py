@@ -1,0 +1,281 @@
+"""What a file's layers should take: ONNX Runtime's own optimized graph, operator by operator, at measured speeds.
+
+The graph is the runtime's, after it has inlined neurons, folded constants and fused products with what follows them,
+so that what is counted is what runs. Batch is 1. Operators run one after the other, so that times add up.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+from onnx import TensorProto
+
+from .errors import InputError
+from .latency_speeds import Speeds, at
+from .onnx.runtime import ERRORS_ONLY
+
+BYTES: dict[int, int] = {
+    TensorProto.UINT8: 1, TensorProto.INT8: 1, TensorProto.BOOL: 1, TensorProto.FLOAT: 4, TensorProto.INT32: 4,
+    TensorProto.INT64: 8, TensorProto.DOUBLE: 8, TensorProto.UINT16: 2, TensorProto.FLOAT16: 2,
+}  # fmt: skip
+
+
+def optimized(model: bytes) -> onnx.ModelProto:
+    """The graph that ONNX Runtime makes of a file, for one image, with the shape of every value.
+
+    One thing is left out: convolutions and pools are not yet in blocks of channels, as that form says no shapes.
+    """
+    proto = onnx.load_from_string(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                options.add_free_dimension_override_by_name(dim.dim_param, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        try:
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's exceptions share no public base class
+            raise InputError(f"ONNX Runtime cannot load the exported model: {error}") from error
+        found = onnx.load(options.optimized_model_filepath)
+    return onnx.shape_inference.infer_shapes(found)
+
+
+@dataclass
+class Operator:
+    """A node, with what its cost depends on.
+
+    Attributes:
+        shapes: of values, inputs and constants among them.
+        types: element types of values.
+        producers: the node that makes a value.
+    """
+
+    node: onnx.NodeProto
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, int]
+    producers: Mapping[str, onnx.NodeProto]
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        return self.shapes.get(self.node.input[i], ()) if i < len(self.node.input) else ()
+
+    @property
+    def inputs(self) -> list[float]:
+        """Elements of each input."""
+        return [float(math.prod(self.shapes.get(name, ()))) for name in self.node.input if name]
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        return self.shapes.get(self.node.output[0], ())
+
+    @property
+    def written(self) -> float:
+        """Elements of all outputs."""
+        return float(sum(math.prod(self.shapes.get(name, ())) for name in self.node.output if name))
+
+    def width(self, name: str) -> int:
+        """Bytes of an element."""
+        return BYTES.get(self.types.get(name, TensorProto.FLOAT), 4)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        return next((onnx.helper.get_attribute_value(a) for a in self.node.attribute if a.name == name), default)
+
+
+Rule = Callable[[Operator, Speeds], float]
+
+
+def _per(speed: str) -> Rule:
+    """So much for each element written."""
+    return lambda op, s: op.written * at(s, speed, op.written)
+
+
+def _sum(op: Operator, s: Speeds) -> float:
+    return op.written * at(s, "add", op.written) * max(1, len(op.node.input) - 1)
+
+
+def _cast(op: Operator, s: Speeds) -> float:
+    source, target = op.types.get(op.node.input[0]), op.attribute("to")
+    if source == target:
+        return 0.0
+    if source == TensorProto.BOOL and target != TensorProto.FLOAT:
+        return op.written * at(s, "cast_bool", op.written)
+    return op.written * at(s, "cast_widen" if target == TensorProto.FLOAT else "cast_narrow", op.written)
+
+
+def _products(op: Operator, a: tuple[int, ...]) -> float:
+    """Multiply-adds of a matrix product whose left operand has this shape."""
+    deep = a[-2] if op.attribute("transA") else a[-1]
+    return op.written * deep
+
+
+def _integer(op: Operator, s: Speeds) -> float:
+    constant = op.node.input[1] not in op.producers
+    kind = "integer" if constant else "integer_pair"
+    return _products(op, op.shape(0)) * s[kind] + op.written * s[f"{kind}_out"]
+
+
+def _float(op: Operator, s: Speeds) -> float:
+    return _products(op, op.shape(0)) * s["product"] + op.written * s["product_out"]
+
+
+def _convolution(op: Operator, s: Speeds) -> float:
+    macs = op.written * math.prod(op.shape(1)[1:])
+    if op.attribute("group", 1) > 1 and op.shape(1)[1] == 1:
+        return macs * s["depthwise"]
+    return macs * s["convolution"] + (op.written + op.inputs[0]) * s["convolution_out"]
+
+
+def _pool(op: Operator, s: Speeds) -> float:
+    compared = op.written * math.prod(op.attribute("kernel_shape", [1]))
+    source = op.node.input[0]
+    if op.node.op_type == "NhwcMaxPool":
+        return compared * s["last_pool"]
+    if op.width(source) == 1:
+        return compared * s["pool_bytes"]
+    return compared * at(s, "turned_pool" if _is_turn(op.producers.get(source)) else "pool", op.inputs[0])
+
+
+def _is_turn(node: onnx.NodeProto | None) -> bool:
+    """Whether this brings channels from the last place to the second: pools take that over."""
+    if node is None or node.op_type != "Transpose":
+        return False
+    return [list(a.ints) for a in node.attribute if a.name == "perm"] == [[0, 3, 1, 2]]
+
+
+def _transpose(op: Operator, s: Speeds) -> float:
+    shape = op.shape(0)
+    perm = list(op.attribute("perm", list(range(len(shape)))[::-1]))
+    moved = [i for i in perm if shape[i] > 1]
+    if moved == sorted(moved):
+        return 0.0
+    width = op.width(op.node.input[0])
+    if moved[-1] != max(moved):
+        return op.written * at(s, "transpose_byte" if width == 1 else "transpose_float", op.written)
+    whole = shape[moved[-1]]
+    for last, before in zip(moved[:0:-1], moved[-2::-1], strict=True):  # what stays together at the end
+        if before != last - 1:
+            break
+        whole *= shape[before]
+    return op.written / whole * s["row"] + op.written * width * s["row_byte"]
+
+
+def _gather(op: Operator, s: Speeds) -> float:
+    source = op.shape(0)
+    axis = op.attribute("axis", 0) % max(1, len(source))
+    row = math.prod(source[axis + 1 :])
+    return op.written / max(1, row) * s["row"] + op.written * op.width(op.node.input[0]) * s["row_byte"]
+
+
+def _copy(op: Operator, s: Speeds) -> float:
+    floats = op.written * op.width(op.node.output[0]) / 4
+    return floats * at(s, "copy", floats) / 2
+
+
+def _reduce(op: Operator, s: Speeds) -> float:
+    return op.inputs[0] * at(s, "add", op.inputs[0])
+
+
+def _other(op: Operator, s: Speeds) -> float:
+    """As long as an addition that reads and writes as much."""
+    most = max(op.written, *op.inputs, 0.0)
+    return most * at(s, "add", most)
+
+
+def _view(op: Operator, s: Speeds) -> float:
+    return 0.0
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Clip", "Round", "Neg", "And", "Or"), _sum),
+    **dict.fromkeys(("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"), _per("compare")),
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), _view),
+    **dict.fromkeys(("Pad", "Concat", "Split", "Slice", "Expand", "Tile"), _copy),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), _reduce),
+    **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm"), _float),
+    **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), _integer),
+    **dict.fromkeys(("Conv", "FusedConv"), _convolution),
+    **dict.fromkeys(("MaxPool", "AveragePool", "NhwcMaxPool"), _pool),
+    "ThresholdedRelu": _per("threshold"), "QuantizeLinear": _per("cast_narrow"), "Where": _per("where"),
+    "Cast": _cast, "Transpose": _transpose, "Gather": _gather,
+}  # fmt: skip
+
+
+def operators(proto: onnx.ModelProto) -> list[Operator]:
+    """The nodes of an optimized graph, in order."""
+    graph = proto.graph
+    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    types: dict[str, int] = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        shapes[value.name] = tuple(dim.dim_value or 1 for dim in kind.shape.dim)
+        types[value.name] = kind.elem_type
+    producers = {name: node for node in graph.node for name in node.output}
+    return [Operator(node, shapes, types, producers) for node in graph.node]
+
+
+def seconds(op: Operator, speeds: Speeds, turned: Iterable[str] = ()) -> float:
+    """What an operator should take."""
+    rule = RULES.get(op.node.op_type, _other)
+    own = 0.0 if op.node.output[0] in turned else rule(op, speeds)
+    return own + speeds["node"]
+
+
+def by_layer(proto: onnx.ModelProto, speeds: Speeds, layers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Predicted seconds of every layer.
+
+    Args:
+        layers: kind of each layer and operation, by the name that its nodes bear; rows keep their order.
+
+    Returns:
+        ``layer``, ``kind``, ``seconds`` and ``operators``. What stands within a layer's scope and belongs to none of
+        its operations (views, mostly) is a row of kind ``moves`` with the scope's name.
+    """
+    found = operators(proto)
+    # a pool's speed was measured with the transpose before it
+    turned = {
+        op.node.input[0] for op in found
+        if op.node.op_type == "MaxPool" and op.width(op.node.input[0]) > 1 and _is_turn(op.producers.get(op.node.input[0]))
+    }  # fmt: skip
+    owners: dict[str, str] = {}  # of values
+    named: list[tuple[str, str, float]] = []
+    for op in reversed(found):
+        name = next((n for n in (owner(each, layers) for each in op.node.output) if n), None)
+        # inside a neuron, and where the runtime made up a name, it works for whoever reads it
+        name = name or next((owners[each] for each in op.node.output if each in owners), None)
+        kind = layers.get(name or "")
+        if name is None:
+            name, kind = op.node.output[0].rpartition(".")[0] or "the model", "moves"
+        for each in op.node.input:
+            owners.setdefault(each, name)
+        named.append((name, kind or "moves", seconds(op, speeds, turned)))
+    rows: dict[str, dict[str, Any]] = {}
+    for name, kind, took in reversed(named):
+        row = rows.setdefault(name, {"layer": name, "kind": kind, "seconds": 0.0, "operators": 0})
+        row["seconds"] += took
+        row["operators"] += 1
+    order = {name: i for i, name in enumerate(layers)}
+    return sorted(rows.values(), key=lambda row: order.get(row["layer"], len(order)))
+
+
+def owner(value: str, layers: Mapping[str, str]) -> str | None:
+    """The layer with the longest name that a value's name begins with, part by part.
+
+    Of operations with one name the later ones' values bear a number: ``blocks.0.attn.matmul_2``.
+    """
+    parts = value.split(".")
+    for count in range(len(parts), 0, -1):
+        name = ".".join(parts[:count])
+        for each in (name, re.sub(r"_\d+$", "", name)):
+            if each in layers:
+                return each
+    return None

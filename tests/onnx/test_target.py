@@ -1,0 +1,215 @@
+"""Target cuda: every node of its files has a kernel in ONNX Runtime's CUDA provider, and its spikes are the same.
+
+No GPU may be at hand, so nodes are held against the operator table that ONNX Runtime publishes. cuda_kernels.json has
+what it says of the operators that a file of ours holds or might, read off docs/OperatorKernels.md, section "Operators
+implemented by CUDAExecutionProvider", at the commit named there.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+import pytest
+import torch
+from onnx import TensorProto, helper
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
+import svitc
+from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
+from official_small import SMALL, fill
+from svitc import driver
+from svitc import onnx as backend
+from svitc.errors import UsageError
+from svitc.exporting import export
+from svitc.frontends.capture import capture
+from svitc.quantization import quantize
+from svitc.verification import random_inputs, verify
+from svitc.verification_exact import verify_exact
+
+KERNELS = json.loads(Path(__file__).with_name("cuda_kernels.json").read_text())["kernels"]
+KEPT = ("QuantizeLinear", "DequantizeLinear")  # not computed at load even where all inputs are constants
+CONSTRUCTS = ["meta", "espikeformer", "sdt-plif", "qkformer-imagenet"]  # official: borders, counts, learned decay
+
+
+def missing(model: bytes) -> list[str]:
+    """Nodes that the device would not run: ``name: operator(inputs) -> outputs``, functions inlined."""
+    proto = onnx.inliner.inline_local_functions(onnx.load_from_string(model))
+    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    opset = next(each.version for each in proto.opset_import if each.domain == "")
+    graph = proto.graph
+    types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {t.name: t.data_type for t in graph.initializer}
+    constant = {t.name for t in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type not in KEPT and all(name in constant for name in node.input if name):
+            constant.update(node.output)  # ONNX Runtime computes it when it loads the file
+        elif node.domain or not any(_matches(node, opset, types, row) for row in KERNELS.get(node.op_type, ())):
+            shown = [", ".join(_type(types[n]) for n in names if n) for names in (node.input, node.output)]
+            found.append(f"{node.name}: {node.op_type}({shown[0]}) -> {shown[1]}")
+    return found
+
+
+def _matches(node: onnx.NodeProto, opset: int, types: dict[str, int], row: dict[str, str]) -> bool:
+    """As ONNX Runtime matches kernels: without a last version, only the very version it was registered for."""
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    first, _, last = row["opset"].rstrip("+").partition("-")
+    if not int(first) <= schema.since_version <= int(last or first):
+        return False
+    for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
+        for i, name in enumerate(names):
+            formal = formals[min(i, len(formals) - 1)]  # the last may stand for many
+            allowed = row.get(formal.type_str, row.get(formal.name))
+            if name and allowed is not None and _type(types[name]) not in allowed.split():
+                return False
+    return True
+
+
+def _type(element: int) -> str:
+    return TensorProto.DataType.Name(element).lower()
+
+
+@cache
+def built(name: str, weights: str):
+    """A small model of each family, captured, and quantized where the weights are int8."""
+    torch.manual_seed(0)
+    if name in FAMILIES:
+        factory, shape = FAMILIES[name]
+        return program_of(warm(factory(T=2), shape), shape, weights)
+    return program_of(fill(SMALL[name].shallow()), SMALL[name].input, weights, fix=name.startswith("qkformer"))
+
+
+def program_of(model, shape, weights: str, fix: bool = False):
+    program = capture(model, svitc.InputSpec(shape), fix=fix)
+    driver.canonicalise(program)
+    return quantize(program)[0] if weights == "int8" else program
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+@pytest.mark.parametrize("name", [*FAMILIES, *CONSTRUCTS])
+def test_every_node_has_a_kernel_and_the_spikes_are_the_same(name, weights):
+    program = built(name, weights)
+    exported = export(program, "cuda")
+    assert missing(exported) == []
+    check = verify if weights == "fp32" else verify_exact
+    verdict = check(program, exported, random_inputs(program, 2, 2, 0))
+    assert verdict.passed, verdict.to_json()
+    onnx.checker.check_model(onnx.load_from_string(exported), full_check=True)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", NEURONS)
+def test_every_neuron(kind, weights):
+    torch.manual_seed(0)
+    program = program_of(warm(spikformer(T=3, **NEURONS[kind]), IMAGE), IMAGE, weights)
+    assert missing(export(program, "cuda")) == []
+
+
+class Padded(nn.Module):
+    """A border that no layer can take over, since a maximum is taken of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = layer.SeqToANNContainer(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.lif = neuron.LIFNode(decay_input=False, step_mode="m")
+        self.pools = layer.SeqToANNContainer(nn.ZeroPad2d((0, 1, 1, 0)), nn.MaxPool2d(3, 2))
+        self.conv = layer.SeqToANNContainer(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.last = neuron.LIFNode(decay_input=False, step_mode="m")
+        self.mean = layer.SeqToANNContainer(nn.AvgPool2d(2, 1, padding=1))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.mean(self.last(self.conv(self.pools(self.lif(self.body(x))))))
+        return self.head(y.flatten(3).mean(3)).mean(0)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_borders(weights):
+    torch.manual_seed(0)
+    shape = (2, 3, 8, 12)
+    program = program_of(warm(Padded(), shape), shape, weights)
+    exported = export(program, "cuda")
+    assert "Pad" in [node.op_type for node in onnx.load_from_string(exported).graph.node]
+    assert missing(exported) == []
+    check = verify if weights == "fp32" else verify_exact
+    verdict = check(program, exported, random_inputs(program, 2, 2, 0))
+    assert verdict.passed and verdict.total("firing") > 100, verdict.to_json()
+
+
+@pytest.mark.parametrize("most", [127, 128, 255, 300])
+def test_counts_that_int8_does_not_hold_are_multiplied_as_floats(most):
+    torch.manual_seed(0)
+    program = program_of(warm(spikformer(T=2, spiking_neuron=neuron.ILIFNode), IMAGE), IMAGE, "fp32")
+    for node in program.neurons():
+        program.module_of(node).surrogate_function.max_spike_count = most
+    program = quantize(program)[0]
+    for target, holds in (("cpu", 255), ("cuda", 127)):
+        exported = export(program, target)
+        kinds = [node.op_type for node in onnx.load_from_string(exported).graph.node]
+        assert ("MatMulInteger" in kinds) == (most <= holds)
+        verdict = verify_exact(program, exported, random_inputs(program, 2, 2, 0))
+        assert verdict.passed and verdict.total("flips_beyond_rounding") == 0, verdict.to_json()
+    assert missing(exported) == []
+
+
+def test_the_check_finds_what_has_no_kernel():
+    found = missing(export(built("spikformer", "int8"), "cpu"))
+    assert any("MatMulInteger(uint8, int8) -> int32" in each for each in found)
+    assert any("DequantizeLinear(uint16, float) -> float" in each for each in found)
+    assert any("Pad(uint8, int64) -> uint8" in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("op", "types", "opset", "has"),
+    [
+        ("MatMulInteger", ("INT8", "INT8", "INT32"), 18, True),
+        ("MatMulInteger", ("UINT8", "INT8", "INT32"), 18, False),
+        ("Pad", ("FLOAT", "INT64", "FLOAT"), 18, True),
+        ("Pad", ("FLOAT", "INT64", "FLOAT"), 21, False),  # its kernel is the one of opset 18, and of no later
+        ("Pad", ("INT8", "INT64", "INT8"), 18, False),
+        ("And", ("BOOL", "BOOL", "BOOL"), 18, True),
+        ("ConvInteger", ("INT8", "INT8", "INT32"), 18, False),
+    ],
+)
+def test_one_node(op, types, opset, has):
+    elements = zip("abc", types, strict=True)
+    *inputs, out = (helper.make_tensor_value_info(name, getattr(TensorProto, each), None) for name, each in elements)
+    graph = helper.make_graph([helper.make_node(op, ["a", "b"], ["c"], op)], "g", inputs, [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    assert (missing(model.SerializeToString()) == []) == has
+
+
+def test_a_node_that_is_computed_at_load_needs_no_kernel():
+    weight = helper.make_tensor("w", TensorProto.INT4, [2], [1, 2])
+    nodes = [
+        helper.make_node("Cast", ["w"], ["wide"], "widen", to=TensorProto.FLOAT),  # no device reads int4
+        helper.make_node("Add", ["x", "wide"], ["y"], "add"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in "xy")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], [weight]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    assert missing(model.SerializeToString()) == []
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(UsageError, match="target 'tpu' is not known") as refused:
+        export(built("spikformer", "fp32"), "tpu")
+    assert refused.value.hint == "Targets are cpu, cuda."
+
+
+def test_a_compilation_reports_its_target():
+    program = built("spikformer", "fp32")
+    done = svitc.compile(program, weights="int8", target="cuda", images=1)
+    assert done.report["target"] == "cuda" and done.verdict.passed
+    assert missing(done.onnx) == []
+    types = {t.name: t.data_type for t in onnx.load_from_string(done.onnx).graph.initializer}
+    assert types["blocks.0.mlp.fc1.0.weight"] == TensorProto.INT8
+    spikes = {each.dtype for each in backend.cut_steps(done.onnx)[1]}
+    assert spikes == {np.dtype(np.int8)}
