@@ -19,6 +19,7 @@ LEVELS = 127
 MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen
 STEP = 2.0**-9  # of the image: an eighth of the distance between two of its own 256 levels
 RANGE = 4  # normalised pixels lie within +-2.7
+COUNTS = 256  # events of a pixel in one frame
 LEAST = 2.0**-100  # scale: float32 still holds its products with units and gains, and bits below
 
 
@@ -49,12 +50,12 @@ class QuantizeInput(Pass):
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
         terms = max(math.prod(_weight(program, each).shape[1:]) for each in _readers(program, node))
-        limit = min(int(RANGE / STEP), EXACT // (terms * LEVELS) - 1)
+        span = COUNTS if program.input.events else RANGE
+        limit = min(int(span / STEP), EXACT // (terms * LEVELS) - 1)
         step = STEP
-        while step * limit < RANGE / 2:  # a window of very many inputs: coarser steps instead of a narrow range
+        while step * limit < span:  # a window of many inputs: coarser steps instead of a narrow range
             step *= 2
-        if program.input.events:
-            step, limit = 1.0, min(255, limit)  # counts
+        limit = min(limit, int(span / step))
         program.module.add_submodule("input_steps", FixedPoint(step, limit))
         with program.graph.inserting_after(node):
             made = program.graph.call_module("input_steps", (node,))

@@ -71,7 +71,7 @@ def cut_steps(model: bytes) -> tuple[bytes, list[CutSteps]]:
         if VIEW_KEY not in meta:
             continue
         view = json.loads(meta[VIEW_KEY])
-        names = list(node.output)
+        names = view["values"]  # of all steps, which a neuron without state fires one by one
         refs = [f"ref:{name}" for name in names]
         renamed.update(zip(names, refs, strict=True))
         if names[0] not in types:

@@ -103,7 +103,9 @@ def _describe(b: SteppedBuilder, made: Steps, path: str) -> None:
     node = made.values[0].producer()
     assert node is not None
     pattern = f"{' '.join(time) or '()'} {side(made.dims)} -> {side(made.view)}"
-    node.metadata_props[VIEW_KEY] = json.dumps({"path": path, "pattern": pattern, "sizes": sizes})
+    node.metadata_props[VIEW_KEY] = json.dumps(
+        {"path": path, "pattern": pattern, "sizes": sizes, "values": [value.name for value in made.values]}
+    )
 
 
 __all__ = ["VIEW_KEY", "lower_nodes"]

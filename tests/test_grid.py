@@ -1,0 +1,211 @@
+"""Grids: each rule, by hand and by trying; what is real has none."""
+
+from __future__ import annotations
+
+import operator
+
+import einops
+import pytest
+import torch
+from spikingjelly.activation_based import neuron, surrogate
+from torch import fx, nn
+
+from svitc import ops
+from svitc.grid import Grid, _of_layer, grids
+from svitc.program import InputSpec, Program, Stage
+from svitc.quantized import FixedPoint
+
+EVENTS = (4, 3, 8, 6)  # [t, c, y, x]
+
+
+class Leaves(fx.Tracer):
+    """Layers are not looked into."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def written(model: nn.Module, shape: tuple[int, ...] = EVENTS, stage: Stage = Stage.INFERENCE) -> Program:
+    """A program of exactly the operations that the model's forward writes down, which are canonical ones."""
+    program = Program(fx.GraphModule(model.eval(), Leaves().trace(model)), InputSpec(shape), stage)
+    program.retype()
+    return program
+
+
+def view(x: fx.Proxy, pattern: str, **sizes: int) -> fx.Proxy:
+    return x.tracer.create_proxy("call_function", einops.rearrange, (x, pattern), sizes)
+
+
+def frames(x: fx.Proxy) -> fx.Proxy:
+    """Steps beside the batch, as convolutions want them."""
+    return view(x, "t b c y x -> (t b) c y x")
+
+
+def steps(x: fx.Proxy) -> fx.Proxy:
+    return view(x, "(t b) c y x -> t b c y x", t=4)
+
+
+def tokens(x: fx.Proxy) -> fx.Proxy:
+    """``[t, b, n, c]``"""
+    return view(x, "t b c y x -> t b (y x) c")
+
+
+def lif(**k) -> nn.Module:
+    return neuron.LIFNode(**{"step_mode": "m", **k})
+
+
+SPIKES = Grid(1.0, 0, 1)
+
+
+class Body(nn.Module):
+    """Two spike tensors, and one operation on them."""
+
+    def __init__(self, what, module: nn.Module | None = None) -> None:
+        super().__init__()
+        self.what, self.module = what, module
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.a_lif, self.b_lif = lif(), neuron.IFNode(step_mode="m")
+        self.layer_scale = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x):
+        x = frames(x)
+        return self.what(self, self.a_lif(steps(self.a(x))), self.b_lif(steps(self.b(x))))
+
+
+def grid_of(what, module: nn.Module | None = None) -> Grid | None:
+    """The grid of the last operation; its values are tried, too, on an input on which everything can fire."""
+    torch.manual_seed(0)
+    program = written(Body(what, module))
+    output = next(iter(reversed(program.graph.nodes)))
+    known = grids(program)
+    grid = known.get(output.args[0])
+    assert known.get(output) == grid
+    if grid is not None:
+        y = program(3 * torch.randn(program.input.batched(3))).double() / grid.unit
+        assert torch.equal(y, y.round()) and grid.low <= float(y.min()) and float(y.max()) <= grid.high
+        assert float(y.max()) > 0, "silence lies on any grid"
+    return grid
+
+
+RULES = {
+    "LIF": (lambda m, a, b: a, SPIKES),
+    "IF": (lambda m, a, b: b, SPIKES),
+    "view": (lambda m, a, b: tokens(a), SPIKES),
+    "block": (lambda m, a, b: a.tracer.create_proxy("call_function", ops.take_block, (a, 2, 1, 2), {}), SPIKES),
+    "range": (lambda m, a, b: a.tracer.create_proxy("call_function", ops.take_range, (a, 2, 1, 4), {}), SPIKES),
+    "repeat": (
+        lambda m, a, b: a.tracer.create_proxy(
+            "call_function", einops.repeat, (torch.mean(a, dim=(0,), keepdim=False), "b c y x -> t b c y x"), {"t": 2}
+        ),
+        Grid(0.25, 0, 4),
+    ),
+    "sum of two": (lambda m, a, b: a + b, Grid(1.0, 0, 2)),
+    "sum of three": (lambda m, a, b: a + b + a, Grid(1.0, 0, 3)),
+    "difference": (lambda m, a, b: a - b, Grid(1.0, -1, 1)),
+    "difference of sums": (lambda m, a, b: a + a - (b + b), Grid(1.0, -2, 2)),
+    "mask": (lambda m, a, b: a * b, SPIKES),
+    "square": (lambda m, a, b: (a + b) * (a + b), Grid(1.0, 0, 4)),
+    "product of differences": (lambda m, a, b: (a - b) * (a - b - b), Grid(1.0, -2, 2)),
+    "times a half": (lambda m, a, b: (a + b) * 0.5, Grid(0.5, 0, 2)),
+    "a half times": (lambda m, a, b: 0.5 * a, Grid(0.5, 0, 1)),
+    "over four": (lambda m, a, b: a / 4, Grid(0.25, 0, 1)),
+    "times and over": (lambda m, a, b: a * 0.125 / 0.5, Grid(0.25, 0, 1)),
+    "equal units": (lambda m, a, b: a * 0.5 + b / 2, Grid(0.5, 0, 2)),
+    "units multiply": (lambda m, a, b: (a * 0.5) * (b * 0.25), Grid(0.125, 0, 1)),
+    "attention": (
+        lambda m, a, b: torch.matmul(tokens(a), view(b, "t b c y x -> t b c (y x)")),
+        Grid(1.0, 0, 4),  # channels
+    ),
+    "attention twice": (
+        lambda m, a, b: torch.matmul(torch.matmul(tokens(a), view(b, "t b c y x -> t b c (y x)")) * 0.125, tokens(b)),
+        Grid(0.125, 0, 4 * 48),
+    ),
+    "product with itself": (
+        lambda m, a, b: torch.matmul(view(a, "t b c y x -> t b c (y x)"), tokens(a)),
+        Grid(1.0, 0, 48),  # tokens
+    ),
+    "signed attention": (
+        lambda m, a, b: torch.matmul(tokens(a - b), view(a + b, "t b c y x -> t b c (y x)")),
+        Grid(1.0, -8, 8),
+    ),
+    "sum": (lambda m, a, b: torch.sum(tokens(a), dim=(2,), keepdim=True), Grid(1.0, 0, 48)),
+    "sum over time and pixels": (lambda m, a, b: torch.sum(tokens(a), dim=(0, 2), keepdim=False), Grid(1.0, 0, 192)),
+    "sum of differences": (lambda m, a, b: torch.sum(a - b, dim=(3, 4), keepdim=False), Grid(1.0, -48, 48)),
+    "mean over four": (lambda m, a, b: torch.mean(a, dim=(0,), keepdim=False), Grid(0.25, 0, 4)),
+    "mean over 32": (lambda m, a, b: torch.mean(a, dim=(0, 3), keepdim=False), Grid(1 / 32, 0, 32)),
+    "mean over six": (lambda m, a, b: torch.mean(a, dim=(4,), keepdim=False), None),
+    "times a third": (lambda m, a, b: a * (1 / 3), None),
+    "over three": (lambda m, a, b: a / 3, None),
+    "times less than nothing": (lambda m, a, b: a * -0.5, None),
+    "times zero": (lambda m, a, b: a * 0.0, None),
+    "other units": (lambda m, a, b: a * 0.5 + b, None),
+    "layer scale": (lambda m, a, b: a * m.layer_scale, None),
+    "real": (lambda m, a, b: a * 0.3 + b, None),
+    "current": (lambda m, a, b: m.module(view(a, "t b c y x -> (t b) c y x")), None, nn.Conv2d(4, 4, 1)),
+    "normalised": (lambda m, a, b: m.module(view(a, "t b c y x -> (t b) c y x")), None, nn.BatchNorm2d(4)),
+    "levels": (lambda m, a, b: m.module((a + b) * 2.6), Grid(1.0, 0, 7), ops.IntegerSpike(7)),
+    "counts": (
+        lambda m, a, b: m.module((a + b) * 2.6), Grid(1.0, 0, 5),
+        neuron.ILIFNode(surrogate_function=surrogate.MultiLevelSpikeCount(max_spike_count=5), step_mode="m"),
+    ),
+    "fixed point": (lambda m, a, b: m.module((a - b) * 2.6), Grid(1.0, -9, 9), FixedPoint(0.25, 9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_each_rule(case):
+    what, want, *module = RULES[case]
+    assert grid_of(what, *module) == want
+
+
+def pooled(a, b, m):
+    return m.module(view(a + b, "t b c y x -> (t b) c y x"))
+
+
+POOLS = {
+    "maximum": (nn.MaxPool2d(3, 2, 1), Grid(1.0, 0, 2)),
+    "mean of four": (nn.AvgPool2d(2), Grid(0.25, 0, 8)),
+    "mean of 1x4": (nn.AvgPool2d((1, 4), 2), Grid(0.25, 0, 8)),
+    "with zeros": (nn.AvgPool2d(4, 2, 1), Grid(1 / 16, 0, 32)),
+    "mean of nine": (nn.AvgPool2d(3), None),
+    "without the zeros": (nn.AvgPool2d(4, 2, 1, count_include_pad=False), None),
+    "without zeros to count": (nn.AvgPool2d(4, 2, count_include_pad=False), Grid(1 / 16, 0, 32)),
+    "windows that stand over": (nn.AvgPool2d(4, 3, ceil_mode=True), None),
+    "a divisor of its own": (nn.AvgPool2d(2, divisor_override=3), None),
+    "border": (nn.ZeroPad2d((1, 0, 2, 1)), Grid(1.0, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("case", POOLS)
+def test_pools(case):
+    module, want = POOLS[case]
+    assert grid_of(lambda m, a, b: pooled(a, b, m), module) == want
+
+
+def test_zeros_widen_what_does_not_hold_them():
+    """A bound is of every value, those of the border included."""
+    grid = Grid(1.0, -4, -1)
+    assert _of_layer(nn.ZeroPad2d(1), grid) == Grid(1.0, -4, 0)
+    assert _of_layer(nn.AvgPool2d(2, 1, 1), grid) == Grid(0.25, -16, 0)
+    assert _of_layer(nn.MaxPool2d(2, 1, 1), grid) == grid, "its border is less than anything"
+
+
+def test_bytes():
+    assert Grid(0.5, 0, 255).is_byte and not Grid(1.0, 0, 256).is_byte and not Grid(1.0, -1, 3).is_byte
+    assert Grid(1.0, -7, 3).bound == 7 and Grid(1.0, 0, 3).bound == 3
+
+
+@pytest.mark.parametrize("low", [-3, 0])
+@pytest.mark.parametrize("other", [(-2, 5), (0, 4)])
+def test_products_hold_every_product(low, other):
+    made = Grid(0.5, low, 3).times(Grid(0.25, *other), terms=6)
+    every = [6 * a * b for a in range(low, 4) for b in range(other[0], other[1] + 1)]
+    assert made == Grid(0.125, min(every), max(every))
+
+
+def test_the_image_is_real_and_so_is_what_has_no_rule():
+    class Image(nn.Module):
+        def forward(self, x):
+            return operator.add(x, x) - operator.mul(x, 0.5)
+
+    assert grids(written(Image())) == {}
