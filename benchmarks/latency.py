@@ -31,7 +31,7 @@ from svitc.bench_worker import Contestant, Failed, Ready, once
 VARIANTS: dict[str, tuple[str | None, dict[str, Any]]] = {  # budget and options of svitc.compile
     "fp32": (None, {}),
     "int8": (None, {"weights": "int8"}),
-    "int8@78%": ("params=78%", {"weights": "int8"}),
+    "int8@78%": ("params=78%", {"weights": "int8", "round_to": 8}),  # widths that fill the processor's registers
 }
 PEERS = ("eager", "torch.onnx", "openvino", "openvino f32")
 NAIVE, VINO = TITLES["torch.onnx"], TITLES["openvino"]
@@ -58,6 +58,7 @@ def prepare(factory: str, arguments: dict[str, Any], shape: tuple[int, ...], pla
     from svitc import driver
     from svitc.frontends import load_model
     from svitc.frontends.capture import capture
+    from svitc.passes.policies import Uniform
     from svitc.stats import macs
 
     checkpoint = place.with_name(f"{place.name}.pt")
@@ -70,7 +71,9 @@ def prepare(factory: str, arguments: dict[str, Any], shape: tuple[int, ...], pla
     known = {"macs": macs(program), "parameters": program.parameter_count(), "variants": {}}
     for name in variants:
         budget, options = VARIANTS[name]
-        done = svitc.compile(program, budget, images=1, clean="off", **options)
+        policy = Uniform(round_to=options.get("round_to", 1))
+        weights = options.get("weights", "fp32")
+        done = svitc.compile(program, budget, images=1, clean="off", weights=weights, policy=policy)
         if not done.verdict.passed:
             raise RuntimeError(f"{name} is not the same network: first at {done.verdict.first_divergence}")
         file = place.with_name(f"{place.name}-{name}.onnx")

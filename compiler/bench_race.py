@@ -27,7 +27,7 @@ from .bench_worker import Contestant, Failed, Worker, busy_seconds, own_seconds
 from .clock import Progress
 
 PAUSE = 0.02  # s
-UNTIMED_BELOW = 1.0  # s that the slowest takes
+UNTIMED_BELOW = 3.0  # s that the slowest takes
 PROFILED_RUNS = 5
 DISTURBED = 0.1  # processors
 PACKAGES = ("svitc", "torch", "spikingjelly", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy")
