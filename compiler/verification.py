@@ -58,6 +58,13 @@ class Verdict:
     logits_beyond_rounding: int = 0
     layers: dict[str, LayerVerdict] = field(default_factory=dict)
 
+    def add(self, final: np.ndarray, expected: np.ndarray) -> None:
+        """Count a batch by the logits of the whole file and of the reference."""
+        ours, theirs = top1(final), top1(expected)
+        self.max_logit_difference = max(self.max_logit_difference, float(abs(final - expected).max()))
+        self.agreeing += int((ours == theirs).sum())
+        self.images += len(theirs)
+
     def total(self, what: str) -> int:
         return sum(getattr(layer, what) for layer in self.layers.values())
 
@@ -174,9 +181,7 @@ def verify(
             verdict.logits_beyond_rounding += int((off > bound(magnitude.numpy(), lengths["logits"])).sum())
         expected = logits.numpy()
         final = whole.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.max_logit_difference = max(verdict.max_logit_difference, float(abs(final - expected).max()))
-        verdict.agreeing += int((top1(final) == top1(expected)).sum())
-        verdict.images += int(x.shape[program.input.batch_dim])
+        verdict.add(final, expected)
         if progress is not None:
             progress(verdict.images)
     return verdict

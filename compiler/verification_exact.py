@@ -16,9 +16,9 @@ from . import onnx as backend
 from .exporting import exportable_program
 from .program import Program
 from .quantization import inexact
-from .verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate, top1
+from .verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
 
-NEAR = 2.0**-12  # of the threshold: how near a membrane of an inexact neuron lies where it may differ
+NEAR = 2.0**-12  # share of an inexact neuron's spikes that may differ
 
 
 def verify_exact(
@@ -38,6 +38,7 @@ def verify_exact(
     soft = set(inexact(joined))
     modules = {str(node.target): joined.module_of(node) for node in joined.neurons()}
     verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
+    names = [output.name for output in pieces.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
         reference, logits = Recorder.record(joined, x)
@@ -51,8 +52,7 @@ def verify_exact(
             feed = {backend.INPUT: x.numpy()}
             for each in cuts:
                 feed.update(each.steps_of(run.fed[each.path].numpy()))
-            wanted = [output.name for output in pieces.get_outputs()]
-            got = dict(zip(wanted, pieces.run(wanted, feed), strict=True))
+            got = dict(zip(names, pieces.run(names, feed), strict=True))
             for each in cuts:
                 ours = each.array_of(got)
                 _judge(verdict.layers[each.path], ours, run, each.path, each.path in soft, natural=kind == 0)
@@ -60,9 +60,7 @@ def verify_exact(
             verdict.logits_beyond_rounding += int((~close).sum())
         expected = logits.numpy()
         final = whole.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.max_logit_difference = max(verdict.max_logit_difference, float(abs(final - expected).max()))
-        verdict.agreeing += int((top1(final) == top1(expected)).sum())
-        verdict.images += int(x.shape[program.input.batch_dim])
+        verdict.add(final, expected)
         if progress is not None:
             progress(verdict.images)
     return verdict

@@ -92,7 +92,7 @@ class Quantize(Pass):
     as a float convolution (the first, depthwise ones) gets a power of two, and a bias on a grid on which the sum with
     it is exact in any order.
 
-    Refuses a layer that is called more than once on inputs of different ranges, which no one scale fits.
+    Refuses a layer that is called more than once, whose inputs may have different ranges.
 
     Raises:
         UnsupportedError: weights that are infinite or not a number.

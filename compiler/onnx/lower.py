@@ -15,7 +15,7 @@ import onnx_ir as ir
 from torch import fx
 
 from svitc import axes, ops
-from svitc.errors import InputError, InternalError, UnsupportedError
+from svitc.errors import InputError, InternalError
 from svitc.program import Program, Stage
 
 from . import layout
@@ -23,7 +23,7 @@ from .builder import FLOAT, Builder, Stored
 from .doubling import gains
 from .lower_stepped import lower_nodes
 from .neurons import DOMAIN
-from .rules import FUNCTION_RULES, MODULE_RULES, attribute
+from .rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
 from .target import CPU, Target
 
 IR_VERSION = 10  # what opset 21 came with; read by every ONNX Runtime from 1.18 on
@@ -87,18 +87,7 @@ def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Mo
 def _rule(b: Builder, node: fx.Node) -> Stored:
     if node.op == "get_attr":
         return attribute(b, node, None)
-    module = b.program.module_of(node)
-    rule = FUNCTION_RULES.get(node.target)
-    if module is not None:
-        rule = next((r for kind, r in MODULE_RULES.items() if isinstance(module, kind)), None)
-    if rule is None:
-        what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-        raise InternalError(f"{b.name}: {what} has no ONNX lowering", where=node.meta.get("source"))
-    try:
-        return rule(b, node, module)
-    except UnsupportedError as error:
-        error.where = error.where or node.meta.get("source")
-        raise
+    return apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "ONNX")
 
 
 def _verify(program: Program, node: fx.Node, stored: Stored) -> None:

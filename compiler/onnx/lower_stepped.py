@@ -14,6 +14,7 @@ from svitc.program import Program
 
 from . import layout
 from .builder import FLOAT
+from .rules import apply_rule
 from .stepped import SteppedBuilder, Steps, timeless
 from .stepped_rules import FUNCTION_RULES, MODULE_RULES, attribute
 from .target import Target
@@ -77,18 +78,7 @@ def _output(b: SteppedBuilder, s: Steps) -> ir.Value:
 def _rule(b: SteppedBuilder, node: fx.Node) -> Steps:
     if node.op == "get_attr":
         return attribute(b, node, None)
-    module = b.program.module_of(node)
-    rule = FUNCTION_RULES.get(node.target)
-    if module is not None:
-        rule = next((r for kind, r in MODULE_RULES.items() if isinstance(module, kind)), None)
-    if rule is None:
-        what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-        raise InternalError(f"{b.name}: {what} has no integer lowering", where=node.meta.get("source"))
-    try:
-        return rule(b, node, module)
-    except UnsupportedError as error:
-        error.where = error.where or node.meta.get("source")
-        raise
+    return apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "integer")
 
 
 def _describe(b: SteppedBuilder, made: Steps, path: str) -> None:

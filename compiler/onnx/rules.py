@@ -23,6 +23,27 @@ from .neurons import AnyKind, decay_of, integer_kind_of, kind_of
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
 
+def apply_rule(b: Any, node: fx.Node, modules: Any, functions: Any, lowering: str) -> Any:
+    """What the rule for a node's layer or function gives.
+
+    Raises:
+        InternalError: there is none.
+        UnsupportedError: the rule's own, with the user's line.
+    """
+    module = b.program.module_of(node)
+    rule = functions.get(node.target)
+    if module is not None:
+        rule = next((r for kind, r in modules.items() if isinstance(module, kind)), None)
+    if rule is None:
+        what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        raise InternalError(f"{b.name}: {what} has no {lowering} lowering", where=node.meta.get("source"))
+    try:
+        return rule(b, node, module)
+    except UnsupportedError as error:
+        error.where = error.where or node.meta.get("source")
+        raise
+
+
 # layers
 
 
@@ -51,6 +72,11 @@ def linear(b: Builder, node: fx.Node, module: nn.Linear) -> Stored:
 
 
 def batch_norm(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Stored:
+    return _layer(b, node, "BatchNormalization", norm_weights(b, node, module), {"epsilon": float(module.eps)})
+
+
+def norm_weights(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> list[ir.Value]:
+    """Scale, shift, mean and variance of a batch norm."""
     one = torch.ones(module.num_features)
     values = {
         "weight": one if module.weight is None else module.weight,
@@ -58,21 +84,20 @@ def batch_norm(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2
         "running_mean": module.running_mean,
         "running_var": module.running_var,
     }
-    weights = [b.weight(f"{node.target}.{name}", each) for name, each in values.items() if each is not None]
-    return _layer(b, node, "BatchNormalization", weights, {"epsilon": float(module.eps)})
+    return [b.weight(f"{node.target}.{name}", each) for name, each in values.items() if each is not None]
 
 
 def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
     if module.return_indices:
         raise UnsupportedError(f"{node.target}: a pooling layer that returns indices has no lowering")
-    attributes = _window(module)
-    if _pair(module.dilation) != [1, 1]:
-        attributes["dilations"] = _pair(module.dilation)
+    attributes = window(module)
+    if pair_of(module.dilation) != [1, 1]:
+        attributes["dilations"] = pair_of(module.dilation)
     return _layer(b, node, "MaxPool", (), attributes | ({"ceil_mode": 1} if module.ceil_mode else {}))
 
 
 def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
-    attributes = _window(module)
+    attributes = window(module)
     if module.divisor_override is not None:
         raise UnsupportedError(f"{node.target}: average pooling with a divisor of its own has no lowering")
     if module.ceil_mode and _partial(b.at(node.args[0]).view[2:], attributes):
@@ -171,7 +196,7 @@ def reduction(b: Builder, node: fx.Node, _: None) -> Stored:
     if not lost:
         return Stored(x.value, x.dims, view, x.parameter)  # over dimensions of size 1
     start = x.dims if not x.constant_along and x.value is not None else layout.physical(x.view)
-    dims = tuple(part for dim in start for part in _split(dim, lost))  # only a mixed dimension is split
+    dims = tuple(part for dim in start for part in runs(dim, lost))  # only a mixed dimension is split
     over = [i for i, dim in enumerate(dims) if dim and dim[0] in lost]
     op_type = "ReduceMean" if node.target is torch.mean else "ReduceSum"
     out = tuple(() if i in over else dim for i, dim in enumerate(dims) if keep or i not in over)
@@ -251,15 +276,15 @@ def _scalars(b: Builder, kind: AnyKind) -> list[ir.Value]:
     return [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
 
-def _pair(value: int | tuple[int, ...]) -> list[int]:
+def pair_of(value: int | tuple[int, ...]) -> list[int]:
     return [value] * 2 if isinstance(value, int) else list(value)
 
 
-def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
+def window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
     return {
-        "kernel_shape": _pair(module.kernel_size),
-        "pads": _pair(module.padding) * 2,
-        "strides": _pair(module.stride),
+        "kernel_shape": pair_of(module.kernel_size),
+        "pads": pair_of(module.padding) * 2,
+        "strides": pair_of(module.stride),
     }
 
 
@@ -268,7 +293,7 @@ def _partial(pixels: Dims, window: dict[str, Any]) -> bool:
     return any((size(dim) + 2 * pad - kernel) % stride for dim, pad, kernel, stride in spans)
 
 
-def _split(dim: Dim, lost: Dim) -> list[Dim]:
+def runs(dim: Dim, lost: Dim) -> list[Dim]:
     """A dimension in runs of tokens that are reduced and tokens that stay."""
     runs: list[Dim] = []
     for token in dim:

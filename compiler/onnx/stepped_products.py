@@ -62,10 +62,10 @@ def _pointwise(module: Any) -> bool:
 
 def in_floats(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     """A convolution or linear layer in floats; exact where its input lies on a grid."""
-    return _product(b, node, module) if _pointwise(module) and _groups(module) == 1 else _convolution(b, node, module)
+    return _product(b, node, module) if _pointwise(module) and groups_of(module) == 1 else _convolution(b, node, module)
 
 
-def _groups(module: Any) -> int:
+def groups_of(module: Any) -> int:
     return int(getattr(module, "groups", 1))
 
 

@@ -20,9 +20,10 @@ from .broadcast import common_layout
 from .builder import FLOAT, Stored
 from .doubling import factor, halves
 from .neurons import decay_of, integer_kind_of, kind_of
+from .rules import norm_weights, pair_of, runs, window
 from .stepped import BOOL, SteppedBuilder, Steps, timeless
 from .stepped_neurons import SteppedKind
-from .stepped_products import dense, in_floats, matrix_product
+from .stepped_products import dense, groups_of, in_floats, matrix_product
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
@@ -32,13 +33,9 @@ Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
 def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     grid = b.grids.get(node.all_input_nodes[0])
-    if ops.is_quantized(module) and module_groups(module) == 1 and grid is not None and grid.is_byte:
+    if ops.is_quantized(module) and groups_of(module) == 1 and grid is not None and grid.is_byte:
         return dense(b, node, module)
     return in_floats(b, node, module)
-
-
-def module_groups(module: Any) -> int:
-    return int(getattr(module, "groups", 1))
 
 
 def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Steps:
@@ -54,21 +51,14 @@ def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Ste
 
 
 def batch_norm(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
-    one = torch.ones(module.num_features)
-    values = {
-        "weight": one if module.weight is None else module.weight,
-        "bias": 0 * one if module.bias is None else module.bias,
-        "running_mean": module.running_mean,
-        "running_var": module.running_var,
-    }
-    weights = [b.weight(f"{node.target}.{name}", each) for name, each in values.items()]
+    weights = norm_weights(b, node, module)
     return _channels_first(b, node, "BatchNormalization", weights, {"epsilon": float(module.eps)})
 
 
 def max_pool(b: SteppedBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
-    attributes = _window(module) | ({"ceil_mode": 1} if module.ceil_mode else {})
-    if _pair(module.dilation) != [1, 1]:
-        attributes["dilations"] = _pair(module.dilation)
+    attributes = window(module) | ({"ceil_mode": 1} if module.ceil_mode else {})
+    if pair_of(module.dilation) != [1, 1]:
+        attributes["dilations"] = pair_of(module.dilation)
     found = _channels_first(b, node, "MaxPool", (), attributes, keep=True)
     if found.gain <= 0 or b.gains.get(node, 0) >= 0:
         return found
@@ -79,7 +69,7 @@ def max_pool(b: SteppedBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
 def average_pool(b: SteppedBuilder, node: fx.Node, module: nn.AvgPool2d) -> Steps:
     if module.divisor_override is not None or module.ceil_mode:
         raise UnsupportedError(f"{node.target}: average pooling with ceil_mode or a divisor of its own has no lowering")
-    attributes = _window(module) | ({"count_include_pad": 1} if module.count_include_pad else {})
+    attributes = window(module) | ({"count_include_pad": 1} if module.count_include_pad else {})
     return _channels_first(b, node, "AveragePool", (), attributes)
 
 
@@ -201,7 +191,7 @@ def reduction(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
         values = [b.op("Mul", [values[0], b.scalar("steps", float(b.steps))], dims, helper="over_time")]
     if lost:
         source = Steps(tuple(values), dims, x.view)
-        apart = tuple(part for dim in dims for part in _runs(dim, lost))
+        apart = tuple(part for dim in dims for part in runs(dim, tuple(lost)))
         over = [i for i, dim in enumerate(apart) if dim and dim[0] in lost]
         dims = tuple(() if i in over else dim for i, dim in enumerate(apart))
         inputs = [[b.read_step(source, t, apart), b.integers("axes", over)] for t in range(len(values))]
@@ -318,28 +308,6 @@ def _with_time(view: Dims, pair: Sequence[Steps]) -> Dims:
                 time = tuple(token for token in s.view[j] if token.kind == Kind.TIME)
         out.append((*time, *dim))
     return tuple(out)
-
-
-def _runs(dim: Any, lost: Sequence[Any]) -> list[Any]:
-    runs: list[Any] = []
-    for token in dim:
-        if runs and (runs[-1][-1] in lost) == (token in lost):
-            runs[-1] += (token,)
-        else:
-            runs.append((token,))
-    return runs or [()]
-
-
-def _pair(value: int | tuple[int, ...]) -> list[int]:
-    return [value] * 2 if isinstance(value, int) else list(value)
-
-
-def _window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
-    return {
-        "kernel_shape": _pair(module.kernel_size),
-        "pads": _pair(module.padding) * 2,
-        "strides": _pair(module.stride),
-    }
 
 
 MODULE_RULES: dict[type, Rule] = {
