@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_bench, cli_compile, cli_sensitivity, console, console_latency
+from . import cli_bench, cli_compile, cli_energy, cli_sensitivity, console, console_latency
 from .cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
 from .cli_options import (
     Arch,
@@ -39,6 +39,7 @@ from .errors import INTERRUPTED, InternalError, SvitcError, UsageError, VerifyEr
 app.command(epilog=EPILOG, name="compile")(cli_compile.compile)
 app.command(epilog=EPILOG, name="sensitivity")(cli_sensitivity.sensitivity)
 app.command(epilog=EPILOG, name="bench")(cli_bench.bench)
+app.command(epilog=EPILOG, name="energy")(cli_energy.energy)
 
 
 @app.command(epilog=EPILOG)

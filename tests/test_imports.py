@@ -17,12 +17,12 @@ SOURCES = sorted(
 
 # each layer may import from itself and from those before it
 LAYERS = [
-    {"errors", "axes", "ops", "program", "files", "statistics", "clock", "quantized", "processor"},
+    {"errors", "axes", "ops", "program", "files", "statistics", "clock", "quantized", "processor", "bits"},
     {"infer", "coupling", "check", "views", "dump", "grid"},
     {"pass_base", "plan", "budget", "stats", "serialize", "source", "patches", "calibration"},
     {"frontends", "passes"},
     {"onnx", "rounding", "verification"},
-    {"exporting", "quantization", "verification_exact", "evaluate", "sweep", "report", "distributed", "finetune", "latency"},
+    {"exporting", "drift", "energy", "weight_types", "quantization", "verification_exact", "evaluate", "sweep", "report", "distributed", "finetune", "latency"},
     {"compilation"},
     {"driver", "bench"},
     {"console", "cli", "__main__"},

@@ -1,0 +1,107 @@
+"""Weights in 8, 4 or 2 bits: the whole numbers of each, the scale of a channel, and rounding that knows the data.
+
+A channel's weights are a scale times whole numbers. Eight and four bits hold -127 to 127 and -7 to 7; two bits hold the
+four odd numbers from -3 to 3, which for weights spread like a normal distribution leaves two thirds of the error that
+-1, 0 and 1 would (Max, "Quantizing for minimum distortion", 1960).
+"""
+
+from __future__ import annotations
+
+import torch
+
+BITS = (8, 4, 2)
+LEVELS = {8: 127, 4: 7, 2: 3}  # the largest whole number
+NARROWEST = 0.2  # of the largest weight: the narrowest range that is tried
+TRIED = 41
+DAMPING = 0.01  # of the mean of the Hessian's diagonal
+BLOCK = 128  # columns that errors are passed on within at once
+
+
+def nearest(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest of the whole numbers that so many bits hold."""
+    if bits == 2:
+        return (2 * ((x - 1) / 2).round() + 1).clamp(-3, 3)
+    return x.round().clamp(-LEVELS[bits], LEVELS[bits])
+
+
+def scales(weight: torch.Tensor, bits: int, importance: torch.Tensor | None = None) -> torch.Tensor:
+    """The scale of each channel that leaves the least squared error when its weights go to the nearest number.
+
+    Weights that are a scale times whole numbers already find that scale again.
+
+    Args:
+        weight: ``[out, in]``, float64.
+        importance: ``[in]``, of each column; all the same without it.
+
+    Returns:
+        ``[out]``, positive. With eight bits it is the largest weight's.
+    """
+    largest = weight.abs().amax(1)
+    most = LEVELS[bits]
+    unit = torch.where(largest > 0, largest / most, torch.ones_like(largest))
+    if bits == 8:
+        return unit
+    weighted = torch.ones_like(weight[0]) if importance is None else importance
+    best, least = unit, torch.full_like(largest, torch.inf)
+    whole = torch.tensor([most / k for k in range(1, most + 1)], dtype=weight.dtype)
+    for factor in torch.cat([torch.linspace(1, NARROWEST, TRIED, dtype=weight.dtype), whole]):
+        scale = unit * factor
+        error = ((weight - nearest(weight / scale[:, None], bits) * scale[:, None]).square() * weighted).sum(1)
+        better = error < least * (1 - 1e-9)
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
+
+
+def round_weights(weight: torch.Tensor, bits: int, hessian: torch.Tensor | None = None) -> torch.Tensor:
+    """Weights as a scale for each channel times whole numbers.
+
+    With a Hessian the error of each column is made up for by the columns after it (Frantar et al., "GPTQ", ICLR 2023),
+    the most important ones first: with spikes as inputs it is how often two of them fire together.
+
+    Args:
+        weight: ``[out, in]``.
+        hessian: ``[in, in]``, second moments of the layer's inputs; nearest numbers without it.
+
+    Returns:
+        of the weight's shape and type.
+    """
+    flat = weight.double()
+    if hessian is None or bits == 8 or not bool(hessian.diagonal().sum() > 0):
+        scale = scales(flat, bits)[:, None]
+        return (nearest(flat / scale, bits) * scale).to(weight.dtype)
+    return _compensated(flat, bits, hessian).to(weight.dtype)
+
+
+def _compensated(weight: torch.Tensor, bits: int, hessian: torch.Tensor) -> torch.Tensor:
+    diagonal = hessian.diagonal()
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    importance = diagonal + DAMPING * diagonal.mean()
+    scale = scales(weight, bits, importance)
+    damped = hessian[order][:, order].clone()
+    damped.diagonal().add_(DAMPING * diagonal.mean())
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    left = weight[:, order].clone()
+    rounded = torch.empty_like(left)
+    for start in range(0, left.shape[1], BLOCK):
+        end = min(start + BLOCK, left.shape[1])
+        errors = torch.zeros_like(left[:, start:end])
+        for i in range(start, end):
+            rounded[:, i] = nearest(left[:, i] / scale, bits) * scale
+            error = (left[:, i] - rounded[:, i]) / upper[i, i]
+            left[:, i:end] -= error[:, None] * upper[i, i:end]
+            errors[:, i - start] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
+    found = torch.empty_like(rounded)
+    found[:, order] = rounded
+    return found
+
+
+def stored_bits(whole: torch.Tensor) -> int:
+    """The fewest bits that hold a layer's whole numbers."""
+    largest = int(whole.abs().max()) if whole.numel() else 0
+    if largest <= LEVELS[2] and bool((whole % 2 != 0).all()):
+        return 2
+    return 4 if largest <= LEVELS[4] else 8
+
+
+__all__ = ["BITS", "LEVELS", "nearest", "round_weights", "scales", "stored_bits"]
