@@ -94,24 +94,35 @@ class Cost:
 
     Attributes:
         constant: what no plan changes.
-        terms: (bytes or parameters for each element, leaf axes whose sizes multiply).
+        terms: (bytes or parameters for each element, leaf axes whose sizes multiply, the layer whose weights they
+            are where these may have fewer bits).
+        bits: of layers whose weights have fewer bits in every plan that does not say otherwise.
     """
 
     constant: int = 0
-    terms: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)
+    terms: list[tuple[int, tuple[Axis, ...], str]] = field(default_factory=list)
+    bits: dict[str, int] = field(default_factory=dict)
 
-    def add(self, each: int, dims: Dims) -> None:
-        self.terms.append((each, tuple(axis for dim in dims for axis in dim)))
+    def add(self, each: int, dims: Dims, layer: str = "") -> None:
+        self.terms.append((each, tuple(axis for dim in dims for axis in dim), layer))
 
-    def __call__(self, sizes: Mapping[int, int] | None = None) -> int:
-        """The amount where the axes with these ids have these sizes and all others their own."""
-        sizes = sizes or {}
+    def __call__(self, sizes: Mapping[int, int] | None = None, bits: Mapping[str, int] | None = None) -> int:
+        """The amount where the axes with these ids have these sizes and all others their own.
+
+        Args:
+            bits: of layers whose weights have fewer than 8; what they fill of a last byte counts as a whole one.
+        """
+        sizes, narrow = sizes or {}, self.bits | dict(bits or {})
         total = self.constant
-        for each, leaves in self.terms:
+        for each, leaves, layer in self.terms:
             for axis in leaves:
                 each *= sizes.get(id(axis), axis.size)
-            total += each
+            total += -(-each * narrow[layer] // 8) if layer in narrow else each
         return total
+
+    def of(self, layer: str) -> int:
+        """The weights of one layer at its own size, in 8 bits."""
+        return sum(each * math.prod(axis.size for axis in leaves) for each, leaves, name in self.terms if name == layer)
 
 
 def parameter_cost(program: Program) -> Cost:
@@ -150,7 +161,8 @@ def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
             known = origin[str(node.target)]
             value = attribute_of(inference.module, f"{node.target}.{name}" if name else str(node.target))
             # folding gives a layer a bias that it did not have, quantizing a scale: one for each of its filters
-            cost.add(value.element_size(), known[name] if name in known else (known["weight"][0],))
+            layer = str(node.target) if name == "weight" and value.element_size() == 1 else ""
+            cost.add(value.element_size(), known[name] if name in known else (known["weight"][0],), layer)
             assert axes.shape(dims) == axes.shape(known.get(name, known["weight"][:1]))
     cost.constant = exported - cost()
     return cost

@@ -67,7 +67,7 @@ class Calibration:
     """
 
     def __init__(self, program: Program, inputs: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> None:
-        self.program, self.inputs, self.labels = program, inputs, labels
+        self.program, self.inputs, self.labels, self.seed = program, inputs, labels, seed
         self.moments: dict[str, Moments] = {}
         self.terms: dict[str, np.ndarray] = {}
         self.rates: dict[str, torch.Tensor] = {}

@@ -30,6 +30,7 @@ from .cli_options import (
     Limit,
     Mean,
     ModelPath,
+    Narrowest,
     PruneHeads,
     Refit,
     Reparam,
@@ -44,7 +45,7 @@ from .cli_options import (
     TrainPath,
     TrustPickle,
     Verbose,
-    Weights,
+    WeightType,
 )
 from .errors import BudgetError, UsageError, VerifyError
 
@@ -71,7 +72,7 @@ def compile(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What writes the plan: [bold]auto[/] (with images), [bold]psvit[/], [bold]primesvt[/], [bold]uniform[/] (without).",
+            help="What writes the plan. Channels: [bold]auto[/] (with images), [bold]psvit[/], [bold]primesvt[/], [bold]uniform[/] (without). Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], [bold]aq-beam[/]. Both, for small budgets: [bold]auto[/].",
             rich_help_panel=CUT,
         ),
     ] = None,
@@ -91,7 +92,8 @@ def compile(
     plan: Annotated[
         Path | None, typer.Option(help="Replay this plan.json instead of making a plan.", rich_help_panel=CUT)
     ] = None,
-    weights: Weights = "fp32",
+    weights: WeightType = None,
+    narrowest: Narrowest = None,
     target: TargetName = "cpu",
     reparam: Reparam = "auto",
     clean: Clean = "auto",
@@ -149,16 +151,21 @@ def compile(
     [dim]svitc compile model.pt --data val/ --budget 0.6[/]
 
     [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.35 --finetune 5[/]
+
+    [dim]svitc compile model.pt --data val/ --policy qsvit --max-drop 2.1[/]
+
+    [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
     """
     start(verbose)
-    from .quantized import WEIGHTS
-
-    if weights not in WEIGHTS:
-        raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
     from .onnx.target import target_of
+    from .passes.policies import POLICIES
+    from .weight_types import check_type, type_of
 
-    target_of(target)
-    if budget is None and plan is None and max_drop is None and weights == "fp32" and target == "cpu":
+    if weights is not None:
+        check_type(weights)
+    target_of(target, narrowest)
+    free = weights in (None, "fp32") and target == "cpu" and not getattr(POLICIES.get(policy or ""), "chooses_bits", False)
+    if budget is None and plan is None and max_drop is None and free:
         raise UsageError(
             "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
         )
@@ -195,6 +202,8 @@ def compile(
         name, criterion=criterion, refit=refit, include=include or (), exclude=exclude or (), round_to=round_to,
         prune_heads=prune_heads, seed=seed,
     )  # fmt: skip
+    if plan is None:  # refuses before anything is loaded what does not go together
+        type_of(weights, chosen, None, None, data is not None or train_data is not None)
     replay = Plan.load(plan) if plan is not None else None
     with world() as ranks:
         writer = ranks.is_writer
@@ -209,7 +218,7 @@ def compile(
                 finetune=finetune,
                 finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
                 if finetune else {},
-                weights=weights, target=target, reparam=reparam, clean=clean, images=verify_images, seed=seed,
+                weights=weights, narrowest=narrowest, target=target, reparam=reparam, clean=clean, images=verify_images, seed=seed,
                 progress=show, say=None if as_json or verbose or not writer else console.decision,
             )  # fmt: skip
             compiler = Compiler(program, chosen, settings, seconds)

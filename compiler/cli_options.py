@@ -89,6 +89,25 @@ Weights = Annotated[
         "runtime, and several times the speed on a processor with integer dot products.",
     ),
 ]
+WeightType = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="fp32|int8|int4|int2|mixed",
+        help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: whole numbers of so many bits, exact "
+        "sums, the same spikes in every runtime, and several times the speed on a processor with integer dot products. "
+        "[bold]mixed[/]: each layer's own bits, chosen by the policy. By default fp32, or mixed where the policy chooses "
+        "bits or int8 alone would not meet the budget.",
+    ),
+]
+Narrowest = Annotated[
+    int | None,
+    typer.Option(
+        "--narrowest",
+        metavar="8|4|2",
+        help="The fewest bits that the file stores weights in: 2 needs ONNX Runtime 1.24, 4 needs 1.23, 8 runs on any.",
+    ),
+]
 Clean = Annotated[
     str,
     typer.Option(

@@ -7,14 +7,15 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import onnx as backend
 from . import passes as passes_
 from .budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
-from .clock import Clock, Progress
+from .clock import Clock
+from .compilation_options import How, Options
 from .distributed import current
 from .errors import InputError, InternalError, UsageError
 from .exporting import export
@@ -27,13 +28,13 @@ from .passes.slicing import selection
 from .plan import Plan
 from .program import Program, Stage
 from .quantization import quantize, summary
-from .quantized import WEIGHTS
 from .report import accuracy, classes, make_report
 from .serialize import to_bytes as program_bytes
 from .source import program_source
 from .sweep import Store, Sweep, fingerprint, prepare
-from .verification import Data, Verdict, some_inputs, verify
+from .verification import Verdict, some_inputs, verify
 from .verification_exact import verify_exact
+from .weight_types import JOINT, Types, check_type, type_of
 
 log = logging.getLogger("svitc")
 
@@ -75,61 +76,6 @@ class Compiled:
         return write_together(out, contents)
 
 
-class How(NamedTuple):
-    """What is done before pruning, losslessly: fields of ``Options``."""
-
-    reparam: str
-    clean: str
-
-
-@dataclass
-class Options:
-    """How to compile, beyond what and how small.
-
-    Attributes:
-        data: labelled images that accuracies are reported on; verification looks at the first of them.
-        train_data: images to fine-tune on. Where they are given plans are chosen on them, too, so that
-            ``data`` stays unseen.
-        max_drop: the most accuracy that a plan may lose before fine-tuning, a share.
-        sweep_images: plans are chosen on so many images.
-        calibration_images: refits and criteria look at so many others.
-        sweep_file: where finished points of the sweep go; None keeps them in memory.
-        resume: go on with what is in ``sweep_file``, and with an unfinished fine-tuning.
-        finetune: epochs; 0 for none.
-        finetune_options: more arguments of ``finetune``.
-        finetune_file: where its epochs go.
-        weights: ``fp32``, or ``int8``: one byte each, and sums of whole numbers (quantized.py).
-        target: ``cpu``, or ``cuda``: operators and types that ONNX Runtime's CUDA provider has (docs/targets.md).
-        reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
-            faster; ``off`` does not. A plan that is replayed brings its own.
-        clean: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
-            their readers, which loses nothing (passes/remove_silent.py); ``off`` does not.
-        images: how many images verification looks at.
-        seed: of everything random.
-        progress: called as stages go on.
-        say: called with a sentence on each decision.
-    """
-
-    data: Data | None = None
-    train_data: Dataset | None = None
-    max_drop: float | None = None
-    sweep_images: int = 1000
-    calibration_images: int = 256
-    sweep_file: Path | None = None
-    resume: bool = False
-    finetune: int = 0
-    finetune_options: dict[str, Any] = field(default_factory=dict)
-    finetune_file: Path | None = None
-    weights: str = "fp32"
-    target: str = "cpu"
-    reparam: str = "auto"
-    clean: str = "auto"
-    images: int = 4
-    seed: int = 0
-    progress: Progress | None = None
-    say: Callable[[str], None] | None = None
-
-
 class Compiler:
     """Compiles one program to any number of budgets; what does not depend on the budget is done once.
 
@@ -149,10 +95,8 @@ class Compiler:
         # images of one's own class serve for the report; a plan is chosen on samples, which Dataset gives
         sampled = isinstance(self.choosing, Dataset)
         self.policy = policy or make("auto" if sampled else "uniform", seed=self.options.seed)
-        if self.options.weights not in WEIGHTS:
-            raise UsageError(
-                f"weights {self.options.weights!r} are not a type", hint=f"Types are {', '.join(WEIGHTS)}."
-            )
+        if self.options.weights is not None:
+            check_type(self.options.weights)
         if program.stage >= Stage.INFERENCE:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
@@ -216,14 +160,15 @@ class Compiler:
         made_by = plan.made_by if plan is not None else None
         how = self._how if made_by is None else How(made_by.get("reparam", "off"), made_by.get("clean", "off"))
         program, first = self._program(how)
-        _, refused = self._costs(how)
         wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
-        if wanted is None and plan is None and options.max_drop is None:
+        if wanted is None and plan is None and options.max_drop is None and not getattr(self.policy, "chooses_bits", False):
             wanted = parse_budget(1.0)
         of = wanted.of if wanted else "bytes"
         whole = self.original_bytes if of == "bytes" else self.whole.parameter_count()
         limit = wanted.limit(whole) if wanted and of != "latency" else None
         decisions: list[str] = []
+        self.weights = self._type(limit if of == "bytes" else None, plan, decisions)
+        _, refused = self._costs(how, self.weights)
         timing: dict[str, Any] = {}
         if wanted is not None and of == "latency" and plan is None:
             plan, timing = self._fast_enough(wanted, decisions)
@@ -232,16 +177,15 @@ class Compiler:
         chosen.made_by.setdefault("clean", how.clean)
         if wanted is not None:
             chosen.made_by["budget"] = wanted.text
-        if options.weights != "fp32":
-            chosen.made_by["weights"] = options.weights
+        self._complete(chosen, how, decisions, replayed=made_by is not None)
         refit = str(chosen.made_by.get("refit", "none"))
         with clock.stage("prune" if refit == "none" else "refit"):
             pruned = self._build(program, chosen, refit, how)
-        tuned = self._finetune(pruned)
+        tuned = self._finetune(pruned, chosen.bits)
         pruned = tuned.program if tuned is not None else pruned
         if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
             return Compiled(pruned, b"", chosen, {}, Verdict())
-        final, weights = self._weights(pruned)
+        final, weights = self._weights(pruned, chosen)
         with clock.stage("export"):
             exported = self._export(final)
             stored = backend.weight_bytes(exported)
@@ -258,7 +202,7 @@ class Compiler:
         report["sweep"] = self.sweep.to_json() if "sweep" in self.__dict__ else None
         report["finetune"] = tuned.report if tuned is not None else None
         with clock.stage("verify", options.images) as step:
-            check = verify if options.weights == "fp32" else verify_exact
+            check = verify if self.weights == "fp32" else verify_exact
             verdict = check(final, exported, some_inputs(final, options.data, options.images, options.seed), step)
         report["verify"] = verdict.to_json()
         if options.data is None:
@@ -269,34 +213,67 @@ class Compiler:
         return Compiled(final, exported, chosen, report, verdict)
 
     def _export(self, program: Program) -> bytes:
-        return export(program, self.options.target)
+        return export(program, self.options.target, self.options.narrowest)
 
-    def _weights(self, pruned: Program) -> tuple[Program, dict[str, Any]]:
+    def _type(self, limit: int | None, plan: Plan | None, decisions: list[str]) -> str:
+        """Of the weights, for a budget of so many bytes."""
+        share = None if limit is None else limit / self.original_bytes
+        found = type_of(self.options.weights, self.policy, plan, share, isinstance(self.choosing, Dataset))
+        if found == "mixed" and self.options.weights is None and share is not None and share < JOINT:
+            self._sayer(decisions)(f"{share:.1%} of the bytes take both: fewer channels, and weights of 8, 4 and 2 bits")
+        return found
+
+    def _complete(self, chosen: Plan, how: How, decisions: list[str], replayed: bool) -> None:
+        """Write into a plan what its policy did not say: bits of one type, and whether rounding looks at images."""
+        if self.weights == "fp32":
+            return
+        types = self._types(how, self.weights)
+        chosen.bits = chosen.bits or types.same
+        chosen.made_by["weights"] = self.weights
+        if not replayed and chosen.bits:
+            chosen.made_by["rounding"] = "calibrated" if isinstance(self.choosing, Dataset) else "nearest"
+        if chosen.bits and chosen.made_by.get("rounding") == "nearest":
+            self._sayer(decisions)("weights go to the nearest numbers; with --data rounding looks at images, and loses less")
+
+    def _weights(self, pruned: Program, plan: Plan) -> tuple[Program, dict[str, Any]]:
         """The program whose weights have the wanted type, and what the report says of them."""
-        if self.options.weights == "fp32":
+        if self.weights == "fp32":
             return pruned, {"type": "fp32"}
         with self.clock.stage("quantize"):
-            final, pipeline = quantize(pruned)
+            final, pipeline = quantize(pruned, plan.bits)
             return final, summary(final, pipeline)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _costs(self, how: How) -> tuple[dict[str, Cost], dict[str, str]]:
+    def _types(self, how: How, weights: str) -> Types:
+        exclude = tuple(getattr(self.policy, "exclude", ()))
+        return Types(self._program(how)[0], weights, exclude, self.options.target, self.options.narrowest)
+
+    @functools.cache  # noqa: B019  a compiler lives as long as its command
+    def _costs(self, how: How, weights: str) -> tuple[dict[str, Cost], dict[str, str]]:
         program, _ = self._program(how)
+        narrow: dict[str, int] = {}
         with self.clock.stage("analyse"):
-            if self.options.weights == "fp32":
+            if weights == "fp32":
                 inference = program.copy()
                 folding = Pipeline(passes_.inference())
                 folding(inference)
+                refused = folding.refused
                 before = self.original_bytes if program is self.whole else backend.weight_bytes(self._export(program))
             else:
-                inference, folding = quantize(program)
+                types = self._types(how, weights)
+                inference, refused, narrow = types.inference, types.refused, types.same
                 before = backend.weight_bytes(self._export(inference))
-        return {"bytes": byte_cost(program, inference, before), "parameters": parameter_cost(program)}, folding.refused
+        cost = byte_cost(program, inference, before)
+        cost.bits = narrow
+        return {"bytes": cost, "parameters": parameter_cost(program)}, refused
 
-    def problem(self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None) -> Problem:
+    def problem(
+        self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None, weights: str = "fp32"
+    ) -> Problem:  # fmt: skip
         """What a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
         program, _ = self._program(self._how)
-        found = Problem(program, self._costs(self._how)[0][of], limit, of, None, None, self.options.max_drop)
+        found = Problem(program, self._costs(self._how, weights)[0][of], limit, of, None, None, self.options.max_drop)
+        found.bits = self._types(self._how, weights).narrow if weights == "mixed" else None
         found.say = say or self.options.say or found.say
         if isinstance(self.choosing, Dataset):
             found.measuring, found.calibrating = (lambda: self.sweep), (lambda: self.sweep.calibration)
@@ -304,25 +281,25 @@ class Compiler:
 
     def _plan(self, limit: int | None, of: str, decisions: list[str]) -> Plan:
         """Plan and export until the written bytes, not the predicted ones, are within the budget."""
-        options, say = self.options, self._sayer(decisions)
+        say = self._sayer(decisions)
         slack = 0
         for _ in range(8):  # each time at least one width smaller; one is nearly always enough
-            problem = self.problem(None if limit is None else limit - slack, of, say)
+            problem = self.problem(None if limit is None else limit - slack, of, say, self.weights)
             with self.clock.stage("plan"):
                 chosen: Plan = self.policy.plan(problem)
                 chosen.made_by.setdefault("refit", getattr(self.policy, "refit", "none"))
             if limit is None or of != "bytes":
                 return chosen
             with self.clock.stage("prune"):
-                pruned = problem.program.copy()
-                passes_.Prune(chosen)(pruned)
-                pruned = pruned if options.weights == "fp32" else quantize(pruned)[0]
+                bits = chosen.bits or problem.cost.bits
+                pruned = _cut(problem.program, chosen, bits)
+                pruned = pruned if self.weights == "fp32" else quantize(pruned, bits)[0]
                 stored = backend.weight_bytes(self._export(pruned))
             if stored <= limit:
                 return chosen
             _, sizes = selection(problem.program, chosen.validate(problem.program))
             # what the closed form does not see: shape constants, of which the file stores equal ones once
-            slack = max(slack + 1, stored - problem.cost(sizes))
+            slack = max(slack + 1, stored - problem.cost(sizes, chosen.bits))
         raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
 
     def _sayer(self, decisions: list[str]) -> Callable[[str], None]:
@@ -338,23 +315,22 @@ class Compiler:
         """The plan whose file is measured to meet a latency, and what the report's ``budget`` says of that."""
 
         def build(plan: Plan) -> bytes:  # a refit changes weights, not the time they take
-            return self._export(self._weights(self._build(self._program(self._how)[0], plan, "none", self._how))[0])
+            self._complete(plan, self._how, [], replayed=True)
+            return self._export(self._weights(_cut(self._program(self._how)[0], plan, plan.bits), plan)[0])
 
         return within_latency(
             wanted, self.whole.parameter_count(), lambda limit: self._plan(limit, "parameters", decisions), build,
-            lambda: paired_timer(self._export(self._weights(self.whole)[0]), self.whole, self.options, self.clock),
+            lambda: paired_timer(self._export(self._weights(self.whole, Plan({}))[0]), self.whole, self.options, self.clock),
             self._sayer(decisions),
         )  # fmt: skip
 
     def _build(self, program: Program, plan: Plan, refit: str, how: How) -> Program:
-        if refit != "none":
+        if refit != "none" or (plan.bits and plan.made_by.get("rounding") == "calibrated"):
             sweep = self.sweep if how == self._how else self._sweep(how)
             return sweep.build(plan, refit)
-        pruned = program.copy()
-        passes_.Prune(plan)(pruned)
-        return pruned
+        return _cut(program, plan, plan.bits)
 
-    def _finetune(self, pruned: Program) -> Any:
+    def _finetune(self, pruned: Program, bits: dict[str, int]) -> Any:
         options = self.options
         if not options.finetune or options.train_data is None:
             return None
@@ -362,7 +338,7 @@ class Compiler:
 
         with self.clock.stage("finetune"):
             return finetune(
-                pruned, self.whole, options.train_data, epochs=options.finetune, seed=options.seed,
+                pruned, self.whole, options.train_data, epochs=options.finetune, bits=bits, seed=options.seed,
                 checkpoint=options.finetune_file, resume=options.resume, progress=options.progress,
                 **options.finetune_options,
             )  # fmt: skip
@@ -371,6 +347,15 @@ class Compiler:
     def _original_classes(self) -> list[Any]:
         assert self.options.data is not None
         return classes(self.whole, self.options.data, self.clock)
+
+
+def _cut(program: Program, plan: Plan, bits: dict[str, int]) -> Program:
+    """A pruned copy, with weights rounded to so many bits without data."""
+    pruned = program.copy()
+    passes_.Prune(plan)(pruned)
+    if bits:
+        passes_.RoundWeights(bits)(pruned)
+    return pruned
 
 
 def compile(

@@ -147,19 +147,26 @@ class Evaluator:
             kept.add(each.path)
         return kept
 
-    def __call__(self, candidate: Program) -> Point:
-        """Measure a pruned copy of the program; the copy is used up."""
+    def __call__(self, candidate: Program, images: int | None = None) -> Point:
+        """Measure a pruned copy of the program; the copy is used up.
+
+        Args:
+            images: look at the first so many only, and what completes their batch.
+        """
         known = self.unchanged(candidate) & self._spikes[0].keys()
         model = export_proto(candidate)
         taken = tail.tail(model, known)
         session = backend.session(model.SerializeToString(), self.threads)
         image = any(given.name == backend.INPUT for given in session.get_inputs())
         logs = []
-        for (x, _), spikes in zip(self.chunks, self._spikes, strict=True):
+        for (x, labels), spikes in zip(self.chunks, self._spikes, strict=True):
+            if images is not None and images <= 0:
+                break
             feed = {each.value: spikes[each.path].unpack() for each in taken}
             if image:
                 feed[backend.INPUT] = x
             logs.append(_softmax(session.run([backend.OUTPUT], feed)[0]))
+            images = None if images is None else images - len(labels)
         return self._point(logs)
 
     def unchanged(self, candidate: Program) -> set[str]:
@@ -186,11 +193,13 @@ class Evaluator:
     def _point(self, logs: list[np.ndarray]) -> Point:
         right = lost = gained = 0
         loss = divergence = 0.0
-        for log, reference, (_, labels) in zip(logs, self._logs, self.chunks, strict=True):
+        seen = 0
+        for log, reference, (_, labels) in zip(logs, self._logs, self.chunks, strict=False):
+            seen += len(labels)
             now, before = log.argmax(axis=-1) == labels, reference.argmax(axis=-1) == labels
             right += int(now.sum())
             lost += int((before & ~now).sum())
             gained += int((now & ~before).sum())
             loss -= float(np.take_along_axis(log, labels[:, None], axis=-1).sum())
             divergence += float((np.exp(reference) * (reference - log)).sum())
-        return Point(right, self.images, lost, gained, loss / self.images, divergence / self.images)
+        return Point(right, seen, lost, gained, loss / seen, divergence / seen)

@@ -23,27 +23,28 @@ def exportable_program(program: Program, keep: bool = True) -> Program:
     return Pipeline(passes_.lowering())(twin)
 
 
-def exportable(program: Program, keep: bool = True, target: str = "cpu") -> ir.Model:
+def exportable(program: Program, keep: bool = True, target: str = "cpu", narrowest: int | None = None) -> ir.Model:
     """The ONNX model of a program that trains, or of a quantized one.
 
     Args:
         keep: leave the program as it is; else it is used up.
         target: ``cpu`` or ``cuda``: which of ONNX Runtime's providers has a kernel for every node.
+        narrowest: the fewest bits that the file may store weights in.
 
     Raises:
-        UsageError: there is no such target.
+        UsageError: there is no such target, or no such type.
     """
-    made_for = backend.target_of(target)  # before the work
+    made_for = backend.target_of(target, narrowest)  # before the work
     return backend.lower(exportable_program(program, keep), made_for)
 
 
-def export(program: Program, target: str = "cpu") -> bytes:
+def export(program: Program, target: str = "cpu", narrowest: int | None = None) -> bytes:
     """The ONNX file of a program that trains, or of a quantized one; the program is not changed.
 
     Raises:
         UsageError: there is no such target.
     """
-    return backend.to_bytes(exportable(program, target=target))
+    return backend.to_bytes(exportable(program, target=target, narrowest=narrowest))
 
 
 def export_proto(program: Program) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from .clock import Progress
 from .distributed import World, current
 from .errors import UsageError
 from .files import writable
+from .finetune_bits import Rounded
 from .finetune_checkpoint import digest, load, save
 from .finetune_data import Data, Images, augmentation, jitter, open_images, random_of, split
 from .finetune_quick import Quick
@@ -65,6 +67,7 @@ def finetune(
     data: Data,
     *,
     epochs: int,
+    bits: Mapping[str, int] | None = None,
     held_out: int = 2000,
     batch: int = 64,
     lr: float = 1e-3,
@@ -84,6 +87,7 @@ def finetune(
         student: still trains; not changed.
         teacher: the original; not changed.
         data: images; at most 5% of them, and at most ``held_out``, only judge epochs.
+        bits: layers whose weights lie on a grid of so many bits, and stay there (finetune_bits.py).
         batch: images of a step, over all ranks.
         lr: highest learning rate; it rises by step, then falls along a cosine to 0.
         weight_decay: not of biases and batch norms.
@@ -106,7 +110,7 @@ def finetune(
         "temperature": temperature, "augment": augment, "amp": amp, "seed": seed, "held_out": held_out,
     }  # fmt: skip
     _check(student, teacher, settings, checkpoint, resume)
-    return _Run(student, teacher, data, settings, checkpoint, resume, progress or _silent).result()
+    return _Run(student, teacher, data, settings, bits or {}, checkpoint, resume, progress or _silent).result()
 
 
 def _silent(stage: str, done: int, of: int | None) -> None:
@@ -135,9 +139,10 @@ class _Run:
     """One call of ``finetune``: what it trains, on what, and how far it is."""
 
     def __init__(
-        self, student: Program, teacher: Program, data: Data, settings: dict[str, Any], checkpoint: Path | None,
-        resume: bool, progress: Progress,
+        self, student: Program, teacher: Program, data: Data, settings: dict[str, Any], bits: Mapping[str, int],
+        checkpoint: Path | None, resume: bool, progress: Progress,
     ) -> None:  # fmt: skip
+        self.bits = dict(bits)
         self.student, self.settings, self.checkpoint, self.progress = student, settings, checkpoint, progress
         self.world: World = current()
         self.batch_dim = student.input.batch_dim
@@ -162,6 +167,7 @@ class _Run:
         Pipeline([passes_.HoistRepeat(), passes_.MergeViews()])(pupil)
         pupil.module.to(device).train().requires_grad_(True)
         self.pupil: nn.Module = pupil.module
+        self.rounded = Rounded(self.pupil, self.bits)
         self.quick = Quick(pupil)
         self.model: nn.Module = self.quick
         if self.world.size > 1:
@@ -187,7 +193,7 @@ class _Run:
         inputs = {
             **self.settings, "augment": ",".join(self.augment) or "none", "student": digest(self.student.module.state_dict()),
             "teacher": digest(teacher.module.state_dict()), "data": self.images.key,
-        }  # fmt: skip
+        } | ({"bits": self.bits} if self.bits else {})  # fmt: skip
         path = self.checkpoint
 
         def read() -> dict[str, Any] | None:
@@ -199,9 +205,10 @@ class _Run:
             self.optimizer.load_state_dict(found["optimizer"])
             log.info("fine-tuning goes on after epoch %d of %d", found["epoch"], self.settings["epochs"])
             return found
-        score = self._judge(self.quick)
+        with self.rounded():
+            score, start = self._judge(self.quick), _weights(self.pupil)
         return {
-            "inputs": inputs, "epoch": 0, "weights": {}, "best": _weights(self.pupil), "best_epoch": 0,
+            "inputs": inputs, "epoch": 0, "weights": {}, "best": start, "best_epoch": 0,
             "best_score": list(score), "optimizer": {}, "history": [],
             "start_right": score.right, "teacher_right": self._judge(self.teacher).right,
         }  # fmt: skip
@@ -215,14 +222,15 @@ class _Run:
             # batch-norm statistics differ from rank to rank; rank 0's count, for judging and for what follows
             weights = self.world.broadcast(_weights(self.pupil))
             self.pupil.load_state_dict(weights)
-            score = self._judge(self.quick)
+            with self.rounded():
+                score, best = self._judge(self.quick), _weights(self.pupil)
             seconds = time.perf_counter() - start
             accuracy = score.right / len(self.judged)
             state["history"].append(
                 {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "lr": lr, "seconds": round(seconds, 3)}
             )
             if tuple(score) > tuple(state["best_score"]):
-                state.update(best=weights, best_score=list(score), best_epoch=epoch + 1)
+                state.update(best=best, best_score=list(score), best_epoch=epoch + 1)
             state.update(epoch=epoch + 1, weights=weights, optimizer=self.optimizer.state_dict())
             self.world.on_writer(self._save)
             log.info(
@@ -262,7 +270,7 @@ class _Run:
             lr = self._rate(epoch * self.steps + step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            with self.world.guard():
+            with self.world.guard(), self.rounded():
                 loss, norm = self._step(x.to(self.device), labels.to(self.device))
             loss = self.world.mean(loss)
             if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -1,4 +1,4 @@
-"""The plan: for every group, which elements stay. JSON, replayable, and checked against the program it is for."""
+"""The plan: which elements of every group stay, and in how many bits. JSON, replayable, checked against its program."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from . import ops
+from .bits import BITS
 from .coupling import ChannelGroup, head_axes
 from .errors import InputError
 from .program import Program
@@ -25,16 +27,18 @@ class Plan:
     Attributes:
         keep: group name -> boolean mask ``[heads, d]``; a group that is not named stays whole.
         made_by: policy, criterion, budget, seed: how the plan came about. JSON values only.
+        bits: layer -> 8, 4 or 2; empty where weights are stored as they are.
     """
 
     keep: dict[str, np.ndarray]
     made_by: dict[str, Any] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
 
     def validate(self, program: Program) -> dict[str, np.ndarray]:
         """The masks, complete for every group of ``program``.
 
         Raises:
-            InputError: an unknown or frozen group, a mask of another size, an empty one, heads that keep
+            InputError: an unknown layer, an unknown or frozen group, a mask of another size, an empty one, heads that keep
                 different numbers of dimensions, or that must go as a whole and do not, or heads dropped in
                 one group and kept in its partner.
         """
@@ -44,6 +48,14 @@ class Plan:
                 close = get_close_matches(name, groups, 1)
                 raise InputError(
                     f"the plan names group {name}, which this model does not have",
+                    hint=f"The closest is {close[0]}." if close else "Is the plan for another model?",
+                )
+        layers = {str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))}
+        for name in self.bits:
+            if name not in layers:
+                close = get_close_matches(name, layers, 1)
+                raise InputError(
+                    f"the plan gives bits to {name}, which is no layer of this model",
                     hint=f"The closest is {close[0]}." if close else "Is the plan for another model?",
                 )
         masks = {name: self._mask(group) for name, group in groups.items()}
@@ -88,7 +100,8 @@ class Plan:
             }
             for name, mask in self.keep.items()
         }
-        return {"format": FORMAT, "made_by": self.made_by, "groups": groups}
+        found = {"format": FORMAT, "made_by": self.made_by, "groups": groups}
+        return found | {"bits": self.bits} if self.bits else found
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
@@ -106,7 +119,10 @@ class Plan:
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
             keep[name] = mask
-        return cls(keep, dict(data.get("made_by") or {}))
+        bits = data.get("bits") or {}
+        if not isinstance(bits, Mapping) or any(type(each) is not int or each not in BITS for each in bits.values()):
+            raise InputError("the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, BITS))}.")
+        return cls(keep, dict(data.get("made_by") or {}), dict(bits))
 
     @classmethod
     def load(cls, path: Path) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,14 +10,19 @@ from torch import fx, nn
 
 from . import ops
 from . import passes as passes_
+from .bits import stored_bits
 from .grid import Grid, grids
 from .pass_base import Pipeline
+from .passes.quantize import runs_in_floats
 from .program import Program
 from .quantized import EXACT
 
 
-def quantize(program: Program) -> tuple[Program, Pipeline]:
-    """An integer network with the program's weights in int8; the program is not changed.
+def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
+    """An integer network with the program's weights; the program is not changed.
+
+    Args:
+        bits: layer -> 4 or 2 where its weights are not to have 8.
 
     Returns:
         a program at stage QUANTIZED, and what its passes did and refused.
@@ -25,7 +31,7 @@ def quantize(program: Program) -> tuple[Program, Pipeline]:
         UnsupportedError: weights that are infinite or not a number.
     """
     twin = program.copy()
-    pipeline = Pipeline([*passes_.inference(), *passes_.quantization()])
+    pipeline = Pipeline([*passes_.inference(), *passes_.quantization(bits)])
     pipeline(twin)
     return twin, pipeline
 
@@ -80,20 +86,33 @@ def _small(grid: Grid) -> bool:
     return grid.bound < EXACT
 
 
+def narrowable(program: Program) -> dict[str, str]:
+    """Layers of a quantized program, each with the reason why its weights must stay at 8 bits, or an empty text."""
+    known = grids(program)
+    found = {}
+    for node in program.graph.nodes:
+        module: Any = program.module_of(node)
+        if ops.is_quantized(module):
+            grid = known.get(node.all_input_nodes[0])
+            floats = grid is None or runs_in_floats(module, grid)
+            found[str(node.target)] = "it reads real numbers, or channel by channel" if floats else ""
+    return found
+
+
 def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
     """The report's ``weights`` section."""
     layers = {}
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
         if ops.is_quantized(module) and str(node.target) not in layers:
-            layers[str(node.target)] = {"bits": 8, "shape": list(module.weight.shape)}
+            layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
     open_ends = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return {
-        "type": "int8", "layers": layers,
+        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed", "layers": layers,
         "exact_neurons": sum(name not in open_ends for name in neurons), "neurons": len(neurons),
         "inexact": open_ends, "refused": pipeline.refused,
     }  # fmt: skip
 
 
-__all__ = ["inexact", "quantize", "summary"]
+__all__ = ["inexact", "narrowable", "quantize", "summary"]

@@ -21,15 +21,17 @@ import torch
 from .calibration import Calibration
 from .clock import Clock, Progress
 from .distributed import World, current
+from .drift import Drift
 from .errors import InputError, OutputError
 from .evaluate import Evaluator, Point
 from .frontends.data import Dataset, split
-from .passes import Prune, ReestimateBatchNorm, RefitReaders
+from .passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
 from .plan import Plan
 from .program import Program
 
 FORMAT = "svitc-sweep-1"
 ALONE = World()
+FEW = 16  # images that drift is measured on
 BATCH = 50  # images at once: larger batches leave the processor's caches
 
 
@@ -111,8 +113,10 @@ class Store:
 
 
 def key_of(plan: Plan, refit: str) -> str:
-    """Of what is measured: masks that remove something, and the refit."""
+    """Of what is measured: masks that remove something, bits, and the refit."""
     digest = hashlib.sha256(refit.encode())
+    if plan.bits:
+        digest.update(json.dumps(plan.bits, sort_keys=True).encode())
     for name in sorted(plan.keep):
         if not plan.keep[name].all():
             digest.update(name.encode() + np.packbits(plan.keep[name]).tobytes())
@@ -134,6 +138,7 @@ class Sweep:
         measured: evaluations made now, those from the store not counted.
         seconds: they took.
         seen: the images are those that accuracies are reported on.
+        silent: layers whose inputs never fired in calibration, so that their weights were rounded without data.
     """
 
     def __init__(
@@ -145,6 +150,11 @@ class Sweep:
         self.store, self.world, self.progress = store, world, progress
         store.points = world.broadcast(store.points)  # only the writer has read the file
         self.measured, self.seconds = 0, 0.0
+        self.silent: set[str] = set()
+        self._glances: dict[str, Point] = {}
+        self._drifts: dict[str, float] = {}
+        self._drift: Drift | None = None
+        self._rounded: dict[tuple[str, int], torch.Tensor] = {}
 
     @property
     def original(self) -> Point:
@@ -168,16 +178,31 @@ class Sweep:
         }  # fmt: skip
 
     def build(self, plan: Plan, refit: str) -> Program:
-        """The pruned program, refitted: ``none``, ``batch-norm``, ``readers`` (closed form) or ``full``, both."""
+        """The pruned program, refitted: ``none``, ``batch-norm``, ``readers`` (closed form) or ``full``, both.
+
+        Weights that the plan gives bits are rounded, looking at the calibration images.
+        """
         pruned = self.program.copy()
         Prune(plan)(pruned)
         if refit in ("readers", "full"):
             RefitReaders(self.program, plan, self.calibration)(pruned)
+        if plan.bits:
+            self._round(pruned, plan)
         if refit in ("batch-norm", "full"):
             spec, inputs = self.program.input, self.calibration.inputs
             some = inputs.narrow(spec.batch_dim, 0, spec.at_once(self.calibration.images))  # all values live at once
             ReestimateBatchNorm(self.program, plan, some)(pruned)
         return pruned
+
+    def _round(self, pruned: Program, plan: Plan) -> None:
+        """Round weights; moments are the pruned program's own, and what is rounded of the whole one is kept."""
+        cut = any(not mask.all() for mask in plan.keep.values())
+        seen = self.calibration
+        if cut:
+            seen = Calibration(pruned, seen.inputs, seen.labels, seen.seed)
+        rounding = RoundWeights(plan.bits, seen, {} if cut else self._rounded)
+        rounding(pruned)
+        self.silent.update(rounding.silent)
 
     def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Point]:
         """Measure plans, in order; those that the store has are not measured again."""
@@ -192,7 +217,7 @@ class Sweep:
             mine = None
             if rank < len(batch):
                 key, plan = batch[rank]
-                mine = (key, self.evaluator(self.build(plan, refit)), {"refit": refit, "keeps": _widths(plan)})
+                mine = (key, self.evaluator(self.build(plan, refit)), {"refit": refit, **_widths(plan)})
             for each in self.world.gather(mine):
                 if each is not None:
                     self._keep(each, writer=rank == 0)
@@ -202,6 +227,24 @@ class Sweep:
             self.progress(stage, len(plans), len(plans))
         return [self.store.points[key] for key in keys]
 
+    def glance(self, plan: Plan, images: int) -> Point:
+        """A plan measured on the first images only, every rank for itself; kept in memory."""
+        key = f"{key_of(plan, 'none')}@{images}"
+        if key not in self._glances:
+            self._glances[key] = self.evaluator(self.build(plan, "none"), images)
+        return self._glances[key]
+
+    def drift(self, plan: Plan) -> float:
+        """How far the membranes of a plan that cuts nothing are from the original's, in thresholds, on a few images."""
+        key = f"{key_of(plan, 'none')}~"
+        if key not in self._drifts:
+            if self._drift is None:
+                spec = self.program.input
+                few = self.calibration.inputs.narrow(spec.batch_dim, 0, min(self.calibration.images, spec.at_once(FEW)))
+                self._drift = Drift(self.program, few)
+            self._drifts[key] = self._drift(self.build(plan, "none"))
+        return self._drifts[key]
+
     def _keep(self, found: tuple[str, Point, dict[str, Any]], writer: bool) -> None:
         key, point, about = found
         if writer:
@@ -210,8 +253,9 @@ class Sweep:
             self.store.points[key] = point
 
 
-def _widths(plan: Plan) -> dict[str, str]:
-    return {name: f"{int(mask.sum())}/{mask.size}" for name, mask in plan.keep.items() if not mask.all()}
+def _widths(plan: Plan) -> dict[str, Any]:
+    keeps = {name: f"{int(mask.sum())}/{mask.size}" for name, mask in plan.keep.items() if not mask.all()}
+    return {"keeps": keeps} | ({"bits": plan.bits} if plan.bits else {})
 
 
 def prepare(

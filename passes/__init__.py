@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from svitc.pass_base import Pass
 
 from .associate import AssociateProducts
@@ -18,6 +20,7 @@ from .quantize import Quantize, QuantizeInput
 from .reestimate_batch_norm import ReestimateBatchNorm
 from .refit_readers import RefitReaders
 from .remove_silent import remove_silent
+from .round_weights import RoundWeights
 from .share_views import ShareViews
 from .split_fused import SplitFusedProjection
 
@@ -37,9 +40,9 @@ def lowering() -> list[Pass]:
     return [AssociateProducts(), ShareViews(), FuseSiblings(), MergeViews()]
 
 
-def quantization() -> list[Pass]:
-    """From a program for inference to one of int8 weights and whole-numbered sums."""
-    return [FoldLeak(), QuantizeInput(), Quantize()]
+def quantization(bits: Mapping[str, int] | None = None) -> list[Pass]:
+    """From a program for inference to one of integer weights and whole-numbered sums; ``bits`` where they are not 8."""
+    return [FoldLeak(), QuantizeInput(), Quantize(bits)]
 
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "QuantizeInput",
     "ReestimateBatchNorm",
     "RefitReaders",
+    "RoundWeights",
     "ShareViews",
     "SplitFusedProjection",
     "canonical",

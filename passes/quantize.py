@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from svitc import ops
+from svitc.bits import nearest, scales
 from svitc.errors import UnsupportedError
 from svitc.grid import Grid, grids
 from svitc.pass_base import Pass
@@ -82,24 +84,31 @@ def _weight(program: Program, node: fx.Node) -> torch.Tensor:
 
 
 class Quantize(Pass):
-    """Store the weights of every convolution and linear layer as int8, symmetric, one scale for each channel.
+    """Store the weights of every convolution and linear layer as whole numbers, symmetric, one scale for each channel.
 
     before   y = W x + b                           x whole numbers times ``unit``
-    after    y = (W' x) * scale + b                W' whole numbers from -127 to 127
+    after    y = (W' x) * scale + b                W' whole numbers from -127 to 127, or of fewer bits (bits.py)
 
     The scale is a little larger than the smallest that fits, so that its few bits times the largest possible sum stay
     within 24 bits: their product is exact. A channel whose sum could pass 2^24 gets a coarser scale. A layer that runs
     as a float convolution (the first, depthwise ones) gets a power of two, and a bias on a grid on which the sum with
-    it is exact in any order.
+    it is exact in any order; it keeps its eight bits. A layer whose weights RoundWeights has put on a grid of few bits
+    gets the very same whole numbers.
 
     Refuses a layer that is called more than once, whose inputs may have different ranges.
 
+    Args:
+        bits: layer -> 4 or 2 where it is not 8.
+
     Raises:
-        UnsupportedError: weights that are infinite or not a number.
+        UnsupportedError: weights that are infinite or not a number, or too many inputs for so few levels.
     """
 
     requires = (Stage.INFERENCE, Stage.QUANTIZED)
     ensures = Stage.QUANTIZED
+
+    def __init__(self, bits: Mapping[str, int] | None = None) -> None:
+        self.bits = bits or {}
 
     def match(self, program: Program, node: fx.Node) -> bool:
         return ops.is_projection(program.module_of(node)) and not ops.is_quantized(program.module_of(node))
@@ -124,6 +133,14 @@ class Quantize(Pass):
         if in_floats:
             whole, scale = quantize_weights(weight, grid.bound, 1, bias / grid.unit)
             bias = _on_grid(bias, whole.flatten(1).abs().sum(1) * grid.bound, scale * grid.unit)
+        elif (bits := self.bits.get(str(node.target), 8)) < 8:
+            found = fewer_bits(weight, grid.bound, bits)
+            if found is None:
+                raise UnsupportedError(
+                    f"{node.target} could pass 2^24 with weights of {bits} bits",
+                    where=node.meta.get("source"), hint=f"Leave it at 8 with --exclude '{node.target}'.",
+                )  # fmt: skip
+            whole, scale = found
         else:
             whole, scale = quantize_weights(weight, grid.bound, MANTISSA)
         made = _like(layer)
@@ -179,6 +196,19 @@ def quantize_weights(
     return whole.reshape(weight.shape), rounded
 
 
+def fewer_bits(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Whole numbers of 4 or 2 bits, and scales, as ``quantize_weights`` gives them; None where no sum is exact."""
+    flat = weight.flatten(1)
+    exact = scales(flat, bits).clamp_min(LEAST)
+    whole = nearest(flat / exact[:, None], bits)
+    sums = whole.abs().sum(1) * bound
+    for keep in range(MANTISSA, 0, -1):
+        if bool((sums * (2**keep - 1) < EXACT).all()):
+            mantissa, exponent = torch.frexp(exact)
+            return whole.reshape(weight.shape), torch.ldexp((mantissa * 2**keep).round(), exponent - keep)
+    return None
+
+
 def _round_up(scale: torch.Tensor, bits: int) -> torch.Tensor:
     """To the next number whose mantissa has so many bits."""
     mantissa, exponent = torch.frexp(scale)
@@ -208,4 +238,4 @@ def _like(layer: Any) -> Any:
     )
 
 
-__all__ = ["Quantize", "QuantizeInput", "quantize_weights", "runs_in_floats"]
+__all__ = ["Quantize", "QuantizeInput", "fewer_bits", "quantize_weights", "runs_in_floats"]

@@ -7,6 +7,7 @@ runtime runs the file and any viewer shows a neuron as one node.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -24,9 +25,11 @@ from .doubling import gains
 from .lower_stepped import lower_nodes
 from .neurons import DOMAIN
 from .rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
-from .target import CPU, Target
+from .stepped_products import stored_widths
+from .target import CPU, INT2_OPSET, Target
 
-IR_VERSION = 10  # what opset 21 came with; read by every ONNX Runtime from 1.18 on
+IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
+IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on
 INPUT, OUTPUT = "x", "logits"
 AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
 
@@ -44,6 +47,8 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
         InternalError: an operation that is not canonical.
     """
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
+        if target.narrowest == 2 and 2 in stored_widths(program):
+            target = replace(target, opset=INT2_OPSET)  # the file's operators, too, are of that version
         return _model(program, *lower_nodes(program, gains(program), INPUT, target))
     return _model(program, *_nodes(program, target))
 
@@ -81,7 +86,8 @@ def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Mo
         opset_imports={"": b.target.opset, DOMAIN: 1},
         name=str(program.info.get("arch") or "svit"),
     )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="svitc", functions=list(b.functions.values()))
+    version = IR_VERSIONS.get(b.target.opset, IR_VERSION)
+    return ir.Model(graph, ir_version=version, producer_name="svitc", functions=list(b.functions.values()))
 
 
 def _rule(b: Builder, node: fx.Node) -> Stored:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import fx, nn
 
 from svitc import axes
 from svitc.axes import Dims, Kind
+from svitc.bits import stored_bits
 from svitc.errors import InternalError, UnsupportedError
 from svitc.grid import Grid, grids
 from svitc.program import Program
@@ -182,6 +184,27 @@ class SteppedBuilder(Builder):
         key = ("small", path, values.dtype.str)
         if key not in self.cache:
             self.cache[key] = self.initializer(path, values)
+        return self.cache[key]
+
+    def packed(self, path: str, whole: np.ndarray) -> ir.Value:
+        """Int8 weights, stored in as few bits as hold them and widened when the file is loaded.
+
+        ONNX packs INT4 two and INT2 four to a byte. Two bits hold the odd numbers from -3 to 3 as (w - 1) / 2.
+        """
+        bits = max(stored_bits(torch.from_numpy(np.ascontiguousarray(whole))), self.target.narrowest)
+        if bits == 8:
+            return self.small(path, whole)
+        key = ("packed", path)
+        if key not in self.cache:
+            kind = ir.DataType.INT4 if bits == 4 else ir.DataType.INT2
+            numbers = whole if bits == 4 else (whole - 1) // 2
+            stored = self.initializer(path, numbers.astype(kind.numpy()))
+            if bits == 2:
+                wide = self._folded("Mul", self.cast(stored, FLOAT, ()), self.scalar("factor.2", 2), whole.shape)
+                stored = self._folded("Add", wide, self.scalar("odd", 1), whole.shape)
+            value = self.cast(stored, ir.TensorType(ir.DataType.INT8), ())
+            value.shape = ir.Shape(whole.shape)
+            self.cache[key] = value
         return self.cache[key]
 
     def widened(self, path: str, whole: np.ndarray, scale: np.ndarray | None, gain: float) -> ir.Value:

@@ -10,6 +10,9 @@ from torch import fx, nn
 
 from svitc import ops
 from svitc.axes import Dims, Kind, size
+from svitc.bits import stored_bits
+from svitc.grid import Grid, grids
+from svitc.program import Program
 from svitc.quantized import EXACT
 
 from . import layout
@@ -43,10 +46,26 @@ def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
         if dtype == FLOAT:
             sums = b.op("MatMul", [read(t), b.widened(f"{path}.weight", kernel, None, 1.0)], dims)
         else:
-            sums = b.op("MatMulInteger", [read(t), b.small(f"{path}.weight", kernel)], dims, dtype=I32)
+            sums = b.op("MatMulInteger", [read(t), b.packed(f"{path}.weight", kernel)], dims, dtype=I32)
         return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
 
     return Steps(b.each(len(x.values), each), dims, view, gain=gain)
+
+
+def stored_widths(program: Program) -> set[int]:
+    """The bits that weights of integer products could be stored in."""
+    known = grids(program)
+    found = set()
+    for node in program.graph.nodes:
+        module: Any = program.module_of(node)
+        if ops.is_quantized(module) and is_dense(module, known.get(node.all_input_nodes[0])):
+            found.add(stored_bits(module.weight))
+    return found
+
+
+def is_dense(module: Any, grid: Grid | None) -> bool:
+    """Whether a quantized layer is an integer matrix product."""
+    return groups_of(module) == 1 and grid is not None and grid.is_byte
 
 
 def _rows(view: Dims, channel: int) -> Dims:

@@ -23,7 +23,7 @@ from .neurons import decay_of, integer_kind_of, kind_of
 from .rules import norm_weights, pair_of, runs, window
 from .stepped import BOOL, SteppedBuilder, Steps, timeless
 from .stepped_neurons import SteppedKind
-from .stepped_products import dense, groups_of, in_floats, matrix_product
+from .stepped_products import dense, in_floats, is_dense, matrix_product
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
@@ -33,7 +33,7 @@ Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
 def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     grid = b.grids.get(node.all_input_nodes[0])
-    if ops.is_quantized(module) and groups_of(module) == 1 and grid is not None and grid.is_byte:
+    if ops.is_quantized(module) and is_dense(module, grid):
         return dense(b, node, module)
     return in_floats(b, node, module)
 

@@ -6,7 +6,7 @@ on the device (docs/targets.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -19,10 +19,11 @@ class Target:
 
     Attributes:
         name: as ``--target`` takes it.
-        opset: version of the default operators. A provider matches a kernel that was registered without a last version
+        opset: version of the default operators; files with weights of 2 bits have ``INT2_OPSET``. A provider matches a kernel that was registered without a last version
             only with the very version of the operator that it was written for, so newer is not better.
         spike: type of stored spikes, which integer products read.
         most: the largest number of that type; what can exceed it is stored and multiplied as floats.
+        narrowest: the fewest bits that a file may store weights in.
         hides_scales: whether the scales of integer layers are written behind a DequantizeLinear (stepped.py).
         pads_spikes: whether Pad takes ``spike``.
     """
@@ -31,23 +32,37 @@ class Target:
     opset: int
     spike: ir.DataType
     most: int
+    narrowest: int
     hides_scales: bool
     pads_spikes: bool
 
 
-CPU = Target("cpu", 21, ir.DataType.UINT8, 255, hides_scales=True, pads_spikes=True)
+INT2_OPSET = 25
+SINCE = {2: "1.24", 4: "1.23", 8: "1.18"}  # the ONNX Runtime that first loads such weights and widens them; all were tried
+CPU = Target("cpu", 21, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, pads_spikes=True)
 # Kernels of the CUDA provider: MatMulInteger is int8 x int8 alone, DequantizeLinear takes neither uint16 nor int32,
 # Pad no integers; and Pad's is that of opset 18, which a later opset's Pad does not match.
-CUDA = Target("cuda", 18, ir.DataType.INT8, 127, hides_scales=False, pads_spikes=False)
+CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False, pads_spikes=False)
 TARGETS = {each.name: each for each in (CPU, CUDA)}
 
 
-def target_of(name: str) -> Target:
+def target_of(name: str, narrowest: int | None = None) -> Target:
     """The target of this name.
 
+    Args:
+        narrowest: store weights in no fewer bits, for an ONNX Runtime that lacks the type.
+
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such target, or no such type.
     """
     if name not in TARGETS:
         raise UsageError(f"target {name!r} is not known", hint=f"Targets are {', '.join(TARGETS)}.")
-    return TARGETS[name]
+    found = TARGETS[name]
+    if narrowest is None:
+        return found
+    if narrowest not in SINCE:
+        raise UsageError(
+            f"ONNX has no weights of {narrowest} bits",
+            hint="; ".join(f"{bits} bits: ONNX Runtime {since} or later" for bits, since in SINCE.items()) + ".",
+        )
+    return replace(found, narrowest=max(narrowest, found.narrowest))

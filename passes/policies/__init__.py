@@ -6,15 +6,20 @@ from typing import Any
 
 from svitc.errors import UsageError
 
+from .aq import AQBeam, AQGreedy
 from .auto import Auto
 from .choices import Settings, Space
 from .criteria import CRITERIA, Context
 from .primesvt import PrimeSVT
 from .problem import Problem
 from .psvit import PSViT
+from .qsvit import QSViT
 from .uniform import Uniform
 
-POLICIES: dict[str, type[Any]] = {"auto": Auto, "psvit": PSViT, "primesvt": PrimeSVT, "uniform": Uniform}
+POLICIES: dict[str, type[Any]] = {
+    "auto": Auto, "psvit": PSViT, "primesvt": PrimeSVT, "qsvit": QSViT, "aq-greedy": AQGreedy, "aq-beam": AQBeam,
+    "uniform": Uniform,
+}  # fmt: skip
 REFITS = ("none", "batch-norm", "readers", "full")
 
 
@@ -34,4 +39,7 @@ def make(name: str, **options: Any) -> Any:
     return POLICIES[name](**given)
 
 
-__all__ = ["CRITERIA", "POLICIES", "REFITS", "Auto", "Context", "PSViT", "PrimeSVT", "Problem", "Settings", "Space", "Uniform", "make"]
+__all__ = [
+    "CRITERIA", "POLICIES", "REFITS", "AQBeam", "AQGreedy", "Auto", "Context", "PSViT", "PrimeSVT", "Problem", "QSViT",
+    "Settings", "Space", "Uniform", "make",
+]  # fmt: skip

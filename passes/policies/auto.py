@@ -36,6 +36,7 @@ class Auto(Settings):
 
     criterion: str = "reconstruction"
     refit: str = "full"
+    joint = True  # where the problem has bits to choose
 
     def plan(self, problem: Problem) -> Plan:
         """The plan.
@@ -47,7 +48,7 @@ class Auto(Settings):
         problem.required_measure("auto")
         if problem.max_drop is None:
             problem.required_limit("auto")
-        space = Space(problem.program, self, problem.calibrating)
+        space = Space(problem.program, self, problem.calibrating, problem.bits)
         if problem.limit is not None:
             space.require(problem.cost, problem.limit, problem.what)
         alone = "readers" if self.refit == "full" else self.refit
@@ -83,7 +84,7 @@ class Auto(Settings):
                         best = (ratio, i, at, cost)
             if best is None:  # the measured rates end before the budget does
                 left = [i for i in range(len(index)) if index[i]]
-                i = max(left, key=lambda i: space.choices[i].widths[index[i]] / space.choices[i].axis.size)
+                i = max(left, key=lambda i: space.choices[i].widths[index[i]] / space.choices[i].size)
                 index[i] -= 1
                 continue
             _, i, at, spent[i] = best

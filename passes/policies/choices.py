@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +19,28 @@ from svitc.program import Program
 from .criteria import CRITERIA, Context
 
 
+class Widths:
+    """Sizes that a choice may have, ascending; the last is its own."""
+
+    widths: list[int]
+
+    @property
+    def size(self) -> int:
+        return self.widths[-1]
+
+    @property
+    def full(self) -> int:
+        """Index of its own size."""
+        return len(self.widths) - 1
+
+    def at(self, share: float) -> int:
+        """Index of the largest allowed size that is at most ``share`` of the whole, or 0."""
+        wanted = share * self.size + 1e-9
+        return max(0, sum(width <= wanted for width in self.widths) - 1)
+
+
 @dataclass
-class Choice:
+class Choice(Widths):
     """One axis whose size the policy may choose.
 
     Attributes:
@@ -38,14 +58,26 @@ class Choice:
         return self.groups[0].name + (" (heads)" if self.axis is self.groups[0].head_axis else "")
 
     @property
-    def full(self) -> int:
-        """Index of the axis' own size."""
-        return len(self.widths) - 1
+    def heads(self) -> int:
+        return self.groups[0].heads
 
-    def at(self, share: float) -> int:
-        """Index of the largest allowed size that is at most ``share`` of the whole, or 0."""
-        wanted = share * self.axis.size + 1e-9
-        return max(0, sum(width <= wanted for width in self.widths) - 1)
+
+@dataclass
+class BitChoice(Widths):
+    """One layer whose weights may have fewer bits.
+
+    Attributes:
+        layer: its path.
+        widths: allowed bits, ascending.
+    """
+
+    layer: str
+    widths: list[int]
+    heads: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer} (bits)"
 
 
 @dataclass
@@ -76,19 +108,27 @@ class Settings:
 
 
 class Space:
-    """All plans that the settings allow: an index into the widths of each choice.
+    """All plans that the settings allow: an index into the widths of each choice, of axes and then of bits.
+
+    Args:
+        bits: layer -> the bits that its weights may have, ascending.
 
     Raises:
         UsageError: an unknown criterion, or a glob that matches no group.
     """
 
-    def __init__(self, program: Program, settings: Settings, calibrating: Callable[[], Calibration] | None = None) -> None:
+    def __init__(
+        self, program: Program, settings: Settings, calibrating: Callable[[], Calibration] | None = None,
+        bits: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
         if settings.criterion not in CRITERIA:
             known = ", ".join(CRITERIA)
             raise UsageError(f"there is no criterion {settings.criterion!r}", hint=f"Known: {known}.")
         self.program, self.settings = program, settings
         self.about = Context(program, np.random.default_rng(settings.seed), calibrating)
-        self.choices = self._choices()
+        self.choices: list[Choice | BitChoice] = [
+            *self._choices(), *(BitChoice(layer, list(some)) for layer, some in (bits or {}).items())
+        ]  # fmt: skip
         self._scores: dict[str, np.ndarray] = {}
 
     @property
@@ -97,14 +137,22 @@ class Space:
 
     def cost(self, cost: Cost, index: Sequence[int]) -> int:
         """What the plan at an index keeps."""
-        return cost({id(c.axis): c.widths[i] for c, i in zip(self.choices, index, strict=True)})
+        pairs = list(zip(self.choices, index, strict=True))
+        return cost(
+            {id(c.axis): c.widths[i] for c, i in pairs if isinstance(c, Choice)},
+            {c.layer: c.widths[i] for c, i in pairs if isinstance(c, BitChoice)},
+        )
 
     def plan(self, index: Sequence[int]) -> Plan:
         """The plan at an index: of every group the elements with the highest scores."""
         keep: dict[str, np.ndarray] = {}
+        bits: dict[str, int] = {}
         for choice, i in zip(self.choices, index, strict=True):
             width = choice.widths[i]
-            if width == choice.axis.size:
+            if isinstance(choice, BitChoice):
+                bits[choice.layer] = width
+                continue
+            if width == choice.size:
                 continue
             if choice.axis is choice.groups[0].head_axis:
                 scores = [self._score(group) for group in choice.groups]
@@ -117,7 +165,7 @@ class Space:
             if group.shared:
                 score = np.broadcast_to(score.sum(axis=0, keepdims=True), score.shape)
             keep[group.name] = top(score, width)
-        return Plan(keep)
+        return Plan(keep, bits=bits)
 
     def _score(self, group: ChannelGroup) -> np.ndarray:
         if group.name not in self._scores:
@@ -157,12 +205,14 @@ class Space:
         least = self.cost(cost, [0] * len(self.choices))
         if least <= limit:
             return
-        chosen = {id(choice.axis) for choice in self.choices}
+        cut = [choice for choice in self.choices if isinstance(choice, Choice)]
+        chosen = {id(choice.axis) for choice in cut}
         held: dict[str, int] = {}
+        narrow = {c.layer: c.widths[0] for c in self.choices if isinstance(c, BitChoice)}
         for group in self.program.groups:
             if id(group.axis) not in chosen:
                 reason = group.frozen or "excluded, or kept for its heads"
-                one = cost({**{id(c.axis): c.widths[0] for c in self.choices}, id(group.axis): 1})
+                one = cost({**{id(c.axis): c.widths[0] for c in cut}, id(group.axis): 1}, narrow)
                 held[f"{group.name} ({reason})"] = least - one
         binding = ", ".join(name for name, _ in sorted(held.items(), key=lambda item: -item[1])[:3])
         share = least / cost()
@@ -179,7 +229,7 @@ class Space:
         while open_:
 
             def share(i: int) -> tuple[float, int]:
-                return self.choices[i].widths[index[i]] / self.choices[i].axis.size, i
+                return self.choices[i].widths[index[i]] / self.choices[i].size, i
 
             i = min(open_, key=share) if order is None else next(i for i in order if i in open_)
             if index[i] >= self.choices[i].full:

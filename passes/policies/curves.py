@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .choices import Choice, Space
+from .choices import BitChoice, Choice, Space
 from .problem import Problem
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # the published policies'
@@ -24,11 +24,11 @@ class Curve:
         steps: (index into its widths, what was measured there), from the first cut on; the whole is not in it.
     """
 
-    choice: Choice
+    choice: Choice | BitChoice
     steps: list[tuple[int, Any]] = field(default_factory=list)
 
 
-def ladder(choice: Choice, rates: Sequence[float]) -> list[int]:
+def ladder(choice: Choice | BitChoice, rates: Sequence[float]) -> list[int]:
     """Indices into a choice's widths for the rates, without those that cut nothing, or the same twice."""
     found = dict.fromkeys(choice.at(1 - rate) for rate in rates)
     return [index for index in found if index != choice.full]
@@ -65,8 +65,8 @@ def to_json(problem: Problem, space: Space, found: Sequence[Curve]) -> list[dict
     rows = []
     for i, curve in enumerate(found):
         entry: dict[str, Any] = {
-            "group": curve.choice.name, "size": curve.choice.axis.size,
-            "heads": curve.choice.groups[0].heads, "steps": [],
+            "group": curve.choice.name, "size": curve.choice.size,
+            "heads": curve.choice.heads, "steps": [],
         }  # fmt: skip
         for at, point in curve.steps:
             index = list(space.full)
@@ -75,7 +75,7 @@ def to_json(problem: Problem, space: Space, found: Sequence[Curve]) -> list[dict
             entry["steps"].append(
                 {
                     "width": curve.choice.widths[at],
-                    "rate": 1 - curve.choice.widths[at] / curve.choice.axis.size,
+                    "rate": 1 - curve.choice.widths[at] / curve.choice.size,
                     problem.what: kept, "saved": 1 - kept / whole, **point.to_json(),
                 }
             )  # fmt: skip

@@ -8,7 +8,7 @@ from svitc.errors import BudgetError
 from svitc.infer import attribute_of
 from svitc.plan import Plan
 
-from .choices import Choice, Settings, Space
+from .choices import BitChoice, Choice, Settings, Space
 from .curves import RATES, TOLERANCE
 from .problem import Problem
 
@@ -71,7 +71,7 @@ class PrimeSVT(Settings):
                 continue
             index, last = max(fits, key=lambda c: c[1].accuracy * (1 - space.cost(problem.cost, c[0]) / whole))
             problem.say(
-                f"{choice.name}: {choice.widths[index[i]]} of {choice.axis.size} kept, {100 * last.drop:.1f} points lost"
+                f"{choice.name}: {choice.widths[index[i]]} of {choice.size} kept, {100 * last.drop:.1f} points lost"
             )
         reached = space.cost(problem.cost, index)
         if problem.limit is not None and reached > limit:
@@ -97,7 +97,8 @@ class PrimeSVT(Settings):
         return [i for i, point in zip(order, points, strict=True) if point.drop <= tolerance]
 
 
-def _parameters(problem: Problem, choice: Choice) -> int:
+def _parameters(problem: Problem, choice: Choice | BitChoice) -> int:
     """Parameters of the layers that produce a choice's channels."""
+    assert isinstance(choice, Choice)  # this policy's space has no others
     names = {m.module + (f".{m.param}" if m.param else "") for g in choice.groups for m in g.members if m.produces}
     return sum(attribute_of(problem.program.module, name).numel() for name in names)

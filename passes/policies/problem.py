@@ -30,6 +30,14 @@ class Measure(Protocol):
 
     def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Any]: ...
 
+    def glance(self, plan: Plan, images: int) -> Any:
+        """A plan measured on the first images only."""
+        ...
+
+    def drift(self, plan: Plan) -> float:
+        """How far the membranes of a plan that cuts nothing are from the original's, in thresholds."""
+        ...
+
 
 @dataclass
 class Problem:
@@ -44,6 +52,7 @@ class Problem:
         calibrating: gives statistics on images, on first use; None without data.
         max_drop: the most accuracy that may be lost, a share (0.03 is three points), or None.
         say: called with a sentence on each decision.
+        bits: layer -> the bits that a plan may give it, ascending; None where weights are all of one type.
     """
 
     program: Program
@@ -54,6 +63,7 @@ class Problem:
     calibrating: Callable[[], Calibration] | None = None
     max_drop: float | None = None
     say: Callable[[str], None] = lambda sentence: None
+    bits: dict[str, list[int]] | None = None
 
     def announce(self, plans: Sequence[Plan], refit: str, what: str) -> None:
         """Say how many evaluations are ahead, and how long they will take; nothing where all are there already."""

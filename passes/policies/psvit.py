@@ -91,7 +91,7 @@ class PSViT(Settings):
             spent += drop - lost[i]
             index[i], lost[i] = at, drop
             steps.append(list(index))
-            problem.say(f"{space.choices[i].name}: {space.choices[i].widths[at]} of {space.choices[i].axis.size} kept")
+            problem.say(f"{space.choices[i].name}: {space.choices[i].widths[at]} of {space.choices[i].size} kept")
         if problem.limit is not None:
             if space.cost(problem.cost, index) > limit:  # the measured rates end before the budget does
                 index = [min(i, j) for i, j in zip(index, uniform_index(space, problem), strict=True)]
