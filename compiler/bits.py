@@ -13,6 +13,7 @@ BITS = (8, 4, 2)
 LEVELS = {8: 127, 4: 7, 2: 3}  # the largest whole number
 NARROWEST = 0.2  # of the largest weight: the narrowest range that is tried
 TRIED = 41
+NOTHING = 2.0**-100  # scale of a channel without weights: two bits hold no zero
 DAMPING = 0.01  # of the mean of the Hessian's diagonal
 BLOCK = 128  # columns that errors are passed on within at once
 
@@ -38,7 +39,7 @@ def scales(weight: torch.Tensor, bits: int, importance: torch.Tensor | None = No
     """
     largest = weight.abs().amax(1)
     most = LEVELS[bits]
-    unit = torch.where(largest > 0, largest / most, torch.ones_like(largest))
+    unit = torch.where(largest > 0, largest / most, NOTHING if bits == 2 else 1.0)
     if bits == 8:
         return unit
     weighted = torch.ones_like(weight[0]) if importance is None else importance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,6 +50,12 @@ def sensitivity(
     rates: Annotated[
         str, typer.Option(help="Pruning rates to measure, ascending.", metavar="R,R,…")
     ] = "0.125,0.25,0.375,0.5,0.625,0.75,0.875",
+    bits: Annotated[
+        bool,
+        typer.Option(
+            "--bits", help="Measure bits instead of widths: each layer and each kind of layer at 4 and 2, all else at 8."
+        ),
+    ] = False,
     criterion: Criterion = "l2",
     refit: Refit = "none",
     include: Include = None,
@@ -78,6 +84,8 @@ def sensitivity(
 
     [dim]svitc sensitivity model.pt --data val/[/]
 
+    [dim]svitc sensitivity model.pt --data val/ --bits[/]
+
     A group whose loss passes 30 points is not pruned further.
     """
     start(verbose)
@@ -89,6 +97,8 @@ def sensitivity(
         wanted = []
     if not wanted or wanted != sorted(wanted) or not all(0 < rate < 1 for rate in wanted):
         raise UsageError(f"--rates {rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75.")
+    if bits and include:
+        raise UsageError("--include names groups whose width is measured; with --bits there are none", hint="See --exclude.")
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from . import driver
@@ -113,18 +123,32 @@ def sensitivity(
                 seed=seed, progress=show,
                 say=None if as_json or verbose or not writer else console.decision,
             ), seconds)  # fmt: skip
-            problem = compiler.problem()
-            space = Space(problem.program, settings, problem.calibrating)
-            found = to_json(problem, space, curves(problem, space, wanted, refit or "none", "sensitivity"))
+            if bits:
+                found = _precision(compiler, settings)
+            else:
+                problem = compiler.problem()
+                space = Space(problem.program, settings, problem.calibrating)
+                rows = to_json(problem, space, curves(problem, space, wanted, refit or "none", "sensitivity"))
+                found = {"settings": settings.to_json(), "refit": refit or "none", "rates": wanted, "groups": rows}
     if not writer:
         return
-    report = {
-        "model": str(model), "settings": settings.to_json(), "refit": refit or "none", "rates": wanted,
-        "sweep": compiler.sweep.to_json(), "groups": found,
-    }  # fmt: skip
+    report = {"model": str(model), "sweep": compiler.sweep.to_json(), **found}
     text = json.dumps(report, indent=1)
     write_one(out, (text + "\n").encode())
     if as_json:
         print(text)
+    elif bits:
+        console.precision(report, out)
     else:
         console.sensitivity(report, out)
+
+
+def _precision(compiler: Any, settings: Any) -> dict[str, Any]:
+    """Accuracy and size against bits."""
+    from .passes.policies.bits_search import BitSettings, BitSpace
+    from .passes.policies.precision import precision, to_json
+
+    own = BitSettings(exclude=settings.exclude, seed=settings.seed)
+    space = BitSpace(compiler.problem(weights="mixed", exclude=tuple(settings.exclude)), own)
+    alone = precision(space, "precision")
+    return {"settings": own.to_json(), **to_json(space, alone, space.points([space.widest], "precision")[0])}

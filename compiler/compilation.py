@@ -17,6 +17,7 @@ from .budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
 from .clock import Clock
 from .compilation_options import How, Options
 from .distributed import current
+from .energy import Energy
 from .errors import InputError, InternalError, UsageError
 from .exporting import export
 from .files import write_together
@@ -28,7 +29,7 @@ from .passes.slicing import selection
 from .plan import Plan
 from .program import Program, Stage
 from .quantization import quantize, summary
-from .report import accuracy, classes, make_report
+from .report import accuracy, against, classes, energy_of, make_report
 from .serialize import to_bytes as program_bytes
 from .source import program_source
 from .sweep import Store, Sweep, fingerprint, prepare
@@ -181,6 +182,9 @@ class Compiler:
         refit = str(chosen.made_by.get("refit", "none"))
         with clock.stage("prune" if refit == "none" else "refit"):
             pruned = self._build(program, chosen, refit, how)
+        if "sweep" in self.__dict__:
+            for layer in sorted(self.sweep.silent):
+                self._sayer(decisions)(f"{layer} never sees a spike in calibration: its weights were rounded without data")
         tuned = self._finetune(pruned, chosen.bits)
         pruned = tuned.program if tuned is not None else pruned
         if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
@@ -209,6 +213,8 @@ class Compiler:
             report["accuracy"] = {"original": None, "pruned": None, "images": 0}
         else:
             report["accuracy"] = accuracy(self._original_classes(), exported, options.data, clock)
+        ours = energy_of(final, options.data, options.seed, clock)
+        report["energy"] = None if ours is None or self._original_energy is None else against(ours, self._original_energy)
         report["seconds"] = dict(clock.seconds)
         return Compiled(final, exported, chosen, report, verdict)
 
@@ -244,9 +250,9 @@ class Compiler:
             return final, summary(final, pipeline)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _types(self, how: How, weights: str) -> Types:
-        exclude = tuple(getattr(self.policy, "exclude", ()))
-        return Types(self._program(how)[0], weights, exclude, self.options.target, self.options.narrowest)
+    def _types(self, how: How, weights: str, exclude: tuple[str, ...] = ()) -> Types:
+        globs = exclude or tuple(getattr(self.policy, "exclude", ()))
+        return Types(self._program(how)[0], weights, globs, self.options.target, self.options.narrowest)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
     def _costs(self, how: How, weights: str) -> tuple[dict[str, Cost], dict[str, str]]:
@@ -268,12 +274,13 @@ class Compiler:
         return {"bytes": cost, "parameters": parameter_cost(program)}, refused
 
     def problem(
-        self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None, weights: str = "fp32"
+        self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None,
+        weights: str = "fp32", exclude: tuple[str, ...] = (),
     ) -> Problem:  # fmt: skip
         """What a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
         program, _ = self._program(self._how)
         found = Problem(program, self._costs(self._how, weights)[0][of], limit, of, None, None, self.options.max_drop)
-        found.bits = self._types(self._how, weights).narrow if weights == "mixed" else None
+        found.bits = self._types(self._how, weights, exclude).narrow if weights == "mixed" else None
         found.say = say or self.options.say or found.say
         if isinstance(self.choosing, Dataset):
             found.measuring, found.calibrating = (lambda: self.sweep), (lambda: self.sweep.calibration)
@@ -342,6 +349,10 @@ class Compiler:
                 checkpoint=options.finetune_file, resume=options.resume, progress=options.progress,
                 **options.finetune_options,
             )  # fmt: skip
+
+    @functools.cached_property
+    def _original_energy(self) -> Energy | None:
+        return energy_of(self.whole, self.options.data, self.options.seed, self.clock)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
     def _original_classes(self) -> list[Any]:

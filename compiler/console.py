@@ -103,6 +103,10 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
             "  95% interval", *(share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
             points_interval(accuracy["drop_interval"]),
         )  # fmt: skip
+    spent = report.get("energy")
+    if spent:
+        a, b = (spent[which]["pj"] for which in ("original", "compiled"))
+        table.add_row("energy of an image", f"{a / 1e6:,.1f} uJ", f"{b / 1e6:,.1f} uJ", f"{b / a:.4f}")
     out.print(table)
     for note in accuracy.get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
@@ -196,6 +200,34 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
     out.print(table)
     half = max((s["drop_interval"][1] - s["drop_interval"][0] for g in report["groups"] for s in g["steps"]), default=0) / 2
     out.print(f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in {escape(str(path))}")
+
+
+def precision(report: dict[str, Any], path: Path) -> None:
+    """Accuracy against bits: one line a layer or kind, one column a level."""
+    sweep, at8 = report["sweep"], report["all_at_8"]
+    original = sweep["original"]
+    out.print(
+        f"top-1 of the original on {sweep['images']:,} images: {original['accuracy']:.2%}"
+        f" (95% interval {share_interval(original['interval'])}); all layers at 8 bits: {100 * at8['drop']:.1f} points lost"
+    )
+    table = Table(
+        title="points lost, and share of the int8 bytes saved, when one layer or kind alone has fewer than 8 bits",
+        title_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind")
+    table.add_column("bytes", justify="right")
+    levels = sorted({step["bits"] for row in (*report["layers"], *report["kinds"]) for step in row["steps"]}, reverse=True)
+    for bits in levels:
+        table.add_column(f"{bits} bits", justify="right")
+    for rows in (report["layers"], report["kinds"]):
+        for row in rows:
+            found = {step["bits"]: f"{100 * step['drop']:.1f} [dim]{step['saved']:.1%}[/]" for step in row["steps"]}
+            kind = row["kind"] or f"{row['layers']} layers"
+            table.add_row(escape(row["name"]), kind, f"{row['bytes_at_8']:,}", *(found.get(b, "") for b in levels))
+        table.add_section()
+    out.print(table)
+    out.print(f"all of it, with 95% intervals, is in {escape(str(path))}")
 
 
 def verdict_line(verify: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from . import onnx as backend
 from .budget import Budget
 from .clock import Clock
+from .energy import Energy, energy, saving
+from .frontends.data import Dataset, split
 from .plan import Plan
 from .program import Program
 from .statistics import paired, wilson
@@ -17,6 +19,7 @@ from .stats import macs
 from .verification import Data, top1
 
 BATCH = 64
+ENERGY_IMAGES = 64
 
 
 def make_report(
@@ -70,4 +73,21 @@ def accuracy(original: list[np.ndarray], exported: bytes, data: Data, clock: Clo
         "pruned": after / seen, "pruned_interval": wilson(after, seen),
         "drop": (before - after) / seen, "drop_interval": paired(lost, gained, seen), "images": seen,
         "notes": list(getattr(data, "notes", ())), "unreadable": len(getattr(data, "unreadable", ())),
+    }  # fmt: skip
+
+
+def energy_of(program: Program, data: Data | None, seed: int, clock: Clock) -> Energy | None:
+    """What an image costs, on a class-balanced sample of the data; None without data of ours."""
+    if not isinstance(data, Dataset):
+        return None
+    few = split(data, ENERGY_IMAGES, seed)[0] if len(data) > ENERGY_IMAGES else data
+    with clock.stage("energy"):
+        return energy(program, few, progress=clock.progress)
+
+
+def against(ours: Energy, original: Energy) -> dict[str, Any]:
+    """The report's ``energy``: sums for one image, in pJ, operations and bytes."""
+    return {
+        "images": ours.images, "table": ours.table.name, "original": original.totals(), "compiled": ours.totals(),
+        "saved": saving(ours, original),
     }  # fmt: skip

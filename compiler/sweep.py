@@ -28,6 +28,7 @@ from .frontends.data import Dataset, split
 from .passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
 from .plan import Plan
 from .program import Program
+from .quantization import quantize
 
 FORMAT = "svitc-sweep-1"
 ALONE = World()
@@ -194,12 +195,18 @@ class Sweep:
             ReestimateBatchNorm(self.program, plan, some)(pruned)
         return pruned
 
+    def _final(self, plan: Plan, refit: str) -> Program:
+        """What would be exported: of a plan with bits the integer network."""
+        built = self.build(plan, refit)
+        return quantize(built, plan.bits)[0] if plan.bits else built
+
     def _round(self, pruned: Program, plan: Plan) -> None:
         """Round weights; moments are the pruned program's own, and what is rounded of the whole one is kept."""
         cut = any(not mask.all() for mask in plan.keep.values())
-        seen = self.calibration
-        if cut:
-            seen = Calibration(pruned, seen.inputs, seen.labels, seen.seed)
+        seen: Calibration | None = self.calibration
+        if cut:  # 8 bits lose so little that looking at images is not worth a run over them
+            images, labels, seed = self.calibration.inputs, self.calibration.labels, self.calibration.seed
+            seen = Calibration(pruned, images, labels, seed) if min(plan.bits.values()) < 8 else None
         rounding = RoundWeights(plan.bits, seen, {} if cut else self._rounded)
         rounding(pruned)
         self.silent.update(rounding.silent)
@@ -217,7 +224,7 @@ class Sweep:
             mine = None
             if rank < len(batch):
                 key, plan = batch[rank]
-                mine = (key, self.evaluator(self.build(plan, refit)), {"refit": refit, **_widths(plan)})
+                mine = (key, self.evaluator(self._final(plan, refit)), {"refit": refit, **_widths(plan)})
             for each in self.world.gather(mine):
                 if each is not None:
                     self._keep(each, writer=rank == 0)
@@ -231,7 +238,7 @@ class Sweep:
         """A plan measured on the first images only, every rank for itself; kept in memory."""
         key = f"{key_of(plan, 'none')}@{images}"
         if key not in self._glances:
-            self._glances[key] = self.evaluator(self.build(plan, "none"), images)
+            self._glances[key] = self.evaluator(self._final(plan, "none"), images)
         return self._glances[key]
 
     def drift(self, plan: Plan) -> float:

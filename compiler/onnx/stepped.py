@@ -200,8 +200,10 @@ class SteppedBuilder(Builder):
             numbers = whole if bits == 4 else (whole - 1) // 2
             stored = self.initializer(path, numbers.astype(kind.numpy()))
             if bits == 2:
-                wide = self._folded("Mul", self.cast(stored, FLOAT, ()), self.scalar("factor.2", 2), whole.shape)
-                stored = self._folded("Add", wide, self.scalar("odd", 1), whole.shape)
+                wide = self.cast(stored, FLOAT, ())
+                wide.shape = ir.Shape(whole.shape)
+                double = self._folded("Mul", wide, self.scalar("factor.2", 2), whole.shape)
+                stored = self._folded("Add", double, self.scalar("odd", 1), whole.shape)
             value = self.cast(stored, ir.TensorType(ir.DataType.INT8), ())
             value.shape = ir.Shape(whole.shape)
             self.cache[key] = value

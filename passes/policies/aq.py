@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from svitc.plan import Plan
 
 from .bits_search import Bits, BitSettings, BitSpace
 from .gate import Gate
+from .precision import LOWER
 from .problem import Problem
 from .units import blocks, stages
-
-LOWER = (4, 2)
 
 
 @dataclass
@@ -101,7 +101,7 @@ class AQBeam(BitSettings):
     Stated: beam search is wider than greedy, saves up to 90% within 1.5 points and takes 4.5 times as long. Decided here:
     it begins where the network and its stages lead the greedy search; each step lowers one block or layer by one level;
     of all settings that the gate lets through those stay that diverge the least on a mini-batch for each byte saved, and
-    the best of them that keeps inside the tolerance on all images is kept. It ends where none does.
+    the best of them that keeps inside the tolerance on all images is kept. It ends where the gate lets none through.
 
     Attributes:
         width: settings that stay.
@@ -123,12 +123,13 @@ class AQBeam(BitSettings):
             if not space.met(best):
                 best = greedy.descend(space, gate, best, level, units[level])
         beam = [best]
-        while beam and not space.met(best):
-            beam = self._next(space, gate, beam, [*units["blocks"], *units["layers"]])
-            found = next((bits for bits in beam if gate.within(bits, "aq-beam")), None)
-            if found is None:
+        while not space.met(best):
+            following = self._next(space, gate, beam, [*units["blocks"], *units["layers"]])
+            if not following:
                 break
-            best = min(best, found, key=space.cost)
+            found = next((bits for bits in following if gate.within(bits, "aq-beam")), None)
+            if found is not None:  # else the gate has learnt, and lets others through next time
+                best, beam = min(best, found, key=space.cost), [bits for bits in following if gate.passes(bits)]
         problem.say(f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured")
         return space.finish(best, {"search": gate.to_json(), "width": self.width})
 
@@ -148,7 +149,8 @@ class AQBeam(BitSettings):
 
         drifts = {key: gate.drift(bits) for key, bits in found.items()}
         order = sorted(found, key=lambda key: drifts[key] / saved(found[key]))
-        kept = [found[key] for key in order[: self.children] if gate.passes(found[key])]
+        passing = (found[key] for key in order if gate.passes(found[key]))
+        kept = list(itertools.islice(passing, self.children))
         return sorted(kept, key=lambda bits: gate.glance(bits).divergence / saved(bits))[: self.width]
 
 

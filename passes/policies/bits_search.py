@@ -80,13 +80,27 @@ class BitSpace:
         """Measured on all images."""
         return list(self.measure([self.plan(bits) for bits in settings], "none", stage))
 
-    def finish(self, bits: Bits, about: dict[str, Any]) -> Plan:
+    def filled(self, bits: Bits, order: Sequence[str]) -> Bits:
+        """What the last step took more than the limit asked for, given back: layers in an order, as far as they go."""
+        limit = self.problem.limit
+        for layer in order if limit is not None else ():
+            for wider in (b for b in (8, 4) if b > bits[layer]):
+                if self.cost(trial := {**bits, layer: wider}) <= (limit or 0):
+                    bits = trial
+                    break
+        return bits
+
+    def finish(self, bits: Bits, about: dict[str, Any], order: Sequence[str] | None = None) -> Plan:
         """The plan of the chosen setting.
+
+        Args:
+            order: in which layers get bits back that the limit leaves; by default the smallest first.
 
         Raises:
             BudgetError: it misses the limit, or there is none within the drop.
         """
         problem, name = self.problem, self.settings.name
+        bits = self.filled(bits, order or sorted(self.layers, key=problem.cost.of))
         whole, reached = problem.cost(), self.cost(bits)
         found = self.points([bits], f"{name}: the plan")[0]
         if found.drop > self.tolerance and problem.max_drop is not None:

@@ -47,8 +47,11 @@ class Gate:
         """Whether a setting is worth measuring on all images."""
         if not self.on:
             return True
+        known = self._seen.get(tuple(bits.values()))
+        if known is not None:
+            return bool(known.drop <= self.space.tolerance)
         drift = self.drift(bits)
-        if drift >= self.bound:
+        if drift > self.bound:
             self.turned += 1
             return False
         point = self.glance(bits)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from svitc.plan import Plan
 
 from .bits_search import Bits, BitSettings, BitSpace
+from .precision import LOWER, Alone, precision
 from .problem import Problem
-from .units import KINDS
-
-LOWER = (4, 2)
 
 
 @dataclass
@@ -45,23 +42,13 @@ class QSViT(BitSettings):
             BudgetError: the limit cannot be met within the drop, or no setting is within it.
         """
         space = BitSpace(problem, self)
-        alone = self._alone(space)
+        alone = precision(space, "qsvit: each layer and kind")
         bits, base = self._base(space, alone)
         bits = self._guided(space, bits, alone)
-        return space.finish(bits, {"base": base})
+        dearest = sorted(space.layers, key=lambda layer: -self._price(space, alone, layer, bits[layer]))
+        return space.finish(bits, {"base": base}, dearest)
 
-    def _alone(self, space: BitSpace) -> dict[tuple[str, int], Any]:
-        """Layer or kind, and level -> what was measured."""
-        units = {layer: [layer] for layer in space.layers}
-        units |= {kind: [n for n in space.layers if space.kinds[n] == kind] for kind in KINDS}
-        trials = {
-            (name, to): space.lowered(space.widest, layers, to) for name, layers in units.items() if layers for to in LOWER
-        }  # fmt: skip
-        trials = {key: bits for key, bits in trials.items() if bits != space.widest}
-        space.problem.announce([space.plan(bits) for bits in trials.values()], "none", "precision of each layer and kind")
-        return dict(zip(trials, space.points(list(trials.values()), "qsvit: each layer and kind"), strict=True))
-
-    def _base(self, space: BitSpace, alone: dict[tuple[str, int], Any]) -> tuple[Bits, dict[str, int]]:
+    def _base(self, space: BitSpace, alone: Alone) -> tuple[Bits, dict[str, int]]:
         base = dict.fromkeys(dict.fromkeys(space.kinds.values()), 8)
         for (name, to), point in alone.items():
             if name in base and point.drop <= space.tolerance:
@@ -79,13 +66,15 @@ class QSViT(BitSettings):
             worst = max(low, key=lambda kind: self._price(space, alone, kind, base[kind]))
             base[worst] *= 2
 
-    def _price(self, space: BitSpace, alone: dict[tuple[str, int], Any], name: str, to: int) -> float:
-        """Divergence for each byte that a layer or kind saves alone."""
+    def _price(self, space: BitSpace, alone: Alone, name: str, to: int) -> float:
+        """Divergence for each byte that a layer or kind saves alone; none at 8 bits."""
+        if (name, to) not in alone:
+            return 0.0
         layers = [name] if name in space.allowed else [n for n in space.layers if space.kinds[n] == name]
         saved = space.cost(space.widest) - space.cost(space.lowered(space.widest, layers, to))
         return float(alone[name, to].divergence) / max(saved, 1)
 
-    def _guided(self, space: BitSpace, bits: Bits, alone: dict[tuple[str, int], Any]) -> Bits:
+    def _guided(self, space: BitSpace, bits: Bits, alone: Alone) -> Bits:
         for to in LOWER:
             order = [layer for layer in space.layers if (layer, to) in alone and bits[layer] > to]
             order.sort(key=lambda layer: self._price(space, alone, layer, to))

@@ -10,6 +10,7 @@ import torch
 from onnx import numpy_helper
 
 import svitc
+from exported import spikes_of
 from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from svitc import driver, ops
 from svitc import onnx as backend
@@ -30,21 +31,6 @@ def built(name: str, **options):
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
     return quantized(warm(factory(T=2, **options), shape), shape)
-
-
-def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every neuron's spikes and the logits of a whole run, none of it fed by the reference."""
-    _, cuts = backend.cut_steps(exported)
-    model = onnx.load_from_string(exported)
-    for name in (name for each in cuts for name in each.spikes):
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    names = [output.name for output in session.get_outputs()]
-    got = dict(zip(names, session.run(names, {backend.INPUT: x.numpy()}), strict=True))
-    return {each.path: each.array_of(got) for each in cuts}, got[backend.OUTPUT]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,19 +1,14 @@
 """Target cuda: every node of its files has a kernel in ONNX Runtime's CUDA provider, and its spikes are the same.
 
-No GPU may be at hand, so nodes are held against the operator table that ONNX Runtime publishes. cuda_kernels.json has
-what it says of the operators that a file of ours holds or might, read off docs/OperatorKernels.md, section "Operators
-implemented by CUDAExecutionProvider", at the commit named there.
+No GPU may be at hand, so nodes are held against the operator table that ONNX Runtime publishes (exported.py).
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -21,6 +16,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 import svitc
+from exported import missing
 from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from official_small import SMALL, fill
 from svitc import driver
@@ -32,47 +28,7 @@ from svitc.quantization import quantize
 from svitc.verification import random_inputs, verify
 from svitc.verification_exact import verify_exact
 
-KERNELS = json.loads(Path(__file__).with_name("cuda_kernels.json").read_text())["kernels"]
-KEPT = ("QuantizeLinear", "DequantizeLinear")  # not computed at load even where all inputs are constants
 CONSTRUCTS = ["meta", "espikeformer", "sdt-plif", "qkformer-imagenet"]  # official: borders, counts, learned decay
-
-
-def missing(model: bytes) -> list[str]:
-    """Nodes that the device would not run: ``name: operator(inputs) -> outputs``, functions inlined."""
-    proto = onnx.inliner.inline_local_functions(onnx.load_from_string(model))
-    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    opset = next(each.version for each in proto.opset_import if each.domain == "")
-    graph = proto.graph
-    types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
-    types |= {t.name: t.data_type for t in graph.initializer}
-    constant = {t.name for t in graph.initializer}
-    found = []
-    for node in graph.node:
-        if node.op_type not in KEPT and all(name in constant for name in node.input if name):
-            constant.update(node.output)  # ONNX Runtime computes it when it loads the file
-        elif node.domain or not any(_matches(node, opset, types, row) for row in KERNELS.get(node.op_type, ())):
-            shown = [", ".join(_type(types[n]) for n in names if n) for names in (node.input, node.output)]
-            found.append(f"{node.name}: {node.op_type}({shown[0]}) -> {shown[1]}")
-    return found
-
-
-def _matches(node: onnx.NodeProto, opset: int, types: dict[str, int], row: dict[str, str]) -> bool:
-    """As ONNX Runtime matches kernels: without a last version, only the very version it was registered for."""
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
-    first, _, last = row["opset"].rstrip("+").partition("-")
-    if not int(first) <= schema.since_version <= int(last or first):
-        return False
-    for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
-        for i, name in enumerate(names):
-            formal = formals[min(i, len(formals) - 1)]  # the last may stand for many
-            allowed = row.get(formal.type_str, row.get(formal.name))
-            if name and allowed is not None and _type(types[name]) not in allowed.split():
-                return False
-    return True
-
-
-def _type(element: int) -> str:
-    return TensorProto.DataType.Name(element).lower()
 
 
 @cache

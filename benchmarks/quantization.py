@@ -1,0 +1,172 @@
+"""Policies of bits, and of channels and bits, on one trained model: memory and energy saved against accuracy.
+
+    python benchmarks/quantization.py spikformer-cifar10.pt --train cifar10-train.zip --test cifar10-test.zip
+
+Bits are chosen, weights rounded and networks fine-tuned on the training images alone; the test images are looked at once
+for every figure in the table, when its file is written. ``aq-greedy, no gate`` is the same search with every setting
+measured on all images. Jobs run one after another; a finished one is on disk (`--work`), so that a run that was cut
+short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# name -> policy, its options, budget, options of the compilation
+JOBS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
+    "int8": ("auto", {}, None, {"weights": "int8"}),
+    "int4": ("auto", {}, None, {"weights": "int4"}),
+    "int2": ("auto", {}, None, {"weights": "int2"}),
+    "qsvit": ("qsvit", {}, None, {"max_drop": 0.005}),
+    "aq-greedy": ("aq-greedy", {}, None, {"max_drop": 0.015}),
+    "aq-greedy, no gate": ("aq-greedy", {"gate": False}, None, {"max_drop": 0.015}),
+    "aq-beam": ("aq-beam", {}, None, {"max_drop": 0.015}),
+    "joint": ("auto", {}, "0.075", {}),
+}
+TUNED = ("joint",)
+KEYS = ("memory", "parameters", "accuracy", "energy", "policy", "weights", "groups", "decisions", "sweep", "finetune", "seconds")
+
+
+def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One row: the compiled model, and the same plan fine-tuned."""
+    policy, own, budget, extra = JOBS[name]
+    stem = name.replace(" ", "-").replace(",", "")
+    done = args.work / f"{stem}.json"
+    row: dict[str, Any] = dict(json.loads(done.read_text())) if done.is_file() else {}
+    wanted = bool(args.epochs) and name in TUNED
+    if row and (row["tuned"] is not None or not wanted):
+        return row
+    import torch
+
+    from svitc import Compiler, Options, load
+    from svitc.frontends.data import load_data
+    from svitc.passes.policies import make
+    from svitc.plan import Plan
+
+    torch.set_num_threads(args.threads)
+    program = load(args.model)
+    options = Options(
+        data=load_data(args.test, program.input, program.info, limit=args.limit),
+        train_data=load_data(args.train, program.input, program.info), sweep_images=args.sweep_images,
+        calibration_images=args.calibration_images, sweep_file=args.work / f"{stem}.sweep.jsonl", resume=True,
+        say=lambda sentence: print(f"{name}: {sentence}", flush=True), **extra,
+    )  # fmt: skip
+    compiler = Compiler(program, make(policy, **own), options)
+    plan_file = args.work / f"{stem}.plan.json"
+    if not row:
+        start = time.perf_counter()
+        compiled = compiler.compile(budget)
+        plan_file.write_text(json.dumps(compiled.plan.to_json()))
+        row = {"name": name, "policy": policy, "plain": kept(compiled.report), "tuned": None}
+        row["seconds"] = round(time.perf_counter() - start, 1)
+        done.write_text(json.dumps(row, indent=1) + "\n")
+    if wanted:
+        options.finetune = args.epochs
+        options.finetune_options = {"lr": args.lr}
+        options.finetune_file = args.work / f"{stem}.finetune.pt"
+        row["tuned"] = kept(compiler.compile(plan=Plan.load(plan_file)).report)
+        done.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def kept(report: dict[str, Any]) -> dict[str, Any]:
+    """What the table and the plot need of a report."""
+    found = {key: report[key] for key in KEYS}
+    found["verify"] = {k: report["verify"][k] for k in ("status", "flips_beyond_rounding")}
+    return found
+
+
+def row_text(row: dict[str, Any]) -> str:
+    plain = row["plain"]
+    saved = plain["energy"]["saved"]
+    cells = [row["name"], f"{1 - plain['memory']['ratio']:.2%}", f"{saved['total']:.1%}", f"{saved['total_same_memory']:.1%}"]
+    for each in (plain, row["tuned"]):
+        if each is None:
+            cells += ["-", "-"]
+            continue
+        accuracy = each["accuracy"]
+        low, high = (100 * v for v in accuracy["drop_interval"])
+        cells += [f"{accuracy['pruned']:.2%}", f"{100 * accuracy['drop']:+.2f} ({low:+.2f} to {high:+.2f})"]
+    cells.append(str(row["tuned"]["finetune"]["epochs"]) if row["tuned"] else "-")
+    search = plain["policy"].get("search", {})
+    cells.append(str(search.get("full_evaluations", (plain["sweep"] or {}).get("points", "-"))))
+    widths = [layer["bits"] for layer in plain["weights"]["layers"].values()]
+    cells.append(" ".join(f"{widths.count(bits)} x {bits}" for bits in (8, 4, 2) if bits in widths))
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "svitc"
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for row, marker in zip(rows, "x+1s^vDo", strict=False):
+        for key, filled in (("plain", False), ("tuned", True)):
+            if row[key] is not None:
+                x, y = 100 * (1 - row[key]["memory"]["ratio"]), 100 * row[key]["accuracy"]["drop"]
+                label = f"{row['name']}, fine-tuned" if filled else row["name"]
+                axes.plot([x], [y], marker, fillstyle="full" if filled else "none", label=label)
+    axes.set_xlabel("memory saved, %")
+    axes.set_ylabel("top-1 lost, points")
+    axes.set_yscale("symlog", linthresh=4)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set_title(title)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--limit", type=int, help="of the test images; all by default")
+    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning; 0 for none")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--sweep-images", type=int, default=1500)
+    parser.add_argument("--calibration-images", type=int, default=384)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="names of the jobs to run; all finished ones are in the table")
+    parser.add_argument("--work", type=Path, default=Path("quantization-work"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "quantization")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    names = [name for name in JOBS if not args.only or name in args.only]
+    with ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
+        rows = list(pool.map(work, names, [args] * len(names)))
+    from common import environment
+
+    first = rows[0]["plain"]["accuracy"]
+    lines = [
+        f"# Bits on {args.model.name}", "",
+        f"Original: {first['original']:.2%} of {first['images']:,} test images"
+        f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Bits, rounding and"
+        " fine-tuning use the training images only. Drops are points lost, with their paired 95% intervals. Energy is"
+        " svitc energy's (Horowitz 2014) against the fp32 network; the second figure leaves out that smaller weights"
+        " lie in SRAM instead of DRAM.", "",
+        "| policy | memory saved | energy saved | same memory | top-1 | drop | top-1 fine-tuned | drop fine-tuned | epochs"
+        " | full evaluations | layers x bits |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |", *map(row_text, rows), "",
+        f"Command: `python benchmarks/quantization.py {args.model.name} --train {args.train.name} --test {args.test.name}"
+        f" --epochs {args.epochs} --sweep-images {args.sweep_images}`", "",
+    ]  # fmt: skip
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.with_suffix(".md").write_text("\n".join(lines))
+    args.out.with_suffix(".json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    plot(rows, args.out.with_suffix(".svg"), args.model.stem)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
