@@ -50,9 +50,10 @@ def lower_nodes(
             if axes.shape(made.view) != program.shape_of(node):
                 shapes = f"{axes.shape(made.view)}, its type is {program.shape_of(node)}"
                 raise InternalError(f"{node.target} was lowered with shape {shapes}", where=node.meta.get("source"))
-            b.at_node[node] = made
-            if ops.is_neuron(program.module_of(node)):
+            module = program.module_of(node)
+            if ops.is_neuron(module):
                 _describe(b, made, str(node.target))
+            b.at_node[node] = b.in_turn(made) if ops.has_state(module) else made
     if x is None or logits is None:
         raise InternalError("the program has no input or no output")
     return b, x, logits

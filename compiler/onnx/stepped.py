@@ -26,7 +26,7 @@ from . import layout
 from .builder import FLOAT, Builder, Stored
 from .target import CPU, Target
 
-I32, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.BOOL))
+I32, I64, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL))
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,21 @@ class SteppedBuilder(Builder):
         dims = (tuple(token for i, dim in enumerate(found.dims) if i != 1 for token in dim), found.dims[1])
         values = self.each(len(found.values), lambda t: self.read_step(replace(found, unit=1.0), t, dims, found.dtype))
         return replace(found, values=values, dims=dims)
+
+    def in_turn(self, found: Steps) -> Steps:
+        """Spikes of which each step's can be read only after the last step's were computed: layer by layer.
+
+        ONNX Runtime orders nodes depth first. Left free it runs all layers of the first step, then all of the next,
+        and keeps every membrane of the network in between; in this order a layer's are gone before the next layer's
+        come. What it costs is two nodes a step that touch no data: the shape, which a dynamic batch leaves open until
+        the later step is there, of a value that has it already.
+        """
+        values = list(found.values)
+        for t in reversed(range(len(values) - 1)):
+            shape = self.op("Shape", [values[t + 1]], (), helper="later", dtype=I64)
+            shape.shape = ir.Shape([len(found.dims)])
+            values[t] = self.op("Reshape", [values[t], shape], found.dims, helper="in_turn", dtype=found.dtype)
+        return replace(found, values=tuple(values))
 
     def each(self, count: int, make: Any) -> tuple[ir.Value, ...]:
         """One value for each step, or the one that serves for all."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -11,7 +15,7 @@ from onnx import numpy_helper
 
 import svitc
 from exported import spikes_of
-from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
+from families import FAMILIES, IMAGE, NEURONS, sdt, spikformer, warm
 from svitc import driver, ops
 from svitc import onnx as backend
 from svitc.exporting import export, exportable_program
@@ -106,3 +110,44 @@ def test_the_runtime_takes_product_cast_scale_and_bias_for_one_operator(tmp_path
 
 def test_the_same_program_gives_the_same_bytes():
     assert export(built("spikformer")) == export(built("spikformer"))
+
+
+WIDTHS = {"float": 4, "int32": 4, "int64": 8, "uint8": 1, "int8": 1, "bool": 1, "uint16": 2}
+
+
+def alive_at_most(exported: bytes, x: np.ndarray, level, folder: Path) -> int:
+    """Bytes of the values that are alive at once, at most, in the order in which ONNX Runtime runs the nodes."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    session = ort.InferenceSession(exported, options)
+    session.run(None, {backend.INPUT: x})
+    nodes = {node.name: node for node in onnx.load(folder / "optimized.onnx").graph.node}
+    events = [e for e in json.loads(Path(session.end_profiling()).read_text()) if e["name"].endswith("_kernel_time")]
+    ran = [(nodes[e["name"].removesuffix("_kernel_time")], e["args"]) for e in sorted(events, key=lambda e: e["ts"])]
+    readers = Counter(name for node, _ in ran for name in set(node.input))
+    held: dict[str, int] = {}
+    peak = 0
+    for node, args in ran:
+        for name, kind in zip(node.output, args["output_type_shape"], strict=True):
+            (dtype, shape), *_ = kind.items()
+            held[name] = int(np.prod(shape)) * WIDTHS[dtype]
+        peak = max(peak, sum(held.values()))
+        readers.subtract(set(node.input))
+        held = {name: size for name, size in held.items() if readers[name] > 0}
+    return peak
+
+
+@pytest.mark.parametrize("level", ["ORT_ENABLE_ALL", "ORT_DISABLE_ALL"])
+@pytest.mark.parametrize("family", [spikformer, sdt])
+def test_a_deeper_network_takes_no_more_memory(family, level, tmp_path):
+    alive = []
+    for depth in (2, 6):
+        torch.manual_seed(0)
+        program = quantized(warm(family(T=4, depths=depth), IMAGE), IMAGE)
+        x = random_inputs(program, 2, 2, 0)[0].numpy()
+        alive.append(alive_at_most(export(program), x, getattr(ort.GraphOptimizationLevel, level), tmp_path))
+    assert alive[1] < 1.05 * alive[0], "layers wait with their membranes for the others"
