@@ -156,7 +156,7 @@ class Evaluator:
         rounded = candidate.stage >= Stage.QUANTIZED  # each neuron fires otherwise; its file is the faster one anyhow
         known = set() if rounded else self.unchanged(candidate) & self._spikes[0].keys()
         model = export_proto(candidate)
-        taken = tail.tail(model, known)
+        taken = [] if rounded else tail.tail(model, known)
         session = backend.session(model.SerializeToString(), self.threads)
         image = any(given.name == backend.INPUT for given in session.get_inputs())
         logs = []

@@ -12,9 +12,11 @@ from measured import family, halved, images_of, prunable
 from svitc import evaluate
 from svitc import onnx as backend
 from svitc.evaluate import Evaluator, Packed
+from svitc.exporting import export
 from svitc.onnx import tail
 from svitc.passes import Prune
 from svitc.plan import Plan
+from svitc.quantization import quantize
 
 
 class Open(Evaluator):
@@ -180,3 +182,19 @@ def test_packed_round_trips(shape, largest):
 def test_what_are_no_spikes_is_not_packed(value):
     with pytest.raises(AssertionError):
         Packed(np.array([0.0, 1.0, value], dtype=np.float32))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_integer_network_is_measured_on_its_own_file(name):
+    program = family(name)
+    x, y = images_of(program, 9)
+    evaluator = Open(program, [(x[:5], y[:5]), (x[5:], y[5:])])
+    final, _ = quantize(program)
+    point = evaluator(final)
+    logits = backend.session(export(final)).run(None, {backend.INPUT: x.numpy()})[0]
+    mean = logits.mean(axis=0) if logits.ndim == 3 else logits
+    assert point.images == 9 and point.right == int((mean.argmax(-1) == y.numpy()).sum())
+    assert np.allclose(evaluator.logs, evaluate._softmax(logits), atol=1e-5)
+    few = evaluator(quantize(program)[0], images=3)
+    assert few.images == 5, "what completes a batch is looked at, too"
+    assert few.right == int((mean[:5].argmax(-1) == y[:5].numpy()).sum())
