@@ -7,7 +7,7 @@ in float32): what the model's multiply-accumulates alone would take at that rate
 with. Networks have random weights, with batch norms that make neurons fire. What is finished is kept in --work, and a
 run that was cut short goes on there with --resume; checkpoints and naive exports are reused in any case.
 
---scaling asks another question: how does our file's time grow with time steps, batch, depth and resolution?
+latency_scaling.py asks how our file's time grows with time steps, batch, depth and resolution.
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ PRODUCTS = {"int8": "products int8", "float": "products float"}
 PRODUCT = (4096, 1024, 1024)  # rows, inner, columns
 LIMIT = 3600.0  # s
 ARCH = "spikingjelly.activation_based.model:"
-SCALES: dict[str, list[int]] = {
-    "T": [1, 2, 4, 8], "batch": [1, 2, 4, 8, 16, 32], "depth": [4, 8, 16, 24], "resolution": [128, 192, 256, 320, 384],
-}  # fmt: skip
-BASE = {"T": 4, "batch": 1, "depth": 8, "resolution": 224}
 
 
 # in processes of their own
@@ -257,7 +253,7 @@ def publish(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
     shown = [cells for record in records for cells in lines(record)]
     operators = "".join(profiles(record) for record in records)
     text = [
-        f"# {args.out.name}", "", str(__doc__).split("\n\n--scaling")[0], "", note_on(records), "", table(shown),
+        f"# {args.out.name}", "", str(__doc__).split("\n\nlatency_scaling")[0], "", note_on(records), "", table(shown),
         "By operator, ONNX Runtime's profiler:", "",
         "| model | batch | file | share of time by operator |", "| --- | --- | --- | --- |", operators, footer(env), "",
     ]  # fmt: skip
@@ -320,79 +316,6 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-# scaling
-
-
-def scaling(args: argparse.Namespace) -> None:
-    """One network, one quantity changed at a time; all points of a quantity race in the same rounds."""
-    variant = args.variants[-1]
-    records = []
-    for quantity in args.quantities:
-        done = args.work / f"scaling-{quantity}-{variant}.json"
-        if args.resume and done.is_file():
-            records.append(json.loads(done.read_text()))
-        else:
-            records.append(scale(quantity, variant, args))
-            done.write_text(json.dumps(records[-1], indent=1) + "\n")
-        out = args.out.with_name(f"{args.out.name}-scaling")
-        env = environment() | {"threads": args.threads}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps({"environment": env, "records": records}, indent=1) + "\n")
-        rows = [cells for record in records for cells in scaling_lines(record)]
-        others = max(record["other_processes"] or 0.0 for record in records)
-        busy = f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed." if others > DISTURBED else ""
-        text = [
-            f"# {out.name}", "", f"How does the time of our {variant} file grow? A Spikformer of width {args.width}; what is not"
-            f" varied is {', '.join(f'{k} {v}' for k, v in BASE.items())}. The exponent is that of the growth since the row"
-            f" before: 1 is linear in the quantity. Medians of {args.runs} paired rounds.{busy}", "",
-            table(rows), footer(env), "",
-        ]  # fmt: skip
-        out.with_suffix(".md").write_text("\n".join(text))
-    print("\n".join(text))
-
-
-def scale(quantity: str, variant: str, args: argparse.Namespace) -> dict[str, Any]:
-    racing, points = [], []
-    for value in args.values or SCALES[quantity]:
-        at = BASE | {quantity: value}
-        side = at["resolution"]
-        arguments = {
-            "T": at["T"], "embed_dims": args.width, "num_heads": args.width // 32, "depths": at["depth"],
-            "img_size_h": side, "img_size_w": side,
-        }  # fmt: skip
-        place = args.work / f"spikformer-w{args.width}-t{at['T']}-d{at['depth']}-r{side}"
-        known = place.with_name(f"{place.name}-{variant}.json")
-        if not known.is_file() or not args.resume:
-            say(f"{quantity} {value}: compile")
-            task = Contestant("prepare", prepare, ("Spikformer", arguments, (3, side, side), place, [variant]))
-            known.write_text(json.dumps(once(task, LIMIT)))
-        each = json.loads(known.read_text())["variants"][variant]
-        load = Load((3, side, side), at["batch"], args.threads)
-        racing.append(Contestant(str(value), onnx_file, (args.work / each["file"], load), ORT, each["facts"]))
-        points.append({**at, "macs": each["macs"], "parameters": each["parameters"]})
-    record = race(racing, args.runs, LIMIT, progress=lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))
-    return {**record, "quantity": quantity, "variant": variant, "points": points}
-
-
-def scaling_lines(record: dict[str, Any]) -> list[dict[str, Any]]:
-    rows, last = [], None
-    for each, point in zip(record["rows"], record["points"], strict=True):
-        size, ms = point[record["quantity"]], each["median_ms"]
-        cells: dict[str, Any] = {"varied": record["quantity"], "value": size, "median ms": each["reason"] or ms}
-        if each["reason"]:
-            rows.append(cells | dict.fromkeys(("quartiles", "ms an image", "exponent", "MMACs an image", "GMAC/s", "weight bytes", "peak MiB"), "-"))
-            continue
-        images = point["batch"]
-        exponent = "-" if last is None else round(math.log(ms / last[1]) / math.log(size / last[0]), 2)
-        rows.append(cells | {
-            "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}", "ms an image": ms / images, "exponent": exponent,
-            "MMACs an image": round(point["macs"] / 1e6), "GMAC/s": point["macs"] * images / ms / 1e6,
-            "weight bytes": each["weight_bytes"], "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1),
-        })  # fmt: skip
-        last = size, ms
-    return rows
-
-
 def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
@@ -409,14 +332,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="skip what is finished in --work")
     parser.add_argument("--work", type=Path, default=Path("latency-work"))
     parser.add_argument("--out", type=Path, default=RESULTS / "latency")
-    parser.add_argument("--scaling", action="store_true", help="how our file's time grows; uses the last of --variants")
-    parser.add_argument("--quantities", nargs="+", default=list(SCALES), choices=list(SCALES), help="of --scaling")
-    parser.add_argument("--values", nargs="+", type=int, help="of the one quantity of --quantities, instead of the usual")
-    parser.add_argument("--width", type=int, default=384, help="of the network of --scaling")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.scaling:
-        return scaling(args)
     records = []
     for name in args.models:
         for batch in args.batches:

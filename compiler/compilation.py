@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .passes.slicing import selection
 from .plan import Plan
 from .program import Program, Stage
 from .quantization import quantize, summary
-from .report import accuracy, against, classes, energy_of, make_report
+from .report import accuracy, against, classes, energy_of, groups_of, make_report
 from .serialize import to_bytes as program_bytes
 from .source import program_source
 from .sweep import Store, Sweep, fingerprint, prepare
@@ -98,6 +98,7 @@ class Compiler:
         self.policy = policy or make("auto" if sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_type(self.options.weights)
+        self._built: tuple[Plan, str, Program] | None = None
         if program.stage >= Stage.INFERENCE:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
@@ -173,7 +174,8 @@ class Compiler:
         timing: dict[str, Any] = {}
         if wanted is not None and of == "latency" and plan is None:
             plan, timing = self._fast_enough(wanted, decisions)
-        chosen = plan or self._plan(limit, of, decisions)
+        # a copy of the user's own
+        chosen = replace(plan, made_by=dict(plan.made_by)) if plan is not None else self._plan(limit, of, decisions)
         chosen.made_by.setdefault("reparam", how.reparam)
         chosen.made_by.setdefault("clean", how.clean)
         if wanted is not None:
@@ -198,11 +200,7 @@ class Compiler:
         report["nodes"] = {"original": backend.node_count(self.original), "compiled": backend.node_count(exported)}
         report |= {"refused": refused, **first, "weights": weights, "target": options.target}
         report["decisions"] = list(dict.fromkeys(decisions))
-        masks = chosen.validate(program)
-        report["groups"] = [
-            {"name": g.name, "heads": g.heads, "size": g.size, "kept": int(masks[g.name].sum()), "frozen": g.frozen}
-            for g in program.groups
-        ]
+        report["groups"] = groups_of(program, chosen)
         report["sweep"] = self.sweep.to_json() if "sweep" in self.__dict__ else None
         report["finetune"] = tuned.report if tuned is not None else None
         with clock.stage("verify", options.images) as step:
@@ -234,8 +232,10 @@ class Compiler:
         if self.weights == "fp32":
             return
         types = self._types(how, self.weights)
+        chosen.validate(self._program(how)[0])
+        types.check(chosen.bits)
         chosen.bits = chosen.bits or types.same
-        chosen.made_by["weights"] = self.weights
+        chosen.made_by.setdefault("weights", self.weights)
         if not replayed and chosen.bits:
             chosen.made_by["rounding"] = "calibrated" if isinstance(self.choosing, Dataset) else "nearest"
         if chosen.bits and chosen.made_by.get("rounding") == "nearest":
@@ -298,10 +298,11 @@ class Compiler:
             if limit is None or of != "bytes":
                 return chosen
             with self.clock.stage("prune"):
-                bits = chosen.bits or problem.cost.bits
-                pruned = _cut(problem.program, chosen, bits)
-                pruned = pruned if self.weights == "fp32" else quantize(pruned, bits)[0]
-                stored = backend.weight_bytes(self._export(pruned))
+                self._complete(chosen, self._how, decisions, replayed=False)
+                # scales that lie far apart are stored wider, so a quantized network is built as it will be
+                refit = str(chosen.made_by["refit"]) if self.weights != "fp32" else "none"
+                pruned = self._build(problem.program, chosen, refit, self._how)
+                stored = backend.weight_bytes(self._export(self._weights(pruned, chosen)[0]))
             if stored <= limit:
                 return chosen
             _, sizes = selection(problem.program, chosen.validate(problem.program))
@@ -332,10 +333,14 @@ class Compiler:
         )  # fmt: skip
 
     def _build(self, program: Program, plan: Plan, refit: str, how: How) -> Program:
-        if refit != "none" or (plan.bits and plan.made_by.get("rounding") == "calibrated"):
-            sweep = self.sweep if how == self._how else self._sweep(how)
-            return sweep.build(plan, refit)
-        return _cut(program, plan, plan.bits)
+        """Pruned, refitted and rounded; the last one is kept, since a plan's size is measured on what will be written."""
+        if self._built is None or self._built[0] is not plan or self._built[1] != refit:
+            if refit != "none" or (plan.bits and plan.made_by.get("rounding") == "calibrated"):
+                sweep = self.sweep if how == self._how else self._sweep(how)
+                self._built = plan, refit, sweep.build(plan, refit)
+            else:
+                self._built = plan, refit, _cut(program, plan, plan.bits)
+        return self._built[2]
 
     def _finetune(self, pruned: Program, bits: dict[str, int]) -> Any:
         options = self.options

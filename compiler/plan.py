@@ -119,7 +119,7 @@ class Plan:
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
             keep[name] = mask
-        bits = data.get("bits") or {}
+        bits = data.get("bits", {})
         if not isinstance(bits, Mapping) or any(type(each) is not int or each not in BITS for each in bits.values()):
             raise InputError("the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, BITS))}.")
         return cls(keep, dict(data.get("made_by") or {}), dict(bits))

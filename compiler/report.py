@@ -46,6 +46,15 @@ def make_report(
     }  # fmt: skip
 
 
+def groups_of(program: Program, plan: Plan) -> list[dict[str, Any]]:
+    """What a plan keeps of each channel group."""
+    masks = plan.validate(program)
+    return [
+        {"name": g.name, "heads": g.heads, "size": g.size, "kept": int(masks[g.name].sum()), "frozen": g.frozen}
+        for g in program.groups
+    ]
+
+
 def classes(program: Program, data: Data, clock: Clock) -> list[np.ndarray]:
     """The class that a program in PyTorch gives each image, batch by batch."""
     found, seen = [], 0

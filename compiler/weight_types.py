@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .bits import BITS
-from .errors import UsageError
+from .errors import InputError, UsageError
 from .onnx import target_of
 from .plan import Plan
 from .program import Program
@@ -36,10 +36,14 @@ def type_of(asked: str | None, policy: Any, plan: Plan | None, share: float | No
         sampled: whether there are images that a policy can measure plans on.
 
     Raises:
-        UsageError: a policy that chooses bits and weights of one type, or the other way round.
+        UsageError: a plan or policy that chooses bits and weights of one type, or the other way round.
     """
+    if plan is not None and plan.bits:
+        if asked not in (None, "mixed", plan.made_by.get("weights")):
+            raise UsageError("the plan gives each layer its bits", hint=f"Leave --weights {asked} out.")
+        return "mixed"
     if plan is not None:
-        return "mixed" if plan.bits else asked or "fp32"
+        return asked or "fp32"
     name = getattr(policy, "name", type(policy).__name__.lower())
     if getattr(policy, "chooses_bits", False):
         if asked not in (None, "mixed"):
@@ -67,6 +71,7 @@ class Types:
     Attributes:
         inference: the program, quantized to 8 bits.
         refused: by its passes, with reasons.
+        reasons: layer -> why it must stay at 8 bits, or an empty text.
         narrow: layer -> the bits that it may have, ascending.
 
     Raises:
@@ -79,11 +84,11 @@ class Types:
         self.inference, pipeline = quantize(program)
         self.refused = pipeline.refused
         self.weights = weights
-        reasons = narrowable(self.inference)
+        self.reasons = reasons = narrowable(self.inference)
         known = [*reasons, *(m.module for g in program.groups for m in g.members), *(g.name for g in program.groups)]
         for glob in exclude:
             if not any(fnmatchcase(name, glob) for name in known):
-                close = get_close_matches(glob, known, 3)
+                close = get_close_matches(glob, dict.fromkeys(known), 3)
                 near = f"The closest are {', '.join(close)}." if close else "svitc inspect lists all."
                 raise UsageError(f"{glob!r} matches no group or layer", hint=near)
         least = target_of(target, narrowest).narrowest
@@ -92,6 +97,13 @@ class Types:
             layer: allowed for layer, reason in reasons.items()
             if not reason and not any(fnmatchcase(layer, glob) for glob in exclude)
         }  # fmt: skip
+
+    def check(self, bits: Mapping[str, int]) -> None:
+        """Raises InputError where a layer is given bits that it cannot have."""
+        for layer, each in bits.items():
+            reason = self.reasons.get(layer, "it cannot be quantized")
+            if each < 8 and reason:
+                raise InputError(f"the plan gives {layer} {each} bits, but its weights must stay at 8: {reason}")
 
     @property
     def same(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from svitc import ops
+from svitc.bits import stored_bits
 from svitc.pass_base import Pass
 from svitc.program import Program, Stage
 
@@ -109,7 +110,8 @@ def _likeness(program: Program, chain: list[fx.Node]) -> str:
     views = [(str(n.args[1]), sorted(n.kwargs.items())) for n in chain[1:-1]]
     neuron = program.module_of(chain[-1])
     state = {k: v.tolist() for k, v in neuron.state_dict().items()} if neuron is not None else {}
-    geometry = (type(layer).__name__, layer.stride, layer.padding, layer.dilation, layer.bias is None)
+    bits = stored_bits(layer.weight) if ops.is_quantized(layer) else None  # joined, all would take the most of them
+    geometry = (type(layer).__name__, layer.stride, layer.padding, layer.dilation, layer.bias is None, bits)
     return f"{geometry} {views} {neuron!r} {state}"
 
 

@@ -14,6 +14,8 @@ from svitc.calibration import Calibration, Moments
 from svitc.pass_base import Pass, PassResult
 from svitc.program import Program, Stage
 
+CONSTANT = 1e-9  # of a channel's mean square: a variance below it is rounding
+
 
 class RoundWeights(Pass):
     """Round weights to so many bits, with errors made up for by the layer's other weights, its norm and its bias.
@@ -85,11 +87,16 @@ def _hessian(moments: Moments | None, free_mean: bool) -> torch.Tensor | None:
 
 
 def _make_up(layer: Any, norm: Any, before: torch.Tensor, after: torch.Tensor, moments: Moments) -> None:
+    """Give the norm, or the bias, what keeps each channel's mean and variance on the calibration images."""
     shift = (after - before) @ moments.mean
     if norm is not None:
         then, now = (((w @ moments.covariance) * w).sum(1) for w in (before, after))
-        norm.running_mean.add_(shift.to(norm.running_mean.dtype))
-        norm.running_var.mul_((now / then.clamp_min(1e-12)).clamp(1e-3, 1e3).to(norm.running_var.dtype))
+        noise = CONSTANT * (before.square() @ moments.products.diagonal()) / moments.rows
+        ratio = torch.where(then > noise, now / then, 1.0).clamp(1e-3, 1e3)
+        mean = before @ moments.mean + (0 if layer.bias is None else layer.bias.double())
+        off = norm.running_mean.double() - mean  # what is learnt is seldom the calibration images' own
+        norm.running_mean.copy_(mean + shift + off * ratio.sqrt())
+        norm.running_var.copy_(((norm.running_var.double() + norm.eps) * ratio - norm.eps).clamp_min(0))
     elif layer.bias is not None:
         layer.bias.sub_(shift.to(layer.bias.dtype))
 

@@ -1,4 +1,4 @@
-"""What tests of exported files share: spikes that ONNX Runtime gives, and nodes for which its CUDA provider has no kernel.
+"""What tests of exported files share: spikes in ONNX Runtime, and nodes for which its CUDA provider has no kernel.
 
 onnx/cuda_kernels.json has what ONNX Runtime's operator table says of the operators that a file of ours holds or might,
 read off docs/OperatorKernels.md, section "Operators implemented by CUDAExecutionProvider", at the commit named there.

@@ -23,7 +23,9 @@ class Auto(Settings):
        than accuracy on as many images.
     2. Divergences of several cuts are taken to add up. From the whole model, again and again the step that costs
        the least divergence for each byte is taken, of all groups and all rates below the present one, with bytes
-       as they are after the steps before it, until the budget is met.
+       as they are after the steps before it, until the budget is met. Where there are bits to choose they are choices
+       like the groups; everything is then measured with all else at 8 bits, whose own divergence, since the least
+       change flips spikes that flip others, is taken off every curve.
     3. The network is built with the readers of all cuts re-solved, and then all batch norms behind them re-estimated
        (passes/reestimate_batch_norm.py).
 
@@ -54,12 +56,18 @@ class Auto(Settings):
         alone = "readers" if self.refit == "full" else self.refit
         enough = problem.limit is not None and problem.cost() <= problem.limit
         found = [] if enough else curves(problem, space, LADDER, alone, "auto")
+        floor = 0.0
+        if found and problem.bits:
+            floor = problem.required_measure("auto")([space.plan(space.full)], alone, "auto: 8 bits")[0].divergence
+
+        def at(limit: int) -> list[int]:
+            return self.at(problem, space, found, limit, floor)
 
         def within() -> list[int]:
-            return smallest(problem, space, lambda limit: self.at(problem, space, found, limit), self.refit, "auto")
+            return smallest(problem, space, at, self.refit, "auto")
 
         if problem.limit is not None:
-            index = self.at(problem, space, found, problem.limit)
+            index = at(problem.limit)
             require(problem, space, index, within, self.refit, "auto")
         else:
             index = within()
@@ -67,11 +75,15 @@ class Auto(Settings):
         plan.made_by = {"policy": "auto", **self.to_json()}
         return plan
 
-    def at(self, problem: Problem, space: Space, found: list[Curve], limit: int) -> list[int]:
-        """The index that the knapsack gives for a limit."""
+    def at(self, problem: Problem, space: Space, found: list[Curve], limit: int, floor: float = 0.0) -> list[int]:
+        """The index that the knapsack gives for a limit.
+
+        Args:
+            floor: divergence that every curve has in it and that no choice adds to.
+        """
         index, spent = list(space.full), [0.0] * len(space.choices)
         order: list[int] = []
-        steps = [_monotone(curve) for curve in found]
+        steps = [_monotone(curve, floor) for curve in found]
         while (now := space.cost(problem.cost, index)) > limit:
             best: tuple[float, int, int, float] | None = None
             for i, own in enumerate(steps):
@@ -95,10 +107,10 @@ class Auto(Settings):
         return index
 
 
-def _monotone(curve: Curve) -> list[tuple[int, float]]:
-    """(index, divergence) of a curve, never falling as more goes."""
+def _monotone(curve: Curve, floor: float) -> list[tuple[int, float]]:
+    """(index, divergence beyond a floor) of a curve, never falling as more goes."""
     highest, steps = 0.0, []
     for at, point in curve.steps:
-        highest = max(highest, point.divergence)
+        highest = max(highest, point.divergence - floor)
         steps.append((at, highest))
     return steps

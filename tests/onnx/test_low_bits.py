@@ -1,4 +1,4 @@
-"""Weights of 4 and 2 bits in the file: packed as predicted, and ONNX Runtime's spikes stay the reference's, bit for bit."""
+"""Weights of 4 and 2 bits: packed as predicted, and ONNX Runtime's spikes stay the reference's, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from svitc import onnx as backend
 from svitc.budget import byte_cost
 from svitc.errors import UsageError
 from svitc.exporting import export, exportable_program
+from svitc.pass_base import Pipeline
 from svitc.passes import Prune, RoundWeights
 from svitc.plan import Plan
 from svitc.program import Program, Stage
@@ -32,6 +33,7 @@ from test_grid import frames, lif, steps, tokens, written
 TYPES = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
 BIASED = ("query", "key", "value", ".q", ".k", ".v")  # siblings, which the file holds as one matrix
 KINDS = (4, 2, "mixed")
+CASES = [*((name, kind) for name in FAMILIES for kind in (2, "mixed")), ("spikformer", 4), ("sdt", 4), ("maxformer", 4)]
 
 
 @functools.cache
@@ -69,6 +71,12 @@ def file_of(name: str, kind: Any) -> bytes:
     return export(low(name, kind))
 
 
+@functools.cache
+def lowered(name: str, kind: Any) -> Program:
+    """Its layers joined, as the file has them."""
+    return exportable_program(low(name, kind))
+
+
 def tensors(exported: bytes) -> dict[str, TensorProto]:
     return {t.name: t for t in onnx.load_from_string(exported).graph.initializer}
 
@@ -87,11 +95,9 @@ def members(path: str) -> list[str]:
 # the same spikes
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_spikes_are_the_references_bit_for_bit(name, kind):
-    program, exported = low(name, kind), file_of(name, kind)
-    joined = exportable_program(program)
+    program, exported, joined = low(name, kind), file_of(name, kind), lowered(name, kind)
     soft = inexact(joined)
     assert set(inexact(program)) == set(inexact(whole(name)[1])), "fewer bits are as exact"
     for batch, level in (
@@ -107,17 +113,17 @@ def test_spikes_are_the_references_bit_for_bit(name, kind):
             if path not in soft:
                 assert np.array_equal(got[path], want.numpy()), path
         assert np.allclose(out, logits.numpy(), rtol=1e-5, atol=1e-6)
-    verdict = verify_exact(program, exported, random_inputs(program, 1, 1, 0))
-    assert verdict.passed and verdict.total("flips_beyond_rounding") == 0, verdict.to_json()
+    if kind == "mixed" or name == "sdt":  # what a user gets; the above is stricter
+        verdict = verify_exact(program, exported, random_inputs(program, 1, 1, 0))
+        assert verdict.passed and verdict.total("flips_beyond_rounding") == 0, verdict.to_json()
 
 
 # what is stored
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_types_and_sizes(name, kind):
-    exported, bits, joined = file_of(name, kind), wanted(name, kind), exportable_program(low(name, kind))
+    exported, bits, joined = file_of(name, kind), wanted(name, kind), lowered(name, kind)
     found, stored = tensors(exported), set()
     for node in joined.graph.nodes:
         path = str(node.target)
@@ -129,9 +135,9 @@ def test_types_and_sizes(name, kind):
             stored.add(each)
     assert len(stored & {2, 4}) == (2 if kind == "mixed" else 1), "what the rest is about"
     assert version(exported) == ((25, 13) if 2 in stored else (21, 10))
-    assert not {TensorProto.INT2, TensorProto.INT4} & {t.data_type for p, t in found.items() if not p.endswith(".weight")}
+    assert not {TYPES[2], TYPES[4]} & {t.data_type for path, t in found.items() if not path.endswith(".weight")}
     onnx.checker.check_model(onnx.load_from_string(exported), full_check=True)
-    layers = summary(low(name, kind), quantize(whole(name)[0])[1])["layers"]
+    layers = summary(low(name, kind), Pipeline([]))["layers"]
     assert {layer: entry["bits"] for layer, entry in layers.items() if layer in bits} == bits
 
 
@@ -140,7 +146,7 @@ def scalars(exported: bytes) -> int:
 
 
 @pytest.mark.parametrize("kind", [8, 4, 2, "alike"])
-@pytest.mark.parametrize("name", ["spikformer", "sdt", "qkformer-token", "maxformer"])
+@pytest.mark.parametrize("name", ["spikformer", "maxformer"])
 def test_bytes_are_predicted(name, kind):
     """But for scalars, of which the file stores each once."""
     program, inference = whole(name)
@@ -150,11 +156,11 @@ def test_bytes_are_predicted(name, kind):
     assert backend.weight_bytes(exported) - more == cost(None, wanted(name, kind)) and 0 <= more <= 24
     cost.bits = wanted(name, kind)
     assert backend.weight_bytes(exported) - more == cost()
-    packed = sum(-(-cost.of(layer) * each // 8) for layer, each in wanted(name, kind).items())
-    assert cost.of("no.such") == 0 and cost() == cost(None, dict.fromkeys(cost.bits, 8)) + packed - sum(map(cost.of, cost.bits))
+    packed = sum(-(-cost.of(layer) * each // 8) for layer, each in cost.bits.items())
+    assert cost() == cost(None, dict.fromkeys(cost.bits, 8)) + packed - sum(map(cost.of, cost.bits))
+    assert cost.of("no.such") == 0
 
 
-@pytest.mark.xfail(strict=True, reason="FuseSiblings joins layers of different bits, and stores all in the most")
 @pytest.mark.parametrize("name", ["spikformer", "maxformer-cifar"])
 def test_bytes_are_predicted_where_siblings_have_different_bits(name):
     program, inference = whole(name)
@@ -193,8 +199,7 @@ def test_a_wrong_weight_is_found_and_named(kind):
 # narrower types than a runtime has
 
 
-@pytest.mark.parametrize("narrowest", [2, 4, 8])
-@pytest.mark.parametrize("kind", [2, "mixed"])
+@pytest.mark.parametrize(("kind", "narrowest"), [(2, 2), (2, 4), (2, 8), ("mixed", 4)])
 def test_wider_types_hold_the_same_numbers(kind, narrowest):
     program = low("sdt", kind)
     exported = export(program, narrowest=narrowest)
@@ -205,7 +210,8 @@ def test_wider_types_hold_the_same_numbers(kind, narrowest):
     assert version(exported) == ((25, 13) if narrowest == 2 else (21, 10))
     assert (len(exported) > len(file_of("sdt", kind))) == (narrowest > 2)
     x = random_inputs(program, 2, 2, 5)[0]
-    logits = [backend.session(each).run(None, {backend.INPUT: x.numpy()})[0] for each in (exported, file_of("sdt", kind))]
+    files = (exported, file_of("sdt", kind))
+    logits = [backend.session(each).run(None, {backend.INPUT: x.numpy()})[0] for each in files]
     assert np.array_equal(*logits) and verify_exact(program, exported, [x]).passed
 
 
@@ -216,8 +222,7 @@ def test_types_that_onnx_lacks(narrowest):
     assert "2 bits: ONNX Runtime" in refused.value.hint
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["spikformer", "maxformer"])
+@pytest.mark.parametrize(("name", "kind"), [("spikformer", 4), ("spikformer", 2), ("maxformer", "mixed")])
 def test_a_device_gets_bytes(name, kind):
     program = low(name, kind)
     exported = export(program, "cuda")
@@ -265,8 +270,11 @@ def test_weights_that_fill_no_whole_bytes(bits):
     assert [len(found[f"{layer}.weight"].raw_data) for layer in wanted_] == ([8, 11] if bits == 4 else [4, 6])
     inference = quantize(program)[0]
     before = export(inference)
-    predicted = byte_cost(program, inference, backend.weight_bytes(before))(None, wanted_)
-    assert abs(backend.weight_bytes(exported) - predicted) <= abs(scalars(exported) - scalars(before)) + 20
+    cost = byte_cost(program, inference, backend.weight_bytes(before))
+    assert cost() - cost(None, wanted_) == (15 + 21) - sum(len(found[f"{layer}.weight"].raw_data) for layer in wanted_)
+    more = sum(numpy_helper.to_array(t).nbytes for t in found.values() if t.name.endswith(".scale"))
+    more -= sum(numpy_helper.to_array(t).nbytes for t in tensors(before).values() if t.name.endswith(".scale"))
+    assert backend.weight_bytes(exported) - cost(None, wanted_) == scalars(exported) - scalars(before) + more
     for layer, each in (("second", 1), ("third", 0)):
         module = final.module.get_submodule(layer)
         size = float((module.weight[each].double() * module.scale[each].double()).abs().max())
