@@ -18,12 +18,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# name -> policy, its options, budget, options of the compilation. Of the 1.5 points that the search policies may lose
-# a third is left for images that were not seen.
+# name -> policy, its options, budget, options of the compilation. With a budget a search ends where it is met; without
+# one it goes as far as the drop allows, of which a third is left for images that were not seen.
 JOBS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
     "int8": ("auto", {}, None, {"weights": "int8"}),
     "int4": ("auto", {}, None, {"weights": "int4"}),
     "int2": ("auto", {}, None, {"weights": "int2"}),
+    "qsvit 0.25": ("qsvit", {}, "0.25", {"max_drop": 0.005}),
+    "aq-greedy 0.175": ("aq-greedy", {}, "0.175", {"max_drop": 0.015}),
+    "aq-beam 0.13": ("aq-beam", {}, "0.13", {"max_drop": 0.015}),
     "qsvit": ("qsvit", {}, None, {"max_drop": 0.005}),
     "aq-greedy": ("aq-greedy", {}, None, {"max_drop": 0.01}),
     "aq-greedy, no gate": ("aq-greedy", {"gate": False}, None, {"max_drop": 0.01}),

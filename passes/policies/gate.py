@@ -16,9 +16,9 @@ class Gate:
     """Judges settings by their drift, then on a mini-batch, and only then on all images.
 
     The paper states a gate on the drift of membrane potentials and, as reported, a mini-batch before the full data. Open,
-    and decided here: the bound is the least drift of any setting that lost too much so far, but never below the most that
-    one within the tolerance had; a mini-batch turns away what loses too much even at the lower end of its
-    95% interval.
+    and decided here: the bound is the least drift of any setting that so far lost too much even at the lower end of its
+    95% interval, but never below the most that one within the tolerance had; a mini-batch turns away by the same rule. (A
+    bound from whatever lost too much was tried: what one setting lost by chance then turned away nearly all others.)
 
     Attributes:
         images: of the mini-batch.
@@ -78,9 +78,10 @@ class Gate:
             )
             if self.on:
                 drift = self.drift(bits)
+                low, _ = paired(self._seen[key].lost, self._seen[key].gained, self._seen[key].images)
                 if drop <= self.space.tolerance:
                     self._most = max(self._most, drift)
-                else:
+                elif low > self.space.tolerance:
                     self._least = min(self._least, drift)
         return bool(self._seen[key].drop <= self.space.tolerance)
 
