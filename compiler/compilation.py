@@ -35,7 +35,7 @@ from .source import program_source
 from .sweep import Store, Sweep, fingerprint, prepare
 from .verification import Verdict, some_inputs, verify
 from .verification_exact import verify_exact
-from .weight_types import JOINT, Types, check_type, type_of
+from .weight_types import Types, check_type, type_of
 
 log = logging.getLogger("svitc")
 
@@ -223,7 +223,7 @@ class Compiler:
         """Of the weights, for a budget of so many bytes."""
         share = None if limit is None else limit / self.original_bytes
         found = type_of(self.options.weights, self.policy, plan, share, isinstance(self.choosing, Dataset))
-        if found == "mixed" and self.options.weights is None and share is not None and share < JOINT:
+        if found == "mixed" and self.options.weights is None and share is not None and hasattr(self.policy, "joint"):
             self._sayer(decisions)(f"{share:.1%} of the bytes take both: fewer channels, and weights of 8, 4 and 2 bits")
         return found
 
