@@ -98,6 +98,7 @@ class Compiler:
         self.policy = policy or make("auto" if sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_type(self.options.weights)
+        self.weights = "fp32"  # of the compilation that runs
         self._built: tuple[Plan, str, Program] | None = None
         if program.stage >= Stage.INFERENCE:
             raise InputError(
@@ -174,7 +175,6 @@ class Compiler:
         timing: dict[str, Any] = {}
         if wanted is not None and of == "latency" and plan is None:
             plan, timing = self._fast_enough(wanted, decisions)
-        # a copy of the user's own
         chosen = replace(plan, made_by=dict(plan.made_by)) if plan is not None else self._plan(limit, of, decisions)
         chosen.made_by.setdefault("reparam", how.reparam)
         chosen.made_by.setdefault("clean", how.clean)
