@@ -16,6 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from common import environment
+from study import accuracy_cells, arguments, canvas, kept, save
+
 # (name, policy, budget, options): the published savings for the published policies, and ours beyond them. What is
 # little changed gains nothing in one epoch, and takes more of them; both were chosen on held-out training images.
 JOBS = [
@@ -27,6 +30,7 @@ JOBS = [
     ("auto at 3 points", "auto", None, {"max_drop": 0.03}),
     ("uniform", "uniform", 0.776, {}),
 ]
+KEYS = ("memory", "parameters", "macs", "accuracy", "policy", "groups", "decisions", "sweep", "finetune", "seconds")
 TUNED = {"psvit": 1, "primesvt": 1, "auto 0.55": 3, "auto 0.35": 1}  # times --epochs
 
 
@@ -52,33 +56,20 @@ def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Name
     )  # fmt: skip
     compiler = Compiler(program, make(policy), options)
     pruned = compiler.compile(budget)
-    row: dict[str, Any] = {"name": name, "policy": policy, "pruned": kept(pruned.report), "tuned": None}
+    row: dict[str, Any] = {"name": name, "policy": policy, "pruned": kept(pruned.report, KEYS), "tuned": None}
     if name in TUNED and args.epochs:
         options.finetune = args.epochs * TUNED[name]
         options.finetune_file = args.work / f"{name.replace(' ', '-')}.finetune.pt"
-        row["tuned"] = kept(compiler.compile(plan=pruned.plan).report)
+        row["tuned"] = kept(compiler.compile(plan=pruned.plan).report, KEYS)
     done.write_text(json.dumps(row, indent=1) + "\n")
     return row
-
-
-def kept(report: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the plot need of a report."""
-    keys = ("memory", "parameters", "macs", "accuracy", "policy", "groups", "decisions", "sweep", "finetune", "seconds")
-    found = {key: report[key] for key in keys}
-    found["verify"] = {k: report["verify"][k] for k in ("status", "flips_beyond_rounding")}
-    return found
 
 
 def row_text(row: dict[str, Any]) -> str:
     report = row["pruned"]
     cells = [row["name"], f"{1 - report['memory']['ratio']:.2%}"]
     for each in (row["pruned"], row["tuned"]):
-        if each is None:
-            cells += ["-", "-"]
-            continue
-        accuracy = each["accuracy"]
-        low, high = (100 * v for v in accuracy["drop_interval"])
-        cells += [f"{accuracy['pruned']:.2%}", f"{100 * accuracy['drop']:+.2f} ({low:+.2f} to {high:+.2f})"]
+        cells += accuracy_cells(each)
     tuned = row["tuned"]
     cells.append(str(tuned["finetune"]["epochs"]) if tuned else "-")
     sweep = report["sweep"]
@@ -87,13 +78,7 @@ def row_text(row: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.hashsalt"] = "svitc"
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = canvas(title)
     for policy, marker in (("uniform", "x"), ("psvit", "s"), ("primesvt", "^"), ("auto", "o")):
         for key, filled in (("pruned", False), ("tuned", True)):
             points = [
@@ -103,38 +88,18 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             if points:
                 label = f"{policy}, fine-tuned" if filled else policy
                 axes.plot(*zip(*sorted(points), strict=True), marker, fillstyle="full" if filled else "none", label=label)
-    axes.set_xlabel("memory saved, %")
-    axes.set_ylabel("top-1 lost, points")
-    axes.set_yscale("symlog", linthresh=4)
-    axes.axhline(0, color="grey", linewidth=0.5)
-    axes.set_title(title)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, axes, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="of the test images; all by default")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--sweep-images", type=int, default=1500)
-    parser.add_argument("--calibration-images", type=int, default=384)
+    parser = arguments(__doc__, "policies")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="names of the jobs to run")
-    parser.add_argument("--work", type=Path, default=Path("policies-work"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "policies")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     jobs = [job for job in JOBS if not args.only or job[0] in args.only]
     with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
         rows = list(pool.map(work, jobs, [args] * len(jobs)))
-    from common import environment
-
     first = rows[0]["pruned"]["accuracy"]
     lines = [
         f"# Policies on {args.model.name}", "",

@@ -18,6 +18,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from common import environment
+from study import accuracy_cells, arguments, canvas, kept, save
+
 # name -> policy, its options, budget, options of the compilation. With a budget a search ends where it is met; without
 # one it goes as far as the drop allows, of which a third is left for images that were not seen.
 JOBS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
@@ -67,23 +70,16 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         compiled = compiler.compile(budget)
         plan_file.write_text(json.dumps(compiled.plan.to_json()))
-        row = {"name": name, "policy": policy, "plain": kept(compiled.report), "tuned": None}
+        row = {"name": name, "policy": policy, "plain": kept(compiled.report, KEYS), "tuned": None}
         row["seconds"] = round(time.perf_counter() - start, 1)
         done.write_text(json.dumps(row, indent=1) + "\n")
     if wanted:
         options.finetune = args.epochs
         options.finetune_options = {"lr": args.lr}
         options.finetune_file = args.work / f"{stem}.finetune.pt"
-        row["tuned"] = kept(compiler.compile(plan=Plan.load(plan_file)).report)
+        row["tuned"] = kept(compiler.compile(plan=Plan.load(plan_file)).report, KEYS)
         done.write_text(json.dumps(row, indent=1) + "\n")
     return row
-
-
-def kept(report: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the plot need of a report."""
-    found = {key: report[key] for key in KEYS}
-    found["verify"] = {k: report["verify"][k] for k in ("status", "flips_beyond_rounding")}
-    return found
 
 
 def row_text(row: dict[str, Any]) -> str:
@@ -91,12 +87,7 @@ def row_text(row: dict[str, Any]) -> str:
     saved = plain["energy"]["saved"]
     cells = [row["name"], f"{1 - plain['memory']['ratio']:.2%}", f"{saved['total']:.1%}", f"{saved['total_same_memory']:.1%}"]
     for each in (plain, row["tuned"]):
-        if each is None:
-            cells += ["-", "-"]
-            continue
-        accuracy = each["accuracy"]
-        low, high = (100 * v for v in accuracy["drop_interval"])
-        cells += [f"{accuracy['pruned']:.2%}", f"{100 * accuracy['drop']:+.2f} ({low:+.2f} to {high:+.2f})"]
+        cells += accuracy_cells(each)
     cells.append(str(row["tuned"]["finetune"]["epochs"]) if row["tuned"] else "-")
     search = plain["policy"].get("search", {})
     cells.append(str(search.get("full_evaluations", (plain["sweep"] or {}).get("points", "-"))))
@@ -106,51 +97,25 @@ def row_text(row: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.hashsalt"] = "svitc"
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    figure, axes = canvas(title)
     for row, marker in zip(rows, "x+1s^vDo", strict=False):
         for key, filled in (("plain", False), ("tuned", True)):
             if row[key] is not None:
                 x, y = 100 * (1 - row[key]["memory"]["ratio"]), 100 * row[key]["accuracy"]["drop"]
                 label = f"{row['name']}, fine-tuned" if filled else row["name"]
                 axes.plot([x], [y], marker, fillstyle="full" if filled else "none", label=label)
-    axes.set_xlabel("memory saved, %")
-    axes.set_ylabel("top-1 lost, points")
-    axes.set_yscale("symlog", linthresh=4)
-    axes.axhline(0, color="grey", linewidth=0.5)
-    axes.set_title(title)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, axes, path, fontsize=8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="of the test images; all by default")
-    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning; 0 for none")
+    parser = arguments(__doc__, "quantization")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--sweep-images", type=int, default=1500)
-    parser.add_argument("--calibration-images", type=int, default=384)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="names of the jobs to run; all finished ones are in the table")
-    parser.add_argument("--work", type=Path, default=Path("quantization-work"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "quantization")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     names = [name for name in JOBS if not args.only or name in args.only]
     with ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
         rows = list(pool.map(work, names, [args] * len(names)))
-    from common import environment
-
     first = rows[0]["plain"]["accuracy"]
     lines = [
         f"# Bits on {args.model.name}", "",

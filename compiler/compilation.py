@@ -159,8 +159,7 @@ class Compiler:
             BudgetError: no plan meets the budget, or none within ``max_drop``.
             InputError: the plan does not fit the program.
         """
-        clock, options = self.clock, self.options
-        made_by = plan.made_by if plan is not None else None
+        clock, options, made_by = self.clock, self.options, plan.made_by if plan is not None else None
         how = self._how if made_by is None else How(made_by.get("reparam", "off"), made_by.get("clean", "off"))
         program, first = self._program(how)
         wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
@@ -175,7 +174,7 @@ class Compiler:
         timing: dict[str, Any] = {}
         if wanted is not None and of == "latency" and plan is None:
             plan, timing = self._fast_enough(wanted, decisions)
-        chosen = replace(plan, made_by=dict(plan.made_by)) if plan is not None else self._plan(limit, of, decisions)
+        chosen = replace(plan, made_by=dict(plan.made_by)) if plan else self._plan(limit, of, decisions)
         chosen.made_by.setdefault("reparam", how.reparam)
         chosen.made_by.setdefault("clean", how.clean)
         if wanted is not None:
@@ -199,7 +198,7 @@ class Compiler:
         report["budget"] |= timing
         report["nodes"] = {"original": backend.node_count(self.original), "compiled": backend.node_count(exported)}
         report |= {"refused": refused, **first, "weights": weights, "target": options.target}
-        report["decisions"] = list(dict.fromkeys(decisions))
+        report["decisions"] = decisions
         report["groups"] = groups_of(program, chosen)
         report["sweep"] = self.sweep.to_json() if "sweep" in self.__dict__ else None
         report["finetune"] = tuned.report if tuned is not None else None
@@ -312,10 +311,11 @@ class Compiler:
 
     def _sayer(self, decisions: list[str]) -> Callable[[str], None]:
         def say(sentence: str) -> None:
-            decisions.append(sentence)
-            log.info("%s", sentence)
-            if self.options.say is not None:
-                self.options.say(sentence)
+            if sentence not in decisions:  # a plan that is made again says the same again
+                decisions.append(sentence)
+                log.info("%s", sentence)
+                if self.options.say is not None:
+                    self.options.say(sentence)
 
         return say
 

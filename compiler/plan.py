@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -44,20 +44,10 @@ class Plan:
         """
         groups = {group.name: group for group in program.groups}
         for name in self.keep:
-            if name not in groups:
-                close = get_close_matches(name, groups, 1)
-                raise InputError(
-                    f"the plan names group {name}, which this model does not have",
-                    hint=f"The closest is {close[0]}." if close else "Is the plan for another model?",
-                )
+            _known(name, groups, f"the plan names group {name}, which this model does not have")
         layers = {str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))}
         for name in self.bits:
-            if name not in layers:
-                close = get_close_matches(name, layers, 1)
-                raise InputError(
-                    f"the plan gives bits to {name}, which is no layer of this model",
-                    hint=f"The closest is {close[0]}." if close else "Is the plan for another model?",
-                )
+            _known(name, layers, f"the plan gives bits to {name}, which is no layer of this model")
         masks = {name: self._mask(group) for name, group in groups.items()}
         for sharing in head_axes(program.groups).values():
             first = masks[sharing[0].name].any(axis=1)
@@ -133,3 +123,10 @@ class Plan:
             raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"the plan {path} is not JSON: {error}") from error
+
+
+def _known(name: str, names: Collection[str], problem: str) -> None:
+    """Raises InputError with the closest name where a name is not among those of the model."""
+    if name not in names:
+        close = get_close_matches(name, names, 1)
+        raise InputError(problem, hint=f"The closest is {close[0]}." if close else "Is the plan for another model?")

@@ -93,8 +93,7 @@ def narrowable(program: Program) -> dict[str, str]:
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
         if ops.is_quantized(module):
-            grid = known.get(node.all_input_nodes[0])
-            floats = grid is None or runs_in_floats(module, grid)
+            floats = runs_in_floats(module, known.get(node.all_input_nodes[0]))
             found[str(node.target)] = "it reads real numbers, or channel by channel" if floats else ""
     return found
 

@@ -152,9 +152,9 @@ class Quantize(Pass):
         program.module.get_submodule(owner).add_module(name, made.eval())
 
 
-def runs_in_floats(layer: Any, grid: Grid) -> bool:
-    """Whether a layer is lowered to a float convolution instead of an integer matrix product."""
-    return getattr(layer, "groups", 1) > 1 or not grid.is_byte
+def runs_in_floats(layer: Any, grid: Grid | None) -> bool:
+    """Whether a layer is lowered to a float operation instead of an integer matrix product; ``grid`` of its input."""
+    return getattr(layer, "groups", 1) > 1 or grid is None or not grid.is_byte
 
 
 def quantize_weights(

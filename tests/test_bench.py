@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import shell
 from contestants import contestant, failing, grown, ready
 from svitc import bench_race
 from svitc.bench_peers import Load, Source
@@ -27,10 +28,7 @@ ROW = {
 
 
 def run(capsys, *args: object) -> tuple[int, str, str]:
-    status = main(["bench", *(str(a) for a in args)])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return status, captured.out, captured.err
+    return shell.run(capsys, "bench", *args)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from measured import DIGITS, IMAGES, digits_file, family
+from shell import run
 from svitc import ops
-from svitc.cli import main
 from svitc.compilation import Compiler, Options
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluate import Point
@@ -299,13 +299,6 @@ def test_layers_with_names_of_their_own_are_placed_by_where_they_stand():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return digits_file(tmp_path_factory.mktemp("data"), 60)
-
-
-def run(capsys, *args: object) -> tuple[int, str, str]:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return status, captured.out, captured.err
 
 
 def test_sensitivity_of_bits(capsys, tmp_path, data):

@@ -14,17 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from shell import run
 from svitc import files
 from svitc.cli import main
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
-
-
-def run(capsys, *args: object) -> tuple[int, str, str]:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return status, captured.out, captured.err
 
 
 @pytest.mark.parametrize("command", [[], ["compile"], ["inspect"], ["verify"]])

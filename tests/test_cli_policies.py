@@ -7,6 +7,7 @@ import json
 import pytest
 
 from measured import DIGITS, digits_file
+from shell import run
 from svitc.cli import main
 
 SMALL = ("--sweep-images", "20", "--calibration-images", "20")
@@ -16,13 +17,6 @@ FILES = ["model.onnx", "model.py", "model.safetensors", "plan.json", "report.jso
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return digits_file(tmp_path_factory.mktemp("data"), 60)
-
-
-def run(capsys, *args: object) -> tuple[int, str, str]:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return status, captured.out, captured.err
 
 
 def test_sensitivity(capsys, tmp_path, data):

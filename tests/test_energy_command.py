@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from measured import digits_file, family
+from shell import run
 from svitc.cli import main
 from svitc.energy import energy
 from svitc.energy_table import DEFAULT, load_table
@@ -106,13 +107,6 @@ def test_a_file_that_is_no_table(tmp_path, data, message):
 
 
 # the command
-
-
-def run(capsys, *args: object) -> tuple[int, str, str]:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return status, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import svitc
+from shell import run
 from svitc import compilation, console_latency, latency, latency_budget, latency_speeds
 from svitc import onnx as backend
 from svitc.budget import parse_budget
@@ -32,13 +33,6 @@ SPEEDS = {name: 1e-9 for probe in probes() for name in probe.amounts} | {"node":
 @pytest.fixture(scope="module")
 def digits():
     return svitc.load(DIGITS)
-
-
-def run(capsys, *args: object) -> tuple[int, str, str]:
-    status = main([str(a) for a in args])
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return status, captured.out, captured.err
 
 
 # budgets

@@ -8,6 +8,8 @@ import onnxruntime
 
 from svitc.errors import InputError
 
+from .target import SINCE
+
 ERRORS_ONLY = 3
 
 
@@ -33,6 +35,6 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
         version = onnxruntime.__version__
         raise InputError(
             f"ONNX Runtime {version} cannot load {name}: {error}",
-            hint="Files of svitc need ONNX Runtime 1.18 or later, 1.23 with weights of 4 bits and 1.24 with 2; "
-            "--narrowest 8 stores them wider.",
+            hint=f"Files of svitc need ONNX Runtime {SINCE[8]} or later, {SINCE[4]} with weights of 4 bits and {SINCE[2]}"
+            " with 2; --narrowest 8 stores them wider.",
         ) from error

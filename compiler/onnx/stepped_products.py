@@ -11,7 +11,8 @@ from torch import fx, nn
 from svitc import ops
 from svitc.axes import Dims, Kind, size
 from svitc.bits import stored_bits
-from svitc.grid import Grid, grids
+from svitc.grid import grids
+from svitc.passes.quantize import runs_in_floats
 from svitc.program import Program
 from svitc.quantized import EXACT
 
@@ -58,14 +59,9 @@ def stored_widths(program: Program) -> set[int]:
     found = set()
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
-        if ops.is_quantized(module) and is_dense(module, known.get(node.all_input_nodes[0])):
+        if ops.is_quantized(module) and not runs_in_floats(module, known.get(node.all_input_nodes[0])):
             found.add(stored_bits(module.weight))
     return found
-
-
-def is_dense(module: Any, grid: Grid | None) -> bool:
-    """Whether a quantized layer is an integer matrix product."""
-    return groups_of(module) == 1 and grid is not None and grid.is_byte
 
 
 def _rows(view: Dims, channel: int) -> Dims:
@@ -81,11 +77,7 @@ def _pointwise(module: Any) -> bool:
 
 def in_floats(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     """A convolution or linear layer in floats; exact where its input lies on a grid."""
-    return _product(b, node, module) if _pointwise(module) and groups_of(module) == 1 else _convolution(b, node, module)
-
-
-def groups_of(module: Any) -> int:
-    return int(getattr(module, "groups", 1))
+    return _product(b, node, module) if _pointwise(module) and getattr(module, "groups", 1) == 1 else _convolution(b, node, module)
 
 
 def _product(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:

@@ -14,6 +14,7 @@ from torch import fx, nn
 from svitc import axes, ops
 from svitc.axes import Dims, Kind, size
 from svitc.errors import InternalError, UnsupportedError
+from svitc.passes.quantize import runs_in_floats
 
 from . import layout
 from .broadcast import common_layout
@@ -23,7 +24,7 @@ from .neurons import decay_of, integer_kind_of, kind_of
 from .rules import norm_weights, pair_of, runs, window
 from .stepped import BOOL, SteppedBuilder, Steps, timeless
 from .stepped_neurons import SteppedKind
-from .stepped_products import dense, in_floats, is_dense, matrix_product
+from .stepped_products import dense, in_floats, matrix_product
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
@@ -33,7 +34,7 @@ Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 
 def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     grid = b.grids.get(node.all_input_nodes[0])
-    if ops.is_quantized(module) and is_dense(module, grid):
+    if ops.is_quantized(module) and not runs_in_floats(module, grid):
         return dense(b, node, module)
     return in_floats(b, node, module)
 

@@ -19,8 +19,9 @@ class Target:
 
     Attributes:
         name: as ``--target`` takes it.
-        opset: version of the default operators; files with weights of 2 bits have ``INT2_OPSET``. A provider matches a kernel that was registered without a last version
-            only with the very version of the operator that it was written for, so newer is not better.
+        opset: version of the default operators; files with weights of 2 bits have ``INT2_OPSET``. A provider matches a
+            kernel that was registered without a last version only with the very version of the operator that it was
+            written for, so newer is not better.
         spike: type of stored spikes, which integer products read.
         most: the largest number of that type; what can exceed it is stored and multiplied as floats.
         narrowest: the fewest bits that a file may store weights in.
