@@ -130,6 +130,11 @@ def lossless(report: dict[str, Any]) -> None:
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron" if exact == of else f"{exact} of {of} neurons"
         out.print(f"int8: {text} fires the same, bit for bit, in every runtime")
+        if weights["streams"]:
+            out.print(
+                f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is rounded "
+                "to 8 bits for them (weights.streams in report.json)"
+            )
         if integer_dot_products() is False:
             out.print(
                 "[yellow]note[/] this processor has no integer dot products (AVX-512 VNNI, AVX-VNNI, Arm dotprod): the "

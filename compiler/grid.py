@@ -32,8 +32,13 @@ class Grid:
 
     @property
     def is_byte(self) -> bool:
-        """Whether the numbers fit uint8."""
-        return self.low >= 0 and self.high <= 255
+        """Whether the numbers fit uint8 or int8."""
+        return (self.low >= 0 and self.high <= 255) or self.is_signed_byte
+
+    @property
+    def is_signed_byte(self) -> bool:
+        """Whether they fit int8 and only int8."""
+        return -128 <= self.low < 0 and self.high <= 127
 
     def times(self, other: Grid, terms: int = 1) -> Grid:
         """Of a sum of ``terms`` products."""

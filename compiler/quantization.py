@@ -15,7 +15,7 @@ from .grid import Grid, grids
 from .pass_base import Pipeline
 from .passes.quantize import runs_in_floats
 from .program import Program
-from .quantized import EXACT
+from .quantized import EXACT, FixedPoint
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
@@ -31,7 +31,7 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
         UnsupportedError: weights that are infinite or not a number.
     """
     twin = program.copy()
-    pipeline = Pipeline([*passes_.inference(), *passes_.quantization(bits)])
+    pipeline = Pipeline([passes_.QuantizeStreams(), *passes_.inference(), *passes_.quantization(bits)])
     pipeline(twin)
     return twin, pipeline
 
@@ -105,10 +105,15 @@ def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
         module: Any = program.module_of(node)
         if ops.is_quantized(module) and str(node.target) not in layers:
             layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
+    streams: dict[str, float] = {}
+    for node in program.graph.nodes:
+        module = program.module_of(node)
+        if isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
+            streams |= {str(user.target): module.step for user in node.users}
     open_ends = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return {
-        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed", "layers": layers,
+        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed", "layers": layers, "streams": streams,
         "exact_neurons": sum(name not in open_ends for name in neurons), "neurons": len(neurons),
         "inexact": open_ends, "refused": pipeline.refused,
     }  # fmt: skip

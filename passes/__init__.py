@@ -17,6 +17,7 @@ from .merge_padding import MergePadding
 from .merge_views import MergeViews
 from .prune import Prune
 from .quantize import Quantize, QuantizeInput
+from .quantize_streams import QuantizeStreams
 from .reestimate_batch_norm import ReestimateBatchNorm
 from .refit_readers import RefitReaders
 from .remove_silent import remove_silent
@@ -58,6 +59,7 @@ __all__ = [
     "Prune",
     "Quantize",
     "QuantizeInput",
+    "QuantizeStreams",
     "ReestimateBatchNorm",
     "RefitReaders",
     "RoundWeights",

@@ -128,9 +128,9 @@ class Quantize(Pass):
             raise UnsupportedError(
                 f"{node.target} has weights that are infinite or not a number", where=node.meta.get("source")
             )
-        grid = self.grids.get(node.all_input_nodes[0], Grid(1.0, -1, 1))
-        in_floats = runs_in_floats(layer, grid)
-        if in_floats:
+        known = self.grids.get(node.all_input_nodes[0])
+        grid = known or Grid(1.0, -1, 1)
+        if runs_in_floats(layer, known):
             whole, scale = quantize_weights(weight, grid.bound, 1, bias / grid.unit)
             bias = _on_grid(bias, whole.flatten(1).abs().sum(1) * grid.bound, scale * grid.unit)
         elif (bits := self.bits.get(str(node.target), 8)) < 8:

@@ -191,7 +191,9 @@ def test_zeros_widen_what_does_not_hold_them():
 
 
 def test_bytes():
-    assert Grid(0.5, 0, 255).is_byte and not Grid(1.0, 0, 256).is_byte and not Grid(1.0, -1, 3).is_byte
+    assert Grid(0.5, 0, 255).is_byte and not Grid(1.0, 0, 256).is_byte
+    assert Grid(1.0, -1, 3).is_byte and Grid(1.0, -128, 127).is_byte and not Grid(1.0, 0, 127).is_signed_byte
+    assert not Grid(1.0, -129, 0).is_byte and not Grid(1.0, -1, 128).is_byte
     assert Grid(1.0, -7, 3).bound == 7 and Grid(1.0, 0, 3).bound == 3
 
 

@@ -8,7 +8,7 @@ import onnxruntime
 
 from svitc.errors import InputError
 
-from .target import SINCE
+from .target import FLOATS_SINCE, SINCE
 
 ERRORS_ONLY = 3
 
@@ -35,6 +35,6 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
         version = onnxruntime.__version__
         raise InputError(
             f"ONNX Runtime {version} cannot load {name}: {error}",
-            hint=f"Files of svitc need ONNX Runtime {SINCE[8]} or later, {SINCE[4]} with weights of 4 bits and {SINCE[2]}"
-            " with 2; --narrowest 8 stores them wider.",
+            hint=f"Files of svitc need ONNX Runtime {FLOATS_SINCE} or later, {SINCE[8]} with weights of 8 bits, {SINCE[4]} "
+            f"with 4 and {SINCE[2]} with 2; --narrowest 8 stores them wider.",
         ) from error

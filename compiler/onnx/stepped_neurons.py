@@ -5,6 +5,9 @@ After FoldLeak nearly every neuron is plain: threshold 1, reset 0, an input that
 membrane then loses half of itself at every step; with currents that are doubled from step to step, and thresholds
 likewise, it need not: all numbers are scaled by powers of two, which changes no bit of their mantissas. Where they are
 negated as well, a hard reset is one ThresholdedRelu: it keeps what is above minus the threshold and makes the rest 0.
+
+Where one current serves for all steps (a static image's first neurons), there is no membrane at all: the current alone
+says when a neuron fires first, and after each hard reset everything repeats.
 """
 
 from __future__ import annotations
@@ -43,10 +46,17 @@ class SteppedKind:
         kind = self.kind
         if not self.plain:
             return kind.constants
+        if self.periodic:
+            return {f"least{m}": least for m, least in enumerate(first_firing(kind.name == "LIF", kind.steps), 1)}
         found = {f"threshold{t}" if t else "threshold": self.level(t) for t in range(kind.steps if self.gain else 1)}
         if kind.name == "LIF" and not self.gain and kind.steps > 1:
             found["keep"] = 0.5
         return found
+
+    @property
+    def periodic(self) -> bool:
+        """Whether a neuron that first fires at step m, counted from 1, fires at every multiple of m."""
+        return self.plain and self.kind.static and self.kind.reset is not None
 
     @property
     def plain(self) -> bool:
@@ -61,7 +71,7 @@ class SteppedKind:
 
     def function(self, taken: Collection[str], opset: int) -> ir.Function:
         """Write the function; ``taken`` are names in use."""
-        body = _Steps(self)
+        body = _Periodic(self) if self.periodic else _Steps(self)
         fired = body.counts() if self.kind.name == "ILIF" else body.fired()
         spikes = [body.op("Cast", f"spikes{t}", each, to=self.spike.value) for t, each in enumerate(fired)]
         title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
@@ -119,4 +129,49 @@ class _Steps(_Body):
         return self.op("Sub", f"v{t}", h, self.op("ThresholdedRelu", f"spent{t}", h, alpha=below))
 
 
-__all__ = ["SteppedKind"]
+class _Periodic(_Steps):
+    """Of a current that is the same at every step: comparisons alone."""
+
+    def fired(self) -> list[ir.Value]:
+        """At step t: whether the first spike is at a step m that divides t, where ``least_m <= x < least_(m - 1)``."""
+        steps = range(1, self.kind.steps + 1)
+        by = {m: self.op("GreaterOrEqual", f"by{m}", self.inputs["x0"], self.inputs[f"least{m}"]) for m in steps}
+        return [self._any(t, [m for m in steps if t % m == 0], by) for t in steps]
+
+    def _any(self, t: int, firsts: list[int], by: dict[int, ir.Value]) -> ir.Value:
+        """Whether the first spike is at one of these steps."""
+        found: ir.Value | None = None
+        for m in firsts:
+            if m + 1 in firsts:
+                continue  # one range up to m + 1
+            low = next(k for k in range(m, 0, -1) if k - 1 not in firsts)
+            part = by[m]
+            if low > 1:
+                later = self.op("Not", f"s{t - 1}_after{low - 1}", by[low - 1])
+                part = self.op("And", f"s{t - 1}_at{m}", part, later)
+            found = part if found is None else self.op("Or", f"s{t - 1}_by{m}", found, part)
+        assert found is not None
+        return found
+
+
+def first_firing(leaks: bool, steps: int) -> list[float]:
+    """For each step, the least constant current with which a neuron at threshold 1 has fired by then, in float32.
+
+    Args:
+        leaks: whether the membrane halves at every step.
+    """
+    found = []
+    for step in range(1, steps + 1):
+        low, high = 0, int(np.float32(1).view(np.int32))  # as bits, which are ordered as the numbers are
+        while low < high:
+            middle = (low + high) // 2
+            x = np.int32(middle).view(np.float32)
+            v = x
+            for _ in range(step - 1):
+                v = v * np.float32(0.5 if leaks else 1) + x
+            low, high = (low, middle) if v >= 1 else (middle + 1, high)
+        found.append(float(np.int32(low).view(np.float32)))
+    return found
+
+
+__all__ = ["SteppedKind", "first_firing"]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from svitc.axes import Dims, Kind, size
+from svitc.grid import Grid
 
 from .builder import FLOAT
 from .stepped import I32, SteppedBuilder, Steps
@@ -18,18 +19,19 @@ def kernel_of(weight: np.ndarray) -> np.ndarray:
     return np.moveaxis(weight.reshape(*weight.shape[:2], -1), 0, -1).swapaxes(0, 1).reshape(-1, weight.shape[0])
 
 
-def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, unit: float, dtype: ir.TensorType) -> ir.Value:
+def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, grid: Grid) -> ir.Value:
     """All windows of a step's numbers, ``[b * positions, taps * channels]``, by one Gather over whole pixels.
 
     One more pixel of zeros stands for the border.
 
     Args:
-        unit: what a whole number counts.
-        dtype: as which they are read.
+        grid: of the numbers.
     """
     batch, channels, *pixels = x.timeless
     flat = tuple(token for dim in pixels for token in dim)
-    value = b.read_step(x, t, (batch, flat, channels), dtype, unit)
+    value = b.operand(x, t, (batch, flat, channels), grid)
+    dtype: Any = value.type
+    nothing = b.middle if grid.is_signed_byte else 0
     sizes = tuple(size(dim) for dim in pixels)
     parts = windows(sizes, module)
     positions, taps = (int(np.prod([part.shape[i] for part in parts])) for i in (0, 1))
@@ -37,7 +39,7 @@ def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, unit: float, dtype
     key = ("patches", value, *(part.tobytes() for part in parts))
     if key not in b.cache:
         if border:
-            value = _bordered(b, value, (batch, (), channels), dtype)
+            value = _bordered(b, value, (batch, (), channels), nothing)
             value.shape = ir.Shape([_n(batch), size(flat) + 1, size(channels)])
         index = _index(b, sizes, parts, border)
         found = b.op("Gather", [value, index], (batch, (), channels), {"axis": 1}, helper="patches", dtype=dtype)
@@ -49,15 +51,16 @@ def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, unit: float, dtype
     return b.cache[key]
 
 
-def _bordered(b: SteppedBuilder, value: ir.Value, dims: Dims, dtype: ir.TensorType) -> ir.Value:
-    """Pixels ``[b, pixels, channels]``, and one more of zeros."""
+def _bordered(b: SteppedBuilder, value: ir.Value, dims: Dims, nothing: int) -> ir.Value:
+    """Pixels ``[b, pixels, channels]``, and one more of zeros, which are stored as ``nothing``."""
+    dtype: Any = value.type
     if b.target.pads_spikes or dtype == FLOAT:
-        pads = b.integers("pads", [0, 0, 0, 0, 1, 0])
-        return b.op("Pad", [value, pads], dims, helper="border", dtype=dtype)
+        inputs = [value, b.integers("pads", [0, 0, 0, 0, 1, 0]), *([b.zero_point] if nothing else [])]
+        return b.op("Pad", inputs, dims, helper="border", dtype=dtype)
     # some pixel times zero: of the batch's size, which the file does not know, and on the device
     pixel = b.op("Gather", [value, b.integers("first", [0])], dims, {"axis": 1}, helper="border", dtype=dtype)
-    nothing = b.small("nothing", np.zeros((), b.target.spike.numpy()))
-    zeros = b.op("Mul", [pixel, nothing], dims, helper="border", dtype=dtype)
+    zero = b.small("nothing", np.zeros((), b.target.spike.numpy()))
+    zeros = b.op("Mul", [pixel, zero], dims, helper="border", dtype=dtype)
     return b.op("Concat", [value, zeros], dims, {"axis": 1}, helper="border", dtype=dtype)
 
 

@@ -34,21 +34,22 @@ def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     dims = _rows(timeless(view), channel)
     path = str(node.target)
     weight, grid = module.weight.numpy(), b.grids[node.all_input_nodes[0]]
-    dtype, unit = (b.spike, grid.unit) if b.fits(grid) else (FLOAT, 1.0)
+    zero = [b.zero_point] if grid.is_signed_byte and b.middle else []
+    whole = b.fits(grid) or grid.is_signed_byte
     if _pointwise(module):
         kernel = weight.reshape(weight.shape[0], -1).T
-        read: Any = lambda t: b.read_step(x, t, _rows(x.timeless, channel), dtype, unit)  # noqa: E731
+        read: Any = lambda t: b.operand(x, t, _rows(x.timeless, channel), grid)  # noqa: E731
     else:
         kernel = kernel_of(weight)
-        read = lambda t: patches(b, x, t, module, unit, dtype)  # noqa: E731
+        read = lambda t: patches(b, x, t, module, grid)  # noqa: E731
     gain = b.gains.get(node, 0)
 
     def each(t: int) -> ir.Value:
-        if dtype == FLOAT:
+        if not whole:
             sums = b.op("MatMul", [read(t), b.widened(f"{path}.weight", kernel, None, 1.0)], dims)
         else:
-            sums = b.op("MatMulInteger", [read(t), b.packed(f"{path}.weight", kernel)], dims, dtype=I32)
-        return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
+            sums = b.op("MatMulInteger", [read(t), b.packed(f"{path}.weight", kernel), *zero], dims, dtype=I32)
+        return b.rescaled(path, sums, module, grid.unit if whole else 1.0, factor(gain, t), dims)
 
     return Steps(b.each(len(x.values), each), dims, view, gain=gain)
 

@@ -19,10 +19,10 @@ from svitc.passes.quantize import runs_in_floats
 from . import layout
 from .broadcast import common_layout
 from .builder import FLOAT, Stored
-from .doubling import factor, halves
+from .doubling import factor
 from .neurons import decay_of, integer_kind_of, kind_of
 from .rules import norm_weights, pair_of, runs, window
-from .stepped import BOOL, SteppedBuilder, Steps, timeless
+from .stepped import BOOL, I32, SteppedBuilder, Steps, timeless
 from .stepped_neurons import SteppedKind
 from .stepped_products import dense, in_floats, matrix_product
 
@@ -40,15 +40,21 @@ def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
 
 
 def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Steps:
+    """Numbers that fit a byte are stored as such."""
     x = b.of(node.args[0])
+    small = module.limit <= 127
 
     def each(t: int) -> ir.Value:
         value = b.read_step(x, t, x.dims)
+        if small:
+            ends = [b.scalar(f"limit.{end:g}", end) for end in (-module.limit * module.step, module.limit * module.step)]
+            return b.signed(b.op("Clip", [value, *ends], x.dims, helper="limits"), module.step, x.dims)
         scaled = b.op("Mul", [value, b.scalar("steps", 1 / module.step)], x.dims, helper="steps")
         limits = [b.scalar("lowest", -module.limit), b.scalar("highest", module.limit)]
         return b.op("Clip", [b.op("Round", [scaled], x.dims, helper="round"), *limits], x.dims)
 
-    return Steps(b.each(len(x.values), each), x.dims, x.view)
+    values = b.each(len(x.values), each)
+    return Steps(values, x.dims, x.view, b.spike, offset=b.middle) if small else Steps(values, x.dims, x.view)
 
 
 def batch_norm(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
@@ -95,21 +101,18 @@ def integer_spike(b: SteppedBuilder, node: fx.Node, module: ops.IntegerSpike) ->
 def spiking_neuron(b: SteppedBuilder, node: fx.Node, module: nn.Module) -> Steps:
     x = b.of(node.args[0])
     inner = kind_of(str(node.target), module, size(x.view[0]), x.static)
-    if inner.static and halves(module) and module.v_reset is not None:
-        # one current for all steps: four products save as many halvings and subtractions, and one more
-        scaled = b.each(b.steps, lambda t: b.times(b.read_step(x, 0, x.dims), factor(-1, t), x.dims))
-        x, inner = replace(x, values=scaled, gain=-1), replace(inner, static=False)
+    dims = tuple(dim for dim in x.dims if dim)  # ONNX Runtime compares [n, 1] with a scalar number by number
     dtype = b.stored_as(inner.count)
     kind = SteppedKind(inner, dtype.dtype, x.gain)
     count = 1 if inner.static else inner.steps
-    inputs = [b.read_step(x, t, x.dims) for t in range(count)]
+    inputs = [b.read_step(x, t, dims) for t in range(count)]
     if kind.takes_decay:
         inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
     inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
     if kind not in b.functions:
         b.functions[kind] = kind.function({f.name for f in b.functions.values()}, b.target.opset)  # type: ignore[index]
-    values = b.ops(b.functions[kind].name, inputs, [x.dims] * inner.steps, domain="svitc", dtype=dtype)  # type: ignore[index]
-    return Steps(tuple(values), x.dims, x.view, dtype)
+    values = b.ops(b.functions[kind].name, inputs, [dims] * inner.steps, domain="svitc", dtype=dtype)  # type: ignore[index]
+    return Steps(tuple(values), dims, x.view, dtype)
 
 
 # functions
@@ -124,7 +127,7 @@ def rearrange(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     new = [token for token in layout.flat(view) if id(token) not in known and token.kind != Kind.TIME]
     if new:
         raise UnsupportedError(f"{b.name}: a repetition along another axis than time has no integer lowering")
-    return Steps(x.values, x.dims, view, x.dtype, x.unit, x.gain, x.parameter)
+    return replace(x, view=view)
 
 
 def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
@@ -135,15 +138,23 @@ def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     dims, wanted, view = _meeting(*pair)
     full = _with_time(view, pair)
     count = max(len(s.values) for s in pair)
-    masks = [b.grids.get(each) for each in (left, right)]
-    if node.target is operator.mul and all(g is not None and g.low == 0 and g.high == 1 and g.unit == 1 for g in masks):
+    op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
+    known = [b.grids.get(each) for each in (left, right, node)]
+    small = b.target.adds_spikes and node.target is not operator.sub and all(b.fits(grid) for grid in known)
+    if small:  # spikes and counts of them as they are stored
+
+        def bytes_(t: int) -> ir.Value:
+            read = [b.read_step(s, t, d, b.spike, g.unit) for s, d, g in zip(pair, wanted, known, strict=False)]  # type: ignore[union-attr]
+            return b.op(op_type, read, dims, dtype=b.spike)
+
+        return Steps(b.each(count, bytes_), dims, full, b.spike, known[2].unit)  # type: ignore[union-attr]
+    if node.target is operator.mul and all(g is not None and g.low == 0 and g.high == 1 and g.unit == 1 for g in known[:2]):
 
         def both(t: int) -> ir.Value:
             bits = [b.read_step(s, t, d, BOOL) for s, d in zip(pair, wanted, strict=True)]
             return b.cast(b.op("And", bits, dims, dtype=BOOL), b.spike, dims)
 
         return Steps(b.each(count, both), dims, full, b.spike)
-    op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
 
     def each(t: int) -> ir.Value:
         return b.op(op_type, [b.read_step(s, t, d) for s, d in zip(pair, wanted, strict=True)], dims)
@@ -161,10 +172,12 @@ def _times(b: SteppedBuilder, node: fx.Node) -> Steps:
     number: Any = left if isinstance(right, fx.Node) else right
     by = 1 / number if node.target is operator.truediv else number
     gain = b.gains.get(node, 0)
-    plain = Steps(x.values, x.dims, x.view, x.dtype)
+    plain = replace(x, unit=1.0, gain=0)
 
     def each(t: int) -> ir.Value:
         whole = by * x.unit * factor(gain, t) / factor(x.gain, t)
+        if x.dtype == I32 and whole != 1:
+            return b.scaled(x.values[0 if x.static else t], whole, x.dims)
         value = b.read_step(plain, t, x.dims)
         return value if whole == 1 else b.op("Mul", [value, b.scalar(f"factor.{whole:g}", whole)], x.dims)
 
@@ -245,7 +258,7 @@ def _parts(
     if x.dtype == FLOAT and x.unit != 1:
         raise InternalError(f"{b.name}: floats with a unit")
     view = (*x.view[:dim], rests[index], *x.view[dim + 1 :])
-    return Steps(b.each(len(x.values), each), outs[index], view, x.dtype, x.unit, x.gain)
+    return replace(x, values=b.each(len(x.values), each), dims=outs[index], view=view)
 
 
 def attribute(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
@@ -265,7 +278,7 @@ def _channels_first(
     """One node a step that reads and gives ``[b, c, y, x]``; ``keep`` its element type."""
     x = b.of(node.args[0])
     view = b.fresh_view(node)
-    dtype = x.dtype if keep and x.dtype in (b.spike, FLOAT) else FLOAT
+    dtype = x.dtype if keep and x.dtype in (b.spike, FLOAT) and not x.offset else FLOAT
     dims, source = timeless(view), timeless(x.view)
     values = b.each(
         len(x.values),

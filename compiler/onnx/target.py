@@ -25,8 +25,9 @@ class Target:
         spike: type of stored spikes, which integer products read.
         most: the largest number of that type; what can exceed it is stored and multiplied as floats.
         narrowest: the fewest bits that a file may store weights in.
-        hides_scales: whether the scales of integer layers are written behind a DequantizeLinear (stepped.py).
+        hides_scales: whether the scales of integer layers are kept from being folded (stepped.py).
         pads_spikes: whether Pad takes ``spike``.
+        adds_spikes: whether Add and Mul do.
     """
 
     name: str
@@ -36,14 +37,16 @@ class Target:
     narrowest: int
     hides_scales: bool
     pads_spikes: bool
+    adds_spikes: bool
 
 
 INT2_OPSET = 25
-SINCE = {2: "1.24", 4: "1.23", 8: "1.18"}  # the ONNX Runtime that first loads such weights and widens them; all were tried
-CPU = Target("cpu", 21, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, pads_spikes=True)
-# Kernels of the CUDA provider: MatMulInteger is int8 x int8 alone, DequantizeLinear takes neither uint16 nor int32,
-# Pad no integers; and Pad's is that of opset 18, which a later opset's Pad does not match.
-CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False, pads_spikes=False)
+SINCE = {2: "1.24", 4: "1.23", 8: "1.21"}  # the first ONNX Runtime that runs files of so many bits; all were tried
+FLOATS_SINCE = "1.18"  # that runs files of fp32 weights
+CPU = Target("cpu", 21, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, pads_spikes=True, adds_spikes=True)
+# Kernels of the CUDA provider: MatMulInteger is int8 x int8 alone, Pad, Add and Mul take no bytes; and Pad's is that of
+# opset 18, which a later opset's Pad does not match.
+CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False, pads_spikes=False, adds_spikes=False)
 TARGETS = {each.name: each for each in (CPU, CUDA)}
 
 

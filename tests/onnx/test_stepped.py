@@ -105,7 +105,7 @@ def test_the_runtime_takes_product_cast_scale_and_bias_for_one_operator(tmp_path
     assert kinds.count("MatMulIntegerToFloat") >= 10
     assert "ConvInteger" not in kinds
     products = [k for k in kinds if k == "MatMulInteger"]
-    assert len(products) == 2 * 2, "only attention's two products of spikes stay bare, one each a step"
+    assert len(products) == 2, "only attention's first product stays bare, one a step; its second has a scale"
 
 
 def test_the_same_program_gives_the_same_bytes():
@@ -116,7 +116,10 @@ WIDTHS = {"float": 4, "int32": 4, "int64": 8, "uint8": 1, "int8": 1, "bool": 1, 
 
 
 def alive_at_most(exported: bytes, x: np.ndarray, level, folder: Path) -> int:
-    """Bytes of the values that are alive at once, at most, in the order in which ONNX Runtime runs the nodes."""
+    """Bytes of the values that are alive at once, at most, in the order in which ONNX Runtime runs the nodes.
+
+    Constants that are not folded where optimisation is off do not count: they are computed first, and grow with depth.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 3
@@ -131,7 +134,11 @@ def alive_at_most(exported: bytes, x: np.ndarray, level, folder: Path) -> int:
     readers = Counter(name for node, _ in ran for name in set(node.input))
     held: dict[str, int] = {}
     peak = 0
+    data = {backend.INPUT}
     for node, args in ran:
+        if data.isdisjoint(node.input):
+            continue
+        data.update(node.output)
         for name, kind in zip(node.output, args["output_type_shape"], strict=True):
             (dtype, shape), *_ = kind.items()
             held[name] = int(np.prod(shape)) * WIDTHS[dtype]

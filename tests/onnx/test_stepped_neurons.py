@@ -1,0 +1,81 @@
+"""Neurons whose current is the same at every step, against SpikingJelly's own, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from spikingjelly.activation_based import neuron
+
+from svitc.onnx.neurons import kind_of
+from svitc.onnx.stepped_neurons import SteppedKind, first_firing
+
+OPSET = 18
+
+
+def spikes(module, x: np.ndarray, steps: int) -> np.ndarray:
+    """``[T, n]`` of SpikingJelly's neuron for one current ``[n]``."""
+    module.reset()
+    return module(torch.from_numpy(x).repeat(steps, 1)).numpy()
+
+
+def computed(stepped: SteppedKind, x: np.ndarray) -> np.ndarray:
+    """The same of the file's function."""
+    function = stepped.function((), OPSET)
+    current = ir.Value(name="x", shape=ir.Shape([len(x)]), type=ir.TensorType(ir.DataType.FLOAT))
+    constants = []
+    for name, number in stepped.constants.items():
+        tensor = ir.tensor(np.float32(number), name=name)
+        constants.append(ir.Value(name=name, const_value=tensor, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype)))
+    node = ir.Node(function.domain, function.name, [current, *constants], num_outputs=stepped.kind.steps)
+    for i, value in enumerate(node.outputs):
+        value.name, value.type, value.shape = f"s{i}", ir.TensorType(stepped.spike), ir.Shape([len(x)])
+    opsets = {"": OPSET, function.domain: 1}
+    graph = ir.Graph([current], node.outputs, nodes=[node], initializers=constants, name="g", opset_imports=opsets)
+    proto = ir.to_proto(ir.Model(graph, ir_version=10, functions=[function]))
+    return np.stack(ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x}))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 6, 12])
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_constant_current_needs_no_membrane(leaks, steps):
+    """At, next to and far from every current at which the spikes change."""
+    module = neuron.LIFNode(decay_input=False, step_mode="m") if leaks else neuron.IFNode(step_mode="m")
+    edges = np.array(first_firing(leaks, steps), np.float32)
+    near = [np.nextafter(edges, np.float32(to)) for to in (0, 9)]
+    rng = np.random.default_rng(0)
+    x = np.concatenate([edges, *near, rng.uniform(-1, 2, 4000), [0.0, -0.0, -5.0, 1e30]]).astype(np.float32)
+    want = spikes(module, x, steps)
+    stepped = SteppedKind(kind_of("it", module, steps, static=True), ir.DataType.UINT8)
+    assert stepped.periodic
+    assert np.array_equal(computed(stepped, x), want)
+    assert len({tuple(column) for column in want.T}) == steps + 1, "every pattern is there, and none"
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_the_least_current_that_fires_by_a_step(leaks):
+    module = neuron.LIFNode(decay_input=False, step_mode="m") if leaks else neuron.IFNode(step_mode="m")
+    found = first_firing(leaks, 9)
+    assert found[0] == 1 and found == sorted(found, reverse=True)
+    for step, least in enumerate(found, 1):
+        edge = np.float32(least)
+        at, below = (spikes(module, np.array([v]), step) for v in (edge, np.nextafter(edge, np.float32(0))))
+        assert at.any() and not below.any()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        neuron.LIFNode(decay_input=False, step_mode="m", v_reset=None),
+        neuron.LIFNode(decay_input=False, step_mode="m", tau=3.0),
+        neuron.LIFNode(decay_input=False, step_mode="m", v_threshold=0.5),
+        neuron.LIFNode(step_mode="m"),
+    ],
+)
+def test_others_keep_their_membrane(module):
+    stepped = SteppedKind(kind_of("it", module, 4, static=True), ir.DataType.UINT8)
+    assert not stepped.periodic
+    x = np.random.default_rng(0).uniform(-1, 3, 1000).astype(np.float32)
+    assert np.array_equal(computed(stepped, x), spikes(module, x, 4))
