@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import fx, nn
 
 from svitc import ops
@@ -141,7 +142,8 @@ def matrix_product(b: SteppedBuilder, node: fx.Node) -> Steps:
     wanted = [(left, _matrices(left.timeless)), (right, _matrices(right.timeless))]
     dims = _matrices(timeless(view))
     turned = [(right, _turned(wanted[1][1])), (left, _turned(wanted[0][1]))]
-    if _moves(turned, _turned(dims)) < _moves(wanted, dims):  # (a b)' = b' a'
+    later = size(layout.flat(dims)) if _read_turned(b, node) else 0
+    if _moves(turned, _turned(dims)) < _moves(wanted, dims) + later:  # (a b)' = b' a'
         wanted, dims, units = turned, _turned(dims), units[::-1]
 
     def each(t: int) -> ir.Value:
@@ -157,6 +159,13 @@ def _moves(sides: list[tuple[Steps, Dims]], dims: Dims) -> int:
     """Elements that change their innermost neighbours: of the operands, and of a result that is not channels last."""
     total = sum(size(layout.flat(d)) for s, d in sides if layout.flat(s.dims)[-len(d[-1]) :] != d[-1])
     return total + (size(layout.flat(dims)) if any(token.kind != Kind.CHANNEL for token in dims[-1]) else 0)
+
+
+def _read_turned(b: SteppedBuilder, node: fx.Node) -> bool:
+    """Whether a value is read as ``q' value'`` alone, since ``value q`` would not lie with its channels last."""
+    readers = [user for user in node.users if user.target is torch.matmul and user.args[0] is node]
+    pixels = [any(axis.kind != Kind.CHANNEL for axis in b.program.type_of(user)[-1]) for user in readers]
+    return len(readers) == len(node.users) > 0 and all(pixels)
 
 
 def _turned(dims: Dims) -> Dims:
