@@ -100,7 +100,8 @@ def _per(speed: str) -> Rule:
 
 
 def _sum(op: Operator, s: Speeds) -> float:
-    return op.written * at(s, "add", op.written) * max(1, len(op.node.input) - 1)
+    floats = op.written * op.width(op.node.output[0]) / 4  # sums of bytes move a quarter
+    return floats * at(s, "add", floats) * max(1, len(op.node.input) - 1)
 
 
 def _cast(op: Operator, s: Speeds) -> float:
@@ -196,7 +197,7 @@ def _view(op: Operator, s: Speeds) -> float:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Clip", "Round", "Neg", "And", "Or"), _sum),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Clip", "Round", "Neg", "And", "Or", "Not"), _sum),
     **dict.fromkeys(("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"), _per("compare")),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), _view),
     **dict.fromkeys(("Pad", "Concat", "Split", "Slice", "Expand", "Tile"), _copy),
