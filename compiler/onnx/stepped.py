@@ -305,11 +305,10 @@ class SteppedBuilder(Builder):
         return self.op("Mul", [found, factor], dims, helper="rescale")
 
     def _unfolded(self, number: float) -> ir.Value:
-        """A number that ONNX Runtime computes in every run: it folds no DequantizeLinear, but makes one for each reader."""
+        """A number that ONNX Runtime computes in every run, since it folds no DequantizeLinear."""
         if "half" not in self.cache:
             half = [self.small("one", np.array(1, np.uint8)), self.scalar("half", 0.5)]
-            value = self.op("DequantizeLinear", half, (), helper="half")
-            self.cache["half"] = self._folded("Mul", value, self.scalar("factor.1", 1), ())
+            self.cache["half"] = self.op("DequantizeLinear", half, (), helper="half")
         key = ("unfolded", number)
         if key not in self.cache:
             self.cache[key] = self._folded("Mul", self.cache["half"], self.scalar(f"factor.{2 * number:g}", 2 * number), ())

@@ -16,7 +16,7 @@ from svitc.bits import nearest, round_weights, scales
 from svitc.calibration import Calibration
 from svitc.errors import InternalError
 from svitc.pass_base import Pipeline
-from svitc.passes import FoldLeak, Prune, QuantizeInput, RoundWeights, inference
+from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
 from svitc.plan import Plan
 from svitc.program import Program, Stage
 from svitc.quantization import narrowable, quantize
@@ -288,7 +288,7 @@ def test_quantize_finds_the_same_whole_numbers(name, bits):
     wanted = {layer: FEW[i % 2] if bits == "mixed" else bits for i, layer in enumerate(layers)}
     start = rounded(program, wanted, seen(name) if name in ("spikformer", "sdt") else None)
     folded = start.copy()
-    Pipeline([*inference(), FoldLeak(), QuantizeInput()])(folded)
+    Pipeline([QuantizeStreams(), *inference(), FoldLeak(), QuantizeInput()])(folded)
     final, _ = quantize(start, wanted)
     for layer, each in wanted.items():
         module = final.module.get_submodule(layer)
