@@ -19,7 +19,7 @@ from svitc.pass_base import Pipeline
 from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
 from svitc.plan import Plan
 from svitc.program import Program, Stage
-from svitc.quantization import narrowable, quantize
+from svitc.quantization import narrowable, quantize, summary
 from test_grid import frames, lif, steps, tokens, written
 
 FEW = (4, 2)
@@ -290,6 +290,7 @@ def test_quantize_finds_the_same_whole_numbers(name, bits):
     folded = start.copy()
     Pipeline([QuantizeStreams(), *inference(), FoldLeak(), QuantizeInput()])(folded)
     final, _ = quantize(start, wanted)
+    streams = summary(final, Pipeline([]))["streams"]  # larger sums leave their scales fewer bits
     for layer, each in wanted.items():
         module = final.module.get_submodule(layer)
         whole, scale = module.weight.double().flatten(1), module.scale.double()[:, None]
@@ -299,4 +300,4 @@ def test_quantize_finds_the_same_whole_numbers(name, bits):
         assert torch.allclose((whole * scale)[gone], torch.zeros(1).double(), atol=1e-20)
         assert torch.equal(plain(whole)[~gone], whole_of(weight_of(start, layer), each)[~gone]), layer
         off = (whole * scale - weight).abs()[~gone] / weight.abs()[~gone].clamp_min(1e-30)
-        assert float(off.max()) < 2.0**-8, "and hardly another scale"
+        assert float(off.max()) < 2.0 ** (-6 if layer in streams else -8), "and hardly another scale"
