@@ -128,8 +128,8 @@ def lossless(report: dict[str, Any]) -> None:
         out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
     if weights["type"] == "int8":
         exact, of = weights["exact_neurons"], weights["neurons"]
-        text = "every neuron" if exact == of else f"{exact} of {of} neurons"
-        out.print(f"int8: {text} fires the same, bit for bit, in every runtime")
+        text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
+        out.print(f"int8: {text} the same, bit for bit, in every runtime")
         if weights["streams"]:
             out.print(
                 f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is rounded "
