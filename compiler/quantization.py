@@ -100,15 +100,13 @@ def narrowable(program: Program) -> dict[str, str]:
 
 def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
     """The report's ``weights`` section."""
-    layers = {}
+    layers: dict[str, Any] = {}
+    streams: dict[str, float] = {}
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
         if ops.is_quantized(module) and str(node.target) not in layers:
             layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
-    streams: dict[str, float] = {}
-    for node in program.graph.nodes:
-        module = program.module_of(node)
-        if isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
+        elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
             streams |= {str(user.target): module.step for user in node.users}
     open_ends = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]

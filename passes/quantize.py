@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,15 +58,23 @@ class QuantizeInput(Pass):
         while step * limit < span:  # a window of many inputs: coarser steps instead of a narrow range
             step *= 2
         limit = min(limit, int(span / step))
-        program.module.add_submodule("input_steps", FixedPoint(step, limit))
-        with program.graph.inserting_after(node):
-            made = program.graph.call_module("input_steps", (node,))
-        made.meta.update({k: node.meta[k] for k in ("source", "scope", "dims") if k in node.meta})
-        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
-        for each in _readers(program, made):
-            layer: Any = program.module_of(each)
-            with torch.no_grad():
-                layer.weight = nn.Parameter(layer.weight * step, requires_grad=False)
+        rounded_for(program, node, "input_steps", FixedPoint(step, limit), list(node.users), _readers(program, node))
+
+
+def rounded_for(
+    program: Program, node: fx.Node, name: str, steps: FixedPoint, users: Sequence[fx.Node], layers: Sequence[fx.Node]
+) -> None:
+    """Give a value to some of its users in whole numbers of steps, and the step to the weights of the layers behind."""
+    program.module.add_submodule(name, steps)
+    with program.graph.inserting_after(node):
+        made = program.graph.call_module(name, (node,))
+    made.meta.update({k: node.meta[k] for k in ("source", "scope", "dims") if k in node.meta})
+    for user in users:
+        user.replace_input_with(node, made)
+    for each in layers:
+        layer: Any = program.module_of(each)
+        with torch.no_grad():
+            layer.weight = nn.Parameter(layer.weight * steps.step, requires_grad=False)
 
 
 def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
@@ -238,4 +246,4 @@ def _like(layer: Any) -> Any:
     )
 
 
-__all__ = ["Quantize", "QuantizeInput", "fewer_bits", "quantize_weights", "runs_in_floats"]
+__all__ = ["Quantize", "QuantizeInput", "fewer_bits", "quantize_weights", "rounded_for", "runs_in_floats"]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from svitc import ops
-from svitc.grid import grids
+from svitc.grid import Grid, grids
 from svitc.pass_base import Pass, PassResult
 from svitc.program import Program, Stage
 from svitc.quantized import FixedPoint
 
-LEVELS = 127
+from .quantize import LEVELS, rounded_for
+
 DEVIATIONS = 6.0  # from the mean; beyond, what is left of a normal distribution is 2e-9
 POOLED = 1.5  # deviations that the largest of nine normal numbers lies above their mean, 1.485
 
@@ -51,7 +53,7 @@ class QuantizeStreams(Pass):
 
     def apply(self, program: Program) -> PassResult:
         self.known = grids(program)
-        self.spreads = spreads(program)
+        self.spreads = spreads(program, self.known)
         return super().apply(program)
 
     def match(self, program: Program, node: fx.Node) -> bool:
@@ -68,15 +70,7 @@ class QuantizeStreams(Pass):
             i += 1
             name = f"stream_steps_{i}"
         readers = _readers(program, node)
-        program.module.add_submodule(name, FixedPoint(step, LEVELS))
-        with program.graph.inserting_after(node):
-            made = program.graph.call_module(name, (node,))
-        made.meta.update({k: node.meta[k] for k in ("source", "scope", "dims") if k in node.meta})
-        for each in readers:
-            each.replace_input_with(node, made)
-            layer: Any = program.module_of(each)
-            with torch.no_grad():
-                layer.weight = nn.Parameter(layer.weight * step, requires_grad=False)
+        rounded_for(program, node, name, FixedPoint(step, LEVELS), readers, readers)
 
 
 def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
@@ -85,10 +79,9 @@ def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
     return [user for user, m in modules.items() if ops.is_projection(m) and getattr(m, "groups", 1) == 1]
 
 
-def spreads(program: Program) -> dict[fx.Node, Spread]:
-    """What batch norms tell of a program's values; one that is missing can be anything."""
+def spreads(program: Program, known: Mapping[fx.Node, Grid]) -> dict[fx.Node, Spread]:
+    """What batch norms, and the program's grids, tell of its values; one that is missing can be anything."""
     found: dict[fx.Node, Spread] = {}
-    known = grids(program)
     for node in program.graph.nodes:
         grid = known.get(node)
         bounds = Spread(grid.unit * grid.low, grid.unit * grid.high, 0.0) if grid is not None else None

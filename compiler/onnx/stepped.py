@@ -150,7 +150,13 @@ class SteppedBuilder(Builder):
             if source.offset == self.middle and source.dtype == self.spike:
                 return self.read_step(source, t, dims, self.spike)
             return self.signed(self.read_step(source, t, dims), grid.unit, dims)
-        return self.read_step(source, t, dims, *((self.spike, grid.unit) if grid is not None and self.fits(grid) else ()))
+        if grid is not None and self.fits(grid):
+            return self.read_step(source, t, dims, self.spike, grid.unit)
+        return self.read_step(source, t, dims)
+
+    def nothing(self, grid: Grid) -> int:
+        """The byte that stands for 0 in an operand of this grid."""
+        return self.middle if grid.is_signed_byte else 0
 
     def signed(self, value: ir.Value, unit: float, dims: Dims) -> ir.Value:
         """Floats as bytes around ``middle``: rounded, halves to even numbers."""

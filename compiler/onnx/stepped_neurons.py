@@ -12,6 +12,7 @@ says when a neuron fires first, and after each hard reset everything repeats.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -154,7 +155,8 @@ class _Periodic(_Steps):
         return found
 
 
-def first_firing(leaks: bool, steps: int) -> list[float]:
+@functools.cache
+def first_firing(leaks: bool, steps: int) -> tuple[float, ...]:
     """For each step, the least constant current with which a neuron at threshold 1 has fired by then, in float32.
 
     Args:
@@ -171,7 +173,7 @@ def first_firing(leaks: bool, steps: int) -> list[float]:
                 v = v * np.float32(0.5 if leaks else 1) + x
             low, high = (low, middle) if v >= 1 else (middle + 1, high)
         found.append(float(np.int32(low).view(np.float32)))
-    return found
+    return tuple(found)
 
 
 __all__ = ["SteppedKind", "first_firing"]

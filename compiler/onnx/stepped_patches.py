@@ -31,7 +31,7 @@ def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, grid: Grid) -> ir.
     flat = tuple(token for dim in pixels for token in dim)
     value = b.operand(x, t, (batch, flat, channels), grid)
     dtype: Any = value.type
-    nothing = b.middle if grid.is_signed_byte else 0
+    nothing = b.nothing(grid)
     sizes = tuple(size(dim) for dim in pixels)
     parts = windows(sizes, module)
     positions, taps = (int(np.prod([part.shape[i] for part in parts])) for i in (0, 1))

@@ -35,8 +35,7 @@ def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     dims = _rows(timeless(view), channel)
     path = str(node.target)
     weight, grid = module.weight.numpy(), b.grids[node.all_input_nodes[0]]
-    zero = [b.zero_point] if grid.is_signed_byte and b.middle else []
-    whole = b.fits(grid) or grid.is_signed_byte
+    zero = [b.zero_point] if b.nothing(grid) else []
     if _pointwise(module):
         kernel = weight.reshape(weight.shape[0], -1).T
         read: Any = lambda t: b.operand(x, t, _rows(x.timeless, channel), grid)  # noqa: E731
@@ -46,11 +45,12 @@ def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     gain = b.gains.get(node, 0)
 
     def each(t: int) -> ir.Value:
-        if not whole:
-            sums = b.op("MatMul", [read(t), b.widened(f"{path}.weight", kernel, None, 1.0)], dims)
+        rows = read(t)
+        if rows.type == FLOAT:
+            sums, unit = b.op("MatMul", [rows, b.widened(f"{path}.weight", kernel, None, 1.0)], dims), 1.0
         else:
-            sums = b.op("MatMulInteger", [read(t), b.packed(f"{path}.weight", kernel), *zero], dims, dtype=I32)
-        return b.rescaled(path, sums, module, grid.unit if whole else 1.0, factor(gain, t), dims)
+            sums, unit = b.op("MatMulInteger", [rows, b.packed(f"{path}.weight", kernel), *zero], dims, dtype=I32), grid.unit
+        return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
 
     return Steps(b.each(len(x.values), each), dims, view, gain=gain)
 

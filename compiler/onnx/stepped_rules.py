@@ -144,7 +144,7 @@ def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     if small:  # spikes and counts of them as they are stored
 
         def bytes_(t: int) -> ir.Value:
-            read = [b.read_step(s, t, d, b.spike, g.unit) for s, d, g in zip(pair, wanted, known, strict=False)]  # type: ignore[union-attr]
+            read = [b.read_step(s, t, d, b.spike, g.unit) for s, d, g in zip(pair, wanted, known[:2], strict=True)]  # type: ignore[union-attr]
             return b.op(op_type, read, dims, dtype=b.spike)
 
         return Steps(b.each(count, bytes_), dims, full, b.spike, known[2].unit)  # type: ignore[union-attr]

@@ -58,7 +58,7 @@ def test_a_constant_current_needs_no_membrane(leaks, steps):
 def test_the_least_current_that_fires_by_a_step(leaks):
     module = neuron.LIFNode(decay_input=False, step_mode="m") if leaks else neuron.IFNode(step_mode="m")
     found = first_firing(leaks, 9)
-    assert found[0] == 1 and found == sorted(found, reverse=True)
+    assert found[0] == 1 and list(found) == sorted(found, reverse=True)
     for step, least in enumerate(found, 1):
         edge = np.float32(least)
         at, below = (spikes(module, np.array([v]), step) for v in (edge, np.nextafter(edge, np.float32(0))))

@@ -181,7 +181,7 @@ def test_spreads_are_those_of_batch_norms():
         for path, (shift, scale) in norms.items():
             program.module.get_submodule(path).bias.fill_(shift)
             program.module.get_submodule(path).weight.fill_(scale)
-    found = spreads(program)
+    found = spreads(program, grids(program))
     by_target = {str(n.target): found.get(n) for n in program.graph.nodes}
     assert by_target["stem.1"] == Spread(0.5, 0.5, 4.0) and by_target["up.1"] == Spread(-1.0, -1.0, 9.0)
     total = next(found[n] for n in program.graph.nodes if n.target is operator.add and n in found)
