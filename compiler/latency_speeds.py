@@ -207,8 +207,8 @@ def _patches(g: Graph, x: str) -> str:
 def _integer(g: Graph, x: str, deep: int, out: int) -> str:
     """The form of which the runtime makes one operator; see ``SteppedBuilder.scaled``."""
     weight = g.constant(g.random.integers(-127, 128, (deep, out), dtype=np.int8))
-    mantissas = g.constant(g.random.integers(1 << 8, 1 << 12, out, dtype=np.uint16))
-    scale = g.op("Mul", g.number(2.0), g.op("DequantizeLinear", mantissas, g.number(2.0**-20)))
+    unfolded = g.op("DequantizeLinear", g.constant(np.array(1, np.uint8)), g.number(0.5))
+    scale = g.op("Mul", unfolded, g.floats(out))
     sums = g.op("Cast", g.op("MatMulInteger", x, weight), to=FLOAT)
     return g.op("Add", g.op("Mul", sums, scale), g.floats(out))
 
