@@ -194,7 +194,7 @@ def commands(models: Path, name: str) -> Iterator[tuple[str, list[str]]]:
         return
     fix = ["--fix"] if name == "published-qkformer" else []
     every = dict(EVERY)
-    if data.exists() and name in ("spikformer", "qkformer-token", "maxformer", "digits"):
+    if data.exists() and name in ("spikformer", "digits"):
         every |= {key: [*values, *few] for key, values in LABELLED.items()}
     if name == "digits":
         every |= {key: [*values, *few] for key, values in DIGITS.items()}
