@@ -68,17 +68,23 @@ def measure(name: str, runs: int, threads: int) -> list[dict]:
             times[bits].append(1e3 * (time.perf_counter() - start))
     return [
         {
-            "model": name, "bits": bits, "ms": round(statistics.median(times[bits]), 2),
+            "model": name,
+            "bits": bits,
+            "ms": round(statistics.median(times[bits]), 2),
             "beside 8 bits": round(statistics.median(a / b for a, b in zip(times[bits], times[8], strict=True)), 3),
-            "load, s": round(loads[bits], 2), "weight bytes": backend.weight_bytes(file), "file bytes": len(file),
+            "load, s": round(loads[bits], 2),
+            "weight bytes": backend.weight_bytes(file),
+            "file bytes": len(file),
         }
         for bits, file in made.items()
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=["spikformer_s", "sdt_8_384", "qkformer_10_384"], choices=FULL_SIZE)
+    parser.add_argument(
+        "--models", nargs="*", default=["spikformer_s", "sdt_8_384", "qkformer_10_384"], choices=FULL_SIZE
+    )
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

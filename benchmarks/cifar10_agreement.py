@@ -48,13 +48,27 @@ def main() -> None:
     seconds = time.perf_counter() - start
     check = verify if args.weights == "fp32" else verify_exact
     verdict = check(checked, exported, (x for x, _ in data.batches(100)))
-    rows = [{
-        "weights": args.weights, "bytes of fp32": onnx.weight_bytes(exported) / whole, "images": seen, "eager top-1": eager_right / seen, "ONNX Runtime top-1": ours_right / seen, "same class": agree / seen,
-        "spikes compared": verdict.total("spikes"), "flips within rounding": verdict.total("flips_within_rounding"),
-        "flips beyond rounding": verdict.total("flips_beyond_rounding"),
-        "currents beyond rounding": verdict.total("currents_beyond_rounding"), "seconds for both": round(seconds, 1),
-    }]  # fmt: skip
-    publish("cifar10_agreement" + f"_{args.weights}" * (args.weights != "fp32"), rows, __doc__ or "", verify=verdict.to_json())
+    rows = [
+        {
+            "weights": args.weights,
+            "bytes of fp32": onnx.weight_bytes(exported) / whole,
+            "images": seen,
+            "eager top-1": eager_right / seen,
+            "ONNX Runtime top-1": ours_right / seen,
+            "same class": agree / seen,
+            "spikes compared": verdict.total("spikes"),
+            "flips within rounding": verdict.total("flips_within_rounding"),
+            "flips beyond rounding": verdict.total("flips_beyond_rounding"),
+            "currents beyond rounding": verdict.total("currents_beyond_rounding"),
+            "seconds for both": round(seconds, 1),
+        }
+    ]
+    publish(
+        "cifar10_agreement" + f"_{args.weights}" * (args.weights != "fp32"),
+        rows,
+        __doc__ or "",
+        verify=verdict.to_json(),
+    )
 
 
 if __name__ == "__main__":

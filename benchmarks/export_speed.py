@@ -83,13 +83,20 @@ def main() -> None:
         raw[name] = pairs
         mine, theirs = zip(*pairs, strict=True)
         seconds = [statistics.median(r["seconds"] for r in side) for side in (mine, theirs)]
-        rows.append({
-            "model": name, "svitc s": round(seconds[0], 2), "torch.onnx s": round(seconds[1], 2),
-            "time ratio": round(seconds[0] / seconds[1], 4), "svitc nodes": int(mine[0]["nodes"]),
-            "torch.onnx nodes": int(theirs[0]["nodes"]), "node ratio": round(mine[0]["nodes"] / theirs[0]["nodes"], 4),
-            "svitc peak GiB": round(max(r["peak"] for r in mine) / 2**30, 2),
-            "torch.onnx peak GiB": round(max(r["peak"] for r in theirs) / 2**30, 2), "runs": args.runs,
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "svitc s": round(seconds[0], 2),
+                "torch.onnx s": round(seconds[1], 2),
+                "time ratio": round(seconds[0] / seconds[1], 4),
+                "svitc nodes": int(mine[0]["nodes"]),
+                "torch.onnx nodes": int(theirs[0]["nodes"]),
+                "node ratio": round(mine[0]["nodes"] / theirs[0]["nodes"], 4),
+                "svitc peak GiB": round(max(r["peak"] for r in mine) / 2**30, 2),
+                "torch.onnx peak GiB": round(max(r["peak"] for r in theirs) / 2**30, 2),
+                "runs": args.runs,
+            }
+        )
         print(rows[-1], flush=True)
     publish("export_speed", rows, f"{__doc__} Medians.", raw=raw)
 

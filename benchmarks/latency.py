@@ -44,7 +44,9 @@ ARCH = "spikingjelly.activation_based.model:"
 # in processes of their own
 
 
-def prepare(factory: str, arguments: dict[str, Any], shape: tuple[int, ...], place: Path, variants: list[str]) -> dict[str, Any]:
+def prepare(
+    factory: str, arguments: dict[str, Any], shape: tuple[int, ...], place: Path, variants: list[str]
+) -> dict[str, Any]:
     """Make a network's checkpoint, once, and compile its variants: what is known of each file."""
     import torch
     from spikingjelly.activation_based import model as sj
@@ -75,9 +77,14 @@ def prepare(factory: str, arguments: dict[str, Any], shape: tuple[int, ...], pla
         file = place.with_name(f"{place.name}-{name}.onnx")
         file.write_bytes(done.onnx)
         known["variants"][name] = {
-            "file": file.name, "macs": macs(done.program), "parameters": done.report["parameters"]["compiled"],
-            "facts": {"nodes": done.report["nodes"]["compiled"], "weight_bytes": done.report["memory"]["compiled_bytes"]},
-        }  # fmt: skip
+            "file": file.name,
+            "macs": macs(done.program),
+            "parameters": done.report["parameters"]["compiled"],
+            "facts": {
+                "nodes": done.report["nodes"]["compiled"],
+                "weight_bytes": done.report["memory"]["compiled_bytes"],
+            },
+        }
     return known
 
 
@@ -100,9 +107,12 @@ def products(kind: str, threads: int) -> Ready:
         given = made = TensorProto.FLOAT
         op = "MatMul"
     graph = helper.make_graph(
-        [helper.make_node(op, ["x", "w"], ["y"])], "products", [helper.make_tensor_value_info("x", given, [m, k])],
-        [helper.make_tensor_value_info("y", made, [m, n])], [numpy_helper.from_array(w, "w")],
-    )  # fmt: skip
+        [helper.make_node(op, ["x", "w"], ["y"])],
+        "products",
+        [helper.make_tensor_value_info("x", given, [m, k])],
+        [helper.make_tensor_value_info("y", made, [m, n])],
+        [numpy_helper.from_array(w, "w")],
+    )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     session = backend.session(proto.SerializeToString(), threads)
     return Ready(lambda: session.run(None, {"x": x})[0], f"onnxruntime {onnxruntime.__version__}")
@@ -111,7 +121,9 @@ def products(kind: str, threads: int) -> Ready:
 # one model at one batch
 
 
-def contestants(name: str, batch: int, known: dict[str, Any], args: argparse.Namespace) -> tuple[list[Contestant], list[dict]]:
+def contestants(
+    name: str, batch: int, known: dict[str, Any], args: argparse.Namespace
+) -> tuple[list[Contestant], list[dict]]:
     """All of a model at a batch, and rows of those that cannot run."""
     source = Source(args.work / f"{name}.pt")
     load = Load(FULL_SIZE[name][1], batch, args.threads)
@@ -153,8 +165,16 @@ def one(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
         compiled.write_text(json.dumps(once(task, LIMIT)))
     known = json.loads(compiled.read_text())
     racing, failed = contestants(name, batch, known, args)
-    record = race(racing, args.runs, LIMIT, profile=True, progress=lambda *stage: say(f"{name} b{batch}: {stage[0]} {stage[1]}"))
-    record |= {"model": name, "batch": batch, "threads": args.threads, "macs": known["macs"], "parameters": known["parameters"]}
+    record = race(
+        racing, args.runs, LIMIT, profile=True, progress=lambda *stage: say(f"{name} b{batch}: {stage[0]} {stage[1]}")
+    )
+    record |= {
+        "model": name,
+        "batch": batch,
+        "threads": args.threads,
+        "macs": known["macs"],
+        "parameters": known["parameters"],
+    }
     record["rows"] += failed
     record["variants"] = known["variants"]
     record["rates"] = rates(record["rows"])
@@ -166,9 +186,7 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """Billions of operations a second, two for each multiply-accumulate."""
     medians = {each["name"]: each["median_ms"] for each in rows}
     operations = 2 * math.prod(PRODUCT)
-    return {
-        kind: operations / medians[title] / 1e6 if medians.get(title) else None for kind, title in PRODUCTS.items()
-    }
+    return {kind: operations / medians[title] / 1e6 if medians.get(title) else None for kind, title in PRODUCTS.items()}
 
 
 def lines(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -187,33 +205,47 @@ def lines(record: dict[str, Any]) -> list[dict[str, Any]]:
             continue
         ours = record["variants"].get(each["name"])
         cells: dict[str, Any] = {
-            "model": record["model"], "batch": record["batch"],
-            "contestant": f"svitc {each['name']}" if ours else each["name"], "median ms": each["reason"] or "-",
-        }  # fmt: skip
+            "model": record["model"],
+            "batch": record["batch"],
+            "contestant": f"svitc {each['name']}" if ours else each["name"],
+            "median ms": each["reason"] or "-",
+        }
         if each["reason"]:
             cells |= dict.fromkeys(COLUMNS, "-")
         else:
             operations = 2 * (ours or record)["macs"] * record["batch"]
             floor = {kind: operations / rate / 1e6 if rate else None for kind, rate in record["rates"].items()}
             cells |= {
-                "median ms": each["median_ms"], "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}",
-                "x faster than eager": faster(each, "eager"), "x faster than naive export": faster(each, NAIVE),
+                "median ms": each["median_ms"],
+                "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}",
+                "x faster than eager": faster(each, "eager"),
+                "x faster than naive export": faster(each, NAIVE),
                 **{
-                    f"x {kind} products alone": round(each["median_ms"] / ms, 2) if ms else "-" for kind, ms in floor.items()
+                    f"x {kind} products alone": round(each["median_ms"] / ms, 2) if ms else "-"
+                    for kind, ms in floor.items()
                 },
                 "weight bytes": "-" if each["weight_bytes"] is None else each["weight_bytes"],
-                "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1), "nodes": each["nodes"] or "-",
+                "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1),
+                "nodes": each["nodes"] or "-",
                 "max logit difference": "-" if each["max_logit_difference"] is None else each["max_logit_difference"],
                 "runtime": each["version"],
-            }  # fmt: skip
+            }
         found.append(cells)
     return found
 
 
 COLUMNS = (
-    "quartiles", "x faster than eager", "x faster than naive export", "x int8 products alone", "x float products alone",
-    "weight bytes", "peak MiB", "nodes", "max logit difference", "runtime",
-)  # fmt: skip
+    "quartiles",
+    "x faster than eager",
+    "x faster than naive export",
+    "x int8 products alone",
+    "x float products alone",
+    "weight bytes",
+    "peak MiB",
+    "nodes",
+    "max logit difference",
+    "runtime",
+)
 
 
 def profiles(record: dict[str, Any], most: int = 10) -> str:
@@ -226,7 +258,9 @@ def profiles(record: dict[str, Any], most: int = 10) -> str:
         spent = list(operators.items())
         text = ", ".join(f"{kind} {each['ms'] / total:.0%}" for kind, each in spent[:most])
         label = f"svitc {name}" if name in record["variants"] else name
-        rows.append({"model": record["model"], "batch": record["batch"], "file": label, "share of time by operator": text})
+        rows.append(
+            {"model": record["model"], "batch": record["batch"], "file": label, "share of time by operator": text}
+        )
     return table(rows).split("\n", 2)[2] if rows else ""
 
 
@@ -237,7 +271,11 @@ def note_on(records: list[dict[str, Any]]) -> str:
         for kind in PRODUCTS
         if (known := [record["rates"][kind] for record in records if record["rates"][kind]])
     )
-    busy = f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed." if others > DISTURBED else ""
+    busy = (
+        f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed."
+        if others > DISTURBED
+        else ""
+    )
     return (
         f"Matrix products alone: {text}, measured in the same rounds. Medians and quartiles of {records[0]['runs']} rounds;"
         f" factors are medians over rounds of both times in one round. Peak MiB is of the model alone, without what the"
@@ -253,10 +291,21 @@ def publish(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
     shown = [cells for record in records for cells in lines(record)]
     operators = "".join(profiles(record) for record in records)
     text = [
-        f"# {args.out.name}", "", str(__doc__).split("\n\nlatency_scaling")[0], "", note_on(records), "", table(shown),
-        "By operator, ONNX Runtime's profiler:", "",
-        "| model | batch | file | share of time by operator |", "| --- | --- | --- | --- |", operators, footer(env), "",
-    ]  # fmt: skip
+        f"# {args.out.name}",
+        "",
+        str(__doc__).split("\n\nlatency_scaling")[0],
+        "",
+        note_on(records),
+        "",
+        table(shown),
+        "By operator, ONNX Runtime's profiler:",
+        "",
+        "| model | batch | file | share of time by operator |",
+        "| --- | --- | --- | --- |",
+        operators,
+        footer(env),
+        "",
+    ]
     args.out.with_suffix(".md").write_text("\n".join(text))
     plot(records, args.out.with_suffix(".svg"))
 
@@ -280,12 +329,15 @@ def canvas(columns: int) -> tuple[Any, Any, Any]:
 def plot(records: list[dict[str, Any]], path: Path) -> None:
     """How many times faster than eager, one panel a batch, one group of bars a model; no eager, no plot."""
     ratios = {
-        (record["model"], record["batch"], each["name"]): quartiles([
-            a / b for a, b in zip(base["times_ms"], each["times_ms"], strict=True)
-        ])
-        for record in records for base in record["rows"] if base["name"] == "eager" and base["times_ms"]
-        for each in record["rows"] if each["times_ms"] and each["name"] not in PRODUCTS.values()
-    }  # fmt: skip
+        (record["model"], record["batch"], each["name"]): quartiles(
+            [a / b for a, b in zip(base["times_ms"], each["times_ms"], strict=True)]
+        )
+        for record in records
+        for base in record["rows"]
+        if base["name"] == "eager" and base["times_ms"]
+        for each in record["rows"]
+        if each["times_ms"] and each["name"] not in PRODUCTS.values()
+    }
     if not ratios:
         return
     batches = sorted({batch for _, batch, _ in ratios})
@@ -298,14 +350,22 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         for place, name in enumerate(names):
             points = [
                 (x + (place - (len(names) - 1) / 2) * width, ratios[model, batch, name])
-                for x, model in enumerate(models) if (model, batch, name) in ratios
-            ]  # fmt: skip
-            spread = [[middle - low for _, (low, middle, _) in points], [high - middle for _, (_, middle, high) in points]]
+                for x, model in enumerate(models)
+                if (model, batch, name) in ratios
+            ]
+            spread = [
+                [middle - low for _, (low, middle, _) in points],
+                [high - middle for _, (_, middle, high) in points],
+            ]
             label = f"svitc {name}" if name in ours else name
             panel.bar(
-                [x for x, _ in points], [middle for _, (_, middle, _) in points], width, yerr=spread, label=label,
+                [x for x, _ in points],
+                [middle for _, (_, middle, _) in points],
+                width,
+                yerr=spread,
+                label=label,
                 error_kw={"linewidth": 0.7},
-            )  # fmt: skip
+            )
         panel.axhline(1, color="grey", linewidth=0.5)
         panel.set_xticks(range(len(models)), models, rotation=15, fontsize=8)
         panel.set_title(f"batch {batch}")
@@ -345,7 +405,9 @@ def main() -> None:
             publish(records, args)
     if records:
         print(args.out.with_suffix(".md").read_text())
-        say(f"slowest round: {max(statistics.fmean(e['times_ms']) for r in records for e in r['rows'] if e['times_ms']):,.0f} ms")
+        say(
+            f"slowest round: {max(statistics.fmean(e['times_ms']) for r in records for e in r['rows'] if e['times_ms']):,.0f} ms"
+        )
 
 
 if __name__ == "__main__":

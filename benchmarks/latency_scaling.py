@@ -20,8 +20,11 @@ from svitc.bench_race import DISTURBED, race
 from svitc.bench_worker import Contestant, once
 
 SCALES: dict[str, list[int]] = {
-    "T": [1, 2, 4, 8], "batch": [1, 2, 4, 8, 16, 32], "depth": [4, 8, 16, 24], "resolution": [128, 192, 256, 320, 384],
-}  # fmt: skip
+    "T": [1, 2, 4, 8],
+    "batch": [1, 2, 4, 8, 16, 32],
+    "depth": [4, 8, 16, 24],
+    "resolution": [128, 192, 256, 320, 384],
+}
 BASE = {"T": 4, "batch": 1, "depth": 8, "resolution": 224}
 
 
@@ -42,13 +45,22 @@ def scaling(args: argparse.Namespace) -> None:
         out.with_suffix(".json").write_text(json.dumps({"environment": env, "records": records}, indent=1) + "\n")
         rows = [cells for record in records for cells in scaling_lines(record)]
         others = max(record["other_processes"] or 0.0 for record in records)
-        busy = f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed." if others > DISTURBED else ""
+        busy = (
+            f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed."
+            if others > DISTURBED
+            else ""
+        )
         text = [
-            f"# {out.name}", "", f"How does the time of our {variant} file grow? A Spikformer of width {args.width}; what is not"
+            f"# {out.name}",
+            "",
+            f"How does the time of our {variant} file grow? A Spikformer of width {args.width}; what is not"
             f" varied is {', '.join(f'{k} {v}' for k, v in BASE.items())}. The exponent is that of the growth since the row"
-            f" before: 1 is linear in the quantity. Medians of {args.runs} paired rounds.{busy}", "",
-            table(rows), footer(env), "",
-        ]  # fmt: skip
+            f" before: 1 is linear in the quantity. Medians of {args.runs} paired rounds.{busy}",
+            "",
+            table(rows),
+            footer(env),
+            "",
+        ]
         out.with_suffix(".md").write_text("\n".join(text))
         plot(records, out.with_suffix(".svg"))
     print("\n".join(text))
@@ -60,9 +72,13 @@ def scale(quantity: str, variant: str, args: argparse.Namespace) -> dict[str, An
         at = BASE | {quantity: value}
         side = at["resolution"]
         arguments = {
-            "T": at["T"], "embed_dims": args.width, "num_heads": args.width // 32, "depths": at["depth"],
-            "img_size_h": side, "img_size_w": side,
-        }  # fmt: skip
+            "T": at["T"],
+            "embed_dims": args.width,
+            "num_heads": args.width // 32,
+            "depths": at["depth"],
+            "img_size_h": side,
+            "img_size_w": side,
+        }
         place = args.work / f"spikformer-w{args.width}-t{at['T']}-d{at['depth']}-r{side}"
         known = place.with_name(f"{place.name}-{variant}.json")
         if not known.is_file() or not args.resume:
@@ -83,15 +99,28 @@ def scaling_lines(record: dict[str, Any]) -> list[dict[str, Any]]:
         size, ms = point[record["quantity"]], each["median_ms"]
         cells: dict[str, Any] = {"varied": record["quantity"], "value": size, "median ms": each["reason"] or ms}
         if each["reason"]:
-            rows.append(cells | dict.fromkeys(("quartiles", "ms an image", "exponent", "MMACs an image", "GMAC/s", "weight bytes", "peak MiB"), "-"))
+            rows.append(
+                cells
+                | dict.fromkeys(
+                    ("quartiles", "ms an image", "exponent", "MMACs an image", "GMAC/s", "weight bytes", "peak MiB"),
+                    "-",
+                )
+            )
             continue
         images = point["batch"]
         exponent = "-" if last is None else round(math.log(ms / last[1]) / math.log(size / last[0]), 2)
-        rows.append(cells | {
-            "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}", "ms an image": ms / images, "exponent": exponent,
-            "MMACs an image": round(point["macs"] / 1e6), "GMAC/s": point["macs"] * images / ms / 1e6,
-            "weight bytes": each["weight_bytes"], "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1),
-        })  # fmt: skip
+        rows.append(
+            cells
+            | {
+                "quartiles": f"{each['q1_ms']:g} to {each['q3_ms']:g}",
+                "ms an image": ms / images,
+                "exponent": exponent,
+                "MMACs an image": round(point["macs"] / 1e6),
+                "GMAC/s": point["macs"] * images / ms / 1e6,
+                "weight bytes": each["weight_bytes"],
+                "peak MiB": round((each["memory_bytes"] or 0) / 2**20, 1),
+            }
+        )
         last = size, ms
     return rows
 
@@ -101,16 +130,20 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     plt, figure, panels = canvas(len(records))
     for panel, record in zip(panels, records, strict=True):
         good = [
-            (point[record["quantity"]], each["median_ms"]) for each, point in zip(record["rows"], record["points"], strict=True)
+            (point[record["quantity"]], each["median_ms"])
+            for each, point in zip(record["rows"], record["points"], strict=True)
             if not each["reason"]
-        ]  # fmt: skip
+        ]
         if good:
             panel.plot(*zip(*good, strict=True), "o-", label="measured")
             power = 2 if record["quantity"] == "resolution" else 1
             panel.plot(
-                [x for x, _ in good], [good[0][1] * (x / good[0][0]) ** power for x, _ in good], ":", color="grey",
+                [x for x, _ in good],
+                [good[0][1] * (x / good[0][0]) ** power for x, _ in good],
+                ":",
+                color="grey",
                 label="in proportion to " + ("pixels" if power == 2 else record["quantity"]),
-            )  # fmt: skip
+            )
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
         panel.set_xlabel(record["quantity"])
@@ -125,7 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="int8", choices=list(VARIANTS))
     parser.add_argument("--quantities", nargs="+", default=list(SCALES), choices=list(SCALES))
-    parser.add_argument("--values", nargs="+", type=int, help="of the one quantity of --quantities, instead of the usual")
+    parser.add_argument(
+        "--values", nargs="+", type=int, help="of the one quantity of --quantities, instead of the usual"
+    )
     parser.add_argument("--width", type=int, default=384, help="of the network")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)

@@ -51,9 +51,14 @@ def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Name
     test = load_data(args.test, program.input, program.info, limit=args.limit)
     train = load_data(args.train, program.input, program.info)
     options = Options(
-        data=test, train_data=train, sweep_images=args.sweep_images, calibration_images=args.calibration_images,
-        sweep_file=args.work / f"{name.replace(' ', '-')}.sweep.jsonl", resume=True, **extra,
-    )  # fmt: skip
+        data=test,
+        train_data=train,
+        sweep_images=args.sweep_images,
+        calibration_images=args.calibration_images,
+        sweep_file=args.work / f"{name.replace(' ', '-')}.sweep.jsonl",
+        resume=True,
+        **extra,
+    )
     compiler = Compiler(program, make(policy), options)
     pruned = compiler.compile(budget)
     row: dict[str, Any] = {"name": name, "policy": policy, "pruned": kept(pruned.report, KEYS), "tuned": None}
@@ -83,11 +88,14 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         for key, filled in (("pruned", False), ("tuned", True)):
             points = [
                 (100 * (1 - r[key]["memory"]["ratio"]), 100 * r[key]["accuracy"]["drop"])
-                for r in rows if r["policy"] == policy and r[key] is not None
-            ]  # fmt: skip
+                for r in rows
+                if r["policy"] == policy and r[key] is not None
+            ]
             if points:
                 label = f"{policy}, fine-tuned" if filled else policy
-                axes.plot(*zip(*sorted(points), strict=True), marker, fillstyle="full" if filled else "none", label=label)
+                axes.plot(
+                    *zip(*sorted(points), strict=True), marker, fillstyle="full" if filled else "none", label=label
+                )
     save(figure, axes, path)
 
 
@@ -102,16 +110,21 @@ def main() -> None:
         rows = list(pool.map(work, jobs, [args] * len(jobs)))
     first = rows[0]["pruned"]["accuracy"]
     lines = [
-        f"# Policies on {args.model.name}", "",
+        f"# Policies on {args.model.name}",
+        "",
         f"Original: {first['original']:.2%} of {first['images']:,} test images"
         f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Plans, refits and"
         f" fine-tuning use the training images only. Drops are points lost, with their paired"
-        " 95% intervals.", "",
+        " 95% intervals.",
+        "",
         "| policy | memory saved | top-1 | drop | top-1 fine-tuned | drop fine-tuned | epochs | points measured |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *map(row_text, rows), "",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *map(row_text, rows),
+        "",
         f"Command: `python benchmarks/policies.py {args.model.name} --train {args.train.name} --test {args.test.name}"
-        f" --epochs {args.epochs} --sweep-images {args.sweep_images}`", "",
-    ]  # fmt: skip
+        f" --epochs {args.epochs} --sweep-images {args.sweep_images}`",
+        "",
+    ]
     args.out.parent.mkdir(exist_ok=True)
     args.out.with_suffix(".md").write_text("\n".join(lines))
     args.out.with_suffix(".json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")

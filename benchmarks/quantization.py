@@ -37,7 +37,19 @@ JOBS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
     "joint": ("auto", {}, "0.075", {}),
 }
 TUNED = ("joint",)
-KEYS = ("memory", "parameters", "accuracy", "energy", "policy", "weights", "groups", "decisions", "sweep", "finetune", "seconds")
+KEYS = (
+    "memory",
+    "parameters",
+    "accuracy",
+    "energy",
+    "policy",
+    "weights",
+    "groups",
+    "decisions",
+    "sweep",
+    "finetune",
+    "seconds",
+)
 
 
 def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -60,10 +72,14 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
     program = load(args.model)
     options = Options(
         data=load_data(args.test, program.input, program.info, limit=args.limit),
-        train_data=load_data(args.train, program.input, program.info), sweep_images=args.sweep_images,
-        calibration_images=args.calibration_images, sweep_file=args.work / f"{stem}.sweep.jsonl", resume=True,
-        say=lambda sentence: print(f"{name}: {sentence}", flush=True), **extra,
-    )  # fmt: skip
+        train_data=load_data(args.train, program.input, program.info),
+        sweep_images=args.sweep_images,
+        calibration_images=args.calibration_images,
+        sweep_file=args.work / f"{stem}.sweep.jsonl",
+        resume=True,
+        say=lambda sentence: print(f"{name}: {sentence}", flush=True),
+        **extra,
+    )
     compiler = Compiler(program, make(policy, **own), options)
     plan_file = args.work / f"{stem}.plan.json"
     if not row:
@@ -85,7 +101,12 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def row_text(row: dict[str, Any]) -> str:
     plain = row["plain"]
     saved = plain["energy"]["saved"]
-    cells = [row["name"], f"{1 - plain['memory']['ratio']:.2%}", f"{saved['total']:.1%}", f"{saved['total_same_memory']:.1%}"]
+    cells = [
+        row["name"],
+        f"{1 - plain['memory']['ratio']:.2%}",
+        f"{saved['total']:.1%}",
+        f"{saved['total_same_memory']:.1%}",
+    ]
     for each in (plain, row["tuned"]):
         cells += accuracy_cells(each)
     cells.append(str(row["tuned"]["finetune"]["epochs"]) if row["tuned"] else "-")
@@ -118,18 +139,23 @@ def main() -> None:
         rows = list(pool.map(work, names, [args] * len(names)))
     first = rows[0]["plain"]["accuracy"]
     lines = [
-        f"# Bits on {args.model.name}", "",
+        f"# Bits on {args.model.name}",
+        "",
         f"Original: {first['original']:.2%} of {first['images']:,} test images"
         f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Bits, rounding and"
         " fine-tuning use the training images only. Drops are points lost, with their paired 95% intervals. Energy is"
         " svitc energy's (Horowitz 2014) against the fp32 network; the second figure leaves out that smaller weights"
-        " lie in SRAM instead of DRAM.", "",
+        " lie in SRAM instead of DRAM.",
+        "",
         "| policy | memory saved | energy saved | same memory | top-1 | drop | top-1 fine-tuned | drop fine-tuned | epochs"
         " | full evaluations | layers x bits |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |", *map(row_text, rows), "",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        *map(row_text, rows),
+        "",
         f"Command: `python benchmarks/quantization.py {args.model.name} --train {args.train.name} --test {args.test.name}"
-        f" --epochs {args.epochs} --sweep-images {args.sweep_images}`", "",
-    ]  # fmt: skip
+        f" --epochs {args.epochs} --sweep-images {args.sweep_images}`",
+        "",
+    ]
     args.out.parent.mkdir(exist_ok=True)
     args.out.with_suffix(".md").write_text("\n".join(lines))
     args.out.with_suffix(".json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")

@@ -40,7 +40,9 @@ MAX = {"T": 2, "num_classes": 5, "embed_dims": 128, "depths": [1, 1, 1]}
 # name -> (factory, its arguments, shape of the input)
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "spikformer": (
-        f"{ZOO}.spikformer:Spikformer", {**SMALL, "img_size_h": 32, "img_size_w": 48, "patch_size": 4}, IMAGE,
+        f"{ZOO}.spikformer:Spikformer",
+        {**SMALL, "img_size_h": 32, "img_size_w": 48, "patch_size": 4},
+        IMAGE,
     ),
     "sdt": (f"{ZOO}.spike_driven_transformer:SpikeDrivenTransformer", SMALL, IMAGE),
     "qkformer-token": (f"{ZOO}.qkformer:QKFormer", QK, IMAGE),
@@ -49,12 +51,18 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "maxformer-cifar": (f"{ZOO}.maxformer:MaxFormer", {**MAX, "embed_dims": 64, "cifar": True}, IMAGE),
     "published-spikformer": (f"{OURS}:Spikformer", {**SMALL, "variant": "imagenet"}, (3, 32, 64)),
     "published-sdt": (
-        f"{OURS}:SpikeDrivenTransformer", {**EVENTS, "pooling_stat": "0111", "spike_mode": "plif"}, (2, 2, 16, 32),
+        f"{OURS}:SpikeDrivenTransformer",
+        {**EVENTS, "pooling_stat": "0111", "spike_mode": "plif"},
+        (2, 2, 16, 32),
     ),
     "published-meta": (f"{OURS}:MetaSpikeFormer", {**STAGES, "T": 2}, (3, 32, 64)),
     "published-espikeformer": (f"{OURS}:ESpikeFormer", STAGES, (3, 32, 64)),
-    "published-qkformer": (f"{OURS}:QKFormer", {**SMALL, "variant": "cifar", "depths": [1, 1, 1], "num_heads": 4, "embed_dims": 64}, (3, 16, 32)),
-}  # fmt: skip
+    "published-qkformer": (
+        f"{OURS}:QKFormer",
+        {**SMALL, "variant": "cifar", "depths": [1, 1, 1], "num_heads": 4, "embed_dims": 64},
+        (3, 16, 32),
+    ),
+}
 # of every model; {data} only where a model has images of one size
 EVERY = {
     "fp32": ["--budget", "0.78"],
@@ -100,7 +108,9 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
-        sides = {name: package(commit, work) for name, commit in (("before", arguments.before), ("after", arguments.after))}
+        sides = {
+            name: package(commit, work) for name, commit in (("before", arguments.before), ("after", arguments.after))
+        }
         wanted = [name for name in arguments.only.split(",") if name] or [*MODELS, "digits"]
         wanted += ["spikformer_s"] if arguments.large else []
         make_models(work / "models", wanted, sides["after"])
@@ -244,7 +254,11 @@ def compare(before: Path, after: Path) -> int:
         texts = [content(side / name) for side in (before, after)]
         if texts[0] != texts[1]:
             different += 1
-            print(f"differs: {name}" if None not in texts else f"only in {'after' if texts[0] is None else 'before'}: {name}")
+            print(
+                f"differs: {name}"
+                if None not in texts
+                else f"only in {'after' if texts[0] is None else 'before'}: {name}"
+            )
             if isinstance(texts[0], str) and isinstance(texts[1], str):
                 pairs = zip(texts[0].splitlines(), texts[1].splitlines(), strict=False)
                 for a, b in [(a, b) for a, b in pairs if a != b][:3]:

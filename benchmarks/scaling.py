@@ -41,10 +41,16 @@ def main() -> None:
     for depth in args.depths:
         capture_s = statistics.median(t[0] for t in times[depth])
         analysis_s = statistics.median(t[1] for t in times[depth])
-        rows.append({
-            "depth": depth, "groups": times[depth][0][2], "capture s": round(capture_s, 3), "analysis s": round(analysis_s, 3),
-            "both s": round(capture_s + analysis_s, 3), "runs": args.runs,
-        })  # fmt: skip
+        rows.append(
+            {
+                "depth": depth,
+                "groups": times[depth][0][2],
+                "capture s": round(capture_s, 3),
+                "analysis s": round(analysis_s, 3),
+                "both s": round(capture_s + analysis_s, 3),
+                "runs": args.runs,
+            }
+        )
     first, last = (next(r for r in rows if r["depth"] == d) for d in (8, max(args.depths)))
     ratio = {k: round(last[k] / first[k], 3) for k in ("capture s", "analysis s", "both s")}
     publish("scaling", rows, f"{__doc__}\n\nDepth {last['depth']} against depth 8: {ratio}. Medians.", ratio=ratio)

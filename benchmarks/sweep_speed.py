@@ -72,7 +72,15 @@ class Both:
 
 
 def ranks(args: argparse.Namespace) -> list[dict[str, Any]]:
-    command = [str(args.model), "--data", str(args.data), "--sweep-images", str(args.images), "--calibration-images", "128"]
+    command = [
+        str(args.model),
+        "--data",
+        str(args.data),
+        "--sweep-images",
+        str(args.images),
+        "--calibration-images",
+        "128",
+    ]
     found = []
     for name, threads, prefix in (
         ("one process, one core", 1, [sys.executable, "-m"]),
@@ -99,11 +107,14 @@ def main() -> None:
     rows = points(args)
     ours, plain = (sum(row[key] for row in rows) for key in ("ours", "plain"))
     summary = {
-        "points": len(rows), "images": args.images, "ours s": round(ours, 1), "plain s": round(plain, 1),
+        "points": len(rows),
+        "images": args.images,
+        "ours s": round(ours, 1),
+        "plain s": round(plain, 1),
         "ratio": round(ours / plain, 3),
         "median ratio of a point": round(statistics.median(row["ours"] / row["plain"] for row in rows), 3),
         "largest difference, images": max(abs(row["same"]) for row in rows),
-    }  # fmt: skip
+    }
     note = "Sensitivity of all groups, each point both ways; see the script."
     publish(args.name, [summary], note, points=rows, ranks=ranks(args) if args.ranks else None)
 

@@ -25,8 +25,14 @@ from svitc.program import InputSpec
 
 ARCH = "spikingjelly.activation_based.model.spike_driven_transformer:SpikeDrivenTransformer"
 ARCH_ARGS = {
-    "T": 4, "in_channels": 3, "num_classes": 10, "embed_dims": 128, "num_heads": 4, "depths": 2, "pooling_stat": "1100",
-}  # fmt: skip
+    "T": 4,
+    "in_channels": 3,
+    "num_classes": 10,
+    "embed_dims": 128,
+    "num_heads": 4,
+    "depths": 2,
+    "pooling_stat": "1100",
+}
 SHAPE = (3, 32, 32)
 NORMALIZE = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.2435, 0.2616]}
 T_SHORT = 2
@@ -84,11 +90,16 @@ def main() -> None:
     model.T = ARCH_ARGS["T"]
     torch.save(
         {
-            "arch": ARCH, "arch_args": ARCH_ARGS, "input_shape": list(SHAPE), "normalize": NORMALIZE,
-            "classes": data.classes, "state_dict": model.eval().state_dict(),
+            "arch": ARCH,
+            "arch_args": ARCH_ARGS,
+            "input_shape": list(SHAPE),
+            "normalize": NORMALIZE,
+            "classes": data.classes,
+            "state_dict": model.eval().state_dict(),
             "metrics": {"train_loss": history[-1], "epochs": round(seen / len(images), 2)},
-        }, args.out,
-    )  # fmt: skip
+        },
+        args.out,
+    )
 
 
 if __name__ == "__main__":

@@ -15,14 +15,25 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "load": "driver", "compile": "compilation", "Compiled": "compilation", "Compiler": "compilation",
-    "Options": "compilation", "export": "exporting",
-    "save": "frontends", "capture": "frontends.capture",
-    "Program": "program", "InputSpec": "program", "Stage": "program",
-    "Pass": "pass_base", "PassResult": "pass_base", "Pipeline": "pass_base",
-    "Plan": "plan", "Uniform": "passes.policies.uniform",
-    "verify": "verification", "SvitcError": "errors",
-}  # fmt: skip
+    "load": "driver",
+    "compile": "compilation",
+    "Compiled": "compilation",
+    "Compiler": "compilation",
+    "Options": "compilation",
+    "export": "exporting",
+    "save": "frontends",
+    "capture": "frontends.capture",
+    "Program": "program",
+    "InputSpec": "program",
+    "Stage": "program",
+    "Pass": "pass_base",
+    "PassResult": "pass_base",
+    "Pipeline": "pass_base",
+    "Plan": "plan",
+    "Uniform": "passes.policies.uniform",
+    "verify": "verification",
+    "SvitcError": "errors",
+}
 __all__ = sorted(_HOME)
 
 

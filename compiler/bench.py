@@ -105,7 +105,9 @@ def measure(
     load = Load(shape, settings.batch, settings.all_threads, settings.seed)
     ours = Contestant(OURS, peers_.onnx_file, (path, load), ORT, facts)
     with tempfile.TemporaryDirectory() as folder:
-        others, rows = ([], []) if against is None else find_peers(against, load, settings, Path(folder), progress, loud)
+        others, rows = (
+            ([], []) if against is None else find_peers(against, load, settings, Path(folder), progress, loud)
+        )
         report = race([ours, *others], settings.runs, settings.limit, settings.profile, progress, loud)
     if reason := report["rows"][0]["reason"]:
         slow = reason.startswith("not done")
@@ -114,9 +116,14 @@ def measure(
     order = [OURS, *(TITLES.get(name, name) for name in PEERS)]
     report["rows"] = sorted(report["rows"] + rows, key=lambda row: order.index(row["name"]))
     return {
-        "file": str(path), "against": None if against is None else str(against.path), "input": list(shape),
-        "batch": settings.batch, "threads": load.threads, "seed": settings.seed, **report,
-    }  # fmt: skip
+        "file": str(path),
+        "against": None if against is None else str(against.path),
+        "input": list(shape),
+        "batch": settings.batch,
+        "threads": load.threads,
+        "seed": settings.seed,
+        **report,
+    }
 
 
 def model_file(file: Path) -> Path:
@@ -167,9 +174,10 @@ def find_peers(
     if wanted is None:
         wanted = [name for name in DEFAULT_PEERS if name != "cuda" or torch.cuda.is_available()]
     reasons = {
-        "torch.onnx": peers_.missing("onnxscript"), "openvino": peers_.missing("onnxscript") or peers_.missing("openvino"),
+        "torch.onnx": peers_.missing("onnxscript"),
+        "openvino": peers_.missing("onnxscript") or peers_.missing("openvino"),
         "cuda": None if torch.cuda.is_available() else "no CUDA device",
-    }  # fmt: skip
+    }
     path, facts = folder / "naive.onnx", {}
     if any(name in wanted and reasons[name] is None for name in ("torch.onnx", "openvino")):
         if progress is not None:
@@ -195,5 +203,7 @@ def exported(source: Source, load: Load, path: Path, limit: float, loud: bool = 
     start = time.perf_counter()
     nodes = once(Contestant("torch.onnx.export", peers_.naive_export, (source, load, path)), limit, loud)
     return {
-        "nodes": nodes, "weight_bytes": backend.weight_bytes(path), "export_seconds": round(time.perf_counter() - start, 1)
-    }  # fmt: skip
+        "nodes": nodes,
+        "weight_bytes": backend.weight_bytes(path),
+        "export_seconds": round(time.perf_counter() - start, 1),
+    }

@@ -95,9 +95,10 @@ def onnx_file(path: Path, load: Load) -> Ready:
     session = backend.session(path, load.threads)
     name, x = session.get_inputs()[0].name, load.images()
     return Ready(
-        lambda: session.run(None, {name: x})[0], f"onnxruntime {version('onnxruntime')}",
+        lambda: session.run(None, {name: x})[0],
+        f"onnxruntime {version('onnxruntime')}",
         profile=lambda runs: profile(path, load, runs),
-    )  # fmt: skip
+    )
 
 
 def profile(path: Path, load: Load, runs: int) -> dict[str, dict[str, float]]:

@@ -36,9 +36,21 @@ PACKAGES = ("svitc", "torch", "spikingjelly", "onnx", "onnxruntime", "onnxscript
 def row(contestant: Contestant, reason: str | None = None) -> dict[str, Any]:
     """A row without times. Its ``reason`` says why it stays so."""
     empty: dict[str, Any] = dict.fromkeys(
-        ("median_ms", "q1_ms", "q3_ms", "ratio", "ratio_q1", "ratio_q3", "memory_bytes", "nodes", "weight_bytes",
-         "version", "max_logit_difference", "prepare_seconds")
-    )  # fmt: skip
+        (
+            "median_ms",
+            "q1_ms",
+            "q3_ms",
+            "ratio",
+            "ratio_q1",
+            "ratio_q3",
+            "memory_bytes",
+            "nodes",
+            "weight_bytes",
+            "version",
+            "max_logit_difference",
+            "prepare_seconds",
+        )
+    )
     return {"name": contestant.name, "reason": reason, **empty, "runs": 0, "times_ms": [], **contestant.facts}
 
 
@@ -105,9 +117,13 @@ def race(
                 found[name] = operators
     _summarise(rows, times, logits)
     return {
-        "runs": runs, "untimed_run_before_each": repeats > 1, "other_processes": disturbance, "environment": environment(),
-        "rows": list(rows.values()), **({"profile": found} if profile else {}),
-    }  # fmt: skip
+        "runs": runs,
+        "untimed_run_before_each": repeats > 1,
+        "other_processes": disturbance,
+        "environment": environment(),
+        "rows": list(rows.values()),
+        **({"profile": found} if profile else {}),
+    }
 
 
 @contextlib.contextmanager
@@ -146,7 +162,9 @@ def disturbed(report: Mapping[str, Any]) -> bool:
     return others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1)
 
 
-def _summarise(rows: dict[str, dict[str, Any]], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]) -> None:
+def _summarise(
+    rows: dict[str, dict[str, Any]], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]
+) -> None:
     first = next(iter(rows))
     reference = logits.get("eager")
     for name, each in rows.items():
@@ -181,7 +199,12 @@ def environment() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return {"python": platform.python_version(), "processor": processor(), "cores": os.cpu_count(), "versions": versions}
+    return {
+        "python": platform.python_version(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }
 
 
 def processor() -> str:

@@ -173,7 +173,9 @@ def main(argv: list[str] | None = None) -> int:
         app(args=argv, prog_name="svitc")
     except SystemExit as done:
         if done.code == INTERRUPTED:
-            console.err.print("interrupted; no half-written file is left, and --resume goes on with what was measured or trained")
+            console.err.print(
+                "interrupted; no half-written file is left, and --resume goes on with what was measured or trained"
+            )
         return int(done.code or 0)
     except SvitcError as problem:
         console.error(problem)

@@ -41,8 +41,10 @@ def bench(
     against: Annotated[
         Path | None,
         typer.Option(
-            metavar="MODEL", help="The original: a checkpoint (.pt, .pth), or an output folder of svitc. "
-            "Without it the file is timed alone.", rich_help_panel=SOURCE,
+            metavar="MODEL",
+            help="The original: a checkpoint (.pt, .pth), or an output folder of svitc. "
+            "Without it the file is timed alone.",
+            rich_help_panel=SOURCE,
         ),
     ] = None,
     peers: Annotated[
@@ -61,7 +63,8 @@ def bench(
     ] = None,
     runs: Annotated[int, typer.Option(help="Rounds; each runs every contestant once.")] = 20,
     limit: Annotated[
-        float, typer.Option(metavar="SECONDS", help="What takes longer than this to load, export or run once is left out.")
+        float,
+        typer.Option(metavar="SECONDS", help="What takes longer than this to load, export or run once is left out."),
     ] = 600,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show which operators take the time, in ours and in torch.onnx's file.")
@@ -114,25 +117,32 @@ def show_report(report: Mapping[str, Any]) -> None:
             table.add_row(escape(row["name"]), *[""] * 8, f"[yellow]{escape(row['reason'])}[/]")
             continue
         table.add_row(
-            escape(row["name"]), f"[bold]{milliseconds(row['median_ms'])}[/]",
-            f"{number(row['q1_ms'])} to {number(row['q3_ms'])}", f"{row['ratio']:.2f} x",
-            f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}", console.amount(row["memory_bytes"] or 0),
+            escape(row["name"]),
+            f"[bold]{milliseconds(row['median_ms'])}[/]",
+            f"{number(row['q1_ms'])} to {number(row['q3_ms'])}",
+            f"{row['ratio']:.2f} x",
+            f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}",
+            console.amount(row["memory_bytes"] or 0),
             "" if row["weight_bytes"] is None else console.amount(row["weight_bytes"]),
-            "" if row["nodes"] is None else f"{row['nodes']:,}", str(row["runs"]), escape(row["version"]),
-        )  # fmt: skip
+            "" if row["nodes"] is None else f"{row['nodes']:,}",
+            str(row["runs"]),
+            escape(row["version"]),
+        )
     console.out.print(table)
     env = report["environment"]
     shape = " x ".join(map(str, report["input"]))
     images = "1 image" if report["batch"] == 1 else f"{report['batch']} images"
     console.out.print(
         f"{images} of {shape} a run, {report['threads']} of {env['cores']} processors ({escape(env['processor'])});"
-        " beside svitc: time relative to the first row's in the same round", soft_wrap=True,
-    )  # fmt: skip
+        " beside svitc: time relative to the first row's in the same round",
+        soft_wrap=True,
+    )
     if disturbed(report):
         console.out.print(
             f"[yellow]note[/] other processes kept {report['other_processes']:.1f} processors busy meanwhile, which the"
-            " threads needed: do not trust these times", soft_wrap=True,
-        )  # fmt: skip
+            " threads needed: do not trust these times",
+            soft_wrap=True,
+        )
     if "profile" in report:
         show_profile(report["profile"])
 
@@ -157,7 +167,10 @@ def show_profile(profile: Mapping[str, Mapping[str, Mapping[str, float]]]) -> No
         for name, operators in profile.items():
             found = [operators[kind] for kind in group if kind in operators]
             spent = sum(each["ms"] for each in found)
-            cells += [f"{milliseconds(spent)} [dim]{spent / totals[name]:.1%}[/]", f"{sum(each['nodes'] for each in found):,.0f}"]
+            cells += [
+                f"{milliseconds(spent)} [dim]{spent / totals[name]:.1%}[/]",
+                f"{sum(each['nodes'] for each in found):,.0f}",
+            ]
             if not found:
                 cells[-2:] = ["", ""]
         table.add_row(escape(title), *cells)

@@ -19,9 +19,13 @@ EPILOG = (
 )
 app = typer.Typer(
     help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock runtimes.",
-    epilog=EPILOG, no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
-    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def start(verbose: bool) -> None:
@@ -82,9 +86,14 @@ def options(
     fix: bool,
 ) -> dict[str, Any]:
     return {
-        "arch": arch, "arch_args": _json_object(arch_args), "input_shape": _numbers(input_shape),
-        "time_steps": time_steps, "trust_pickle": trust_pickle, "ema": ema, "fix": fix,
-    }  # fmt: skip
+        "arch": arch,
+        "arch_args": _json_object(arch_args),
+        "input_shape": _numbers(input_shape),
+        "time_steps": time_steps,
+        "trust_pickle": trust_pickle,
+        "ema": ema,
+        "fix": fix,
+    }
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,7 @@ def compile(
     resume: Resume = False,
     finetune: Annotated[
         int,
-        typer.Option(
-            min=0, help="Train the pruned model for this many epochs on --train-data.", rich_help_panel=TUNE
-        ),
+        typer.Option(min=0, help="Train the pruned model for this many epochs on --train-data.", rich_help_panel=TUNE),
     ] = 0,
     lr: Annotated[
         float, typer.Option(min=0, help="Highest learning rate of fine-tuning.", rich_help_panel=TUNE)
@@ -164,7 +162,9 @@ def compile(
     if weights is not None:
         check_type(weights)
     target_of(target, narrowest)
-    free = weights in (None, "fp32") and target == "cpu" and not getattr(POLICIES.get(policy or ""), "chooses_bits", False)
+    free = (
+        weights in (None, "fp32") and target == "cpu" and not getattr(POLICIES.get(policy or ""), "chooses_bits", False)
+    )
     if budget is None and plan is None and max_drop is None and free:
         raise UsageError(
             "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
@@ -199,9 +199,15 @@ def compile(
 
     name = policy or ("auto" if data is not None or train_data is not None else "uniform")
     chosen = make(
-        name, criterion=criterion, refit=refit, include=include or (), exclude=exclude or (), round_to=round_to,
-        prune_heads=prune_heads, seed=seed,
-    )  # fmt: skip
+        name,
+        criterion=criterion,
+        refit=refit,
+        include=include or (),
+        exclude=exclude or (),
+        round_to=round_to,
+        prune_heads=prune_heads,
+        seed=seed,
+    )
     if plan is None:  # refuses before anything is loaded what does not go together
         type_of(weights, chosen, None, None, data is not None or train_data is not None)
     replay = Plan.load(plan) if plan is not None else None
@@ -213,14 +219,23 @@ def compile(
             settings = Options(
                 data=load_labelled(data, program, limit, seed, how),
                 train_data=load_labelled(train_data, program, None, seed, how),
-                max_drop=None if max_drop is None else max_drop / 100, sweep_images=sweep_images,
-                calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
+                max_drop=None if max_drop is None else max_drop / 100,
+                sweep_images=sweep_images,
+                calibration_images=calibration_images,
+                sweep_file=beside(out, "sweep.jsonl"),
+                resume=resume,
                 finetune=finetune,
-                finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment}
-                if finetune else {},
-                weights=weights, narrowest=narrowest, target=target, reparam=reparam, clean=clean, images=verify_images, seed=seed,
-                progress=show, say=None if as_json or verbose or not writer else console.decision,
-            )  # fmt: skip
+                finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment} if finetune else {},
+                weights=weights,
+                narrowest=narrowest,
+                target=target,
+                reparam=reparam,
+                clean=clean,
+                images=verify_images,
+                seed=seed,
+                progress=show,
+                say=None if as_json or verbose or not writer else console.decision,
+            )
             compiler = Compiler(program, chosen, settings, seconds)
             reports, failed, problems = [], [], []
             for each in budgets:

@@ -53,7 +53,8 @@ def sensitivity(
     bits: Annotated[
         bool,
         typer.Option(
-            "--bits", help="Measure bits instead of widths: each layer and each kind of layer at 4 and 2, all else at 8."
+            "--bits",
+            help="Measure bits instead of widths: each layer and each kind of layer at 4 and 2, all else at 8.",
         ),
     ] = False,
     criterion: Criterion = "l2",
@@ -96,9 +97,13 @@ def sensitivity(
     except ValueError:
         wanted = []
     if not wanted or wanted != sorted(wanted) or not all(0 < rate < 1 for rate in wanted):
-        raise UsageError(f"--rates {rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75.")
+        raise UsageError(
+            f"--rates {rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75."
+        )
     if bits and include:
-        raise UsageError("--include names groups whose width is measured; with --bits there are none", hint="See --exclude.")
+        raise UsageError(
+            "--include names groups whose width is measured; with --bits there are none", hint="See --exclude."
+        )
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from . import driver
@@ -117,12 +122,21 @@ def sensitivity(
         with console.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
             program = driver.load(model, seconds=seconds, progress=show, **given)
-            compiler = Compiler(program, None, Options(
-                data=load_labelled(data, program, None, seed, how), sweep_images=sweep_images,
-                calibration_images=calibration_images, sweep_file=beside(out, "sweep.jsonl"), resume=resume,
-                seed=seed, progress=show,
-                say=None if as_json or verbose or not writer else console.decision,
-            ), seconds)  # fmt: skip
+            compiler = Compiler(
+                program,
+                None,
+                Options(
+                    data=load_labelled(data, program, None, seed, how),
+                    sweep_images=sweep_images,
+                    calibration_images=calibration_images,
+                    sweep_file=beside(out, "sweep.jsonl"),
+                    resume=resume,
+                    seed=seed,
+                    progress=show,
+                    say=None if as_json or verbose or not writer else console.decision,
+                ),
+                seconds,
+            )
             if bits:
                 found = _precision(compiler, settings)
             else:

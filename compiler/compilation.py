@@ -88,8 +88,12 @@ class Compiler:
     """
 
     def __init__(
-        self, program: Program, policy: Any = None, options: Options | None = None, seconds: dict[str, float] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        program: Program,
+        policy: Any = None,
+        options: Options | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> None:
         self.options = options or Options()
         self.whole = program
         self.choosing = self.options.train_data or self.options.data
@@ -131,9 +135,15 @@ class Compiler:
             of = [self.choosing.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
             store = Store(options.sweep_file if self._writer else None, fingerprint(program, *of), options.resume)
         return prepare(
-            program, self.choosing, store, options.sweep_images, options.calibration_images, options.seed,
-            self.clock, seen=self.choosing is options.data,
-        )  # fmt: skip
+            program,
+            self.choosing,
+            store,
+            options.sweep_images,
+            options.calibration_images,
+            options.seed,
+            self.clock,
+            seen=self.choosing is options.data,
+        )
 
     @property
     def _writer(self) -> bool:
@@ -163,7 +173,12 @@ class Compiler:
         how = self._how if made_by is None else How(made_by.get("reparam", "off"), made_by.get("clean", "off"))
         program, first = self._program(how)
         wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
-        if wanted is None and plan is None and options.max_drop is None and not getattr(self.policy, "chooses_bits", False):
+        if (
+            wanted is None
+            and plan is None
+            and options.max_drop is None
+            and not getattr(self.policy, "chooses_bits", False)
+        ):
             wanted = parse_budget(1.0)
         of = wanted.of if wanted else "bytes"
         whole = self.original_bytes if of == "bytes" else self.whole.parameter_count()
@@ -185,7 +200,9 @@ class Compiler:
             pruned = self._build(program, chosen, refit, how)
         if "sweep" in self.__dict__:
             for layer in sorted(self.sweep.silent):
-                self._sayer(decisions)(f"{layer} never sees a spike in calibration: its weights were rounded without data")
+                self._sayer(decisions)(
+                    f"{layer} never sees a spike in calibration: its weights were rounded without data"
+                )
         tuned = self._finetune(pruned, chosen.bits)
         pruned = tuned.program if tuned is not None else pruned
         if not self._writer:  # the first rank exports, verifies and reports; this one only shared the work
@@ -211,7 +228,9 @@ class Compiler:
         else:
             report["accuracy"] = accuracy(self._original_classes(), exported, options.data, clock)
         ours = energy_of(final, options.data, options.seed, clock)
-        report["energy"] = None if ours is None or self._original_energy is None else against(ours, self._original_energy)
+        report["energy"] = (
+            None if ours is None or self._original_energy is None else against(ours, self._original_energy)
+        )
         report["seconds"] = dict(clock.seconds)
         return Compiled(final, exported, chosen, report, verdict)
 
@@ -223,7 +242,9 @@ class Compiler:
         share = None if limit is None else limit / self.original_bytes
         found = type_of(self.options.weights, self.policy, plan, share, isinstance(self.choosing, Dataset))
         if found == "mixed" and self.options.weights is None and share is not None and hasattr(self.policy, "joint"):
-            self._sayer(decisions)(f"{share:.1%} of the bytes take both: fewer channels, and weights of 8, 4 and 2 bits")
+            self._sayer(decisions)(
+                f"{share:.1%} of the bytes take both: fewer channels, and weights of 8, 4 and 2 bits"
+            )
         return found
 
     def _complete(self, chosen: Plan, how: How, decisions: list[str], replayed: bool) -> None:
@@ -238,7 +259,9 @@ class Compiler:
         if not replayed and chosen.bits:
             chosen.made_by["rounding"] = "calibrated" if isinstance(self.choosing, Dataset) else "nearest"
         if chosen.bits and chosen.made_by.get("rounding") == "nearest":
-            self._sayer(decisions)("weights go to the nearest numbers; with --data rounding looks at images, and loses less")
+            self._sayer(decisions)(
+                "weights go to the nearest numbers; with --data rounding looks at images, and loses less"
+            )
 
     def _weights(self, pruned: Program, plan: Plan) -> tuple[Program, dict[str, Any]]:
         """The program whose weights have the wanted type, and what the report says of them."""
@@ -273,9 +296,13 @@ class Compiler:
         return {"bytes": cost, "parameters": parameter_cost(program)}, refused
 
     def problem(
-        self, limit: int | None = None, of: str = "bytes", say: Callable[[str], None] | None = None,
-        weights: str = "fp32", exclude: tuple[str, ...] = (),
-    ) -> Problem:  # fmt: skip
+        self,
+        limit: int | None = None,
+        of: str = "bytes",
+        say: Callable[[str], None] | None = None,
+        weights: str = "fp32",
+        exclude: tuple[str, ...] = (),
+    ) -> Problem:
         """What a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
         program, _ = self._program(self._how)
         found = Problem(program, self._costs(self._how, weights)[0][of], limit, of, None, None, self.options.max_drop)
@@ -327,10 +354,15 @@ class Compiler:
             return self._export(self._weights(_cut(self._program(self._how)[0], plan, plan.bits), plan)[0])
 
         return within_latency(
-            wanted, self.whole.parameter_count(), lambda limit: self._plan(limit, "parameters", decisions), build,
-            lambda: paired_timer(self._export(self._weights(self.whole, Plan({}))[0]), self.whole, self.options, self.clock),
+            wanted,
+            self.whole.parameter_count(),
+            lambda limit: self._plan(limit, "parameters", decisions),
+            build,
+            lambda: paired_timer(
+                self._export(self._weights(self.whole, Plan({}))[0]), self.whole, self.options, self.clock
+            ),
             self._sayer(decisions),
-        )  # fmt: skip
+        )
 
     def _build(self, program: Program, plan: Plan, refit: str, how: How) -> Program:
         """Pruned, refitted and rounded; the last one is kept, since a plan's size is measured on what will be written."""
@@ -350,10 +382,17 @@ class Compiler:
 
         with self.clock.stage("finetune"):
             return finetune(
-                pruned, self.whole, options.train_data, epochs=options.finetune, bits=bits, seed=options.seed,
-                checkpoint=options.finetune_file, resume=options.resume, progress=options.progress,
+                pruned,
+                self.whole,
+                options.train_data,
+                epochs=options.finetune,
+                bits=bits,
+                seed=options.seed,
+                checkpoint=options.finetune_file,
+                resume=options.resume,
+                progress=options.progress,
                 **options.finetune_options,
-            )  # fmt: skip
+            )
 
     @functools.cached_property
     def _original_energy(self) -> Energy | None:

@@ -100,9 +100,10 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
         a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
         table.add_row(f"top-1 on {n:,} images", f"{a:.2%}", f"{b:.2%}", f"{100 * (b - a):+.2f} points")
         table.add_row(
-            "  95% interval", *(share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
+            "  95% interval",
+            *(share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
             points_interval(accuracy["drop_interval"]),
-        )  # fmt: skip
+        )
     spent = report.get("energy")
     if spent:
         a, b = (spent[which]["pj"] for which in ("original", "compiled"))
@@ -162,19 +163,31 @@ def front(reports: list[dict[str, Any]], out_folder: Path) -> None:
     """The results of several budgets, one line each."""
     table = Table(box=None, pad_edge=False)
     for title, justify in (
-        ("budget", "left"), ("weights in ONNX", "right"), ("ratio", "right"), ("parameters", "right"), ("MMACs", "right"),
-        ("top-1", "right"), ("change", "right"), ("95% interval", "right"), ("verified", "left"),
-    ):  # fmt: skip
+        ("budget", "left"),
+        ("weights in ONNX", "right"),
+        ("ratio", "right"),
+        ("parameters", "right"),
+        ("MMACs", "right"),
+        ("top-1", "right"),
+        ("change", "right"),
+        ("95% interval", "right"),
+        ("verified", "left"),
+    ):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for report in reports:
         memory, accuracy = report["memory"], report["accuracy"]
         seen = bool(accuracy["images"])
         table.add_row(
-            str(report["budget"]["text"]), amount(memory["compiled_bytes"]), f"[bold]{memory['ratio']:.4f}[/]",
-            f"{report['parameters']['compiled']:,}", f"{report['macs']['compiled'] / 1e6:,.1f}",
-            f"{accuracy['pruned']:.2%}" if seen else "-", f"{0.0 - 100 * accuracy['drop']:+.2f} points" if seen else "-",
-            points_interval(accuracy["drop_interval"]) if seen else "-", report["verify"]["status"],
-        )  # fmt: skip
+            str(report["budget"]["text"]),
+            amount(memory["compiled_bytes"]),
+            f"[bold]{memory['ratio']:.4f}[/]",
+            f"{report['parameters']['compiled']:,}",
+            f"{report['macs']['compiled'] / 1e6:,.1f}",
+            f"{accuracy['pruned']:.2%}" if seen else "-",
+            f"{0.0 - 100 * accuracy['drop']:+.2f} points" if seen else "-",
+            points_interval(accuracy["drop_interval"]) if seen else "-",
+            report["verify"]["status"],
+        )
     out.print(table)
     out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
 
@@ -188,9 +201,11 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
         f" (95% interval {share_interval(original['interval'])})"
     )
     table = Table(
-        title="points lost, and share of all bytes saved, when one group alone is pruned", title_justify="left",
-        box=None, pad_edge=False,
-    )  # fmt: skip
+        title="points lost, and share of all bytes saved, when one group alone is pruned",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     table.add_column("group", overflow="fold")
     table.add_column("size", justify="right")
     for rate in report["rates"]:
@@ -203,8 +218,13 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
             cells.append("" if step is None else f"{100 * step['drop']:.1f} [dim]{step['saved']:.1%}[/]")
         table.add_row(escape(group["group"]), size, *cells)
     out.print(table)
-    half = max((s["drop_interval"][1] - s["drop_interval"][0] for g in report["groups"] for s in g["steps"]), default=0) / 2
-    out.print(f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in {escape(str(path))}")
+    half = (
+        max((s["drop_interval"][1] - s["drop_interval"][0] for g in report["groups"] for s in g["steps"]), default=0)
+        / 2
+    )
+    out.print(
+        f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in {escape(str(path))}"
+    )
 
 
 def precision(report: dict[str, Any], path: Path) -> None:
@@ -217,12 +237,16 @@ def precision(report: dict[str, Any], path: Path) -> None:
     )
     table = Table(
         title="points lost, and share of the int8 bytes saved, when one layer or kind alone has fewer than 8 bits",
-        title_justify="left", box=None, pad_edge=False,
-    )  # fmt: skip
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     table.add_column("layer", overflow="fold")
     table.add_column("kind")
     table.add_column("bytes", justify="right")
-    levels = sorted({step["bits"] for row in (*report["layers"], *report["kinds"]) for step in row["steps"]}, reverse=True)
+    levels = sorted(
+        {step["bits"] for row in (*report["layers"], *report["kinds"]) for step in row["steps"]}, reverse=True
+    )
     for bits in levels:
         table.add_column(f"{bits} bits", justify="right")
     for rows in (report["layers"], report["kinds"]):

@@ -12,9 +12,13 @@ from . import console
 
 READS = {"spikes": "spikes", "counts": "counts", "fixed": "fixed point", "real": "real"}
 PARTS = (
-    ("compute", "compute_pj"), ("memory", "memory_pj"), ("  weights", "weight_pj"), ("  activations", "activation_pj"),
-    ("  membranes", "membrane_pj"), ("total", "pj"),
-)  # fmt: skip
+    ("compute", "compute_pj"),
+    ("memory", "memory_pj"),
+    ("  weights", "weight_pj"),
+    ("  activations", "activation_pj"),
+    ("  membranes", "membrane_pj"),
+    ("total", "pj"),
+)
 
 
 def energy(report: Mapping[str, Any]) -> None:
@@ -39,11 +43,15 @@ def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]
             rest.append(row)
             continue
         cells = [
-            escape(row["name"]), escape(row["kind"]), READS.get(row["reads"] or "", ""),
+            escape(row["name"]),
+            escape(row["kind"]),
+            READS.get(row["reads"] or "", ""),
             "" if row["rate"] is None else f"{row['rate']:.3f}",
-            *(count(row[key]) for key in ("ac", "int_ac", "mac")), str(row["weight_bits"] or ""),
-            joules(row["compute_pj"]), joules(row["memory_pj"]),
-        ]  # fmt: skip
+            *(count(row[key]) for key in ("ac", "int_ac", "mac")),
+            str(row["weight_bits"] or ""),
+            joules(row["compute_pj"]),
+            joules(row["memory_pj"]),
+        ]
         if others is not None:
             cells += compared(row["pj"], others[row["name"]]["pj"]) if row["name"] in others else ["", ""]
         table.add_row(*cells)
@@ -85,8 +93,9 @@ def constants(table: Mapping[str, Any]) -> None:
     levels = ", ".join(f"{each['name']} {each['pj']:g}" for each in table["memories"])
     console.out.print(
         f"\npJ of an operation: {escape(operations)}\npJ of {table['access_bits']} bits: {escape(levels)}\n"
-        f"from {escape(table['source'])}; {escape(table['process'])}", soft_wrap=True,
-    )  # fmt: skip
+        f"from {escape(table['source'])}; {escape(table['process'])}",
+        soft_wrap=True,
+    )
 
 
 def compared(ours: float, theirs: float) -> list[str]:

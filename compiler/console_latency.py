@@ -21,7 +21,13 @@ def prediction(report: dict[str, Any]) -> None:
     for title, justify in columns:
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in report["layers"]:
-        table.add_row(escape(row["layer"]), row["kind"], str(row["operators"]), f"{row['predicted_ms']:.3f}", f"{row['share']:.1%}")
+        table.add_row(
+            escape(row["layer"]),
+            row["kind"],
+            str(row["operators"]),
+            f"{row['predicted_ms']:.3f}",
+            f"{row['share']:.1%}",
+        )
     console.out.print(table)
     table = Table(title="\nby kind", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for title, justify in (("kind", "left"), ("layers", "right"), ("ms", "right"), ("share", "right")):
@@ -38,11 +44,16 @@ def prediction(report: dict[str, Any]) -> None:
     if others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1):
         console.out.print(
             f"[yellow]note[/] other processes kept {others:.1f} processors busy meanwhile, which the threads needed: do not"
-            " trust these times", soft_wrap=True,
-        )  # fmt: skip
+            " trust these times",
+            soft_wrap=True,
+        )
 
 
 def difference(ratio: float) -> str:
     """How far a prediction is from what was measured, in words."""
     off = f"{abs(ratio - 1):.0%} too {'low' if ratio < 1 else 'high'}"
-    return f"the prediction is {off}" if abs(ratio - 1) <= CLOSE else f"[yellow]the prediction is {off}[/], so trust its shares less"
+    return (
+        f"the prediction is {off}"
+        if abs(ratio - 1) <= CLOSE
+        else f"[yellow]the prediction is {off}[/], so trust its shares less"
+    )

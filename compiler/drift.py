@@ -36,7 +36,7 @@ class Drift:
         """Neuron -> membrane after each step, in thresholds above rest."""
         neurons: dict[str, Any] = {
             str(node.target): module for node in program.neurons() if ops.has_state(module := program.module_of(node))
-        }  # fmt: skip
+        }
         program.module.eval()
         program.reset()
         stored = {name: module.store_v_seq for name, module in neurons.items()}
@@ -45,7 +45,9 @@ class Drift:
                 module.store_v_seq = True
             with torch.no_grad():
                 program.module(self.inputs)  # not the program, which resets at the end
-            return {name: module.v_seq / (module.v_threshold - (module.v_reset or 0.0)) for name, module in neurons.items()}
+            return {
+                name: module.v_seq / (module.v_threshold - (module.v_reset or 0.0)) for name, module in neurons.items()
+            }
         finally:
             for name, module in neurons.items():
                 module.store_v_seq = stored[name]

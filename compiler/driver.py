@@ -25,8 +25,16 @@ from .verification import Data, Verdict, random_inputs, some_inputs, verify
 from .verification_exact import verify_exact
 
 __all__ = [
-    "Compiled", "canonicalise", "check_capture", "compile", "export", "inspect", "load", "open_folder", "verify_folder",
-]  # fmt: skip
+    "Compiled",
+    "canonicalise",
+    "check_capture",
+    "compile",
+    "export",
+    "inspect",
+    "load",
+    "open_folder",
+    "verify_folder",
+]
 
 
 def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
@@ -114,15 +122,23 @@ def inspect(program: Program) -> dict[str, Any]:
         "layers": [asdict(layer) for layer in layers(program)],
         "groups": [
             {
-                "name": g.name, "heads": g.heads, "size": g.size, "layers": len({m.module for m in g.members}),
-                "members": sorted({m.module for m in g.members}), "frozen": g.frozen, "whole_heads": g.whole_heads,
+                "name": g.name,
+                "heads": g.heads,
+                "size": g.size,
+                "layers": len({m.module for m in g.members}),
+                "members": sorted({m.module for m in g.members}),
+                "frozen": g.frozen,
+                "whole_heads": g.whole_heads,
                 "bytes_each": round((total - cost({id(g.axis): g.axis.size - 1})) / g.heads) if g.axis.size > 1 else 0,
             }
             for g in program.groups
         ],
-        "parameters": program.parameter_count(), "bytes": stored, "macs": macs(program),
-        "neurons": sum(1 for _ in program.neurons()), "dead": program.info.get("dead", {}),
-    }  # fmt: skip
+        "parameters": program.parameter_count(),
+        "bytes": stored,
+        "macs": macs(program),
+        "neurons": sum(1 for _ in program.neurons()),
+        "dead": program.info.get("dead", {}),
+    }
 
 
 def open_folder(folder: Path) -> tuple[Program, bytes]:

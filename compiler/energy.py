@@ -82,9 +82,19 @@ class Row:
 
 
 SUMMED = (
-    "ac", "int_ac", "mac", "weight_bytes", "activation_bytes", "membrane_bytes", "compute_pj", "weight_pj",
-    "activation_pj", "membrane_pj", "memory_pj", "pj",
-)  # fmt: skip
+    "ac",
+    "int_ac",
+    "mac",
+    "weight_bytes",
+    "activation_bytes",
+    "membrane_bytes",
+    "compute_pj",
+    "weight_pj",
+    "activation_pj",
+    "membrane_pj",
+    "memory_pj",
+    "pj",
+)
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,13 @@ class Energy:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "images": self.images, "weights": self.weights, "weights_in": self.weights_in, "totals": self.totals(),
-            "layers": [row.to_json() for row in self.rows], "table": self.table.to_json(),
-        }  # fmt: skip
+            "images": self.images,
+            "weights": self.weights,
+            "weights_in": self.weights_in,
+            "totals": self.totals(),
+            "layers": [row.to_json() for row in self.rows],
+            "table": self.table.to_json(),
+        }
 
 
 def energy(
@@ -222,12 +236,26 @@ def _priced(network: Program, counting: Counting, table: Table, images: int) -> 
         operations = {name: count / images for name, count in sorted(work.operations.items())}
         known = work.values and work.reads not in ("fixed", "real")
         row = Row(
-            work.name, work.kind, work.calls, work.reads, work.total / work.values if known else None,
-            work.nonzero / work.values if work.values else None, work.values / images, work.ac / images, work.int_ac / images,
-            work.mac / images, operations, width, each * work.calls, sum(one.moved for one in moved),
-            sum(one.moved for one in kept), sum(table.operations[name] * count for name, count in operations.items()),
-            table.moving(each * work.calls, size), moving(moved), moving(kept),
-        )  # fmt: skip
+            work.name,
+            work.kind,
+            work.calls,
+            work.reads,
+            work.total / work.values if known else None,
+            work.nonzero / work.values if work.values else None,
+            work.values / images,
+            work.ac / images,
+            work.int_ac / images,
+            work.mac / images,
+            operations,
+            width,
+            each * work.calls,
+            sum(one.moved for one in moved),
+            sum(one.moved for one in kept),
+            sum(table.operations[name] * count for name, count in operations.items()),
+            table.moving(each * work.calls, size),
+            moving(moved),
+            moving(kept),
+        )
         if any(chain((row.pj, row.activation_bytes), operations.values())):
             rows.append(row)
     widths = sorted({r.weight_bits for r in rows if 0 < r.weight_bits < REAL}, reverse=True)

@@ -101,10 +101,13 @@ class _Reader:
         dram = self._mapping(memory["dram"], "memory.dram", ("pj",))
         levels = [*self._sram(memory["sram"]), Memory("DRAM", None, self._number(dram["pj"], "memory.dram.pj"))]
         return Table(
-            self._text(top["name"], "name"), self._text(top["source"], "source"),
-            self._text(top.get("process", "not stated"), "process"), operations, tuple(levels),
+            self._text(top["name"], "name"),
+            self._text(top["source"], "source"),
+            self._text(top.get("process", "not stated"), "process"),
+            operations,
+            tuple(levels),
             self._whole(memory["access_bits"], "memory.access_bits"),
-        )  # fmt: skip
+        )
 
     def _sram(self, levels: Any) -> list[Memory]:
         if not isinstance(levels, list):

@@ -57,9 +57,12 @@ class Point:
         low, high = wilson(self.right, self.images)
         less, more = paired(self.lost, self.gained, self.images)
         return {
-            **asdict(self), "accuracy": self.accuracy, "interval": [low, high], "drop": self.drop,
+            **asdict(self),
+            "accuracy": self.accuracy,
+            "interval": [low, high],
+            "drop": self.drop,
             "drop_interval": [less, more],
-        }  # fmt: skip
+        }
 
 
 class Packed:
@@ -184,7 +187,9 @@ class Evaluator:
             like = ours[node.name]
             literals = [a for a in node.args if not isinstance(a, fx.Node)]
             same = node.kwargs == like.kwargs and literals == [a for a in like.args if not isinstance(a, fx.Node)]
-            own = str(node.target) in changed or (node.op == "get_attr" and str(node.target).rpartition(".")[0] in changed)
+            own = str(node.target) in changed or (
+                node.op == "get_attr" and str(node.target).rpartition(".")[0] in changed
+            )
             if not same or own or any(source in dirty for source in node.all_input_nodes):
                 dirty.add(node)
             elif node.op == "call_module":

@@ -78,4 +78,6 @@ def write_one(path: Path, data: bytes) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}", hint="Free space, or give another place.") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}", hint="Free space, or give another place."
+        ) from error

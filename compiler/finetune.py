@@ -106,9 +106,17 @@ def finetune(
         RankError: another rank stopped.
     """
     settings = {
-        "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "distil": distil,
-        "temperature": temperature, "augment": augment, "amp": amp, "seed": seed, "held_out": held_out,
-    }  # fmt: skip
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "distil": distil,
+        "temperature": temperature,
+        "augment": augment,
+        "amp": amp,
+        "seed": seed,
+        "held_out": held_out,
+    }
     _check(student, teacher, settings, checkpoint, resume)
     return _Run(student, teacher, data, settings, bits or {}, checkpoint, resume, progress or _silent).result()
 
@@ -139,9 +147,16 @@ class _Run:
     """One call of ``finetune``: what it trains, on what, and how far it is."""
 
     def __init__(
-        self, student: Program, teacher: Program, data: Data, settings: dict[str, Any], bits: Mapping[str, int],
-        checkpoint: Path | None, resume: bool, progress: Progress,
-    ) -> None:  # fmt: skip
+        self,
+        student: Program,
+        teacher: Program,
+        data: Data,
+        settings: dict[str, Any],
+        bits: Mapping[str, int],
+        checkpoint: Path | None,
+        resume: bool,
+        progress: Progress,
+    ) -> None:
         self.bits = dict(bits)
         self.student, self.settings, self.checkpoint, self.progress = student, settings, checkpoint, progress
         self.world: World = current()
@@ -191,9 +206,12 @@ class _Run:
     def _begin(self, teacher: Program, resume: bool) -> dict[str, Any]:
         """The state after the finished epochs: of the checkpoint, or none finished."""
         inputs = {
-            **self.settings, "augment": ",".join(self.augment) or "none", "student": digest(self.student.module.state_dict()),
-            "teacher": digest(teacher.module.state_dict()), "data": self.images.key,
-        } | ({"bits": self.bits} if self.bits else {})  # fmt: skip
+            **self.settings,
+            "augment": ",".join(self.augment) or "none",
+            "student": digest(self.student.module.state_dict()),
+            "teacher": digest(teacher.module.state_dict()),
+            "data": self.images.key,
+        } | ({"bits": self.bits} if self.bits else {})
         path = self.checkpoint
 
         def read() -> dict[str, Any] | None:
@@ -208,10 +226,17 @@ class _Run:
         with self.rounded():
             score, start = self._judge(self.quick), _weights(self.pupil)
         return {
-            "inputs": inputs, "epoch": 0, "weights": {}, "best": start, "best_epoch": 0,
-            "best_score": list(score), "optimizer": {}, "history": [],
-            "start_right": score.right, "teacher_right": self._judge(self.teacher).right,
-        }  # fmt: skip
+            "inputs": inputs,
+            "epoch": 0,
+            "weights": {},
+            "best": start,
+            "best_epoch": 0,
+            "best_score": list(score),
+            "optimizer": {},
+            "history": [],
+            "start_right": score.right,
+            "teacher_right": self._judge(self.teacher).right,
+        }
 
     def result(self) -> Finetuned:
         """Train what is left of the epochs."""
@@ -235,8 +260,14 @@ class _Run:
             self.world.on_writer(self._save)
             log.info(
                 "epoch %d of %d: loss %.4f, %.2f%% of %d held-out images, %.0f s, about %.0f s to go",
-                epoch + 1, epochs, loss, 100 * accuracy, len(self.judged), seconds, seconds * (epochs - epoch - 1),
-            )  # fmt: skip
+                epoch + 1,
+                epochs,
+                loss,
+                100 * accuracy,
+                len(self.judged),
+                seconds,
+                seconds * (epochs - epoch - 1),
+            )
         tuned = self.student.copy()
         tuned.module.load_state_dict(state["best"])
         tuned.module.eval()
@@ -249,12 +280,17 @@ class _Run:
     def _report(self) -> dict[str, Any]:
         state, judged = self.state, len(self.judged)
         return {
-            "epochs": state["epoch"], "images": len(self.train), "held_out": judged,
-            "start_accuracy": state["start_right"] / judged, "best_accuracy": state["best_score"][0] / judged,
-            "teacher_accuracy": state["teacher_right"] / judged, "chosen_epoch": state["best_epoch"],
-            "history": state["history"], "settings": {**self.settings, "augment": ",".join(self.augment) or "none"},
+            "epochs": state["epoch"],
+            "images": len(self.train),
+            "held_out": judged,
+            "start_accuracy": state["start_right"] / judged,
+            "best_accuracy": state["best_score"][0] / judged,
+            "teacher_accuracy": state["teacher_right"] / judged,
+            "chosen_epoch": state["best_epoch"],
+            "history": state["history"],
+            "settings": {**self.settings, "augment": ",".join(self.augment) or "none"},
             "ranks": self.world.size,
-        }  # fmt: skip
+        }
 
     def _epoch(self, epoch: int) -> tuple[float, float]:
         """Train for one epoch. Returns the mean loss over all ranks and the last learning rate."""

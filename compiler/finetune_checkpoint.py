@@ -31,8 +31,17 @@ from .files import write_together
 
 FORMAT = "svitc-finetune-1"
 KEYS = (
-    "inputs", "epoch", "weights", "best", "best_epoch", "best_score", "optimizer", "history", "start_right", "teacher_right",
-)  # fmt: skip
+    "inputs",
+    "epoch",
+    "weights",
+    "best",
+    "best_epoch",
+    "best_score",
+    "optimizer",
+    "history",
+    "start_right",
+    "teacher_right",
+)
 ANEW = "Leave out --resume to start anew."
 
 

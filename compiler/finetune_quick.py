@@ -26,9 +26,14 @@ from .program import Program
 
 # surrogates whose gradient is a static function of the distance from the threshold
 SURROGATES = (
-    surrogate.Sigmoid, surrogate.ATan, surrogate.PiecewiseQuadratic, surrogate.PiecewiseExp, surrogate.SoftSign,
-    surrogate.SuperSpike, surrogate.Erf,
-)  # fmt: skip
+    surrogate.Sigmoid,
+    surrogate.ATan,
+    surrogate.PiecewiseQuadratic,
+    surrogate.PiecewiseExp,
+    surrogate.SoftSign,
+    surrogate.SuperSpike,
+    surrogate.Erf,
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,14 @@ def constants(module: nn.Module) -> Constants | None:
         return None
     leaky = type(module) is neuron.LIFNode
     return Constants(
-        node.tau if leaky else None, node.decay_input if leaky else True, node.v_threshold, node.v_reset,
-        node.detach_reset, type(fire), {"alpha": float(fire.alpha)},
-    )  # fmt: skip
+        node.tau if leaky else None,
+        node.decay_input if leaky else True,
+        node.v_threshold,
+        node.v_reset,
+        node.detach_reset,
+        type(fire),
+        {"alpha": float(fire.alpha)},
+    )
 
 
 def spikes(x: torch.Tensor, c: Constants) -> torch.Tensor:
@@ -230,9 +240,15 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> tor
             momentum = 1 / float(module.num_batches_tracked)
     learning = module.training or module.running_mean is None
     y = F.batch_norm(
-        x.contiguous(memory_format=torch.channels_last), module.running_mean, module.running_var, module.weight,
-        module.bias, learning, momentum or 0.0, module.eps,
-    )  # fmt: skip
+        x.contiguous(memory_format=torch.channels_last),
+        module.running_mean,
+        module.running_var,
+        module.weight,
+        module.bias,
+        learning,
+        momentum or 0.0,
+        module.eps,
+    )
     return _Aligned.apply(y)
 
 

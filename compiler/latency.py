@@ -52,7 +52,9 @@ def check_settings(weights: str, threads: int | None) -> None:
     if weights not in WEIGHTS:
         raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
     if threads is not None and not 0 < threads <= MOST_THREADS:
-        raise UsageError(f"--threads {threads} is not a number from 1 to {MOST_THREADS}", hint="For example --threads 2.")
+        raise UsageError(
+            f"--threads {threads} is not a number from 1 to {MOST_THREADS}", hint="For example --threads 2."
+        )
 
 
 def predict(
@@ -102,20 +104,33 @@ def predict(
     measured = statistics.median(times)
     layers = [
         {
-            "layer": row["layer"], "kind": row["kind"], "operators": row["operators"],
-            "predicted_ms": round(1e3 * row["seconds"], 5), "share": round(1e3 * row["seconds"] / predicted, 5),
+            "layer": row["layer"],
+            "kind": row["kind"],
+            "operators": row["operators"],
+            "predicted_ms": round(1e3 * row["seconds"], 5),
+            "share": round(1e3 * row["seconds"] / predicted, 5),
         }
         for row in rows
-    ]  # fmt: skip
+    ]
     return {
-        "weights": weights, "threads": threads, "batch": 1, "runs": runs, "layers": layers, "kinds": _kinds(layers),
-        "predicted_ms": round(predicted, 4), "measured_ms": round(measured, 4),
-        "measured_times_ms": [round(each, 4) for each in times], "ratio": round(predicted / measured, 4),
+        "weights": weights,
+        "threads": threads,
+        "batch": 1,
+        "runs": runs,
+        "layers": layers,
+        "kinds": _kinds(layers),
+        "predicted_ms": round(predicted, 4),
+        "measured_ms": round(measured, 4),
+        "measured_times_ms": [round(each, 4) for each in times],
+        "ratio": round(predicted / measured, 4),
         "speeds": {
-            name: {"per_second": None if not value else float(f"{1 / value:.4g}"), "of": UNITS[name.removesuffix(LARGE)]}
+            name: {
+                "per_second": None if not value else float(f"{1 / value:.4g}"),
+                "of": UNITS[name.removesuffix(LARGE)],
+            }
             for name, value in known.items()
         },
-    }  # fmt: skip
+    }
 
 
 def timed(file: bytes, x: np.ndarray, threads: int, runs: int) -> list[float]:

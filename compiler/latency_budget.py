@@ -121,7 +121,11 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         seen = {key: round(value, 4) for key, value in asdict(self.timing).items()}
-        return {"limit": self.limit, "share": round(self.share, 6), **{k: seen[k] for k in ("original_ms", "compiled_ms", "ratio")}}
+        return {
+            "limit": self.limit,
+            "share": round(self.share, 6),
+            **{k: seen[k] for k in ("original_ms", "compiled_ms", "ratio")},
+        }
 
 
 def within_latency(
@@ -181,10 +185,12 @@ def within_latency(
     if best is None:
         raise _unreachable(wanted, tried, refused)
     return best.plan, {
-        "limit_ms": wanted.amount, "limit_share": wanted.share, "parameters": best.limit,
+        "limit_ms": wanted.amount,
+        "limit_share": wanted.share,
+        "parameters": best.limit,
         **{key: round(value, 4) for key, value in asdict(best.timing).items()},
         "candidates": [each.to_json() for each in tried],
-    }  # fmt: skip
+    }
 
 
 def fits(wanted: Budget, timing: Timing) -> bool:

@@ -23,9 +23,16 @@ from .latency_speeds import Speeds, at
 from .onnx.runtime import ERRORS_ONLY
 
 BYTES: dict[int, int] = {
-    TensorProto.UINT8: 1, TensorProto.INT8: 1, TensorProto.BOOL: 1, TensorProto.FLOAT: 4, TensorProto.INT32: 4,
-    TensorProto.INT64: 8, TensorProto.DOUBLE: 8, TensorProto.UINT16: 2, TensorProto.FLOAT16: 2,
-}  # fmt: skip
+    TensorProto.UINT8: 1,
+    TensorProto.INT8: 1,
+    TensorProto.BOOL: 1,
+    TensorProto.FLOAT: 4,
+    TensorProto.INT32: 4,
+    TensorProto.INT64: 8,
+    TensorProto.DOUBLE: 8,
+    TensorProto.UINT16: 2,
+    TensorProto.FLOAT16: 2,
+}
 
 
 def optimized(model: bytes) -> onnx.ModelProto:
@@ -197,7 +204,9 @@ def _view(op: Operator, s: Speeds) -> float:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Clip", "Round", "Neg", "And", "Or", "Not"), _sum),
+    **dict.fromkeys(
+        ("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "Clip", "Round", "Neg", "And", "Or", "Not"), _sum
+    ),
     **dict.fromkeys(("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"), _per("compare")),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"), _view),
     **dict.fromkeys(("Pad", "Concat", "Split", "Slice", "Expand", "Tile"), _copy),
@@ -206,9 +215,13 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), _integer),
     **dict.fromkeys(("Conv", "FusedConv"), _convolution),
     **dict.fromkeys(("MaxPool", "AveragePool", "NhwcMaxPool"), _pool),
-    "ThresholdedRelu": _per("threshold"), "QuantizeLinear": _per("cast_narrow"), "Where": _per("where"),
-    "Cast": _cast, "Transpose": _transpose, "Gather": _gather,
-}  # fmt: skip
+    "ThresholdedRelu": _per("threshold"),
+    "QuantizeLinear": _per("cast_narrow"),
+    "Where": _per("where"),
+    "Cast": _cast,
+    "Transpose": _transpose,
+    "Gather": _gather,
+}
 
 
 def operators(proto: onnx.ModelProto) -> list[Operator]:
@@ -244,9 +257,12 @@ def by_layer(proto: onnx.ModelProto, speeds: Speeds, layers: Mapping[str, str]) 
     found = operators(proto)
     # a pool's speed was measured with the transpose before it
     turned = {
-        op.node.input[0] for op in found
-        if op.node.op_type == "MaxPool" and op.width(op.node.input[0]) > 1 and _is_turn(op.producers.get(op.node.input[0]))
-    }  # fmt: skip
+        op.node.input[0]
+        for op in found
+        if op.node.op_type == "MaxPool"
+        and op.width(op.node.input[0]) > 1
+        and _is_turn(op.producers.get(op.node.input[0]))
+    }
     owners: dict[str, str] = {}  # of values
     named: list[tuple[str, str, float]] = []
     for op in reversed(found):

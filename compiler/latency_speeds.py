@@ -30,17 +30,32 @@ NUMPY: dict[int, Any] = {FLOAT: np.float32, U8: np.uint8, BOOL: np.bool_}
 # each speed is in seconds for one of these
 UNITS = {
     "node": "operator",
-    "integer": "multiply-add", "integer_out": "float written",
-    "integer_pair": "multiply-add", "integer_pair_out": "number written",
-    "product": "multiply-add", "product_out": "float written",
-    "convolution": "multiply-add", "convolution_out": "float read or written", "depthwise": "multiply-add",
-    "pool": "number compared", "pool_bytes": "number compared", "last_pool": "number compared",
+    "integer": "multiply-add",
+    "integer_out": "float written",
+    "integer_pair": "multiply-add",
+    "integer_pair_out": "number written",
+    "product": "multiply-add",
+    "product_out": "float written",
+    "convolution": "multiply-add",
+    "convolution_out": "float read or written",
+    "depthwise": "multiply-add",
+    "pool": "number compared",
+    "pool_bytes": "number compared",
+    "last_pool": "number compared",
     "turned_pool": "number compared",
-    "copy": "float, twice", "add": "float", "compare": "float", "where": "float", "threshold": "float",
-    "cast_bool": "number", "cast_widen": "number", "cast_narrow": "number",
-    "row": "row copied", "row_byte": "byte copied",
-    "transpose_byte": "byte moved", "transpose_float": "float moved",
-}  # fmt: skip
+    "copy": "float, twice",
+    "add": "float",
+    "compare": "float",
+    "where": "float",
+    "threshold": "float",
+    "cast_bool": "number",
+    "cast_widen": "number",
+    "cast_narrow": "number",
+    "row": "row copied",
+    "row_byte": "byte copied",
+    "transpose_byte": "byte moved",
+    "transpose_float": "float moved",
+}
 LARGE = ".large"  # the same for arrays that no core's cache holds
 SMALL_SIZE, LARGE_SIZE = ROWS * WIDTH // 4, 4 * ROWS * WIDTH  # elements: 0.3 and 4.8 MB of floats
 Speeds = dict[str, float]
@@ -134,10 +149,12 @@ class Probe:
         """Spikes where they are bytes, so that no operator meets numbers that it would not meet."""
         random = np.random.default_rng(0)
         return {
-            f"x{copy}_{i}": random.standard_normal(shape).astype(np.float32) if kind == FLOAT
+            f"x{copy}_{i}": random.standard_normal(shape).astype(np.float32)
+            if kind == FLOAT
             else (random.random(shape) < 0.2).astype(NUMPY[kind])
-            for copy in range(self.copies) for i, (kind, shape) in enumerate(self.inputs)
-        }  # fmt: skip
+            for copy in range(self.copies)
+            for i, (kind, shape) in enumerate(self.inputs)
+        }
 
 
 def probes() -> list[Probe]:
@@ -167,13 +184,15 @@ def probes() -> list[Probe]:
         found.append(Probe(amounts, [(FLOAT, (ROWS, deep))], functools.partial(_product, deep=deep, out=out)))
     for left, right in (((12, 32, 196), (12, 196, 32)), ((12, 196, 32), (12, 32, 196))):  # attention
         amounts = {
-            "integer_pair": float(np.prod(left) * right[2]), "integer_pair_out": float(left[0] * left[1] * right[2])
-        }  # fmt: skip
+            "integer_pair": float(np.prod(left) * right[2]),
+            "integer_pair_out": float(left[0] * left[1] * right[2]),
+        }
         found.append(Probe(amounts, [(U8, left), (U8, right)], lambda g, x, y: g.op("MatMulInteger", x, y)))
     for inside, outside, kernel in ((96, 192, 3), (48, 96, 1)):
         amounts = {
-            "convolution": float(ROWS * inside * outside * kernel**2), "convolution_out": float(ROWS * (inside + outside))
-        }  # fmt: skip
+            "convolution": float(ROWS * inside * outside * kernel**2),
+            "convolution_out": float(ROWS * (inside + outside)),
+        }
         body = functools.partial(_convolution, outside=outside, inside=inside, kernel=kernel)
         found.append(Probe(amounts, [(FLOAT, (1, inside, 28, 28))], body))
     return found
@@ -219,7 +238,9 @@ def _product(g: Graph, x: str, deep: int, out: int) -> str:
 
 def _convolution(g: Graph, x: str, outside: int, inside: int, kernel: int, groups: int = 1) -> str:
     pads = [kernel // 2] * 4
-    return g.op("Conv", x, g.floats(outside, inside, kernel, kernel), kernel_shape=[kernel] * 2, pads=pads, group=groups)
+    return g.op(
+        "Conv", x, g.floats(outside, inside, kernel, kernel), kernel_shape=[kernel] * 2, pads=pads, group=groups
+    )
 
 
 def measure_speeds(threads: int) -> Speeds:

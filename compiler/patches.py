@@ -35,10 +35,8 @@ def rows(
     flat1d = isinstance(module, nn.Conv1d)  # as an image of one row
     kernel, dilation, padding, stride = (  # capture leaves no padding that is given by name
         (first, *map(int, value)) if flat1d else tuple(map(int, value))
-        for first, value in (
-            (1, module.kernel_size), (1, module.dilation), (0, module.padding), (1, module.stride)
-        )
-    )  # fmt: skip
+        for first, value in ((1, module.kernel_size), (1, module.dilation), (0, module.padding), (1, module.stride))
+    )
     share = max(1, most // len(x))
     parts_in, parts_out = [], []
     for start in range(0, len(x), 16):  # unfolding copies kernel-size times; never everything at once

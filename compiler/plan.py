@@ -111,7 +111,9 @@ class Plan:
             keep[name] = mask
         bits = data.get("bits", {})
         if not isinstance(bits, Mapping) or any(type(each) is not int or each not in BITS for each in bits.values()):
-            raise InputError("the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, BITS))}.")
+            raise InputError(
+                "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, BITS))}."
+            )
         return cls(keep, dict(data.get("made_by") or {}), dict(bits))
 
     @classmethod

@@ -111,10 +111,14 @@ def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
     open_ends = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return {
-        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed", "layers": layers, "streams": streams,
-        "exact_neurons": sum(name not in open_ends for name in neurons), "neurons": len(neurons),
-        "inexact": open_ends, "refused": pipeline.refused,
-    }  # fmt: skip
+        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed",
+        "layers": layers,
+        "streams": streams,
+        "exact_neurons": sum(name not in open_ends for name in neurons),
+        "neurons": len(neurons),
+        "inexact": open_ends,
+        "refused": pipeline.refused,
+    }
 
 
 __all__ = ["inexact", "narrowable", "quantize", "summary"]

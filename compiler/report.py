@@ -33,17 +33,22 @@ def make_report(
         "model": {k: v for k, v in program.info.items() if k != "dead"},
         "input": {"shape": list(program.input.shape), "events": program.input.events},
         "budget": {
-            "text": wanted.text if wanted else None, "of": wanted.of if wanted else None, "limit": limit,
+            "text": wanted.text if wanted else None,
+            "of": wanted.of if wanted else None,
+            "limit": limit,
         },
         "policy": plan.made_by,
         "memory": {"original_bytes": original, "compiled_bytes": stored, "ratio": stored / original},
         "parameters": {
-            "original": before, "compiled": after, "ratio": after / before,
-            "dead": sum(dead.values()), "dead_names": sorted(dead),
+            "original": before,
+            "compiled": after,
+            "ratio": after / before,
+            "dead": sum(dead.values()),
+            "dead_names": sorted(dead),
         },
         "macs": {"original": macs(program), "compiled": macs(pruned)},
         "versions": {name: version(name) for name in ("torch", "spikingjelly", "onnx", "onnxruntime", "numpy")},
-    }  # fmt: skip
+    }
 
 
 def groups_of(program: Program, plan: Plan) -> list[dict[str, Any]]:
@@ -78,11 +83,16 @@ def accuracy(original: list[np.ndarray], exported: bytes, data: Data, clock: Clo
             lost, gained = lost + int((was & ~now).sum()), gained + int((now & ~was).sum())
             step(seen := seen + len(want))
     return {
-        "original": before / seen, "original_interval": wilson(before, seen),
-        "pruned": after / seen, "pruned_interval": wilson(after, seen),
-        "drop": (before - after) / seen, "drop_interval": paired(lost, gained, seen), "images": seen,
-        "notes": list(getattr(data, "notes", ())), "unreadable": len(getattr(data, "unreadable", ())),
-    }  # fmt: skip
+        "original": before / seen,
+        "original_interval": wilson(before, seen),
+        "pruned": after / seen,
+        "pruned_interval": wilson(after, seen),
+        "drop": (before - after) / seen,
+        "drop_interval": paired(lost, gained, seen),
+        "images": seen,
+        "notes": list(getattr(data, "notes", ())),
+        "unreadable": len(getattr(data, "unreadable", ())),
+    }
 
 
 def energy_of(program: Program, data: Data | None, seed: int, clock: Clock) -> Energy | None:
@@ -97,6 +107,9 @@ def energy_of(program: Program, data: Data | None, seed: int, clock: Clock) -> E
 def against(ours: Energy, original: Energy) -> dict[str, Any]:
     """The report's ``energy``: sums for one image, in pJ, operations and bytes."""
     return {
-        "images": ours.images, "table": ours.table.name, "original": original.totals(), "compiled": ours.totals(),
+        "images": ours.images,
+        "table": ours.table.name,
+        "original": original.totals(),
+        "compiled": ours.totals(),
         "saved": saving(ours, original),
-    }  # fmt: skip
+    }

@@ -35,10 +35,17 @@ from .serialize_reader import PATH, STAGES, read_program
 FORMAT = "svitc-program-1"
 # the order in which safetensors lays tensors out, so that each begins at a multiple of its own size
 DTYPES = {
-    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
-    torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16",
-    torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
+}
 HINT = "Compile the model again; svitc reads only the model.safetensors that svitc writes."
 
 
@@ -86,9 +93,13 @@ def to_bytes(program: Program) -> bytes:
             parameters[path] = "parameter" if isinstance(value, nn.Parameter) else "buffer"
             tensors[path] = value
     content = {
-        "input": list(program.input.shape), "stage": program.stage.name, "info": stored_info(program),
-        "layers": layers, "parameters": parameters, "nodes": [_node(node) for node in program.graph.nodes],
-    }  # fmt: skip
+        "input": list(program.input.shape),
+        "stage": program.stage.name,
+        "info": stored_info(program),
+        "layers": layers,
+        "parameters": parameters,
+        "nodes": [_node(node) for node in program.graph.nodes],
+    }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return _safetensors(tensors, {"format": FORMAT, "program": text})
 
@@ -125,10 +136,14 @@ def _safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> 
 def _node(node: fx.Node) -> dict[str, Any]:
     target = node.target.__name__ if node.op == "call_function" else str(node.target)  # type: ignore[union-attr]
     return {
-        "name": node.name, "op": node.op, "target": target,
-        "args": [_value(arg) for arg in node.args], "kwargs": {k: _value(v) for k, v in node.kwargs.items()},
-        "scope": node.meta.get("scope") or "", "source": short_source(node.meta.get("source")),
-    }  # fmt: skip
+        "name": node.name,
+        "op": node.op,
+        "target": target,
+        "args": [_value(arg) for arg in node.args],
+        "kwargs": {k: _value(v) for k, v in node.kwargs.items()},
+        "scope": node.meta.get("scope") or "",
+        "source": short_source(node.meta.get("source")),
+    }
 
 
 def _value(value: Any) -> Any:

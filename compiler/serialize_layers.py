@@ -46,13 +46,25 @@ TYPES = {kind.__name__: kind for kind in ARGUMENTS}
 
 # SpikingJelly's surrogate gradients -> the scalars that shape them
 SURROGATES = {
-    "ATan": ("alpha",), "DeterministicPass": (), "Erf": ("alpha",), "FakeNumericalGradient": ("alpha",),
-    "LeakyKReLU": ("leak", "k"), "LogTailedReLU": ("alpha",),
-    "MultiLevelSpikeCount": ("max_spike_count", "grad_min", "grad_max"), "NonzeroSignLogAbs": ("alpha",),
-    "PiecewiseExp": ("alpha",), "PiecewiseLeakyReLU": ("w", "c"), "PiecewiseQuadratic": ("alpha",),
-    "QPseudoSpike": ("alpha",), "Rect": ("alpha",), "S2NN": ("alpha", "beta"), "Sigmoid": ("alpha",),
-    "SoftSign": ("alpha",), "SquarewaveFourierSeries": ("n", "T_period"), "SuperSpike": ("alpha",),
-}  # fmt: skip
+    "ATan": ("alpha",),
+    "DeterministicPass": (),
+    "Erf": ("alpha",),
+    "FakeNumericalGradient": ("alpha",),
+    "LeakyKReLU": ("leak", "k"),
+    "LogTailedReLU": ("alpha",),
+    "MultiLevelSpikeCount": ("max_spike_count", "grad_min", "grad_max"),
+    "NonzeroSignLogAbs": ("alpha",),
+    "PiecewiseExp": ("alpha",),
+    "PiecewiseLeakyReLU": ("w", "c"),
+    "PiecewiseQuadratic": ("alpha",),
+    "QPseudoSpike": ("alpha",),
+    "Rect": ("alpha",),
+    "S2NN": ("alpha", "beta"),
+    "Sigmoid": ("alpha",),
+    "SoftSign": ("alpha",),
+    "SquarewaveFourierSeries": ("n", "T_period"),
+    "SuperSpike": ("alpha",),
+}
 LIMIT = 1 << 31  # torch counts in 64 bits: products of two sizes stay within
 STAND_IN = {"type": "ATan", "alpha": 2.0}
 

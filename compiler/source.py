@@ -154,9 +154,15 @@ class Source:
             }
         )
         meaning = {
-            "t": "time", "b": "batch", "c": "channels", "h": "heads", "d": "a head's channels",
-            "y": "rows", "x": "columns", "n": "pixels (y x)",
-        }  # fmt: skip
+            "t": "time",
+            "b": "batch",
+            "c": "channels",
+            "h": "heads",
+            "d": "a head's channels",
+            "y": "rows",
+            "x": "columns",
+            "n": "pixels (y x)",
+        }
         axes_text = ", ".join(f"{letter} {meaning[letter]}" for letter in meaning if letter in used)
         return [
             f'"""{arch}, {self.program.stage.name.lower()} by svitc: {self._counted()}.',

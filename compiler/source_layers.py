@@ -19,9 +19,18 @@ from .source_units import Tree, bare_parameter
 WIDTH = 100
 NEURON_NAMES = {"LIFNode": "lif", "IFNode": "if_node", "ParametricLIFNode": "plif", "ILIFNode": "ilif"}
 DEFAULTS = {
-    "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "bias": True, "eps": 1e-5, "momentum": 0.1,
-    "affine": True, "ceil_mode": False, "count_include_pad": True, "divisor_override": None,
-}  # fmt: skip
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "bias": True,
+    "eps": 1e-5,
+    "momentum": 0.1,
+    "affine": True,
+    "ceil_mode": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+}
 Number = Callable[[Any, tuple], str]  # a number and what it counts -> its text
 
 

@@ -118,9 +118,12 @@ class Steps:
                 call += f"[{start or ''}:{'' if last else stop}]"
         role = Role.NEURON if ops.is_neuron(self.program.module_of(chain[-1])) else Role.LAYER
         return Step(
-            [self.value(chain[0].all_input_nodes[0])], [self.value(chain[-1])],
-            lambda texts: (f"{call}({texts[0][0]})", Rank.ATOM), role, name_hint(path),
-        )  # fmt: skip
+            [self.value(chain[0].all_input_nodes[0])],
+            [self.value(chain[-1])],
+            lambda texts: (f"{call}({texts[0][0]})", Rank.ATOM),
+            role,
+            name_hint(path),
+        )
 
     # functions
 
@@ -222,6 +225,8 @@ def call_unit(unit: Unit, steps: Steps) -> Step:
     """The call of a unit by the root."""
     call = access(steps.tree, unit.tree.path)
     return Step(
-        [steps.value(n) for n in unit.inputs], [steps.value(n) for n in unit.outputs],
-        lambda texts: (f"{call}({', '.join(text for text, _ in texts)})", Rank.ATOM), Role.CALL,
-    )  # fmt: skip
+        [steps.value(n) for n in unit.inputs],
+        [steps.value(n) for n in unit.outputs],
+        lambda texts: (f"{call}({', '.join(text for text, _ in texts)})", Rank.ATOM),
+        Role.CALL,
+    )

@@ -110,7 +110,9 @@ class Store:
                     os.fsync(file.fileno())
                 self._head = ""
             except OSError as error:
-                raise OutputError(f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume.") from error
+                raise OutputError(
+                    f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume."
+                ) from error
 
 
 def key_of(plan: Plan, refit: str) -> str:
@@ -143,9 +145,15 @@ class Sweep:
     """
 
     def __init__(
-        self, program: Program, evaluator: Evaluator, calibration: Calibration, store: Store, world: World = ALONE,
-        progress: Progress | None = None, seen: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        program: Program,
+        evaluator: Evaluator,
+        calibration: Calibration,
+        store: Store,
+        world: World = ALONE,
+        progress: Progress | None = None,
+        seen: bool = False,
+    ) -> None:
         self.seen = seen
         self.program, self.evaluator, self.calibration = program, evaluator, calibration
         self.store, self.world, self.progress = store, world, progress
@@ -173,10 +181,14 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """What the plans were chosen on, and the work it took."""
         return {
-            "images": self.evaluator.images, "calibration_images": self.calibration.images,
-            "on_reported_images": self.seen, "evaluations": self.measured, "points": len(self.store.points),
-            "seconds": round(self.seconds, 3), "original": self.original.to_json(),
-        }  # fmt: skip
+            "images": self.evaluator.images,
+            "calibration_images": self.calibration.images,
+            "on_reported_images": self.seen,
+            "evaluations": self.measured,
+            "points": len(self.store.points),
+            "seconds": round(self.seconds, 3),
+            "original": self.original.to_json(),
+        }
 
     def build(self, plan: Plan, refit: str) -> Program:
         """The pruned program, refitted: ``none``, ``batch-norm``, ``readers`` (closed form) or ``full``, both.
@@ -266,9 +278,15 @@ def _widths(plan: Plan) -> dict[str, Any]:
 
 
 def prepare(
-    program: Program, data: Dataset, store: Store, sweep_images: int, calibration_images: int, seed: int,
-    clock: Clock, seen: bool,
-) -> Sweep:  # fmt: skip
+    program: Program,
+    data: Dataset,
+    store: Store,
+    sweep_images: int,
+    calibration_images: int,
+    seed: int,
+    clock: Clock,
+    seen: bool,
+) -> Sweep:
     """A sweep on class-balanced samples of a data set: one that plans are measured on, one that refits look at.
 
     Args:

@@ -79,8 +79,13 @@ class Types:
     """
 
     def __init__(
-        self, program: Program, weights: str, exclude: Sequence[str] = (), target: str = "cpu", narrowest: int | None = None
-    ) -> None:  # fmt: skip
+        self,
+        program: Program,
+        weights: str,
+        exclude: Sequence[str] = (),
+        target: str = "cpu",
+        narrowest: int | None = None,
+    ) -> None:
         self.inference, pipeline = quantize(program)
         self.refused = pipeline.refused
         self.weights = weights
@@ -94,9 +99,10 @@ class Types:
         least = target_of(target, narrowest).narrowest
         allowed = sorted(each for each in BITS if each >= least)
         self.narrow = {
-            layer: allowed for layer, reason in reasons.items()
+            layer: allowed
+            for layer, reason in reasons.items()
             if not reason and not any(fnmatchcase(layer, glob) for glob in exclude)
-        }  # fmt: skip
+        }
 
     def check(self, bits: Mapping[str, int]) -> None:
         """Raises InputError where a layer is given bits that it cannot have."""

@@ -52,8 +52,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy in percent."""
     model.eval()
     right = sum(
-        int((logits(model, x).argmax(1) == y).sum())
-        for x, y in zip(images.split(120), labels.split(120), strict=True)
+        int((logits(model, x).argmax(1) == y).sum()) for x, y in zip(images.split(120), labels.split(120), strict=True)
     )
     return 100 * right / len(labels)
 

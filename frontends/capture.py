@@ -37,9 +37,18 @@ from .prepare import prepare
 from .recorded import functions_recorded
 
 LEAVES = (
-    *ops.CONVOLUTIONS, nn.Linear, *ops.BATCH_NORMS, *ops.POOLS, nn.MaxPool3d, nn.AvgPool3d, *ops.PADS,
-    *ops.STATELESS_NEURONS, nn.Dropout, nn.Identity, base.MemoryModule,
-)  # fmt: skip
+    *ops.CONVOLUTIONS,
+    nn.Linear,
+    *ops.BATCH_NORMS,
+    *ops.POOLS,
+    nn.MaxPool3d,
+    nn.AvgPool3d,
+    *ops.PADS,
+    *ops.STATELESS_NEURONS,
+    nn.Dropout,
+    nn.Identity,
+    base.MemoryModule,
+)
 # frames that only pass a call on; the user's line is the one that called them
 PLUMBING = (
     *(str(Path(str(package.__file__)).parent) + os.sep for package in (torch, einops)),

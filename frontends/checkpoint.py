@@ -181,9 +181,7 @@ def _recognised(
     steps = steps or contents.time_steps
     image = _image_size(asked)
     if shape is None and image:
-        found = recognise(
-            contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps
-        )
+        found = recognise(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
     said = asked.keys() | ({"neurons"} if asked.keys() & set(neurons.ARGUMENTS) else set())
     notes = {key: note for key, note in found.assumptions.items() if key not in said}
     return _Draft(found.arch, found.arch_args | asked, found.input_shape, notes)
@@ -380,10 +378,11 @@ def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
     if normalize is not None:
         normalize = check_json(normalize, f"{source}: normalize")
         good = isinstance(normalize, dict) and all(
-            isinstance(normalize.get(key), list) and len(normalize[key]) == channels
+            isinstance(normalize.get(key), list)
+            and len(normalize[key]) == channels
             and all(isinstance(x, int | float) and not isinstance(x, bool) for x in normalize[key])
             for key in ("mean", "std")
-        )  # fmt: skip
+        )
         if not good or min(normalize["std"]) <= 0:
             raise InputError(
                 f'{source}: normalize is not {{"mean": […], "std": […]}} of {channels} numbers, std above 0'

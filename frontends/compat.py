@@ -165,9 +165,10 @@ def model_factory(path: Path, name: str, blame: type[SvitcError] = InputError) -
 def factories_of(module: ModuleType, registry: Registry) -> list[str]:
     """What a model may be made with: registered names first, then the file's own functions, then its layers."""
     own = {
-        name: value for name, value in vars(module).items()
+        name: value
+        for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    }  # fmt: skip
+    }
     functions = [name for name, value in own.items() if inspect.isfunction(value)]
     classes = [name for name, value in own.items() if inspect.isclass(value) and issubclass(value, nn.Module)]
     exported = [name for name in getattr(module, "__all__", ()) if callable(getattr(module, name, None))]
@@ -232,9 +233,10 @@ def _remove(before: dict[str, ModuleType], folders: list[str]) -> None:
 def _old_arguments() -> Iterator[None]:
     """SpikingJelly's neurons take, and ignore, arguments that old versions had and this one does not."""
     kinds = [
-        kind for kind in vars(neuron).values()
+        kind
+        for kind in vars(neuron).values()
         if isinstance(kind, type) and issubclass(kind, base.MemoryModule) and "__init__" in vars(kind)
-    ]  # fmt: skip
+    ]
     plain = {kind: vars(kind)["__init__"] for kind in dict.fromkeys(kinds)}
     for kind, init in plain.items():
         kind.__init__ = _without(init)  # type: ignore[misc]

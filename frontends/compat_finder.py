@@ -22,9 +22,21 @@ CLOCK_DRIVEN, ACTIVATION_BASED = "spikingjelly.clock_driven", "spikingjelly.acti
 ALWAYS = ("timm", "torchvision")
 # what measures, plots and logs, and no forward needs
 TOOLS = (
-    "apex", "fvcore", "matplotlib", "ptflops", "seaborn", "tensorboard", "tensorboardX", "thop", "torchinfo",
-    "torchstat", "torchsummary", "tqdm", "visualizer", "wandb",
-)  # fmt: skip
+    "apex",
+    "fvcore",
+    "matplotlib",
+    "ptflops",
+    "seaborn",
+    "tensorboard",
+    "tensorboardX",
+    "thop",
+    "torchinfo",
+    "torchstat",
+    "torchsummary",
+    "tqdm",
+    "visualizer",
+    "wandb",
+)
 
 
 class Absent:

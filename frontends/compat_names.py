@@ -120,13 +120,19 @@ class Registry:
         """The names of timm that stand for something, whatever submodule they are taken from."""
         return {
             **{f"to_{n}tuple": to_tuple(n) for n in (1, 2, 3, 4)},
-            "to_ntuple": to_tuple, "trunc_normal_": nn.init.trunc_normal_,
-            "DropPath": DropPath, "drop_path": drop_path, "_cfg": _cfg,
-            "register_model": self.register_model, "create_model": self.create_model,
+            "to_ntuple": to_tuple,
+            "trunc_normal_": nn.init.trunc_normal_,
+            "DropPath": DropPath,
+            "drop_path": drop_path,
+            "_cfg": _cfg,
+            "register_model": self.register_model,
+            "create_model": self.create_model,
             "list_models": lambda *_, **__: sorted(self.factories),
-            "IMAGENET_DEFAULT_MEAN": (0.485, 0.456, 0.406), "IMAGENET_DEFAULT_STD": (0.229, 0.224, 0.225),
-            "IMAGENET_INCEPTION_MEAN": (0.5, 0.5, 0.5), "IMAGENET_INCEPTION_STD": (0.5, 0.5, 0.5),
-        }  # fmt: skip
+            "IMAGENET_DEFAULT_MEAN": (0.485, 0.456, 0.406),
+            "IMAGENET_DEFAULT_STD": (0.229, 0.224, 0.225),
+            "IMAGENET_INCEPTION_MEAN": (0.5, 0.5, 0.5),
+            "IMAGENET_INCEPTION_STD": (0.5, 0.5, 0.5),
+        }
 
 
 # names of PyTorch's own that went away

@@ -172,9 +172,17 @@ def load_data(
         name, opened = path.name, _open(path, input_spec, info, scale)
         mean, std = _statistics(info, input_spec)
     data = Dataset(
-        name, opened.labels, input_spec, opened.classes, mean, std, opened.source, scale,
-        np.arange(len(opened.labels)), opened.notes,
-    )  # fmt: skip
+        name,
+        opened.labels,
+        input_spec,
+        opened.classes,
+        mean,
+        std,
+        opened.source,
+        scale,
+        np.arange(len(opened.labels)),
+        opened.notes,
+    )
     if limit is None or is_factory(path):
         return data
     if limit > len(data):

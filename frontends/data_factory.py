@@ -82,9 +82,10 @@ def _import(place: str) -> ModuleType:
             ) from error
         where = raised_at(error, file) if file is not None else None
         raise UsageError(
-            f"--data: {place} imports {error.name}, which is not installed", where=where,
+            f"--data: {place} imports {error.name}, which is not installed",
+            where=where,
             hint="Install it, or take the import out.",
-        ) from error  # fmt: skip
+        ) from error
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         where = raised_at(error, file or _file_of(place))
         raise UsageError(f"--data: importing {place} failed: {_describe(error)}", where=where) from error
@@ -119,9 +120,10 @@ def _given(module: ModuleType, name: str, text: str, file: Path) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"--data: {name}() failed: {_describe(error)}", where=raised_at(error, file),
+            f"--data: {name}() failed: {_describe(error)}",
+            where=raised_at(error, file),
             hint="It is called without arguments." if isinstance(error, TypeError) else None,
-        ) from error  # fmt: skip
+        ) from error
     if not _iterable(given):
         raise UsageError(
             f"--data: {text} returned a {type(given).__name__}, which gives no images",
@@ -215,8 +217,8 @@ class _Reader:
         if value.dtype not in (torch.float32, torch.float64) and not counts:
             raise self._wrong(
                 f"has images of {str(value.dtype).removeprefix('torch.')}, not float32",
-                hint="A factory gives what the model is given: normalised float32."
-            )  # fmt: skip
+                hint="A factory gives what the model is given: normalised float32.",
+            )
         value = value.detach().cpu()
         if not counts and not torch.isfinite(value).all():
             raise self._wrong("holds NaN or infinity")

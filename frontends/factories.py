@@ -194,9 +194,10 @@ def _import(place: str) -> ModuleType:
                 hint="Looked for in the current folder and on PYTHONPATH; or give path/to/file.py:factory.",
             ) from error
         raise UsageError(
-            f"--arch: {place} imports {error.name}, which is not installed", where=_raised_at(error),
+            f"--arch: {place} imports {error.name}, which is not installed",
+            where=_raised_at(error),
             hint="Install it, or take the import out; path/to/file.py:factory stands in for what old models import.",
-        ) from error  # fmt: skip
+        ) from error
     except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise UsageError(
             f"--arch: importing {place} failed: {type(error).__name__}: {error}", where=_raised_at(error)
@@ -207,9 +208,7 @@ def _factory(module: ModuleType, name: str, place: str) -> Any:
     found = getattr(module, name, None)
     if callable(found):
         return found
-    public = {
-        key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")
-    }
+    public = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
     here = [key for key, value in public.items() if getattr(value, "__module__", None) == module.__name__]
     own = here or list(public)
     close = get_close_matches(name, own, 1)

@@ -175,9 +175,7 @@ def _staged(shapes: Shapes, stem: str, first: str, rest: str) -> dict[str, Any]:
     pairs = []
     for stage, (blocks, mlp) in enumerate(zip(depths, (first, rest, rest), strict=True), 1):
         if blocks:
-            pairs.append(
-                (sizes["embed_dims"] // 2 ** (3 - stage), shapes[f"stage{stage}.0.{mlp}fc1.weight"][0])
-            )
+            pairs.append((sizes["embed_dims"] // 2 ** (3 - stage), shapes[f"stage{stage}.0.{mlp}fc1.weight"][0]))
     return {**sizes, "depths": depths, "mlp_ratio": ratio(pairs)}
 
 
@@ -195,23 +193,35 @@ def _maxformer_cifar(shapes: Shapes) -> dict[str, Any]:
 
 FAMILIES = (
     Family(
-        "Spikformer", "", {"embed_dims": 8, "num_heads": 1, "depths": 1},
-        "patch_embed.stages.0.conv_bn.block.0.weight", _spikformer,
+        "Spikformer",
+        "",
+        {"embed_dims": 8, "num_heads": 1, "depths": 1},
+        "patch_embed.stages.0.conv_bn.block.0.weight",
+        _spikformer,
     ),
     Family(
-        "SpikeDrivenTransformer", "", {"embed_dims": 8, "num_heads": 1, "depths": 1},
-        "patch_embed.stages.0.0.weight", _sdt,
+        "SpikeDrivenTransformer",
+        "",
+        {"embed_dims": 8, "num_heads": 1, "depths": 1},
+        "patch_embed.stages.0.0.weight",
+        _sdt,
     ),
     Family(
-        "QKFormer", "", {"embed_dims": 8, "num_heads": (1, 1, 1), "depths": (1, 1, 1)},
-        "patch_embed1.conv1.weight", _qkformer,
+        "QKFormer",
+        "",
+        {"embed_dims": 8, "num_heads": (1, 1, 1), "depths": (1, 1, 1)},
+        "patch_embed1.conv1.weight",
+        _qkformer,
     ),
     Family("MaxFormer", "", {"embed_dims": 8, "depths": (1, 1, 1)}, "patch_embed1.conv1.weight", _maxformer),
     Family(
-        "MaxFormer", "CIFAR", {"embed_dims": 8, "depths": (1, 1, 1), "cifar": True},
-        "patch_embed1.conv.weight", _maxformer_cifar,
+        "MaxFormer",
+        "CIFAR",
+        {"embed_dims": 8, "depths": (1, 1, 1), "cifar": True},
+        "patch_embed1.conv.weight",
+        _maxformer_cifar,
     ),
-)  # fmt: skip
+)
 
 
 def divisors(*widths: int) -> Iterator[int]:

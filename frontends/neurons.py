@@ -32,9 +32,7 @@ def from_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if name is not None:
         short = name.removeprefix(HOME + ".").removeprefix("neuron.") if isinstance(name, str) else name
         if not isinstance(short, str) or short not in NEURONS:
-            raise ValueError(
-                f"spiking_neuron {name!r} is not a neuron that svitc knows ({', '.join(NEURONS)})"
-            )
+            raise ValueError(f"spiking_neuron {name!r} is not a neuron that svitc knows ({', '.join(NEURONS)})")
         result["spiking_neuron"] = NEURONS[short]
     if "levels" in result:
         if result.get("spiking_neuron") is not neuron.ILIFNode:

@@ -21,9 +21,16 @@ from .recognise import ALIKE, OWN_CODE, Recognised, recognise
 
 # one of each layout, to compare names with
 EXAMPLES = (
-    "spikformer_8_384", "spikformer_cifar10", "spikformer_cifar10dvs", "sdt_8_384", "metaspikformer_15m",
-    "espikeformer_t", "qkformer_10_384", "qkformer_cifar10", "qkformer_cifar10dvs",
-)  # fmt: skip
+    "spikformer_8_384",
+    "spikformer_cifar10",
+    "spikformer_cifar10dvs",
+    "sdt_8_384",
+    "metaspikformer_15m",
+    "espikeformer_t",
+    "qkformer_10_384",
+    "qkformer_cifar10",
+    "qkformer_cifar10dvs",
+)
 
 
 def known_factory(arch: str | None) -> str | None:
@@ -32,9 +39,7 @@ def known_factory(arch: str | None) -> str | None:
     return name if home == HOME and name in FACTORIES else None
 
 
-def recognise_any(
-    contents: Contents, shape: tuple[int, ...] | None, steps: int | None
-) -> Layout | Recognised:
+def recognise_any(contents: Contents, shape: tuple[int, ...] | None, steps: int | None) -> Layout | Recognised:
     """The published model, or else SpikingJelly's, that a bare state dict is of.
 
     Raises:

@@ -141,9 +141,7 @@ def _look(path: Path, start: bytes) -> None:
             with zipfile.ZipFile(path) as archive:
                 names = [name.rpartition("/")[2] for name in archive.namelist()]
         except Exception as error:  # a damaged directory may hold anything
-            raise InputError(
-                f"{path} is damaged: {_line(error)}", hint="Copy or download it again."
-            ) from error
+            raise InputError(f"{path} is damaged: {_line(error)}", hint="Copy or download it again.") from error
         if "constants.pkl" in names:
             raise InputError(f"{path} is a TorchScript archive, which keeps no modules", hint=SAVE)
         if "data.pkl" not in names:
@@ -187,9 +185,7 @@ def _load(path: Path, trust_pickle: bool) -> Any:
 def _needs_trust(path: Path, message: str) -> InputError:
     found = re.search(r"GLOBAL ([\w.]+\w)", message)
     if found is None:
-        text = (
-            f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch did not write"
-        )
+        text = f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch did not write"
         return InputError(text, hint=SAVE)
     part = _part_with(path, found[1])
     if part in OPTIONS:

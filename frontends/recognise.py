@@ -154,9 +154,7 @@ def _override(name: str, value: Any) -> str:
     return f"override with --arch-args '{json.dumps({name: value})}'"
 
 
-def _assume_arguments(
-    family: Family, args: dict[str, Any], shape: tuple[int, ...], notes: dict[str, str]
-) -> None:
+def _assume_arguments(family: Family, args: dict[str, Any], shape: tuple[int, ...], notes: dict[str, str]) -> None:
     """Heads, patches and the kind of attention, in place."""
     height, width = shape[-2:]
     small = max(height, width) <= SMALL_IMAGE
@@ -164,16 +162,14 @@ def _assume_arguments(
     if family.name == "Spikformer":
         args |= {"img_size_h": height, "img_size_w": width, "patch_size": 4 if small else 16}
         like = "spikformer_cifar10" if small else "spikformer_s"
-        notes["patch_size"] = (
-            f"patch_size = {args['patch_size']} ({size}, as in the published {like}); "
-            + _override("patch_size", args["patch_size"])
+        notes["patch_size"] = f"patch_size = {args['patch_size']} ({size}, as in the published {like}); " + _override(
+            "patch_size", args["patch_size"]
         )
     if family.name == "SpikeDrivenTransformer":
         args["pooling_stat"] = "0011" if small else "1111"
         like = "the CIFAR models" if small else "the published sdt_8_384"
-        notes["pooling_stat"] = (
-            f"pooling_stat = {args['pooling_stat']!r} ({size}, as in {like}); "
-            + _override("pooling_stat", args["pooling_stat"])
+        notes["pooling_stat"] = f"pooling_stat = {args['pooling_stat']!r} ({size}, as in {like}); " + _override(
+            "pooling_stat", args["pooling_stat"]
         )
     if family.name == "QKFormer":
         args["qka_type"] = "token"

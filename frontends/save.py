@@ -61,17 +61,18 @@ def save(
         arch = f"{families.HOME}:{known}"
         _compare(model, known, args, state)
     content = {
-        "state_dict": state, "arch": arch, "arch_args": args, "input_shape": [int(n) for n in input_shape],
+        "state_dict": state,
+        "arch": arch,
+        "arch_args": args,
+        "input_shape": [int(n) for n in input_shape],
         **{key: check_json(value, key, UsageError) for key, value in extra.items()},
-    }  # fmt: skip
+    }
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_together(path.absolute().parent, {path.name: buffer.getvalue()})
 
 
-def _compare(
-    model: nn.Module, factory: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]
-) -> None:
+def _compare(model: nn.Module, factory: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
     """Raise UsageError where the factory gives another model: another size, neuron, number of heads or T."""
     again = build_known(factory, args, UsageError, len(state))
     try:

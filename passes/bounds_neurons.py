@@ -122,18 +122,22 @@ def charge(module: Any) -> tuple[float, float]:
     return 1.0 - rate, rate if decays else 1.0
 
 
-def _counts(
-    low: torch.Tensor, high: torch.Tensor, threshold: float, most: int
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _counts(low: torch.Tensor, high: torch.Tensor, threshold: float, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The fewest and most spikes of a neuron that counts; how halves are rounded does not matter within a margin."""
     few, many = ((end / threshold).clamp(0, most).round() for end in (low, high))
     return few.nan_to_num(0.0), many.nan_to_num(float(most))
 
 
 def _reset(
-    low: torch.Tensor, high: torch.Tensor, few: torch.Tensor, many: torch.Tensor, margin: torch.Tensor,
-    threshold: float, rest: float | None, most: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    low: torch.Tensor,
+    high: torch.Tensor,
+    few: torch.Tensor,
+    many: torch.Tensor,
+    margin: torch.Tensor,
+    threshold: float,
+    rest: float | None,
+    most: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The ends of the membrane after a step, from those before it; ``rest`` is None for a soft reset."""
     if rest is not None:
         return torch.where(few > 0, rest, low), torch.where(few > 0, rest, high)

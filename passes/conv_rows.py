@@ -122,9 +122,14 @@ class Row:
                     scale, shift = scale_and_shift(layer)
                     weight, bias = weight * scale[:, None, None, None], bias * scale + shift
             one = nn.Conv2d(
-                first.in_channels, last.out_channels, window.kernel_size, window.stride,  # type: ignore[arg-type]
-                (high, wide), window.dilation, dtype=last.weight.dtype,  # type: ignore[arg-type]
-            )  # fmt: skip
+                first.in_channels,
+                last.out_channels,
+                window.kernel_size,
+                window.stride,  # type: ignore[arg-type]
+                (high, wide),
+                window.dilation,
+                dtype=last.weight.dtype,  # type: ignore[arg-type]
+            )
             one.weight.copy_(weight)
             one.bias.copy_(bias)  # type: ignore[union-attr]
         return one

@@ -159,9 +159,7 @@ class FoldLeak(Pass):
 
     def _plain(self, program: Program, current: Current) -> bool:
         modules: list[Any] = [program.module_of(each) for each in current.readers]
-        return all(
-            m.v_threshold == 1 and not m.v_reset and not getattr(m, "decay_input", False) for m in modules
-        )  # fmt: skip
+        return all(m.v_threshold == 1 and not m.v_reset and not getattr(m, "decay_input", False) for m in modules)
 
 
 def _need(module: Any) -> float | None:

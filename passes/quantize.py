@@ -81,8 +81,11 @@ def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
     """What reads a value, looking through views."""
     found: list[fx.Node] = []
     for user in node.users:
-        found += _readers(program, user) if user.target in ops.VIEWS or isinstance(
-            program.module_of(user), nn.ZeroPad2d) else [user]  # fmt: skip
+        found += (
+            _readers(program, user)
+            if user.target in ops.VIEWS or isinstance(program.module_of(user), nn.ZeroPad2d)
+            else [user]
+        )
     return found
 
 
@@ -146,8 +149,9 @@ class Quantize(Pass):
             if found is None:
                 raise UnsupportedError(
                     f"{node.target} could pass 2^24 with weights of {bits} bits",
-                    where=node.meta.get("source"), hint=f"Leave it at 8 with --exclude '{node.target}'.",
-                )  # fmt: skip
+                    where=node.meta.get("source"),
+                    hint=f"Leave it at 8 with --exclude '{node.target}'.",
+                )
             whole, scale = found
         else:
             whole, scale = quantize_weights(weight, grid.bound, MANTISSA)

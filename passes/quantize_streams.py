@@ -105,7 +105,11 @@ def _spread(program: Program, node: fx.Node, found: dict[fx.Node, Spread]) -> Sp
         return first
     if isinstance(module, nn.MaxPool2d):
         return first._replace(high=first.high + POOLED * math.sqrt(first.variance))
-    if node.target in (operator.add, operator.sub) and len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args):
+    if (
+        node.target in (operator.add, operator.sub)
+        and len(node.args) == 2
+        and all(isinstance(a, fx.Node) for a in node.args)
+    ):
         second: Any = found[node.args[1]]  # type: ignore[index]
         low, high = (second.low, second.high) if node.target is operator.add else (-second.high, -second.low)
         return Spread(first.low + low, first.high + high, first.variance + second.variance)

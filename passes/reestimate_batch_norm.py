@@ -92,8 +92,13 @@ def _run(program: Program, node: fx.Node, values: dict[fx.Node, Any], x: torch.T
 
 
 def _same(
-    original: Program, twin: fx.Node, program: Program, node: fx.Node, theirs: dict[fx.Node, Any], ours: dict[fx.Node, Any]
-) -> bool:  # fmt: skip
+    original: Program,
+    twin: fx.Node,
+    program: Program,
+    node: fx.Node,
+    theirs: dict[fx.Node, Any],
+    ours: dict[fx.Node, Any],
+) -> bool:
     """Whether a node gives the original's value: the very same inputs, and the same parameters."""
     for a, b in zip(twin.all_input_nodes, node.all_input_nodes, strict=True):
         if theirs[a] is not ours[b]:

@@ -72,9 +72,7 @@ class RefitReaders(Pass):
         step = torch.linalg.solve(inner, covariance[keep][:, gone] @ full[:, gone].T).T
         weight = full[:, keep] + step
         shift = weight @ mean[keep] - full @ mean
-        now, then = (
-            ((w @ c) * w).sum(1) for w, c in ((weight, covariance[keep][:, keep]), (full, covariance))
-        )  # fmt: skip
+        now, then = (((w @ c) * w).sum(1) for w, c in ((weight, covariance[keep][:, keep]), (full, covariance)))
         norm = next(iter(node.users)) if len(node.users) == 1 else None
         with torch.no_grad():
             projection.weight.copy_(weight.reshape(projection.weight.shape))

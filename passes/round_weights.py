@@ -40,8 +40,11 @@ class RoundWeights(Pass):
     requires = (Stage.PRUNED, Stage.PRUNED)
 
     def __init__(
-        self, bits: Mapping[str, int], calibration: Calibration | None = None, memo: dict[Any, torch.Tensor] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        bits: Mapping[str, int],
+        calibration: Calibration | None = None,
+        memo: dict[Any, torch.Tensor] | None = None,
+    ) -> None:
         self.bits, self.calibration = dict(bits), calibration
         self.memo = {} if memo is None else memo
         self.silent: list[str] = []

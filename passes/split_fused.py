@@ -143,9 +143,11 @@ def _sectionless(program: Program, view: fx.Node, section: Axis) -> tuple[Dims, 
     typed = program.type_of(view.all_input_nodes[0])
     source, target = composed(program, [view])
     gone = {
-        id(place) for dim, places in zip(typed, source, strict=True)
-        for axis, place in zip(dim, places, strict=True) if axis is section
-    }  # fmt: skip
+        id(place)
+        for dim, places in zip(typed, source, strict=True)
+        for axis, place in zip(dim, places, strict=True)
+        if axis is section
+    }
     left, right = (tuple(tuple(p for p in dim if id(p) not in gone) for dim in dims) for dims in (source, target))
     return left, right
 

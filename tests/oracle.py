@@ -35,27 +35,49 @@ TIES: dict[str, dict[str, list[str]]] = {
         r"(blocks\.\d+\.attn)\.q_conv": [r"{1}\.[qkv]_conv"],
     },
     "qkformer": {
-        r"patch_embed1\.conv3": [r"patch_embed1\.conv3", r"patch_embed1\.shortcut\.0", r"stage1\.\d+\.attn\.proj_conv_bn\.0", r"stage1\.\d+\.mlp\.fc2"],
+        r"patch_embed1\.conv3": [
+            r"patch_embed1\.conv3",
+            r"patch_embed1\.shortcut\.0",
+            r"stage1\.\d+\.attn\.proj_conv_bn\.0",
+            r"stage1\.\d+\.mlp\.fc2",
+        ],
         r"patch_embed([23])\.conv2": [
-            r"patch_embed{1}\.conv2", r"patch_embed{1}\.shortcut\.0", r"stage{1}\.\d+\.attn\.proj_conv_bn\.0", r"stage{1}\.\d+\.mlp\.fc2",
+            r"patch_embed{1}\.conv2",
+            r"patch_embed{1}\.shortcut\.0",
+            r"stage{1}\.\d+\.attn\.proj_conv_bn\.0",
+            r"stage{1}\.\d+\.mlp\.fc2",
         ],
     },
     "maxformer": {
-        r"patch_embed1\.conv3": [r"patch_embed1\.conv3", r"patch_embed1\.shortcut\.0", r"stage1\.\d+\.dwconv", r"stage1\.\d+\.mlp\.fc2"],
+        r"patch_embed1\.conv3": [
+            r"patch_embed1\.conv3",
+            r"patch_embed1\.shortcut\.0",
+            r"stage1\.\d+\.dwconv",
+            r"stage1\.\d+\.mlp\.fc2",
+        ],
         r"patch_embed1\.branch\.1": [r"patch_embed1\.branch\.1", r"patch_embed1\.shortcut\.1", r"stage1\.\d+\.fc2"],
         r"patch_embed([23])\.shortcut\.0": [
-            r"patch_embed{1}\.shortcut\.0", r"patch_embed{1}\.conv2", r"stage{1}\.\d+\.dwconv",
-            r"stage{1}\.\d+\.mlp\.fc2", r"stage{1}\.\d+\.attn\.proj_conv_bn\.0", r"stage{1}\.\d+\.attn\.proj\.0",
+            r"patch_embed{1}\.shortcut\.0",
+            r"patch_embed{1}\.conv2",
+            r"stage{1}\.\d+\.dwconv",
+            r"stage{1}\.\d+\.mlp\.fc2",
+            r"stage{1}\.\d+\.attn\.proj_conv_bn\.0",
+            r"stage{1}\.\d+\.attn\.proj\.0",
         ],
     },
-}  # fmt: skip
+}
 
 # layer -> the batch norm behind it, first rule that fits
 BATCH_NORMS = [
-    (r"(.*)\.0", r"\1.1"), (r"(.*\.branch)\.1", r"\1.2"), (r"(.*\.shortcut)\.1", r"\1.2"),
-    (r"(.*)\.rpe_conv", r"\1.rpe_bn"), (r"(.*)\.([a-z]+)_conv", r"\1.\2_bn"), (r"(.*)\.dwconv", r"\1.bn"),
-    (r"(.*)\.(?:conv|fc)(\d)", r"\1.bn\2"), (r"(.*)\.conv", r"\1.bn"),
-]  # fmt: skip
+    (r"(.*)\.0", r"\1.1"),
+    (r"(.*\.branch)\.1", r"\1.2"),
+    (r"(.*\.shortcut)\.1", r"\1.2"),
+    (r"(.*)\.rpe_conv", r"\1.rpe_bn"),
+    (r"(.*)\.([a-z]+)_conv", r"\1.\2_bn"),
+    (r"(.*)\.dwconv", r"\1.bn"),
+    (r"(.*)\.(?:conv|fc)(\d)", r"\1.bn\2"),
+    (r"(.*)\.conv", r"\1.bn"),
+]
 
 
 def batch_norm_of(model: nn.Module, path: str) -> nn.Module:

@@ -22,9 +22,23 @@ from svitc.errors import InputError
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 ROW = {
-    "name", "reason", "median_ms", "q1_ms", "q3_ms", "ratio", "ratio_q1", "ratio_q3", "memory_bytes", "nodes",
-    "weight_bytes", "version", "max_logit_difference", "prepare_seconds", "runs", "times_ms",
-}  # fmt: skip
+    "name",
+    "reason",
+    "median_ms",
+    "q1_ms",
+    "q3_ms",
+    "ratio",
+    "ratio_q1",
+    "ratio_q3",
+    "memory_bytes",
+    "nodes",
+    "weight_bytes",
+    "version",
+    "max_logit_difference",
+    "prepare_seconds",
+    "runs",
+    "times_ms",
+}
 
 
 def run(capsys, *args: object) -> tuple[int, str, str]:
@@ -44,9 +58,19 @@ def test_a_run_beside_eager_as_json(capsys, folder):
     assert status == 0 and err == ""
     report = json.loads(text)
     assert report.keys() == {
-        "file", "against", "input", "batch", "threads", "seed", "runs", "untimed_run_before_each", "other_processes",
-        "environment", "rows", "profile",
-    }  # fmt: skip
+        "file",
+        "against",
+        "input",
+        "batch",
+        "threads",
+        "seed",
+        "runs",
+        "untimed_run_before_each",
+        "other_processes",
+        "environment",
+        "rows",
+        "profile",
+    }
     assert (report["batch"], report["threads"], report["runs"], report["input"]) == (3, 1, 2, [1, 16, 16])
     ours, eager = report["rows"]
     assert ours.keys() == eager.keys() == ROW
@@ -56,7 +80,10 @@ def test_a_run_beside_eager_as_json(capsys, folder):
         assert 0 < each["q1_ms"] <= each["median_ms"] <= each["q3_ms"]
         assert each["memory_bytes"] > 1e5, "its weights are in it"
     assert ours["ratio"] == 1.0 and eager["ratio"] > 0
-    assert ours["nodes"] > 100 and ours["weight_bytes"] == json.loads((folder / "report.json").read_text())["memory"]["compiled_bytes"]
+    assert (
+        ours["nodes"] > 100
+        and ours["weight_bytes"] == json.loads((folder / "report.json").read_text())["memory"]["compiled_bytes"]
+    )
     assert "onnxruntime" in ours["version"] and "torch" in eager["version"]
     assert ours["max_logit_difference"] > 0 == eager["max_logit_difference"], "one is pruned, on the same images"
     operators = report["profile"]["svitc"]
@@ -128,13 +155,15 @@ def test_bad_input(capsys, tmp_path, folder, case):
     args, want, message = BAD[case]
     (tmp_path / "model.txt").write_text("not a model")
     places = {
-        "tmp": tmp_path, "text": tmp_path / "model.txt", "out": folder,
+        "tmp": tmp_path,
+        "text": tmp_path / "model.txt",
+        "out": folder,
         "vector": small_file(tmp_path / "vector.onnx", ["N", 3]),
         "fixed": small_file(tmp_path / "fixed.onnx", [4, 3, 16, 16]),
         "open": small_file(tmp_path / "open.onnx", ["N", 3, "H", "W"]),
         "three": small_file(tmp_path / "three.onnx", ["N", 3, 16, 16]),
         "broken": small_file(tmp_path / "broken.onnx", ["N", 3, 16, 16], broken=True),
-    }  # fmt: skip
+    }
     status, text, err = run(capsys, *(str(a).format(**places) for a in args))
     assert (status, text) == (want, "") and message in err
     assert len(err.strip().splitlines()) >= 2 or case == "no model", "a way out is given"

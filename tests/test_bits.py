@@ -78,9 +78,11 @@ def test_a_grid_is_found_again(data, bits, power, seed):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    seed=st.integers(0, 10_000), bits=st.sampled_from(FEW), columns=st.integers(1, 40),
+    seed=st.integers(0, 10_000),
+    bits=st.sampled_from(FEW),
+    columns=st.integers(1, 40),
     heavy=st.sampled_from([0.0, 2.0, 9.0]),
-)  # fmt: skip
+)
 def test_scales_are_never_worse_than_the_largest_weights(seed, bits, columns, heavy):
     weight = weights(6, columns, seed).double()
     weight[:, 0] *= 1 + heavy  # one weight that is far out
@@ -240,9 +242,18 @@ def test_type_and_shape_stay_and_arguments_too(bits, dtype):
 
 def test_stored_bits():
     for numbers, bits in [
-        ([1, -1], 2), ([3, -3, 1], 2), ([0, 1], 4), ([1, 2, 3], 4), ([0], 4), ([7, -7], 4), ([5, 1], 4), ([8], 8),
-        ([-127, 3], 8), ([-8, 1], 8), ([], 2),
-    ]:  # fmt: skip
+        ([1, -1], 2),
+        ([3, -3, 1], 2),
+        ([0, 1], 4),
+        ([1, 2, 3], 4),
+        ([0], 4),
+        ([7, -7], 4),
+        ([5, 1], 4),
+        ([8], 8),
+        ([-127, 3], 8),
+        ([-8, 1], 8),
+        ([], 2),
+    ]:
         assert stored_bits(torch.tensor(numbers, dtype=torch.int8)) == bits, numbers
 
 

@@ -77,19 +77,31 @@ def test_bits_are_written_and_read(tmp_path):
 
 @pytest.mark.parametrize(
     "bits",
-    [{"a": 3}, {"a": 16}, {"a": 0}, {"a": -4}, {"a": "4"}, {"a": 4.0}, {"a": True}, {"a": None}, {"a": [4]},
-     {"a": 4, "b": 1}, [["a", 4]], "a: 4", 4, True],
+    [
+        {"a": 3},
+        {"a": 16},
+        {"a": 0},
+        {"a": -4},
+        {"a": "4"},
+        {"a": 4.0},
+        {"a": True},
+        {"a": None},
+        {"a": [4]},
+        {"a": 4, "b": 1},
+        [["a", 4]],
+        "a: 4",
+        4,
+        True,
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_malformed_bits(bits):
     with pytest.raises(InputError, match="the plan's bits are malformed") as refused:
         Plan.from_json({"format": FORMAT, "groups": {}, "bits": bits})
     assert "8, 4, 2" in refused.value.hint
 
 
-@pytest.mark.parametrize(
-    ("layer", "closest"), [("blocks.0.mlp.fc1.1", FC1), ("haed", "head"), ("#", None)]
-)
+@pytest.mark.parametrize(("layer", "closest"), [("blocks.0.mlp.fc1.1", FC1), ("haed", "head"), ("#", None)])
 def test_bits_for_a_layer_that_is_none(layer, closest):
     plan = Plan({}, {}, {FC2: 4, layer: 4})
     with pytest.raises(InputError, match=f"the plan gives bits to {layer}, which is no layer") as refused:

@@ -81,7 +81,9 @@ def additive(weak: tuple[str, ...] = (), each: float = 0.0004, much: float = 0.0
     """Hardly anything costs, but the layers that are named; two bits cost four times what four do."""
 
     def drop(bits):
-        return sum({8: 0, 4: 1, 2: 4}[b] * (much if any(w in layer for w in weak) else each) for layer, b in bits.items())
+        return sum(
+            {8: 0, 4: 1, 2: 4}[b] * (much if any(w in layer for w in weak) else each) for layer, b in bits.items()
+        )
 
     return drop
 
@@ -263,9 +265,10 @@ def test_the_joint_policy_takes_bits_where_they_are_cheap_and_channels_where_tho
         asked = problem(drop_of(channels, bits), None, 0.4)
         plan = Auto(criterion="l2", refit="none").plan(asked)
         sizes = {
-            id(g.axis): int(mask.sum(axis=1).max()) for g in asked.program.groups
+            id(g.axis): int(mask.sum(axis=1).max())
+            for g in asked.program.groups
             for mask in [plan.validate(asked.program)[g.name]]
-        }  # fmt: skip
+        }
         assert 0.95 * asked.limit < asked.cost(sizes, plan.bits) <= asked.limit
         kept.append((sum(float(m.mean()) < 1 for m in plan.keep.values()), sum(b < 8 for b in plan.bits.values())))
     assert kept[0][0] < kept[1][0] and kept[0][1] > kept[1][1]
@@ -303,7 +306,20 @@ def data(tmp_path_factory):
 
 def test_sensitivity_of_bits(capsys, tmp_path, data):
     out = tmp_path / "s.json"
-    args = ("sensitivity", DIGITS, "--data", data, *SMALL, "-o", out, "--bits", "--exclude", "*mlp*", "--exclude", "blocks.0*")
+    args = (
+        "sensitivity",
+        DIGITS,
+        "--data",
+        data,
+        *SMALL,
+        "-o",
+        out,
+        "--bits",
+        "--exclude",
+        "*mlp*",
+        "--exclude",
+        "blocks.0*",
+    )
     status, text, err = run(capsys, *args)
     assert status == 0 and "evaluations" in err
     report = json.loads(out.read_text())
@@ -324,8 +340,22 @@ def test_sensitivity_of_bits(capsys, tmp_path, data):
 @pytest.mark.parametrize("name", BY_BITS)
 def test_compile(capsys, tmp_path, data, name):
     out = tmp_path / "out"
-    args = ("compile", DIGITS, "--data", data, *SMALL, "--policy", name, "--max-drop", "20", "--exclude", "*fc1*",
-            "--verify-images", "1", "--json")  # fmt: skip
+    args = (
+        "compile",
+        DIGITS,
+        "--data",
+        data,
+        *SMALL,
+        "--policy",
+        name,
+        "--max-drop",
+        "20",
+        "--exclude",
+        "*fc1*",
+        "--verify-images",
+        "1",
+        "--json",
+    )
     status, text, _ = run(capsys, *args, "-o", out)
     assert status == 0
     report = json.loads(text)
@@ -343,7 +373,20 @@ def test_compile(capsys, tmp_path, data, name):
 
 
 def test_a_small_budget_takes_channels_and_bits(capsys, tmp_path, data):
-    args = ("compile", DIGITS, "--data", data, *SMALL, "--budget", "0.1", "--verify-images", "1", "--json", "-o", tmp_path / "o")
+    args = (
+        "compile",
+        DIGITS,
+        "--data",
+        data,
+        *SMALL,
+        "--budget",
+        "0.1",
+        "--verify-images",
+        "1",
+        "--json",
+        "-o",
+        tmp_path / "o",
+    )
     status, text, _ = run(capsys, *args)
     report = json.loads(text)
     assert status == 0 and report["weights"]["type"] == "mixed" and 0.097 < report["memory"]["ratio"] <= 0.1
@@ -356,8 +399,12 @@ BAD = {
     "a storage type that ONNX lacks": (("--weights", "int4", "--narrowest", "3"), 2, "ONNX Runtime 1.24"),
     "a policy of bits and one type": (("--policy", "qsvit", "--weights", "int8"), 2, "Leave --weights int8 out"),
     "mixed without a policy that mixes": (("--weights", "mixed"), 2, "qsvit"),
-    "an excluded layer that is not there": (("--weights", "int4", "--exclude", "blocks.0.mlp.fc3"), 2, "blocks.0.mlp.fc"),
-}  # fmt: skip
+    "an excluded layer that is not there": (
+        ("--weights", "int4", "--exclude", "blocks.0.mlp.fc3"),
+        2,
+        "blocks.0.mlp.fc",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

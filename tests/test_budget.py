@@ -12,12 +12,20 @@ from svitc.errors import UsageError
 @pytest.mark.parametrize(
     ("text", "of", "limit"),
     [
-        ("0.78", "bytes", 780), ("78%", "bytes", 780), ("1", "bytes", 1000), ("100%", "bytes", 1000),
-        ("12MB", "bytes", 12_000_000), ("12 MiB", "bytes", 12 * 2**20), ("500b", "bytes", 500), ("1.5kB", "bytes", 1500),
-        ("params=8M", "parameters", 8_000_000), ("params=78%", "parameters", 780), ("params=0.5", "parameters", 500),
+        ("0.78", "bytes", 780),
+        ("78%", "bytes", 780),
+        ("1", "bytes", 1000),
+        ("100%", "bytes", 1000),
+        ("12MB", "bytes", 12_000_000),
+        ("12 MiB", "bytes", 12 * 2**20),
+        ("500b", "bytes", 500),
+        ("1.5kB", "bytes", 1500),
+        ("params=8M", "parameters", 8_000_000),
+        ("params=78%", "parameters", 780),
+        ("params=0.5", "parameters", 500),
         ("params=1200", "parameters", 1200),
     ],
-)  # fmt: skip
+)
 def test_budgets(text, of, limit):
     budget = parse_budget(text)
     assert (budget.of, budget.limit(1000)) == (of, limit)

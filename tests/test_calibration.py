@@ -98,7 +98,9 @@ def test_moments(name):
         assert lowest > -1e-4 * max(1.0, highest)
         if module.weight[0].numel() == module.weight.shape[1]:
             source = values[node.all_input_nodes[0]].double()
-            flat = (source if isinstance(module, nn.Linear) else source.movedim(1, -1)).reshape(-1, module.weight.shape[1])
+            flat = (source if isinstance(module, nn.Linear) else source.movedim(1, -1)).reshape(
+                -1, module.weight.shape[1]
+            )
             if moments.rows == len(flat):
                 assert torch.allclose(moments.mean, flat.mean(0), atol=1e-6), path
                 assert torch.allclose(moments.covariance, flat.T.cov(correction=0), atol=1e-5), path
@@ -208,15 +210,18 @@ def test_taylor_is_the_gradient_of_leaving_a_channel_out():
         shape = [1] * program.module(image).ndim  # the module runs once to know it is stateless after a reset
         program.reset()
         hook = program.module.get_submodule(path).register_forward_hook(
-            lambda module, given, out, open_=open_: out * open_.reshape(
-                [-1 if size == group.size else 1 for size in out.shape])
-        )  # fmt: skip
+            lambda module, given, out, open_=open_: (
+                out * open_.reshape([-1 if size == group.size else 1 for size in out.shape])
+            )
+        )
         logits = program.module(image)
         hook.remove()
         loss = nn.functional.cross_entropy(logits.mean(0) if len(shape) == 3 else logits, label)
         total += torch.autograd.grad(loss, open_)[0].abs()
     program.reset()
-    assert torch.allclose(torch.from_numpy(Calibration(program, x, y).taylor(group)[0]), (total / 3).double(), atol=1e-6)
+    assert torch.allclose(
+        torch.from_numpy(Calibration(program, x, y).taylor(group)[0]), (total / 3).double(), atol=1e-6
+    )
 
 
 def test_a_program_that_learns_nothing_has_no_taylor_scores():

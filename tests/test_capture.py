@@ -107,13 +107,29 @@ REFUSED = {
     "control flow on data": (lambda: Net(branch), "control flow depends on the data", "def branch"),
     "a value read out": (lambda: Net(read_item), "control flow depends on the data", "def read_item"),
     "assignment": (lambda: Net(assign), "assignment into a tensor", "def assign"),
-    "unknown operation": (lambda: Net(lambda x: torch.softmax(x, 2).mean((0, 3, 4))), "softmax is not an operation", "torch.softmax"),
+    "unknown operation": (
+        lambda: Net(lambda x: torch.softmax(x, 2).mean((0, 3, 4))),
+        "softmax is not an operation",
+        "torch.softmax",
+    ),
     "a number added": (lambda: Net(lambda x: (x + 1.0).mean((0, 3, 4))), "a number added to a tensor", "(x + 1.0)"),
-    "a tiled axis": (lambda: Net(lambda x: x.repeat(1, 1, 2, 1, 1).mean((0, 3, 4)), width=16), "tiles an axis", "x.repeat(1, 1, 2"),
-    "uneven blocks": (lambda: Net(lambda x: x.chunk(3, 2)[0].mean((0, 3, 4)), width=3), "chunk(3) of 8 elements is uneven", "x.chunk(3, 2)"),
+    "a tiled axis": (
+        lambda: Net(lambda x: x.repeat(1, 1, 2, 1, 1).mean((0, 3, 4)), width=16),
+        "tiles an axis",
+        "x.repeat(1, 1, 2",
+    ),
+    "uneven blocks": (
+        lambda: Net(lambda x: x.chunk(3, 2)[0].mean((0, 3, 4)), width=3),
+        "chunk(3) of 8 elements is uneven",
+        "x.chunk(3, 2)",
+    ),
     "unknown neuron": (lambda: Net(spiking=neuron.KLIFNode(step_mode="m")), "neuron lif is a KLIFNode", "self.lif("),
-    "single step": (lambda: Net(spiking=neuron.LIFNode(step_mode="s")), "neuron lif is in single-step mode", "self.lif("),
-}  # fmt: skip
+    "single step": (
+        lambda: Net(spiking=neuron.LIFNode(step_mode="s")),
+        "neuron lif is in single-step mode",
+        "self.lif(",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

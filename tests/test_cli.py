@@ -26,7 +26,18 @@ def test_help_teaches(capsys, command):
     status, out, _ = run(capsys, *command, "--help")
     assert status == 0 and "Exit status" in out
     if command == ["compile"]:
-        for word in ("--budget", "0.78", "12MB", "params=8M", "--prune-heads", "--trust-pickle", "--plan", "--ema", "--fix", "--reparam"):
+        for word in (
+            "--budget",
+            "0.78",
+            "12MB",
+            "params=8M",
+            "--prune-heads",
+            "--trust-pickle",
+            "--plan",
+            "--ema",
+            "--fix",
+            "--reparam",
+        ):
             assert word in out
 
 

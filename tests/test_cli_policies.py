@@ -21,8 +21,21 @@ def data(tmp_path_factory):
 
 def test_sensitivity(capsys, tmp_path, data):
     out = tmp_path / "s.json"
-    args = ("sensitivity", DIGITS, "--data", data, *SMALL, "-o", out, "--include", "*mlp*", "--include", "*.q",
-            "--rates", "0.2,0.5")  # fmt: skip
+    args = (
+        "sensitivity",
+        DIGITS,
+        "--data",
+        data,
+        *SMALL,
+        "-o",
+        out,
+        "--include",
+        "*mlp*",
+        "--include",
+        "*.q",
+        "--rates",
+        "0.2,0.5",
+    )
     status, text, err = run(capsys, *args)
     assert status == 0 and "95% interval" in text and "evaluations" in err
     report = json.loads(out.read_text())
@@ -73,7 +86,17 @@ def test_a_front_shares_one_sweep(capsys, tmp_path, data):
     assert (alone / "model.onnx").read_bytes() == (out / "0.8" / "model.onnx").read_bytes()
     assert json.loads((alone / "report.json").read_text())["sweep"]["evaluations"] == 0
     # replayed with its refit, which looks at the same images
-    replay = ("compile", DIGITS, "--plan", alone / "plan.json", *SMALL, "--verify-images", "1", "-o", tmp_path / "again")
+    replay = (
+        "compile",
+        DIGITS,
+        "--plan",
+        alone / "plan.json",
+        *SMALL,
+        "--verify-images",
+        "1",
+        "-o",
+        tmp_path / "again",
+    )
     assert run(capsys, *replay, "--data", data)[0] == 0
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (alone / "model.onnx").read_bytes()
     status, _, err = run(capsys, *replay)
@@ -84,10 +107,31 @@ def test_a_front_shares_one_sweep(capsys, tmp_path, data):
 def test_a_budget_that_cannot_be_met_loses_no_other(capsys, tmp_path, data, as_json):
     out = tmp_path / "front"
     more = ["--json", "-v"] if as_json else []
-    status = main(list(map(str, (
-        "compile", DIGITS, "--data", data, *SMALL, "--policy", "uniform", "--include", "*mlp*", "--verify-images", "1",
-        "-b", "0.05,0.9,0.02", "-o", out, *more,
-    ))))  # fmt: skip
+    status = main(
+        list(
+            map(
+                str,
+                (
+                    "compile",
+                    DIGITS,
+                    "--data",
+                    data,
+                    *SMALL,
+                    "--policy",
+                    "uniform",
+                    "--include",
+                    "*mlp*",
+                    "--verify-images",
+                    "1",
+                    "-b",
+                    "0.05,0.9,0.02",
+                    "-o",
+                    out,
+                    *more,
+                ),
+            )
+        )
+    )
     captured = capsys.readouterr()
     assert status == 5 and "0.05: the budget of" in captured.err and "0.02: the budget of" in captured.err
     assert sorted(p.name for p in out.iterdir()) == ["0.9"] and sorted(p.name for p in (out / "0.9").iterdir()) == FILES
@@ -99,9 +143,26 @@ def test_a_budget_that_cannot_be_met_loses_no_other(capsys, tmp_path, data, as_j
 
 def test_json_alone_on_stdout(capsys, tmp_path, data):
     status, text, _ = run(
-        capsys, "compile", DIGITS, "--data", data, *SMALL, "--policy", "primesvt", "--budget", "0.95", "--max-drop", "50",
-        "--include", "*mlp*", "--verify-images", "1", "-o", tmp_path / "o", "--json",
-    )  # fmt: skip
+        capsys,
+        "compile",
+        DIGITS,
+        "--data",
+        data,
+        *SMALL,
+        "--policy",
+        "primesvt",
+        "--budget",
+        "0.95",
+        "--max-drop",
+        "50",
+        "--include",
+        "*mlp*",
+        "--verify-images",
+        "1",
+        "-o",
+        tmp_path / "o",
+        "--json",
+    )
     report = json.loads(text)
     assert status == 0 and report == json.loads((tmp_path / "o" / "report.json").read_text())
     assert report["policy"]["policy"] == "primesvt" and report["policy"]["tolerance"] == 0.5
@@ -111,9 +172,21 @@ def test_json_alone_on_stdout(capsys, tmp_path, data):
 def test_a_drop_that_cannot_be_met(capsys, tmp_path, data):
     """The same for a policy that does not look at it by itself; the best that was found is named."""
     status, text, err = run(
-        capsys, "compile", DIGITS, "--data", data, *SMALL, "--policy", "uniform", "--budget", "0.3", "--max-drop", "1",
-        "-o", tmp_path / "o",
-    )  # fmt: skip
+        capsys,
+        "compile",
+        DIGITS,
+        "--data",
+        data,
+        *SMALL,
+        "--policy",
+        "uniform",
+        "--budget",
+        "0.3",
+        "--max-drop",
+        "1",
+        "-o",
+        tmp_path / "o",
+    )
     assert status == 5 and "points, more than the 1 allowed" in err and "The best that was found" in err and text == ""
     assert not (tmp_path / "o").exists()
 
@@ -123,9 +196,17 @@ BAD = {
     "psvit without data": (["compile", DIGITS, "-b", "0.5", "--policy", "psvit"], 2, "measures accuracy"),
     "primesvt without data": (["compile", DIGITS, "-b", "0.5", "--policy", "primesvt"], 2, "measures accuracy"),
     "auto without data": (["compile", DIGITS, "-b", "0.5", "--policy", "auto"], 2, "--data"),
-    "criterion without data": (["compile", DIGITS, "-b", "0.5", "--criterion", "taylor"], 2, "'taylor' looks at images"),
+    "criterion without data": (
+        ["compile", DIGITS, "-b", "0.5", "--criterion", "taylor"],
+        2,
+        "'taylor' looks at images",
+    ),
     "refit without data": (["compile", DIGITS, "-b", "0.5", "--refit", "full"], 2, "--refit full looks at images"),
-    "max-drop without data": (["compile", DIGITS, "-b", "0.5", "--max-drop", "3"], 2, "--max-drop is measured on images"),
+    "max-drop without data": (
+        ["compile", DIGITS, "-b", "0.5", "--max-drop", "3"],
+        2,
+        "--max-drop is measured on images",
+    ),
     "max-drop negative": (["compile", DIGITS, "-b", "0.5", "--max-drop", "-1", "--data", DATA], 2, "between 0 and 100"),
     "max-drop 101": (["compile", DIGITS, "-b", "0.5", "--max-drop", "101", "--data", DATA], 2, "between 0 and 100"),
     "max-drop nan": (["compile", DIGITS, "-b", "0.5", "--max-drop", "nan", "--data", DATA], 2, "between 0 and 100"),
@@ -147,7 +228,7 @@ BAD = {
     "sensitivity criterion": (["sensitivity", DIGITS, "--data", DATA, "--criterion", "l7"], 2, "Known: l2"),
     "sensitivity glob": (["sensitivity", DIGITS, "--data", DATA, "--include", "xyz*"], 2, "names no group"),
     "nothing resumable": (["sensitivity", DIGITS, "--data", DATA, "--resume"], 3, "holds no points of a sweep"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

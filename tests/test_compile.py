@@ -161,17 +161,26 @@ def entry(plan, **change):
         (lambda p: entry(p, keep=[]), "keeps nothing"),
         (lambda p: entry(p, keep=[999]), "out of range"),
         (lambda p: entry(p, dims=7, keep=[1]), r"keeps a mask \(1, 7\)"),
-        (lambda p: {**p.to_json(), "groups": {"head": {"heads": 1, "dims": 10, "keep": [1]}}}, "must stay whole: the model's output"),
         (
-            lambda p: {**p.to_json(), "groups": {"blocks.0.attn.qkv_conv_bn.0.q": {"heads": 4, "dims": 16, "keep": [0, 1, 16, 32, 48]}}},
+            lambda p: {**p.to_json(), "groups": {"head": {"heads": 1, "dims": 10, "keep": [1]}}},
+            "must stay whole: the model's output",
+        ),
+        (
+            lambda p: {
+                **p.to_json(),
+                "groups": {"blocks.0.attn.qkv_conv_bn.0.q": {"heads": 4, "dims": 16, "keep": [0, 1, 16, 32, 48]}},
+            },
             "in different heads",
         ),
         (
-            lambda p: {**p.to_json(), "groups": {"blocks.0.attn.qkv_conv_bn.0.q": {"heads": 4, "dims": 16, "keep": [0, 16]}}},
+            lambda p: {
+                **p.to_json(),
+                "groups": {"blocks.0.attn.qkv_conv_bn.0.q": {"heads": 4, "dims": 16, "keep": [0, 16]}},
+            },
             "drops other heads",
         ),
     ],
-)  # fmt: skip
+)
 def test_plans_that_do_not_fit(digits, spoil, message):
     plan = svitc.compile(digits, 0.5, images=1).plan
     with pytest.raises(InputError, match=message):

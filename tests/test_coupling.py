@@ -44,9 +44,11 @@ def test_spikformer():
         )
     )
     assert groups["patch_embed.stages.3.conv_bn.block.0"].producers == [
-        "patch_embed.stages.3.conv_bn.block.0", "patch_embed.positional_encoding.conv_bn.block.0",
-        "blocks.0.attn.proj_conv_bn.0", "blocks.0.mlp.fc2.0",
-    ]  # fmt: skip
+        "patch_embed.stages.3.conv_bn.block.0",
+        "patch_embed.positional_encoding.conv_bn.block.0",
+        "blocks.0.attn.proj_conv_bn.0",
+        "blocks.0.mlp.fc2.0",
+    ]
     qk, v = groups["blocks.0.attn.qkv_conv_bn.0.q"], groups["blocks.0.attn.qkv_conv_bn.0.v"]
     assert qk.producers == ["blocks.0.attn.qkv_conv_bn.0.q", "blocks.0.attn.qkv_conv_bn.0.k"]
     assert v.producers == ["blocks.0.attn.qkv_conv_bn.0.v"]
@@ -139,13 +141,21 @@ class Windowed(nn.Module):
 
 @pytest.mark.parametrize(
     ("shape", "kernel", "what"),
-    [((1, 12), (1, 3), "frozen"), ((3, 4), (1, 3), "whole_heads"), ((3, 4), (3, 3), "frozen"), ((3, 4), (3, 1), "shared")],
+    [
+        ((1, 12), (1, 3), "frozen"),
+        ((3, 4), (1, 3), "whole_heads"),
+        ((3, 4), (3, 3), "frozen"),
+        ((3, 4), (3, 1), "shared"),
+    ],
 )
 def test_what_a_window_slides_over(shape, kernel, what):
     program = program_of(Windowed(shape, kernel))
     group = next(g for g in program.groups if g.name == "a")
     why = "a window slides over it, so that neighbours count"
-    assert (group.frozen, group.whole_heads) == (why if what == "frozen" else None, why if what == "whole_heads" else None)
+    assert (group.frozen, group.whole_heads) == (
+        why if what == "frozen" else None,
+        why if what == "whole_heads" else None,
+    )
     if what != "shared":
         return
     assert group.shared and group.heads == 3  # a window over heads: all keep the same dimensions

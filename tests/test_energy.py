@@ -287,8 +287,11 @@ def test_integer_arithmetic():
     assert first.reads == "fixed" and first.mac == outputs * 27
     # the image's steps take two bytes: two products of int8, each added up in int32
     assert first.operations == {
-        "int8.mult": 2 * first.mac, "int32.add": 2 * first.mac, "float32.mult": outputs, "float32.add": outputs,
-    }  # fmt: skip
+        "int8.mult": 2 * first.mac,
+        "int32.add": 2 * first.mac,
+        "float32.mult": outputs,
+        "float32.add": outputs,
+    }
     outputs = later.operations["float32.mult"]
     assert later.operations == {"int32.add": later.ac, "float32.mult": outputs, "float32.add": outputs}
     assert later.compute_pj == pytest.approx(0.1 * later.ac + 4.6 * outputs)

@@ -93,10 +93,14 @@ def test_a_malformed_table_is_refused_by_its_key(tmp_path, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a: [", "not YAML"), (b"\xff\xfe\xfd", "not YAML"), (b"", "the file is None"), (b"- 1", r"the file is [1]"),
-        (b"[" * 20_000, "not YAML"), (b"!!python/object:os.system {}", "not YAML"),
+        (b"a: [", "not YAML"),
+        (b"\xff\xfe\xfd", "not YAML"),
+        (b"", "the file is None"),
+        (b"- 1", r"the file is [1]"),
+        (b"[" * 20_000, "not YAML"),
+        (b"!!python/object:os.system {}", "not YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_table(tmp_path, data, message):
     (tmp_path / "t.yaml").write_bytes(data)
     with pytest.raises(InputError) as caught:

@@ -83,7 +83,9 @@ def test_from_the_cut_on_as_from_the_image(name, exported):
         assert point.divergence == pytest.approx((np.exp(original) * (original - want)).sum() / 5, abs=1e-4)
         widest = max(widest, point.divergence)
         short += backend.INPUT not in exported["inputs"]
-    assert widest > 0.05 and short > len(prunable(program)) / 2, "most cuts are run from kept spikes, not from the image"
+    assert widest > 0.05 and short > len(prunable(program)) / 2, (
+        "most cuts are run from kept spikes, not from the image"
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -204,10 +204,18 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 0}, {"batch": 1}, {"distil": 1.5}, {"lr": 0.0}, {"lr": float("nan")}, {"temperature": -1.0},
-     {"augment": "blur"}, {"resume": True}],
+    [
+        {"epochs": 0},
+        {"batch": 1},
+        {"distil": 1.5},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"temperature": -1.0},
+        {"augment": "blur"},
+        {"resume": True},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_make_no_sense(student, teacher, options):
     with pytest.raises(UsageError):
         finetune(student, teacher, Blobs(), **{**OPTIONS, **options})

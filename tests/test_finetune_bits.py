@@ -18,9 +18,12 @@ from svitc.quantization import quantize
 from test_finetune import OPTIONS, Blobs, halved, same, small, weights_of
 
 BITS = {
-    "patch_embed.stages.1.conv_bn.block.0": 4, "blocks.0.attn.qkv_conv_bn.0.q": 2, "blocks.0.attn.proj_conv_bn.0": 8,
-    "blocks.0.mlp.fc1.0": 2, "blocks.0.mlp.fc2.0": 4,
-}  # fmt: skip
+    "patch_embed.stages.1.conv_bn.block.0": 4,
+    "blocks.0.attn.qkv_conv_bn.0.q": 2,
+    "blocks.0.attn.proj_conv_bn.0": 8,
+    "blocks.0.mlp.fc1.0": 2,
+    "blocks.0.mlp.fc2.0": 4,
+}
 
 
 @pytest.fixture(scope="module")

@@ -145,11 +145,12 @@ RULES = {
     "normalised": (lambda m, a, b: m.module(view(a, "t b c y x -> (t b) c y x")), None, nn.BatchNorm2d(4)),
     "levels": (lambda m, a, b: m.module((a + b) * 2.6), Grid(1.0, 0, 7), ops.IntegerSpike(7)),
     "counts": (
-        lambda m, a, b: m.module((a + b) * 2.6), Grid(1.0, 0, 5),
+        lambda m, a, b: m.module((a + b) * 2.6),
+        Grid(1.0, 0, 5),
         neuron.ILIFNode(surrogate_function=surrogate.MultiLevelSpikeCount(max_spike_count=5), step_mode="m"),
     ),
     "fixed point": (lambda m, a, b: m.module((a - b) * 2.6), Grid(1.0, -9, 9), FixedPoint(0.25, 9)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", RULES)

@@ -41,17 +41,37 @@ def digits():
 @pytest.mark.parametrize(
     ("text", "share", "amount"),
     [
-        ("latency=0.6", 0.6, None), ("latency=60%", 0.6, None), ("latency=1", 1.0, None), ("LATENCY=100%", 1.0, None),
-        ("latency=50ms", None, 50.0), ("latency=1.5 ms", None, 1.5), ("latency=250us", None, 0.25), ("latency=2s", None, 2000.0),
+        ("latency=0.6", 0.6, None),
+        ("latency=60%", 0.6, None),
+        ("latency=1", 1.0, None),
+        ("LATENCY=100%", 1.0, None),
+        ("latency=50ms", None, 50.0),
+        ("latency=1.5 ms", None, 1.5),
+        ("latency=250us", None, 0.25),
+        ("latency=2s", None, 2000.0),
     ],
-)  # fmt: skip
+)
 def test_budgets_of_latency(text, share, amount):
     budget = parse_budget(text)
     assert (budget.of, budget.share, budget.amount, budget.text) == ("latency", share, pytest.approx(amount), text)
 
 
-BAD_BUDGETS = ["latency=0", "latency=1.5", "latency=abc", "latency=50", "latency=150%", "latency=0ms", "latency=-5ms",
-               "latency=", "latency=5MB", "latency=5mb", "latency=nan", "latency=1e999ms", "5ms", "1e999MB"]  # fmt: skip
+BAD_BUDGETS = [
+    "latency=0",
+    "latency=1.5",
+    "latency=abc",
+    "latency=50",
+    "latency=150%",
+    "latency=0ms",
+    "latency=-5ms",
+    "latency=",
+    "latency=5MB",
+    "latency=5mb",
+    "latency=nan",
+    "latency=1e999ms",
+    "5ms",
+    "1e999MB",
+]
 
 
 @pytest.mark.parametrize("text", BAD_BUDGETS)
@@ -80,9 +100,14 @@ def search(text, ratio, make=None, original=20.0, **more):
 
     said: list[str] = []
     found = within_latency(
-        parse_budget(text), WHOLE, make or plan, lambda plan: str(plan.made_by["limit"]).encode(), lambda: timer,
-        said.append, **more,
-    )  # fmt: skip
+        parse_budget(text),
+        WHOLE,
+        make or plan,
+        lambda plan: str(plan.made_by["limit"]).encode(),
+        lambda: timer,
+        said.append,
+        **more,
+    )
     return found, asked, said
 
 
@@ -177,7 +202,9 @@ def by_size(monkeypatch):
 
     def timer(original, program, options, clock):
         whole = backend.weight_bytes(original)
-        return lambda file: Timing(10.0, 10.0 * backend.weight_bytes(file) / whole, backend.weight_bytes(file) / whole, 10, 1)
+        return lambda file: Timing(
+            10.0, 10.0 * backend.weight_bytes(file) / whole, backend.weight_bytes(file) / whole, 10, 1
+        )
 
     monkeypatch.setattr(compilation, "paired_timer", timer)
 
@@ -188,9 +215,19 @@ def test_compile_to_a_latency(digits, by_size, weights):
     done = svitc.compile(digits, "latency=0.6", weights=weights, images=1, say=said.append)
     budget = done.report["budget"]
     assert budget.keys() == {
-        "text", "of", "limit", "limit_ms", "limit_share", "parameters", "original_ms", "compiled_ms", "ratio", "pairs",
-        "threads", "candidates",
-    }  # fmt: skip
+        "text",
+        "of",
+        "limit",
+        "limit_ms",
+        "limit_share",
+        "parameters",
+        "original_ms",
+        "compiled_ms",
+        "ratio",
+        "pairs",
+        "threads",
+        "candidates",
+    }
     assert (budget["text"], budget["of"], budget["limit"]) == ("latency=0.6", "latency", None)
     assert 0.5 < budget["ratio"] <= 0.6 and done.verdict.passed
     assert done.report["parameters"]["compiled"] <= budget["parameters"]
@@ -209,7 +246,9 @@ def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
 @pytest.mark.slow
 def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(latency_budget, "PAIRS", (2, 2))
-    status, out, err = run(capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1)
+    status, out, err = run(
+        capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1
+    )
     assert status in (0, 5), err  # how fast this machine is at this moment is not the test's business
     if status == 0:
         budget = json.loads(out)["budget"]
@@ -244,7 +283,9 @@ def test_multiply_adds_are_the_program_s(digits):
     """Only multiply-adds cost anything: a second each."""
     from svitc.stats import macs
 
-    only = {name: 0.0 for name in SPEEDS} | {name: 1.0 for name in ("convolution", "product", "integer", "integer_pair")}
+    only = {name: 0.0 for name in SPEEDS} | {
+        name: 1.0 for name in ("convolution", "product", "integer", "integer_pair")
+    }
     for file in (export(digits), export(svitc.quantization.quantize(digits)[0])):
         proto = optimized(file)
         total = sum(seconds(op, only) for op in operators(proto))
@@ -309,9 +350,19 @@ def test_inspect(capsys, monkeypatch):
     report = json.loads(out)
     assert (status, err) == (0, "")
     assert report.keys() == {
-        "weights", "threads", "batch", "runs", "layers", "kinds", "predicted_ms", "measured_ms", "measured_times_ms", "ratio",
-        "speeds", "other_processes",
-    }  # fmt: skip
+        "weights",
+        "threads",
+        "batch",
+        "runs",
+        "layers",
+        "kinds",
+        "predicted_ms",
+        "measured_ms",
+        "measured_times_ms",
+        "ratio",
+        "speeds",
+        "other_processes",
+    }
     assert (report["weights"], report["threads"], report["batch"], report["runs"]) == ("int8", 1, 1, 10)
     assert report["layers"][0].keys() == {"layer", "kind", "operators", "predicted_ms", "share"}
     assert report["kinds"][0].keys() == {"kind", "layers", "predicted_ms", "share"}
@@ -332,7 +383,23 @@ def test_a_table(capsys, monkeypatch):
 
 def test_a_quantized_folder(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(latency.predict, "__defaults__", ("fp32", None, 2, lambda threads: SPEEDS, None))
-    assert main(["compile", str(DIGITS), "-b", "0.5", "--weights", "int8", "-o", str(tmp_path / "out"), "--verify-images", "1"]) == 0
+    assert (
+        main(
+            [
+                "compile",
+                str(DIGITS),
+                "-b",
+                "0.5",
+                "--weights",
+                "int8",
+                "-o",
+                str(tmp_path / "out"),
+                "--verify-images",
+                "1",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     status, out, _ = run(capsys, "inspect", tmp_path / "out", "--latency", "--threads", 1, "--json")
     assert status == 0 and json.loads(out)["weights"] == "int8"
@@ -341,11 +408,14 @@ def test_a_quantized_folder(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--latency", "--weights", "int4x"], "--weights 'int4x'"), (["--latency", "--threads", 0], "--threads 0"),
-        (["--latency", "--threads", 100000], "--threads 100000"), (["--threads", 2], "--latency"),
-        (["--weights", "int8"], "--latency"), (["--latency", "--program"], "--program"),
+        (["--latency", "--weights", "int4x"], "--weights 'int4x'"),
+        (["--latency", "--threads", 0], "--threads 0"),
+        (["--latency", "--threads", 100000], "--threads 100000"),
+        (["--threads", 2], "--latency"),
+        (["--weights", "int8"], "--latency"),
+        (["--latency", "--program"], "--program"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(capsys, args, message):
     status, out, err = run(capsys, "inspect", DIGITS, *args)
     assert (status, out) == (2, "") and message in err

@@ -53,10 +53,13 @@ CASES = {
 BLOCK = {
     r"patch_embed.conv0": ["patch_embed.conv0"],
     r"patch_embed.conv1": [
-        "patch_embed.conv1", "patch_embed.conv2", r"block.\d.attn.proj_conv", r"block.\d.mlp.fc2_conv",
+        "patch_embed.conv1",
+        "patch_embed.conv2",
+        r"block.\d.attn.proj_conv",
+        r"block.\d.mlp.fc2_conv",
     ],
     r"block.(\d).mlp.fc1_conv": [r"block.{}.mlp.fc1_conv"],
-}  # fmt: skip
+}
 # family -> group, named by its first layer -> every layer that makes the same channels
 TIES = {
     "spikformer": {
@@ -96,19 +99,27 @@ TIES = {
     "qk": {
         r"patch_embed.conv0": ["patch_embed.conv0"],
         r"patch_embed.res_conv": [
-            "patch_embed.conv1", "patch_embed.res_conv", "token.proj_conv", "attn.proj_conv", r"mlp\d.fc2_conv",
+            "patch_embed.conv1",
+            "patch_embed.res_conv",
+            "token.proj_conv",
+            "attn.proj_conv",
+            r"mlp\d.fc2_conv",
         ],
         r"token.([qk])_conv": ["token.{}_conv"],
         r"attn.q_conv": ["attn.[qk]_conv"],
         r"attn.v_conv": ["attn.v_conv"],
         r"mlp(\d).fc1_conv": ["mlp{}.fc1_conv"],
     },
-}  # fmt: skip
+}
 WHOLE_HEADS = {"driven, events": {"attn.q_conv"}}
 NORMS = [  # layer -> the batch norms behind it; the first rule that fits
-    (r"(.*)\.0\.body\.0", [r"\1.0.body.1.bn"]), (r"(.*)\.0\.body\.2\.1", [r"\1.0.body.2.2", r"\1.1"]),
-    (r"(.*)\.0", [r"\1.1"]), (r"(fc\d)", [r"\1_bn"]), (r"(.*_)(?:conv|linear)", [r"\1bn"]), (r"(.*?)(?:pw)?conv(\d)", [r"\1bn\2"]),
-]  # fmt: skip
+    (r"(.*)\.0\.body\.0", [r"\1.0.body.1.bn"]),
+    (r"(.*)\.0\.body\.2\.1", [r"\1.0.body.2.2", r"\1.1"]),
+    (r"(.*)\.0", [r"\1.1"]),
+    (r"(fc\d)", [r"\1_bn"]),
+    (r"(.*_)(?:conv|linear)", [r"\1bn"]),
+    (r"(.*?)(?:pw)?conv(\d)", [r"\1bn\2"]),
+]
 
 
 def build(case: str, seed: int = 0) -> tuple[nn.Module, InputSpec]:
@@ -194,10 +205,12 @@ def test_groups_are_what_the_layers_say(case):
             patterns = [p.partition(":")[0] for p in produced_by(case, group.name)]
             # of a depthwise convolution's channels the group knows, but it does not make them
             wanted = {
-                name for name, m in program.module.named_modules()
-                if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)) and not (getattr(m, "groups", 1) > 1)
+                name
+                for name, m in program.module.named_modules()
+                if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))
+                and not (getattr(m, "groups", 1) > 1)
                 and any(re.fullmatch(p, name) for p in patterns)
-            }  # fmt: skip
+            }
             assert producers - wanted == {n for n in producers if ".qkv_conv." in n or n == "layer_scale"}
             assert wanted <= producers
     assert all(any(re.fullmatch(p, n) for n in free) for p in TIES[case.split(",")[0]])

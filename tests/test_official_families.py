@@ -38,18 +38,24 @@ INPUTS = {"spikformer-dvs": (2, 2, 32, 32), "qkformer-dvs": (2, 2, 32, 32)}  # s
 # group, named by its first layer -> every layer that makes the same channels; what is not here stands alone
 BLOCK = {
     r"patch_embed\.proj_conv3": [
-        r"patch_embed\.(proj_conv3|rpe_conv)", r"block\.\d\.attn\.proj_(conv|linear)", r"block\.\d\.mlp\.fc2_(conv|linear)",
+        r"patch_embed\.(proj_conv3|rpe_conv)",
+        r"block\.\d\.attn\.proj_(conv|linear)",
+        r"block\.\d\.mlp\.fc2_(conv|linear)",
     ],
-}  # fmt: skip
+}
 STAGES = {
     r"downsample(1_1|1_2|2)\.encode_conv": [
-        r"downsample{}\.encode_conv", r"ConvBlock{}(_\d)?\.0\.Conv\.pwconv2(\.0)?", r"ConvBlock{}(_\d)?\.0\.conv2",
+        r"downsample{}\.encode_conv",
+        r"ConvBlock{}(_\d)?\.0\.Conv\.pwconv2(\.0)?",
+        r"ConvBlock{}(_\d)?\.0\.conv2",
     ],
     r"downsample(3|4)\.encode_conv": [
-        r"downsample{}\.encode_conv", r"block{}\.\d\.conv\.pwconv2\.0", r"block{}\.\d\.mlp\.fc2_conv",
+        r"downsample{}\.encode_conv",
+        r"block{}\.\d\.conv\.pwconv2\.0",
+        r"block{}\.\d\.mlp\.fc2_conv",
         r"block{}\.\d\.attn\.proj_conv\.0(\.body\.2\.1)?",
     ],
-}  # fmt: skip
+}
 TIES = {
     "spikformer": {**BLOCK, r"(block\.\d\.attn)\.q_(?:conv|linear)": [r"{}\.[qk]_(conv|linear)"]},
     "sdt": {**BLOCK, r"(block\.\d\.attn)\.q_conv": [r"{}\.[qkv]_conv"]},
@@ -72,11 +78,12 @@ def ties(name: str) -> dict[str, list[str]]:
     ends = [kind.stem.path[-1][0], *[kind.later.path[-1][0]] * (len(kind.widths) - 1)]
     stages = {
         f"patch_embed{i}.{end.format('conv')}": [
-            rf"patch_embed{i}\.({end.format('conv')}|proj_res_conv)", rf"stage{i}\.\d\.\w+\.proj_conv",
+            rf"patch_embed{i}\.({end.format('conv')}|proj_res_conv)",
+            rf"stage{i}\.\d\.\w+\.proj_conv",
             rf"stage{i}\.\d\.mlp\.\w+2_conv",
         ]
         for i, end in enumerate(ends, 1)
-    }  # fmt: skip
+    }
     return {**TIES[family], **stages}
 
 

@@ -52,9 +52,13 @@ def widths(plan, program):
 
 
 def kept(problem, plan) -> int:
-    return problem.cost({
-        id(g.axis): int(mask.sum(axis=1).max()) for g in problem.program.groups for mask in [plan.validate(problem.program)[g.name]]
-    })  # fmt: skip
+    return problem.cost(
+        {
+            id(g.axis): int(mask.sum(axis=1).max())
+            for g in problem.program.groups
+            for mask in [plan.validate(problem.program)[g.name]]
+        }
+    )
 
 
 # ---------------------------------------------------------------- primesvt
@@ -85,7 +89,9 @@ def test_primesvt_steps(program):
     plan = policy("primesvt").plan(problem)
     first = [cut for cut, _, stage in fake.asked if stage == "robustness"]
     assert all(len(cut) <= 1 and max(cut.values(), default=0) <= 0.25 for cut in first)
-    assert len(first) == len(prunable(program)) and fake.asked[: len(first)] == [(c, "none", "robustness") for c in first]
+    assert len(first) == len(prunable(program)) and fake.asked[: len(first)] == [
+        (c, "none", "robustness") for c in first
+    ]
     base: dict[str, float] = {}
     for name in stages(fake, "largest first: "):
         trials = [cut for cut, _, stage in fake.asked if stage == f"largest first: {name}"]
@@ -172,7 +178,10 @@ def hand_made(curves_: list[list[float]], each: list[int]):
 
 
 def divergence(found, index) -> float:
-    return sum(dict([(c.choice.full, 0.0)] + [(at, p.divergence) for at, p in c.steps])[i] for c, i in zip(found, index, strict=True))
+    return sum(
+        dict([(c.choice.full, 0.0)] + [(at, p.divergence) for at, p in c.steps])[i]
+        for c, i in zip(found, index, strict=True)
+    )
 
 
 def best(cost, space, found, limit) -> float:
@@ -295,7 +304,9 @@ def test_a_drop_without_a_budget_is_as_small_as_it_allows(program, name):
 @pytest.mark.parametrize("name", MEASURING)
 def test_losses_that_do_not_add_up_still_stay_within_the_drop(program, name):
     """Two cuts cost far more than the sum of one and one."""
-    fake = Fake(program, lambda cut: 0.5 * sum(cut.values()) if len(cut) > 1 or max(cut.values(), default=0) > 0.3 else 0.0)
+    fake = Fake(
+        program, lambda cut: 0.5 * sum(cut.values()) if len(cut) > 1 or max(cut.values(), default=0) > 0.3 else 0.0
+    )
     plan = policy(name).plan(fake.problem(None, 0.03))
     assert fake.drop(fake.cuts(plan)) <= 0.03
     with pytest.raises(BudgetError):
@@ -330,7 +341,10 @@ def test_every_criterion_scores_every_group(name):
             assert found.shape == (group.heads, group.axis.size), (criterion, group.name)
             assert np.isfinite(found).all() and (found >= 0).all() and found.max() > 0, (criterion, group.name)
         again = Context(program, calibrating=lambda: calibration)
-        assert np.array_equal(score(again, prunable(program)[0]), score(Context(program, calibrating=lambda: calibration), prunable(program)[0]))
+        assert np.array_equal(
+            score(again, prunable(program)[0]),
+            score(Context(program, calibrating=lambda: calibration), prunable(program)[0]),
+        )
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "firing", "reconstruction"])

@@ -276,8 +276,19 @@ def test_the_command(capsys, folder):
 
 def test_with_a_budget_and_json(capsys, tmp_path):
     status, out, _ = run(
-        capsys, "compile", DIGITS, "--weights", "int8", "-b", "0.15", "-o", tmp_path / "o", "--json", "--verify-images", "1"
-    )  # fmt: skip
+        capsys,
+        "compile",
+        DIGITS,
+        "--weights",
+        "int8",
+        "-b",
+        "0.15",
+        "-o",
+        tmp_path / "o",
+        "--json",
+        "--verify-images",
+        "1",
+    )
     report = json.loads(out)
     assert status == 0 and report["weights"]["type"] == "int8" and report["memory"]["ratio"] <= 0.15
     assert json.loads((tmp_path / "o" / "plan.json").read_text())["made_by"]["weights"] == "int8"

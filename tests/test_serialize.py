@@ -223,12 +223,18 @@ def test_a_neuron_that_does_not_fire_0_or_1_is_refused(function):
 @pytest.mark.parametrize(
     "change",
     [
-        {"levels": 0}, {"levels": 2.0}, {"levels": True}, {"rounding": "down"}, {"rounding": None},
-        {"type": "ZeroPad2d", "padding": [1, 1]}, {"type": "ZeroPad2d", "padding": [1, 1, 1, -1]},
-        {"type": "ZeroPad2d", "padding": [1] * 5}, {"type": "ZeroPad2d"},
+        {"levels": 0},
+        {"levels": 2.0},
+        {"levels": True},
+        {"rounding": "down"},
+        {"rounding": None},
+        {"type": "ZeroPad2d", "padding": [1, 1]},
+        {"type": "ZeroPad2d", "padding": [1, 1, 1, -1]},
+        {"type": "ZeroPad2d", "padding": [1] * 5},
+        {"type": "ZeroPad2d"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_malformed_padding_and_integer_spikes(change):
     entry = {"type": "IntegerSpike", "levels": 4, "rounding": "half_up"}
     assert repr(build_layer(entry)) == "IntegerSpike(levels=4, rounding='half_up')"
@@ -245,9 +251,11 @@ class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(
-            layer.Conv2d(3, 4, 3, padding=1, stride=2, step_mode="m"), nn.Dropout(0.1),
-            layer.BatchNorm2d(4, momentum=None, eps=1e-3, step_mode="m"), neuron.LIFNode(step_mode="m"),
-        )  # fmt: skip
+            layer.Conv2d(3, 4, 3, padding=1, stride=2, step_mode="m"),
+            nn.Dropout(0.1),
+            layer.BatchNorm2d(4, momentum=None, eps=1e-3, step_mode="m"),
+            neuron.LIFNode(step_mode="m"),
+        )
         self.add_module("odd-name", layer.Conv2d(4, 4, (1, 3), padding=(0, 1), groups=2, step_mode="m"))
         self.lif = neuron.ParametricLIFNode(
             v_threshold=0.1, step_mode="m", surrogate_function=surrogate.LeakyKReLU(0.1)

@@ -107,9 +107,15 @@ def test_layers_as_json():
     conv = QuantizedConv2d(4, 6, (1, 3), stride=2, padding=(0, 1), groups=2)
     entry = describe_layer("conv", conv)
     assert entry == {
-        "type": "QuantizedConv2d", "in_channels": 4, "out_channels": 6, "kernel_size": [1, 3], "stride": [2, 2],
-        "padding": [0, 1], "dilation": [1, 1], "groups": 2,
-    }  # fmt: skip
+        "type": "QuantizedConv2d",
+        "in_channels": 4,
+        "out_channels": 6,
+        "kernel_size": [1, 3],
+        "stride": [2, 2],
+        "padding": [0, 1],
+        "dilation": [1, 1],
+        "groups": 2,
+    }
     assert repr(build_layer(entry)) == repr(conv)
     assert describe_layer("x", FixedPoint(1, 255)) == {"type": "FixedPoint", "step": 1.0, "limit": 255}
     assert [v.dtype for v in build_layer(entry).state_dict().values()] == [torch.int8, torch.float32, torch.float32]
@@ -212,11 +218,14 @@ def test_floats_of_another_width_and_float_weights_are_refused(dtype, tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "value", "match"),
     [
-        ("scale", 0.0, "scale that is not above 0"), ("scale", -0.5, "scale that is not above 0"),
-        ("scale", float("nan"), "not finite"), ("scale", float("inf"), "not finite"),
-        ("bias", float("nan"), "not finite"), ("bias", float("-inf"), "not finite"),
+        ("scale", 0.0, "scale that is not above 0"),
+        ("scale", -0.5, "scale that is not above 0"),
+        ("scale", float("nan"), "not finite"),
+        ("scale", float("inf"), "not finite"),
+        ("bias", float("nan"), "not finite"),
+        ("bias", float("-inf"), "not finite"),
     ],
-)  # fmt: skip
+)
 def test_numbers_that_make_no_sense_are_refused(tensor, value, match, tmp_path):
     program = case_of("spikformer").copy()
     program.module.get_buffer(f"blocks.0.mlp.fc1.0.{tensor}")[3] = value

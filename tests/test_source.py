@@ -96,8 +96,13 @@ PUBLISHED = ("integer", "scaled", "meta")
 CASES = [
     *(f"{family}, {form}" for family in FAMILIES for form in ("captured", "pruned", "events")),
     *(f"neuron {kind}" for kind in NEURONS),
-    "one time step", "deeper", "odd layers", "bare parameters", "foreign surrogate", *PUBLISHED,
-]  # fmt: skip
+    "one time step",
+    "deeper",
+    "odd layers",
+    "bare parameters",
+    "foreign surrogate",
+    *PUBLISHED,
+]
 
 
 def write(program: Program, folder: Path) -> str:

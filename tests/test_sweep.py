@@ -105,7 +105,9 @@ def test_another_sweep_is_refused(tmp_path):
     begun = Store(path, "you")
     assert begun.points == {} and path.read_bytes() == before, "nothing is erased before there is something new"
     begun.add("l", point(2), {})
-    assert [json.loads(line).get("key", json.loads(line).get("of")) for line in lines(path)] == ["you", "l"], "not resumed: begun anew"
+    assert [json.loads(line).get("key", json.loads(line).get("of")) for line in lines(path)] == ["you", "l"], (
+        "not resumed: begun anew"
+    )
     for text in ("mine", "{}\n", "[1]\n", '{"format": "svitc-plan-1"}\n'):
         path.write_text(text)
         with pytest.raises(InputError, match="holds no points of a sweep"):
@@ -217,9 +219,23 @@ def test_samples_are_balanced_and_apart(tmp_path):
 
 
 COMPILE = (
-    "-b", "0.75", "--policy", "primesvt", "--max-drop", "40", "--include", "*mlp*", "--refit", "batch-norm",
-    "--sweep-images", "30", "--calibration-images", "20", "--verify-images", "1",
-)  # fmt: skip
+    "-b",
+    "0.75",
+    "--policy",
+    "primesvt",
+    "--max-drop",
+    "40",
+    "--include",
+    "*mlp*",
+    "--refit",
+    "batch-norm",
+    "--sweep-images",
+    "30",
+    "--calibration-images",
+    "20",
+    "--verify-images",
+    "1",
+)
 
 
 def compiled(folder, data, *more: str) -> dict:

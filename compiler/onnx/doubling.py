@@ -30,12 +30,13 @@ def gains(program: Program) -> dict[fx.Node, int]:
         current = current_of(program, node, known)
         layers = [program.module_of(each) for each in current.sources]
         if (
-            current.blocked is None and not current.bare
+            current.blocked is None
+            and not current.bare
             and all(by_number(user) for _, user in current.exits)
             and all(halves(program.module_of(each)) for each in current.readers)
             and all(_timed(program, each) for each in current.sources)
             and all(layer is None or ops.is_quantized(layer) for layer in layers)
-        ):  # fmt: skip
+        ):
             hard = all(program.module_of(each).v_reset is not None for each in current.readers)  # type: ignore[union-attr]
             found.update(_signs(program, current) if hard else dict.fromkeys(current.sources, 1))
     return found

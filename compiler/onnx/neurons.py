@@ -110,11 +110,14 @@ class NeuronKind:
         v = "v" if not self.reset else f"(v - {self.reset:g})"
         rate = "sigmoid(w)" if self.name == "PLIF" else f"1/{self.tau:g}" if self.tau is not None else ""
         charge = (
-            "v + x" if self.name == "IF"
-            else f"(1 - {rate}) v + x" if self.name == "ILIF"
-            else f"v + {rate} (x - {v})" if self.decay_input
+            "v + x"
+            if self.name == "IF"
+            else f"(1 - {rate}) v + x"
+            if self.name == "ILIF"
+            else f"v + {rate} (x - {v})"
+            if self.decay_input
             else f"v - {rate} {v} + x"
-        )  # fmt: skip
+        )
         fire = f"h >= {self.threshold:g}"
         if self.name == "ILIF":
             fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))"
@@ -172,10 +175,14 @@ def _function(kind: AnyKind, body: _Body, spikes: ir.Value, taken: Collection[st
         i += 1
         name = f"{kind.title}_{i}"
     graph = ir.Graph(
-        list(body.inputs.values()), [spikes], nodes=body.nodes, opset_imports={"": opset}, name=name,
+        list(body.inputs.values()),
+        [spikes],
+        nodes=body.nodes,
+        opset_imports={"": opset},
+        name=name,
         doc_string=kind.formula,
         metadata_props={KIND_KEY: kind.name} | ({STATIC_KEY: "1"} if kind.static else {}),
-    )  # fmt: skip
+    )
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 
@@ -315,5 +322,13 @@ class _Body:
 
 
 __all__ = [
-    "DOMAIN", "KIND_KEY", "STATIC_KEY", "AnyKind", "IntegerKind", "NeuronKind", "decay_of", "integer_kind_of", "kind_of",
-]  # fmt: skip
+    "DOMAIN",
+    "KIND_KEY",
+    "STATIC_KEY",
+    "AnyKind",
+    "IntegerKind",
+    "NeuronKind",
+    "decay_of",
+    "integer_kind_of",
+    "kind_of",
+]

@@ -86,9 +86,12 @@ class SteppedBuilder(Builder):
         self.gains: dict[fx.Node, int] = {}
         self._worked: set[str] = set()
         sizes = {
-            token.size for node in program.graph.nodes for dim in program.type_of(node) for token in dim
+            token.size
+            for node in program.graph.nodes
+            for dim in program.type_of(node)
+            for token in dim
             if token.kind == Kind.TIME
-        }  # fmt: skip
+        }
         if len(sizes) > 1:
             raise UnsupportedError("values of different numbers of time steps have no integer lowering")
         self.steps = sizes.pop() if sizes else 1
@@ -317,7 +320,9 @@ class SteppedBuilder(Builder):
             self.cache["half"] = self.op("DequantizeLinear", half, (), helper="half")
         key = ("unfolded", number)
         if key not in self.cache:
-            self.cache[key] = self._folded("Mul", self.cache["half"], self.scalar(f"factor.{2 * number:g}", 2 * number), ())
+            self.cache[key] = self._folded(
+                "Mul", self.cache["half"], self.scalar(f"factor.{2 * number:g}", 2 * number), ()
+            )
         return self.cache[key]
 
 

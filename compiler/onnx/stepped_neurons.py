@@ -84,9 +84,14 @@ class SteppedKind:
             "" if not self.gain else f" Currents of step t are given times {'-' * (self.gain < 0)}2^t."
         )
         graph = ir.Graph(
-            list(body.inputs.values()), spikes, nodes=body.nodes, opset_imports={"": opset}, name=name,
-            doc_string=formula, metadata_props={KIND_KEY: self.kind.name},
-        )  # fmt: skip
+            list(body.inputs.values()),
+            spikes,
+            nodes=body.nodes,
+            opset_imports={"": opset},
+            name=name,
+            doc_string=formula,
+            metadata_props={KIND_KEY: self.kind.name},
+        )
         return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 

@@ -49,7 +49,10 @@ def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
         if rows.type == FLOAT:
             sums, unit = b.op("MatMul", [rows, b.widened(f"{path}.weight", kernel, None, 1.0)], dims), 1.0
         else:
-            sums, unit = b.op("MatMulInteger", [rows, b.packed(f"{path}.weight", kernel), *zero], dims, dtype=I32), grid.unit
+            sums, unit = (
+                b.op("MatMulInteger", [rows, b.packed(f"{path}.weight", kernel), *zero], dims, dtype=I32),
+                grid.unit,
+            )
         return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
 
     return Steps(b.each(len(x.values), each), dims, view, gain=gain)
@@ -79,7 +82,11 @@ def _pointwise(module: Any) -> bool:
 
 def in_floats(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     """A convolution or linear layer in floats; exact where its input lies on a grid."""
-    return _product(b, node, module) if _pointwise(module) and getattr(module, "groups", 1) == 1 else _convolution(b, node, module)
+    return (
+        _product(b, node, module)
+        if _pointwise(module) and getattr(module, "groups", 1) == 1
+        else _convolution(b, node, module)
+    )
 
 
 def _product(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
@@ -121,9 +128,12 @@ def _convolution(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
         return found if module.bias is None else [*found, b.weight(f"{path}.bias", module.bias)]
 
     attributes = {
-        "kernel_shape": list(module.kernel_size), "pads": [int(p) for p in module.padding] * 2,
-        "strides": list(module.stride), "group": module.groups, "dilations": list(module.dilation),
-    }  # fmt: skip
+        "kernel_shape": list(module.kernel_size),
+        "pads": [int(p) for p in module.padding] * 2,
+        "strides": list(module.stride),
+        "group": module.groups,
+        "dilations": list(module.dilation),
+    }
 
     def each(t: int) -> ir.Value:
         return b.op("Conv", [b.read_step(x, t, x.timeless), *weights(factor(gain, t))], dims, attributes)

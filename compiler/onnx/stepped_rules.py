@@ -47,7 +47,9 @@ def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Ste
     def each(t: int) -> ir.Value:
         value = b.read_step(x, t, x.dims)
         if small:
-            ends = [b.scalar(f"limit.{end:g}", end) for end in (-module.limit * module.step, module.limit * module.step)]
+            ends = [
+                b.scalar(f"limit.{end:g}", end) for end in (-module.limit * module.step, module.limit * module.step)
+            ]
             return b.signed(b.op("Clip", [value, *ends], x.dims, helper="limits"), module.step, x.dims)
         scaled = b.op("Mul", [value, b.scalar("steps", 1 / module.step)], x.dims, helper="steps")
         limits = [b.scalar("lowest", -module.limit), b.scalar("highest", module.limit)]
@@ -148,7 +150,9 @@ def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
             return b.op(op_type, read, dims, dtype=b.spike)
 
         return Steps(b.each(count, bytes_), dims, full, b.spike, known[2].unit)  # type: ignore[union-attr]
-    if node.target is operator.mul and all(g is not None and g.low == 0 and g.high == 1 and g.unit == 1 for g in known[:2]):
+    if node.target is operator.mul and all(
+        g is not None and g.low == 0 and g.high == 1 and g.unit == 1 for g in known[:2]
+    ):
 
         def both(t: int) -> ir.Value:
             bits = [b.read_step(s, t, d, BOOL) for s, d in zip(pair, wanted, strict=True)]

@@ -10,9 +10,18 @@ from torch import nn
 Make = Callable[..., nn.Module]
 # downsampling layers and lists of blocks, in order
 ORDER = (
-    "downsample1_1", "ConvBlock1_1", "downsample1_2", "ConvBlock1_2", "downsample2", "ConvBlock2_1",
-    "ConvBlock2_2", "downsample3", "block3", "downsample4", "block4",
-)  # fmt: skip
+    "downsample1_1",
+    "ConvBlock1_1",
+    "downsample1_2",
+    "ConvBlock1_2",
+    "downsample2",
+    "ConvBlock2_1",
+    "ConvBlock2_2",
+    "downsample3",
+    "block3",
+    "downsample4",
+    "block4",
+)
 SCALE_DOWN = 16  # of the image's sides, in all
 
 

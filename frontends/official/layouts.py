@@ -87,7 +87,9 @@ def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> tuple[dict[str, 
     options = vars(args) if isinstance(args, argparse.Namespace) else args
     options = options if isinstance(options, Mapping) else {}
     plain = (bool, int, float, str, list, tuple)
-    return strip_prefixes({str(k): v for k, v in state.items()}), {str(k): v for k, v in options.items() if isinstance(v, plain)}
+    return strip_prefixes({str(k): v for k, v in state.items()}), {
+        str(k): v for k, v in options.items() if isinstance(v, plain)
+    }
 
 
 def layout(

@@ -45,25 +45,34 @@ VARIANTS = {
     "imagenet": Variant(
         Embedding((("proj_{}", 0.5, True), ("proj1_{}", 1, True), ("proj2_{}", 1, False)), fork=1, stride=2),
         Embedding((("proj3_{}", 1, True), ("proj4_{}", 1, False)), fork=0, stride=2),
-        (0.25, 0.5, 1), "attn", "fc",
+        (0.25, 0.5, 1),
+        "attn",
+        "fc",
     ),
     "cifar": Variant(
         Embedding((("proj_{}", 0.5, False), ("proj1_{}", 1, False)), fork=1, stride=1),
         Embedding((("proj3_{}", 1, False), ("proj4_{}", 1, True)), fork=0, stride=2),
-        (0.25, 0.5, 1), "ssa", "mlp",
+        (0.25, 0.5, 1),
+        "ssa",
+        "mlp",
     ),
     "dvs": Variant(
         Embedding(
             (
-                ("proj_{}", 0.125, False), ("proj1_{}", 0.25, True),
-                ("proj2_{}", 0.5, True), ("proj3_{}", 1, True),
+                ("proj_{}", 0.125, False),
+                ("proj1_{}", 0.25, True),
+                ("proj2_{}", 0.5, True),
+                ("proj3_{}", 1, True),
             ),
-            fork=2, stride=4,
+            fork=2,
+            stride=4,
         ),
         Embedding((("proj_{}", 1, False), ("proj4_{}", 1, True)), fork=0, stride=2),
-        (0.5, 1), "ssa", "mlp",
+        (0.5, 1),
+        "ssa",
+        "mlp",
     ),
-}  # fmt: skip
+}
 
 
 class PatchEmbedding(Layers):

@@ -17,9 +17,14 @@ from .qsvit import QSViT
 from .uniform import Uniform
 
 POLICIES: dict[str, type[Any]] = {
-    "auto": Auto, "psvit": PSViT, "primesvt": PrimeSVT, "qsvit": QSViT, "aq-greedy": AQGreedy, "aq-beam": AQBeam,
+    "auto": Auto,
+    "psvit": PSViT,
+    "primesvt": PrimeSVT,
+    "qsvit": QSViT,
+    "aq-greedy": AQGreedy,
+    "aq-beam": AQBeam,
     "uniform": Uniform,
-}  # fmt: skip
+}
 REFITS = ("none", "batch-norm", "readers", "full")
 
 
@@ -40,6 +45,19 @@ def make(name: str, **options: Any) -> Any:
 
 
 __all__ = [
-    "CRITERIA", "POLICIES", "REFITS", "AQBeam", "AQGreedy", "Auto", "Context", "PSViT", "PrimeSVT", "Problem", "QSViT",
-    "Settings", "Space", "Uniform", "make",
-]  # fmt: skip
+    "CRITERIA",
+    "POLICIES",
+    "REFITS",
+    "AQBeam",
+    "AQGreedy",
+    "Auto",
+    "Context",
+    "PSViT",
+    "PrimeSVT",
+    "Problem",
+    "QSViT",
+    "Settings",
+    "Space",
+    "Uniform",
+    "make",
+]

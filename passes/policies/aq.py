@@ -46,7 +46,9 @@ class AQGreedy(BitSettings):
             if space.met(bits):
                 break
             bits = self.descend(space, gate, bits, level, units)
-        problem.say(f"{self.name}: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured")
+        problem.say(
+            f"{self.name}: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured"
+        )
         return space.finish(bits, {"search": gate.to_json()})
 
     def descend(self, space: BitSpace, gate: Gate, bits: Bits, level: str, units: list[list[str]]) -> Bits:
@@ -76,7 +78,7 @@ class AQGreedy(BitSettings):
 
     def _way(
         self, space: BitSpace, gate: Gate, bits: Bits, left: list[tuple[list[str], int]], stage: str
-    ) -> list[tuple[Bits, int]]:  # fmt: skip
+    ) -> list[tuple[Bits, int]]:
         """Settings, each with one unit lower than the one before, that the gate lets through; and which unit that was."""
         found: list[tuple[Bits, int]] = []
         stuck: list[str] = []
@@ -130,7 +132,9 @@ class AQBeam(BitSettings):
             found = next((bits for bits in following if gate.within(bits, "aq-beam")), None)
             if found is not None:  # else the gate has learnt, and lets others through next time
                 best, beam = min(best, found, key=space.cost), [bits for bits in following if gate.passes(bits)]
-        problem.say(f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured")
+        problem.say(
+            f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured"
+        )
         return space.finish(best, {"search": gate.to_json(), "width": self.width})
 
     def _next(self, space: BitSpace, gate: Gate, beam: list[Bits], units: list[list[str]]) -> list[Bits]:
@@ -160,8 +164,11 @@ def levels(space: BitSpace) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {}
     seen: set[tuple[str, ...]] = set()
     for name, units in (
-        ("network", [layers]), ("stages", stages(layers)), ("blocks", blocks(layers)), ("layers", [[n] for n in layers])
-    ):  # fmt: skip
+        ("network", [layers]),
+        ("stages", stages(layers)),
+        ("blocks", blocks(layers)),
+        ("layers", [[n] for n in layers]),
+    ):
         fresh = [unit for unit in units if tuple(unit) not in seen]
         seen.update(tuple(unit) for unit in fresh)
         found[name] = sorted(fresh, key=lambda unit: -sum(space.problem.cost.of(layer) for layer in unit))

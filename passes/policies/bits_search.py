@@ -63,8 +63,9 @@ class BitSpace:
     def lowered(self, bits: Mapping[str, int], layers: Sequence[str], to: int) -> Bits:
         """With some layers at no more than ``to`` bits, as far as they may."""
         return {
-            layer: max(min(bits[layer], to), self.allowed[layer][0]) if layer in layers else bits[layer] for layer in bits
-        }  # fmt: skip
+            layer: max(min(bits[layer], to), self.allowed[layer][0]) if layer in layers else bits[layer]
+            for layer in bits
+        }
 
     def plan(self, bits: Bits) -> Plan:
         return Plan({}, bits=dict(bits))

@@ -102,9 +102,13 @@ class Settings:
 
     def to_json(self) -> dict:
         return {
-            "criterion": self.criterion, "round_to": self.round_to, "prune_heads": self.prune_heads,
-            "include": list(self.include), "exclude": list(self.exclude), "seed": self.seed,
-        }  # fmt: skip
+            "criterion": self.criterion,
+            "round_to": self.round_to,
+            "prune_heads": self.prune_heads,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "seed": self.seed,
+        }
 
 
 class Space:
@@ -118,17 +122,21 @@ class Space:
     """
 
     def __init__(
-        self, program: Program, settings: Settings, calibrating: Callable[[], Calibration] | None = None,
+        self,
+        program: Program,
+        settings: Settings,
+        calibrating: Callable[[], Calibration] | None = None,
         bits: Mapping[str, Sequence[int]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if settings.criterion not in CRITERIA:
             known = ", ".join(CRITERIA)
             raise UsageError(f"there is no criterion {settings.criterion!r}", hint=f"Known: {known}.")
         self.program, self.settings = program, settings
         self.about = Context(program, np.random.default_rng(settings.seed), calibrating)
         self.choices: list[Choice | BitChoice] = [
-            *self._choices(), *(BitChoice(layer, list(some)) for layer, some in (bits or {}).items())
-        ]  # fmt: skip
+            *self._choices(),
+            *(BitChoice(layer, list(some)) for layer, some in (bits or {}).items()),
+        ]
         self._scores: dict[str, np.ndarray] = {}
 
     @property
@@ -186,9 +194,10 @@ class Space:
 
         choices: list[Choice] = []
         by_head = {
-            key: sharing for key, sharing in head_axes(groups).items()
+            key: sharing
+            for key, sharing in head_axes(groups).items()
             if settings.prune_heads or any(group.whole_heads for group in sharing)
-        }  # fmt: skip
+        }
         for sharing in by_head.values():
             head = sharing[0].head_axis
             assert head is not None

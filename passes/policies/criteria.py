@@ -1,9 +1,9 @@
 """Criteria: how much each channel of a group matters. A new one is a function and an entry in CRITERIA:
 
-    def first_layer_only(about: Context, group: ChannelGroup) -> np.ndarray:
-        ...                                    # [heads, d]; the lowest go first
+def first_layer_only(about: Context, group: ChannelGroup) -> np.ndarray:
+    ...                                    # [heads, d]; the lowest go first
 
-    CRITERIA["first-layer-only"] = first_layer_only
+CRITERIA["first-layer-only"] = first_layer_only
 """
 
 from __future__ import annotations
@@ -130,6 +130,11 @@ def firing(about: Context, group: ChannelGroup) -> np.ndarray:
 from .reconstruction import reconstruction  # noqa: E402  a criterion long enough for its own file
 
 CRITERIA: dict[str, Criterion] = {
-    "l2": l2, "l1": l1, "bn-scale": bn_scale, "taylor": taylor, "firing": firing,
-    "reconstruction": reconstruction, "random": random,
-}  # fmt: skip
+    "l2": l2,
+    "l1": l1,
+    "bn-scale": bn_scale,
+    "taylor": taylor,
+    "firing": firing,
+    "reconstruction": reconstruction,
+    "random": random,
+}

@@ -65,9 +65,11 @@ def to_json(problem: Problem, space: Space, found: Sequence[Curve]) -> list[dict
     rows = []
     for i, curve in enumerate(found):
         entry: dict[str, Any] = {
-            "group": curve.choice.name, "size": curve.choice.size,
-            "heads": curve.choice.heads, "steps": [],
-        }  # fmt: skip
+            "group": curve.choice.name,
+            "size": curve.choice.size,
+            "heads": curve.choice.heads,
+            "steps": [],
+        }
         for at, point in curve.steps:
             index = list(space.full)
             index[i] = at
@@ -76,8 +78,10 @@ def to_json(problem: Problem, space: Space, found: Sequence[Curve]) -> list[dict
                 {
                     "width": curve.choice.widths[at],
                     "rate": 1 - curve.choice.widths[at] / curve.choice.size,
-                    problem.what: kept, "saved": 1 - kept / whole, **point.to_json(),
+                    problem.what: kept,
+                    "saved": 1 - kept / whole,
+                    **point.to_json(),
                 }
-            )  # fmt: skip
+            )
         rows.append(entry)
     return rows

@@ -20,9 +20,11 @@ def units_of(space: BitSpace) -> dict[str, list[str]]:
 def precision(space: BitSpace, stage: str) -> Alone:
     """Measure every layer and kind at every level below 8 that it may have."""
     trials = {
-        (name, to): space.lowered(space.widest, layers, to) for name, layers in units_of(space).items() for to in LOWER
+        (name, to): space.lowered(space.widest, layers, to)
+        for name, layers in units_of(space).items()
+        for to in LOWER
         if any(space.allowed[layer][0] <= to for layer in layers)
-    }  # fmt: skip
+    }
     space.problem.announce([space.plan(bits) for bits in trials.values()], "none", "precision of each layer and kind")
     return dict(zip(trials, space.points(list(trials.values()), stage), strict=True))
 
@@ -46,8 +48,9 @@ def to_json(space: BitSpace, alone: Alone, at8: Any) -> dict[str, Any]:
         rows.append({"name": name, "kind": kind, "layers": len(layers), "bytes_at_8": own, "steps": steps})
     return {
         "all_at_8": {"bytes": whole, **at8.to_json()},
-        "layers": [row for row in rows if row["kind"] is not None], "kinds": [row for row in rows if row["kind"] is None],
-    }  # fmt: skip
+        "layers": [row for row in rows if row["kind"] is not None],
+        "kinds": [row for row in rows if row["kind"] is None],
+    }
 
 
 __all__ = ["LOWER", "Alone", "precision", "to_json"]

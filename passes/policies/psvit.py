@@ -97,7 +97,9 @@ class PSViT(Settings):
                 index = [min(i, j) for i, j in zip(index, uniform_index(space, problem), strict=True)]
             order = sorted(range(len(index)), key=lambda i: -lost[i])
             space.fill(problem.cost, index, limit, order)
-            require(problem, space, index, lambda: last(problem, space, steps, self.refit, "psvit"), self.refit, "psvit")
+            require(
+                problem, space, index, lambda: last(problem, space, steps, self.refit, "psvit"), self.refit, "psvit"
+            )
         elif problem.max_drop is not None:
             index = last(problem, space, steps, self.refit, "psvit")
         plan = space.plan(index)

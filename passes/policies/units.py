@@ -18,7 +18,7 @@ WORDS = (
     ("value", re.compile(r"(^|[._])(v|to_v)(_\w+)?([._]|$)")),
     ("projection", re.compile(r"(^|[._])proj(_\w+)?([._]|$)", re.I)),
     ("mlp", re.compile(r"(^|[._])(mlp|ffn|fc\d*(_\w+)?)([._]|$)", re.I)),
-)  # fmt: skip
+)
 
 
 def kinds(program: Program, layers: Iterable[str]) -> dict[str, str]:
@@ -32,7 +32,9 @@ def kinds(program: Program, layers: Iterable[str]) -> dict[str, str]:
         if layer == last:
             found[layer] = "head"
             continue
-        named = [(max(m.start() for m in matches), kind) for kind, word in WORDS if (matches := list(word.finditer(layer)))]
+        named = [
+            (max(m.start() for m in matches), kind) for kind, word in WORDS if (matches := list(word.finditer(layer)))
+        ]
         if named:
             found[layer] = max(named)[1]
         else:

@@ -13,9 +13,15 @@ from official_small import run
 from svitc.frontends.official import PUBLISHED
 
 SMALL = {
-    "T": 2, "img_size_h": 16, "img_size_w": 16, "patch_size": 4,
-    "num_classes": 3, "embed_dims": 16, "num_heads": 2, "depths": 1,
-}  # fmt: skip
+    "T": 2,
+    "img_size_h": 16,
+    "img_size_w": 16,
+    "patch_size": 4,
+    "num_classes": 3,
+    "embed_dims": 16,
+    "num_heads": 2,
+    "depths": 1,
+}
 ARCH = "spikingjelly.activation_based.model:Spikformer"
 
 

@@ -104,10 +104,15 @@ def test_zip_files_of_another_sort(refuse, tmp_path):
     assert "not a safetensors file" in refuse(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize(("content", "text"), [
-    ([1, 2], "holds a list"), ({"a": 1, "optimizer": {}}, r"holds no weights \(it has a, optimizer\)"),
-    ({"state_dict": {}}, "holds no weights"), (torch.zeros(2), "holds a Tensor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([1, 2], "holds a list"),
+        ({"a": 1, "optimizer": {}}, r"holds no weights \(it has a, optimizer\)"),
+        ({"state_dict": {}}, "holds no weights"),
+        (torch.zeros(2), "holds a Tensor"),
+    ],
+)
 def test_content_that_is_no_state_dict(tmp_path, content, text):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(InputError, match=text):
@@ -152,20 +157,23 @@ def test_a_file_names_known_factories_only(refuse, described, arch):
     assert "--arch" in text
 
 
-@pytest.mark.parametrize(("args", "text"), [
-    ({"v_threshold": torch.zeros(1)}, "arch_args.v_threshold is not a plain JSON value"),
-    ({"spiking_neuron": "os.system"}, "spiking_neuron 'os.system' is not a neuron that svitc knows"),
-    ({"depths": 10**9}, "more blocks than the file has tensors"),
-    ({"embed_dims": -16}, "embed_dims of Spikformer must be a positive whole number"),
-    ({"T": "4"}, "T of Spikformer must be a positive whole number, not '4'"),
-    ({"embed_dim": 16}, "takes no argument embed_dim; did you mean embed_dims?"),
-    ({"surrogate_function": "ATan"}, "takes no argument surrogate_function"),
-    ({"decay_input": "no"}, "decay_input is true or false"),
-    ({"num_heads": 5}, "dim 16 should be divided by num_heads 5"),
-    ({"num_heads": 0}, "failed: ZeroDivisionError"),
-    ({"tau": 0.5}, "failed: AssertionError"),
-    ({"embed_dims": 10**6}, "patch_embed.stages.0.conv_bn.block.0.weight is [2, 3, 3, 3] in the file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ({"v_threshold": torch.zeros(1)}, "arch_args.v_threshold is not a plain JSON value"),
+        ({"spiking_neuron": "os.system"}, "spiking_neuron 'os.system' is not a neuron that svitc knows"),
+        ({"depths": 10**9}, "more blocks than the file has tensors"),
+        ({"embed_dims": -16}, "embed_dims of Spikformer must be a positive whole number"),
+        ({"T": "4"}, "T of Spikformer must be a positive whole number, not '4'"),
+        ({"embed_dim": 16}, "takes no argument embed_dim; did you mean embed_dims?"),
+        ({"surrogate_function": "ATan"}, "takes no argument surrogate_function"),
+        ({"decay_input": "no"}, "decay_input is true or false"),
+        ({"num_heads": 5}, "dim 16 should be divided by num_heads 5"),
+        ({"num_heads": 0}, "failed: ZeroDivisionError"),
+        ({"tau": 0.5}, "failed: AssertionError"),
+        ({"embed_dims": 10**6}, "patch_embed.stages.0.conv_bn.block.0.weight is [2, 3, 3, 3] in the file"),
+    ],
+)
 def test_arguments_in_a_file_are_plain_and_bounded(refuse, described, args, text):
     described["arch_args"] |= args
     message = refuse(described)
@@ -190,9 +198,7 @@ def test_missing_unexpected_and_misshapen_weights_are_named_together(refuse, des
     text = refuse(described)
     assert "1 of the model's 56 tensors is missing (head.bias; the file has head.bais)" in text
     assert "1 tensor in the file is unknown to the model (head.bais)" in text
-    assert (
-        "1 tensor is of another shape (head.weight is [7, 16] in the file and [3, 16] in the model)" in text
-    )
+    assert "1 tensor is of another shape (head.weight is [7, 16] in the file and [3, 16] in the model)" in text
 
 
 def test_many_missing_weights_are_counted(refuse, described):
@@ -265,16 +271,19 @@ def test_time_steps_that_disagree(refuse, described):
     assert "not a positive number" in refuse(described, UsageError, time_steps=0)
 
 
-@pytest.mark.parametrize(("key", "value", "text"), [
-    ("classes", ["a", "b"], "classes has 2 names, but the head has 3"),
-    ("classes", ["a", "a", "b"], "classes has 2 names, but the head has 3"),
-    ("classes", 3, "classes is not a list of names"),
-    ("normalize", {"mean": [0.5], "std": [0.5]}, "of 3 numbers"),
-    ("normalize", {"mean": [0, 0, 0], "std": [1, 0, 1]}, "std above 0"),
-    ("normalize", {"mean": [0, 0, 0]}, "normalize is not"),
-    ("normalize", {"mean": [0, 0, float("nan")], "std": [1, 1, 1]}, "not a plain JSON value"),
-    ("arch_args", [1], "arch_args is not an object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("classes", ["a", "b"], "classes has 2 names, but the head has 3"),
+        ("classes", ["a", "a", "b"], "classes has 2 names, but the head has 3"),
+        ("classes", 3, "classes is not a list of names"),
+        ("normalize", {"mean": [0.5], "std": [0.5]}, "of 3 numbers"),
+        ("normalize", {"mean": [0, 0, 0], "std": [1, 0, 1]}, "std above 0"),
+        ("normalize", {"mean": [0, 0, 0]}, "normalize is not"),
+        ("normalize", {"mean": [0, 0, float("nan")], "std": [1, 1, 1]}, "not a plain JSON value"),
+        ("arch_args", [1], "arch_args is not an object"),
+    ],
+)
 def test_what_a_file_says_of_itself_must_fit(refuse, described, key, value, text):
     assert text in refuse({**described, key: value})
 

@@ -120,13 +120,17 @@ def test_a_shape_that_nobody_gives_is_that_of_the_factory_and_noted(write, descr
 # bare
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda s: s,
-    lambda s: {"state_dict": s, "epoch": 3, "arch": "spikformer"},
-    lambda s: {"model": s, "optimizer": {}},
-    lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
-    lambda s: {k: v for k, v in s.items() if "num_batches_tracked" not in k},
-], ids=["plain", "timm", "model", "module.", "no counters"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3, "arch": "spikformer"},
+        lambda s: {"model": s, "optimizer": {}},
+        lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {k: v for k, v in s.items() if "num_batches_tracked" not in k},
+    ],
+    ids=["plain", "timm", "model", "module.", "no counters"],
+)
 def test_a_bare_state_dict_is_recognised_however_it_is_wrapped(write, model, logits, wrap):
     options = LoadOptions(input_shape=(3, 16, 16), time_steps=2, arch_args={"num_heads": 2})
     loaded = load_model(write(wrap(model.state_dict())), options)
@@ -204,9 +208,7 @@ def test_trust_changes_nothing_for_a_file_that_needs_none(write, described):
 def test_a_pickled_model_does_not_tell_its_input(write, model):
     with pytest.raises(UsageError, match="nothing says what shape of input model.pt takes") as caught:
         load_model(write(model), LoadOptions(trust_pickle=True))
-    assert "--input-shape C,H,W, such as 3,224,224 (its first convolution takes 3 channels)" in str(
-        caught.value
-    )
+    assert "--input-shape C,H,W, such as 3,224,224 (its first convolution takes 3 channels)" in str(caught.value)
 
 
 # programs

@@ -143,8 +143,10 @@ def test_an_old_model_file_runs(model_file, name):
     torch.manual_seed(0)
     model = model_factory(model_file, name)(T=3).eval()
     assert [type(m) for m in (model.lif, model.plif, model.relay)] == [
-        neuron.LIFNode, neuron.ParametricLIFNode, neuron.IFNode,
-    ]  # fmt: skip
+        neuron.LIFNode,
+        neuron.ParametricLIFNode,
+        neuron.IFNode,
+    ]
     assert all(is_neuron(m) and m.step_mode == "m" for m in (model.lif, model.plif, model.relay))
     assert model.lif.tau == 2.0 and model.lif.detach_reset and model.plif.v_threshold == 0.5
     assert "plif.w" in model.state_dict()

@@ -317,38 +317,44 @@ def test_damage_anywhere_is_refused_or_harmless(zipped, npz):
     assert 60 < refused < 120
 
 
-@pytest.mark.parametrize(("contents", "info", "text"), [
-    ({}, NAMES, "holds no images"),
-    ({"readme.txt": b"x"}, NAMES, "holds no images"),
-    ({"a.png": png(0)}, NAMES, "image a.png is in no class folder"),
-    (files(1) | {"stray.png": png(0)}, NAMES, "image stray.png is in no class folder"),
-    (files(1, "train/") | files(1, "test/"), NAMES, "holds test and train"),
-    ({"catt/0.png": png(0)}, NAMES, "folder catt is none of the model's 3 classes\n  The closest is cat"),
-    (files(1), {"num_classes": 10}, "has 3 class folders, but the model's head has 10 classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("contents", "info", "text"),
+    [
+        ({}, NAMES, "holds no images"),
+        ({"readme.txt": b"x"}, NAMES, "holds no images"),
+        ({"a.png": png(0)}, NAMES, "image a.png is in no class folder"),
+        (files(1) | {"stray.png": png(0)}, NAMES, "image stray.png is in no class folder"),
+        (files(1, "train/") | files(1, "test/"), NAMES, "holds test and train"),
+        ({"catt/0.png": png(0)}, NAMES, "folder catt is none of the model's 3 classes\n  The closest is cat"),
+        (files(1), {"num_classes": 10}, "has 3 class folders, but the model's head has 10 classes"),
+    ],
+)
 def test_folders_that_do_not_fit(folder, contents, info, text):
     with pytest.raises(InputError, match=text):
         load_data(folder(contents), SPEC, info)
 
 
-@pytest.mark.parametrize(("arrays", "text"), [
-    ({"x": IMAGES}, r"has no images and no labels \(it has x\)"),
-    ({"images": IMAGES}, "has no labels"),
-    ({"images": IMAGES, "labels": np.array([0, 1, 2, 3])}, "labels go from 0 to 3, but .* classes 0 to 2"),
-    ({"images": IMAGES, "labels": np.array([0, -1, 2, 0])}, "labels go from -1 to 2"),
-    ({"images": IMAGES, "labels": LABELS[:3]}, r"labels are int64 \[3\], not 4 whole numbers"),
-    ({"images": IMAGES, "labels": LABELS + 0.5}, r"labels are float64 \[4\], not 4 whole numbers"),
-    ({"images": IMAGES[:0], "labels": LABELS[:0]}, "holds no images"),
-    ({"images": np.array(3), "labels": LABELS}, "labels are int64"),
-    ({"images": IMAGES.transpose(0, 2, 3, 1), "labels": LABELS}, "They look like channels-last images"),
-    ({"images": IMAGES[:, :1], "labels": LABELS}, r"are \[4, 1, 8, 8\], but .* takes \['N', 3, 8, 8\]"),
-    ({"images": IMAGES[:, None], "labels": LABELS}, r"images are \[4, 1, 3, 8, 8\]"),
-    ({"images": IMAGES.astype(np.int32), "labels": LABELS}, "images are int32"),
-    ({"images": IMAGES + np.float32(255), "labels": LABELS}, "images go from 255 to 255, not from 0 to 1"),
-    ({"images": IMAGES - np.float32(0.5), "labels": LABELS}, "images go from -0.5 to -0.5"),
-    ({"images": IMAGES * np.float32("nan"), "labels": LABELS}, "NaN or infinity"),
-    ({"images": np.array([object()] * 4), "labels": LABELS}, "not an .npz of plain arrays"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"x": IMAGES}, r"has no images and no labels \(it has x\)"),
+        ({"images": IMAGES}, "has no labels"),
+        ({"images": IMAGES, "labels": np.array([0, 1, 2, 3])}, "labels go from 0 to 3, but .* classes 0 to 2"),
+        ({"images": IMAGES, "labels": np.array([0, -1, 2, 0])}, "labels go from -1 to 2"),
+        ({"images": IMAGES, "labels": LABELS[:3]}, r"labels are int64 \[3\], not 4 whole numbers"),
+        ({"images": IMAGES, "labels": LABELS + 0.5}, r"labels are float64 \[4\], not 4 whole numbers"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "holds no images"),
+        ({"images": np.array(3), "labels": LABELS}, "labels are int64"),
+        ({"images": IMAGES.transpose(0, 2, 3, 1), "labels": LABELS}, "They look like channels-last images"),
+        ({"images": IMAGES[:, :1], "labels": LABELS}, r"are \[4, 1, 8, 8\], but .* takes \['N', 3, 8, 8\]"),
+        ({"images": IMAGES[:, None], "labels": LABELS}, r"images are \[4, 1, 3, 8, 8\]"),
+        ({"images": IMAGES.astype(np.int32), "labels": LABELS}, "images are int32"),
+        ({"images": IMAGES + np.float32(255), "labels": LABELS}, "images go from 255 to 255, not from 0 to 1"),
+        ({"images": IMAGES - np.float32(0.5), "labels": LABELS}, "images go from -0.5 to -0.5"),
+        ({"images": IMAGES * np.float32("nan"), "labels": LABELS}, "NaN or infinity"),
+        ({"images": np.array([object()] * 4), "labels": LABELS}, "not an .npz of plain arrays"),
+    ],
+)
 def test_arrays_that_do_not_fit(npz, arrays, text):
     with pytest.raises(InputError, match=text):
         load_data(npz(**arrays), SPEC, NAMES)
@@ -371,6 +377,6 @@ def test_paths_that_are_no_data(tmp_path):
         "none": "does not exist",
         "data.tar": "neither a folder, nor a .zip, nor an .npz",
         "data.npz": "not an .npz",
-    }.items():  # fmt: skip
+    }.items():
         with pytest.raises(InputError, match=text):
             load_data(tmp_path / name, SPEC, NAMES)

@@ -231,12 +231,15 @@ def test_arrays_are_scaled_likewise_and_left_alone_in_the_models_own_size(tmp_pa
     assert np.abs(got - reference(small, 72, 64)).max() < 6 and len(notes) == 1
 
 
-@pytest.mark.parametrize(("options", "text"), [
-    ({"resize": 0}, "--resize 0 is not a positive number"),
-    ({"crop": -1}, "--crop -1 is not a positive number"),
-    ({"resize": 60}, "--resize 60 is smaller than the crop of 64x64"),
-    ({"resize": 70, "crop": 71}, "--resize 70 is smaller than the crop of 71"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"resize": 0}, "--resize 0 is not a positive number"),
+        ({"crop": -1}, "--crop -1 is not a positive number"),
+        ({"resize": 60}, "--resize 60 is smaller than the crop of 64x64"),
+        ({"resize": 70, "crop": 71}, "--resize 70 is smaller than the crop of 71"),
+    ],
+)
 def test_sizes_that_make_no_sense(tmp_path, options, text):
     with pytest.raises(UsageError, match=text):
         one(tmp_path, noise(0), **options)

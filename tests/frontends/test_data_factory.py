@@ -297,21 +297,24 @@ def test_single_event_samples_and_counts(given):
 # what is wrong
 
 
-@pytest.mark.parametrize(("data", "text"), [
-    ("no_such:f", r"there is no module no_such\n  Looked for"),
-    ("no_such.py:f", r"there is no file no_such.py\n  It is module:factory"),
-    ("own_data:loadr", "own_data has no factory loadr; the closest is loader\n  It has Endless, Stream, Raises, l"),
-    ("own_data.py:value", "own_data.py has no factory value"),
-    ("needs_more:f", "needs_more imports surely_not_installed, which is not installed"),
-    ("needs_more.py:f", r"surely_not_installed, which is not installed\n  at .*needs_more.py:2"),
-    ("wrong.py:f", r"importing wrong.py failed: SyntaxError: .*\n  at .*wrong.py:1"),
-    ("leaves:f", r"importing leaves failed: SystemExit: 3\n  at .*leaves.py:1"),
-    ("own_data:broken", r"broken\(\) failed: RuntimeError: no luck\n  at .*own_data.py:\d+"),
-    ("own_data:needy", r"needy\(\) failed: TypeError: .*'root'\n  It is called without arguments"),
-    ("own_data:number", r"returned a int, which gives no images\n  A torch DataLoader or Dataset"),
-    ("own_data:raises", r"failed after 2 batches: ValueError: image 20 is cursed\n  at .*own_data.py:\d+"),
-    ("own_data:raises_in_a_worker", "failed after 2 batches: ValueError: image 20 is cursed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("no_such:f", r"there is no module no_such\n  Looked for"),
+        ("no_such.py:f", r"there is no file no_such.py\n  It is module:factory"),
+        ("own_data:loadr", "own_data has no factory loadr; the closest is loader\n  It has Endless, Stream, Raises, l"),
+        ("own_data.py:value", "own_data.py has no factory value"),
+        ("needs_more:f", "needs_more imports surely_not_installed, which is not installed"),
+        ("needs_more.py:f", r"surely_not_installed, which is not installed\n  at .*needs_more.py:2"),
+        ("wrong.py:f", r"importing wrong.py failed: SyntaxError: .*\n  at .*wrong.py:1"),
+        ("leaves:f", r"importing leaves failed: SystemExit: 3\n  at .*leaves.py:1"),
+        ("own_data:broken", r"broken\(\) failed: RuntimeError: no luck\n  at .*own_data.py:\d+"),
+        ("own_data:needy", r"needy\(\) failed: TypeError: .*'root'\n  It is called without arguments"),
+        ("own_data:number", r"returned a int, which gives no images\n  A torch DataLoader or Dataset"),
+        ("own_data:raises", r"failed after 2 batches: ValueError: image 20 is cursed\n  at .*own_data.py:\d+"),
+        ("own_data:raises_in_a_worker", "failed after 2 batches: ValueError: image 20 is cursed"),
+    ],
+)
 def test_factories_that_fail(own, data, text):
     with pytest.raises(UsageError, match=f"--data: (.|\n)*{text}"):
         load_data(data, SPEC, INFO)
@@ -329,25 +332,28 @@ def test_too_few_or_none(own):
 GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize(("batch", "text"), [
-    (GOOD[0], "is a Tensor, not \\(images, labels\\)"),
-    ((*GOOD, 3), "is 3 values, not"),
-    ((GOOD[0].half(), GOOD[1]), "has images of float16, not float32"),
-    ((GOOD[0].bfloat16(), GOOD[1]), "has images of bfloat16"),
-    ((GOOD[0].byte(), GOOD[1]), "has images of uint8, not float32\n  .*normalised"),
-    ((["a", "b"], GOOD[1]), "has images of type list, not tensors"),
-    ((GOOD[0] * float("nan"), GOOD[1]), "holds NaN or infinity"),
-    ((GOOD[0][:, :, :4], GOOD[1]), r"has images \[2, 3, 4, 8\] for 2 labels, but the model takes \[3, 8, 8\]"),
-    ((GOOD[0].permute(0, 2, 3, 1), GOOD[1]), r"has images \[2, 8, 8, 3\]"),
-    ((GOOD[0], GOOD[1][:1]), r"has images \[2, 3, 8, 8\] for 1 labels"),
-    ((GOOD[0][0], GOOD[1]), r"has images \[3, 8, 8\] for 2 labels"),
-    ((GOOD[0][:0], GOOD[1][:0]), r"has labels \[0\], not one number"),
-    ((GOOD[0], torch.eye(2).long()), r"has labels \[2, 2\], not one number for each image"),
-    ((GOOD[0], GOOD[1].float()), "has labels of type torch.float32, not whole numbers"),
-    ((GOOD[0], ["cat", "dog"]), "has labels of type list, not whole numbers"),
-    ((GOOD[0], GOOD[1] + 2), "batch 2: labels go from 2 to 3, but the model's head has classes 0 to 2"),
-    ((GOOD[0], GOOD[1] - 1), "labels go from -1 to 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        (GOOD[0], "is a Tensor, not \\(images, labels\\)"),
+        ((*GOOD, 3), "is 3 values, not"),
+        ((GOOD[0].half(), GOOD[1]), "has images of float16, not float32"),
+        ((GOOD[0].bfloat16(), GOOD[1]), "has images of bfloat16"),
+        ((GOOD[0].byte(), GOOD[1]), "has images of uint8, not float32\n  .*normalised"),
+        ((["a", "b"], GOOD[1]), "has images of type list, not tensors"),
+        ((GOOD[0] * float("nan"), GOOD[1]), "holds NaN or infinity"),
+        ((GOOD[0][:, :, :4], GOOD[1]), r"has images \[2, 3, 4, 8\] for 2 labels, but the model takes \[3, 8, 8\]"),
+        ((GOOD[0].permute(0, 2, 3, 1), GOOD[1]), r"has images \[2, 8, 8, 3\]"),
+        ((GOOD[0], GOOD[1][:1]), r"has images \[2, 3, 8, 8\] for 1 labels"),
+        ((GOOD[0][0], GOOD[1]), r"has images \[3, 8, 8\] for 2 labels"),
+        ((GOOD[0][:0], GOOD[1][:0]), r"has labels \[0\], not one number"),
+        ((GOOD[0], torch.eye(2).long()), r"has labels \[2, 2\], not one number for each image"),
+        ((GOOD[0], GOOD[1].float()), "has labels of type torch.float32, not whole numbers"),
+        ((GOOD[0], ["cat", "dog"]), "has labels of type list, not whole numbers"),
+        ((GOOD[0], GOOD[1] + 2), "batch 2: labels go from 2 to 3, but the model's head has classes 0 to 2"),
+        ((GOOD[0], GOOD[1] - 1), "labels go from -1 to 0"),
+    ],
+)
 def test_batches_that_do_not_fit(given, batch, text):
     with pytest.raises(InputError, match=f"given_data.py:make: batch 2:? ?{text.removeprefix('batch 2: ')}"):
         given([GOOD, batch])

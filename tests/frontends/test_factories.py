@@ -86,39 +86,38 @@ def test_a_model_that_is_there_already(own):
         own("own_code:ready", arch_args={"width": 4})
 
 
-@pytest.mark.parametrize(("arch", "text"), [
-    ("own_code", "does not name a factory"),
-    ("own_code:", "does not name a factory"),
-    ("not_there:build", "there is no module not_there"),
-    ("not_there.at_all:build", "there is no module not_there"),
-    ("missing.py:build", "there is no file missing.py"),
-    ("own_code:biuld", "has no factory biuld; the closest is build\n  It has Net, build, broken, number"),
-    ("own_code:value", "has no factory value"),
-    ("own_code:number", "returned a int, not a torch.nn.Module"),
-    ("own_code:broken", r"broken\(\) failed: RuntimeError: no luck"),
-    ("needs_more:f", "needs_more imports surely_not_installed, which is not .*\n  at .*needs_more.py:2"),
-    ("needs_more.py:f", "imports surely_not_installed, which is not .*\n  at .*needs_more.py:2"),
-    ("wrong.py:f", "importing wrong.py failed: SyntaxError: .*\n  at .*wrong.py:1"),
-    ("leaves:f", "importing leaves failed: SystemExit: 3\n  at .*leaves.py:1"),
-    ("spikingjelly.activation_based.model:Spikfomer", "the closest is Spikformer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arch", "text"),
+    [
+        ("own_code", "does not name a factory"),
+        ("own_code:", "does not name a factory"),
+        ("not_there:build", "there is no module not_there"),
+        ("not_there.at_all:build", "there is no module not_there"),
+        ("missing.py:build", "there is no file missing.py"),
+        ("own_code:biuld", "has no factory biuld; the closest is build\n  It has Net, build, broken, number"),
+        ("own_code:value", "has no factory value"),
+        ("own_code:number", "returned a int, not a torch.nn.Module"),
+        ("own_code:broken", r"broken\(\) failed: RuntimeError: no luck"),
+        ("needs_more:f", "needs_more imports surely_not_installed, which is not .*\n  at .*needs_more.py:2"),
+        ("needs_more.py:f", "imports surely_not_installed, which is not .*\n  at .*needs_more.py:2"),
+        ("wrong.py:f", "importing wrong.py failed: SyntaxError: .*\n  at .*wrong.py:1"),
+        ("leaves:f", "importing leaves failed: SystemExit: 3\n  at .*leaves.py:1"),
+        ("spikingjelly.activation_based.model:Spikfomer", "the closest is Spikformer"),
+    ],
+)
 def test_what_cannot_be_imported_or_called(own, arch, text):
     with pytest.raises(UsageError, match=text):
         own(arch)
 
 
 def test_arguments_that_the_factory_does_not_take(own):
-    with pytest.raises(
-        UsageError, match="unexpected keyword argument 'widht'; did you mean width?"
-    ) as caught:
+    with pytest.raises(UsageError, match="unexpected keyword argument 'widht'; did you mean width?") as caught:
         own("own_code:Net", arch_args={"widht": 4})
     assert "It is Net(width=4, time_steps=4, img_size=16)." in str(caught.value)
 
 
 def test_weights_of_another_width(own):
-    with pytest.raises(
-        InputError, match=r"weights.pt does not fit Net: 4 tensors are of another shape"
-    ) as caught:
+    with pytest.raises(InputError, match=r"weights.pt does not fit Net: 4 tensors are of another shape") as caught:
         own("own_code:Net", arch_args={"width": 6})
     assert "Check --arch-args" in str(caught.value)
 

@@ -85,9 +85,11 @@ def test_saved_options_and_the_user_overrule_assumptions(on_meta):
 
 def test_plif_distillation_and_prefixes_are_told_from_names():
     for name, argument, value in (
-        ("sdt-plif", "spike_mode", "plif"), ("sdt", "spike_mode", "lif"),
-        ("meta", "distilled", False), ("meta-distilled", "distilled", True),
-    ):  # fmt: skip
+        ("sdt-plif", "spike_mode", "plif"),
+        ("sdt", "spike_mode", "lif"),
+        ("meta", "distilled", False),
+        ("meta-distilled", "distilled", True),
+    ):
         state = SMALL[name].build().state_dict()
         found = layout({f"module.{key}": tensor for key, tensor in state.items()})
         assert found is not None and found.arguments[argument] == value

@@ -31,21 +31,26 @@ SMALL: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "spikformer": (Spikformer, {**SIZES, "num_heads": 2}, (3, 16, 32)),
     "spikformer-cifar": (Spikformer, {**SIZES, "num_heads": 2, "variant": "cifar"}, (3, 8, 16)),
     "spikformer-dvs": (
-        Spikformer, {**SIZES, "num_heads": 2, "variant": "dvs", "in_channels": 2, "tokens": 4}, (3, 2, 32, 32)
+        Spikformer,
+        {**SIZES, "num_heads": 2, "variant": "dvs", "in_channels": 2, "tokens": 4},
+        (3, 2, 32, 32),
     ),
     "sdt": (SpikeDrivenTransformer, {**SIZES, "num_heads": 2}, (3, 32, 32)),
     "sdt-dvs": (
         SpikeDrivenTransformer,
-        {**SIZES, "num_heads": 2, "in_channels": 2, "pooling_stat": "0011", "dvs_mode": True}, (3, 2, 8, 16),
+        {**SIZES, "num_heads": 2, "in_channels": 2, "pooling_stat": "0011", "dvs_mode": True},
+        (3, 2, 8, 16),
     ),
     "meta": (MetaSpikeFormer, STAGES, (3, 32, 32)),
     "meta-distilled": (MetaSpikeFormer, {**STAGES, "distilled": True}, (3, 32, 32)),
     "espikeformer": (ESpikeFormer, STAGES, (3, 32, 32)),
     "qkformer": (QKFormer, {**SIZES, "num_heads": 2, "variant": "imagenet", "depths": [1, 1, 1]}, (3, 32, 64)),
     "qkformer-dvs": (
-        QKFormer, {**SIZES, "num_heads": 16, "variant": "dvs", "depths": [1, 1], "in_channels": 2}, (3, 2, 32, 32)
+        QKFormer,
+        {**SIZES, "num_heads": 16, "variant": "dvs", "depths": [1, 1], "in_channels": 2},
+        (3, 2, 32, 32),
     ),
-}  # fmt: skip
+}
 STEPS = 3
 
 FILE = """
@@ -216,12 +221,16 @@ def test_qkformer_is_refused_for_its_own_mistake_unless_fixed(write, built, logi
     assert torch.equal(program(x), logits(model, x))
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda s: s,
-    lambda s: {"state_dict": s, "arch": "spikformer", "version": 2, "optimizer": {}},
-    lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "scaler": {}},
-    lambda s: {k: v for k, v in s.items() if "num_batches_tracked" not in k},
-], ids=["plain", "timm", "module.", "no counters"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "arch": "spikformer", "version": 2, "optimizer": {}},
+        lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "scaler": {}},
+        lambda s: {k: v for k, v in s.items() if "num_batches_tracked" not in k},
+    ],
+    ids=["plain", "timm", "module.", "no counters"],
+)
 def test_however_it_is_wrapped(write, built, logits, wrap):
     model, shape = built("spikformer-cifar")
     options = LoadOptions(input_shape=shape, time_steps=STEPS, arch_args={"num_heads": 2})
@@ -322,11 +331,18 @@ def test_time_and_batch_run_together_are_split_where_asked(write, repository, st
 # bad input
 
 
-@pytest.mark.parametrize(("text", "factory", "message"), [
-    ("\nraise ValueError('no luck')", "small", r"importing .*model.py failed: ValueError: no luck\n  at .*model.py:2"),
-    ("import surely_not_installed", "small", r"imports surely_not_installed, which is not .*\n  at .*model.py:1"),
-    (FILE, "smal", r"has no factory smal; the closest is small\n  It has small, mixed, Small, Fixed\."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "factory", "message"),
+    [
+        (
+            "\nraise ValueError('no luck')",
+            "small",
+            r"importing .*model.py failed: ValueError: no luck\n  at .*model.py:2",
+        ),
+        ("import surely_not_installed", "small", r"imports surely_not_installed, which is not .*\n  at .*model.py:1"),
+        (FILE, "smal", r"has no factory smal; the closest is small\n  It has small, mixed, Small, Fixed\."),
+    ],
+)
 def test_model_files_that_cannot_be_used(write, repository, state, text, factory, message):
     repository.write_text(text)
     with pytest.raises(UsageError, match=message):

@@ -44,11 +44,16 @@ class Fails(Padded):
 @pytest.mark.parametrize(
     ("module", "border", "exact"),
     [
-        (parts.BorderNorm(1, 24), 1, False), (parts.BorderNorm(2, 24), 2, False), (Padded(), 2, True),
-        (Wrong(), 0, False), (Fails(), 0, False), (nn.Sequential(nn.BatchNorm2d(3)), 0, False),
-        (nn.BatchNorm2d(3), 0, False), (parts.RepConv(3, 3), 0, False),
+        (parts.BorderNorm(1, 24), 1, False),
+        (parts.BorderNorm(2, 24), 2, False),
+        (Padded(), 2, True),
+        (Wrong(), 0, False),
+        (Fails(), 0, False),
+        (nn.Sequential(nn.BatchNorm2d(3)), 0, False),
+        (nn.BatchNorm2d(3), 0, False),
+        (parts.RepConv(3, 3), 0, False),
     ],
-)  # fmt: skip
+)
 def test_a_border_is_found_by_what_a_module_does(module, border, exact):
     before = {k: v.clone() for k, v in module.state_dict().items()}
     assert border_of(module) == (border, exact)
@@ -106,7 +111,7 @@ REFUSED = {
     "in place": (lambda net, x: mean(net, x.mul_(2) + x), "mul_ changes a tensor in place"),
     "in place, unread": (lambda net, x: (x.mul_(2), mean(net, x))[1], "mul_ changes a tensor in place"),
     "augmented": (lambda net, x: mean(net, augmented(x)), "iadd changes a tensor in place"),
-}  # fmt: skip
+}
 
 
 UNPLACED = ("two results", "none", "all samples flat")  # what is returned has no line of its own

@@ -189,9 +189,7 @@ def test_wrappers_prefixes_do_not_matter(model):
 def test_a_resnet_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 8, 7), nn.BatchNorm2d(8), nn.Linear(8, 10))
     state = {f"layer1.{key}": value for key, value in net.state_dict().items()}
-    with pytest.raises(
-        UnsupportedError, match=r"none .* attention layer \(they begin with layer1\.0\.weight"
-    ):
+    with pytest.raises(UnsupportedError, match=r"none .* attention layer \(they begin with layer1\.0\.weight"):
         recognise(state)
 
 

@@ -12,12 +12,16 @@ from svitc.frontends.checkpoint import load_model
 from svitc.frontends.save import save
 
 
-@pytest.mark.parametrize("own", [
-    {},
-    {"spiking_neuron": neuron.ParametricLIFNode, "v_threshold": 0.75},
-    {"spiking_neuron": neuron.IFNode, "v_reset": None},
-    {"spiking_neuron": neuron.ILIFNode, "surrogate_function": surrogate.MultiLevelSpikeCount(3)},
-], ids=["LIF", "PLIF", "IF", "ILIF"])  # fmt: skip
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"spiking_neuron": neuron.ParametricLIFNode, "v_threshold": 0.75},
+        {"spiking_neuron": neuron.IFNode, "v_reset": None},
+        {"spiking_neuron": neuron.ILIFNode, "surrogate_function": surrogate.MultiLevelSpikeCount(3)},
+    ],
+    ids=["LIF", "PLIF", "IF", "ILIF"],
+)
 def test_saved_and_loaded_is_the_same_model(tmp_path, small, arch, own, enliven, logits):
     model = enliven(models.Spikformer(**small, **own))
     normalize = {"mean": [0.1] * 3, "std": [0.2] * 3}
@@ -40,16 +44,19 @@ def test_tuples_become_lists(tmp_path, enliven):
     assert load_model(tmp_path / "m.pt").info["arch_args"]["num_heads"] == [1, 2, 4]
 
 
-@pytest.mark.parametrize(("args", "text"), [
-    ({"num_heads": 4}, "num_heads=4.*num_heads=2"),
-    ({"T": 3}, "T=3.*T=2"),
-    ({"v_threshold": 0.5}, "v_threshold=0.5"),
-    ({"spiking_neuron": neuron.IFNode}, "IFNode.*LIFNode"),
-    ({"embed_dims": 32}, "does not fit Spikformer with these arch_args"),
-    ({"embed_dim": 16}, "takes no argument embed_dim"),
-    ({"spiking_neuron": neuron.QIFNode}, "arch_args.spiking_neuron is not a plain JSON value"),
-    ({"surrogate_function": surrogate.ATan()}, "arch_args.surrogate_function is not a plain JSON value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ({"num_heads": 4}, "num_heads=4.*num_heads=2"),
+        ({"T": 3}, "T=3.*T=2"),
+        ({"v_threshold": 0.5}, "v_threshold=0.5"),
+        ({"spiking_neuron": neuron.IFNode}, "IFNode.*LIFNode"),
+        ({"embed_dims": 32}, "does not fit Spikformer with these arch_args"),
+        ({"embed_dim": 16}, "takes no argument embed_dim"),
+        ({"spiking_neuron": neuron.QIFNode}, "arch_args.spiking_neuron is not a plain JSON value"),
+        ({"surrogate_function": surrogate.ATan()}, "arch_args.surrogate_function is not a plain JSON value"),
+    ],
+)
 def test_arguments_of_another_model_are_refused(tmp_path, model, small, arch, args, text):
     with pytest.raises(UsageError, match=text):
         save(model, tmp_path / "m.pt", arch=arch, arch_args=small | args, input_shape=(3, 16, 16))

@@ -37,9 +37,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (3, 32, 48),
     ),
     "sdt-events": (
-        lambda: zoo.SpikeDrivenTransformer(
-            T=5, in_channels=2, num_classes=10, embed_dims=48, num_heads=4, depths=1
-        ),
+        lambda: zoo.SpikeDrivenTransformer(T=5, in_channels=2, num_classes=10, embed_dims=48, num_heads=4, depths=1),
         (5, 2, 32, 48),
     ),
     "qkformer": (

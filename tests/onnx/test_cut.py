@@ -114,9 +114,7 @@ def four_kinds(program_of) -> Program:
         linear=nn.Linear(3, 3),
         first=neuron.LIFNode(step_mode="m"),
         plif=neuron.ParametricLIFNode(1.6, v_threshold=0.2, step_mode="m"),
-        ilif=neuron.ILIFNode(
-            v_threshold=0.2, surrogate_function=surrogate.MultiLevelSpikeCount(4), step_mode="m"
-        ),
+        ilif=neuron.ILIFNode(v_threshold=0.2, surrogate_function=surrogate.MultiLevelSpikeCount(4), step_mode="m"),
         last=neuron.IFNode(v_threshold=0.2, v_reset=None, step_mode="m"),
     )
 
@@ -130,9 +128,7 @@ def test_a_cut_model_says_what_each_neuron_is(four_kinds):
         ("ilif", "ILIF", False),
         ("last", "IF", False),
     ]
-    assert neurons[1] == CutNeuron(
-        "plif", "PLIF", "ref:plif", "spikes:plif", "current:plif", (-1, 4, 6, 3), False
-    )
+    assert neurons[1] == CutNeuron("plif", "PLIF", "ref:plif", "spikes:plif", "current:plif", (-1, 4, 6, 3), False)
     loaded = session(data)
     assert [i.name for i in loaded.get_inputs()] == ["x", "ref:first", "ref:plif", "ref:ilif", "ref:last"]
 
@@ -159,9 +155,7 @@ def test_a_program_that_ends_in_a_neuron_in_physical_form(program_of):
 
     def build(graph, x):
         shown = graph.call_function(einops.repeat, (x, "b c y x -> t b c y x"), {"t": 1})
-        return graph.call_function(
-            torch.mean, (graph.call_module("lif", (shown,)),), {"dim": (0,), "keepdim": False}
-        )
+        return graph.call_function(torch.mean, (graph.call_module("lif", (shown,)),), {"dim": (0,), "keepdim": False})
 
     model = to_bytes(lower(program_of((3, 4, 6), build, lif=neuron.LIFNode(step_mode="m"))))
     assert [node.name for node in onnx.load_from_string(model).graph.node] == ["lif"]

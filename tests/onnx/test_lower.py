@@ -168,9 +168,7 @@ def test_time_is_linear_in_depth(program_of):
             return x
 
         modules = {f"lif{i}": neuron.LIFNode(step_mode="m") for i in range(depth)}
-        return program_of(
-            (4, 3, 2, 2), build, **modules, **{f"norm{i}": nn.Linear(2, 2) for i in range(depth)}
-        )
+        return program_of((4, 3, 2, 2), build, **modules, **{f"norm{i}": nn.Linear(2, 2) for i in range(depth)})
 
     def seconds(program) -> float:
         times = []

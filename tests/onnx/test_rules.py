@@ -202,9 +202,7 @@ def test_reductions(program_of, run, function, dim, keepdim):
 def test_a_reduction_over_part_of_a_merged_dimension(program_of, run):
     def build(graph, x):
         merged = graph.call_module("layer", (view(graph, x, MERGE),))
-        return graph.call_function(
-            torch.mean, (view(graph, merged, PARTS, t=4),), {"dim": (0,), "keepdim": False}
-        )
+        return graph.call_function(torch.mean, (view(graph, merged, PARTS, t=4),), {"dim": (0,), "keepdim": False})
 
     program = program_of(EVENTS, build, layer=nn.Conv2d(6, 6, 1))
     check(run, program, ["Reshape", "Conv", "Reshape", "ReduceMean"])
@@ -225,9 +223,7 @@ def test_the_transpose_of_a_square_matrix_is_not_lost(program_of, run):
     def build(graph, x):
         n = view(graph, x, "t b c y x -> t b (y x) c")
         product = graph.call_function(torch.matmul, (n, view(graph, n, "t b n c -> t b c n")))
-        weighted = graph.call_function(
-            operator.mul, (product, graph.get_attr("scale"))
-        )  # no longer symmetric
+        weighted = graph.call_function(operator.mul, (product, graph.get_attr("scale")))  # no longer symmetric
         return view(graph, weighted, "t b n m -> t b m n")
 
     check(run, program_of(EVENTS, build, scale=torch.randn(80)), tolerance=1e-4)

@@ -36,8 +36,11 @@ def listing(program: Program) -> list[str]:
 def membranes(module: Any, current: torch.Tensor, spikes: torch.Tensor) -> torch.Tensor:
     """Of every step before it fires, by the book."""
     reset = module.v_reset or 0.0
-    rate = 1 / module.tau if type(module) is neuron.LIFNode else (
-        module.w.sigmoid() if isinstance(module, neuron.ParametricLIFNode) else None)  # fmt: skip
+    rate = (
+        1 / module.tau
+        if type(module) is neuron.LIFNode
+        else (module.w.sigmoid() if isinstance(module, neuron.ParametricLIFNode) else None)
+    )
     v, found = torch.full_like(current[0], reset), []
     for x, s in zip(current, spikes, strict=True):
         if rate is None:
@@ -242,8 +245,18 @@ def weights_of(program: Program, name: str) -> torch.Tensor:
 def test_a_stream_that_neurons_and_a_mean_read(tau):
     program = written(Shortcut(lif(tau=tau), lif(tau=tau)))
     before = [
-        "placeholder", "Conv2d", "LIFNode", "Conv2d", "add", "LIFNode", "mean", "mean", "add", "Linear", "output",
-    ]  # fmt: skip
+        "placeholder",
+        "Conv2d",
+        "LIFNode",
+        "Conv2d",
+        "add",
+        "LIFNode",
+        "mean",
+        "mean",
+        "add",
+        "Linear",
+        "output",
+    ]
     assert listing(program) == before
     twin, _ = folded(program)
     assert listing(twin) == [*before[:6], "mul", *before[6:]]
@@ -333,7 +346,10 @@ def image(x):
 BARE = {
     "spikes in a stream": (lambda m, s: steps(m.b(frames(s))) + s, [0.5]),
     "spikes alone": (lambda m, s: s + s + s, [0.5]),
-    "a view of the same spikes": (lambda m, s: steps(m.b(frames(s))) + s + view(view(s, "t b c y x -> t b x y c"), "t b x y c -> t b c y x"), [0.5, 0.5]),
+    "a view of the same spikes": (
+        lambda m, s: steps(m.b(frames(s))) + s + view(view(s, "t b c y x -> t b x y c"), "t b x y c -> t b c y x"),
+        [0.5, 0.5],
+    ),
     "a part of a sum": (lambda m, s: steps(m.b(frames(s))) + (s + s) + s, [0.5, 0.5]),
     "a product with a number": (lambda m, s: s * 0.3 + s, [0.15, 0.5]),
     "attention": (lambda m, s: image(attention(m, s) * 0.01), [0.005]),
@@ -343,7 +359,7 @@ BARE = {
     "attention and a current": (lambda m, s: image(attention(m, s)) + s + steps(m.b(frames(s))), [0.5]),
     "sum": (lambda m, s: s * (torch.sum(s, dim=(3, 4), keepdim=True)), [0.5]),
     "mean": (lambda m, s: s + torch.mean(s, dim=(0,), keepdim=True), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BARE)
@@ -384,12 +400,16 @@ class Two(Bare):
 @pytest.mark.parametrize(
     "more",
     [
-        lambda m, s, p: p + s * 0.25, lambda m, s, p: p + p, lambda m, s, p: view(p, "t b c y x -> t b c y x"),
-        lambda m, s, p: p + steps(m.b(frames(s))) * 0.1 + (p + s * 0.25), lambda m, s, p: steps(m.b(frames(p))),
-        lambda m, s, p: p * 0.5 + steps(m.b(frames(p))), lambda m, s, p: (p + p) * 2.0 + (p + p),
+        lambda m, s, p: p + s * 0.25,
+        lambda m, s, p: p + p,
+        lambda m, s, p: view(p, "t b c y x -> t b c y x"),
+        lambda m, s, p: p + steps(m.b(frames(s))) * 0.1 + (p + s * 0.25),
+        lambda m, s, p: steps(m.b(frames(p))),
+        lambda m, s, p: p * 0.5 + steps(m.b(frames(p))),
+        lambda m, s, p: (p + p) * 2.0 + (p + p),
     ],
     ids=["a sum", "with itself", "a view", "a sum within a current", "a layer", "again a product", "of a sum"],
-)  # fmt: skip
+)
 def test_a_product_that_others_read_is_given_back(more):
     """Whole numbers that are made of it stay what they are, whichever current it is part of."""
     program = written(Two(more))

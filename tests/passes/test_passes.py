@@ -95,9 +95,19 @@ def test_merge_views():
     assert listing(program)[:5] == ["placeholder", "rearrange", "rearrange", "repeat", "rearrange"]
     MergeViews()(program)
     assert listing(program) == [
-        "placeholder", "repeat", "rearrange", "Conv2d", "BatchNorm2d", "rearrange", "LIFNode", "rearrange",
-        "mean", "mean", "Linear", "output",
-    ]  # fmt: skip
+        "placeholder",
+        "repeat",
+        "rearrange",
+        "Conv2d",
+        "BatchNorm2d",
+        "rearrange",
+        "LIFNode",
+        "rearrange",
+        "mean",
+        "mean",
+        "Linear",
+        "output",
+    ]
     assert torch.equal(program(X), want)
     unchanged(MergeViews(), program)
 
@@ -107,8 +117,17 @@ def test_hoist_repeat():
     want = program(X)
     Pipeline([MergeViews(), HoistRepeat(), MergeViews()])(program)
     assert listing(program) == [
-        "placeholder", "Conv2d", "BatchNorm2d", "repeat", "LIFNode", "rearrange", "mean", "mean", "Linear", "output",
-    ]  # fmt: skip
+        "placeholder",
+        "Conv2d",
+        "BatchNorm2d",
+        "repeat",
+        "LIFNode",
+        "rearrange",
+        "mean",
+        "mean",
+        "Linear",
+        "output",
+    ]
     assert torch.allclose(program(X), want, atol=1e-6, rtol=0)
     unchanged(HoistRepeat(), program)
 
@@ -279,7 +298,9 @@ def test_share_views():
 
 def test_fuse_siblings():
     program = program_of(Fused())
-    Pipeline([MergeViews(), SplitFusedProjection(), MergeViews(), HoistRepeat(), MergeViews(), FoldBatchNorm()])(program)
+    Pipeline([MergeViews(), SplitFusedProjection(), MergeViews(), HoistRepeat(), MergeViews(), FoldBatchNorm()])(
+        program
+    )
     want = program(X)
     assert listing(program).count("Conv1d") == 3 and listing(program).count("LIFNode") == 4
     result = Pipeline(lowering())

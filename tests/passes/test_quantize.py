@@ -66,8 +66,9 @@ WEIGHTS = st.lists(
         st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6),
         st.sampled_from([1.0, 0.0, 1e-3, 127.0, 1e20, 1e30, 1e-20, 1e-38, 1e-45, math.pi]),
     ),
-    min_size=1, max_size=5,
-)  # fmt: skip
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -84,9 +85,10 @@ def test_promises(rows, bound, bits, shape):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    rows=WEIGHTS, bound=st.sampled_from([1, 255, 2048]),
+    rows=WEIGHTS,
+    bound=st.sampled_from([1, 255, 2048]),
     biases=st.lists(st.sampled_from([0.0, 1e-30, -0.3, 1.0, 77.7, -1e6, 1e30]), min_size=5, max_size=5),
-)  # fmt: skip
+)
 def test_promises_with_a_bias(rows, bound, biases):
     weight = torch.tensor([[v * size for v in values] for values, size in rows]).float().double()
     holds(weight, bound, 1, torch.tensor(biases[: len(rows)]).double())
@@ -237,7 +239,9 @@ def test_layers_in_floats_are_exact_in_any_order(weight, bias):
         if was.bias is not None:
             peak = products.abs().sum(0).amax(1)
             off = (module.bias - was.bias).abs()
-            assert bool((off <= 2.0**-22 * (16 * peak + 1e3 * was.bias.abs() + 1e-9)).all()), "and the bias is hardly moved"
+            assert bool((off <= 2.0**-22 * (16 * peak + 1e3 * was.bias.abs() + 1e-9)).all()), (
+                "and the bias is hardly moved"
+            )
 
 
 PICTURE_EVENTS = (4, 3, 8, 6)

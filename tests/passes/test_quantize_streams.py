@@ -93,9 +93,10 @@ def rounded(program: Program) -> dict[str, FixedPoint]:
 def test_every_attention_of_maxformer_reads_bytes():
     program = family("maxformer")
     readers = [
-        str(node.target) for node in program.graph.nodes
+        str(node.target)
+        for node in program.graph.nodes
         if ops.is_projection(program.module_of(node)) and ".attn.qkv" in str(node.target)
-    ]  # fmt: skip
+    ]
     assert readers
     final, _ = quantize(program)
     known = grids(final)
@@ -136,7 +137,9 @@ def test_the_network_changes_little():
     QuantizeStreams()(twin)
     x = random_inputs(program, 8, 8, seed=1)[0]
     before, after = values(program, x), values(twin, x)
-    name = next(n.name for n in program.graph.nodes if ".reads" in f".{n.target}" and ops.is_projection(program.module_of(n)))
+    name = next(
+        n.name for n in program.graph.nodes if ".reads" in f".{n.target}" and ops.is_projection(program.module_of(n))
+    )
     off = (after[name] - before[name]).square().mean().sqrt() / before[name].std()
     assert 0 < float(off) < 0.02
 

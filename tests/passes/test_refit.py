@@ -100,7 +100,9 @@ def test_what_says_nothing_new_goes_for_nothing(reader, gone, monkeypatch):
     if ALWAYS in gone and "padd" in reader:  # one that fires everywhere still tells the border from the rest
         assert error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 0.6 * plain
         return
-    assert error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 0.03  # a ridge holds it back
+    assert (
+        error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 0.03
+    )  # a ridge holds it back
     monkeypatch.setattr(refit_readers, "RIDGE", 1e-8)
     assert error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 1e-4
 
@@ -277,5 +279,7 @@ def test_both_refits_bring_a_network_closer():
         keep[group.name] = mask
     plan = Plan(keep)
     readers, norm = RefitReaders(program, plan, Calibration(program, x, y)), ReestimateBatchNorm(program, plan, x)
-    plain, one, two = (error(program, pruned(program, plan, *refits), x) for refits in ((), (readers,), (readers, norm)))
+    plain, one, two = (
+        error(program, pruned(program, plan, *refits), x) for refits in ((), (readers,), (readers, norm))
+    )
     assert two < one < plain

@@ -29,12 +29,17 @@ from svitc.verification import Recorder
 STYLES = {"integer": style.IntegerStyle, "scaled": style.ScaledStyle, "meta": style.MetaStyle}
 CASES = {
     **{name: (lambda f=f: warm(f[0](T=2), f[1]), f[1]) for name, f in FAMILIES.items()},
-    **{f"spikformer, {name}": (lambda k=k: warm(spikformer(T=3, **k)), FAMILIES["spikformer"][1])
-       for name, k in NEURONS.items()},
-    **{f"official {name}": (lambda s=s: warm(s.shallow(), s.input), s.input) for name, s in SMALL.items()
-       if name not in ("spikformer-dvs", "qkformer-dvs", "sdt-dvs", "meta-distilled")},
+    **{
+        f"spikformer, {name}": (lambda k=k: warm(spikformer(T=3, **k)), FAMILIES["spikformer"][1])
+        for name, k in NEURONS.items()
+    },
+    **{
+        f"official {name}": (lambda s=s: warm(s.shallow(), s.input), s.input)
+        for name, s in SMALL.items()
+        if name not in ("spikformer-dvs", "qkformer-dvs", "sdt-dvs", "meta-distilled")
+    },
     **{f"style {name}": (lambda m=m: warm(m(), (3, 16, 16)), (3, 16, 16)) for name, m in STYLES.items()},
-}  # fmt: skip
+}
 
 
 def program_of(case: str, seed: int = 0) -> Program:
@@ -205,8 +210,11 @@ def test_nothing_silent_is_the_same_program():
 
 def module_of(kind: str, **k) -> nn.Module:
     made = {
-        "IF": neuron.IFNode, "LIF": neuron.LIFNode, "PLIF": neuron.ParametricLIFNode, "ILIF": neuron.ILIFNode,
-    }  # fmt: skip
+        "IF": neuron.IFNode,
+        "LIF": neuron.LIFNode,
+        "PLIF": neuron.ParametricLIFNode,
+        "ILIF": neuron.ILIFNode,
+    }
     module = made[kind](step_mode="m", **k)
     return module.eval()
 
@@ -232,9 +240,12 @@ def neurons(draw):
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    module=neurons(), steps=st.integers(1, 4), low=st.floats(-2, 3), span=st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]),
+    module=neurons(),
+    steps=st.integers(1, 4),
+    low=st.floats(-2, 3),
+    span=st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]),
     seed=st.integers(0, 2**20),
-)  # fmt: skip
+)
 def test_no_current_makes_a_neuron_fire_more_or_less_than_its_bound(module, steps, low, span, seed):
     """All sequences of the two ends, and as many from between, through the neuron itself in float32."""
     ends = torch.tensor([low, low + span])
@@ -272,9 +283,14 @@ def test_a_counting_neuron_within_narrow_bounds(most, steps):
         assert (bound.low <= spikes.amin(0)).all() and (spikes.amax(0) <= bound.high).all()
 
 
-@pytest.mark.parametrize("kind, currents", {
-    "IF": [1.0 / 3, 1.0], "LIF": [1.0 / (1 - 0.5**3), 2.0], "PLIF": [1.0 / (1 - 0.5**3), 2.0],
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, currents",
+    {
+        "IF": [1.0 / 3, 1.0],
+        "LIF": [1.0 / (1 - 0.5**3), 2.0],
+        "PLIF": [1.0 / (1 - 0.5**3), 2.0],
+    }.items(),
+)
 def test_the_limits_in_closed_form(kind, currents):
     """Three steps, threshold 1, half of everything leaks: silent below one limit, always firing from the other on."""
     module = module_of(kind)
@@ -338,10 +354,14 @@ def small(*layers: nn.Module, width: int, first: int = 4) -> Program:
 
 
 LAYERS = {
-    "1x1": nn.Conv2d(4, 6, 1), "3x3": nn.Conv2d(4, 6, 3), "padded": nn.Conv2d(4, 6, 3, padding=1),
-    "strided": nn.Conv2d(4, 6, 3, 2, 1), "dilated": nn.Conv2d(4, 6, 3, padding=2, dilation=2),
-    "depthwise": nn.Conv2d(4, 4, 3, padding=1, groups=4), "grouped": nn.Conv2d(4, 6, 3, groups=2),
-}  # fmt: skip
+    "1x1": nn.Conv2d(4, 6, 1),
+    "3x3": nn.Conv2d(4, 6, 3),
+    "padded": nn.Conv2d(4, 6, 3, padding=1),
+    "strided": nn.Conv2d(4, 6, 3, 2, 1),
+    "dilated": nn.Conv2d(4, 6, 3, padding=2, dilation=2),
+    "depthwise": nn.Conv2d(4, 4, 3, padding=1, groups=4),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2),
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -386,8 +406,13 @@ def test_silent_and_always_firing_channels_of_a_hidden_layer():
         program.module.get_submodule("layers.4").running_mean += given
     cleaned, record = remove_silent(program)
     assert group_record(record, "layers.0") == {
-        "size": 8, "silent": 2, "always_firing": 2, "removed": 4, "folded": 2, "refused": {}
-    }  # fmt: skip
+        "size": 8,
+        "silent": 2,
+        "always_firing": 2,
+        "removed": 4,
+        "folded": 2,
+        "refused": {},
+    }
     assert record["neurons"]["layers.2"] == {"channels": 8, "silent": 2, "always_firing": 2}
     assert record["plan"]["groups"]["layers.0"]["keep"] == [3, 4, 6, 7]
     assert tuple(cleaned.module.get_submodule("layers.3").weight.shape) == (6, 4, 1, 1)
@@ -477,8 +502,10 @@ def test_what_only_a_silent_channel_read_goes_in_the_next_round():
         program.module.get_submodule("layers.0").weight[1, 3] = 1.0
     cleaned, record = remove_silent(program)
     assert {name: each["removed"] for name, each in record["groups"].items()} == {
-        "layers.3": 1, "layers.0": 1, "stem.0": 1
-    }  # fmt: skip
+        "layers.3": 1,
+        "layers.0": 1,
+        "stem.0": 1,
+    }
     assert record["rounds"] == 3
     assert_same(program, cleaned, record)
 

@@ -59,8 +59,15 @@ def test_a_repconv_becomes_three_convolutions():
     program = program_of(Net(parts.RepConv(3, 4), nn.BatchNorm2d(4)))
     want = program(X)
     assert layers(program) == [
-        "Conv2d", "ZeroPad2d", "BatchNorm2d", "Conv2d", "Conv2d", "BatchNorm2d", "BatchNorm2d", "Linear",
-    ]  # fmt: skip
+        "Conv2d",
+        "ZeroPad2d",
+        "BatchNorm2d",
+        "Conv2d",
+        "Conv2d",
+        "BatchNorm2d",
+        "BatchNorm2d",
+        "Linear",
+    ]
     FoldBatchNorm()(program)
     assert layers(program) == ["Conv2d", "ZeroPad2d", "BatchNorm2d", "Conv2d", "Conv2d", "Linear"]
     FoldBatchNormAhead()(program)
@@ -205,25 +212,32 @@ class Pixels(Net):
         return self.head(self.body(x).flatten(2).transpose(1, 2)).flatten(1)
 
 
-@pytest.mark.parametrize("model", [
-    Pixels(WideRepConv(3, 48, 4), nn.BatchNorm2d(4)),
-    Pixels(WideRepConv(3, 48, 4, "dp"), nn.BatchNorm2d(4)),
-    Pixels(WideRepConv(3, 48, 4, "dp", stride=2)),
-    Pixels(WideRepConv(3, 96, 4, "d", border=2, kernel=(3, 5))),
-    Pixels(WideRepConv(3, 48, 4, "p", border=2, dilation=2)),
-    Pixels(WideRepConv(3, 48, 4, "adp", border=0)),
-    Pixels(WideRepConv(3, 48, 4, groups=8)),
-    Pixels(nn.Conv2d(3, 48, 1, bias=False), nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.Conv2d(48, 4, 1)),
-    Pixels(nn.Conv2d(3, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.Conv2d(48, 4, 1)),
-    Pixels(nn.Conv2d(3, 48, 1), nn.BatchNorm2d(48), nn.Conv2d(48, 4, 1), nn.BatchNorm2d(4)),
-], ids=["plain", "biases", "stride", "border 2", "dilation", "no border", "groups", "padding", "window first", "1x1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "model",
+    [
+        Pixels(WideRepConv(3, 48, 4), nn.BatchNorm2d(4)),
+        Pixels(WideRepConv(3, 48, 4, "dp"), nn.BatchNorm2d(4)),
+        Pixels(WideRepConv(3, 48, 4, "dp", stride=2)),
+        Pixels(WideRepConv(3, 96, 4, "d", border=2, kernel=(3, 5))),
+        Pixels(WideRepConv(3, 48, 4, "p", border=2, dilation=2)),
+        Pixels(WideRepConv(3, 48, 4, "adp", border=0)),
+        Pixels(WideRepConv(3, 48, 4, groups=8)),
+        Pixels(nn.Conv2d(3, 48, 1, bias=False), nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.Conv2d(48, 4, 1)),
+        Pixels(nn.Conv2d(3, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.Conv2d(48, 4, 1)),
+        Pixels(nn.Conv2d(3, 48, 1), nn.BatchNorm2d(48), nn.Conv2d(48, 4, 1), nn.BatchNorm2d(4)),
+    ],
+    ids=["plain", "biases", "stride", "border 2", "dilation", "no border", "groups", "padding", "window first", "1x1"],
+)
 def test_a_row_becomes_one_convolution(model):
     program = program_of(model)
     program.module.double()
     want = program(X.double())
     result = MergeConvolutions()(program)
     assert len(result.changed) == 1 and not result.refused
-    assert layers(program) in (["Conv2d", "Linear"], ["Conv2d", *["BatchNorm2d"] * (len(layers(program)) - 2), "Linear"])
+    assert layers(program) in (
+        ["Conv2d", "Linear"],
+        ["Conv2d", *["BatchNorm2d"] * (len(layers(program)) - 2), "Linear"],
+    )
     exactly(program, want)
     unchanged(MergeConvolutions(), program)
     assert len(program.groups) == 3, "the inner channels are a group no more"
@@ -240,8 +254,11 @@ def test_the_figures_are_those_of_the_files():
         program = program_of(Net(WideRepConv(3, inner, 4), nn.BatchNorm2d(4)))
         twin, decided = reparameterise(program)
         row = 4 * (3 * inner + 9 * inner + inner + 4 * inner + 4)
-        kept = {"merged": pays, "why": f"448 bytes as one 3x3 convolution, {row:,} as a row of them; 5,184 multiply-"
-                f"accumulates an image as one, {48 * (row // 4 - inner - 4):,} as a row"}  # fmt: skip
+        kept = {
+            "merged": pays,
+            "why": f"448 bytes as one 3x3 convolution, {row:,} as a row of them; 5,184 multiply-"
+            f"accumulates an image as one, {48 * (row // 4 - inner - 4):,} as a row",
+        }
         assert decided == {"body.0.body.3": kept}
         assert (twin is program) == (not pays)
         if pays:
@@ -299,10 +316,12 @@ class Called(Net):
 
 REFUSED = {
     "a bias ends at the border": (
-        Net(WideRepConv(3, 48, 4, "a")), "body.0.body.1.pad pads with zeros what body.0.body.0 has shifted"
+        Net(WideRepConv(3, 48, 4, "a")),
+        "body.0.body.1.pad pads with zeros what body.0.body.0 has shifted",
     ),
     "a shift ends at the border": (
-        Net(WideRepConv(3, 48, 4, border=0, padding=1)), "body.0.body.2 pads with zeros what body.0.body.1 has shifted"
+        Net(WideRepConv(3, 48, 4, border=0, padding=1)),
+        "body.0.body.2 pads with zeros what body.0.body.1 has shifted",
     ),
     "zeros on one side": (
         Net(nn.Conv2d(3, 48, 1, bias=False), nn.ZeroPad2d((1, 0, 1, 1)), nn.Conv2d(48, 4, 3)),
@@ -314,10 +333,12 @@ REFUSED = {
     ),
     "two windows": (Net(nn.Conv2d(3, 48, 3), nn.Conv2d(48, 4, 3)), "body.0 and body.1 both slide a window"),
     "a stride behind a window": (
-        Net(nn.Conv2d(3, 48, 3), nn.Conv2d(48, 4, 1, 2)), "body.0 and body.1 both slide a window"
+        Net(nn.Conv2d(3, 48, 3), nn.Conv2d(48, 4, 1, 2)),
+        "body.0 and body.1 both slide a window",
     ),
     "called twice": (
-        Called(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 4, 1), nn.Conv2d(3, 48, 1)), "body.1 is called more than once"
+        Called(nn.Conv2d(3, 48, 1), nn.Conv2d(48, 4, 1), nn.Conv2d(3, 48, 1)),
+        "body.1 is called more than once",
     ),
     "larger": (
         Net(WideRepConv(3, 4, 4)),
@@ -327,7 +348,7 @@ REFUSED = {
         Net(WideRepConv(3, 5, 4, stride=2)),
         "448 bytes as one 3x3 convolution, 356 as a row of them; 1,296 multiply-accumulates an image as one, 1,500 as a row",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

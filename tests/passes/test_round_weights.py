@@ -126,10 +126,16 @@ def statistics(program: Program, path: str, x: torch.Tensor, channel: int = 1):
     return found
 
 
-@pytest.mark.parametrize(("layer", "bits"), [
-    (FC1, 4), (FC1, 2), (FC2, 8), ("patch_embed.positional_encoding.conv_bn.block.0", 2),
-    ("blocks.0.attn.qkv_conv_bn.0.k", 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layer", "bits"),
+    [
+        (FC1, 4),
+        (FC1, 2),
+        (FC2, 8),
+        ("patch_embed.positional_encoding.conv_bn.block.0", 2),
+        ("blocks.0.attn.qkv_conv_bn.0.k", 4),
+    ],
+)
 @pytest.mark.parametrize("stale", [False, True])
 def test_a_norm_takes_the_new_mean_and_variance(layer, bits, stale):
     """``stale``: its statistics are not those of the calibration images, as after training or pruning."""
