@@ -11,13 +11,13 @@ from typing import Any
 
 import onnx
 
-from . import bench_peers as peers_
-from . import onnx as backend
-from .bench_peers import Load, Source
-from .bench_race import processors, race, row
-from .bench_worker import Contestant, Failed, once
-from .clock import Progress
-from .errors import InputError, UsageError
+from svitc import bench_peers as peers_
+from svitc import onnx as backend
+from svitc.bench_peers import Load, Source
+from svitc.bench_race import processors, race, row
+from svitc.bench_worker import Contestant, Failed, once
+from svitc.clock import Progress
+from svitc.errors import InputError, UsageError
 
 OURS = "svitc"
 PEERS = ("eager", "torch.compile", "torch.onnx", "openvino", "cuda")

@@ -22,9 +22,9 @@ import onnxruntime
 import torch
 from torch import nn
 
-from . import onnx as backend
-from .bench_worker import Ready
-from .program import InputSpec
+from svitc import onnx as backend
+from svitc.bench_worker import Ready
+from svitc.program import InputSpec
 
 NO_PROBLEM = 3  # ONNX Runtime's log severity: errors only
 
@@ -73,18 +73,18 @@ class Source:
         model, spec, info, within = self._load()
         within.__enter__()  # for good: the model's forward may import what only stands in for a package
         if info is not None and spec.events:  # which order of time and batch it takes is found by capturing it
-            from .frontends.capture import capture
+            from svitc.frontends.capture import capture
 
             info = capture(model, spec, info, fix=bool(self.options.get("fix"))).info
         return model.eval(), bool((info or {}).get("batch_first"))
 
     def _load(self) -> tuple[nn.Module, InputSpec, dict[str, Any] | None, contextlib.AbstractContextManager[Any]]:
         if (self.path / "model.safetensors").is_file():
-            from .serialize import load_program
+            from svitc.serialize import load_program
 
             program = load_program(self.path / "model.safetensors")
             return program.module, program.input, None, contextlib.nullcontext()  # takes the program's own layout
-        from .frontends import LoadOptions, load_model
+        from svitc.frontends import LoadOptions, load_model
 
         loaded = load_model(self.path, LoadOptions(**self.options))
         return loaded.model, loaded.input, loaded.info, loaded.callable_within()
@@ -152,7 +152,7 @@ def eager(source: Source, load: Load, how: str = "eager") -> Ready:
     """
     from spikingjelly.activation_based import functional
 
-    from .frontends.prepare import logits_of
+    from svitc.frontends.prepare import logits_of
 
     torch.set_num_threads(load.threads)
     model, x = _model(source, load)

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from .bench_worker import Contestant, Failed, Worker, busy_seconds, own_seconds
-from .clock import Progress
+from svitc.bench_worker import Contestant, Failed, Worker, busy_seconds, own_seconds
+from svitc.clock import Progress
 
 PAUSE = 0.02  # s
 UNTIMED_BELOW = 3.0  # s that the slowest takes

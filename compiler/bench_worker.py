@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import SvitcError
+from svitc.errors import SvitcError
 
 GRACE = 2.0  # s
 RUNS_BEFORE = 2  # the first allocates; the second lets torch.compile specialise on what the first has changed

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import axes
-from .axes import Axis, Dims
-from .errors import UsageError
-from .infer import attribute_of
-from .program import Program
+from svitc import axes
+from svitc.axes import Axis, Dims
+from svitc.errors import UsageError
+from svitc.infer import attribute_of
+from svitc.program import Program
 
 UNITS = {
     "": 1,

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from . import ops, patches
-from .axes import Dims, Kind
-from .coupling import ChannelGroup
-from .program import Program
+from svitc import ops, patches
+from svitc.axes import Dims, Kind
+from svitc.coupling import ChannelGroup
+from svitc.program import Program
 
 BATCH = 32
 ROWS = 8_192  # positions that one layer's moments are taken over, at least,

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_bench, cli_compile, cli_energy, cli_sensitivity, console, console_latency
-from .cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
-from .cli_options import (
+from svitc import cli_bench, cli_compile, cli_energy, cli_sensitivity, console, console_latency
+from svitc.cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
+from svitc.cli_options import (
     Arch,
     ArchArgs,
     AsJson,
@@ -34,7 +34,7 @@ from .cli_options import (
     Verbose,
     Weights,
 )
-from .errors import INTERRUPTED, InternalError, SvitcError, UsageError, VerifyError
+from svitc.errors import INTERRUPTED, InternalError, SvitcError, UsageError, VerifyError
 
 app.command(epilog=EPILOG, name="compile")(cli_compile.compile)
 app.command(epilog=EPILOG, name="sensitivity")(cli_sensitivity.sensitivity)
@@ -84,10 +84,10 @@ def inspect(
     if not latency and (threads is not None or weights != "fp32"):
         raise UsageError("--weights and --threads are for what --latency times", hint="Give --latency, too.")
     if latency:
-        from .latency import check_settings
+        from svitc.latency import check_settings
 
         check_settings(weights, threads)  # before a model is loaded for nothing
-    from . import driver
+    from svitc import driver
 
     with console.progress(quiet=as_json or verbose) as show:
         program = driver.load(model, progress=show, **given)
@@ -105,8 +105,8 @@ def inspect(
 
 def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:
     """What ``latency.predict`` gives, and how many processors other processes kept busy meanwhile."""
-    from .bench_race import Others
-    from .latency import predict
+    from svitc.bench_race import Others
+    from svitc.latency import predict
 
     others = Others({})
     return {**predict(program, weights, threads, progress=show), "other_processes": others.processors()}
@@ -130,7 +130,7 @@ def verify(
 ) -> None:
     """Is the ONNX file in FOLDER the same network as its model.safetensors and model.py? Layer by layer, then whole."""
     start(verbose)
-    from . import driver
+    from svitc import driver
 
     with console.progress(quiet=as_json or verbose) as show:
         program, exported = driver.open_folder(folder)

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from .errors import UsageError
+from svitc.errors import UsageError
 
 EPILOG = (
     "Exit status: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met, "
@@ -110,7 +110,7 @@ def load_labelled(path: Path | None, program: Any, limit: int | None, seed: int,
     """The images of ``--data`` or ``--train-data``; None where there are none."""
     if path is None:
         return None
-    from .frontends.data import is_factory, load_data
+    from svitc.frontends.data import is_factory, load_data
 
     mean, std = how.mean, how.std
 

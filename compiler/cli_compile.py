@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from . import console
-from .cli_common import Preparation, load_labelled, options, start
-from .cli_options import (
+from svitc import console
+from svitc.cli_common import Preparation, load_labelled, options, start
+from svitc.cli_options import (
     CUT,
     TUNE,
     Arch,
@@ -47,7 +47,7 @@ from .cli_options import (
     Verbose,
     WeightType,
 )
-from .errors import BudgetError, UsageError, VerifyError
+from svitc.errors import BudgetError, UsageError, VerifyError
 
 
 def compile(
@@ -155,9 +155,9 @@ def compile(
     [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
     """
     start(verbose)
-    from .onnx.target import target_of
-    from .passes.policies import POLICIES
-    from .weight_types import check_type, type_of
+    from svitc.onnx.target import target_of
+    from svitc.passes.policies import POLICIES
+    from svitc.weight_types import check_type, type_of
 
     if weights is not None:
         check_type(weights)
@@ -181,21 +181,21 @@ def compile(
         raise UsageError(f"--refit {refit} looks at images", hint="Give them with --data.")
     if finetune and train_data is None:
         raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
-    from .budget import parse_budget
+    from svitc.budget import parse_budget
 
     budgets = [parse_budget(text) for text in budget.split(",")] if budget is not None else [None]
     if len(budgets) > 1 and plan is not None:
         raise UsageError("--plan replays one plan; give one --budget, or none")
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from .files import writable
+    from svitc.files import writable
 
     writable(out)
-    from . import driver
-    from .compilation import Compiler, Options
-    from .distributed import world
-    from .passes.policies import make
-    from .plan import Plan
+    from svitc import driver
+    from svitc.compilation import Compiler, Options
+    from svitc.distributed import world
+    from svitc.passes.policies import make
+    from svitc.plan import Plan
 
     name = policy or ("auto" if data is not None or train_data is not None else "uniform")
     chosen = make(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import console, console_energy
-from .cli_common import Preparation, load_labelled, options, start
-from .cli_options import (
+from svitc import console, console_energy
+from svitc.cli_common import Preparation, load_labelled, options, start
+from svitc.cli_options import (
     SOURCE,
     Arch,
     ArchArgs,
@@ -30,10 +30,10 @@ from .cli_options import (
     TrustPickle,
     Verbose,
 )
-from .errors import UsageError
+from svitc.errors import UsageError
 
 if TYPE_CHECKING:
-    from .energy import Energy
+    from svitc.energy import Energy
 
 
 def energy(
@@ -86,10 +86,10 @@ def energy(
         )
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from . import driver
-    from .energy import energy as measure
-    from .energy import saving
-    from .energy_table import load_table
+    from svitc import driver
+    from svitc.energy import energy as measure
+    from svitc.energy import saving
+    from svitc.energy_table import load_table
 
     costs = load_table(table)  # before a model is loaded for nothing
     notes: list[str] = []

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console
-from .cli_common import Preparation, load_labelled, options, start
-from .cli_compile import beside
-from .cli_options import (
+from svitc import console
+from svitc.cli_common import Preparation, load_labelled, options, start
+from svitc.cli_compile import beside
+from svitc.cli_options import (
     Arch,
     ArchArgs,
     AsJson,
@@ -38,7 +38,7 @@ from .cli_options import (
     TrustPickle,
     Verbose,
 )
-from .errors import UsageError
+from svitc.errors import UsageError
 
 
 def sensitivity(
@@ -106,13 +106,13 @@ def sensitivity(
         )
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from . import driver
-    from .compilation import Compiler, Options
-    from .distributed import world
-    from .files import writable, write_one
-    from .passes.policies import Settings, make
-    from .passes.policies.choices import Space
-    from .passes.policies.curves import curves, to_json
+    from svitc import driver
+    from svitc.compilation import Compiler, Options
+    from svitc.distributed import world
+    from svitc.files import writable, write_one
+    from svitc.passes.policies import Settings, make
+    from svitc.passes.policies.choices import Space
+    from svitc.passes.policies.curves import curves, to_json
 
     writable(out.parent / f"{out.name}.part")
     make("uniform", criterion=criterion, refit=refit)  # refuses what is unknown before anything is loaded
@@ -159,8 +159,8 @@ def sensitivity(
 
 def _precision(compiler: Any, settings: Any) -> dict[str, Any]:
     """Accuracy and size against bits."""
-    from .passes.policies.bits_search import BitSettings, BitSpace
-    from .passes.policies.precision import precision, to_json
+    from svitc.passes.policies.bits_search import BitSettings, BitSpace
+    from svitc.passes.policies.precision import precision, to_json
 
     own = BitSettings(exclude=settings.exclude, seed=settings.seed)
     space = BitSpace(compiler.problem(weights="mixed", exclude=tuple(settings.exclude)), own)

@@ -11,31 +11,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import onnx as backend
-from . import passes as passes_
-from .budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
-from .clock import Clock
-from .compilation_options import How, Options
-from .distributed import current
-from .energy import Energy
-from .errors import InputError, InternalError, UsageError
-from .exporting import export
-from .files import write_together
-from .frontends.data import Dataset
-from .latency_budget import paired_timer, within_latency
-from .pass_base import Pipeline
-from .passes.policies import Problem, make
-from .passes.slicing import selection
-from .plan import Plan
-from .program import Program, Stage
-from .quantization import quantize, summary
-from .report import accuracy, against, classes, energy_of, groups_of, make_report
-from .serialize import to_bytes as program_bytes
-from .source import program_source
-from .sweep import Store, Sweep, fingerprint, prepare
-from .verification import Verdict, some_inputs, verify
-from .verification_exact import verify_exact
-from .weight_types import Types, check_type, type_of
+from svitc import onnx as backend
+from svitc import passes as passes_
+from svitc.budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
+from svitc.clock import Clock
+from svitc.compilation_options import How, Options
+from svitc.distributed import current
+from svitc.energy import Energy
+from svitc.errors import InputError, InternalError, UsageError
+from svitc.exporting import export
+from svitc.files import write_together
+from svitc.frontends.data import Dataset
+from svitc.latency_budget import paired_timer, within_latency
+from svitc.pass_base import Pipeline
+from svitc.passes.policies import Problem, make
+from svitc.passes.slicing import selection
+from svitc.plan import Plan
+from svitc.program import Program, Stage
+from svitc.quantization import quantize, summary
+from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
+from svitc.serialize import to_bytes as program_bytes
+from svitc.source import program_source
+from svitc.sweep import Store, Sweep, fingerprint, prepare
+from svitc.verification import Verdict, some_inputs, verify
+from svitc.verification_exact import verify_exact
+from svitc.weight_types import Types, check_type, type_of
 
 log = logging.getLogger("svitc")
 
@@ -378,7 +378,7 @@ class Compiler:
         options = self.options
         if not options.finetune or options.train_data is None:
             return None
-        from .finetune import finetune
+        from svitc.finetune import finetune
 
         with self.clock.stage("finetune"):
             return finetune(

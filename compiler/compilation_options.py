@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clock import Progress
-from .frontends.data import Dataset
-from .verification import Data
+from svitc.clock import Progress
+from svitc.frontends.data import Dataset
+from svitc.verification import Data
 
 
 class How(NamedTuple):

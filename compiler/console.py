@@ -21,8 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .errors import SvitcError
-from .processor import integer_dot_products
+from svitc.errors import SvitcError
+from svitc.processor import integer_dot_products
 
 # where nobody watches (a pipe, a log) nothing is cut or wrapped
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from . import console
+from svitc import console
 
 READS = {"spikes": "spikes", "counts": "counts", "fixed": "fixed point", "real": "real"}
 PARTS = (

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from . import console
+from svitc import console
 
 CLOSE = 0.25  # a prediction that is off by more is said to be off
 DISTURBED = 0.1  # processors

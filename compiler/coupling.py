@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 from torch import fx
 
-from . import ops
-from .axes import Axis, Dim, Kind
-from .program import Program
+from svitc import ops
+from svitc.axes import Axis, Dim, Kind
+from svitc.program import Program
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .errors import SvitcError, UsageError
+from svitc.errors import SvitcError, UsageError
 
 log = logging.getLogger("svitc")
 TIMEOUT = 1800.0  # seconds that a rank waits for the others; a sweep's shards are not equally long

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from . import ops
-from .program import Program
+from svitc import ops
+from svitc.program import Program
 
 
 class Drift:

@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from . import onnx as backend
-from . import passes as passes_
-from .budget import byte_cost
-from .check import check
-from .clock import Clock, Progress
-from .compilation import Compiled, compile
-from .errors import InputError, UnsupportedError
-from .exporting import export
-from .pass_base import Pipeline
-from .program import Program, Stage
-from .serialize import load_program
-from .source import program_source
-from .stats import layers, macs
-from .verification import Data, Verdict, random_inputs, some_inputs, verify
-from .verification_exact import verify_exact
+from svitc import onnx as backend
+from svitc import passes as passes_
+from svitc.budget import byte_cost
+from svitc.check import check
+from svitc.clock import Clock, Progress
+from svitc.compilation import Compiled, compile
+from svitc.errors import InputError, UnsupportedError
+from svitc.exporting import export
+from svitc.pass_base import Pipeline
+from svitc.program import Program, Stage
+from svitc.serialize import load_program
+from svitc.source import program_source
+from svitc.stats import layers, macs
+from svitc.verification import Data, Verdict, random_inputs, some_inputs, verify
+from svitc.verification_exact import verify_exact
 
 __all__ = [
     "Compiled",
@@ -43,7 +43,7 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     Raises:
         UnsupportedError: they differ, so that the capture is not the model.
     """
-    from .frontends.prepare import reference
+    from svitc.frontends.prepare import reference
 
     images = 1 if program.info.get("fixed") else 2  # the model's own mistake is none for one image at a time
     x = random_inputs(program, images, images, seed)[0]
@@ -83,8 +83,8 @@ def load(
         InputError: not a checkpoint, or one that does not fit its architecture.
         UnsupportedError: a model that cannot be represented, with its file and line.
     """
-    from .frontends import LoadOptions, load_model
-    from .frontends.capture import capture
+    from svitc.frontends import LoadOptions, load_model
+    from svitc.frontends.capture import capture
 
     clock = Clock(progress, seconds if seconds is not None else {})
     path = Path(path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from . import axes
-from .program import Program
+from svitc import axes
+from svitc.program import Program
 
 
 def dump(program: Program) -> str:

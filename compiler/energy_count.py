@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import ops
-from .energy_memory import VIEWS, base
-from .grid import Grid, grids
-from .program import Program, Stage
-from .quantized import FixedPoint
+from svitc import ops
+from svitc.energy_memory import VIEWS, base
+from svitc.grid import Grid, grids
+from svitc.program import Program, Stage
+from svitc.quantized import FixedPoint
 
 MEMBRANE = "float32"  # what neurons compute in, whatever the weights are
 

@@ -20,10 +20,10 @@ import einops
 import torch
 from torch import fx
 
-from . import ops
-from .bits import stored_bits
-from .grid import Grid
-from .program import BATCH_PROBE, Program
+from svitc import ops
+from svitc.bits import stored_bits
+from svitc.grid import Grid
+from svitc.program import BATCH_PROBE, Program
 
 REAL = 32  # bits
 VIEWS = (*ops.VIEWS, ops.take_block, ops.take_range)

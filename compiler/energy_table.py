@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from .errors import InputError
+from svitc.errors import InputError
 
 DEFAULT = Path(__file__).parent / "energy_tables" / "horowitz-2014.yaml"
 NEEDED = ("float32", "int32", "int8")  # number types that svitc prices

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from . import onnx as backend
-from .exporting import export_proto
-from .onnx import tail
-from .program import Program, Stage
-from .statistics import paired, wilson
+from svitc import onnx as backend
+from svitc.exporting import export_proto
+from svitc.onnx import tail
+from svitc.program import Program, Stage
+from svitc.statistics import paired, wilson
 
 CACHE_BYTES = 2_000_000_000
 

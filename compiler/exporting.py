@@ -5,10 +5,10 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from . import onnx as backend
-from . import passes as passes_
-from .pass_base import Pipeline
-from .program import Program, Stage
+from svitc import onnx as backend
+from svitc import passes as passes_
+from svitc.pass_base import Pipeline
+from svitc.program import Program, Stage
 
 
 def exportable_program(program: Program, keep: bool = True) -> Program:

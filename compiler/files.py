@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from .errors import OutputError
+from svitc.errors import OutputError
 
 
 def writable(out: Path) -> None:

@@ -20,18 +20,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import passes as passes_
-from .clock import Progress
-from .distributed import World, current
-from .errors import UsageError
-from .files import writable
-from .finetune_bits import Rounded
-from .finetune_checkpoint import digest, load, save
-from .finetune_data import Data, Images, augmentation, jitter, open_images, random_of, split
-from .finetune_quick import Quick
-from .ops import is_batch_norm
-from .pass_base import Pipeline
-from .program import Program, Stage
+from svitc import passes as passes_
+from svitc.clock import Progress
+from svitc.distributed import World, current
+from svitc.errors import UsageError
+from svitc.files import writable
+from svitc.finetune_bits import Rounded
+from svitc.finetune_checkpoint import digest, load, save
+from svitc.finetune_data import Data, Images, augmentation, jitter, open_images, random_of, split
+from svitc.finetune_quick import Quick
+from svitc.ops import is_batch_norm
+from svitc.pass_base import Pipeline
+from svitc.program import Program, Stage
 
 log = logging.getLogger("svitc")
 CLIP = 1.0  # largest norm of a step's gradient

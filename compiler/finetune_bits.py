@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from .bits import nearest, scales
+from svitc.bits import nearest, scales
 
 
 class Rounded:

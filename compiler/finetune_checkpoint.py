@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
-from .files import write_together
+from svitc.errors import InputError
+from svitc.files import write_together
 
 FORMAT = "svitc-finetune-1"
 KEYS = (

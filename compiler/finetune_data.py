@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from .errors import InputError, UsageError
-from .program import InputSpec
+from svitc.errors import InputError, UsageError
+from svitc.program import InputSpec
 
 MEMORY = 4_000_000_000  # bytes of images that are kept; more are read again every epoch
 READ = 256

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import axes, ops
-from .program import Program
+from svitc import axes, ops
+from svitc.program import Program
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import einops
 import torch
 from torch import fx, nn
 
-from . import axes, ops
-from .axes import Axis, AxisConflict, Dim, Dims, Kind
-from .errors import InternalError, UnsupportedError
-from .infer_layers import ACROSS_BATCH, MODULE_RULES, Rule
-from .program import BATCH_PROBE, Program
+from svitc import axes, ops
+from svitc.axes import Axis, AxisConflict, Dim, Dims, Kind
+from svitc.errors import InternalError, UnsupportedError
+from svitc.infer_layers import ACROSS_BATCH, MODULE_RULES, Rule
+from svitc.program import BATCH_PROBE, Program
 
 TOKEN = re.compile(r"\(|\)|[A-Za-z_]\w*|1")
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from . import axes, ops
-from .axes import Axis, AxisConflict, Dim, Dims, Kind
+from svitc import axes, ops
+from svitc.axes import Axis, AxisConflict, Dim, Dims, Kind
 
 if TYPE_CHECKING:
-    from .infer import Inference
+    from svitc.infer import Inference
 
 Rule = Callable[["Inference", fx.Node, Any], Dims]
 ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbours"

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from . import onnx as backend
-from .clock import Progress
-from .errors import UsageError
-from .exporting import exportable_program
-from .latency_model import by_layer, optimized
-from .latency_speeds import LARGE, UNITS, Speeds, measure_speeds
-from .program import Program, Stage
-from .quantization import quantize
-from .quantized import WEIGHTS
-from .verification import random_inputs
+from svitc import onnx as backend
+from svitc.clock import Progress
+from svitc.errors import UsageError
+from svitc.exporting import exportable_program
+from svitc.latency_model import by_layer, optimized
+from svitc.latency_speeds import LARGE, UNITS, Speeds, measure_speeds
+from svitc.program import Program, Stage
+from svitc.quantization import quantize
+from svitc.quantized import WEIGHTS
+from svitc.verification import random_inputs
 
 RUNS = 10
 MOST_THREADS = 256

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from . import onnx as backend
-from .budget import Budget
-from .clock import Clock
-from .distributed import current
-from .errors import BudgetError, UsageError
-from .latency import milliseconds, one_image, processors
-from .plan import Plan
-from .program import Program
+from svitc import onnx as backend
+from svitc.budget import Budget
+from svitc.clock import Clock
+from svitc.distributed import current
+from svitc.errors import BudgetError, UsageError
+from svitc.latency import milliseconds, one_image, processors
+from svitc.plan import Plan
+from svitc.program import Program
 
 CANDIDATES = 6
 PAIRS = (10, 30)  # at least and at most

@@ -18,9 +18,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 
-from .errors import InputError
-from .latency_speeds import Speeds, at
-from .onnx.runtime import ERRORS_ONLY
+from svitc.errors import InputError
+from svitc.latency_speeds import Speeds, at
+from svitc.onnx.runtime import ERRORS_ONLY
 
 BYTES: dict[int, int] = {
     TensorProto.UINT8: 1,

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from . import onnx as backend
+from svitc import onnx as backend
 
 SECONDS = 1.5  # for the runs of all probes
 RUNS = (3, 40)  # of each, at least and at most

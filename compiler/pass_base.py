@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import fx
 
-from .check import check
-from .errors import InternalError
-from .infer import describe
-from .program import Program, Stage
+from svitc.check import check
+from svitc.errors import InternalError
+from svitc.infer import describe
+from svitc.program import Program, Stage
 
 log = logging.getLogger("svitc")
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import ops
+from svitc import ops
 
 
 def solvable(module: nn.Module | None) -> bool:

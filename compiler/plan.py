@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
-from .bits import BITS
-from .coupling import ChannelGroup, head_axes
-from .errors import InputError
-from .program import Program
+from svitc import ops
+from svitc.bits import BITS
+from svitc.coupling import ChannelGroup, head_axes
+from svitc.errors import InputError
+from svitc.program import Program
 
 FORMAT = "svitc-plan-1"
 

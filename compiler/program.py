@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from . import axes, ops
+from svitc import axes, ops
 
 if TYPE_CHECKING:
-    from .coupling import ChannelGroup
+    from svitc.coupling import ChannelGroup
 
 BATCH_PROBE = 3  # stands for the dynamic batch in types; never written to a file
 
@@ -112,7 +112,7 @@ class Program:
 
     def retype(self) -> None:
         """Infer every axis type anew from the graph and the real parameter shapes."""
-        from .infer import infer  # infer knows Program; the cycle is only in names
+        from svitc.infer import infer  # infer knows Program; the cycle is only in names
 
         self._groups = self._calls = None
         infer(self)
@@ -120,7 +120,7 @@ class Program:
     @property
     def groups(self) -> list[ChannelGroup]:
         """The channel groups, in the order of the graph."""
-        from .coupling import channel_groups
+        from svitc.coupling import channel_groups
 
         if self._groups is None:
             self._groups = channel_groups(self)
@@ -152,6 +152,6 @@ class Program:
         return y
 
     def __str__(self) -> str:
-        from .dump import dump
+        from svitc.dump import dump
 
         return dump(self)

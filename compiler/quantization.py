@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import ops
-from . import passes as passes_
-from .bits import stored_bits
-from .grid import Grid, grids
-from .pass_base import Pipeline
-from .passes.quantize import runs_in_floats
-from .program import Program
-from .quantized import EXACT, FixedPoint
+from svitc import ops
+from svitc import passes as passes_
+from svitc.bits import stored_bits
+from svitc.grid import Grid, grids
+from svitc.pass_base import Pipeline
+from svitc.passes.quantize import runs_in_floats
+from svitc.program import Program
+from svitc.quantized import EXACT, FixedPoint
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:

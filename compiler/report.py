@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from . import onnx as backend
-from .budget import Budget
-from .clock import Clock
-from .energy import Energy, energy, saving
-from .frontends.data import Dataset, split
-from .plan import Plan
-from .program import Program
-from .statistics import paired, wilson
-from .stats import macs
-from .verification import Data, top1
+from svitc import onnx as backend
+from svitc.budget import Budget
+from svitc.clock import Clock
+from svitc.energy import Energy, energy, saving
+from svitc.frontends.data import Dataset, split
+from svitc.plan import Plan
+from svitc.program import Program
+from svitc.statistics import paired, wilson
+from svitc.stats import macs
+from svitc.verification import Data, top1
 
 BATCH = 64
 ENERGY_IMAGES = 64

@@ -26,11 +26,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import fx, nn
 
-from .errors import InputError, InternalError, SvitcError, UnsupportedError, UsageError
-from .infer import attribute_of
-from .program import Program
-from .serialize_layers import build_layer, describe_layer, stored_info
-from .serialize_reader import PATH, STAGES, read_program
+from svitc.errors import InputError, InternalError, SvitcError, UnsupportedError, UsageError
+from svitc.infer import attribute_of
+from svitc.program import Program
+from svitc.serialize_layers import build_layer, describe_layer, stored_info
+from svitc.serialize_reader import PATH, STAGES, read_program
 
 FORMAT = "svitc-program-1"
 # the order in which safetensors lays tensors out, so that each begins at a multiple of its own size

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import ops
-from .check import check
-from .errors import InputError
-from .program import InputSpec, Program, Stage
-from .serialize_layers import QUANTIZED_ONLY, build_layer
+from svitc import ops
+from svitc.check import check
+from svitc.errors import InputError
+from svitc.program import InputSpec, Program, Stage
+from svitc.serialize_layers import QUANTIZED_ONLY, build_layer
 
 STAGES = (Stage.CAPTURED, Stage.PRUNED, Stage.QUANTIZED)
 OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")

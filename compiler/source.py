@@ -18,14 +18,14 @@ from typing import Any
 
 from torch import fx
 
-from .program import Program, Stage
-from .serialize_layers import stored_info
-from .source_classes import Classes, attributes, class_head, constructor_lines, literal, shape
-from .source_code import Body, Role, Step
-from .source_layers import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
-from .source_quantized import EXACTLY, Quantized
-from .source_steps import Steps, call_unit, time_steps
-from .source_units import Letters, Partition, Unit
+from svitc.program import Program, Stage
+from svitc.serialize_layers import stored_info
+from svitc.source_classes import Classes, attributes, class_head, constructor_lines, literal, shape
+from svitc.source_code import Body, Role, Step
+from svitc.source_layers import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
+from svitc.source_quantized import EXACTLY, Quantized
+from svitc.source_steps import Steps, call_unit, time_steps
+from svitc.source_units import Letters, Partition, Unit
 
 LOAD = '''\
 def load(path=Path(__file__).with_name("model.safetensors")):

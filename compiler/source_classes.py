@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .source_code import POOL, Body
-from .source_layers import Call, Constructors, Neurons, is_name
-from .source_quantized import QUANTIZED_NAMES
-from .source_steps import Steps
-from .source_units import Letters, Partition, Tree, Unit
+from svitc.source_code import POOL, Body
+from svitc.source_layers import Call, Constructors, Neurons, is_name
+from svitc.source_quantized import QUANTIZED_NAMES
+from svitc.source_steps import Steps
+from svitc.source_units import Letters, Partition, Tree, Unit
 
 RESERVED = ("self", "T", "nn", "neuron", "surrogate", "torch", "range")  # names that a constructor uses
 SLOT = re.compile("\ue000(\\d+)\ue000")

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from . import ops
-from .program import Program, Stage
-from .serialize_layers import describe_layer
-from .source_quantized import fixed_point
-from .source_units import Tree, bare_parameter
+from svitc import ops
+from svitc.program import Program, Stage
+from svitc.serialize_layers import describe_layer
+from svitc.source_quantized import fixed_point
+from svitc.source_units import Tree, bare_parameter
 
 WIDTH = 100
 NEURON_NAMES = {"LIFNode": "lif", "IFNode": "if_node", "ParametricLIFNode": "plif", "ILIFNode": "ilif"}

@@ -12,12 +12,12 @@ import einops
 import torch
 from torch import fx
 
-from . import axes, ops
-from .infer import bind_letters, parse_pattern
-from .program import Program
-from .source_code import Rank, Role, Step, Text, Value
-from .source_layers import Number, access
-from .source_units import Letters, Tree, Unit
+from svitc import axes, ops
+from svitc.infer import bind_letters, parse_pattern
+from svitc.program import Program
+from svitc.source_code import Rank, Role, Step, Text, Value
+from svitc.source_layers import Number, access
+from svitc.source_units import Letters, Tree, Unit
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", torch.matmul: "@"}
 HINTS = {"q": "q", "k": "k", "v": "v"}

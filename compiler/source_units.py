@@ -14,10 +14,10 @@ from typing import Any
 import einops
 from torch import fx, nn
 
-from . import axes, ops
-from .infer import attribute_of, parse_pattern
-from .program import Program
-from .views import regrouped, retarget
+from svitc import axes, ops
+from svitc.infer import attribute_of, parse_pattern
+from svitc.program import Program
+from svitc.views import regrouped, retarget
 
 SMALL, LARGE = (
     3,

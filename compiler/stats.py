@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from . import axes, ops
-from .program import BATCH_PROBE, Program
+from svitc import axes, ops
+from svitc.program import BATCH_PROBE, Program
 
 
 @dataclass(frozen=True)

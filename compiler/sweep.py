@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .calibration import Calibration
-from .clock import Clock, Progress
-from .distributed import World, current
-from .drift import Drift
-from .errors import InputError, OutputError
-from .evaluate import Evaluator, Point
-from .frontends.data import Dataset, split
-from .passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
-from .plan import Plan
-from .program import Program
-from .quantization import quantize
+from svitc.calibration import Calibration
+from svitc.clock import Clock, Progress
+from svitc.distributed import World, current
+from svitc.drift import Drift
+from svitc.errors import InputError, OutputError
+from svitc.evaluate import Evaluator, Point
+from svitc.frontends.data import Dataset, split
+from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
+from svitc.plan import Plan
+from svitc.program import Program
+from svitc.quantization import quantize
 
 FORMAT = "svitc-sweep-1"
 ALONE = World()

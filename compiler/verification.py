@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from . import onnx as backend
-from . import ops
-from .program import Program
-from .rounding import bound, magnitudes, margins, sum_lengths
+from svitc import onnx as backend
+from svitc import ops
+from svitc.program import Program
+from svitc.rounding import bound, magnitudes, margins, sum_lengths
 
 STIMULUS_SEED = 0
 PIXELS_AT_ONCE = 224 * 224  # a batch whose values, kept layer by layer for two runtimes, stay within a few gigabytes

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from . import onnx as backend
-from .exporting import exportable_program
-from .program import Program
-from .quantization import inexact
-from .verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
+from svitc import onnx as backend
+from svitc.exporting import exportable_program
+from svitc.program import Program
+from svitc.quantization import inexact
+from svitc.verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
 
 NEAR = 2.0**-12  # share of an inexact neuron's spikes that may differ
 

@@ -9,11 +9,11 @@ from typing import Any
 import einops
 from torch import fx
 
-from . import axes
-from .axes import Axis, Dim, Dims, Kind
-from .errors import InternalError
-from .infer import bind_letters, parse_pattern
-from .program import Program
+from svitc import axes
+from svitc.axes import Axis, Dim, Dims, Kind
+from svitc.errors import InternalError
+from svitc.infer import bind_letters, parse_pattern
+from svitc.program import Program
 
 Emit = Callable[..., fx.Node]
 

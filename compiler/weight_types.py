@@ -7,12 +7,12 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .bits import BITS
-from .errors import InputError, UsageError
-from .onnx import target_of
-from .plan import Plan
-from .program import Program
-from .quantization import narrowable, quantize
+from svitc.bits import BITS
+from svitc.errors import InputError, UsageError
+from svitc.onnx import target_of
+from svitc.plan import Plan
+from svitc.program import Program
+from svitc.quantization import narrowable, quantize
 
 TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 JOINT = 0.26  # of the fp32 bytes: smaller budgets than int8 alone meets are for channels and bits together

@@ -29,12 +29,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from svitc import ops
 from svitc.errors import SvitcError, UnsupportedError
+from svitc.frontends.integer_spikes import fuse_integer_spikes
+from svitc.frontends.normalise import normalise
+from svitc.frontends.prepare import prepare
+from svitc.frontends.recorded import functions_recorded
 from svitc.program import BATCH_PROBE, InputSpec, Program
-
-from .integer_spikes import fuse_integer_spikes
-from .normalise import normalise
-from .prepare import prepare
-from .recorded import functions_recorded
 
 LEAVES = (
     *ops.CONVOLUTIONS,

@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
+from svitc.frontends import factories, families, neurons, official_loading, weights
+from svitc.frontends.compat import compatible
+from svitc.frontends.factories import check_json
+from svitc.frontends.official import Layout
+from svitc.frontends.reading import TIME_NAMES, Contents, naming, read
+from svitc.frontends.recognise import assumed_input, recognise, shape_note
 from svitc.program import InputSpec
-
-from . import factories, families, neurons, official_loading, weights
-from .compat import compatible
-from .factories import check_json
-from .official import Layout
-from .reading import TIME_NAMES, Contents, naming, read
-from .recognise import assumed_input, recognise, shape_note
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
 

@@ -28,9 +28,8 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UnsupportedError
-
-from .compat_finder import Finder, StandIn
-from .compat_names import DROPPED, Registry
+from svitc.frontends.compat_finder import Finder, StandIn
+from svitc.frontends.compat_names import DROPPED, Registry
 
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 KEPT = ("__main__", "svitc")

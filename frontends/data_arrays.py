@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from svitc.errors import InputError, SvitcError
+from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source
 from svitc.program import InputSpec
-
-from .data_source import LAYOUT, Opened, Scaling, Source
 
 
 class Arrays(Source):

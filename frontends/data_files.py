@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from svitc.errors import InputError
+from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source, Unreadable
 from svitc.program import InputSpec
-
-from .data_source import LAYOUT, Opened, Scaling, Source, Unreadable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = ("train", "test", "val", "valid", "validation")

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from svitc.errors import InputError
-
-from .data_source import Source
+from svitc.frontends.data_source import Source
 
 MEMORY = 2_000_000_000  # bytes that are held before the disk is used
 

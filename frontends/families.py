@@ -12,7 +12,7 @@ import torch
 from spikingjelly.activation_based import model as models
 from torch import nn
 
-from . import neurons
+from svitc.frontends import neurons
 
 HOME = "spikingjelly.activation_based.model"
 Shapes = Mapping[str, tuple[int, ...]]

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from svitc import ops
-
-from .normalise import has_module
+from svitc.frontends.normalise import has_module
 
 
 class Spike(NamedTuple):

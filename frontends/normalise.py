@@ -152,7 +152,7 @@ class Normaliser:
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
             return self.call_module(node)
-        from .raw_ops import HANDLERS
+        from svitc.frontends.raw_ops import HANDLERS
 
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)

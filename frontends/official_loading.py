@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from svitc.errors import SvitcError, UnsupportedError
-
-from . import weights
-from .families import Shapes
-from .official import FACTORIES, PUBLISHED, Layout, layout
-from .official.published import HOME
-from .reading import Contents
-from .recognise import ALIKE, OWN_CODE, Recognised, recognise
+from svitc.frontends import weights
+from svitc.frontends.families import Shapes
+from svitc.frontends.official import FACTORIES, PUBLISHED, Layout, layout
+from svitc.frontends.official.published import HOME
+from svitc.frontends.reading import Contents
+from svitc.frontends.recognise import ALIKE, OWN_CODE, Recognised, recognise
 
 # one of each layout, to compare names with
 EXAMPLES = (

@@ -10,10 +10,9 @@ import torch
 from torch import fx
 
 from svitc import axes, ops
+from svitc.frontends.normalise import Handler, Normaliser
 from svitc.infer import bind_letters
 from svitc.views import emit_view, follow, tokens
-
-from .normalise import Handler, Normaliser
 
 
 def call(n: Normaliser, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:

@@ -23,10 +23,9 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, SvitcError
-
-from .families import KNOWN
-from .official.layouts import AVERAGED, WEIGHTS, unwrap
-from .weights import check_tensors
+from svitc.frontends.families import KNOWN
+from svitc.frontends.official.layouts import AVERAGED, WEIGHTS, unwrap
+from svitc.frontends.weights import check_tensors
 
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
 ABOUT: dict[str, type | tuple[type, ...]] = {

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from svitc.errors import InputError, UnsupportedError
-
-from . import families
-from .families import PUBLISHED, Family, Shapes
-from .weights import first, strip_prefixes
+from svitc.frontends import families
+from svitc.frontends.families import PUBLISHED, Family, Shapes
+from svitc.frontends.weights import first, strip_prefixes
 
 ALIKE = 0.8  # share of key patterns in common from which the family is taken as certain
 OWN_CODE = "Give the model's own code: --arch module:factory or path/to/file.py:factory, and --arch-args."

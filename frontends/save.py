@@ -12,9 +12,8 @@ from torch import nn
 
 from svitc.errors import SvitcError, UsageError
 from svitc.files import write_together
-
-from . import families, neurons, weights
-from .factories import FORM, build_known, check_json
+from svitc.frontends import families, neurons, weights
+from svitc.frontends.factories import FORM, build_known, check_json
 
 RESERVED = ("state_dict", "arch", "arch_args", "input_shape")
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from svitc.pass_base import Pass
-
-from .associate import AssociateProducts
-from .fold_batch_norm import FoldBatchNorm
-from .fold_batch_norm_ahead import FoldBatchNormAhead
-from .fold_leak import FoldLeak
-from .fuse_siblings import FuseSiblings
-from .hoist_repeat import HoistRepeat
-from .merge_convolutions import MergeConvolutions, reparameterise
-from .merge_padding import MergePadding
-from .merge_views import MergeViews
-from .prune import Prune
-from .quantize import Quantize, QuantizeInput
-from .quantize_streams import QuantizeStreams
-from .reestimate_batch_norm import ReestimateBatchNorm
-from .refit_readers import RefitReaders
-from .remove_silent import remove_silent
-from .round_weights import RoundWeights
-from .share_views import ShareViews
-from .split_fused import SplitFusedProjection
+from svitc.passes.associate import AssociateProducts
+from svitc.passes.fold_batch_norm import FoldBatchNorm
+from svitc.passes.fold_batch_norm_ahead import FoldBatchNormAhead
+from svitc.passes.fold_leak import FoldLeak
+from svitc.passes.fuse_siblings import FuseSiblings
+from svitc.passes.hoist_repeat import HoistRepeat
+from svitc.passes.merge_convolutions import MergeConvolutions, reparameterise
+from svitc.passes.merge_padding import MergePadding
+from svitc.passes.merge_views import MergeViews
+from svitc.passes.prune import Prune
+from svitc.passes.quantize import Quantize, QuantizeInput
+from svitc.passes.quantize_streams import QuantizeStreams
+from svitc.passes.reestimate_batch_norm import ReestimateBatchNorm
+from svitc.passes.refit_readers import RefitReaders
+from svitc.passes.remove_silent import remove_silent
+from svitc.passes.round_weights import RoundWeights
+from svitc.passes.share_views import ShareViews
+from svitc.passes.split_fused import SplitFusedProjection
 
 
 def canonical() -> list[Pass]:

@@ -26,10 +26,9 @@ from torch import fx
 from svitc import axes, ops
 from svitc.axes import Axis, Dim, Dims, Kind
 from svitc.infer import attribute_of, bind_letters
+from svitc.passes.bounds_layers import batch_norm, projection, times, window
+from svitc.passes.bounds_neurons import Bound, fire
 from svitc.program import Program
-
-from .bounds_layers import batch_norm, projection, times, window
-from .bounds_neurons import Bound, fire
 
 
 def channels(dims: Dims) -> list[Axis]:

@@ -9,10 +9,9 @@ from torch import fx, nn
 
 from svitc import axes, ops
 from svitc.axes import Dims, Kind
+from svitc.passes.affine import scale_and_shift
+from svitc.passes.bounds_neurons import Bound
 from svitc.program import Program
-
-from .affine import scale_and_shift
-from .bounds_neurons import Bound
 
 
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,8 @@ import torch
 from torch import fx, nn
 
 from svitc import ops
+from svitc.passes.affine import scale_and_shift
 from svitc.program import BATCH_PROBE, Program
-
-from .affine import scale_and_shift
 
 LINEAR = (nn.Conv2d, nn.BatchNorm2d, *ops.PADS)
 

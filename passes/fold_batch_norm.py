@@ -8,9 +8,8 @@ from torch import fx, nn
 from svitc import ops
 from svitc.errors import InternalError
 from svitc.pass_base import Pass
+from svitc.passes.affine import scale_and_shift, set_weights
 from svitc.program import Program, Stage
-
-from .affine import scale_and_shift, set_weights
 
 
 class FoldBatchNorm(Pass):

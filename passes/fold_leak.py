@@ -14,9 +14,8 @@ from svitc import ops
 from svitc.grid import Grid, grids
 from svitc.infer import describe
 from svitc.pass_base import Pass, PassResult
+from svitc.passes.affine import set_weights
 from svitc.program import Program, Stage
-
-from .affine import set_weights
 
 CARRIERS = (*ops.VIEWS, ops.take_block, ops.take_range)  # any factor passes through them
 

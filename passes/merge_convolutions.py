@@ -8,9 +8,8 @@ from typing import Any
 from torch import fx
 
 from svitc.pass_base import Pass
+from svitc.passes.conv_rows import Row
 from svitc.program import Program, Stage
-
-from .conv_rows import Row
 
 log = logging.getLogger("svitc")
 

@@ -8,10 +8,9 @@ from torch import fx, nn
 
 from svitc.infer import attribute_of, bind_letters
 from svitc.pass_base import Pass, PassResult
+from svitc.passes.slicing import Chosen, cut, cut_module, selection
 from svitc.plan import Plan
 from svitc.program import Program, Stage
-
-from .slicing import Chosen, cut, cut_module, selection
 
 
 class Prune(Pass):

@@ -13,10 +13,9 @@ from torch import fx, nn
 from svitc import ops
 from svitc.grid import Grid, grids
 from svitc.pass_base import Pass, PassResult
+from svitc.passes.quantize import LEVELS, rounded_for
 from svitc.program import Program, Stage
 from svitc.quantized import FixedPoint
-
-from .quantize import LEVELS, rounded_for
 
 DEVIATIONS = 6.0  # from the mean; beyond, what is left of a normal distribution is 2e-9
 POOLED = 1.5  # deviations that the largest of nine normal numbers lies above their mean, 1.485

@@ -11,12 +11,11 @@ from torch import fx, nn
 from svitc import ops
 from svitc.axes import Axis, Kind
 from svitc.infer import describe
+from svitc.passes.bounds import channels
+from svitc.passes.bounds_layers import by_taps, over_inputs, padded_taps
+from svitc.passes.bounds_neurons import Bound
+from svitc.passes.slicing import Chosen
 from svitc.program import Program
-
-from .bounds import channels
-from .bounds_layers import by_taps, over_inputs, padded_taps
-from .bounds_neurons import Bound
-from .slicing import Chosen
 
 # what keeps channels apart: one that is 0 makes no other channel different; pools that slide over some have frozen them
 APART_MODULES = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.NEURONS, *ops.STATELESS_NEURONS)

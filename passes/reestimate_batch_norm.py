@@ -10,10 +10,9 @@ from torch import fx
 from svitc import ops
 from svitc.infer import attribute_of
 from svitc.pass_base import Pass, PassResult
+from svitc.passes.slicing import selection
 from svitc.plan import Plan
 from svitc.program import Program, Stage
-
-from .slicing import selection
 
 TINY = 1e-4  # a channel's variance hardly changes by more than its inverse
 

@@ -10,10 +10,9 @@ from svitc import ops
 from svitc.calibration import Calibration
 from svitc.infer import attribute_of
 from svitc.pass_base import Pass, PassResult
+from svitc.passes.slicing import selection
 from svitc.plan import Plan
 from svitc.program import Program, Stage
-
-from .slicing import selection
 
 RIDGE = 1e-3  # of the mean variance: what holds weights that the calibration images say nothing about
 

@@ -13,14 +13,13 @@ from torch import fx, nn
 from svitc import ops
 from svitc.coupling import ChannelGroup
 from svitc.errors import InternalError
+from svitc.passes.bounds_layers import by_taps
+from svitc.passes.bounds_neurons import Bound
+from svitc.passes.prune import Prune
+from svitc.passes.readers import Projection
+from svitc.passes.silence import Silence
 from svitc.plan import Plan
 from svitc.program import Program, Stage
-
-from .bounds_layers import by_taps
-from .bounds_neurons import Bound
-from .prune import Prune
-from .readers import Projection
-from .silence import Silence
 
 log = logging.getLogger("svitc")
 

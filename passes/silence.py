@@ -21,12 +21,11 @@ import torch
 
 from svitc.axes import Axis
 from svitc.coupling import ChannelGroup, head_axes
+from svitc.passes.bounds import all_bounds, channels
+from svitc.passes.bounds_neurons import Bound
+from svitc.passes.readers import Projection, Reader, onto, readers_of
+from svitc.passes.slicing import selection
 from svitc.program import Program
-
-from .bounds import all_bounds, channels
-from .bounds_neurons import Bound
-from .readers import Projection, Reader, onto, readers_of
-from .slicing import selection
 
 Masks = dict[str, np.ndarray]
 

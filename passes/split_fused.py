@@ -13,10 +13,9 @@ from svitc import ops
 from svitc.axes import Axis, Dims
 from svitc.errors import InternalError
 from svitc.pass_base import Pass
+from svitc.passes.slicing import cut_module
 from svitc.program import Program, Stage
 from svitc.views import composed, retarget
-
-from .slicing import cut_module
 
 BLOCK_NAMES = {("qkv", 3): ("q", "k", "v"), ("qk", 2): ("q", "k"), ("kv", 2): ("k", "v")}
 

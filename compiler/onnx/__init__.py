@@ -1,10 +1,10 @@
 """Lowering to stock ONNX, and running and measuring the file."""
 
-from .cut import CutNeuron, cut
-from .cut_steps import CutSteps, cut_steps
-from .lower import INPUT, OUTPUT, lower, node_count, to_bytes, weight_bytes
-from .runtime import session
-from .target import TARGETS, Target, target_of
+from svitc.onnx.cut import CutNeuron, cut
+from svitc.onnx.cut_steps import CutSteps, cut_steps
+from svitc.onnx.lower import INPUT, OUTPUT, lower, node_count, to_bytes, weight_bytes
+from svitc.onnx.runtime import session
+from svitc.onnx.target import TARGETS, Target, target_of
 
 __all__ = [
     "INPUT",

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from svitc import axes
 from svitc.axes import Dims
-
-from . import layout
-from .builder import Stored
+from svitc.onnx import layout
+from svitc.onnx.builder import Stored
 
 # a layout by (dimension, factor) of the view instead of by token, so that two values can share it
 Places = Sequence[Sequence[tuple[int, int]]]

@@ -15,11 +15,10 @@ from svitc import axes
 from svitc.axes import Dim, Dims
 from svitc.errors import InternalError
 from svitc.infer import attribute_of
+from svitc.onnx import layout
+from svitc.onnx.neurons import DOMAIN, AnyKind
+from svitc.onnx.target import CPU, Target
 from svitc.program import Program
-
-from . import layout
-from .neurons import DOMAIN, AnyKind
-from .target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 

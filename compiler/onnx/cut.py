@@ -13,8 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from svitc.errors import InputError, InternalError
-
-from .neurons import DOMAIN, KIND_KEY, STATIC_KEY
+from svitc.onnx.neurons import DOMAIN, KIND_KEY, STATIC_KEY
 
 
 @dataclass(frozen=True)

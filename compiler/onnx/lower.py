@@ -17,16 +17,15 @@ from torch import fx
 
 from svitc import axes, ops
 from svitc.errors import InputError, InternalError
+from svitc.onnx import layout
+from svitc.onnx.builder import FLOAT, Builder, Stored
+from svitc.onnx.doubling import gains
+from svitc.onnx.lower_stepped import lower_nodes
+from svitc.onnx.neurons import DOMAIN
+from svitc.onnx.rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
+from svitc.onnx.stepped_products import stored_widths
+from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.program import Program, Stage
-
-from . import layout
-from .builder import FLOAT, Builder, Stored
-from .doubling import gains
-from .lower_stepped import lower_nodes
-from .neurons import DOMAIN
-from .rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
-from .stepped_products import stored_widths
-from .target import CPU, INT2_OPSET, Target
 
 IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
 IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on

@@ -14,11 +14,10 @@ from torch import fx, nn
 from svitc import axes, ops
 from svitc.axes import Dim, Dims, size
 from svitc.errors import InternalError, UnsupportedError
-
-from . import layout
-from .broadcast import common_layout
-from .builder import Builder, Stored
-from .neurons import AnyKind, decay_of, integer_kind_of, kind_of
+from svitc.onnx import layout
+from svitc.onnx.broadcast import common_layout
+from svitc.onnx.builder import Builder, Stored
+from svitc.onnx.neurons import AnyKind, decay_of, integer_kind_of, kind_of
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 

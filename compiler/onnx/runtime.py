@@ -7,8 +7,7 @@ import os
 import onnxruntime
 
 from svitc.errors import InputError
-
-from .target import FLOATS_SINCE, SINCE
+from svitc.onnx.target import FLOATS_SINCE, SINCE
 
 ERRORS_ONLY = 3
 

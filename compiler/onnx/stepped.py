@@ -20,11 +20,10 @@ from svitc.axes import Dims, Kind
 from svitc.bits import stored_bits
 from svitc.errors import InternalError, UnsupportedError
 from svitc.grid import Grid, grids
+from svitc.onnx import layout
+from svitc.onnx.builder import FLOAT, Builder, Stored
+from svitc.onnx.target import CPU, Target
 from svitc.program import Program
-
-from . import layout
-from .builder import FLOAT, Builder, Stored
-from .target import CPU, Target
 
 I32, I64, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL))
 

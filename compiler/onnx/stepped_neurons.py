@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .doubling import factor
-from .neurons import DOMAIN, KIND_KEY, NeuronKind, _Body
+from svitc.onnx.doubling import factor
+from svitc.onnx.neurons import DOMAIN, KIND_KEY, NeuronKind, _Body
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import onnx_ir as ir
 
 from svitc.axes import Dims, Kind, size
 from svitc.grid import Grid
-
-from .builder import FLOAT
-from .stepped import I32, SteppedBuilder, Steps
+from svitc.onnx.builder import FLOAT
+from svitc.onnx.stepped import I32, SteppedBuilder, Steps
 
 
 def kernel_of(weight: np.ndarray) -> np.ndarray:

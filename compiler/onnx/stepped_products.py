@@ -13,15 +13,14 @@ from svitc import ops
 from svitc.axes import Dims, Kind, size
 from svitc.bits import stored_bits
 from svitc.grid import grids
+from svitc.onnx import layout
+from svitc.onnx.builder import FLOAT
+from svitc.onnx.doubling import factor
+from svitc.onnx.stepped import I32, SteppedBuilder, Steps, timeless
+from svitc.onnx.stepped_patches import kernel_of, patches
 from svitc.passes.quantize import runs_in_floats
 from svitc.program import Program
 from svitc.quantized import EXACT
-
-from . import layout
-from .builder import FLOAT
-from .doubling import factor
-from .stepped import I32, SteppedBuilder, Steps, timeless
-from .stepped_patches import kernel_of, patches
 
 
 def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:

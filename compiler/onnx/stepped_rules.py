@@ -14,17 +14,16 @@ from torch import fx, nn
 from svitc import axes, ops
 from svitc.axes import Dims, Kind, size
 from svitc.errors import InternalError, UnsupportedError
+from svitc.onnx import layout
+from svitc.onnx.broadcast import common_layout
+from svitc.onnx.builder import FLOAT, Stored
+from svitc.onnx.doubling import factor
+from svitc.onnx.neurons import decay_of, integer_kind_of, kind_of
+from svitc.onnx.rules import norm_weights, pair_of, runs, window
+from svitc.onnx.stepped import BOOL, I32, SteppedBuilder, Steps, timeless
+from svitc.onnx.stepped_neurons import SteppedKind
+from svitc.onnx.stepped_products import dense, in_floats, matrix_product
 from svitc.passes.quantize import runs_in_floats
-
-from . import layout
-from .broadcast import common_layout
-from .builder import FLOAT, Stored
-from .doubling import factor
-from .neurons import decay_of, integer_kind_of, kind_of
-from .rules import norm_weights, pair_of, runs, window
-from .stepped import BOOL, I32, SteppedBuilder, Steps, timeless
-from .stepped_neurons import SteppedKind
-from .stepped_products import dense, in_floats, matrix_product
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 

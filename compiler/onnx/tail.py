@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from .cut import members_of
-from .neurons import DOMAIN, KIND_KEY
+from svitc.onnx.cut import members_of
+from svitc.onnx.neurons import DOMAIN, KIND_KEY
 
 
 @dataclass(frozen=True)

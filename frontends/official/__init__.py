@@ -3,13 +3,13 @@
 Names of parameters and the numbers that come out are those of the published code; nothing else is.
 """
 
-from .e_spikeformer import ESpikeFormer
-from .layouts import Layout, layout, unwrap
-from .meta_spikeformer import MetaSpikeFormer
-from .published import FACTORIES, PUBLISHED, Published, dead_parameters
-from .qkformer import QKFormer
-from .spike_driven import SpikeDrivenTransformer
-from .spikformer import Spikformer
+from svitc.frontends.official.e_spikeformer import ESpikeFormer
+from svitc.frontends.official.layouts import Layout, layout, unwrap
+from svitc.frontends.official.meta_spikeformer import MetaSpikeFormer
+from svitc.frontends.official.published import FACTORIES, PUBLISHED, Published, dead_parameters
+from svitc.frontends.official.qkformer import QKFormer
+from svitc.frontends.official.spike_driven import SpikeDrivenTransformer
+from svitc.frontends.official.spikformer import Spikformer
 
 __all__ = [
     "FACTORIES",

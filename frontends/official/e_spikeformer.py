@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from svitc.frontends.official.common import check_heads
+from svitc.frontends.official.four_stages import FourStages
 from svitc.ops import IntegerSpike
-
-from .common import check_heads
-from .four_stages import FourStages
 
 LEVELS = 4
 WIDER = 4  # values are so many times wider than queries and keys

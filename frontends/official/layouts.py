@@ -17,10 +17,9 @@ from torch import nn
 
 from svitc.errors import InputError
 from svitc.frontends.families import divisors
+from svitc.frontends.official.published import EVENTS, FACTORIES, HOME, PUBLISHED, Published
+from svitc.frontends.official.readers import read
 from svitc.frontends.weights import strip_prefixes
-
-from .published import EVENTS, FACTORIES, HOME, PUBLISHED, Published
-from .readers import read
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema")

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from .e_spikeformer import ESpikeFormer
-from .meta_spikeformer import MetaSpikeFormer
-from .qkformer import QKFormer
-from .spike_driven import SpikeDrivenTransformer
-from .spikformer import Spikformer
+from svitc.frontends.official.e_spikeformer import ESpikeFormer
+from svitc.frontends.official.meta_spikeformer import MetaSpikeFormer
+from svitc.frontends.official.qkformer import QKFormer
+from svitc.frontends.official.spike_driven import SpikeDrivenTransformer
+from svitc.frontends.official.spikformer import Spikformer
 
 HOME = "svitc.frontends.official"
 FACTORIES: dict[str, Callable[..., nn.Module]] = {

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .common import Layers, Spike, at_each_step, check_heads, halve, lif, over_time, plif
-from .spikformer import STEM
+from svitc.frontends.official.common import Layers, Spike, at_each_step, check_heads, halve, lif, over_time, plif
+from svitc.frontends.official.spikformer import STEM
 
 NEURONS: dict[str, Spike] = {"lif": lif, "plif": plif}
 

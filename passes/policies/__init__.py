@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from svitc.errors import UsageError
-
-from .aq import AQBeam, AQGreedy
-from .auto import Auto
-from .choices import Settings, Space
-from .criteria import CRITERIA, Context
-from .primesvt import PrimeSVT
-from .problem import Problem
-from .psvit import PSViT
-from .qsvit import QSViT
-from .uniform import Uniform
+from svitc.passes.policies.aq import AQBeam, AQGreedy
+from svitc.passes.policies.auto import Auto
+from svitc.passes.policies.choices import Settings, Space
+from svitc.passes.policies.criteria import CRITERIA, Context
+from svitc.passes.policies.primesvt import PrimeSVT
+from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.psvit import PSViT
+from svitc.passes.policies.qsvit import QSViT
+from svitc.passes.policies.uniform import Uniform
 
 POLICIES: dict[str, type[Any]] = {
     "auto": Auto,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from svitc.passes.policies.bits_search import Bits, BitSettings, BitSpace
+from svitc.passes.policies.gate import Gate
+from svitc.passes.policies.precision import LOWER
+from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.units import blocks, stages
 from svitc.plan import Plan
-
-from .bits_search import Bits, BitSettings, BitSpace
-from .gate import Gate
-from .precision import LOWER
-from .problem import Problem
-from .units import blocks, stages
 
 
 @dataclass

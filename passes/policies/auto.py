@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svitc.passes.policies.choices import Settings, Space
+from svitc.passes.policies.curves import LADDER, Curve, curves
+from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.within import require, smallest
 from svitc.plan import Plan
-
-from .choices import Settings, Space
-from .curves import LADDER, Curve, curves
-from .problem import Problem
-from .within import require, smallest
 
 GUARD = 1e-4  # nats; a difference of two divergences below it is noise
 

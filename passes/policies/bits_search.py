@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from svitc.errors import BudgetError, UsageError
+from svitc.passes.policies.choices import Settings
+from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.units import kinds
 from svitc.plan import Plan
-
-from .choices import Settings
-from .problem import Problem
-from .units import kinds
 
 Bits = dict[str, int]  # layer -> bits, of all layers that may have fewer than 8
 

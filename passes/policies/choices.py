@@ -13,10 +13,9 @@ from svitc.budget import Cost
 from svitc.calibration import Calibration
 from svitc.coupling import ChannelGroup, head_axes
 from svitc.errors import BudgetError, UsageError
+from svitc.passes.policies.criteria import CRITERIA, Context
 from svitc.plan import Plan
 from svitc.program import Program
-
-from .criteria import CRITERIA, Context
 
 
 class Widths:

@@ -127,7 +127,7 @@ def firing(about: Context, group: ChannelGroup) -> np.ndarray:
     return strength if rates is None else strength * rates
 
 
-from .reconstruction import reconstruction  # noqa: E402  a criterion long enough for its own file
+from svitc.passes.policies.reconstruction import reconstruction  # noqa: E402  a criterion long enough for its own file
 
 CRITERIA: dict[str, Criterion] = {
     "l2": l2,

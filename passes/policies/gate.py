@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from svitc.passes.policies.bits_search import Bits, BitSpace
 from svitc.statistics import paired
-
-from .bits_search import Bits, BitSpace
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .bits_search import BitSpace
-from .units import KINDS
+from svitc.passes.policies.bits_search import BitSpace
+from svitc.passes.policies.units import KINDS
 
 LOWER = (4, 2)
 Alone = dict[tuple[str, int], Any]  # (layer or kind, bits) -> what was measured

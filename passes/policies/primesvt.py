@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from svitc.errors import BudgetError
 from svitc.infer import attribute_of
+from svitc.passes.policies.choices import BitChoice, Choice, Settings, Space
+from svitc.passes.policies.curves import RATES, TOLERANCE
+from svitc.passes.policies.problem import Problem
 from svitc.plan import Plan
-
-from .choices import BitChoice, Choice, Settings, Space
-from .curves import RATES, TOLERANCE
-from .problem import Problem
 
 
 @dataclass

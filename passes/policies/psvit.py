@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svitc.passes.policies.choices import Settings, Space
+from svitc.passes.policies.curves import RATES, TOLERANCE, curves
+from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.uniform import uniform_index
+from svitc.passes.policies.within import last, require
 from svitc.plan import Plan
-
-from .choices import Settings, Space
-from .curves import RATES, TOLERANCE, curves
-from .problem import Problem
-from .uniform import uniform_index
-from .within import last, require
 
 
 @dataclass

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svitc.passes.policies.bits_search import Bits, BitSettings, BitSpace
+from svitc.passes.policies.precision import LOWER, Alone, precision
+from svitc.passes.policies.problem import Problem
 from svitc.plan import Plan
-
-from .bits_search import Bits, BitSettings, BitSpace
-from .precision import LOWER, Alone, precision
-from .problem import Problem
 
 
 @dataclass

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svitc.passes.policies.choices import Settings, Space
+from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.within import require, smallest
 from svitc.plan import Plan
-
-from .choices import Settings, Space
-from .problem import Problem
-from .within import require, smallest
 
 
 @dataclass
