@@ -14,10 +14,11 @@ import onnx
 from svitc import bench_peers as peers_
 from svitc import onnx as backend
 from svitc.bench_peers import Load, Source
-from svitc.bench_race import processors, race, row
+from svitc.bench_race import race, row
 from svitc.bench_worker import Contestant, Failed, once
-from svitc.clock import Progress
 from svitc.errors import InputError, UsageError
+from svitc.support.hardware import processors
+from svitc.support.timing import Progress
 
 OURS = "svitc"
 PEERS = ("eager", "torch.compile", "torch.onnx", "openvino", "cuda")

@@ -16,15 +16,15 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from svitc.bench_worker import Contestant, Failed, Worker, busy_seconds, own_seconds
-from svitc.clock import Progress
+from svitc.bench_worker import Contestant, Failed, Worker, own_seconds
+from svitc.support.hardware import busy_seconds, processor
+from svitc.support.timing import Progress
 
 PAUSE = 0.02  # s
 UNTIMED_BELOW = 3.0  # s that the slowest takes
@@ -187,12 +187,6 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    known: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(known(0)) if known is not None else os.cpu_count() or 1
-
-
 def environment() -> dict[str, Any]:
     """What the times depend on."""
     versions = {}
@@ -205,12 +199,3 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
     }
-
-
-def processor() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from svitc.errors import SvitcError
+from svitc.support.hardware import forget_peak, peak, resident
 
 GRACE = 2.0  # s
 RUNS_BEFORE = 2  # the first allocates; the second lets torch.compile specialise on what the first has changed
@@ -204,46 +204,6 @@ def _failure(error: BaseException) -> Failed:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return Failed(text if len(text) <= 200 else f"{text[:200]}…")
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds now."""
-    return _status("VmRSS") or peak()
-
-
-def peak() -> int:
-    """Most resident bytes of this process, since ``forget_peak`` where the system has that."""
-    known = _status("VmHWM")  # not ru_maxrss: it begins with the parent's
-    if known:
-        return known
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(key: str) -> int:
-    """A line of Linux's status of this process in bytes, 0 where there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def busy_seconds() -> float | None:
-    """Processor seconds that all processes together have used, summed over processors; None where nobody says."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        user, nice, system, _, _, irq, softirq = (int(field) for field in fields[:7])
-        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError):
-        return None
 
 
 def own_seconds(workers: Sequence[Worker]) -> float:

@@ -188,14 +188,14 @@ def compile(
         raise UsageError("--plan replays one plan; give one --budget, or none")
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from svitc.files import writable
+    from svitc.support.atomic_files import writable
 
     writable(out)
     from svitc import driver
     from svitc.compilation import Compiler, Options
-    from svitc.distributed import world
     from svitc.passes.policies import make
     from svitc.plan import Plan
+    from svitc.support.distributed import world
 
     name = policy or ("auto" if data is not None or train_data is not None else "uniform")
     chosen = make(

@@ -108,11 +108,11 @@ def sensitivity(
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from svitc import driver
     from svitc.compilation import Compiler, Options
-    from svitc.distributed import world
-    from svitc.files import writable, write_one
     from svitc.passes.policies import Settings, make
     from svitc.passes.policies.choices import Space
     from svitc.passes.policies.curves import curves, to_json
+    from svitc.support.atomic_files import writable, write_one
+    from svitc.support.distributed import world
 
     writable(out.parent / f"{out.name}.part")
     make("uniform", criterion=criterion, refit=refit)  # refuses what is unknown before anything is loaded

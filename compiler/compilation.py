@@ -14,13 +14,10 @@ from typing import Any
 from svitc import onnx as backend
 from svitc import passes as passes_
 from svitc.budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
-from svitc.clock import Clock
 from svitc.compilation_options import How, Options
-from svitc.distributed import current
 from svitc.energy import Energy
 from svitc.errors import InputError, InternalError, UsageError
 from svitc.exporting import export
-from svitc.files import write_together
 from svitc.frontends.data import Dataset
 from svitc.latency_budget import paired_timer, within_latency
 from svitc.pass_base import Pipeline
@@ -32,6 +29,9 @@ from svitc.quantization import quantize, summary
 from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
 from svitc.serialize import to_bytes as program_bytes
 from svitc.source import program_source
+from svitc.support.atomic_files import write_together
+from svitc.support.distributed import current
+from svitc.support.timing import Clock
 from svitc.sweep import Store, Sweep, fingerprint, prepare
 from svitc.verification import Verdict, some_inputs, verify
 from svitc.verification_exact import verify_exact

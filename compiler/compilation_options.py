@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from svitc.clock import Progress
 from svitc.frontends.data import Dataset
+from svitc.support.timing import Progress
 from svitc.verification import Data
 
 

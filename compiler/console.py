@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from svitc.errors import SvitcError
-from svitc.processor import integer_dot_products
+from svitc.support.hardware import integer_dot_products
 
 # where nobody watches (a pipe, a log) nothing is cut or wrapped
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)

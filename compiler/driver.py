@@ -12,7 +12,6 @@ from svitc import onnx as backend
 from svitc import passes as passes_
 from svitc.budget import byte_cost
 from svitc.check import check
-from svitc.clock import Clock, Progress
 from svitc.compilation import Compiled, compile
 from svitc.errors import InputError, UnsupportedError
 from svitc.exporting import export
@@ -21,6 +20,7 @@ from svitc.program import Program, Stage
 from svitc.serialize import load_program
 from svitc.source import program_source
 from svitc.stats import layers, macs
+from svitc.support.timing import Clock, Progress
 from svitc.verification import Data, Verdict, random_inputs, some_inputs, verify
 from svitc.verification_exact import verify_exact
 

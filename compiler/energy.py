@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from svitc import passes as passes_
-from svitc.clock import Clock, Progress
 from svitc.energy_count import Counting, Work
 from svitc.energy_memory import REAL, Traffic, activations, currents, membranes, weights
 from svitc.energy_table import Table, load_table
 from svitc.errors import InputError, UsageError
 from svitc.pass_base import Pipeline
 from svitc.program import Program, Stage
+from svitc.support.timing import Clock, Progress
 from svitc.verification import Data
 
 BATCH = 32

@@ -19,7 +19,7 @@ from svitc import onnx as backend
 from svitc.exporting import export_proto
 from svitc.onnx import tail
 from svitc.program import Program, Stage
-from svitc.statistics import paired, wilson
+from svitc.support.confidence import paired, wilson
 
 CACHE_BYTES = 2_000_000_000
 

@@ -21,10 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from svitc import passes as passes_
-from svitc.clock import Progress
-from svitc.distributed import World, current
 from svitc.errors import UsageError
-from svitc.files import writable
 from svitc.finetune_bits import Rounded
 from svitc.finetune_checkpoint import digest, load, save
 from svitc.finetune_data import Data, Images, augmentation, jitter, open_images, random_of, split
@@ -32,6 +29,9 @@ from svitc.finetune_quick import Quick
 from svitc.ops import is_batch_norm
 from svitc.pass_base import Pipeline
 from svitc.program import Program, Stage
+from svitc.support.atomic_files import writable
+from svitc.support.distributed import World, current
+from svitc.support.timing import Progress
 
 log = logging.getLogger("svitc")
 CLIP = 1.0  # largest norm of a step's gradient

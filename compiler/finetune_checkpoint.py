@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from svitc.errors import InputError
-from svitc.files import write_together
+from svitc.support.atomic_files import write_together
 
 FORMAT = "svitc-finetune-1"
 KEYS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import numpy as np
 from torch import fx
 
 from svitc import onnx as backend
-from svitc.clock import Progress
 from svitc.errors import UsageError
 from svitc.exporting import exportable_program
 from svitc.latency_model import by_layer, optimized
@@ -20,16 +18,12 @@ from svitc.latency_speeds import LARGE, UNITS, Speeds, measure_speeds
 from svitc.program import Program, Stage
 from svitc.quantization import quantize
 from svitc.quantized import WEIGHTS
+from svitc.support.hardware import processors
+from svitc.support.timing import Progress
 from svitc.verification import random_inputs
 
 RUNS = 10
 MOST_THREADS = 256
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    known: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(known(0)) if known is not None else os.cpu_count() or 1
 
 
 def one_image(program: Program, seed: int = 0) -> np.ndarray:

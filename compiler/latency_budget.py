@@ -17,12 +17,13 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc.budget import Budget
-from svitc.clock import Clock
-from svitc.distributed import current
 from svitc.errors import BudgetError, UsageError
-from svitc.latency import milliseconds, one_image, processors
+from svitc.latency import milliseconds, one_image
 from svitc.plan import Plan
 from svitc.program import Program
+from svitc.support.distributed import current
+from svitc.support.hardware import processors
+from svitc.support.timing import Clock
 
 CANDIDATES = 6
 PAIRS = (10, 30)  # at least and at most

@@ -9,13 +9,13 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc.budget import Budget
-from svitc.clock import Clock
 from svitc.energy import Energy, energy, saving
 from svitc.frontends.data import Dataset, split
 from svitc.plan import Plan
 from svitc.program import Program
-from svitc.statistics import paired, wilson
 from svitc.stats import macs
+from svitc.support.confidence import paired, wilson
+from svitc.support.timing import Clock
 from svitc.verification import Data, top1
 
 BATCH = 64

@@ -19,8 +19,6 @@ import numpy as np
 import torch
 
 from svitc.calibration import Calibration
-from svitc.clock import Clock, Progress
-from svitc.distributed import World, current
 from svitc.drift import Drift
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Evaluator, Point
@@ -29,6 +27,8 @@ from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
 from svitc.plan import Plan
 from svitc.program import Program
 from svitc.quantization import quantize
+from svitc.support.distributed import World, current
+from svitc.support.timing import Clock, Progress
 
 FORMAT = "svitc-sweep-1"
 ALONE = World()

@@ -22,12 +22,11 @@ import numpy as np
 import torch
 
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.frontends.compat import load, raised_at, search_path
 from svitc.frontends.data_arrays import check_range
 from svitc.frontends.data_source import Opened
 from svitc.frontends.data_spill import Spill
-from svitc.frontends.reading import importable
 from svitc.program import InputSpec
+from svitc.support.user_code import importable, load, raised_at, search_path
 
 FORM = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
 Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label

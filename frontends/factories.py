@@ -21,7 +21,8 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
 from svitc.frontends import families, neurons, official
 from svitc.frontends.compat import model_factory
-from svitc.frontends.reading import TIME_NAMES, importable
+from svitc.frontends.reading import TIME_NAMES
+from svitc.support.user_code import importable
 
 STAGED = ("MetaSpikeFormer", "ESpikeFormer")  # take a width for each stage
 FORM = "It is module:factory, such as my_models.vit:build, or path/to/file.py:factory."

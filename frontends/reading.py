@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import os
 import pickle
 import pickletools
 import re
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +24,7 @@ from svitc.errors import InputError, SvitcError
 from svitc.frontends.families import KNOWN
 from svitc.frontends.official.layouts import AVERAGED, WEIGHTS, unwrap
 from svitc.frontends.weights import check_tensors
+from svitc.support.user_code import importable
 
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
 ABOUT: dict[str, type | tuple[type, ...]] = {
@@ -224,18 +223,6 @@ def _part_with(path: Path, name: str) -> str | None:
 def _line(error: BaseException) -> str:
     text = next(iter(str(error).splitlines()), "").partition(". This ")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-@contextlib.contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Let imports find modules in ``folder`` for a while."""
-    entry = os.fspath(folder)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the imported code may have changed the path itself
-            sys.path.remove(entry)
 
 
 def _unwrap(content: Any, name: str, ema: bool) -> Contents:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from svitc.errors import SvitcError, UsageError
-from svitc.files import write_together
 from svitc.frontends import families, neurons, weights
 from svitc.frontends.factories import FORM, build_known, check_json
+from svitc.support.atomic_files import write_together
 
 RESERVED = ("state_dict", "arch", "arch_args", "input_shape")
 

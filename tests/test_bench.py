@@ -16,9 +16,10 @@ from contestants import contestant, failing, grown, ready
 from svitc import bench_race
 from svitc.bench_peers import Load, Source
 from svitc.bench_race import disturbed, quartiles, race, row
-from svitc.bench_worker import Contestant, Failed, Worker, busy_seconds, once, peak, resident
+from svitc.bench_worker import Contestant, Failed, Worker, once
 from svitc.cli import main
 from svitc.errors import InputError
+from svitc.support.hardware import busy_seconds, peak, resident
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 ROW = {

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from shell import run
-from svitc import files
 from svitc.cli import main
+from svitc.support import atomic_files
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 
@@ -120,7 +120,7 @@ def test_a_full_disk(capsys, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic_files.os, "fsync", full)
     status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "out")
     assert status == 7 and "No space left" in err and not (tmp_path / "out").exists()
 
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_earlier_result(capsys, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic_files.os, "fsync", full)
     assert run(capsys, "compile", DIGITS, "-b", "0.3", "-o", out)[0] == 7
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from svitc.distributed import RankError, World, current, world
 from svitc.errors import UsageError
+from svitc.support.distributed import RankError, World, current, world
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 20.0

@@ -16,7 +16,6 @@ from svitc import compilation, console_latency, latency, latency_budget, latency
 from svitc import onnx as backend
 from svitc.budget import parse_budget
 from svitc.cli import main
-from svitc.clock import Clock
 from svitc.compilation import Options
 from svitc.errors import BudgetError, UsageError
 from svitc.exporting import export
@@ -24,6 +23,7 @@ from svitc.latency_budget import PairedTimer, Timing, paired_timer, within_laten
 from svitc.latency_model import by_layer, operators, optimized, owner, seconds
 from svitc.latency_speeds import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
 from svitc.plan import Plan
+from svitc.support.timing import Clock
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 WHOLE = 100_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svitc.processor import integer_dot_products
+from svitc.support.hardware import integer_dot_products
 
 
 @pytest.mark.parametrize(

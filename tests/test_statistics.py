@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svitc.statistics import paired, wilson
+from svitc.support.confidence import paired, wilson
 
 
 # Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (score without continuity correction)

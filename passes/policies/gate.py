@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from svitc.passes.policies.bits_search import Bits, BitSpace
-from svitc.statistics import paired
+from svitc.support.confidence import paired
 
 
 @dataclass

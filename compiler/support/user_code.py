@@ -1,0 +1,75 @@
+"""ROOM."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def search_path(file: Path) -> list[str]:
+    """Folders that a model file imports from: its own, that one's parent, and the root of its package."""
+    parents = file.absolute().parents
+    wanted = [parents[0], *parents[1:2], parents[min(_package_depth(file), len(parents) - 1)]]
+    return [str(folder) for folder in dict.fromkeys(wanted)]
+
+
+def _package_depth(file: Path) -> int:
+    """How many packages a file is in, going by its relative imports; 0 for a file of its own."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return 0  # importing it says what is wrong
+    depth = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
+    parents = file.absolute().parents
+    while 0 < depth < len(parents) - 1 and (parents[depth] / "__init__.py").is_file():
+        depth += 1
+    return depth
+
+
+def load(file: Path) -> ModuleType:
+    """Import a model file, within ``compatible(file)``; whatever it raises is the caller's to explain."""
+    depth = _package_depth(file)
+    if depth:
+        packages = [parent.name for parent in file.absolute().parents[:depth]]
+        return importlib.import_module(".".join([*reversed(packages), file.stem]))
+    name = f"{file.stem}_{hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file.absolute())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def raised_at(error: BaseException, file: Path) -> str | None:
+    """``file:line`` of the innermost frame in the file's folders, or None."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    folders = tuple(search_path(file))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folders)]
+    frames = [f for f in frames if not f.filename.startswith(INSTALLED) and f.filename != __file__]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let imports find modules in ``folder`` for a while."""
+    entry = os.fspath(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the imported code may have changed the path itself
+            sys.path.remove(entry)
