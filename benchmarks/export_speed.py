@@ -20,7 +20,7 @@ def ours(name: str, out: Path) -> dict[str, float]:
     from svitc import driver, onnx
     from svitc.budget import byte_cost, parse_budget
     from svitc.frontends.capture import capture
-    from svitc.pass_base import Pipeline
+    from svitc.ir.pass_manager import Pipeline
     from svitc.passes import Prune, inference
     from svitc.passes.policies import Uniform
 

@@ -21,7 +21,7 @@ from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
 
 from svitc.frontends.data import load_data
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 ARCH = "spikingjelly.activation_based.model.spike_driven_transformer:SpikeDrivenTransformer"
 ARCH_ARGS = {

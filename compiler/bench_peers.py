@@ -24,7 +24,7 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc.bench_worker import Ready
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 NO_PROBLEM = 3  # ONNX Runtime's log severity: errors only
 

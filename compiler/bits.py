@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-BITS = (8, 4, 2)
-LEVELS = {8: 127, 4: 7, 2: 3}  # the largest whole number
+from svitc.ir.quantized_modules import LEVELS
+
 NARROWEST = 0.2  # of the largest weight: the narrowest range that is tried
 TRIED = 41
 NOTHING = 2.0**-100  # scale of a channel without weights: two bits hold no zero
@@ -105,4 +105,4 @@ def stored_bits(whole: torch.Tensor) -> int:
     return 4 if largest <= LEVELS[4] else 8
 
 
-__all__ = ["BITS", "LEVELS", "nearest", "round_weights", "scales", "stored_bits"]
+__all__ = ["nearest", "round_weights", "scales", "stored_bits"]

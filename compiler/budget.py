@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from svitc import axes
-from svitc.axes import Axis, Dims
 from svitc.errors import UsageError
-from svitc.infer import attribute_of
-from svitc.program import Program
+from svitc.ir import axes
+from svitc.ir.axes import Axis, Dims
+from svitc.ir.graph import attribute_of
+from svitc.ir.program import Program
 
 UNITS = {
     "": 1,

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from svitc import ops, patches
-from svitc.axes import Dims, Kind
-from svitc.coupling import ChannelGroup
-from svitc.program import Program
+from svitc import patches
+from svitc.ir import ops
+from svitc.ir.axes import Dims, Kind
+from svitc.ir.channel_groups import ChannelGroup
+from svitc.ir.program import Program
 
 BATCH = 32
 ROWS = 8_192  # positions that one layer's moments are taken over, at least,

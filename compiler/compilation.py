@@ -19,12 +19,12 @@ from svitc.energy import Energy
 from svitc.errors import InputError, InternalError, UsageError
 from svitc.exporting import export
 from svitc.frontends.data import Dataset
+from svitc.ir.channel_slicing import selection
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
 from svitc.latency_budget import paired_timer, within_latency
-from svitc.pass_base import Pipeline
 from svitc.passes.policies import Problem, make
-from svitc.passes.slicing import selection
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 from svitc.quantization import quantize, summary
 from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
 from svitc.serialize import to_bytes as program_bytes

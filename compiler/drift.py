@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from svitc import ops
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.program import Program
 
 
 class Drift:

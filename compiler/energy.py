@@ -20,8 +20,8 @@ from svitc.energy_count import Counting, Work
 from svitc.energy_memory import REAL, Traffic, activations, currents, membranes, weights
 from svitc.energy_table import Table, load_table
 from svitc.errors import InputError, UsageError
-from svitc.pass_base import Pipeline
-from svitc.program import Program, Stage
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
 from svitc.support.timing import Clock, Progress
 from svitc.verification import Data
 

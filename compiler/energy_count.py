@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc import ops
 from svitc.energy_memory import VIEWS, base
 from svitc.grid import Grid, grids
-from svitc.program import Program, Stage
-from svitc.quantized import FixedPoint
+from svitc.ir import ops
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import FixedPoint
 
 MEMBRANE = "float32"  # what neurons compute in, whatever the weights are
 

@@ -20,10 +20,11 @@ import einops
 import torch
 from torch import fx
 
-from svitc import ops
 from svitc.bits import stored_bits
 from svitc.grid import Grid
-from svitc.program import BATCH_PROBE, Program
+from svitc.ir import ops
+from svitc.ir.graph import BATCH_PROBE
+from svitc.ir.program import Program
 
 REAL = 32  # bits
 VIEWS = (*ops.VIEWS, ops.take_block, ops.take_range)

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from svitc import onnx as backend
 from svitc import passes as passes_
-from svitc.pass_base import Pipeline
-from svitc.program import Program, Stage
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
 
 
 def exportable_program(program: Program, keep: bool = True) -> Program:

@@ -26,9 +26,9 @@ from svitc.finetune_bits import Rounded
 from svitc.finetune_checkpoint import digest, load, save
 from svitc.finetune_data import Data, Images, augmentation, jitter, open_images, random_of, split
 from svitc.finetune_quick import Quick
-from svitc.ops import is_batch_norm
-from svitc.pass_base import Pipeline
-from svitc.program import Program, Stage
+from svitc.ir.ops import is_batch_norm
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
 from svitc.support.atomic_files import writable
 from svitc.support.distributed import World, current
 from svitc.support.timing import Progress

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from svitc.errors import InputError, UsageError
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 MEMORY = 4_000_000_000  # bytes of images that are kept; more are read again every epoch
 READ = 256

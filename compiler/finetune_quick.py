@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
-from svitc import ops
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.program import Program
 
 # surrogates whose gradient is a static function of the distance from the threshold
 SURROGATES = (

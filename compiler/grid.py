@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc import axes, ops
-from svitc.program import Program
+from svitc.ir import axes, ops
+from svitc.ir.program import Program
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from svitc import ops
+from svitc.ir import ops
 
 
 def solvable(module: nn.Module | None) -> bool:

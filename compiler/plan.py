@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from svitc import ops
-from svitc.bits import BITS
-from svitc.coupling import ChannelGroup, head_axes
 from svitc.errors import InputError
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.channel_groups import ChannelGroup, head_axes
+from svitc.ir.program import Program
+from svitc.ir.quantized_modules import BITS
 
 FORMAT = "svitc-plan-1"
 

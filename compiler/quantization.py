@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc import ops
 from svitc import passes as passes_
 from svitc.bits import stored_bits
 from svitc.grid import Grid, grids
-from svitc.pass_base import Pipeline
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program
+from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes.quantize import runs_in_floats
-from svitc.program import Program
-from svitc.quantized import EXACT, FixedPoint
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:

@@ -11,8 +11,8 @@ from svitc import onnx as backend
 from svitc.budget import Budget
 from svitc.energy import Energy, energy, saving
 from svitc.frontends.data import Dataset, split
+from svitc.ir.program import Program
 from svitc.plan import Plan
-from svitc.program import Program
 from svitc.stats import macs
 from svitc.support.confidence import paired, wilson
 from svitc.support.timing import Clock

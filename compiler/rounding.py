@@ -17,8 +17,8 @@ import torch
 from spikingjelly.activation_based import neuron as sj
 from torch import fx, nn
 
-from svitc import axes, ops
-from svitc.program import Program
+from svitc.ir import axes, ops
+from svitc.ir.program import Program
 
 UNIT = 2.0**-24
 LAMBDA = 8.0  # both sides stray; a chance of 2 exp(-lambda^2 / 2) a sum and side, with half of it each

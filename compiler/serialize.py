@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import fx, nn
 
 from svitc.errors import InputError, InternalError, SvitcError, UnsupportedError, UsageError
-from svitc.infer import attribute_of
-from svitc.program import Program
+from svitc.ir.graph import attribute_of
+from svitc.ir.program import Program
 from svitc.serialize_layers import build_layer, describe_layer, stored_info
 from svitc.serialize_reader import PATH, STAGES, read_program
 

@@ -11,10 +11,10 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
-from svitc import ops
 from svitc.errors import InputError, InternalError, UnsupportedError
-from svitc.program import Program
-from svitc.quantized import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
+from svitc.ir import ops
+from svitc.ir.program import Program
+from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _CONVOLUTION = (*_GEOMETRY, "bias")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc import ops
-from svitc.check import check
 from svitc.errors import InputError
-from svitc.program import InputSpec, Program, Stage
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.program import Program, Stage
+from svitc.ir.verifier import check
 from svitc.serialize_layers import QUANTIZED_ONLY, build_layer
 
 STAGES = (Stage.CAPTURED, Stage.PRUNED, Stage.QUANTIZED)

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from svitc import ops
-from svitc.program import Program, Stage
+from svitc.ir import ops
+from svitc.ir.program import Program, Stage
 from svitc.serialize_layers import describe_layer
 from svitc.source_quantized import fixed_point
 from svitc.source_units import Tree, bare_parameter

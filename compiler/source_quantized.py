@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from svitc import ops
-from svitc.program import Program
-from svitc.quantized import FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
+from svitc.ir import ops
+from svitc.ir.program import Program
+from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
 EXACTLY = (
     "It does not train: it is the reference that the ONNX file equals, spike by spike. Weights are int8 and spikes",

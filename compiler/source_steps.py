@@ -12,9 +12,9 @@ import einops
 import torch
 from torch import fx
 
-from svitc import axes, ops
-from svitc.infer import bind_letters, parse_pattern
-from svitc.program import Program
+from svitc.ir import axes, ops
+from svitc.ir.einops_pattern import bind_letters, parse_pattern
+from svitc.ir.program import Program
 from svitc.source_code import Rank, Role, Step, Text, Value
 from svitc.source_layers import Number, access
 from svitc.source_units import Letters, Tree, Unit

@@ -14,10 +14,11 @@ from typing import Any
 import einops
 from torch import fx, nn
 
-from svitc import axes, ops
-from svitc.infer import attribute_of, parse_pattern
-from svitc.program import Program
-from svitc.views import regrouped, retarget
+from svitc.ir import axes, ops
+from svitc.ir.einops_pattern import parse_pattern
+from svitc.ir.graph import attribute_of
+from svitc.ir.program import Program
+from svitc.ir.views import regrouped, retarget
 
 SMALL, LARGE = (
     3,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from svitc import axes, ops
-from svitc.program import BATCH_PROBE, Program
+from svitc.ir import axes, ops
+from svitc.ir.graph import BATCH_PROBE
+from svitc.ir.program import Program
 
 
 @dataclass(frozen=True)

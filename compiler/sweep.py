@@ -23,9 +23,9 @@ from svitc.drift import Drift
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Evaluator, Point
 from svitc.frontends.data import Dataset, split
+from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
 from svitc.plan import Plan
-from svitc.program import Program
 from svitc.quantization import quantize
 from svitc.support.distributed import World, current
 from svitc.support.timing import Clock, Progress

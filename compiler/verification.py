@@ -19,8 +19,8 @@ import torch
 from torch import fx
 
 from svitc import onnx as backend
-from svitc import ops
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.program import Program
 from svitc.rounding import bound, magnitudes, margins, sum_lengths
 
 STIMULUS_SEED = 0

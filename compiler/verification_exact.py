@@ -14,7 +14,7 @@ import torch
 
 from svitc import onnx as backend
 from svitc.exporting import exportable_program
-from svitc.program import Program
+from svitc.ir.program import Program
 from svitc.quantization import inexact
 from svitc.verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
 

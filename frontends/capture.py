@@ -27,13 +27,14 @@ from spikingjelly.activation_based import base, functional
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from svitc import ops
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.integer_spikes import fuse_integer_spikes
 from svitc.frontends.normalise import normalise
 from svitc.frontends.prepare import prepare
 from svitc.frontends.recorded import functions_recorded
-from svitc.program import BATCH_PROBE, InputSpec, Program
+from svitc.ir import ops
+from svitc.ir.graph import BATCH_PROBE, InputSpec
+from svitc.ir.program import Program
 
 LEAVES = (
     *ops.CONVOLUTIONS,

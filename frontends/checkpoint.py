@@ -17,7 +17,7 @@ from svitc.frontends.factories import check_json
 from svitc.frontends.official import Layout
 from svitc.frontends.reading import TIME_NAMES, Contents, naming, read
 from svitc.frontends.recognise import assumed_input, recognise, shape_note
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
 

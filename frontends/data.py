@@ -22,7 +22,7 @@ from svitc.frontends.data_arrays import open_arrays
 from svitc.frontends.data_factory import is_factory, open_factory
 from svitc.frontends.data_files import Archive, Folder, open_files
 from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source, Unreadable, in_order, scaling
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 __all__ = ["Dataset", "is_factory", "load_data", "split"]
 UNREADABLE = 0.01  # more than this share of unreadable images is an error

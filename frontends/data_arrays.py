@@ -11,7 +11,7 @@ import torch
 
 from svitc.errors import InputError, SvitcError
 from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 
 class Arrays(Source):

@@ -25,7 +25,7 @@ from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.data_arrays import check_range
 from svitc.frontends.data_source import Opened
 from svitc.frontends.data_spill import Spill
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 from svitc.support.user_code import importable, load, raised_at, search_path
 
 FORM = "It is module:factory, such as my_data:val, or path/to/file.py:factory."

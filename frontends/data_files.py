@@ -18,7 +18,7 @@ from PIL import Image
 
 from svitc.errors import InputError
 from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source, Unreadable
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = ("train", "test", "val", "valid", "validation")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from svitc.errors import InputError, UsageError
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), a .zip of them, an .npz with images and labels, or module:factory."

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from svitc import ops
 from svitc.frontends.normalise import has_module
+from svitc.ir import ops
 
 
 class Spike(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from spikingjelly.activation_based import neuron, surrogate
 
-from svitc import ops
+from svitc.ir import ops
 
 NEURONS: dict[str, type[neuron.BaseNode]] = {kind.__name__: kind for kind in ops.NEURONS}
 HOME = "spikingjelly.activation_based.neuron"

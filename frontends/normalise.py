@@ -16,11 +16,12 @@ import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
 
-from svitc import axes, ops
 from svitc.errors import UnsupportedError
-from svitc.infer import Inference, describe
-from svitc.program import Program
-from svitc.views import emit_view, regrouped, tokens
+from svitc.ir import axes, ops
+from svitc.ir.graph import describe, input_type
+from svitc.ir.program import Program
+from svitc.ir.type_inference import TypeInference
+from svitc.ir.views import emit_view, regrouped, tokens
 
 Handler = Callable[["Normaliser", fx.Node], "fx.Node | tuple[fx.Node, ...]"]
 
@@ -80,7 +81,7 @@ class Normaliser:
         self.program, self.fix = program, fix
         self.fixed: list[str] = []  # neurons that it was needed for
         self.graph = fx.Graph()
-        self.inference = Inference(program)
+        self.inference = TypeInference(program.module, program.input)
         self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
         self.origin: fx.Node | None = None
         self.fired: set[str] = set()  # neurons that were called
@@ -94,7 +95,7 @@ class Normaliser:
             done.append(node)
             value = node.meta.get("val")
             if isinstance(new, fx.Node) and isinstance(value, torch.Tensor):
-                shape = axes.shape(self.inference.dims(new))
+                shape = axes.shape(input_type(new))
                 if tuple(value.shape) != shape:
                     raise UnsupportedError(
                         f"{describe(node)}: typed as {shape}, but it has shape {tuple(value.shape)}",
@@ -119,20 +120,20 @@ class Normaliser:
 
     def view(self, x: fx.Node, dims: axes.Dims) -> fx.Node:
         """``x`` with its axes, in their order, grouped as ``dims``; ``x`` itself where nothing changes."""
-        source, target = regrouped(self.inference.dims(x), tuple(axes.resolve(dim) for dim in dims))
+        source, target = regrouped(input_type(x), tuple(axes.resolve(dim) for dim in dims))
         return emit_view(self.emit, x, source, target)
 
     def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
         """``x`` with its dimensions in another order."""
-        source = tokens(self.inference.dims(x))
+        source = tokens(input_type(x))
         return emit_view(self.emit, x, source, tuple(source[i] for i in order))
 
     def reshape(self, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
         try:
-            dims = axes.factor(self.inference.dims(x), sizes)
+            dims = axes.factor(input_type(x), sizes)
             return self.view(x, dims)
         except axes.AxisConflict as conflict:
-            raise self.refuse(f"reshape of {axes.show(self.inference.dims(x))} to {sizes}: {conflict}") from conflict
+            raise self.refuse(f"reshape of {axes.show(input_type(x))} to {sizes}: {conflict}") from conflict
 
     def refuse(self, text: str, hint: str | None = None) -> UnsupportedError:
         assert self.origin is not None
@@ -171,7 +172,7 @@ class Normaliser:
         fx.node.map_arg(self.arg(node.args[0]), found.append)
         if len(found) != 1:
             raise self.refuse(f"the model must return one tensor of logits; it returns {len(found)}")
-        dims = self.inference.dims(found[0])
+        dims = input_type(found[0])
         if not any(len(dim) == 1 and dim[0].kind == axes.Kind.BATCH for dim in dims):
             raise self.refuse(f"the model returns {axes.show(dims)}, which is not one result for each sample")
         return self.emit("output", "output", (found[0],))
@@ -193,10 +194,10 @@ class Normaliser:
         many = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not many:
             return self.emit("call_module", path, (x,))
-        dims = self.inference.dims(x)
+        dims = input_type(x)
         merged = self.view(x, ((*dims[0], *dims[1]), *dims[2:]))
         y = self.emit("call_module", path, (merged,))
-        out = self.inference.dims(y)
+        out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
     def neuron(self, path: str, module: base.MemoryModule, x: fx.Node) -> fx.Node:
@@ -217,7 +218,7 @@ class Normaliser:
             )
         self.fired.add(path)
         module.store_v_seq = False  # type: ignore[assignment]
-        dims = self.inference.dims(x)
+        dims = input_type(x)
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
             return self.emit("call_module", path, (x,))
         if not self.fix:
@@ -243,12 +244,12 @@ class Normaliser:
 
     def pool_each(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
         """Pooling over three dimensions whose window is one wide in the first: a pooling over the other two."""
-        dims, flat = self.inference.dims(x), _flat_pool(module)
+        dims, flat = input_type(x), _flat_pool(module)
         if flat is None or len(dims) != 5:
             raise self.refuse(f"{module} of {axes.show(dims)} pools over three dimensions")
         self.replace(path, flat)
         y = self.emit("call_module", path, (self.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
-        out = self.inference.dims(y)
+        out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
     def layer(self, name: str, module: nn.Module) -> str:

@@ -11,7 +11,7 @@ from spikingjelly.activation_based import functional
 from torch import nn
 from torch.nn import functional as F
 
-from svitc.program import Program
+from svitc.ir.program import Program
 
 SAME = 1e-9  # in float64
 

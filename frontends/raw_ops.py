@@ -9,10 +9,11 @@ import einops
 import torch
 from torch import fx
 
-from svitc import axes, ops
 from svitc.frontends.normalise import Handler, Normaliser
-from svitc.infer import bind_letters
-from svitc.views import emit_view, follow, tokens
+from svitc.ir import axes, ops
+from svitc.ir.einops_pattern import bind_letters
+from svitc.ir.graph import input_type
+from svitc.ir.views import emit_view, follow, tokens
 
 
 def call(n: Normaliser, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:
@@ -40,7 +41,7 @@ def variadic(n: Normaliser, node: fx.Node, name: str) -> tuple[fx.Node, tuple[in
 
 
 def rank(n: Normaliser, x: fx.Node) -> int:
-    return len(n.inference.dims(x))
+    return len(input_type(x))
 
 
 def positive(n: Normaliser, x: fx.Node, dim: int, extra: int = 0) -> int:
@@ -96,13 +97,13 @@ def attribute(n: Normaliser, node: fx.Node) -> fx.Node:
 def unsqueeze(n: Normaliser, node: fx.Node) -> fx.Node:
     x, dim = call(n, node, "dim")
     dim = positive(n, x, dim, extra=1)
-    dims = n.inference.dims(x)
+    dims = input_type(x)
     return n.view(x, (*dims[:dim], (), *dims[dim:]))
 
 
 def squeeze(n: Normaliser, node: fx.Node) -> fx.Node:
     x, dim = call(n, node, "dim")
-    dims = n.inference.dims(x)
+    dims = input_type(x)
     if dim is None:
         raise n.refuse("squeeze without a dimension depends on sizes; name the dimension")
     dim = positive(n, x, dim)
@@ -116,7 +117,7 @@ def repeat(n: Normaliser, node: fx.Node) -> fx.Node:
     if node.target is einops.repeat:
         return n.emit("call_function", einops.repeat, (n.arg(node.args[0]), node.args[1]), dict(node.kwargs))
     x = n.arg(node.args[0])
-    old, new = n.inference.dims(x), value_shape(node)
+    old, new = input_type(x), value_shape(node)
     old = ((),) * (len(new) - len(old)) + old
     grown = [i for i, (dim, size) in enumerate(zip(old, new, strict=True)) if axes.size(dim) != size]
     if any(old[i] for i in grown):
@@ -139,15 +140,15 @@ def repeat(n: Normaliser, node: fx.Node) -> fx.Node:
 def chunk(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
     x, count, dim = call(n, node, "chunks", "dim", dim=0)
     dim = positive(n, x, dim)
-    if axes.size(n.inference.dims(x)[dim]) % count:
-        raise n.refuse(f"chunk({count}) of {axes.size(n.inference.dims(x)[dim])} elements is uneven")
+    if axes.size(input_type(x)[dim]) % count:
+        raise n.refuse(f"chunk({count}) of {axes.size(input_type(x)[dim])} elements is uneven")
     return tuple(n.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
 
 
 def split(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
     x, sizes, dim = call(n, node, "split_size_or_sections", "dim", dim=0)
     dim = positive(n, x, dim)
-    total = axes.size(n.inference.dims(x)[dim])
+    total = axes.size(input_type(x)[dim])
     each = {sizes} if isinstance(sizes, int) else set(sizes)
     if len(each) != 1 or total % min(each):
         raise n.refuse(f"split of {total} elements into {sizes} is uneven")
@@ -164,10 +165,10 @@ def getitem(n: Normaliser, node: fx.Node) -> Any:
     if all(e == slice(None) or isinstance(e, int) for e in entries):
         picks = [(i, e) for i, e in enumerate(entries) if isinstance(e, int)]
         for i, e in reversed(picks):
-            dims = n.inference.dims(x)
+            dims = input_type(x)
             count = axes.size(dims[i])
             part = n.emit("call_function", ops.take_block, (x, i, e % count, count))
-            dims = n.inference.dims(part)
+            dims = input_type(part)
             x = n.view(part, dims[:i] + dims[i + 1 :])
         return x
     raise n.refuse(f"indexing with {index} is not supported")
@@ -176,9 +177,9 @@ def getitem(n: Normaliser, node: fx.Node) -> Any:
 def unbind(n: Normaliser, node: fx.Node) -> tuple[fx.Node, ...]:
     x, dim = call(n, node, "dim", dim=0)
     dim = positive(n, x, dim)
-    count = axes.size(n.inference.dims(x)[dim])
+    count = axes.size(input_type(x)[dim])
     parts = [n.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count)]
-    return tuple(n.view(p, d[:dim] + d[dim + 1 :]) for p in parts for d in [n.inference.dims(p)])
+    return tuple(n.view(p, d[:dim] + d[dim + 1 :]) for p in parts for d in [input_type(p)])
 
 
 def pad(n: Normaliser, node: fx.Node) -> fx.Node:
@@ -228,8 +229,8 @@ def reduction(target: Any) -> Handler:
 def rearrange(n: Normaliser, node: fx.Node) -> fx.Node:
     """The model uses einops itself: its pattern is typed like ours, and written as we write it."""
     x, pattern = n.arg(node.args[0]), str(node.args[1])
-    bind_letters(n.inference.dims(x), pattern, node.kwargs)  # splits axes where the pattern does
-    source = tokens(n.inference.dims(x))
+    bind_letters(input_type(x), pattern, node.kwargs)  # splits axes where the pattern does
+    source = tokens(input_type(x))
     return emit_view(n.emit, x, source, follow(source, pattern, node.kwargs))
 
 

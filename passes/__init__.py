@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from svitc.pass_base import Pass
+from svitc.ir.pass_manager import Pass
 from svitc.passes.associate import AssociateProducts
 from svitc.passes.fold_batch_norm import FoldBatchNorm
 from svitc.passes.fold_batch_norm_ahead import FoldBatchNormAhead

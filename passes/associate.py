@@ -6,9 +6,9 @@ import torch
 from torch import fx
 
 from svitc.grid import grids
-from svitc.pass_base import Pass, PassResult
-from svitc.program import Program, Stage
-from svitc.quantized import EXACT
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import EXACT
 
 
 class AssociateProducts(Pass):

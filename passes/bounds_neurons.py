@@ -32,7 +32,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc import ops
+from svitc.ir import ops
 
 UNIT = 2.0**-24  # of float32
 SAFETY = 1e-4

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from svitc import ops
-from svitc.passes.affine import scale_and_shift
-from svitc.program import BATCH_PROBE, Program
+from svitc.ir import ops
+from svitc.ir.batch_norm import scale_and_shift
+from svitc.ir.graph import BATCH_PROBE
+from svitc.ir.program import Program
 
 LINEAR = (nn.Conv2d, nn.BatchNorm2d, *ops.PADS)
 
@@ -123,11 +124,11 @@ class Row:
             one = nn.Conv2d(
                 first.in_channels,
                 last.out_channels,
-                window.kernel_size,
+                window.kernel_size,  # type: ignore[arg-type]
                 window.stride,  # type: ignore[arg-type]
                 (high, wide),
-                window.dilation,
-                dtype=last.weight.dtype,  # type: ignore[arg-type]
+                window.dilation,  # type: ignore[arg-type]
+                dtype=last.weight.dtype,
             )
             one.weight.copy_(weight)
             one.bias.copy_(bias)  # type: ignore[union-attr]

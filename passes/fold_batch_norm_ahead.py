@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from svitc import ops
-from svitc.infer import describe
-from svitc.pass_base import Pass
-from svitc.passes.affine import scale_and_shift, set_weights
-from svitc.program import Program, Stage
+from svitc.ir import ops
+from svitc.ir.batch_norm import scale_and_shift, set_weights
+from svitc.ir.graph import describe
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
 
 
 class FoldBatchNormAhead(Pass):

@@ -10,12 +10,12 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import fx, nn
 
-from svitc import ops
 from svitc.grid import Grid, grids
-from svitc.infer import describe
-from svitc.pass_base import Pass, PassResult
-from svitc.passes.affine import set_weights
-from svitc.program import Program, Stage
+from svitc.ir import ops
+from svitc.ir.batch_norm import set_weights
+from svitc.ir.graph import describe
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
 
 CARRIERS = (*ops.VIEWS, ops.take_block, ops.take_range)  # any factor passes through them
 

@@ -8,10 +8,10 @@ import einops
 import torch
 from torch import fx, nn
 
-from svitc import ops
 from svitc.bits import stored_bits
-from svitc.pass_base import Pass
-from svitc.program import Program, Stage
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
 
 
 class FuseSiblings(Pass):

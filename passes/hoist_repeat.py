@@ -7,11 +7,11 @@ from typing import Any
 import einops
 from torch import fx
 
-from svitc import ops
-from svitc.axes import Kind
-from svitc.pass_base import Pass
-from svitc.program import Program, Stage
-from svitc.views import pattern_between
+from svitc.ir import ops
+from svitc.ir.axes import Kind
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
+from svitc.ir.views import pattern_between
 
 STATELESS = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.STATELESS_NEURONS)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from svitc.pass_base import Pass
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
 from svitc.passes.conv_rows import Row
-from svitc.program import Program, Stage
 
 log = logging.getLogger("svitc")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from svitc import ops
-from svitc.infer import describe
-from svitc.pass_base import Pass
-from svitc.program import Program, Stage
+from svitc.ir import ops
+from svitc.ir.graph import describe
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
 
 
 class MergePadding(Pass):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import einops
 from torch import fx
 
-from svitc.pass_base import Pass
-from svitc.program import Program
-from svitc.views import composed, retarget
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program
+from svitc.ir.views import composed, retarget
 
 
 class MergeViews(Pass):

@@ -6,11 +6,12 @@ import einops
 import numpy as np
 from torch import fx, nn
 
-from svitc.infer import attribute_of, bind_letters
-from svitc.pass_base import Pass, PassResult
-from svitc.passes.slicing import Chosen, cut, cut_module, selection
+from svitc.ir.channel_slicing import Chosen, cut, cut_module, selection
+from svitc.ir.einops_pattern import bind_letters
+from svitc.ir.graph import attribute_of
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 
 
 class Prune(Pass):

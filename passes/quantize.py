@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc import ops
 from svitc.bits import nearest, scales
 from svitc.errors import UnsupportedError
 from svitc.grid import Grid, grids
-from svitc.pass_base import Pass
-from svitc.program import Program, Stage
-from svitc.quantized import EXACT, QUANTIZED, FixedPoint
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint
 
 LEVELS = 127
 MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from svitc import ops
 from svitc.grid import Grid, grids
-from svitc.pass_base import Pass, PassResult
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import FixedPoint
 from svitc.passes.quantize import LEVELS, rounded_for
-from svitc.program import Program, Stage
-from svitc.quantized import FixedPoint
 
 DEVIATIONS = 6.0  # from the mean; beyond, what is left of a normal distribution is 2e-9
 POOLED = 1.5  # deviations that the largest of nine normal numbers lies above their mean, 1.485

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from svitc import ops
-from svitc.infer import attribute_of
-from svitc.pass_base import Pass, PassResult
-from svitc.passes.slicing import selection
+from svitc.ir import ops
+from svitc.ir.channel_slicing import selection
+from svitc.ir.graph import attribute_of
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 
 TINY = 1e-4  # a channel's variance hardly changes by more than its inverse
 

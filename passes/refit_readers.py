@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from svitc import ops
 from svitc.calibration import Calibration
-from svitc.infer import attribute_of
-from svitc.pass_base import Pass, PassResult
-from svitc.passes.slicing import selection
+from svitc.ir import ops
+from svitc.ir.channel_slicing import selection
+from svitc.ir.graph import attribute_of
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 
 RIDGE = 1e-3  # of the mean variance: what holds weights that the calibration images say nothing about
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from svitc import ops
-from svitc.coupling import ChannelGroup
 from svitc.errors import InternalError
+from svitc.ir import ops
+from svitc.ir.channel_groups import ChannelGroup
+from svitc.ir.program import Program, Stage
 from svitc.passes.bounds_layers import by_taps
 from svitc.passes.bounds_neurons import Bound
 from svitc.passes.prune import Prune
 from svitc.passes.readers import Projection
 from svitc.passes.silence import Silence
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 
 log = logging.getLogger("svitc")
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from svitc import ops
 from svitc.bits import round_weights
 from svitc.calibration import Calibration, Moments
-from svitc.pass_base import Pass, PassResult
-from svitc.program import Program, Stage
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pass, PassResult
+from svitc.ir.program import Program, Stage
 
 CONSTANT = 1e-9  # of a channel's mean square: a variance below it is rounding
 

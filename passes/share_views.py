@@ -5,8 +5,8 @@ from __future__ import annotations
 import einops
 from torch import fx
 
-from svitc.pass_base import Pass
-from svitc.program import Program
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program
 
 
 class ShareViews(Pass):

@@ -19,13 +19,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from svitc.axes import Axis
-from svitc.coupling import ChannelGroup, head_axes
+from svitc.ir.axes import Axis
+from svitc.ir.channel_groups import ChannelGroup, head_axes
+from svitc.ir.channel_slicing import selection
+from svitc.ir.program import Program
 from svitc.passes.bounds import all_bounds, channels
 from svitc.passes.bounds_neurons import Bound
 from svitc.passes.readers import Projection, Reader, onto, readers_of
-from svitc.passes.slicing import selection
-from svitc.program import Program
 
 Masks = dict[str, np.ndarray]
 

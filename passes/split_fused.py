@@ -9,13 +9,13 @@ import einops
 import numpy as np
 from torch import fx, nn
 
-from svitc import ops
-from svitc.axes import Axis, Dims
 from svitc.errors import InternalError
-from svitc.pass_base import Pass
-from svitc.passes.slicing import cut_module
-from svitc.program import Program, Stage
-from svitc.views import composed, retarget
+from svitc.ir import ops
+from svitc.ir.axes import Axis, Dims
+from svitc.ir.channel_slicing import cut_module
+from svitc.ir.pass_manager import Pass
+from svitc.ir.program import Program, Stage
+from svitc.ir.views import composed, retarget
 
 BLOCK_NAMES = {("qkv", 3): ("q", "k", "v"), ("qk", 2): ("q", "k"), ("kv", 2): ("k", "v")}
 

@@ -12,7 +12,7 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 from svitc.frontends.official import ESpikeFormer, MetaSpikeFormer, QKFormer, SpikeDrivenTransformer, Spikformer
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 
 @dataclass

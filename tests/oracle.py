@@ -145,7 +145,7 @@ class EagerRun:
 
 def run_eager(model: nn.Module, x: torch.Tensor) -> EagerRun:
     """Run the eager model and keep what each neuron receives."""
-    from svitc.ops import is_neuron
+    from svitc.ir.ops import is_neuron
 
     currents: dict[str, torch.Tensor] = {}
     hooks = [

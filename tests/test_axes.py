@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svitc.axes import Axis, AxisConflict, Kind, factor, resolve, shape, unify
+from svitc.ir.axes import Axis, AxisConflict, Kind, factor, resolve, shape, unify
 
 
 def channel(size: int, name: str = "c", frozen: str | None = None) -> Axis:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svitc.bits import BITS, BLOCK, DAMPING, LEVELS, nearest, round_weights, scales, stored_bits
+from svitc.bits import BLOCK, DAMPING, nearest, round_weights, scales, stored_bits
+from svitc.ir.quantized_modules import BITS, LEVELS
 
 HOLDS = {8: list(range(-127, 128)), 4: list(range(-7, 8)), 2: [-3, -1, 1, 3]}
 FEW = (4, 2)

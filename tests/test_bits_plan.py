@@ -13,13 +13,13 @@ import torch
 import svitc
 from measured import family, family_file
 from svitc import onnx as backend
-from svitc import ops
 from svitc.compilation import Compiled
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.frontends.data import load_data
+from svitc.ir import ops
+from svitc.ir.program import Program
 from svitc.passes.policies import make
 from svitc.plan import FORMAT, Plan
-from svitc.program import Program
 from svitc.quantization import narrowable, quantize
 from svitc.verification import random_inputs
 

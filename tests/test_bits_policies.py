@@ -11,10 +11,10 @@ import pytest
 
 from measured import DIGITS, IMAGES, digits_file, family
 from shell import run
-from svitc import ops
 from svitc.compilation import Compiler, Options
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluate import Point
+from svitc.ir import ops
 from svitc.passes.policies import Problem, make
 from svitc.passes.policies.aq import levels
 from svitc.passes.policies.auto import Auto

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from svitc.axes import Axis, Kind
 from svitc.budget import Cost, parse_budget
 from svitc.errors import UsageError
+from svitc.ir.axes import Axis, Kind
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from torch import fx, nn
 from families import FAMILIES
 from measured import family, images_of, prunable
 from svitc import calibration as calibrating
-from svitc import ops, patches
-from svitc.axes import Kind
+from svitc import patches
 from svitc.calibration import Calibration
+from svitc.ir import ops
+from svitc.ir.axes import Kind
 
 
 class Values(fx.Interpreter):

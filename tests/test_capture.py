@@ -16,9 +16,9 @@ from svitc import onnx
 from svitc.driver import check_capture, export
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pipeline
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pipeline
 from svitc.passes import canonical
-from svitc.program import InputSpec
 from svitc.verification import Recorder
 
 

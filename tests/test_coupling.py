@@ -11,13 +11,13 @@ from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDr
 from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import nn
 
-from svitc.coupling import head_axes
 from svitc.errors import InputError
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pipeline
+from svitc.ir.channel_groups import head_axes
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pipeline
 from svitc.passes import canonical
 from svitc.plan import Plan
-from svitc.program import InputSpec
 
 
 def program_of(model: nn.Module, shape=(3, 32, 32)):

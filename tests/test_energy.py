@@ -15,14 +15,15 @@ from torch import fx, nn
 
 from families import FAMILIES, NEURONS
 from measured import family
-from svitc import ops
 from svitc.bits import stored_bits
 from svitc.energy import Energy, Row, deployed, energy, saving
 from svitc.energy_count import update
 from svitc.errors import InputError, UsageError
 from svitc.grid import grids
-from svitc.ops import IntegerSpike
-from svitc.program import InputSpec, Program, Stage
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.ops import IntegerSpike
+from svitc.ir.program import Program, Stage
 from svitc.quantization import quantize
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"

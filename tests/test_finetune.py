@@ -17,10 +17,10 @@ from svitc.finetune import finetune
 from svitc.finetune_data import augmentation, jitter, random_of, split
 from svitc.finetune_quick import Quick, constants, spikes
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pipeline
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference
 from svitc.plan import Plan
-from svitc.program import InputSpec
 
 SHAPE = (3, 16, 16)
 CLASSES = 4

@@ -10,10 +10,11 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
-from svitc import ops
 from svitc.grid import Grid, _of_layer, grids
-from svitc.program import InputSpec, Program, Stage
-from svitc.quantized import FixedPoint
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import FixedPoint
 
 EVENTS = (4, 3, 8, 6)  # [t, c, y, x]
 

@@ -19,11 +19,11 @@ import official_style as style
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.capture import capture
 from svitc.frontends.prepare import logits_of, reference
-from svitc.ops import IntegerSpike, is_neuron
-from svitc.pass_base import Pipeline
+from svitc.ir.graph import InputSpec
+from svitc.ir.ops import IntegerSpike, is_neuron
+from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical
 from svitc.plan import Plan
-from svitc.program import InputSpec
 from svitc.verification import Recorder
 from test_prune import kept, liven, random_plan
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 import svitc
 from families import FAMILIES
 from measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
-from svitc.axes import Axis, Kind
 from svitc.budget import Cost
 from svitc.calibration import Calibration
 from svitc.compilation import Compiler, Options
-from svitc.coupling import ChannelGroup
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluate import Point
 from svitc.frontends.data import load_data
+from svitc.ir.axes import Axis, Kind
+from svitc.ir.channel_groups import ChannelGroup
 from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, Uniform, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.choices import Choice

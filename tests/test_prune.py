@@ -15,10 +15,10 @@ from spikingjelly.activation_based.model.spikformer import Spikformer
 
 from oracle import eager_current, mask_eager, run_eager
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pipeline
+from svitc.ir.graph import BATCH_PROBE, InputSpec
+from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical
 from svitc.plan import Plan
-from svitc.program import BATCH_PROBE, InputSpec
 from svitc.verification import Recorder
 
 TOLERANCE = 1e-9

@@ -17,15 +17,16 @@ from torch import nn
 
 import svitc
 from families import FAMILIES, warm
-from svitc import driver, ops
+from svitc import driver
 from svitc import onnx as backend
 from svitc.cli import main
 from svitc.compilation import Compiled
 from svitc.errors import InputError, UsageError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
+from svitc.ir import ops
+from svitc.ir.program import Program, Stage
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 from svitc.quantization import inexact, quantize, summary
 from svitc.serialize import load_program
 from svitc.verification import Recorder, random_inputs

@@ -15,14 +15,15 @@ from families import NEURONS, warm
 from official_small import SMALL
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture import capture
-from svitc.ops import is_quantized
-from svitc.pass_base import Pipeline
+from svitc.ir.graph import InputSpec
+from svitc.ir.ops import is_quantized
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d
 from svitc.passes import canonical, inference, lowering
 from svitc.passes.associate import AssociateProducts
 from svitc.passes.fold_leak import FoldLeak
 from svitc.passes.quantize import Quantize, QuantizeInput
-from svitc.program import InputSpec, Program, Stage
-from svitc.quantized import FixedPoint, QuantizedConv1d, QuantizedConv2d
 from svitc.serialize import load_program, to_bytes
 from svitc.serialize_layers import build_layer, describe_layer
 from test_official_constructs import captured as official

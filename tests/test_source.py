@@ -15,9 +15,10 @@ from torch import nn
 
 from families import FAMILIES, IMAGE, NEURONS, qkformer, spikformer, warm
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pipeline
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program
 from svitc.passes import canonical
-from svitc.program import InputSpec, Program
 from svitc.serialize import save_program
 from svitc.source import program_source
 from svitc.source_classes import class_name, label, runs

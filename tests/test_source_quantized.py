@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from svitc.quantized import FixedPoint
+from svitc.ir.quantized_modules import FixedPoint
 from svitc.source import program_source
 from svitc.source_quantized import QUANTIZED_NAMES, fixed_point
 from test_serialize import canonicalised, reload

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from svitc import axes
-from svitc.axes import Dims
+from svitc.ir import axes
+from svitc.ir.axes import Dims
 from svitc.onnx import layout
 from svitc.onnx.builder import Stored
 

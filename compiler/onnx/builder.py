@@ -11,14 +11,14 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
-from svitc import axes
-from svitc.axes import Dim, Dims
 from svitc.errors import InternalError
-from svitc.infer import attribute_of
+from svitc.ir import axes
+from svitc.ir.axes import Dim, Dims
+from svitc.ir.graph import attribute_of
+from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.neurons import DOMAIN, AnyKind
 from svitc.onnx.target import CPU, Target
-from svitc.program import Program
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 

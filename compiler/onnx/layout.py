@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from svitc import axes
-from svitc.axes import Axis, Dim, Dims, Kind
 from svitc.errors import InternalError
-from svitc.infer import parse_pattern
+from svitc.ir import axes
+from svitc.ir.axes import Axis, Dim, Dims, Kind
+from svitc.ir.einops_pattern import parse_pattern
 
 Shape = tuple["int | str", ...]
 

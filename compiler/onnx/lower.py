@@ -15,8 +15,9 @@ import onnx.inliner
 import onnx_ir as ir
 from torch import fx
 
-from svitc import axes, ops
 from svitc.errors import InputError, InternalError
+from svitc.ir import axes, ops
+from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.doubling import gains
@@ -25,7 +26,6 @@ from svitc.onnx.neurons import DOMAIN
 from svitc.onnx.rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
 from svitc.onnx.stepped_products import stored_widths
 from svitc.onnx.target import CPU, INT2_OPSET, Target
-from svitc.program import Program, Stage
 
 IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
 IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on

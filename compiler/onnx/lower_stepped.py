@@ -7,16 +7,16 @@ import json
 import onnx_ir as ir
 from torch import fx
 
-from svitc import axes, ops
-from svitc.axes import Dims, Kind
 from svitc.errors import InternalError, UnsupportedError
+from svitc.ir import axes, ops
+from svitc.ir.axes import Dims, Kind
+from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.rules import apply_rule
 from svitc.onnx.stepped import SteppedBuilder, Steps, timeless
 from svitc.onnx.stepped_rules import FUNCTION_RULES, MODULE_RULES, attribute
 from svitc.onnx.target import Target
-from svitc.program import Program
 
 VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
 

@@ -18,8 +18,8 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc import ops
 from svitc.errors import UnsupportedError
+from svitc.ir import ops
 
 DOMAIN = "svitc"
 KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's function

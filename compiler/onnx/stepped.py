@@ -15,15 +15,15 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from svitc import axes
-from svitc.axes import Dims, Kind
 from svitc.bits import stored_bits
 from svitc.errors import InternalError, UnsupportedError
 from svitc.grid import Grid, grids
+from svitc.ir import axes
+from svitc.ir.axes import Dims, Kind
+from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.target import CPU, Target
-from svitc.program import Program
 
 I32, I64, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL))
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from svitc.axes import Dims, Kind, size
 from svitc.grid import Grid
+from svitc.ir.axes import Dims, Kind, size
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.stepped import I32, SteppedBuilder, Steps
 

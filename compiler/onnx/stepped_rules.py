@@ -11,9 +11,9 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from svitc import axes, ops
-from svitc.axes import Dims, Kind, size
 from svitc.errors import InternalError, UnsupportedError
+from svitc.ir import axes, ops
+from svitc.ir.axes import Dims, Kind, size
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Stored

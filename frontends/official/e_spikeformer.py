@@ -12,7 +12,7 @@ from torch import nn
 
 from svitc.frontends.official.common import check_heads
 from svitc.frontends.official.four_stages import FourStages
-from svitc.ops import IntegerSpike
+from svitc.ir.ops import IntegerSpike
 
 LEVELS = 4
 WIDER = 4  # values are so many times wider than queries and keys

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from svitc import ops
-from svitc.axes import Dim
 from svitc.calibration import Calibration, over_channels
-from svitc.coupling import ChannelGroup, Member
 from svitc.errors import UsageError
-from svitc.infer import attribute_of
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.axes import Dim
+from svitc.ir.channel_groups import ChannelGroup, Member
+from svitc.ir.graph import attribute_of
+from svitc.ir.program import Program
 
 
 @dataclass

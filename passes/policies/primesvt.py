@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svitc.errors import BudgetError
-from svitc.infer import attribute_of
+from svitc.ir.graph import attribute_of
 from svitc.passes.policies.choices import BitChoice, Choice, Settings, Space
 from svitc.passes.policies.curves import RATES, TOLERANCE
 from svitc.passes.policies.problem import Problem

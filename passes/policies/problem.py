@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from svitc.budget import Cost
 from svitc.calibration import Calibration
 from svitc.errors import UsageError
+from svitc.ir.program import Program
 from svitc.plan import Plan
-from svitc.program import Program
 
 
 class Measure(Protocol):

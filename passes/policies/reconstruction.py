@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from svitc.coupling import ChannelGroup
+from svitc.ir.channel_groups import ChannelGroup
 
 if TYPE_CHECKING:
     from svitc.passes.policies.criteria import Context

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from svitc import ops
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.program import Program
 
 KINDS = ("patch embedding", "query", "key", "value", "projection", "mlp", "head", "other")
 WORDS = (

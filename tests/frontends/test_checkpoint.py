@@ -16,7 +16,7 @@ from svitc.driver import load
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture import capture
 from svitc.frontends.checkpoint import LoadOptions, load_model
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 from svitc.serialize import to_bytes
 
 

@@ -18,8 +18,8 @@ from svitc.frontends.capture import capture
 from svitc.frontends.compat import compatible, import_model_file, model_factory
 from svitc.frontends.compat_finder import StandIn
 from svitc.frontends.prepare import reference
-from svitc.ops import is_neuron
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
+from svitc.ir.ops import is_neuron
 
 OLD = """
 import pdb

@@ -13,7 +13,7 @@ from PIL import Image
 
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.data import load_data, split
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 8, 8))
 IMAGES = np.zeros((4, 3, 8, 8), dtype=np.uint8)

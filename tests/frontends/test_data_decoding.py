@@ -15,7 +15,7 @@ from PIL import Image
 from svitc.errors import InputError, UsageError
 from svitc.frontends import data_files, data_source
 from svitc.frontends.data import load_data
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 64, 64))
 NAMES = {"classes": ["cat", "dog"], "num_classes": 2}

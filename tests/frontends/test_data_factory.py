@@ -15,7 +15,7 @@ import torch
 from svitc.errors import InputError, UsageError
 from svitc.frontends import data_factory, data_spill
 from svitc.frontends.data import is_factory, load_data, split
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 8, 8))
 EVENTS = InputSpec((4, 2, 6, 6))

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import svitc
-from svitc import ops
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import capture
-from svitc.program import InputSpec
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
 
 IMAGE = InputSpec((3, 4, 5))
 SPELLINGS = {

@@ -19,7 +19,7 @@ from svitc.frontends.official import (
     dead_parameters,
 )
 from svitc.frontends.official.common import BorderNorm, RepConv
-from svitc.program import InputSpec
+from svitc.ir.graph import InputSpec
 
 # what the published repositories' papers and code say, and tables of models quote
 ANCHORS = {

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import official_parts as parts
-from svitc import ops
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import capture
 from svitc.frontends.prepare import border_of, logits_of, prepare
-from svitc.program import InputSpec
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
 
 IMAGE = InputSpec((3, 8, 6))
 

@@ -13,10 +13,11 @@ from spikingjelly.activation_based import model as zoo
 from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import fx, nn
 
-from svitc import ops
 from svitc.frontends.capture import capture
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.program import Program
 from svitc.onnx import lower, session, to_bytes
-from svitc.program import InputSpec, Program
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "spikformer": (

@@ -11,8 +11,8 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
 from svitc.errors import InputError
+from svitc.ir.program import Program
 from svitc.onnx import CutNeuron, cut, lower, session, to_bytes
-from svitc.program import Program
 
 NEAR = 1e-5  # of the threshold: float32 sums in another order differ by less
 

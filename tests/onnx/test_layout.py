@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svitc.axes import Axis, Kind, shape, size
 from svitc.errors import InternalError
+from svitc.ir.axes import Axis, Kind, shape, size
 from svitc.onnx import layout
 
 T, B = Axis("t", 4, Kind.TIME, "t"), Axis("b", 3, Kind.BATCH, "b")

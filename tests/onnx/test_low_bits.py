@@ -21,10 +21,10 @@ from svitc import onnx as backend
 from svitc.budget import byte_cost
 from svitc.errors import UsageError
 from svitc.exporting import export, exportable_program
-from svitc.pass_base import Pipeline
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
 from svitc.passes import Prune, RoundWeights
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 from svitc.quantization import inexact, narrowable, quantize, summary
 from svitc.verification import Recorder, random_inputs
 from svitc.verification_exact import verify_exact

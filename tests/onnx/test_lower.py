@@ -12,11 +12,11 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc import ops
 from svitc.errors import InputError
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pipeline
 from svitc.onnx import lower, node_count, session, to_bytes, weight_bytes
 from svitc.onnx.neurons import KIND_KEY
-from svitc.pass_base import Pipeline
 from svitc.passes.fold_batch_norm import FoldBatchNorm
 from svitc.passes.hoist_repeat import HoistRepeat
 from svitc.passes.merge_views import MergeViews

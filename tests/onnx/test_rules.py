@@ -12,8 +12,8 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc import ops
 from svitc.errors import InternalError, UnsupportedError
+from svitc.ir import ops
 from svitc.onnx import lower, to_bytes, weight_bytes
 
 IMAGE = (6, 8, 10)  # channels, height, width

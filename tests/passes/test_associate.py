@@ -9,11 +9,11 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc import ops
 from svitc.grid import grids
+from svitc.ir import ops
+from svitc.ir.program import Program
+from svitc.ir.quantized_modules import EXACT
 from svitc.passes import AssociateProducts
-from svitc.program import Program
-from svitc.quantized import EXACT
 from test_grid import frames, lif, steps, view, written
 
 

@@ -13,11 +13,13 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
 from families import FAMILIES, warm
-from svitc import driver, ops
+from svitc import driver
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pipeline
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program
 from svitc.passes import FoldLeak, inference
-from svitc.program import InputSpec, Program
 from svitc.verification import Recorder
 from test_grid import frames, lif, steps, tokens, view, written
 

@@ -7,10 +7,12 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
-from svitc import ops
 from svitc.errors import InternalError
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pass, PassResult, Pipeline
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pass, PassResult, Pipeline
+from svitc.ir.program import Program, Stage
 from svitc.passes import (
     FoldBatchNorm,
     FuseSiblings,
@@ -20,7 +22,6 @@ from svitc.passes import (
     SplitFusedProjection,
     lowering,
 )
-from svitc.program import InputSpec, Program, Stage
 
 IMAGE = InputSpec((3, 8, 6))
 

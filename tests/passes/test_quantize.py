@@ -13,18 +13,20 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from families import IMAGE, spikformer, warm
-from svitc import driver, ops
+from svitc import driver
 from svitc import onnx as backend
 from svitc.errors import UnsupportedError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
 from svitc.grid import Grid, grids
-from svitc.pass_base import Pipeline
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
 from svitc.passes.quantize import LEAST, LEVELS, MANTISSA, RANGE, STEP, quantize_weights
-from svitc.program import InputSpec, Program, Stage
 from svitc.quantization import inexact, quantize
-from svitc.quantized import EXACT, FixedPoint
 from svitc.verification import Recorder, random_inputs
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, tokens, view, written

@@ -11,12 +11,12 @@ from torch import nn
 
 from measured import family, images_of, prunable
 from svitc import calibration as calibrating
-from svitc import ops
 from svitc.calibration import Calibration
 from svitc.frontends.capture import capture
+from svitc.ir import ops
+from svitc.ir.graph import InputSpec
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, refit_readers
 from svitc.plan import Plan
-from svitc.program import InputSpec
 
 READERS = {
     "linear": lambda: nn.Linear(16, 6),

@@ -16,14 +16,16 @@ from torch import fx, nn
 import official_style as style
 from families import FAMILIES, NEURONS, spikformer, warm
 from official_small import SMALL
-from svitc import driver, ops
-from svitc.axes import Kind
+from svitc import driver
 from svitc.frontends.capture import capture
+from svitc.ir import ops
+from svitc.ir.axes import Kind
+from svitc.ir.graph import InputSpec
+from svitc.ir.program import Program
 from svitc.passes.bounds import all_bounds
 from svitc.passes.bounds_neurons import Bound, charge, fire
 from svitc.passes.remove_silent import remove_silent
 from svitc.plan import Plan
-from svitc.program import InputSpec, Program
 from svitc.verification import Recorder
 
 STYLES = {"integer": style.IntegerStyle, "scaled": style.ScaledStyle, "meta": style.MetaStyle}

@@ -11,9 +11,10 @@ import svitc
 from families import warm
 from svitc import driver
 from svitc.frontends.capture import capture
-from svitc.pass_base import Pass, Pipeline
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pass, Pipeline
+from svitc.ir.program import Program
 from svitc.passes import FoldBatchNorm, FoldBatchNormAhead, MergeConvolutions, MergePadding, inference, reparameterise
-from svitc.program import InputSpec, Program
 
 IMAGE = InputSpec((3, 8, 6))
 X = torch.randn(3, 3, 8, 6, generator=torch.Generator().manual_seed(1))

@@ -11,14 +11,14 @@ from torch import nn
 
 from families import FAMILIES
 from measured import family, images_of
-from svitc import ops
 from svitc.bits import nearest, round_weights, scales
 from svitc.calibration import Calibration
 from svitc.errors import InternalError
-from svitc.pass_base import Pipeline
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
 from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
 from svitc.plan import Plan
-from svitc.program import Program, Stage
 from svitc.quantization import narrowable, quantize, summary
 from test_grid import frames, lif, steps, tokens, written
 

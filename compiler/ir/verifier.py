@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from svitc import axes, ops
 from svitc.errors import InternalError
-from svitc.infer import attribute_of
-from svitc.program import Program, Stage
+from svitc.ir import axes, ops
+from svitc.ir.graph import attribute_of
+from svitc.ir.program import Program, Stage
 
 
 def check(program: Program, after: str) -> None:

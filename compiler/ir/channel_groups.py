@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 from torch import fx
 
-from svitc import ops
-from svitc.axes import Axis, Dim, Kind
-from svitc.program import Program
+from svitc.ir import ops
+from svitc.ir.axes import Axis, Dim, Kind
+from svitc.ir.graph import module_of, parameters_of, type_of
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,16 @@ def _fits(name: str, glob: str) -> bool:
     return fnmatchcase(name, glob) or fnmatchcase(name, glob + ".*")
 
 
-def channel_groups(program: Program) -> list[ChannelGroup]:
-    """The groups of a typed program, in the order in which the graph makes them. Linear in the graph."""
+def channel_groups(module: fx.GraphModule) -> list[ChannelGroup]:
+    """Return the groups of a typed graph, in the order in which the graph makes them. Linear in the graph."""
     contexts: dict[int, set[int]] = defaultdict(set)  # leaf -> head axes seen around it in one parameter
     seen: dict[int, Axis] = {}
     alone: set[int] = set()  # leaves that occur in a value without their heads
     around: dict[int, set[int]] = {}
     carriers: dict[int, list[tuple[fx.Node, str, int]]] = defaultdict(list)
 
-    for node in program.graph.nodes:
-        for name, dims in program.parameters_of(node).items():
+    for node in module.graph.nodes:
+        for name, dims in parameters_of(node).items():
             for i, dim in enumerate(dims):
                 channels = [axis for axis in dim if axis.kind == Kind.CHANNEL]
                 for axis in channels:
@@ -125,8 +125,8 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
                 for outer in channels[:-2]:
                     outer.freeze("an axis outside the heads")
     heads = {outer for inner in contexts.values() for outer in inner if outer}
-    for node in program.graph.nodes:
-        present = {id(axis) for dim in program.type_of(node) for axis in dim}
+    for node in module.graph.nodes:
+        present = {id(axis) for dim in type_of(node) for axis in dim}
         for key in present:
             around[key] = around.get(key, present) & present
 
@@ -148,7 +148,7 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
         elif axis.intact is not None:
             group.frozen = group.frozen or axis.intact
         for node, name, i in carriers[key]:
-            group.members.append(Member(str(node.target), name, i, _produces(program, node, i)))
+            group.members.append(Member(str(node.target), name, i, _produces(module, node, i)))
         if group.producers:
             group.name = group.producers[0]
         elif group.frozen is None:
@@ -160,12 +160,12 @@ def channel_groups(program: Program) -> list[ChannelGroup]:
     return groups
 
 
-def _produces(program: Program, node: fx.Node, dim: int) -> bool:
+def _produces(module: fx.GraphModule, node: fx.Node, dim: int) -> bool:
     if node.op == "get_attr":
         return True
-    module = program.module_of(node)
+    layer = module_of(module, node)
     # a depthwise convolution only passes its channels through
-    return ops.is_projection(module) and dim == 0 and len(program.parameters_of(node)["weight"][1]) > 0
+    return ops.is_projection(layer) and dim == 0 and len(parameters_of(node)["weight"][1]) > 0
 
 
 def head_axes(groups: list[ChannelGroup]) -> dict[int, list[ChannelGroup]]:

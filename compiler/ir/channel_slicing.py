@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from svitc import axes, ops
-from svitc.axes import Dim
-from svitc.program import Program
+from svitc.ir import axes, ops
+from svitc.ir.axes import Dim
+from svitc.ir.program import Program
 
 Chosen = Callable[[Dim], np.ndarray | None]
 

@@ -3,59 +3,30 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from svitc import axes, ops
-
-if TYPE_CHECKING:
-    from svitc.coupling import ChannelGroup
-
-BATCH_PROBE = 3  # stands for the dynamic batch in types; never written to a file
+from svitc.ir import axes, ops
+from svitc.ir.channel_groups import ChannelGroup, channel_groups
+from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
+from svitc.ir.printer import dump
+from svitc.ir.type_inference import infer
 
 
 class Stage(IntEnum):
-    """How far a program has come; each stage's graph is checked against its specification (check.py)."""
+    """How far a program has come; each stage's graph is checked against its specification (verifier.py)."""
 
     CAPTURED = 0  # canonical operations, batch norms apart, trains
     PRUNED = 1  # the same, at the widths of a plan
     INFERENCE = 2  # batch norms folded, time-invariant work hoisted; no longer trains
     QUANTIZED = 3  # int8 weights, leaks and thresholds folded into them
     EXPORTABLE = 4  # layers joined where one operation does for several; widths are final
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """The model's one input, without its batch axis.
-
-    Attributes:
-        shape: ``(C, H, W)`` for images, ``(T, C, H, W)`` for event frames.
-    """
-
-    shape: tuple[int, ...]
-
-    @property
-    def events(self) -> bool:
-        return len(self.shape) == 4
-
-    def batched(self, batch: int) -> tuple[int, ...]:
-        """``(N, C, H, W)`` or ``(T, N, C, H, W)``."""
-        return (self.shape[0], batch, *self.shape[1:]) if self.events else (batch, *self.shape)
-
-    def at_once(self, images: int, size: int = 64) -> int:
-        """A batch whose values stay in memory: ``images`` of ``size`` squared pixels, fewer of larger ones."""
-        return max(1, min(images, images * size**2 // math.prod(self.shape[-2:])))
-
-    @property
-    def batch_dim(self) -> int:
-        return 1 if self.events else 0
 
 
 @dataclass
@@ -83,11 +54,11 @@ class Program:
 
     def module_of(self, node: fx.Node) -> nn.Module | None:
         """The module that a ``call_module`` node calls, None for any other node."""
-        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module_of(self.module, node)
 
     def type_of(self, node: fx.Node) -> axes.Dims:
         """The dimensions of a node's value, each a product of axes, resolved now."""
-        return tuple(axes.resolve(dim) for dim in node.meta["dims"])
+        return type_of(node)
 
     def shape_of(self, node: fx.Node) -> tuple[int, ...]:
         """The value's shape, with ``BATCH_PROBE`` for the batch."""
@@ -95,7 +66,7 @@ class Program:
 
     def parameters_of(self, node: fx.Node) -> dict[str, axes.Dims]:
         """Name of each parameter and per-channel buffer of a node's module -> its dimensions."""
-        return {name: tuple(axes.resolve(dim) for dim in dims) for name, dims in node.meta.get("params", {}).items()}
+        return parameters_of(node)
 
     def called_once(self, node: fx.Node) -> bool:
         """Whether no other node calls a node's layer, so that its weights may be changed for this one.
@@ -112,18 +83,14 @@ class Program:
 
     def retype(self) -> None:
         """Infer every axis type anew from the graph and the real parameter shapes."""
-        from svitc.infer import infer  # infer knows Program; the cycle is only in names
-
         self._groups = self._calls = None
-        infer(self)
+        infer(self.module, self.input)
 
     @property
     def groups(self) -> list[ChannelGroup]:
         """The channel groups, in the order of the graph."""
-        from svitc.coupling import channel_groups
-
         if self._groups is None:
-            self._groups = channel_groups(self)
+            self._groups = channel_groups(self.module)
         return self._groups
 
     def copy(self) -> Program:
@@ -152,6 +119,5 @@ class Program:
         return y
 
     def __str__(self) -> str:
-        from svitc.dump import dump
-
-        return dump(self)
+        title = f"program {self.info.get('arch', '')} at stage {self.stage.name.lower()}"
+        return dump(self.module, self.groups, title)

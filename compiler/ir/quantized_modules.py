@@ -101,3 +101,9 @@ class FixedPoint(nn.Module):
 
 
 QUANTIZED = {nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
+
+
+BITS = (8, 4, 2)
+
+
+LEVELS = {8: 127, 4: 7, 2: 3}  # the largest whole number

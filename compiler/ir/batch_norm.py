@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from svitc import ops
 from svitc.errors import InternalError
+from svitc.ir import ops
 
 
 def scale_and_shift(norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
-from svitc import axes
-from svitc.program import Program
+from svitc.ir import axes
+from svitc.ir.channel_groups import ChannelGroup
+from svitc.ir.graph import module_of, type_of
 
 
-def dump(program: Program) -> str:
-    """The whole program; channel axes are named by their group."""
-    groups = program.groups
+def dump(module: fx.GraphModule, groups: Sequence[ChannelGroup], title: str) -> str:
+    """Return a typed graph as text, one line a node; channel axes are named by their group."""
     short = {id(group.axis): f"C{i}" for i, group in enumerate(groups)}
     for group in groups:
         if group.head_axis is not None:
             short.setdefault(id(group.head_axis), "h")
-    lines = [f"program {program.info.get('arch', '')} at stage {program.stage.name.lower()}"]
-    lines += [f"  {_node(program, node, short)}" for node in program.graph.nodes]
+    lines = [title]
+    lines += [f"  {_node(module, node, short)}" for node in module.graph.nodes]
     lines.append(f"{len(groups)} channel groups")
     for i, group in enumerate(groups):
         size = f"{group.heads} heads x {group.axis.size}" if group.head_axis is not None else str(group.size)
@@ -27,17 +29,16 @@ def dump(program: Program) -> str:
     return "\n".join(lines)
 
 
-def _node(program: Program, node: fx.Node, short: dict[int, str]) -> str:
+def _node(module: fx.GraphModule, node: fx.Node, short: dict[int, str]) -> str:
     args = ", ".join(f"%{a.name}" if isinstance(a, fx.Node) else repr(a) for a in node.args)
     extra = "".join(f", {k}={v}" for k, v in node.kwargs.items())
     if node.op == "call_module":
-        module = program.module_of(node)
-        call = f"{type(module).__name__}[{node.target}]"
+        call = f"{type(module_of(module, node)).__name__}[{node.target}]"
     elif node.op == "call_function":
         call = getattr(node.target, "__name__", str(node.target))
     else:
         call = f"{node.op} {node.target}"
     source = node.meta.get("source")
-    return f"%{node.name}: {axes.show(program.type_of(node), short)} = {call}({args}{extra})" + (
+    return f"%{node.name}: {axes.show(type_of(node), short)} = {call}({args}{extra})" + (
         f"  # {source.rsplit('/', 1)[-1]}" if source else ""
     )

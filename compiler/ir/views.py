@@ -9,11 +9,11 @@ from typing import Any
 import einops
 from torch import fx
 
-from svitc import axes
-from svitc.axes import Axis, Dim, Dims, Kind
 from svitc.errors import InternalError
-from svitc.infer import bind_letters, parse_pattern
-from svitc.program import Program
+from svitc.ir import axes
+from svitc.ir.axes import Axis, Dim, Dims, Kind
+from svitc.ir.einops_pattern import bind_letters, parse_pattern
+from svitc.ir.program import Program
 
 Emit = Callable[..., fx.Node]
 

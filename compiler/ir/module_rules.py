@@ -1,24 +1,22 @@
-"""Axis-type inference: the transfer rules of layers, by the class of their module."""
+"""Type inference: the transfer rules of layers, by the class of their module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
-from svitc import axes, ops
-from svitc.axes import Axis, AxisConflict, Dim, Dims, Kind
+from svitc.ir import axes, ops
+from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
+from svitc.ir.graph import input_type
 
-if TYPE_CHECKING:
-    from svitc.infer import Inference
-
-Rule = Callable[["Inference", fx.Node, Any], Dims]
+Rule = Callable[[fx.Node, Any], Dims]
 ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbours"
 WINDOW = "a window slides over it, so that neighbours count"
 
 
-def window(inf: Inference, node: fx.Node, module: Any, dim: Dim, i: int, letter: str) -> Dim:
+def window(node: fx.Node, module: Any, dim: Dim, i: int, letter: str) -> Dim:
     """A pixel axis after a sliding window; the same axis where its size does not change."""
 
     def pick(value: Any) -> int:
@@ -48,8 +46,8 @@ def window(inf: Inference, node: fx.Node, module: Any, dim: Dim, i: int, letter:
     return (Axis(f"{node.name}/{letter}", out, kind, letter, frozen),)
 
 
-def convolution(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
+def convolution(node: fx.Node, module: Any) -> Dims:
+    x = input_type(node.args[0])
     spatial = module.weight.ndim - 2
     if len(x) != spatial + 2:
         raise AxisConflict(f"expects {spatial + 2} dimensions, got {len(x)}")
@@ -70,12 +68,12 @@ def convolution(inf: Inference, node: fx.Node, module: Any) -> Dims:
     sizes = module.weight.shape[2:]
     kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(sizes))
     node.meta["params"] = {"weight": (out, per_group, *kernel)} | _each_channel(module, out)
-    pixels = tuple(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
+    pixels = tuple(window(node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
     return (x[0], out, *pixels)
 
 
-def linear(inf: Inference, node: fx.Node, module: nn.Linear) -> Dims:
-    x = inf.dims(node.args[0])
+def linear(node: fx.Node, module: nn.Linear) -> Dims:
+    x = input_type(node.args[0])
     if axes.size(x[-1]) != module.in_features:
         raise AxisConflict(f"expects {module.in_features} features, got {axes.size(x[-1])}")
     out = (Axis(str(node.target), module.out_features, Kind.CHANNEL, "c"),)
@@ -88,8 +86,8 @@ def _each_channel(module: nn.Module, out: Dim) -> dict[str, Dims]:
     return {name: (out,) for name in ("bias", "scale") if getattr(module, name, None) is not None}
 
 
-def batch_norm(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
+def batch_norm(node: fx.Node, module: Any) -> Dims:
+    x = input_type(node.args[0])
     if len(x) < 2 or axes.size(x[1]) != module.num_features:
         raise AxisConflict(f"expects {module.num_features} channels in dimension 1 of {axes.show(x)}")
     names = ("weight", "bias", "running_mean", "running_var")
@@ -97,15 +95,15 @@ def batch_norm(inf: Inference, node: fx.Node, module: Any) -> Dims:
     return x
 
 
-def pool(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
+def pool(node: fx.Node, module: Any) -> Dims:
+    x = input_type(node.args[0])
     if len(x) != 4:
         raise AxisConflict(f"expects 4 dimensions, got {len(x)}")
-    return (*x[:2], *(window(inf, node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:])))
+    return (*x[:2], *(window(node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:])))
 
 
-def zero_pad(inf: Inference, node: fx.Node, module: nn.ZeroPad2d) -> Dims:
-    x = inf.dims(node.args[0])
+def zero_pad(node: fx.Node, module: nn.ZeroPad2d) -> Dims:
+    x = input_type(node.args[0])
     left, right, top, bottom = module.padding
     if len(x) < 3 or min(module.padding) < 0:
         raise AxisConflict(f"padding of {axes.show(x)} by {module.padding} is not supported")
@@ -118,12 +116,12 @@ def zero_pad(inf: Inference, node: fx.Node, module: nn.ZeroPad2d) -> Dims:
     return (*x[:-2], *out)
 
 
-def stateless_neuron(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    return inf.dims(node.args[0])
+def stateless_neuron(node: fx.Node, module: Any) -> Dims:
+    return input_type(node.args[0])
 
 
-def spiking_neuron(inf: Inference, node: fx.Node, module: Any) -> Dims:
-    x = inf.dims(node.args[0])
+def spiking_neuron(node: fx.Node, module: Any) -> Dims:
+    x = input_type(node.args[0])
     if not x or len(x[0]) != 1 or x[0][0].kind != Kind.TIME:
         raise AxisConflict(
             "the neuron's first dimension is not time alone"

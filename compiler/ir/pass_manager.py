@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import fx
 
-from svitc.check import check
 from svitc.errors import InternalError
-from svitc.infer import describe
-from svitc.program import Program, Stage
+from svitc.ir.graph import describe
+from svitc.ir.program import Program, Stage
+from svitc.ir.verifier import check
 
 log = logging.getLogger("svitc")
 

@@ -27,7 +27,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc.quantized import QUANTIZED, FixedPoint
+from svitc.ir.quantized_modules import QUANTIZED, FixedPoint
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

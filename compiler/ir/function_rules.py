@@ -1,0 +1,145 @@
+"""Type inference: the transfer rules of functions, by the function that a node calls."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import einops
+import torch
+from torch import fx
+
+from svitc.ir import axes, ops
+from svitc.ir.axes import Axis, AxisConflict, Dims, Kind
+from svitc.ir.einops_pattern import bind_letters, parse_pattern
+from svitc.ir.graph import input_type
+from svitc.ir.module_rules import ACROSS_BATCH, Rule
+
+
+def rearrange(node: fx.Node, _: None) -> Dims:
+    """Views split and merge products; they never create or unify anything."""
+    bound = bind_letters(input_type(node.args[0]), str(node.args[1]), node.kwargs)
+    return tuple(tuple(a for name in dim for a in bound[name]) for dim in parse_pattern(str(node.args[1]))[1])
+
+
+def repeat(node: fx.Node, _: None) -> Dims:
+    pattern = str(node.args[1])
+    x = input_type(node.args[0])
+    bound = bind_letters(x, pattern, {k: v for k, v in node.kwargs.items() if k in pattern.split("->")[0]})
+    out = []
+    for position, letters in enumerate(parse_pattern(pattern)[1]):
+        dim: list[Axis] = []
+        for name in letters:
+            if name not in bound:
+                kind = Kind.TIME if position == 0 and len(letters) == 1 else Kind.PIXEL
+                bound[name] = (Axis(f"{node.name}/{name}", int(node.kwargs[name]), kind, name),)  # type: ignore[arg-type]
+            dim += bound[name]
+        out.append(tuple(dim))
+    return tuple(out)
+
+
+def elementwise(node: fx.Node, _: None) -> Dims:
+    left, right = node.args
+    if not isinstance(right, fx.Node) or not isinstance(left, fx.Node):
+        scaled = left if isinstance(left, fx.Node) else right
+        if node.target not in (operator.mul, operator.truediv) or (
+            node.target is operator.truediv and left is not scaled
+        ):
+            raise AxisConflict("a number added to a tensor would give a removed channel a value")
+        return input_type(scaled)
+    if node.target is operator.truediv:
+        raise AxisConflict("a tensor divided by a tensor is not supported")
+    a, b = input_type(left), input_type(right)
+    adopt_kinds(left, b)
+    adopt_kinds(right, a)
+    a, b = input_type(left), input_type(right)
+    rank = max(len(a), len(b))
+    a, b = ((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b
+    out = []
+    for i, (p, q) in enumerate(zip(a, b, strict=True)):
+        if axes.size(p) == 1 or axes.size(q) == 1:
+            out.append(p if axes.size(q) == 1 and p else q if axes.size(p) == 1 and q else p)
+            lone = p if axes.size(q) == 1 else q
+            if node.target is not operator.mul:
+                for axis in lone:
+                    if axis.kind == Kind.CHANNEL:
+                        axis.freeze("an addition broadcasts over it")
+            continue
+        try:
+            out.append(axes.unify(p, q))
+        except AxisConflict as conflict:
+            raise AxisConflict(
+                f"dimension {i} of {axes.show(a)} does not fit that of {axes.show(b)}: {conflict}"
+            ) from conflict
+    return tuple(out)
+
+
+def adopt_kinds(node: fx.Node, other: Dims) -> None:
+    """A bare parameter does not say what its dimensions are: it takes the kinds of what it meets."""
+    if node.op != "get_attr":
+        return
+    own = node.meta["dims"]
+    for dim, model in zip(reversed(own), reversed(other), strict=False):
+        leaves, theirs = axes.resolve(dim), axes.resolve(model)
+        if leaves and theirs and len({axis.kind for axis in theirs}) == 1:
+            for axis in leaves:
+                axis.kind = theirs[0].kind
+
+
+def matmul(node: fx.Node, _: None) -> Dims:
+    a, b = input_type(node.args[0]), input_type(node.args[1])
+    if len(a) != len(b) or len(a) < 2:
+        raise AxisConflict(f"a product of {axes.show(a)} and {axes.show(b)} is not supported")
+    if any(axis.kind == Kind.BATCH for axis in a[-1]):
+        raise AxisConflict(f"it runs {ACROSS_BATCH}")
+    lead = tuple(axes.unify(p, q) for p, q in zip(a[:-2], b[:-2], strict=True))
+    axes.unify(a[-1], b[-2])
+    return (*lead, a[-2], b[-1])
+
+
+def reduction(node: fx.Node, _: None) -> Dims:
+    x = input_type(node.args[0])
+    dim, keep = node.kwargs["dim"], node.kwargs["keepdim"]
+    gone = set(dim)  # type: ignore[arg-type]
+    if any(axis.kind == Kind.BATCH for i in gone for axis in x[i]):
+        raise AxisConflict(f"it runs {ACROSS_BATCH}")
+    if node.target is torch.mean:
+        for i in gone:
+            for axis in x[i]:
+                if axis.kind == Kind.CHANNEL:
+                    axis.freeze("a mean is taken over it, whose divisor would change")
+    return tuple(() if i in gone else d for i, d in enumerate(x) if keep or i not in gone)
+
+
+def block(node: fx.Node, _: None) -> Dims:
+    source, dim, count = node.args[0], node.args[1], node.args[3]
+    x = input_type(source)
+    assert isinstance(dim, int) and isinstance(count, int)
+    if axes.size(x[dim]) % count:
+        raise AxisConflict(f"{axes.size(x[dim])} elements do not make {count} equal blocks")
+    stream = list(reversed(x[dim]))
+    blocks = axes.take(stream, count, ("s", "c"))
+    for axis in axes.resolve(blocks):
+        axis.freeze("blocks of a fused projection")
+    return (*x[:dim], tuple(reversed(stream)), *x[dim + 1 :])
+
+
+def part(node: fx.Node, _: None) -> Dims:
+    x = input_type(node.args[0])
+    dim, start, stop = node.args[1], node.args[2], node.args[3]
+    assert isinstance(dim, int) and isinstance(start, int) and isinstance(stop, int)
+    for axis in x[dim]:
+        axis.freeze("parts of fused layers")
+    taken = Axis(node.name, stop - start, Kind.CHANNEL, "c", frozen="a part of fused layers")
+    return (*x[:dim], (taken,), *x[dim + 1 :])
+
+
+FUNCTION_RULES: dict[Any, Rule] = {
+    einops.rearrange: rearrange,
+    einops.repeat: repeat,
+    **dict.fromkeys(ops.ELEMENTWISE, elementwise),
+    torch.matmul: matmul,
+    **dict.fromkeys(ops.REDUCTIONS, reduction),
+    ops.take_block: block,
+    ops.take_range: part,
+}
