@@ -22,7 +22,7 @@ from svitc import onnx as backend
 from svitc.exporting import export
 from svitc.frontends.capture import capture
 from svitc.passes import Prune, RoundWeights
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.quantization import narrowable, quantize
 from svitc.verification import random_inputs
 from svitc.verification_exact import verify_exact

@@ -18,11 +18,12 @@ from common import FULL_SIZE, build, peak_memory, publish
 def ours(name: str, out: Path) -> dict[str, float]:
     import svitc
     from svitc import driver, onnx
-    from svitc.budget import byte_cost, parse_budget
     from svitc.frontends.capture import capture
     from svitc.ir.pass_manager import Pipeline
     from svitc.passes import Prune, inference
     from svitc.passes.policies import Uniform
+    from svitc.planning.budget import parse_budget
+    from svitc.planning.cost import byte_cost
 
     model, shape = build(name)
     start = time.perf_counter()

@@ -66,7 +66,7 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from svitc import Compiler, Options, load
     from svitc.frontends.data import load_data
     from svitc.passes.policies import make
-    from svitc.plan import Plan
+    from svitc.planning.plan import Plan
 
     torch.set_num_threads(args.threads)
     program = load(args.model)

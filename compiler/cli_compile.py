@@ -181,7 +181,7 @@ def compile(
         raise UsageError(f"--refit {refit} looks at images", hint="Give them with --data.")
     if finetune and train_data is None:
         raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
-    from svitc.budget import parse_budget
+    from svitc.planning.budget import parse_budget
 
     budgets = [parse_budget(text) for text in budget.split(",")] if budget is not None else [None]
     if len(budgets) > 1 and plan is not None:
@@ -194,7 +194,7 @@ def compile(
     from svitc import driver
     from svitc.compilation import Compiler, Options
     from svitc.passes.policies import make
-    from svitc.plan import Plan
+    from svitc.planning.plan import Plan
     from svitc.support.distributed import world
 
     name = policy or ("auto" if data is not None or train_data is not None else "uniform")

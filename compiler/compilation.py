@@ -13,7 +13,6 @@ from typing import Any
 
 from svitc import onnx as backend
 from svitc import passes as passes_
-from svitc.budget import Budget, Cost, byte_cost, parameter_cost, parse_budget
 from svitc.compilation_options import How, Options
 from svitc.energy import Energy
 from svitc.errors import InputError, InternalError, UsageError
@@ -24,7 +23,9 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.latency_budget import paired_timer, within_latency
 from svitc.passes.policies import Problem, make
-from svitc.plan import Plan
+from svitc.planning.budget import Budget, parse_budget
+from svitc.planning.cost import Cost, byte_cost, parameter_cost
+from svitc.planning.plan import Plan
 from svitc.quantization import quantize, summary
 from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
 from svitc.serialize import to_bytes as program_bytes

@@ -10,13 +10,13 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc import passes as passes_
-from svitc.budget import byte_cost
 from svitc.compilation import Compiled, compile
 from svitc.errors import InputError, UnsupportedError
 from svitc.exporting import export
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
+from svitc.planning.cost import byte_cost
 from svitc.serialize import load_program
 from svitc.source import program_source
 from svitc.stats import layers, macs

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from svitc import onnx as backend
-from svitc.budget import Budget
 from svitc.errors import BudgetError, UsageError
 from svitc.ir.program import Program
 from svitc.latency import milliseconds, one_image
-from svitc.plan import Plan
+from svitc.planning.budget import Budget
+from svitc.planning.plan import Plan
 from svitc.support.distributed import current
 from svitc.support.hardware import processors
 from svitc.support.timing import Clock

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from svitc import onnx as backend
-from svitc.budget import Budget
 from svitc.energy import Energy, energy, saving
 from svitc.frontends.data import Dataset, split
 from svitc.ir.program import Program
-from svitc.plan import Plan
+from svitc.planning.budget import Budget
+from svitc.planning.plan import Plan
 from svitc.stats import macs
 from svitc.support.confidence import paired, wilson
 from svitc.support.timing import Clock

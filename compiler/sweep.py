@@ -25,7 +25,7 @@ from svitc.evaluate import Evaluator, Point
 from svitc.frontends.data import Dataset, split
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.quantization import quantize
 from svitc.support.distributed import World, current
 from svitc.support.timing import Clock, Progress

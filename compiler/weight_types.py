@@ -11,7 +11,7 @@ from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS
 from svitc.onnx import target_of
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.quantization import narrowable, quantize
 
 TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}

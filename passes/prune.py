@@ -11,7 +11,7 @@ from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import attribute_of
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 class Prune(Pass):

@@ -12,7 +12,7 @@ from svitc.ir.channel_slicing import selection
 from svitc.ir.graph import attribute_of
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 TINY = 1e-4  # a channel's variance hardly changes by more than its inverse
 

@@ -12,7 +12,7 @@ from svitc.ir.channel_slicing import selection
 from svitc.ir.graph import attribute_of
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 RIDGE = 1e-3  # of the mean variance: what holds weights that the calibration images say nothing about
 

@@ -19,7 +19,7 @@ from svitc.passes.bounds_neurons import Bound
 from svitc.passes.prune import Prune
 from svitc.passes.readers import Projection
 from svitc.passes.silence import Silence
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 log = logging.getLogger("svitc")
 

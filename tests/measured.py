@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 import svitc
 from families import FAMILIES, warm
 from svitc import driver
-from svitc.budget import parameter_cost
 from svitc.evaluate import Point
 from svitc.frontends.capture import capture
 from svitc.passes.policies import Problem
-from svitc.plan import Plan
+from svitc.planning.cost import parameter_cost
+from svitc.planning.plan import Plan
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 IMAGES = 10_000  # that the fake sweep says it has seen

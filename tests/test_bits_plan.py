@@ -19,7 +19,7 @@ from svitc.frontends.data import load_data
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.passes.policies import make
-from svitc.plan import FORMAT, Plan
+from svitc.planning.plan import FORMAT, Plan
 from svitc.quantization import narrowable, quantize
 from svitc.verification import random_inputs
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from svitc.budget import Cost, parse_budget
 from svitc.errors import UsageError
 from svitc.ir.axes import Axis, Kind
+from svitc.planning.budget import parse_budget
+from svitc.planning.cost import Cost
 
 
 @pytest.mark.parametrize(

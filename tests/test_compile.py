@@ -16,12 +16,12 @@ import svitc
 from families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from svitc import driver
 from svitc import onnx as backend
-from svitc.budget import parse_budget
 from svitc.errors import BudgetError, InputError, UsageError
 from svitc.frontends.capture import capture
 from svitc.passes import Prune
 from svitc.passes.policies import Uniform
-from svitc.plan import Plan
+from svitc.planning.budget import parse_budget
+from svitc.planning.plan import Plan
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 

@@ -17,7 +17,7 @@ from svitc.ir.channel_groups import head_axes
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import canonical
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 def program_of(model: nn.Module, shape=(3, 32, 32)):

@@ -15,7 +15,7 @@ from svitc.evaluate import Evaluator, Packed
 from svitc.exporting import export
 from svitc.onnx import tail
 from svitc.passes import Prune
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.quantization import quantize
 
 

@@ -20,7 +20,7 @@ from svitc.frontends.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 SHAPE = (3, 16, 16)
 CLASSES = 4

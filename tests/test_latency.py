@@ -14,7 +14,6 @@ import svitc
 from shell import run
 from svitc import compilation, console_latency, latency, latency_budget, latency_speeds
 from svitc import onnx as backend
-from svitc.budget import parse_budget
 from svitc.cli import main
 from svitc.compilation import Options
 from svitc.errors import BudgetError, UsageError
@@ -22,7 +21,8 @@ from svitc.exporting import export
 from svitc.latency_budget import PairedTimer, Timing, paired_timer, within_latency
 from svitc.latency_model import by_layer, operators, optimized, owner, seconds
 from svitc.latency_speeds import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
-from svitc.plan import Plan
+from svitc.planning.budget import parse_budget
+from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"

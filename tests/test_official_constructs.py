@@ -23,7 +23,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike, is_neuron
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.verification import Recorder
 from test_prune import kept, liven, random_plan
 

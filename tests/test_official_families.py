@@ -19,14 +19,14 @@ from families import warm
 from official_small import SMALL, run
 from svitc import driver
 from svitc import onnx as backend
-from svitc.budget import byte_cost, parameter_cost
 from svitc.frontends.capture import capture
 from svitc.frontends.official import QKFormer, dead_parameters
 from svitc.frontends.official.qkformer import VARIANTS
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, inference
-from svitc.plan import Plan
+from svitc.planning.cost import byte_cost, parameter_cost
+from svitc.planning.plan import Plan
 from svitc.verification import Recorder
 from test_official_constructs import currents, silence
 from test_prune import kept, random_plan

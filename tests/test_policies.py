@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 import svitc
 from families import FAMILIES
 from measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
-from svitc.budget import Cost
 from svitc.calibration import Calibration
 from svitc.compilation import Compiler, Options
 from svitc.errors import BudgetError, UsageError
@@ -25,6 +24,7 @@ from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, U
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.choices import Choice
 from svitc.passes.policies.curves import Curve, curves
+from svitc.planning.cost import Cost
 
 MEASURING = ("auto", "psvit", "primesvt", "uniform")
 

@@ -18,7 +18,7 @@ from svitc.frontends.capture import capture
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.verification import Recorder
 
 TOLERANCE = 1e-9

@@ -26,7 +26,7 @@ from svitc.exporting import export
 from svitc.frontends.capture import capture
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.quantization import inexact, quantize, summary
 from svitc.serialize import load_program
 from svitc.verification import Recorder, random_inputs

@@ -21,7 +21,7 @@ from svitc.cli import main
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Point
 from svitc.frontends.data import load_data
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
 from svitc.sweep import Store, Sweep, fingerprint, key_of, prepare
 

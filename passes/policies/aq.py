@@ -10,7 +10,7 @@ from svitc.passes.policies.gate import Gate
 from svitc.passes.policies.precision import LOWER
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.units import blocks, stages
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 @dataclass

@@ -8,7 +8,7 @@ from svitc.passes.policies.choices import Settings, Space
 from svitc.passes.policies.curves import LADDER, Curve, curves
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.within import require, smallest
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 GUARD = 1e-4  # nats; a difference of two divergences below it is noise
 

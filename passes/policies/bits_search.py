@@ -10,7 +10,7 @@ from svitc.errors import BudgetError, UsageError
 from svitc.passes.policies.choices import Settings
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.units import kinds
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 Bits = dict[str, int]  # layer -> bits, of all layers that may have fewer than 8
 

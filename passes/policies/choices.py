@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from svitc.budget import Cost
 from svitc.calibration import Calibration
 from svitc.errors import BudgetError, UsageError
 from svitc.ir.axes import Axis
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
 from svitc.passes.policies.criteria import CRITERIA, Context
-from svitc.plan import Plan
+from svitc.planning.cost import Cost
+from svitc.planning.plan import Plan
 
 
 class Widths:

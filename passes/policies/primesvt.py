@@ -9,7 +9,7 @@ from svitc.ir.graph import attribute_of
 from svitc.passes.policies.choices import BitChoice, Choice, Settings, Space
 from svitc.passes.policies.curves import RATES, TOLERANCE
 from svitc.passes.policies.problem import Problem
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 @dataclass

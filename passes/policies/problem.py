@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from svitc.budget import Cost
 from svitc.calibration import Calibration
 from svitc.errors import UsageError
 from svitc.ir.program import Program
-from svitc.plan import Plan
+from svitc.planning.cost import Cost
+from svitc.planning.plan import Plan
 
 
 class Measure(Protocol):

@@ -9,7 +9,7 @@ from svitc.passes.policies.curves import RATES, TOLERANCE, curves
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.uniform import uniform_index
 from svitc.passes.policies.within import last, require
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 @dataclass

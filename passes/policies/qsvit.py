@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from svitc.passes.policies.bits_search import Bits, BitSettings, BitSpace
 from svitc.passes.policies.precision import LOWER, Alone, precision
 from svitc.passes.policies.problem import Problem
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from svitc.passes.policies.choices import Settings, Space
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.within import require, smallest
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 
 @dataclass

@@ -16,7 +16,7 @@ from svitc.frontends.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, refit_readers
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 
 READERS = {
     "linear": lambda: nn.Linear(16, 6),

@@ -25,7 +25,7 @@ from svitc.ir.program import Program
 from svitc.passes.bounds import all_bounds
 from svitc.passes.bounds_neurons import Bound, charge, fire
 from svitc.passes.remove_silent import remove_silent
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.verification import Recorder
 
 STYLES = {"integer": style.IntegerStyle, "scaled": style.ScaledStyle, "meta": style.MetaStyle}

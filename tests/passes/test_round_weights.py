@@ -18,7 +18,7 @@ from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
-from svitc.plan import Plan
+from svitc.planning.plan import Plan
 from svitc.quantization import narrowable, quantize, summary
 from test_grid import frames, lif, steps, tokens, written
 
