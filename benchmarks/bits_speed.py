@@ -19,11 +19,11 @@ import svitc
 from common import FULL_SIZE, build, publish, warm
 from svitc import driver
 from svitc import onnx as backend
+from svitc.analysis.exactness import narrowable, quantize
 from svitc.exporting import export
 from svitc.frontends.capture import capture
 from svitc.passes import Prune, RoundWeights
 from svitc.planning.plan import Plan
-from svitc.quantization import narrowable, quantize
 from svitc.verification import random_inputs
 from svitc.verification_exact import verify_exact
 

@@ -54,10 +54,10 @@ def prepare(
     import svitc
     from common import warm
     from svitc import driver
+    from svitc.analysis.layer_stats import macs
     from svitc.frontends import load_model
     from svitc.frontends.capture import capture
     from svitc.passes.policies import Uniform
-    from svitc.stats import macs
 
     checkpoint = place.with_name(f"{place.name}.pt")
     if not checkpoint.is_file():

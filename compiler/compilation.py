@@ -13,6 +13,7 @@ from typing import Any
 
 from svitc import onnx as backend
 from svitc import passes as passes_
+from svitc.analysis.exactness import quantize, summary
 from svitc.compilation_options import How, Options
 from svitc.energy import Energy
 from svitc.errors import InputError, InternalError, UsageError
@@ -26,7 +27,6 @@ from svitc.passes.policies import Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.planning.plan import Plan
-from svitc.quantization import quantize, summary
 from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
 from svitc.serialize import to_bytes as program_bytes
 from svitc.source import program_source

@@ -10,6 +10,7 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc import passes as passes_
+from svitc.analysis.layer_stats import layers, macs
 from svitc.compilation import Compiled, compile
 from svitc.errors import InputError, UnsupportedError
 from svitc.exporting import export
@@ -19,7 +20,6 @@ from svitc.ir.verifier import check
 from svitc.planning.cost import byte_cost
 from svitc.serialize import load_program
 from svitc.source import program_source
-from svitc.stats import layers, macs
 from svitc.support.timing import Clock, Progress
 from svitc.verification import Data, Verdict, random_inputs, some_inputs, verify
 from svitc.verification_exact import verify_exact

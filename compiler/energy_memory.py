@@ -20,8 +20,8 @@ import einops
 import torch
 from torch import fx
 
+from svitc.analysis.integer_range import Grid
 from svitc.bits import stored_bits
-from svitc.grid import Grid
 from svitc.ir import ops
 from svitc.ir.graph import BATCH_PROBE
 from svitc.ir.program import Program

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from svitc.calibration import Calibration
+from svitc.analysis.calibration import Calibration
+from svitc.analysis.exactness import quantize
 from svitc.drift import Drift
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Evaluator, Point
@@ -26,7 +27,6 @@ from svitc.frontends.data import Dataset, split
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
 from svitc.planning.plan import Plan
-from svitc.quantization import quantize
 from svitc.support.distributed import World, current
 from svitc.support.timing import Clock, Progress
 

@@ -19,9 +19,9 @@ import torch
 from torch import fx
 
 from svitc import onnx as backend
+from svitc.analysis.float_error import bound, magnitudes, margins, sum_lengths
 from svitc.ir import ops
 from svitc.ir.program import Program
-from svitc.rounding import bound, magnitudes, margins, sum_lengths
 
 STIMULUS_SEED = 0
 PIXELS_AT_ONCE = 224 * 224  # a batch whose values, kept layer by layer for two runtimes, stay within a few gigabytes

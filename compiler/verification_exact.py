@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from svitc import onnx as backend
+from svitc.analysis.exactness import inexact
 from svitc.exporting import exportable_program
 from svitc.ir.program import Program
-from svitc.quantization import inexact
 from svitc.verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
 
 NEAR = 2.0**-12  # share of an inexact neuron's spikes that may differ

@@ -7,12 +7,12 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+from svitc.analysis.exactness import narrowable, quantize
 from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS
 from svitc.onnx import target_of
 from svitc.planning.plan import Plan
-from svitc.quantization import narrowable, quantize
 
 TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 JOINT = 0.26  # of the fp32 bytes: smaller budgets than int8 alone meets are for channels and bits together

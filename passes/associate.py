@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from svitc.grid import grids
+from svitc.analysis.integer_range import grids
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT

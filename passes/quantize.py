@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from svitc.analysis.integer_range import Grid, grids, runs_in_floats
 from svitc.bits import nearest, scales
 from svitc.errors import UnsupportedError
-from svitc.grid import Grid, grids
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
@@ -164,11 +164,6 @@ class Quantize(Pass):
         program.module.get_submodule(owner).add_module(name, made.eval())
 
 
-def runs_in_floats(layer: Any, grid: Grid | None) -> bool:
-    """Whether a layer is lowered to a float operation instead of an integer matrix product; ``grid`` of its input."""
-    return getattr(layer, "groups", 1) > 1 or grid is None or not grid.is_byte
-
-
 def quantize_weights(
     weight: torch.Tensor, bound: int, bits: int, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,4 +245,4 @@ def _like(layer: Any) -> Any:
     )
 
 
-__all__ = ["Quantize", "QuantizeInput", "fewer_bits", "quantize_weights", "rounded_for", "runs_in_floats"]
+__all__ = ["Quantize", "QuantizeInput", "fewer_bits", "quantize_weights", "rounded_for"]

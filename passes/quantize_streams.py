@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from svitc.grid import Grid, grids
+from svitc.analysis.integer_range import Grid, grids
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage

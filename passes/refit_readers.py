@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from svitc.calibration import Calibration
+from svitc.analysis.calibration import Calibration
 from svitc.ir import ops
 from svitc.ir.channel_slicing import selection
 from svitc.ir.graph import attribute_of

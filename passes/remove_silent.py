@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from svitc.analysis.channel_consumers import Projection
+from svitc.analysis.interval_layers import by_taps
+from svitc.analysis.interval_neurons import Bound
+from svitc.analysis.removable_channels import Silence
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.ir.program import Program, Stage
-from svitc.passes.bounds_layers import by_taps
-from svitc.passes.bounds_neurons import Bound
 from svitc.passes.prune import Prune
-from svitc.passes.readers import Projection
-from svitc.passes.silence import Silence
 from svitc.planning.plan import Plan
 
 log = logging.getLogger("svitc")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from svitc.analysis.calibration import Calibration, Moments
 from svitc.bits import round_weights
-from svitc.calibration import Calibration, Moments
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage

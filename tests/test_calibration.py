@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from families import FAMILIES
 from measured import family, images_of, prunable
-from svitc import calibration as calibrating
-from svitc import patches
-from svitc.calibration import Calibration
+from svitc.analysis import calibration as calibrating
+from svitc.analysis import im2col
+from svitc.analysis.calibration import Calibration
 from svitc.ir import ops
 from svitc.ir.axes import Kind
 
@@ -55,16 +55,16 @@ def test_rows_times_weights_are_the_output(layer, most):
     x = torch.randn(shape)
     with torch.no_grad():
         y = module(x)
-        s, out = patches.rows(module, x, y, most, torch.Generator().manual_seed(0))
+        s, out = im2col.rows(module, x, y, most, torch.Generator().manual_seed(0))
         bias = 0 if module.bias is None else module.bias
-        assert patches.solvable(module)
+        assert im2col.solvable(module)
         assert torch.allclose(s @ module.weight.flatten(1).T + bias, out, atol=1e-5)
     assert len(s) == y.numel() // 4 if most > 90 else len(s) <= 90
 
 
 def test_what_is_no_single_product_is_not_solvable():
-    assert not patches.solvable(nn.Conv2d(4, 4, 3, groups=2)) and not patches.solvable(nn.BatchNorm2d(4))
-    assert not patches.solvable(None)
+    assert not im2col.solvable(nn.Conv2d(4, 4, 3, groups=2)) and not im2col.solvable(nn.BatchNorm2d(4))
+    assert not im2col.solvable(None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -79,7 +79,7 @@ def test_moments(name):
         if not ops.is_projection(module):
             continue
         path = str(node.target)
-        if not patches.solvable(module):
+        if not im2col.solvable(module):
             assert path not in calibration.moments
             continue
         moments = calibration.moments[path]

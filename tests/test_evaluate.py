@@ -11,12 +11,12 @@ from families import FAMILIES
 from measured import family, halved, images_of, prunable
 from svitc import evaluate
 from svitc import onnx as backend
+from svitc.analysis.exactness import quantize
 from svitc.evaluate import Evaluator, Packed
 from svitc.exporting import export
 from svitc.onnx import tail
 from svitc.passes import Prune
 from svitc.planning.plan import Plan
-from svitc.quantization import quantize
 
 
 class Open(Evaluator):

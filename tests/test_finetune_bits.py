@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from svitc.analysis.exactness import quantize
 from svitc.bits import nearest, scales
 from svitc.errors import InputError
 from svitc.finetune import _Run, finetune
 from svitc.finetune_bits import Rounded
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import FoldLeak, QuantizeInput, RoundWeights, inference
-from svitc.quantization import quantize
 from test_finetune import OPTIONS, Blobs, halved, same, small, weights_of
 
 BITS = {

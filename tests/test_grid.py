@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
-from svitc.grid import Grid, _of_layer, grids
+from svitc.analysis.integer_range import Grid, _of_layer, grids
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program, Stage

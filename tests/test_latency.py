@@ -281,7 +281,7 @@ def test_every_operator_has_a_layer(digits, weights):
 
 def test_multiply_adds_are_the_program_s(digits):
     """Only multiply-adds cost anything: a second each."""
-    from svitc.stats import macs
+    from svitc.analysis.layer_stats import macs
 
     only = {name: 0.0 for name in SPEEDS} | {
         name: 1.0 for name in ("convolution", "product", "integer", "integer_pair")

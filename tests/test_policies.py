@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import svitc
 from families import FAMILIES
 from measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
-from svitc.calibration import Calibration
+from svitc.analysis.calibration import Calibration
 from svitc.compilation import Compiler, Options
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluate import Point

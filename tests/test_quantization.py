@@ -19,6 +19,7 @@ import svitc
 from families import FAMILIES, warm
 from svitc import driver
 from svitc import onnx as backend
+from svitc.analysis.exactness import inexact, quantize, summary
 from svitc.cli import main
 from svitc.compilation import Compiled
 from svitc.errors import InputError, UsageError
@@ -27,7 +28,6 @@ from svitc.frontends.capture import capture
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
 from svitc.planning.plan import Plan
-from svitc.quantization import inexact, quantize, summary
 from svitc.serialize import load_program
 from svitc.verification import Recorder, random_inputs
 from svitc.verification_exact import verify_exact

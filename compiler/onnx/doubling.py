@@ -7,11 +7,11 @@ from typing import Any
 from spikingjelly.activation_based import neuron
 from torch import fx, nn
 
-from svitc.grid import grids
+from svitc.analysis.input_current import Current, by_number, current_of
+from svitc.analysis.integer_range import grids
 from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.program import Program
-from svitc.passes.fold_leak import Current, by_number, current_of
 
 
 def gains(program: Program) -> dict[fx.Node, int]:

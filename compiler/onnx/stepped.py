@@ -15,9 +15,9 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
+from svitc.analysis.integer_range import Grid, grids
 from svitc.bits import stored_bits
 from svitc.errors import InternalError, UnsupportedError
-from svitc.grid import Grid, grids
 from svitc.ir import axes
 from svitc.ir.axes import Dims, Kind
 from svitc.ir.program import Program

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from svitc.grid import Grid
+from svitc.analysis.integer_range import Grid
 from svitc.ir.axes import Dims, Kind, size
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.stepped import I32, SteppedBuilder, Steps

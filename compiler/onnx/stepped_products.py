@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
+from svitc.analysis.integer_range import grids, runs_in_floats
 from svitc.bits import stored_bits
-from svitc.grid import grids
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind, size
 from svitc.ir.program import Program
@@ -20,7 +20,6 @@ from svitc.onnx.builder import FLOAT
 from svitc.onnx.doubling import factor
 from svitc.onnx.stepped import I32, SteppedBuilder, Steps, timeless
 from svitc.onnx.stepped_patches import kernel_of, patches
-from svitc.passes.quantize import runs_in_floats
 
 
 def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
+from svitc.analysis.integer_range import runs_in_floats
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dims, Kind, size
@@ -23,7 +24,6 @@ from svitc.onnx.rules import norm_weights, pair_of, runs, window
 from svitc.onnx.stepped import BOOL, I32, SteppedBuilder, Steps, timeless
 from svitc.onnx.stepped_neurons import SteppedKind
 from svitc.onnx.stepped_products import dense, in_floats, matrix_product
-from svitc.passes.quantize import runs_in_floats
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from svitc.calibration import Calibration
+from svitc.analysis.calibration import Calibration
 from svitc.errors import BudgetError, UsageError
 from svitc.ir.axes import Axis
 from svitc.ir.channel_groups import ChannelGroup, head_axes

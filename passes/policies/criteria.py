@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from svitc.calibration import Calibration, over_channels
+from svitc.analysis.calibration import Calibration, over_channels
 from svitc.errors import UsageError
 from svitc.ir import ops
 from svitc.ir.axes import Dim

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from svitc.calibration import Calibration
+from svitc.analysis.calibration import Calibration
 from svitc.errors import UsageError
 from svitc.ir.program import Program
 from svitc.planning.cost import Cost

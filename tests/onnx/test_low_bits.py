@@ -18,6 +18,7 @@ from exported import missing, spikes_of
 from families import FAMILIES
 from measured import family
 from svitc import onnx as backend
+from svitc.analysis.exactness import inexact, narrowable, quantize, summary
 from svitc.errors import UsageError
 from svitc.exporting import export, exportable_program
 from svitc.ir.pass_manager import Pipeline
@@ -25,7 +26,6 @@ from svitc.ir.program import Program, Stage
 from svitc.passes import Prune, RoundWeights
 from svitc.planning.cost import byte_cost
 from svitc.planning.plan import Plan
-from svitc.quantization import inexact, narrowable, quantize, summary
 from svitc.verification import Recorder, random_inputs
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, tokens, written

@@ -18,10 +18,10 @@ from exported import spikes_of
 from families import FAMILIES, IMAGE, NEURONS, sdt, spikformer, warm
 from svitc import driver
 from svitc import onnx as backend
+from svitc.analysis.exactness import inexact, quantize
 from svitc.exporting import export, exportable_program
 from svitc.frontends.capture import capture
 from svitc.ir import ops
-from svitc.quantization import inexact, quantize
 from svitc.verification import Recorder, random_inputs
 from svitc.verification_exact import verify_exact
 

@@ -21,10 +21,10 @@ from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from official_small import SMALL, fill
 from svitc import driver
 from svitc import onnx as backend
+from svitc.analysis.exactness import quantize
 from svitc.errors import UsageError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
-from svitc.quantization import quantize
 from svitc.verification import random_inputs, verify
 from svitc.verification_exact import verify_exact
 

@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc.grid import grids
+from svitc.analysis.integer_range import grids
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT

@@ -15,10 +15,11 @@ from torch import nn
 from families import IMAGE, spikformer, warm
 from svitc import driver
 from svitc import onnx as backend
+from svitc.analysis.exactness import inexact, quantize
+from svitc.analysis.integer_range import Grid, grids
 from svitc.errors import UnsupportedError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
-from svitc.grid import Grid, grids
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
@@ -26,7 +27,6 @@ from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
 from svitc.passes.quantize import LEAST, LEVELS, MANTISSA, RANGE, STEP, quantize_weights
-from svitc.quantization import inexact, quantize
 from svitc.verification import Recorder, random_inputs
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, tokens, view, written

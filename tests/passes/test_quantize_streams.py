@@ -13,16 +13,16 @@ from torch import nn
 
 from families import FAMILIES, warm
 from svitc import driver
+from svitc.analysis.exactness import inexact, quantize
+from svitc.analysis.integer_range import grids
 from svitc.exporting import export
 from svitc.frontends.capture import capture
-from svitc.grid import grids
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
 from svitc.passes import QuantizeStreams
 from svitc.passes.quantize_streams import LEVELS, Spread, spreads
-from svitc.quantization import inexact, quantize
 from svitc.verification import random_inputs
 from svitc.verification_exact import verify_exact
 

@@ -10,8 +10,8 @@ from spikingjelly.activation_based.neuron import LIFNode
 from torch import nn
 
 from measured import family, images_of, prunable
-from svitc import calibration as calibrating
-from svitc.calibration import Calibration
+from svitc.analysis import calibration as calibrating
+from svitc.analysis.calibration import Calibration
 from svitc.frontends.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec

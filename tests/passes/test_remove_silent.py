@@ -17,13 +17,13 @@ import official_style as style
 from families import FAMILIES, NEURONS, spikformer, warm
 from official_small import SMALL
 from svitc import driver
+from svitc.analysis.interval_neurons import Bound, charge, fire
+from svitc.analysis.intervals import all_bounds
 from svitc.frontends.capture import capture
 from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
-from svitc.passes.bounds import all_bounds
-from svitc.passes.bounds_neurons import Bound, charge, fire
 from svitc.passes.remove_silent import remove_silent
 from svitc.planning.plan import Plan
 from svitc.verification import Recorder
@@ -312,7 +312,7 @@ def test_a_margin_for_float32():
 
 
 def test_charge_is_that_of_verification():
-    from svitc.rounding import decay
+    from svitc.analysis.float_error import decay
 
     plain = [module_of(kind) for kind in ("IF", "LIF", "PLIF", "ILIF")]
     for module in (*plain, module_of("LIF", decay_input=False, tau=3.0)):

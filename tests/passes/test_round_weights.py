@@ -11,15 +11,15 @@ from torch import nn
 
 from families import FAMILIES
 from measured import family, images_of
+from svitc.analysis.calibration import Calibration
+from svitc.analysis.exactness import narrowable, quantize, summary
 from svitc.bits import nearest, round_weights, scales
-from svitc.calibration import Calibration
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
 from svitc.planning.plan import Plan
-from svitc.quantization import narrowable, quantize, summary
 from test_grid import frames, lif, steps, tokens, written
 
 FEW = (4, 2)

@@ -19,13 +19,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from svitc.analysis.channel_consumers import Projection, Reader, onto, readers_of
+from svitc.analysis.interval_neurons import Bound
+from svitc.analysis.intervals import all_bounds, channels
 from svitc.ir.axes import Axis
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.channel_slicing import selection
 from svitc.ir.program import Program
-from svitc.passes.bounds import all_bounds, channels
-from svitc.passes.bounds_neurons import Bound
-from svitc.passes.readers import Projection, Reader, onto, readers_of
 
 Masks = dict[str, np.ndarray]
 

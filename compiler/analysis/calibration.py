@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from svitc import patches
+from svitc.analysis import im2col
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind
 from svitc.ir.channel_groups import ChannelGroup
@@ -151,9 +151,9 @@ class _Observer(fx.Interpreter):
             name, module = str(n.target), self.fetch_attr(str(n.target))
             if ops.is_neuron(module):
                 to.rates[name] = to.rates.get(name, 0) + _sum(value.double(), to.program.type_of(n), means=True)
-            elif patches.solvable(module) and module.weight[0].numel() <= WIDEST:
+            elif im2col.solvable(module) and module.weight[0].numel() <= WIDEST:
                 most = int(self.share * max(ROWS, ROWS_EACH * module.weight[0].numel()))
-                s, _ = patches.rows(module, self.env[n.all_input_nodes[0]], value, most, self.generator)
+                s, _ = im2col.rows(module, self.env[n.all_input_nodes[0]], value, most, self.generator)
                 old = to.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
                 to.moments[name] = Moments(
                     old.rows + len(s), old.total + s.sum(0).double(), old.products + (s.T @ s).double()

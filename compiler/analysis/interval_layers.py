@@ -7,11 +7,11 @@ import math
 import torch
 from torch import fx, nn
 
+from svitc.analysis.interval_neurons import Bound
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dims, Kind
 from svitc.ir.batch_norm import scale_and_shift
 from svitc.ir.program import Program
-from svitc.passes.bounds_neurons import Bound
 
 
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

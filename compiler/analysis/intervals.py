@@ -23,13 +23,13 @@ import einops
 import torch
 from torch import fx
 
+from svitc.analysis.interval_layers import batch_norm, projection, times, window
+from svitc.analysis.interval_neurons import Bound, fire
 from svitc.ir import axes, ops
 from svitc.ir.axes import Axis, Dim, Dims, Kind
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
-from svitc.passes.bounds_layers import batch_norm, projection, times, window
-from svitc.passes.bounds_neurons import Bound, fire
 
 
 def channels(dims: Dims) -> list[Axis]:

@@ -115,3 +115,8 @@ def _scaled(grid: Grid, factor: float) -> Grid | None:
 
 def _pair(value: Any) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
+
+
+def runs_in_floats(layer: Any, grid: Grid | None) -> bool:
+    """Whether a layer is lowered to a float operation instead of an integer matrix product; ``grid`` of its input."""
+    return getattr(layer, "groups", 1) > 1 or grid is None or not grid.is_byte

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from svitc.analysis.interval_layers import by_taps, over_inputs, padded_taps
+from svitc.analysis.interval_neurons import Bound
+from svitc.analysis.intervals import channels
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_slicing import Chosen
 from svitc.ir.graph import describe
 from svitc.ir.program import Program
-from svitc.passes.bounds import channels
-from svitc.passes.bounds_layers import by_taps, over_inputs, padded_taps
-from svitc.passes.bounds_neurons import Bound
 
 # what keeps channels apart: one that is 0 makes no other channel different; pools that slide over some have frozen them
 APART_MODULES = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.NEURONS, *ops.STATELESS_NEURONS)
