@@ -21,10 +21,10 @@ import torch
 from torch import fx
 
 from svitc.analysis.integer_range import Grid
-from svitc.bits import stored_bits
 from svitc.ir import ops
 from svitc.ir.graph import BATCH_PROBE
 from svitc.ir.program import Program
+from svitc.quantization.weight_grid import stored_bits
 
 REAL = 32  # bits
 VIEWS = (*ops.VIEWS, ops.take_block, ops.take_range)

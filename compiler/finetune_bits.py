@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from svitc.bits import nearest, scales
+from svitc.quantization.weight_grid import nearest, scales
 
 
 class Rounded:

@@ -8,10 +8,10 @@ import einops
 import torch
 from torch import fx, nn
 
-from svitc.bits import stored_bits
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
+from svitc.quantization.weight_grid import stored_bits
 
 
 class FuseSiblings(Pass):

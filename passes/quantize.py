@@ -10,12 +10,12 @@ import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import Grid, grids, runs_in_floats
-from svitc.bits import nearest, scales
 from svitc.errors import UnsupportedError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint
+from svitc.quantization.weight_grid import nearest, scales
 
 LEVELS = 127
 MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen

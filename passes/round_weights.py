@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from svitc.analysis.calibration import Calibration, Moments
-from svitc.bits import round_weights
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
+from svitc.quantization.gptq import round_weights
 
 CONSTANT = 1e-9  # of a channel's mean square: a variance below it is rounding
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svitc.bits import BLOCK, DAMPING, nearest, round_weights, scales, stored_bits
 from svitc.ir.quantized_modules import BITS, LEVELS
+from svitc.quantization.gptq import BLOCK, DAMPING, round_weights
+from svitc.quantization.weight_grid import nearest, scales, stored_bits
 
 HOLDS = {8: list(range(-127, 128)), 4: list(range(-7, 8)), 2: [-3, -1, 1, 3]}
 FEW = (4, 2)

@@ -17,7 +17,6 @@ from families import FAMILIES, NEURONS
 from measured import family
 from svitc.analysis.exactness import quantize
 from svitc.analysis.integer_range import grids
-from svitc.bits import stored_bits
 from svitc.energy import Energy, Row, deployed, energy, saving
 from svitc.energy_count import update
 from svitc.errors import InputError, UsageError
@@ -25,6 +24,7 @@ from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
 from svitc.ir.program import Program, Stage
+from svitc.quantization.weight_grid import stored_bits
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 

@@ -10,11 +10,11 @@ from torch import fx, nn
 
 from svitc import passes as passes_
 from svitc.analysis.integer_range import Grid, grids, runs_in_floats
-from svitc.bits import stored_bits
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT, FixedPoint
+from svitc.quantization.weight_grid import stored_bits
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:

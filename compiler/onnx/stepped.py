@@ -16,7 +16,6 @@ import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import Grid, grids
-from svitc.bits import stored_bits
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes
 from svitc.ir.axes import Dims, Kind
@@ -24,6 +23,7 @@ from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.target import CPU, Target
+from svitc.quantization.weight_grid import stored_bits
 
 I32, I64, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL))
 

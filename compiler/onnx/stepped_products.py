@@ -10,7 +10,6 @@ import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import grids, runs_in_floats
-from svitc.bits import stored_bits
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind, size
 from svitc.ir.program import Program
@@ -20,6 +19,7 @@ from svitc.onnx.builder import FLOAT
 from svitc.onnx.doubling import factor
 from svitc.onnx.stepped import I32, SteppedBuilder, Steps, timeless
 from svitc.onnx.stepped_patches import kernel_of, patches
+from svitc.quantization.weight_grid import stored_bits
 
 
 def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:

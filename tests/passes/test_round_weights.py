@@ -13,13 +13,14 @@ from families import FAMILIES
 from measured import family, images_of
 from svitc.analysis.calibration import Calibration
 from svitc.analysis.exactness import narrowable, quantize, summary
-from svitc.bits import nearest, round_weights, scales
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
 from svitc.planning.plan import Plan
+from svitc.quantization.gptq import round_weights
+from svitc.quantization.weight_grid import nearest, scales
 from test_grid import frames, lif, steps, tokens, written
 
 FEW = (4, 2)
