@@ -20,11 +20,11 @@ from common import FULL_SIZE, build, publish, warm
 from svitc import driver
 from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable, quantize
+from svitc.data.inputs import random_inputs
 from svitc.exporting import export
 from svitc.frontends.capture import capture
 from svitc.passes import Prune, RoundWeights
 from svitc.planning.plan import Plan
-from svitc.verification import random_inputs
 from svitc.verification_exact import verify_exact
 
 PAUSE = 0.02  # s; threads of one session spin for a while after its run

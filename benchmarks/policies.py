@@ -43,7 +43,7 @@ def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Name
     import torch
 
     from svitc import Compiler, Options, load
-    from svitc.frontends.data import load_data
+    from svitc.data.dataset import load_data
     from svitc.passes.policies import make
 
     torch.set_num_threads(args.threads)

@@ -64,7 +64,7 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from svitc import Compiler, Options, load
-    from svitc.frontends.data import load_data
+    from svitc.data.dataset import load_data
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
 

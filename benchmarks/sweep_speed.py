@@ -25,7 +25,7 @@ from common import publish
 
 def points(args: argparse.Namespace) -> list[dict[str, Any]]:
     from svitc import Compiler, Options, load
-    from svitc.frontends.data import load_data
+    from svitc.data.dataset import load_data
     from svitc.passes.policies.auto import Auto
     from svitc.passes.policies.choices import Space
     from svitc.passes.policies.curves import LADDER, curves

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import functional
 from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDrivenTransformer
 
-from svitc.frontends.data import load_data
+from svitc.data.dataset import load_data
 from svitc.ir.graph import InputSpec
 
 ARCH = "spikingjelly.activation_based.model.spike_driven_transformer:SpikeDrivenTransformer"

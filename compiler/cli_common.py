@@ -110,7 +110,7 @@ def load_labelled(path: Path | None, program: Any, limit: int | None, seed: int,
     """The images of ``--data`` or ``--train-data``; None where there are none."""
     if path is None:
         return None
-    from svitc.frontends.data import is_factory, load_data
+    from svitc.data.dataset import is_factory, load_data
 
     mean, std = how.mean, how.std
 

@@ -15,10 +15,11 @@ from svitc import onnx as backend
 from svitc import passes as passes_
 from svitc.analysis.exactness import quantize, summary
 from svitc.compilation_options import How, Options
+from svitc.data.dataset import Dataset
+from svitc.data.inputs import some_inputs
 from svitc.energy import Energy
 from svitc.errors import InputError, InternalError, UsageError
 from svitc.exporting import export
-from svitc.frontends.data import Dataset
 from svitc.ir.channel_slicing import selection
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
@@ -34,7 +35,7 @@ from svitc.support.atomic_files import write_together
 from svitc.support.distributed import current
 from svitc.support.timing import Clock
 from svitc.sweep import Store, Sweep, fingerprint, prepare
-from svitc.verification import Verdict, some_inputs, verify
+from svitc.verification import Verdict, verify
 from svitc.verification_exact import verify_exact
 from svitc.weight_types import Types, check_type, type_of
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from svitc.frontends.data import Dataset
+from svitc.data.dataset import Dataset
+from svitc.data.inputs import Data
 from svitc.support.timing import Progress
-from svitc.verification import Data
 
 
 class How(NamedTuple):

@@ -12,6 +12,7 @@ from svitc import onnx as backend
 from svitc import passes as passes_
 from svitc.analysis.layer_stats import layers, macs
 from svitc.compilation import Compiled, compile
+from svitc.data.inputs import Data, random_inputs, some_inputs
 from svitc.errors import InputError, UnsupportedError
 from svitc.exporting import export
 from svitc.ir.pass_manager import Pipeline
@@ -21,7 +22,7 @@ from svitc.planning.cost import byte_cost
 from svitc.serialize import load_program
 from svitc.source import program_source
 from svitc.support.timing import Clock, Progress
-from svitc.verification import Data, Verdict, random_inputs, some_inputs, verify
+from svitc.verification import Verdict, verify
 from svitc.verification_exact import verify_exact
 
 __all__ = [

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from svitc import passes as passes_
+from svitc.data.inputs import Data
 from svitc.energy_count import Counting, Work
 from svitc.energy_memory import REAL, Traffic, activations, currents, membranes, weights
 from svitc.energy_table import Table, load_table
@@ -23,7 +24,6 @@ from svitc.errors import InputError, UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.support.timing import Clock, Progress
-from svitc.verification import Data
 
 BATCH = 32
 

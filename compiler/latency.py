@@ -12,6 +12,7 @@ from torch import fx
 
 from svitc import onnx as backend
 from svitc.analysis.exactness import quantize
+from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.exporting import exportable_program
 from svitc.ir.program import Program, Stage
@@ -20,7 +21,6 @@ from svitc.latency_model import by_layer, optimized
 from svitc.latency_speeds import LARGE, UNITS, Speeds, measure_speeds
 from svitc.support.hardware import processors
 from svitc.support.timing import Progress
-from svitc.verification import random_inputs
 
 RUNS = 10
 MOST_THREADS = 256

@@ -9,14 +9,14 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
+from svitc.data.dataset import Dataset, split
+from svitc.data.inputs import Data, top1
 from svitc.energy import Energy, energy, saving
-from svitc.frontends.data import Dataset, split
 from svitc.ir.program import Program
 from svitc.planning.budget import Budget
 from svitc.planning.plan import Plan
 from svitc.support.confidence import paired, wilson
 from svitc.support.timing import Clock
-from svitc.verification import Data, top1
 
 BATCH = 64
 ENERGY_IMAGES = 64

@@ -20,10 +20,10 @@ import torch
 
 from svitc.analysis.calibration import Calibration
 from svitc.analysis.exactness import quantize
+from svitc.data.dataset import Dataset, split
 from svitc.drift import Drift
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Evaluator, Point
-from svitc.frontends.data import Dataset, split
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
 from svitc.planning.plan import Plan

@@ -9,10 +9,9 @@ random spikes instead of the reference's own.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +19,11 @@ from torch import fx
 
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, sum_lengths
+from svitc.data.inputs import top1
 from svitc.ir import ops
 from svitc.ir.program import Program
 
 STIMULUS_SEED = 0
-PIXELS_AT_ONCE = 224 * 224  # a batch whose values, kept layer by layer for two runtimes, stay within a few gigabytes
-
-
-class Data(Protocol):
-    """Labelled batches in the program's input layout."""
-
-    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass
@@ -136,11 +127,6 @@ class Recorder(fx.Interpreter):
         return recorder, logits
 
 
-def top1(logits: np.ndarray) -> np.ndarray:
-    """Class of each image from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
-    return (logits.mean(axis=0) if logits.ndim == 3 else logits).argmax(axis=-1)
-
-
 def verify(
     program: Program,
     exported: bytes,
@@ -238,30 +224,3 @@ def stimulate(module: Any, like: torch.Tensor, generator: torch.Generator) -> to
         most = getattr(module.surrogate_function, "max_spike_count", 1)
     counts = torch.randint(1, int(most) + 1, like.shape, generator=generator)
     return (fired * counts).to(like.dtype)
-
-
-def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[torch.Tensor]:
-    """Seeded inputs where there is no data: images of standard normal pixels, event frames of small counts."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    while images > 0:
-        shape = program.input.batched(min(batch, images))
-        x = torch.randn(shape, generator=generator)
-        made.append(x.abs().floor() if program.input.events else x)
-        images -= batch
-    return made
-
-
-def some_inputs(program: Program, data: Data | None, images: int, seed: int) -> Iterator[torch.Tensor]:
-    """The first images of a data set, or random inputs where there is none, in batches that fit."""
-    pixels = math.prod(program.input.shape[-2:])
-    batch = max(1, min(images, PIXELS_AT_ONCE // pixels))
-    if data is None:
-        yield from random_inputs(program, images, batch, seed)
-        return
-    for x, _ in data.batches(batch):
-        n = x.shape[program.input.batch_dim]
-        yield x.narrow(program.input.batch_dim, 0, min(n, images))
-        images -= n
-        if images <= 0:
-            return

@@ -15,13 +15,13 @@ from measured import family, family_file
 from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable, quantize
 from svitc.compilation import Compiled
+from svitc.data.dataset import load_data
+from svitc.data.inputs import random_inputs
 from svitc.errors import InputError, UnsupportedError, UsageError
-from svitc.frontends.data import load_data
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.passes.policies import make
 from svitc.planning.plan import FORMAT, Plan
-from svitc.verification import random_inputs
 
 FC1, FC2, PROJ = "blocks.0.mlp.fc1.0", "blocks.0.mlp.fc2.0", "blocks.0.attn.proj_conv_bn.0"
 FEW = {"sweep_images": 12, "calibration_images": 12}

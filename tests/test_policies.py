@@ -15,9 +15,9 @@ from families import FAMILIES
 from measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
 from svitc.analysis.calibration import Calibration
 from svitc.compilation import Compiler, Options
+from svitc.data.dataset import load_data
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluate import Point
-from svitc.frontends.data import load_data
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, Uniform, make

@@ -22,6 +22,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, quantize, summary
 from svitc.cli import main
 from svitc.compilation import Compiled
+from svitc.data.inputs import random_inputs
 from svitc.errors import InputError, UsageError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
@@ -29,7 +30,7 @@ from svitc.ir import ops
 from svitc.ir.program import Program, Stage
 from svitc.planning.plan import Plan
 from svitc.serialize import load_program
-from svitc.verification import Recorder, random_inputs
+from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, written
 

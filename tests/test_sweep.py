@@ -18,9 +18,9 @@ import svitc
 from measured import DIGITS, digits_file, family, halved, prunable
 from svitc import sweep as sweeping
 from svitc.cli import main
+from svitc.data.dataset import load_data
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Point
-from svitc.frontends.data import load_data
 from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
 from svitc.sweep import Store, Sweep, fingerprint, key_of, prepare

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from svitc.data.dataset import load_data, split
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.frontends.data import load_data, split
 from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 8, 8))

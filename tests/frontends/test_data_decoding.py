@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from svitc.data import image_files, sources
+from svitc.data.dataset import load_data
 from svitc.errors import InputError, UsageError
-from svitc.frontends import data_files, data_source
-from svitc.frontends.data import load_data
 from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 64, 64))
@@ -55,16 +55,16 @@ def store(request, tmp_path):
 def threads(monkeypatch):
     """Sets how many workers there are; holds the names of the threads that decoded."""
     used: set[str] = set()
-    fetch = data_files.ImageFiles.fetch
+    fetch = image_files.ImageFiles.fetch
 
     def spy(self, index):
         used.add(threading.current_thread().name)
         return fetch(self, index)
 
-    monkeypatch.setattr(data_files.ImageFiles, "fetch", spy)
+    monkeypatch.setattr(image_files.ImageFiles, "fetch", spy)
 
     def count(workers: int) -> set[str]:
-        monkeypatch.setattr(data_source, "workers", lambda: workers)
+        monkeypatch.setattr(sources, "workers", lambda: workers)
         used.clear()
         return used
 
@@ -110,7 +110,7 @@ def test_a_reader_that_stops_early_leaves_no_threads_and_little_decoded(store, t
     assert len(list(islice(batches, 1))) == 1
     batches.close()
     assert threading.active_count() == before
-    assert len(decoded) <= 16 + 2 * data_source.AHEAD
+    assert len(decoded) <= 16 + 2 * sources.AHEAD
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -139,13 +139,13 @@ def test_too_many_unreadable_images_are_an_error_with_workers(store, threads, wo
 
 
 def test_workers_are_no_more_than_processors_and_shared_with_ranks(monkeypatch):
-    monkeypatch.setattr(data_source.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    monkeypatch.setattr(sources.os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert data_source.workers() == 12
+    assert sources.workers() == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert data_source.workers() == 3
+    assert sources.workers() == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert data_source.workers() == 1
+    assert sources.workers() == 1
 
 
 def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from svitc.data import loader_factory, spill
+from svitc.data.dataset import is_factory, load_data, split
 from svitc.errors import InputError, UsageError
-from svitc.frontends import data_factory, data_spill
-from svitc.frontends.data import is_factory, load_data, split
 from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 8, 8))
@@ -118,9 +118,9 @@ def given(own, monkeypatch):
     def load(batches, spec=SPEC, **options):
         (own / "given_data.py").write_text("")
         sys.modules.pop("given_data", None)
-        module = data_factory._import("given_data.py")
+        module = loader_factory._import("given_data.py")
         module.make = lambda: batches
-        monkeypatch.setattr(data_factory, "_import", lambda place: module)
+        monkeypatch.setattr(loader_factory, "_import", lambda place: module)
         return load_data("given_data.py:make", spec, INFO, **options)
 
     return load
@@ -183,7 +183,7 @@ def test_one_pass_chooses_what_many_would():
         rng = random.Random(trial)
         labels = [min(rng.randrange(6), rng.randrange(6)) for _ in range(rng.randrange(1, 80))]
         limit = rng.randrange(1, len(labels) + 1)
-        turns, held = data_factory._Turns(limit, trial), {}
+        turns, held = loader_factory._Turns(limit, trial), {}
         for index, label in enumerate(labels):
             slot = turns.offer(label)
             if slot is not None:
@@ -218,7 +218,7 @@ def test_a_shuffling_loader_gives_the_same_every_time_and_disturbs_nothing(own):
 
 
 def test_what_does_not_fit_into_memory_goes_to_the_disk(own, monkeypatch):
-    monkeypatch.setattr(data_spill, "MEMORY", 10 * 3 * 8 * 8 * 4)
+    monkeypatch.setattr(spill, "MEMORY", 10 * 3 * 8 * 8 * 4)
     data = load_data("own_data:loader", SPEC, INFO)
     assert len(data.source._held) == 10
     assert numbers(data) == list(range(50))
@@ -239,8 +239,8 @@ def test_a_full_disk_is_an_error(own, monkeypatch):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data_spill, "MEMORY", 0)
-    monkeypatch.setattr(data_spill.tempfile, "TemporaryFile", Full)
+    monkeypatch.setattr(spill, "MEMORY", 0)
+    monkeypatch.setattr(spill.tempfile, "TemporaryFile", Full)
     with pytest.raises(InputError, match=r"more than fits .*No space left on device\n  Take a sample with --limit"):
         load_data("own_data:loader", SPEC, INFO)
 

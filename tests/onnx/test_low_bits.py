@@ -19,6 +19,7 @@ from families import FAMILIES
 from measured import family
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, narrowable, quantize, summary
+from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.exporting import export, exportable_program
 from svitc.ir.pass_manager import Pipeline
@@ -26,7 +27,7 @@ from svitc.ir.program import Program, Stage
 from svitc.passes import Prune, RoundWeights
 from svitc.planning.cost import byte_cost
 from svitc.planning.plan import Plan
-from svitc.verification import Recorder, random_inputs
+from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, tokens, written
 

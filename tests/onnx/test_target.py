@@ -22,10 +22,11 @@ from official_small import SMALL, fill
 from svitc import driver
 from svitc import onnx as backend
 from svitc.analysis.exactness import quantize
+from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
-from svitc.verification import random_inputs, verify
+from svitc.verification import verify
 from svitc.verification_exact import verify_exact
 
 CONSTRUCTS = ["meta", "espikeformer", "sdt-plif", "qkformer-imagenet"]  # official: borders, counts, learned decay

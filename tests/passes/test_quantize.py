@@ -17,6 +17,7 @@ from svitc import driver
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, quantize
 from svitc.analysis.integer_range import Grid, grids
+from svitc.data.inputs import random_inputs
 from svitc.errors import UnsupportedError
 from svitc.exporting import export
 from svitc.frontends.capture import capture
@@ -27,7 +28,7 @@ from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
 from svitc.passes.quantize import LEAST, LEVELS, MANTISSA, RANGE, STEP, quantize_weights
-from svitc.verification import Recorder, random_inputs
+from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, tokens, view, written
 

@@ -15,6 +15,7 @@ from families import FAMILIES, warm
 from svitc import driver
 from svitc.analysis.exactness import inexact, quantize
 from svitc.analysis.integer_range import grids
+from svitc.data.inputs import random_inputs
 from svitc.exporting import export
 from svitc.frontends.capture import capture
 from svitc.ir import ops
@@ -23,7 +24,6 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
 from svitc.passes import QuantizeStreams
 from svitc.passes.quantize_streams import LEVELS, Spread, spreads
-from svitc.verification import random_inputs
 from svitc.verification_exact import verify_exact
 
 PICTURE = (3, 8, 6)

@@ -9,8 +9,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from svitc.data.sources import Source
 from svitc.errors import InputError
-from svitc.frontends.data_source import Source
 
 MEMORY = 2_000_000_000  # bytes that are held before the disk is used
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from svitc.data.sources import LAYOUT, Opened, Scaling, Source, Unreadable
 from svitc.errors import InputError
-from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source, Unreadable
 from svitc.ir.graph import InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

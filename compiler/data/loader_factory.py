@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from svitc.data.arrays import check_range
+from svitc.data.sources import Opened
+from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.frontends.data_arrays import check_range
-from svitc.frontends.data_source import Opened
-from svitc.frontends.data_spill import Spill
 from svitc.ir.graph import InputSpec
 from svitc.support.user_code import importable, load, raised_at, search_path
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from svitc.data.sources import LAYOUT, Opened, Scaling, Source
 from svitc.errors import InputError, SvitcError
-from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source
 from svitc.ir.graph import InputSpec
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from svitc.data.arrays import open_arrays
+from svitc.data.image_files import Archive, Folder, open_files
+from svitc.data.loader_factory import is_factory, open_factory
+from svitc.data.sources import LAYOUT, Opened, Scaling, Source, Unreadable, in_order, scaling
 from svitc.errors import InputError, UsageError
-from svitc.frontends.data_arrays import open_arrays
-from svitc.frontends.data_factory import is_factory, open_factory
-from svitc.frontends.data_files import Archive, Folder, open_files
-from svitc.frontends.data_source import LAYOUT, Opened, Scaling, Source, Unreadable, in_order, scaling
 from svitc.ir.graph import InputSpec
 
 __all__ = ["Dataset", "is_factory", "load_data", "split"]
