@@ -80,7 +80,7 @@ class Source:
 
     def _load(self) -> tuple[nn.Module, InputSpec, dict[str, Any] | None, contextlib.AbstractContextManager[Any]]:
         if (self.path / "model.safetensors").is_file():
-            from svitc.serialize import load_program
+            from svitc.serialization.writer import load_program
 
             program = load_program(self.path / "model.safetensors")
             return program.module, program.input, None, contextlib.nullcontext()  # takes the program's own layout

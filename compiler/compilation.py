@@ -29,7 +29,7 @@ from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.planning.plan import Plan
 from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
-from svitc.serialize import to_bytes as program_bytes
+from svitc.serialization.writer import to_bytes as program_bytes
 from svitc.source import program_source
 from svitc.support.atomic_files import write_together
 from svitc.support.distributed import current

@@ -19,7 +19,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
 from svitc.planning.cost import byte_cost
-from svitc.serialize import load_program
+from svitc.serialization.writer import load_program
 from svitc.source import program_source
 from svitc.support.timing import Clock, Progress
 from svitc.verification import Verdict, verify

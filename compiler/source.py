@@ -19,7 +19,7 @@ from typing import Any
 from torch import fx
 
 from svitc.ir.program import Program, Stage
-from svitc.serialize_layers import stored_info
+from svitc.serialization.layer_schema import stored_info
 from svitc.source_classes import Classes, attributes, class_head, constructor_lines, literal, shape
 from svitc.source_code import Body, Role, Step
 from svitc.source_layers import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name

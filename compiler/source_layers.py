@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
-from svitc.serialize_layers import describe_layer
+from svitc.serialization.layer_schema import describe_layer
 from svitc.source_quantized import fixed_point
 from svitc.source_units import Tree, bare_parameter
 

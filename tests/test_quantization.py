@@ -29,7 +29,7 @@ from svitc.frontends.capture import capture
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
 from svitc.planning.plan import Plan
-from svitc.serialize import load_program
+from svitc.serialization.writer import load_program
 from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, written

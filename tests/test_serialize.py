@@ -22,8 +22,8 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import Prune, canonical, inference
 from svitc.planning.plan import Plan
-from svitc.serialize import load_program, save_program, short_source, to_bytes
-from svitc.serialize_layers import SURROGATES, build_layer, build_surrogate, describe_layer
+from svitc.serialization.layer_schema import SURROGATES, build_layer, build_surrogate, describe_layer
+from svitc.serialization.writer import load_program, save_program, short_source, to_bytes
 from test_official_constructs import captured as official
 
 

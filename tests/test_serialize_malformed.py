@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svitc.errors import InputError
-from svitc.serialize import load_program, to_bytes
+from svitc.serialization.writer import load_program, to_bytes
 from test_serialize import File, canonicalised
 
 

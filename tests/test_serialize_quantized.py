@@ -24,8 +24,8 @@ from svitc.passes import canonical, inference, lowering
 from svitc.passes.associate import AssociateProducts
 from svitc.passes.fold_leak import FoldLeak
 from svitc.passes.quantize import Quantize, QuantizeInput
-from svitc.serialize import load_program, to_bytes
-from svitc.serialize_layers import build_layer, describe_layer
+from svitc.serialization.layer_schema import build_layer, describe_layer
+from svitc.serialization.writer import load_program, to_bytes
 from test_official_constructs import captured as official
 from test_serialize import File, assert_same, bare, canonicalised, content_of, mixed, reload, thin
 from test_serialize_malformed import changed, first, refuse, setting, top

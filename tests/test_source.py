@@ -19,7 +19,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.passes import canonical
-from svitc.serialize import save_program
+from svitc.serialization.writer import save_program
 from svitc.source import program_source
 from svitc.source_classes import class_name, label, runs
 from svitc.source_code import Body, Rank, Step, Value

@@ -17,7 +17,7 @@ from svitc.errors import InputError, UsageError
 from svitc.frontends.capture import capture
 from svitc.frontends.checkpoint import LoadOptions, load_model
 from svitc.ir.graph import InputSpec
-from svitc.serialize import to_bytes
+from svitc.serialization.writer import to_bytes
 
 
 @pytest.fixture

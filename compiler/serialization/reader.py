@@ -16,7 +16,7 @@ from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
-from svitc.serialize_layers import QUANTIZED_ONLY, build_layer
+from svitc.serialization.layer_schema import QUANTIZED_ONLY, build_layer
 
 STAGES = (Stage.CAPTURED, Stage.PRUNED, Stage.QUANTIZED)
 OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")

@@ -29,8 +29,8 @@ from torch import fx, nn
 from svitc.errors import InputError, InternalError, SvitcError, UnsupportedError, UsageError
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
-from svitc.serialize_layers import build_layer, describe_layer, stored_info
-from svitc.serialize_reader import PATH, STAGES, read_program
+from svitc.serialization.layer_schema import build_layer, describe_layer, stored_info
+from svitc.serialization.reader import PATH, STAGES, read_program
 
 FORMAT = "svitc-program-1"
 # the order in which safetensors lays tensors out, so that each begins at a multiple of its own size
