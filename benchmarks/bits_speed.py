@@ -22,7 +22,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable, quantize
 from svitc.data.inputs import random_inputs
 from svitc.exporting import export
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune, RoundWeights
 from svitc.planning.plan import Plan
 from svitc.verification_exact import verify_exact

@@ -7,7 +7,7 @@ import argparse
 import svitc
 from common import FULL_SIZE, build, publish
 from svitc import driver
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from common import FULL_SIZE, build, peak_memory, publish
 def ours(name: str, out: Path) -> dict[str, float]:
     import svitc
     from svitc import driver, onnx
-    from svitc.frontends.capture import capture
+    from svitc.frontends.capture.capture import capture
     from svitc.ir.pass_manager import Pipeline
     from svitc.passes import Prune, inference
     from svitc.passes.policies import Uniform

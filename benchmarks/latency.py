@@ -56,7 +56,7 @@ def prepare(
     from svitc import driver
     from svitc.analysis.layer_stats import macs
     from svitc.frontends import load_model
-    from svitc.frontends.capture import capture
+    from svitc.frontends.capture.capture import capture
     from svitc.passes.policies import Uniform
 
     checkpoint = place.with_name(f"{place.name}.pt")

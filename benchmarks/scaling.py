@@ -13,7 +13,7 @@ from spikingjelly.activation_based.model.spikformer import Spikformer
 import svitc
 from common import publish
 from svitc import driver
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 
 
 def analyse(depth: int) -> tuple[float, float, int]:

@@ -73,7 +73,7 @@ class Source:
         model, spec, info, within = self._load()
         within.__enter__()  # for good: the model's forward may import what only stands in for a package
         if info is not None and spec.events:  # which order of time and batch it takes is found by capturing it
-            from svitc.frontends.capture import capture
+            from svitc.frontends.capture.capture import capture
 
             info = capture(model, spec, info, fix=bool(self.options.get("fix"))).info
         return model.eval(), bool((info or {}).get("batch_first"))
@@ -152,7 +152,7 @@ def eager(source: Source, load: Load, how: str = "eager") -> Ready:
     """
     from spikingjelly.activation_based import functional
 
-    from svitc.frontends.prepare import logits_of
+    from svitc.frontends.capture.model_rewrites import logits_of
 
     torch.set_num_threads(load.threads)
     model, x = _model(source, load)

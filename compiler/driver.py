@@ -44,7 +44,7 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     Raises:
         UnsupportedError: they differ, so that the capture is not the model.
     """
-    from svitc.frontends.prepare import reference
+    from svitc.frontends.capture.model_rewrites import reference
 
     images = 1 if program.info.get("fixed") else 2  # the model's own mistake is none for one image at a time
     x = random_inputs(program, images, images, seed)[0]
@@ -85,7 +85,7 @@ def load(
         UnsupportedError: a model that cannot be represented, with its file and line.
     """
     from svitc.frontends import LoadOptions, load_model
-    from svitc.frontends.capture import capture
+    from svitc.frontends.capture.capture import capture
 
     clock = Clock(progress, seconds if seconds is not None else {})
     path = Path(path)

@@ -15,7 +15,7 @@ import svitc
 from families import FAMILIES, warm
 from svitc import driver
 from svitc.evaluate import Point
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.passes.policies import Problem
 from svitc.planning.cost import parameter_cost
 from svitc.planning.plan import Plan

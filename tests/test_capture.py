@@ -15,7 +15,7 @@ from families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
 from svitc import onnx
 from svitc.driver import check_capture, export
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import canonical

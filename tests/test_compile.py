@@ -17,7 +17,7 @@ from families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from svitc import driver
 from svitc import onnx as backend
 from svitc.errors import BudgetError, InputError, UsageError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune
 from svitc.passes.policies import Uniform
 from svitc.planning.budget import parse_budget

@@ -12,7 +12,7 @@ from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import nn
 
 from svitc.errors import InputError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.channel_groups import head_axes
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline

@@ -16,7 +16,7 @@ from svitc.errors import InputError, OutputError, UsageError
 from svitc.finetune import finetune
 from svitc.finetune_data import augmentation, jitter, random_of, split
 from svitc.finetune_quick import Quick, constants, spikes
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference

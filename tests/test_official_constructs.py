@@ -17,8 +17,8 @@ from torch import nn
 import official_parts as parts
 import official_style as style
 from svitc.errors import InputError, UnsupportedError
-from svitc.frontends.capture import capture
-from svitc.frontends.prepare import logits_of, reference
+from svitc.frontends.capture.capture import capture
+from svitc.frontends.capture.model_rewrites import logits_of, reference
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike, is_neuron
 from svitc.ir.pass_manager import Pipeline

@@ -19,7 +19,7 @@ from families import warm
 from official_small import SMALL, run
 from svitc import driver
 from svitc import onnx as backend
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.frontends.official import QKFormer, dead_parameters
 from svitc.frontends.official.qkformer import VARIANTS
 from svitc.ir.graph import InputSpec

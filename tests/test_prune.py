@@ -14,7 +14,7 @@ from spikingjelly.activation_based.model.spike_driven_transformer import SpikeDr
 from spikingjelly.activation_based.model.spikformer import Spikformer
 
 from oracle import eager_current, mask_eager, run_eager
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical

@@ -25,7 +25,7 @@ from svitc.compilation import Compiled
 from svitc.data.inputs import random_inputs
 from svitc.errors import InputError, UsageError
 from svitc.exporting import export
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
 from svitc.planning.plan import Plan

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from families import FAMILIES, IMAGE, NEURONS, maxformer, spikformer, warm
 from svitc.errors import InputError, UnsupportedError, UsageError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage

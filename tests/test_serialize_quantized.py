@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from families import NEURONS, warm
 from official_small import SMALL
 from svitc.errors import InputError, UsageError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import is_quantized
 from svitc.ir.pass_manager import Pipeline

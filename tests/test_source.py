@@ -14,7 +14,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from families import FAMILIES, IMAGE, NEURONS, qkformer, spikformer, warm
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program

@@ -13,7 +13,7 @@ from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from svitc import driver
 from svitc.analysis.float_error import LAMBDA, bound, magnitudes, margins, sum_lengths
 from svitc.data.inputs import random_inputs
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
 from svitc.verification import Recorder, stimulate, verify

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import svitc
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from official_small import SMALL, Small, fill, images, pick, run
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.frontends.official import (
     PUBLISHED,
     ESpikeFormer,

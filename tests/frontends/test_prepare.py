@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import official_parts as parts
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import capture
-from svitc.frontends.prepare import border_of, logits_of, prepare
+from svitc.frontends.capture.capture import capture
+from svitc.frontends.capture.model_rewrites import border_of, logits_of, prepare
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 

@@ -13,7 +13,7 @@ from spikingjelly.activation_based import model as zoo
 from spikingjelly.activation_based.model.spikformer import Spikformer
 from torch import fx, nn
 
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program

@@ -21,7 +21,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, quantize
 from svitc.data.inputs import random_inputs
 from svitc.exporting import export, exportable_program
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact

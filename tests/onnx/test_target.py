@@ -25,7 +25,7 @@ from svitc.analysis.exactness import quantize
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.exporting import export
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.verification import verify
 from svitc.verification_exact import verify_exact
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from families import FAMILIES, warm
 from svitc import driver
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline

@@ -8,7 +8,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from svitc.errors import InternalError
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pass, PassResult, Pipeline

@@ -20,7 +20,7 @@ from svitc.analysis.integer_range import Grid, grids
 from svitc.data.inputs import random_inputs
 from svitc.errors import UnsupportedError
 from svitc.exporting import export
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline

@@ -17,7 +17,7 @@ from svitc.analysis.exactness import inexact, quantize
 from svitc.analysis.integer_range import grids
 from svitc.data.inputs import random_inputs
 from svitc.exporting import export
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program

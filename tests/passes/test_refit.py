@@ -12,7 +12,7 @@ from torch import nn
 from measured import family, images_of, prunable
 from svitc.analysis import calibration as calibrating
 from svitc.analysis.calibration import Calibration
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, refit_readers

@@ -19,7 +19,7 @@ from official_small import SMALL
 from svitc import driver
 from svitc.analysis.interval_neurons import Bound, charge, fire
 from svitc.analysis.intervals import all_bounds
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.graph import InputSpec

@@ -10,7 +10,7 @@ import official_parts as parts
 import svitc
 from families import warm
 from svitc import driver
-from svitc.frontends.capture import capture
+from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pass, Pipeline
 from svitc.ir.program import Program

@@ -1,15 +1,13 @@
-"""Normalise: rewrite a raw captured graph into the closed list of canonical operations, typing as it goes.
+"""Rewrite a raw captured graph into the closed list of canonical operations, typing as it goes.
 
-Every view becomes an ``einops.rearrange`` in named axes, worked out from the axis types and not from sizes; layers
-that SpikingJelly runs over time and batch at once become the plain layer between two rearranges; anything outside
-the list is refused by name, with its line.
+Layers that SpikingJelly runs over time and batch at once become the plain layer between two rearranges; anything
+outside the list is refused by name, with its line.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,16 +15,14 @@ from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.graph_builder import GraphBuilder, has_module
+from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
 from svitc.ir.program import Program
-from svitc.ir.type_inference import TypeInference
-from svitc.ir.views import emit_view, regrouped, tokens
-
-Handler = Callable[["Normaliser", fx.Node], "fx.Node | tuple[fx.Node, ...]"]
 
 
-def normalise(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[str], list[str]]:
+def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[str], list[str]]:
     """Bring a raw program into canonical form, in place, and type it.
 
     Args:
@@ -41,7 +37,7 @@ def normalise(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[st
     """
     raw = program.graph
     raw.eliminate_dead_code(_matters)
-    work = Normaliser(program, fix)
+    work = Canonicalizer(program, fix)
     program.module.graph = work.run(raw, done)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     program.module.delete_all_unused_submodules()
@@ -51,39 +47,20 @@ def normalise(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[st
     return work.fixed, sorted({n.meta["function"] for n in raw.nodes if "function" in n.meta})
 
 
-def _matters(node: fx.Node) -> bool:
-    """Whether a raw operation does something though nothing reads its result."""
-    return node.op in ("placeholder", "output") or _in_place(node)
+class Canonicalizer(GraphBuilder):
+    """Rewrites a raw graph node by node.
 
+    Args:
+        fix: split time from batch before a neuron that runs them together.
 
-def _in_place(node: fx.Node) -> bool:
-    if node.op == "call_function":
-        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    name = str(node.target)
-    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
-
-
-def _drop_unused_parameters(program: Program) -> None:
-    """Bare parameters of containers that no node reads; layers are dropped whole before this."""
-    used = {str(n.target) for n in program.graph.nodes if n.op in ("call_module", "get_attr")}
-    for path, module in list(program.module.named_modules()):
-        if path in used:
-            continue
-        for store in (module._parameters, module._buffers):
-            for name in [n for n in store if (f"{path}.{n}" if path else n) not in used]:
-                del store[name]
-
-
-class Normaliser:
-    """Builds the canonical graph node by node, so that each input is typed before it is used."""
+    Attributes:
+        fixed: the neurons that it was needed for.
+    """
 
     def __init__(self, program: Program, fix: bool = False) -> None:
-        self.program, self.fix = program, fix
-        self.fixed: list[str] = []  # neurons that it was needed for
-        self.graph = fx.Graph()
-        self.inference = TypeInference(program.module, program.input)
-        self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
-        self.origin: fx.Node | None = None
+        super().__init__(program)
+        self.fix = fix
+        self.fixed: list[str] = []
         self.fired: set[str] = set()  # neurons that were called
         self.layers: dict[str, nn.Module | None] = {}  # as the model has them; a second call must see the first's
 
@@ -103,46 +80,6 @@ class Normaliser:
                     )
         return self.graph
 
-    # building blocks for the handlers
-
-    def arg(self, value: Any) -> Any:
-        return fx.node.map_arg(value, lambda n: self.done[n])
-
-    def emit(
-        self, op: str, target: Any, args: tuple = (), kwargs: dict | None = None, name: str | None = None
-    ) -> fx.Node:
-        node = self.graph.create_node(op, target, args, kwargs or {}, name=name)
-        assert self.origin is not None
-        node.meta.update({k: self.origin.meta[k] for k in ("source", "scope") if k in self.origin.meta})
-        # the graph belongs to no module yet: the rules look layers up in the program
-        self.inference.visit(node)
-        return node
-
-    def view(self, x: fx.Node, dims: axes.Dims) -> fx.Node:
-        """``x`` with its axes, in their order, grouped as ``dims``; ``x`` itself where nothing changes."""
-        source, target = regrouped(input_type(x), tuple(axes.resolve(dim) for dim in dims))
-        return emit_view(self.emit, x, source, target)
-
-    def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
-        """``x`` with its dimensions in another order."""
-        source = tokens(input_type(x))
-        return emit_view(self.emit, x, source, tuple(source[i] for i in order))
-
-    def reshape(self, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
-        try:
-            dims = axes.factor(input_type(x), sizes)
-            return self.view(x, dims)
-        except axes.AxisConflict as conflict:
-            raise self.refuse(f"reshape of {axes.show(input_type(x))} to {sizes}: {conflict}") from conflict
-
-    def refuse(self, text: str, hint: str | None = None) -> UnsupportedError:
-        assert self.origin is not None
-        return UnsupportedError(
-            f"{self.origin.meta.get('scope') or 'the model'}: {text}", where=self.origin.meta.get("source"), hint=hint
-        )
-
-    # one node
-
     def handle(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             x = self.emit("placeholder", str(node.target), name="x")
@@ -153,8 +90,6 @@ class Normaliser:
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
             return self.call_module(node)
-        from svitc.frontends.raw_ops import HANDLERS
-
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
         if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
@@ -252,29 +187,28 @@ class Normaliser:
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
-    def layer(self, name: str, module: nn.Module) -> str:
-        """Register a layer that the model has as a function only; returns its path."""
-        assert self.origin is not None
-        scope = self.origin.meta.get("scope")
-        path = base = f"{scope}.{name}" if scope else name
-        count = 0
-        while has_module(self.program.module, path):
-            count += 1
-            path = f"{base}_{count}"
-        self.program.module.add_submodule(path, module)
-        return path
 
-    def replace(self, path: str, module: nn.Module) -> None:
-        owner, _, name = path.rpartition(".")
-        setattr(self.program.module.get_submodule(owner), name, module)
+def _matters(node: fx.Node) -> bool:
+    """Whether a raw operation does something though nothing reads its result."""
+    return node.op in ("placeholder", "output") or _in_place(node)
 
 
-def has_module(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+def _in_place(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    name = str(node.target)
+    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+
+
+def _drop_unused_parameters(program: Program) -> None:
+    """Bare parameters of containers that no node reads; layers are dropped whole before this."""
+    used = {str(n.target) for n in program.graph.nodes if n.op in ("call_module", "get_attr")}
+    for path, module in list(program.module.named_modules()):
+        if path in used:
+            continue
+        for store in (module._parameters, module._buffers):
+            for name in [n for n in store if (f"{path}.{n}" if path else n) not in used]:
+                del store[name]
 
 
 def _flat_pool(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:

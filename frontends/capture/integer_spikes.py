@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from svitc.frontends.normalise import has_module
+from svitc.frontends.capture.graph_builder import has_module
 from svitc.ir import ops
 
 

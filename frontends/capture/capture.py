@@ -1,0 +1,164 @@
+"""Capture: run the user's ``forward`` once on shapes alone and record it as an ``fx`` graph.
+
+``torch.fx.symbolic_trace`` fails on spiking vision transformers because they branch on shapes. Here every proxy
+carries a fake tensor (shape and dtype, no data), so that ``x.shape``, ``x.ndim``, ``len`` and arithmetic on sizes
+answer with numbers; layers with weights and neurons are leaves and keep their names. A branch on *values* has no
+answer, and is refused with the user's line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import logging
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import fx, nn
+
+from svitc.errors import SvitcError, UnsupportedError
+from svitc.frontends.capture.autograd_functions import functions_recorded
+from svitc.frontends.capture.canonicalize import canonicalize
+from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
+from svitc.frontends.capture.model_rewrites import prepare
+from svitc.frontends.capture.tracer import PLUMBING, Tracer, ValueProxy, _in_place, einops_recorded, user_line
+from svitc.ir.graph import BATCH_PROBE, InputSpec
+from svitc.ir.program import Program
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None, fix: bool = False) -> Program:
+    """Capture a model as a canonical program.
+
+    The model is copied: later changes to either do not touch the other. Membranes are reset first.
+
+    A model of event frames may take ``[N, T, C, H, W]``: where ``[T, N, C, H, W]`` does not lead through its
+    neurons, the program turns its own input around first.
+
+    Args:
+        model: an SViT whose ``forward`` takes one tensor, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and
+            returns logits ``[N, classes]`` or ``[T, N, classes]``, perhaps with a dictionary of hooks.
+        input_spec: the input's shape without batch.
+        info: what is known of the model, kept with the program; ``assumptions`` is added to.
+        fix: split time from batch before a neuron that runs them together.
+
+    Raises:
+        UnsupportedError: an operation, neuron or control flow that svitc cannot represent, with its line.
+    """
+    functional.reset_net(model)
+    model = copy.deepcopy(model).eval().float()
+    given = info is not None and "assumptions" in info
+    info = {**(info or {})}
+    info["assumptions"] = [*info.get("assumptions", [])]
+    rewritten = prepare(model)
+    if rewritten:
+        info["assumptions"].append(
+            f"zeros are padded before {some('batch norm', rewritten)}, not written around it as what it makes of"
+            " them: the same but for rounding"
+        )
+    failures: list[tuple[int, UnsupportedError]] = []
+    for batch_first in (False, True) if input_spec.events else (False,):
+        done: list[fx.Node] = []
+        try:
+            program = _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done)
+            if not program.info["assumptions"] and not given:
+                del program.info["assumptions"]
+            return program
+        except UnsupportedError as error:
+            failures.append((len(done), error))
+    raise max(failures, key=lambda failure: failure[0])[1]  # the layout that led further
+
+
+def some(what: str, paths: list[str]) -> str:
+    """``8 neurons (a, …)``."""
+    return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
+
+
+def _capture(
+    model: nn.Module,
+    input_spec: InputSpec,
+    info: dict[str, Any],
+    batch_first: bool,
+    fix: bool,
+    done: list[fx.Node],
+) -> Program:
+    """Capture a model that may be changed.
+
+    Args:
+        batch_first: it takes ``[N, T, C, H, W]``.
+        done: filled with the operations that could be represented.
+    """
+    graph = _trace(model, input_spec, batch_first)
+    fuse_integer_spikes(graph, model)
+    program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
+    notes = program.info["assumptions"]
+    if batch_first:
+        program.info["batch_first"] = True
+        notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
+    fixed, functions = canonicalize(program, fix, done)
+    if fixed:
+        program.info["fixed"] = fixed
+        notes.append(f"time and batch, run together in the model's code, are split before {some('neuron', fixed)}")
+    if functions:
+        notes.append(f"gradients of {', '.join(functions)} are those of their forward, not their own")
+    used = {name for name, _ in program.module.named_parameters()}
+    program.info["dead"] = {name: p.numel() for name, p in model.named_parameters() if name not in used}
+    return program
+
+
+def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Graph:
+    tracer = Tracer()
+    name = _only_input(model)
+    example = torch.empty(input_spec.batched(BATCH_PROBE))
+    tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
+    try:
+        with einops_recorded(tracer), functions_recorded(tracer), _quiet():
+            return tracer.trace(model)
+    except SvitcError:
+        raise
+    except Exception as error:
+        # whatever the user's forward raises on its own input shape is theirs to mend; we add the line
+        where = _raised_at(error) or user_line()
+        raise UnsupportedError(
+            f"the model's forward failed on an input of shape {tuple(tracer.example[name].shape)}: "
+            f"{type(error).__name__}: {error}",
+            where=where,
+            hint="Check the input shape (--input-shape), or see -v for the traceback.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs a traceback of its own for every operation that does not fit; we name the user's line instead."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _only_input(model: nn.Module) -> str:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(needed) != 1:
+        names = ", ".join(p.name for p in needed) or "none"
+        raise UnsupportedError(f"the model's forward must take one tensor; it takes {names}")
+    return needed[0].name
+
+
+def _raised_at(error: BaseException) -> str | None:
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith(PLUMBING):
+            line = f"{name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line

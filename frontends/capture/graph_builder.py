@@ -1,0 +1,98 @@
+"""Build a canonical graph node by node, so that the inputs of a node are typed before it is used.
+
+Every view becomes an ``einops.rearrange`` in named axes, worked out from the axis types and not from sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from svitc.errors import UnsupportedError
+from svitc.ir import axes
+from svitc.ir.graph import input_type
+from svitc.ir.program import Program
+from svitc.ir.type_inference import TypeInference
+from svitc.ir.views import emit_view, regrouped, tokens
+
+
+class GraphBuilder:
+    """Builds a typed graph.
+
+    Args:
+        program: whose layers the nodes call.
+
+    Attributes:
+        graph: the canonical graph so far.
+        done: raw node -> what it became.
+        origin: the raw node that is being rewritten; new nodes take their line and scope from it.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = fx.Graph()
+        self.inference = TypeInference(program.module, program.input)
+        self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
+        self.origin: fx.Node | None = None
+
+    def arg(self, value: Any) -> Any:
+        return fx.node.map_arg(value, lambda n: self.done[n])
+
+    def emit(
+        self, op: str, target: Any, args: tuple = (), kwargs: dict | None = None, name: str | None = None
+    ) -> fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs or {}, name=name)
+        assert self.origin is not None
+        node.meta.update({k: self.origin.meta[k] for k in ("source", "scope") if k in self.origin.meta})
+        # the graph belongs to no module yet: the rules look layers up in the program
+        self.inference.visit(node)
+        return node
+
+    def view(self, x: fx.Node, dims: axes.Dims) -> fx.Node:
+        """``x`` with its axes, in their order, grouped as ``dims``; ``x`` itself where nothing changes."""
+        source, target = regrouped(input_type(x), tuple(axes.resolve(dim) for dim in dims))
+        return emit_view(self.emit, x, source, target)
+
+    def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
+        """``x`` with its dimensions in another order."""
+        source = tokens(input_type(x))
+        return emit_view(self.emit, x, source, tuple(source[i] for i in order))
+
+    def reshape(self, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
+        try:
+            dims = axes.factor(input_type(x), sizes)
+            return self.view(x, dims)
+        except axes.AxisConflict as conflict:
+            raise self.refuse(f"reshape of {axes.show(input_type(x))} to {sizes}: {conflict}") from conflict
+
+    def refuse(self, text: str, hint: str | None = None) -> UnsupportedError:
+        assert self.origin is not None
+        return UnsupportedError(
+            f"{self.origin.meta.get('scope') or 'the model'}: {text}", where=self.origin.meta.get("source"), hint=hint
+        )
+
+    def layer(self, name: str, module: nn.Module) -> str:
+        """Register a layer that the model has as a function only; returns its path."""
+        assert self.origin is not None
+        scope = self.origin.meta.get("scope")
+        path = base = f"{scope}.{name}" if scope else name
+        count = 0
+        while has_module(self.program.module, path):
+            count += 1
+            path = f"{base}_{count}"
+        self.program.module.add_submodule(path, module)
+        return path
+
+    def replace(self, path: str, module: nn.Module) -> None:
+        owner, _, name = path.rpartition(".")
+        setattr(self.program.module.get_submodule(owner), name, module)
+
+
+def has_module(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
