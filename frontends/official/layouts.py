@@ -16,10 +16,10 @@ from typing import Any
 from torch import nn
 
 from svitc.errors import InputError
-from svitc.frontends.families import divisors
+from svitc.frontends.checkpoint.spikingjelly_families import divisors
+from svitc.frontends.checkpoint.weights import strip_prefixes
 from svitc.frontends.official.published import EVENTS, FACTORIES, HOME, PUBLISHED, Published
 from svitc.frontends.official.readers import read
-from svitc.frontends.weights import strip_prefixes
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.frontends.checkpoint import LoadOptions, load_model
+from svitc.frontends.checkpoint.load import LoadOptions, load_model
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 from svitc.driver import load
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
-from svitc.frontends.checkpoint import LoadOptions, load_model
+from svitc.frontends.checkpoint.load import LoadOptions, load_model
 from svitc.ir.graph import InputSpec
 from svitc.serialization.writer import to_bytes
 

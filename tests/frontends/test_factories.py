@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, UsageError
-from svitc.frontends.checkpoint import LoadOptions, load_model
+from svitc.frontends.checkpoint.load import LoadOptions, load_model
 
 OWN = """
 import sibling_of_own

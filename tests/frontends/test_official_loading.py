@@ -15,7 +15,7 @@ from torch import nn
 
 from svitc.driver import check_capture, load
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
-from svitc.frontends.checkpoint import LoadOptions, load_model
+from svitc.frontends.checkpoint.load import LoadOptions, load_model
 from svitc.frontends.official import (
     ESpikeFormer,
     MetaSpikeFormer,

@@ -11,9 +11,9 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 from svitc.errors import InputError, UnsupportedError
-from svitc.frontends.checkpoint import LoadOptions, load_model
-from svitc.frontends.families import KNOWN, ratio
-from svitc.frontends.recognise import recognise
+from svitc.frontends.checkpoint.load import LoadOptions, load_model
+from svitc.frontends.checkpoint.recognize_spikingjelly import recognise
+from svitc.frontends.checkpoint.spikingjelly_families import KNOWN, ratio
 
 
 def divisors(number: int) -> list[int]:

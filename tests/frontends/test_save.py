@@ -8,8 +8,8 @@ from spikingjelly.activation_based import model as models
 from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import OutputError, UsageError
-from svitc.frontends.checkpoint import load_model
-from svitc.frontends.save import save
+from svitc.frontends.checkpoint.load import load_model
+from svitc.frontends.checkpoint.save import save
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, SvitcError
-from svitc.frontends.families import KNOWN
+from svitc.frontends.checkpoint.spikingjelly_families import KNOWN
+from svitc.frontends.checkpoint.weights import check_tensors
 from svitc.frontends.official.layouts import AVERAGED, WEIGHTS, unwrap
-from svitc.frontends.weights import check_tensors
 from svitc.support.user_code import importable
 
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T

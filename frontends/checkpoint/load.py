@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
-from svitc.frontends import factories, families, neurons, official_loading, weights
+from svitc.frontends.checkpoint import model_factory, neuron_json, recognize_published, spikingjelly_families, weights
+from svitc.frontends.checkpoint.model_factory import check_json
+from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, naming, read
+from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognise, shape_note
 from svitc.frontends.compat import compatible
-from svitc.frontends.factories import check_json
 from svitc.frontends.official import Layout
-from svitc.frontends.reading import TIME_NAMES, Contents, naming, read
-from svitc.frontends.recognise import assumed_input, recognise, shape_note
 from svitc.ir.graph import InputSpec
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
@@ -97,8 +97,8 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
         loaded = _pickled(contents, options, source)
     else:
         draft = _draft(contents, options, source)
-        known = families.known_factory(draft.arch)
-        official = official_loading.known_factory(draft.arch)
+        known = spikingjelly_families.known_factory(draft.arch)
+        official = recognize_published.known_factory(draft.arch)
         loaded = (_known if known else _official if official else _own)(draft, contents, options, source)
     kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
     loaded.info["assumptions"] += contents.notes
@@ -139,11 +139,11 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
     shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
     if options.arch is None and contents.arch is None:
         return _recognised(contents, options, shape, asked, source)
-    named = families.known_factory(contents.arch or "") or official_loading.known_factory(contents.arch)
+    named = spikingjelly_families.known_factory(contents.arch or "") or recognize_published.known_factory(contents.arch)
     if options.arch is None and named is None:
         raise InputError(
             f"{source} names the factory {contents.arch!r}, which is not one that a file may name: only "
-            f"SpikingJelly's {', '.join(families.KNOWN)}, or one of svitc's own definitions",
+            f"SpikingJelly's {', '.join(spikingjelly_families.KNOWN)}, or one of svitc's own definitions",
             hint="A file must not choose what code runs. Name the factory of your own model with --arch.",
         )
     told = {} if contents.arch_args is None else check_json(contents.arch_args, f"{source}: arch_args")
@@ -151,11 +151,11 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
         raise InputError(f"{source}: arch_args is not an object of names and values")
     arch = options.arch or contents.arch
     assert arch is not None
-    known = families.known_factory(arch)
-    if arch != contents.arch and (known is None or known != families.known_factory(contents.arch or "")):
+    known = spikingjelly_families.known_factory(arch)
+    if arch != contents.arch and (known is None or known != spikingjelly_families.known_factory(contents.arch or "")):
         told = {}  # arguments of another factory
     shape, steps = _reconcile_time(options, shape, told, asked, source)
-    draft = _Draft(f"{families.HOME}:{known}" if known else arch, told | asked, shape)
+    draft = _Draft(f"{spikingjelly_families.HOME}:{known}" if known else arch, told | asked, shape)
     if steps is not None and (known or _takes_steps(arch)):
         if len(shape or ()) != 4 and told.get("T", steps) != steps:
             draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {told['T']}"
@@ -173,7 +173,7 @@ def _recognised(
     """What a bare state dict is of; what the user says is no longer an assumption."""
     shape, steps = _reconcile_time(options, shape, {}, asked, source)
     with naming(source):
-        found = official_loading.recognise_any(contents, shape, steps)
+        found = recognize_published.recognise_any(contents, shape, steps)
     if isinstance(found, Layout):
         notes = {key: note for key, note in found.assumptions.items() if key not in asked}
         return _Draft(found.arch, found.arguments | asked, found.input_shape, notes)
@@ -181,7 +181,7 @@ def _recognised(
     image = _image_size(asked)
     if shape is None and image:
         found = recognise(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
-    said = asked.keys() | ({"neurons"} if asked.keys() & set(neurons.ARGUMENTS) else set())
+    said = asked.keys() | ({"neurons"} if asked.keys() & set(neuron_json.ARGUMENTS) else set())
     notes = {key: note for key, note in found.assumptions.items() if key not in said}
     return _Draft(found.arch, found.arch_args | asked, found.input_shape, notes)
 
@@ -232,13 +232,13 @@ def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str)
     factory = draft.arch.rpartition(":")[2]
     blame = UsageError if options.arch or options.arch_args else InputError
     with naming(source, blame is InputError):
-        model = factories.build_known(factory, draft.args, blame, len(contents.state))
+        model = model_factory.build_known(factory, draft.args, blame, len(contents.state))
     try:
         notes = weights.fit(model, contents.state, source, factory)
     except InputError as error:
-        error.hint = error.hint or official_loading.summary(contents)
+        error.hint = error.hint or recognize_published.summary(contents)
         raise
-    family = families.family_of(model)
+    family = spikingjelly_families.family_of(model)
     channels, classes = contents.state[family.stem].shape[1], contents.state["head.weight"].shape[0]
     shape = draft.shape
     if shape is None:
@@ -260,13 +260,13 @@ def _official(draft: _Draft, contents: Contents, options: LoadOptions, source: s
         raise UsageError(f"{factory} has no time steps: its spikes are whole numbers, counted in one step")
     blame = UsageError if options.arch or options.arch_args else InputError
     with naming(source, blame is InputError):
-        model = factories.build_official(factory, draft.args, blame, len(contents.state))
+        model = model_factory.build_official(factory, draft.args, blame, len(contents.state))
     try:
         notes = weights.fit(model, contents.state, source, factory)
     except InputError as error:
-        error.hint = error.hint or official_loading.summary(contents)
+        error.hint = error.hint or recognize_published.summary(contents)
         raise
-    first = official_loading.stem(model)
+    first = recognize_published.stem(model)
     channels, classes = contents.state[first].shape[1], contents.state["head.weight"].shape[0]
     shape = draft.shape
     if shape is None:
@@ -277,7 +277,7 @@ def _official(draft: _Draft, contents: Contents, options: LoadOptions, source: s
 
 
 def _takes_steps(arch: str) -> bool:
-    return official_loading.known_factory(arch) not in (None, "ESpikeFormer")  # its neurons have no time
+    return recognize_published.known_factory(arch) not in (None, "ESpikeFormer")  # its neurons have no time
 
 
 def _check_channels(
@@ -297,13 +297,13 @@ def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -
     """A model of the user's own code."""
     steps = options.time_steps if draft.shape is None or len(draft.shape) == 3 else None
     saved = contents.time_steps if draft.shape is None or len(draft.shape) == 3 else None
-    model, arguments = factories.build_own(draft.arch, draft.args, steps, saved)
+    model, arguments = model_factory.build_own(draft.arch, draft.args, steps, saved)
     model = model.float().eval()
     try:
         notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
     except InputError as error:
         check = "Check --arch-args, and that this is the code that the weights come from."
-        error.hint = error.hint or " ".join(filter(None, (official_loading.summary(contents), check)))
+        error.hint = error.hint or " ".join(filter(None, (recognize_published.summary(contents), check)))
         raise
     shape = draft.shape
     if shape is None:

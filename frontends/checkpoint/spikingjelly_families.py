@@ -12,7 +12,7 @@ import torch
 from spikingjelly.activation_based import model as models
 from torch import nn
 
-from svitc.frontends import neurons
+from svitc.frontends.checkpoint import neuron_json
 
 HOME = "spikingjelly.activation_based.model"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -113,7 +113,7 @@ def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
         Exception: whatever the factory raises for arguments that it does not like.
     """
     with torch.device("meta"):
-        return getattr(models, factory)(**neurons.from_json(arguments))
+        return getattr(models, factory)(**neuron_json.from_json(arguments))
 
 
 def known_factory(arch: str) -> str | None:

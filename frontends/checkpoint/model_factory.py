@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
-from svitc.frontends import families, neurons, official
+from svitc.frontends import official
+from svitc.frontends.checkpoint import neuron_json, spikingjelly_families
+from svitc.frontends.checkpoint.reader import TIME_NAMES
 from svitc.frontends.compat import model_factory
-from svitc.frontends.reading import TIME_NAMES
 from svitc.support.user_code import importable
 
 STAGED = ("MetaSpikeFormer", "ESpikeFormer")  # take a width for each stage
@@ -59,9 +60,11 @@ def build_known(factory: str, args: Mapping[str, Any], blame: type[SvitcError], 
         blame: kind of error where the arguments are wrong: the user's, or the file's.
         tensors: how many the file has; a model of more blocks is refused before it is built.
     """
-    call = getattr(families.models, factory)
-    takes = [*_parameters(call), *neurons.ARGUMENTS]
-    return _build_bounded(factory, call, takes, args, blame, tensors, lambda: families.build(factory, args))
+    call = getattr(spikingjelly_families.models, factory)
+    takes = [*_parameters(call), *neuron_json.ARGUMENTS]
+    return _build_bounded(
+        factory, call, takes, args, blame, tensors, lambda: spikingjelly_families.build(factory, args)
+    )
 
 
 def build_official(factory: str, args: Mapping[str, Any], blame: type[SvitcError], tensors: int) -> nn.Module:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from svitc.errors import InputError, UnsupportedError
-from svitc.frontends import families
-from svitc.frontends.families import PUBLISHED, Family, Shapes
-from svitc.frontends.weights import first, strip_prefixes
+from svitc.frontends.checkpoint import spikingjelly_families
+from svitc.frontends.checkpoint.spikingjelly_families import PUBLISHED, Family, Shapes
+from svitc.frontends.checkpoint.weights import first, strip_prefixes
 
 ALIKE = 0.8  # share of key patterns in common from which the family is taken as certain
 OWN_CODE = "Give the model's own code: --arch module:factory or path/to/file.py:factory, and --arch-args."
@@ -87,7 +87,7 @@ def recognise(
         notes["T"] = f"T = {TIME_STEPS} (every published {family.name}); override with --time-steps"
     _assume_arguments(family, args, input_shape, notes)
     _assume_neurons(family, args, shapes, notes)
-    return Recognised(family.name, f"{families.HOME}:{family.name}", args, input_shape, notes)
+    return Recognised(family.name, f"{spikingjelly_families.HOME}:{family.name}", args, input_shape, notes)
 
 
 def assumed_input(channels: int, classes: int, family: Family | None = None) -> tuple[tuple[int, ...], str]:
@@ -110,16 +110,16 @@ def shape_note(shape: tuple[int, ...], why: str) -> str:
 def _family(shapes: Shapes) -> Family:
     """The family of a state dict. Raises UnsupportedError."""
     names = [key for key in shapes if not key.endswith(".w")]  # .w: the time constant of a ParametricLIF
-    patterns = {families.pattern(key) for key in names}
+    patterns = {spikingjelly_families.pattern(key) for key in names}
 
     def alike(family: Family) -> tuple[float, float]:
         words, others = _words(names), _words(family.signature)
         return _share(patterns, family.signature), _share(words, others)
 
-    family = max(families.FAMILIES, key=alike)
+    family = max(spikingjelly_families.FAMILIES, key=alike)
     if alike(family)[0] >= ALIKE:
         return family
-    known = ", ".join(dict.fromkeys(f.name for f in families.FAMILIES))
+    known = ", ".join(dict.fromkeys(f.name for f in spikingjelly_families.FAMILIES))
     begin = first(names)
     if not any(re.search(r"attn|attention|qkv|\bq_", key) for key in names):
         raise UnsupportedError(
@@ -128,7 +128,7 @@ def _family(shapes: Shapes) -> Family:
             hint=OWN_CODE,
         )
     # a block's keys repeat: the first of each pattern is enough to see the difference
-    unknown = [key for key in names if families.pattern(key) not in family.signature]
+    unknown = [key for key in names if spikingjelly_families.pattern(key) not in family.signature]
     lacking = sorted(key.replace(".#.", ".0.") for key in family.signature - patterns)
     differences = [f"does not have {first(unknown)}"] if unknown else []
     differences += [f"would have {first(lacking)}"] if lacking else []
@@ -190,7 +190,7 @@ def _heads(family: Family, args: dict[str, Any]) -> tuple[int | list[int], str]:
         heads, why = near.heads, f"published {near.name}"
     else:
         widths = (width // 4, width // 2, width) if staged else (width,)
-        heads = min(families.divisors(*widths), key=lambda n: abs(width / n - near.head_width))
+        heads = min(spikingjelly_families.divisors(*widths), key=lambda n: abs(width / n - near.head_width))
         why = f"heads {width // heads} wide, nearest to the {near.head_width} of the published {near.name}"
     if family.name == "SpikeDrivenTransformer":
         why += "; any number computes the same"

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from svitc.errors import SvitcError, UsageError
-from svitc.frontends import families, neurons, weights
-from svitc.frontends.factories import FORM, build_known, check_json
+from svitc.frontends.checkpoint import neuron_json, spikingjelly_families, weights
+from svitc.frontends.checkpoint.model_factory import FORM, build_known, check_json
 from svitc.support.atomic_files import write_together
 
 RESERVED = ("state_dict", "arch", "arch_args", "input_shape")
@@ -46,18 +46,18 @@ def save(
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    args = check_json(neurons.to_json(dict(arch_args or {})), "arch_args", UsageError)
+    args = check_json(neuron_json.to_json(dict(arch_args or {})), "arch_args", UsageError)
     for name in RESERVED:
         if name in extra:
             raise UsageError(f"{name} is given twice")
-    known = families.known_factory(arch)
+    known = spikingjelly_families.known_factory(arch)
     if known is None and not arch.rpartition(":")[0]:
         raise UsageError(f"arch {arch!r} does not name a factory", hint=FORM)
     if len(input_shape) not in (3, 4) or any(int(n) < 1 for n in input_shape):
         raise UsageError(f"input_shape {list(input_shape)} is neither C,H,W nor T,C,H,W")
     state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
     if known:
-        arch = f"{families.HOME}:{known}"
+        arch = f"{spikingjelly_families.HOME}:{known}"
         _compare(model, known, args, state)
     content = {
         "state_dict": state,

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from svitc.errors import SvitcError, UnsupportedError
-from svitc.frontends import weights
-from svitc.frontends.families import Shapes
+from svitc.frontends.checkpoint import weights
+from svitc.frontends.checkpoint.reader import Contents
+from svitc.frontends.checkpoint.recognize_spikingjelly import ALIKE, OWN_CODE, Recognised, recognise
+from svitc.frontends.checkpoint.spikingjelly_families import Shapes
 from svitc.frontends.official import FACTORIES, PUBLISHED, Layout, layout
 from svitc.frontends.official.published import HOME
-from svitc.frontends.reading import Contents
-from svitc.frontends.recognise import ALIKE, OWN_CODE, Recognised, recognise
 
 # one of each layout, to compare names with
 EXAMPLES = (
