@@ -15,7 +15,7 @@ from svitc.frontends.checkpoint import model_factory, neuron_json, recognize_pub
 from svitc.frontends.checkpoint.model_factory import check_json
 from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, naming, read
 from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognise, shape_note
-from svitc.frontends.compat import compatible
+from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.official import Layout
 from svitc.ir.graph import InputSpec
 

@@ -22,7 +22,7 @@ from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
 from svitc.frontends import official
 from svitc.frontends.checkpoint import neuron_json, spikingjelly_families
 from svitc.frontends.checkpoint.reader import TIME_NAMES
-from svitc.frontends.compat import model_factory
+from svitc.frontends.compat.import_hooks import model_factory
 from svitc.support.user_code import importable
 
 STAGED = ("MetaSpikeFormer", "ESpikeFormer")  # take a width for each stage

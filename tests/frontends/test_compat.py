@@ -16,8 +16,8 @@ from torch import nn
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.frontends.capture.model_rewrites import reference
-from svitc.frontends.compat import compatible, import_model_file, model_factory
-from svitc.frontends.compat_finder import StandIn
+from svitc.frontends.compat.import_hooks import compatible, import_model_file, model_factory
+from svitc.frontends.compat.stand_ins import StandIn
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import is_neuron
 

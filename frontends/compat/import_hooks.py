@@ -22,8 +22,8 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UnsupportedError
-from svitc.frontends.compat_finder import Finder, StandIn
-from svitc.frontends.compat_names import DROPPED, Registry
+from svitc.frontends.compat.shims import DROPPED, Registry
+from svitc.frontends.compat.stand_ins import Finder, StandIn
 from svitc.support.user_code import INSTALLED, load, raised_at, search_path
 
 KEPT = ("__main__", "svitc")

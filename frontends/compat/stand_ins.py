@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.compat_names import TORCH_SIX, Registry, clock_driven
+from svitc.frontends.compat.shims import TORCH_SIX, Registry, clock_driven
 
 CLOCK_DRIVEN, ACTIVATION_BASED = "spikingjelly.clock_driven", "spikingjelly.activation_based"
 # never imported: timm needs torchvision, which rarely goes with the PyTorch that is there
