@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from common import publish, warm
-from svitc.frontends.official import PUBLISHED
+from svitc.frontends.published import PUBLISHED
 
 NAMES = ["spikformer_8_512", "sdt_8_512", "qkformer_10_384", "metaspikformer_15m", "espikeformer_s"]
 

@@ -11,7 +11,7 @@ import torch
 from spikingjelly.activation_based import functional
 from torch import nn
 
-from svitc.frontends.official import ESpikeFormer, MetaSpikeFormer, QKFormer, SpikeDrivenTransformer, Spikformer
+from svitc.frontends.published import ESpikeFormer, MetaSpikeFormer, QKFormer, SpikeDrivenTransformer, Spikformer
 from svitc.ir.graph import InputSpec
 
 

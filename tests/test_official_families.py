@@ -20,8 +20,8 @@ from official_small import SMALL, run
 from svitc import driver
 from svitc import onnx as backend
 from svitc.frontends.capture.capture import capture
-from svitc.frontends.official import QKFormer, dead_parameters
-from svitc.frontends.official.qkformer import VARIANTS
+from svitc.frontends.published import QKFormer, dead_parameters
+from svitc.frontends.published.qkformer import VARIANTS
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, inference

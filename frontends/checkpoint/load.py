@@ -16,7 +16,7 @@ from svitc.frontends.checkpoint.model_factory import check_json
 from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, naming, read
 from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognise, shape_note
 from svitc.frontends.compat.import_hooks import compatible
-from svitc.frontends.official import Layout
+from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
-from svitc.frontends import official
+from svitc.frontends import published
 from svitc.frontends.checkpoint import neuron_json, spikingjelly_families
 from svitc.frontends.checkpoint.reader import TIME_NAMES
 from svitc.frontends.compat.import_hooks import model_factory
@@ -69,7 +69,7 @@ def build_known(factory: str, args: Mapping[str, Any], blame: type[SvitcError], 
 
 def build_official(factory: str, args: Mapping[str, Any], blame: type[SvitcError], tensors: int) -> nn.Module:
     """A model of our own definitions of published ones, likewise."""
-    call = official.FACTORIES[factory]
+    call = published.FACTORIES[factory]
 
     def build() -> nn.Module:
         with torch.device("meta"):

@@ -23,7 +23,7 @@ from torch import nn
 from svitc.errors import InputError, SvitcError
 from svitc.frontends.checkpoint.spikingjelly_families import KNOWN
 from svitc.frontends.checkpoint.weights import check_tensors
-from svitc.frontends.official.layouts import AVERAGED, WEIGHTS, unwrap
+from svitc.frontends.published.recognize import AVERAGED, WEIGHTS, unwrap
 from svitc.support.user_code import importable
 
 TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T

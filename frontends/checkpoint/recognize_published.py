@@ -15,8 +15,8 @@ from svitc.frontends.checkpoint import weights
 from svitc.frontends.checkpoint.reader import Contents
 from svitc.frontends.checkpoint.recognize_spikingjelly import ALIKE, OWN_CODE, Recognised, recognise
 from svitc.frontends.checkpoint.spikingjelly_families import Shapes
-from svitc.frontends.official import FACTORIES, PUBLISHED, Layout, layout
-from svitc.frontends.official.published import HOME
+from svitc.frontends.published import FACTORIES, PUBLISHED, Layout, layout
+from svitc.frontends.published.registry import HOME
 
 # one of each layout, to compare names with
 EXAMPLES = (

@@ -10,7 +10,7 @@ from spikingjelly.activation_based.model import Spikformer
 from torch import nn
 
 from official_small import run
-from svitc.frontends.official import PUBLISHED
+from svitc.frontends.published import PUBLISHED
 
 SMALL = {
     "T": 2,

@@ -9,7 +9,7 @@ from torch import nn
 from official_small import SMALL, Small, fill, images, pick, run
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
-from svitc.frontends.official import (
+from svitc.frontends.published import (
     PUBLISHED,
     ESpikeFormer,
     MetaSpikeFormer,
@@ -18,7 +18,7 @@ from svitc.frontends.official import (
     Spikformer,
     dead_parameters,
 )
-from svitc.frontends.official.common import BorderNorm, RepConv
+from svitc.frontends.published.layers import BorderNorm, RepConv
 from svitc.ir.graph import InputSpec
 
 # what the published repositories' papers and code say, and tables of models quote

@@ -11,7 +11,7 @@ from torch import nn
 
 from official_small import SMALL, Small, fill, images, run
 from svitc.errors import InputError
-from svitc.frontends.official import FACTORIES, PUBLISHED, QKFormer, Spikformer, layout, unwrap
+from svitc.frontends.published import FACTORIES, PUBLISHED, QKFormer, Spikformer, layout, unwrap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

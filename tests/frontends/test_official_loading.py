@@ -16,13 +16,7 @@ from torch import nn
 from svitc.driver import check_capture, load
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
 from svitc.frontends.checkpoint.load import LoadOptions, load_model
-from svitc.frontends.official import (
-    ESpikeFormer,
-    MetaSpikeFormer,
-    QKFormer,
-    SpikeDrivenTransformer,
-    Spikformer,
-)
+from svitc.frontends.published import ESpikeFormer, MetaSpikeFormer, QKFormer, SpikeDrivenTransformer, Spikformer
 
 SIZES: dict[str, Any] = {"embed_dims": 32, "depths": 1, "num_classes": 3}
 STAGES: dict[str, Any] = {"embed_dims": [8, 16, 16, 32], "num_heads": 8, "depths": [1, 1], "num_classes": 3}

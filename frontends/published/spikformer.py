@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from svitc.frontends.official.common import MLP, Layers, SelfAttention, at_each_step, check_heads, halve, over_time
+from svitc.frontends.published.layers import MLP, Layers, SelfAttention, at_each_step, check_heads, halve, over_time
 
 STEM = ("proj_{}", "proj_{}1", "proj_{}2", "proj_{}3")
 

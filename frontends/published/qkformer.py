@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from svitc.frontends.official.common import MLP, Layers, SelfAttention, check_heads, halve, lif, over_time
+from svitc.frontends.published.layers import MLP, Layers, SelfAttention, check_heads, halve, lif, over_time
 
 
 class Embedding(NamedTuple):

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from svitc.frontends.official.common import Layers, Spike, at_each_step, check_heads, halve, lif, over_time, plif
-from svitc.frontends.official.spikformer import STEM
+from svitc.frontends.published.layers import Layers, Spike, at_each_step, check_heads, halve, lif, over_time, plif
+from svitc.frontends.published.spikformer import STEM
 
 NEURONS: dict[str, Spike] = {"lif": lif, "plif": plif}
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from svitc.frontends.official.common import check_heads
-from svitc.frontends.official.four_stages import FourStages
+from svitc.frontends.published.four_stages import FourStages
+from svitc.frontends.published.layers import check_heads
 from svitc.ir.ops import IntegerSpike
 
 LEVELS = 4

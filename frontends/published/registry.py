@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from svitc.frontends.official.e_spikeformer import ESpikeFormer
-from svitc.frontends.official.meta_spikeformer import MetaSpikeFormer
-from svitc.frontends.official.qkformer import QKFormer
-from svitc.frontends.official.spike_driven import SpikeDrivenTransformer
-from svitc.frontends.official.spikformer import Spikformer
+from svitc.frontends.published.e_spikeformer import ESpikeFormer
+from svitc.frontends.published.meta_spikeformer import MetaSpikeFormer
+from svitc.frontends.published.qkformer import QKFormer
+from svitc.frontends.published.spike_driven_transformer import SpikeDrivenTransformer
+from svitc.frontends.published.spikformer import Spikformer
 
 HOME = "svitc.frontends.official"
 FACTORIES: dict[str, Callable[..., nn.Module]] = {

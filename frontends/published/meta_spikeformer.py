@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from svitc.frontends.official.common import Layers, RepConv, at_each_step, check_heads, lif, over_time
-from svitc.frontends.official.four_stages import FourStages
+from svitc.frontends.published.four_stages import FourStages
+from svitc.frontends.published.layers import Layers, RepConv, at_each_step, check_heads, lif, over_time
 
 
 class DownSampling(Layers):

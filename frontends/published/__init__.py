@@ -1,0 +1,27 @@
+"""Own definitions of the published families, so that an official repository's checkpoint needs no model file.
+
+Names of parameters and the numbers that come out are those of the published code; nothing else is.
+"""
+
+from svitc.frontends.published.e_spikeformer import ESpikeFormer
+from svitc.frontends.published.meta_spikeformer import MetaSpikeFormer
+from svitc.frontends.published.qkformer import QKFormer
+from svitc.frontends.published.recognize import Layout, layout, unwrap
+from svitc.frontends.published.registry import FACTORIES, PUBLISHED, Published, dead_parameters
+from svitc.frontends.published.spike_driven_transformer import SpikeDrivenTransformer
+from svitc.frontends.published.spikformer import Spikformer
+
+__all__ = [
+    "FACTORIES",
+    "PUBLISHED",
+    "ESpikeFormer",
+    "Layout",
+    "MetaSpikeFormer",
+    "Published",
+    "QKFormer",
+    "SpikeDrivenTransformer",
+    "Spikformer",
+    "dead_parameters",
+    "layout",
+    "unwrap",
+]
