@@ -17,9 +17,9 @@ from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.onnx import lower, node_count, session, to_bytes, weight_bytes
 from svitc.onnx.neurons import KIND_KEY
+from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.fold_batch_norm import FoldBatchNorm
 from svitc.passes.hoist_repeat import HoistRepeat
-from svitc.passes.merge_views import MergeViews
 
 
 @pytest.fixture

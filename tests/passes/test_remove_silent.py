@@ -24,7 +24,7 @@ from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
-from svitc.passes.remove_silent import remove_silent
+from svitc.passes.canonical.remove_constant_channels import remove_silent
 from svitc.planning.plan import Plan
 from svitc.verification import Recorder
 

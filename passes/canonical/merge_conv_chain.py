@@ -9,7 +9,7 @@ from torch import fx
 
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
-from svitc.passes.conv_rows import Row
+from svitc.passes.canonical.conv_chain import Row
 
 log = logging.getLogger("svitc")
 
