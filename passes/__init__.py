@@ -10,12 +10,12 @@ from svitc.passes.canonical.merge_conv_chain import MergeConvolutions, reparamet
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.canonical.remove_constant_channels import remove_silent
 from svitc.passes.canonical.split_fused_projection import SplitFusedProjection
-from svitc.passes.fold_batch_norm import FoldBatchNorm
-from svitc.passes.fold_batch_norm_ahead import FoldBatchNormAhead
 from svitc.passes.fold_leak import FoldLeak
 from svitc.passes.fuse_siblings import FuseSiblings
-from svitc.passes.hoist_repeat import HoistRepeat
-from svitc.passes.merge_padding import MergePadding
+from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
+from svitc.passes.inference.fold_batch_norm_into_readers import FoldBatchNormAhead
+from svitc.passes.inference.hoist_repeat import HoistRepeat
+from svitc.passes.inference.merge_padding import MergePadding
 from svitc.passes.prune import Prune
 from svitc.passes.quantize import Quantize, QuantizeInput
 from svitc.passes.quantize_streams import QuantizeStreams

@@ -18,8 +18,8 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.onnx import lower, node_count, session, to_bytes, weight_bytes
 from svitc.onnx.neurons import KIND_KEY
 from svitc.passes.canonical.merge_views import MergeViews
-from svitc.passes.fold_batch_norm import FoldBatchNorm
-from svitc.passes.hoist_repeat import HoistRepeat
+from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
+from svitc.passes.inference.hoist_repeat import HoistRepeat
 
 
 @pytest.fixture
