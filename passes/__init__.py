@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from svitc.ir.pass_manager import Pass
-from svitc.passes.associate import AssociateProducts
 from svitc.passes.canonical.merge_conv_chain import MergeConvolutions, reparameterise
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.canonical.remove_constant_channels import remove_silent
 from svitc.passes.canonical.split_fused_projection import SplitFusedProjection
 from svitc.passes.fold_leak import FoldLeak
-from svitc.passes.fuse_siblings import FuseSiblings
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
 from svitc.passes.inference.fold_batch_norm_into_readers import FoldBatchNormAhead
 from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.passes.inference.merge_padding import MergePadding
+from svitc.passes.lowering.fuse_qkv import FuseSiblings
+from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
+from svitc.passes.lowering.share_views import ShareViews
 from svitc.passes.prune import Prune
 from svitc.passes.quantize import Quantize, QuantizeInput
 from svitc.passes.quantize_streams import QuantizeStreams
 from svitc.passes.reestimate_batch_norm import ReestimateBatchNorm
 from svitc.passes.refit_readers import RefitReaders
 from svitc.passes.round_weights import RoundWeights
-from svitc.passes.share_views import ShareViews
 
 
 def canonical() -> list[Pass]:

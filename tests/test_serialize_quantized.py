@@ -21,8 +21,8 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d
 from svitc.passes import canonical, inference, lowering
-from svitc.passes.associate import AssociateProducts
 from svitc.passes.fold_leak import FoldLeak
+from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
 from svitc.passes.quantize import Quantize, QuantizeInput
 from svitc.serialization.layer_schema import build_layer, describe_layer
 from svitc.serialization.writer import load_program, to_bytes
