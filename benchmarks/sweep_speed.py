@@ -27,8 +27,8 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
     from svitc import Compiler, Options, load
     from svitc.data.dataset import load_data
     from svitc.passes.policies.auto import Auto
-    from svitc.passes.policies.choices import Space
-    from svitc.passes.policies.curves import LADDER, curves
+    from svitc.passes.policies.search_space import Space
+    from svitc.passes.policies.sensitivity import LADDER, curves
 
     rows: list[dict[str, Any]] = []
     program = load(args.model)

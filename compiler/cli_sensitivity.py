@@ -109,8 +109,8 @@ def sensitivity(
     from svitc import driver
     from svitc.compilation import Compiler, Options
     from svitc.passes.policies import Settings, make
-    from svitc.passes.policies.choices import Space
-    from svitc.passes.policies.curves import curves, to_json
+    from svitc.passes.policies.search_space import Space
+    from svitc.passes.policies.sensitivity import curves, to_json
     from svitc.support.atomic_files import writable, write_one
     from svitc.support.distributed import world
 

@@ -22,8 +22,8 @@ from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, Uniform, make
 from svitc.passes.policies.auto import Auto
-from svitc.passes.policies.choices import Choice
-from svitc.passes.policies.curves import Curve, curves
+from svitc.passes.policies.search_space import Choice
+from svitc.passes.policies.sensitivity import Curve, curves
 from svitc.planning.cost import Cost
 
 MEASURING = ("auto", "psvit", "primesvt", "uniform")

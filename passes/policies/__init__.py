@@ -7,12 +7,12 @@ from typing import Any
 from svitc.errors import UsageError
 from svitc.passes.policies.aq import AQBeam, AQGreedy
 from svitc.passes.policies.auto import Auto
-from svitc.passes.policies.choices import Settings, Space
 from svitc.passes.policies.criteria import CRITERIA, Context
 from svitc.passes.policies.primesvt import PrimeSVT
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.psvit import PSViT
 from svitc.passes.policies.qsvit import QSViT
+from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.uniform import Uniform
 
 POLICIES: dict[str, type[Any]] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svitc.passes.policies.choices import Settings, Space
-from svitc.passes.policies.curves import LADDER, Curve, curves
+from svitc.passes.policies.max_drop import require, smallest
 from svitc.passes.policies.problem import Problem
-from svitc.passes.policies.within import require, smallest
+from svitc.passes.policies.search_space import Settings, Space
+from svitc.passes.policies.sensitivity import LADDER, Curve, curves
 from svitc.planning.plan import Plan
 
 GUARD = 1e-4  # nats; a difference of two divergences below it is noise

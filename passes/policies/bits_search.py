@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from svitc.errors import BudgetError, UsageError
-from svitc.passes.policies.choices import Settings
 from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.search_space import Settings
 from svitc.passes.policies.units import kinds
 from svitc.planning.plan import Plan
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from svitc.errors import BudgetError
 from svitc.ir.graph import attribute_of
-from svitc.passes.policies.choices import BitChoice, Choice, Settings, Space
-from svitc.passes.policies.curves import RATES, TOLERANCE
 from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.search_space import BitChoice, Choice, Settings, Space
+from svitc.passes.policies.sensitivity import RATES, TOLERANCE
 from svitc.planning.plan import Plan
 
 

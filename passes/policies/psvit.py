@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svitc.passes.policies.choices import Settings, Space
-from svitc.passes.policies.curves import RATES, TOLERANCE, curves
+from svitc.passes.policies.max_drop import last, require
 from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.search_space import Settings, Space
+from svitc.passes.policies.sensitivity import RATES, TOLERANCE, curves
 from svitc.passes.policies.uniform import uniform_index
-from svitc.passes.policies.within import last, require
 from svitc.planning.plan import Plan
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svitc.passes.policies.choices import Settings, Space
+from svitc.passes.policies.max_drop import require, smallest
 from svitc.passes.policies.problem import Problem
-from svitc.passes.policies.within import require, smallest
+from svitc.passes.policies.search_space import Settings, Space
 from svitc.planning.plan import Plan
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from svitc.errors import BudgetError
-from svitc.passes.policies.choices import Space
 from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.search_space import Space
 
 SEARCH = 6  # halvings of the range of sizes
 

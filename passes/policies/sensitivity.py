@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from svitc.passes.policies.choices import BitChoice, Choice, Space
 from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.search_space import BitChoice, Choice, Space
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # the published policies'
 TOLERANCE = 0.03  # both papers' own drop without fine-tuning: 73.3 -> 70.3
