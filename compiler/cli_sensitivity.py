@@ -159,8 +159,8 @@ def sensitivity(
 
 def _precision(compiler: Any, settings: Any) -> dict[str, Any]:
     """Accuracy and size against bits."""
-    from svitc.passes.policies.bits_search import BitSettings, BitSpace
-    from svitc.passes.policies.precision import precision, to_json
+    from svitc.passes.policies.bitwidth.search_space import BitSettings, BitSpace
+    from svitc.passes.policies.bitwidth.sensitivity import precision, to_json
 
     own = BitSettings(exclude=settings.exclude, seed=settings.seed)
     space = BitSpace(compiler.problem(weights="mixed", exclude=tuple(settings.exclude)), own)

@@ -16,10 +16,10 @@ from svitc.errors import BudgetError, UsageError
 from svitc.evaluate import Point
 from svitc.ir import ops
 from svitc.passes.policies import Problem, make
-from svitc.passes.policies.aq import levels
 from svitc.passes.policies.auto import Auto
-from svitc.passes.policies.bits_search import BitSettings, BitSpace
-from svitc.passes.policies.units import blocks, kinds, stages
+from svitc.passes.policies.bitwidth.aq4svit import levels
+from svitc.passes.policies.bitwidth.layer_roles import blocks, kinds, stages
+from svitc.passes.policies.bitwidth.search_space import BitSettings, BitSpace
 
 BY_BITS = ("qsvit", "aq-greedy", "aq-beam")
 SMALL = ("--sweep-images", "20", "--calibration-images", "20")

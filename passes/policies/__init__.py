@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from svitc.errors import UsageError
-from svitc.passes.policies.aq import AQBeam, AQGreedy
 from svitc.passes.policies.auto import Auto
+from svitc.passes.policies.bitwidth.aq4svit import AQBeam, AQGreedy
+from svitc.passes.policies.bitwidth.qsvit import QSViT
 from svitc.passes.policies.criteria import CRITERIA, Context
 from svitc.passes.policies.primesvt import PrimeSVT
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.psvit import PSViT
-from svitc.passes.policies.qsvit import QSViT
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.uniform import Uniform
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svitc.passes.policies.bits_search import Bits, BitSettings, BitSpace
-from svitc.passes.policies.precision import LOWER, Alone, precision
+from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
+from svitc.passes.policies.bitwidth.sensitivity import LOWER, Alone, precision
 from svitc.passes.policies.problem import Problem
 from svitc.planning.plan import Plan
 

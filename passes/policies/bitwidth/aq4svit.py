@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from svitc.passes.policies.bits_search import Bits, BitSettings, BitSpace
-from svitc.passes.policies.gate import Gate
-from svitc.passes.policies.precision import LOWER
+from svitc.passes.policies.bitwidth.drift_gate import Gate
+from svitc.passes.policies.bitwidth.layer_roles import blocks, stages
+from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
+from svitc.passes.policies.bitwidth.sensitivity import LOWER
 from svitc.passes.policies.problem import Problem
-from svitc.passes.policies.units import blocks, stages
 from svitc.planning.plan import Plan
 
 

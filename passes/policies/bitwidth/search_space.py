@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from svitc.errors import BudgetError, UsageError
+from svitc.passes.policies.bitwidth.layer_roles import kinds
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings
-from svitc.passes.policies.units import kinds
 from svitc.planning.plan import Plan
 
 Bits = dict[str, int]  # layer -> bits, of all layers that may have fewer than 8

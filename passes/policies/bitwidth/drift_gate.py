@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from svitc.passes.policies.bits_search import Bits, BitSpace
+from svitc.passes.policies.bitwidth.search_space import Bits, BitSpace
 from svitc.support.confidence import paired
 
 

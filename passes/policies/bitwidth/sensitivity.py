@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from svitc.passes.policies.bits_search import BitSpace
-from svitc.passes.policies.units import KINDS
+from svitc.passes.policies.bitwidth.layer_roles import KINDS
+from svitc.passes.policies.bitwidth.search_space import BitSpace
 
 LOWER = (4, 2)
 Alone = dict[tuple[str, int], Any]  # (layer or kind, bits) -> what was measured
