@@ -8,7 +8,8 @@ from svitc.errors import UsageError
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.bitwidth.aq4svit import AQBeam, AQGreedy
 from svitc.passes.policies.bitwidth.qsvit import QSViT
-from svitc.passes.policies.criteria import CRITERIA, Context
+from svitc.passes.policies.criteria.base import Context
+from svitc.passes.policies.criteria.registry import CRITERIA
 from svitc.passes.policies.primesvt import PrimeSVT
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.psvit import PSViT

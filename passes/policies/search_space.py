@@ -13,7 +13,8 @@ from svitc.errors import BudgetError, UsageError
 from svitc.ir.axes import Axis
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
-from svitc.passes.policies.criteria import CRITERIA, Context
+from svitc.passes.policies.criteria.base import Context
+from svitc.passes.policies.criteria.registry import CRITERIA
 from svitc.planning.cost import Cost
 from svitc.planning.plan import Plan
 

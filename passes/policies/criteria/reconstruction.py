@@ -21,7 +21,7 @@ import numpy as np
 from svitc.ir.channel_groups import ChannelGroup
 
 if TYPE_CHECKING:
-    from svitc.passes.policies.criteria import Context
+    from svitc.passes.policies.criteria.base import Context
 
 DAMP = 1e-3  # of the mean variance
 
@@ -74,7 +74,8 @@ class _Product:
 
 def reconstruction(about: Context, group: ChannelGroup) -> np.ndarray:
     """The later a channel would go, the higher its score; see the module."""
-    from svitc.passes.policies.criteria import firing, readers
+    from svitc.passes.policies.criteria.base import readers
+    from svitc.passes.policies.criteria.norms import firing
 
     calibration = about.measured("reconstruction")
     parts: list[_Reader | _Product] = []
