@@ -17,11 +17,11 @@ from svitc.passes.inference.merge_padding import MergePadding
 from svitc.passes.lowering.fuse_qkv import FuseSiblings
 from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
 from svitc.passes.lowering.share_views import ShareViews
-from svitc.passes.prune import Prune
+from svitc.passes.pruning.prune import Prune
+from svitc.passes.pruning.reestimate_batch_norm import ReestimateBatchNorm
+from svitc.passes.pruning.refit_consumers import RefitReaders
 from svitc.passes.quantize import Quantize, QuantizeInput
 from svitc.passes.quantize_streams import QuantizeStreams
-from svitc.passes.reestimate_batch_norm import ReestimateBatchNorm
-from svitc.passes.refit_readers import RefitReaders
 from svitc.passes.round_weights import RoundWeights
 
 

@@ -18,7 +18,7 @@ from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.ir.program import Program, Stage
-from svitc.passes.prune import Prune
+from svitc.passes.pruning.prune import Prune
 from svitc.planning.plan import Plan
 
 log = logging.getLogger("svitc")

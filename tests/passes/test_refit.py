@@ -15,7 +15,8 @@ from svitc.analysis.calibration import Calibration
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
-from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, refit_readers
+from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders
+from svitc.passes.pruning import refit_consumers
 from svitc.planning.plan import Plan
 
 READERS = {
@@ -103,7 +104,7 @@ def test_what_says_nothing_new_goes_for_nothing(reader, gone, monkeypatch):
     assert (
         error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 0.03
     )  # a ridge holds it back
-    monkeypatch.setattr(refit_readers, "RIDGE", 1e-8)
+    monkeypatch.setattr(refit_consumers, "RIDGE", 1e-8)
     assert error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 1e-4
 
 
@@ -129,7 +130,7 @@ def channels_last(y: torch.Tensor, linear: bool) -> torch.Tensor:
 @pytest.mark.parametrize("reader", READERS)
 def test_least_squares_beats_plain_pruning(reader, monkeypatch):
     """On the calibration images, and no weights do better: numpy's own least squares on what the cut layer reads."""
-    monkeypatch.setattr(refit_readers, "RIDGE", 1e-9)
+    monkeypatch.setattr(refit_consumers, "RIDGE", 1e-9)
     program, x, calibration = net(reader)
     plan = without(program, 5, 7, 8, 11, 15)
     path = next(str(n.target) for n in program.graph.nodes if "reader" in str(n.target))
