@@ -9,7 +9,6 @@ from svitc.passes.canonical.merge_conv_chain import MergeConvolutions, reparamet
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.canonical.remove_constant_channels import remove_silent
 from svitc.passes.canonical.split_fused_projection import SplitFusedProjection
-from svitc.passes.fold_leak import FoldLeak
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
 from svitc.passes.inference.fold_batch_norm_into_readers import FoldBatchNormAhead
 from svitc.passes.inference.hoist_repeat import HoistRepeat
@@ -20,9 +19,11 @@ from svitc.passes.lowering.share_views import ShareViews
 from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.reestimate_batch_norm import ReestimateBatchNorm
 from svitc.passes.pruning.refit_consumers import RefitReaders
-from svitc.passes.quantize import Quantize, QuantizeInput
-from svitc.passes.quantize_streams import QuantizeStreams
-from svitc.passes.round_weights import RoundWeights
+from svitc.passes.quantization.fold_neuron_scale import FoldLeak
+from svitc.passes.quantization.quantize_input import QuantizeInput
+from svitc.passes.quantization.quantize_residual_streams import QuantizeStreams
+from svitc.passes.quantization.quantize_weights import Quantize
+from svitc.passes.quantization.round_weights import RoundWeights
 
 
 def canonical() -> list[Pass]:

@@ -21,9 +21,10 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d
 from svitc.passes import canonical, inference, lowering
-from svitc.passes.fold_leak import FoldLeak
 from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
-from svitc.passes.quantize import Quantize, QuantizeInput
+from svitc.passes.quantization.fold_neuron_scale import FoldLeak
+from svitc.passes.quantization.quantize_input import QuantizeInput
+from svitc.passes.quantization.quantize_weights import Quantize
 from svitc.serialization.layer_schema import build_layer, describe_layer
 from svitc.serialization.writer import load_program, to_bytes
 from test_official_constructs import captured as official

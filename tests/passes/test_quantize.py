@@ -27,7 +27,8 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
-from svitc.passes.quantize import LEAST, LEVELS, MANTISSA, RANGE, STEP, quantize_weights
+from svitc.passes.quantization.quantize_input import RANGE, STEP
+from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
 from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact
 from test_grid import frames, lif, steps, tokens, view, written

@@ -23,7 +23,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
 from svitc.passes import QuantizeStreams
-from svitc.passes.quantize_streams import LEVELS, Spread, spreads
+from svitc.passes.quantization.quantize_residual_streams import LEVELS, Spread, spreads
 from svitc.verification_exact import verify_exact
 
 PICTURE = (3, 8, 6)

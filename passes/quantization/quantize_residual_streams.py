@@ -15,7 +15,8 @@ from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint
-from svitc.passes.quantize import LEVELS, rounded_for
+from svitc.passes.quantization.quantize_input import rounded_for
+from svitc.passes.quantization.quantize_weights import LEVELS
 
 DEVIATIONS = 6.0  # from the mean; beyond, what is left of a normal distribution is 2e-9
 POOLED = 1.5  # deviations that the largest of nine normal numbers lies above their mean, 1.485

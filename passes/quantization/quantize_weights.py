@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,84 +13,12 @@ from svitc.errors import UnsupportedError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
-from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint
+from svitc.ir.quantized_modules import EXACT, QUANTIZED
 from svitc.quantization.weight_grid import nearest, scales
 
 LEVELS = 127
 MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen
-STEP = 2.0**-9  # of the image: an eighth of the distance between two of its own 256 levels
-RANGE = 4  # normalised pixels lie within +-2.7
-COUNTS = 256  # events of a pixel in one frame
 LEAST = 2.0**-100  # scale: float32 still holds its products with units and gains, and bits below
-
-
-class QuantizeInput(Pass):
-    """Give the network's input as whole numbers, so that the first layer's sums are exact, too.
-
-    before   x -> conv
-    after    x -> FixedPoint -> conv', with conv's weights times the step
-
-    The limit is lowered until no sum of the first layer can pass 2^24.
-
-    Refuses
-      1. an input that something else than projections reads;
-      2. a layer that is called more than once.
-    """
-
-    requires = (Stage.INFERENCE, Stage.INFERENCE)
-
-    def match(self, program: Program, node: fx.Node) -> bool:
-        return node.op == "placeholder" and not any(isinstance(program.module_of(u), FixedPoint) for u in node.users)
-
-    def why_not(self, program: Program, node: fx.Node) -> str | None:
-        readers = _readers(program, node)
-        if any(not ops.is_projection(program.module_of(each)) for each in readers):
-            return "something else than a convolution or linear layer reads the image"
-        twice = [str(each.target) for each in readers if not program.called_once(each)]
-        return f"{twice[0]} reads the image and is called more than once" if twice else None
-
-    def rewrite(self, program: Program, node: fx.Node) -> None:
-        terms = max(math.prod(_weight(program, each).shape[1:]) for each in _readers(program, node))
-        span = COUNTS if program.input.events else RANGE
-        limit = min(int(span / STEP), EXACT // (terms * LEVELS) - 1)
-        step = STEP
-        while step * limit < span:  # a window of many inputs: coarser steps instead of a narrow range
-            step *= 2
-        limit = min(limit, int(span / step))
-        rounded_for(program, node, "input_steps", FixedPoint(step, limit), list(node.users), _readers(program, node))
-
-
-def rounded_for(
-    program: Program, node: fx.Node, name: str, steps: FixedPoint, users: Sequence[fx.Node], layers: Sequence[fx.Node]
-) -> None:
-    """Give a value to some of its users in whole numbers of steps, and the step to the weights of the layers behind."""
-    program.module.add_submodule(name, steps)
-    with program.graph.inserting_after(node):
-        made = program.graph.call_module(name, (node,))
-    made.meta.update({k: node.meta[k] for k in ("source", "scope", "dims") if k in node.meta})
-    for user in users:
-        user.replace_input_with(node, made)
-    for each in layers:
-        layer: Any = program.module_of(each)
-        with torch.no_grad():
-            layer.weight = nn.Parameter(layer.weight * steps.step, requires_grad=False)
-
-
-def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
-    """What reads a value, looking through views."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        found += (
-            _readers(program, user)
-            if user.target in ops.VIEWS or isinstance(program.module_of(user), nn.ZeroPad2d)
-            else [user]
-        )
-    return found
-
-
-def _weight(program: Program, node: fx.Node) -> torch.Tensor:
-    module: Any = program.module_of(node)
-    return module.weight
 
 
 class Quantize(Pass):
@@ -245,4 +172,4 @@ def _like(layer: Any) -> Any:
     )
 
 
-__all__ = ["Quantize", "QuantizeInput", "fewer_bits", "quantize_weights", "rounded_for"]
+__all__ = ["Quantize", "fewer_bits", "quantize_weights"]
