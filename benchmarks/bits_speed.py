@@ -19,11 +19,12 @@ import svitc
 from common import FULL_SIZE, build, publish, warm
 from svitc import driver
 from svitc import onnx as backend
-from svitc.analysis.exactness import narrowable, quantize
+from svitc.analysis.exactness import narrowable
 from svitc.data.inputs import random_inputs
 from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune, RoundWeights
+from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.verification_exact import verify_exact
 

@@ -13,10 +13,10 @@ from spikingjelly.activation_based import functional
 
 from common import publish
 from svitc import driver, onnx
-from svitc.analysis.exactness import quantize
 from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
 from svitc.frontends import LoadOptions, load_model
+from svitc.passes.pipelines import quantize
 from svitc.verification import verify
 from svitc.verification_exact import verify_exact
 

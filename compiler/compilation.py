@@ -13,7 +13,7 @@ from typing import Any
 
 from svitc import onnx as backend
 from svitc import passes as passes_
-from svitc.analysis.exactness import quantize, summary
+from svitc.analysis.exactness import summary
 from svitc.compilation_options import How, Options
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
@@ -24,6 +24,7 @@ from svitc.ir.channel_slicing import selection
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.latency_budget import paired_timer, within_latency
+from svitc.passes.pipelines import quantize
 from svitc.passes.policies import Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.cost import Cost, byte_cost, parameter_cost

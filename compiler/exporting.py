@@ -6,21 +6,8 @@ import onnx
 import onnx_ir as ir
 
 from svitc import onnx as backend
-from svitc import passes as passes_
-from svitc.ir.pass_manager import Pipeline
-from svitc.ir.program import Program, Stage
-
-
-def exportable_program(program: Program, keep: bool = True) -> Program:
-    """What the ONNX lowering gets: of a program that trains, or of a quantized one.
-
-    Args:
-        keep: leave the program as it is; else it is used up.
-    """
-    twin = program.copy() if keep else program
-    if twin.stage < Stage.QUANTIZED:
-        Pipeline(passes_.inference())(twin)
-    return Pipeline(passes_.lowering())(twin)
+from svitc.ir.program import Program
+from svitc.passes.pipelines import exportable_program
 
 
 def exportable(program: Program, keep: bool = True, target: str = "cpu", narrowest: int | None = None) -> ir.Model:

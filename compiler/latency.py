@@ -11,14 +11,13 @@ import numpy as np
 from torch import fx
 
 from svitc import onnx as backend
-from svitc.analysis.exactness import quantize
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
-from svitc.exporting import exportable_program
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import WEIGHTS
 from svitc.latency_model import by_layer, optimized
 from svitc.latency_speeds import LARGE, UNITS, Speeds, measure_speeds
+from svitc.passes.pipelines import exportable_program, quantize
 from svitc.support.hardware import processors
 from svitc.support.timing import Progress
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from svitc.analysis.calibration import Calibration
-from svitc.analysis.exactness import quantize
 from svitc.data.dataset import Dataset, split
 from svitc.drift import Drift
 from svitc.errors import InputError, OutputError
 from svitc.evaluate import Evaluator, Point
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
+from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.support.distributed import World, current
 from svitc.support.timing import Clock, Progress

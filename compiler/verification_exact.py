@@ -14,8 +14,8 @@ import torch
 
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
-from svitc.exporting import exportable_program
 from svitc.ir.program import Program
+from svitc.passes.pipelines import exportable_program
 from svitc.verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
 
 NEAR = 2.0**-12  # share of an inexact neuron's spikes that may differ

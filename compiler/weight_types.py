@@ -7,11 +7,12 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from svitc.analysis.exactness import narrowable, quantize
+from svitc.analysis.exactness import narrowable
 from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS
 from svitc.onnx import target_of
+from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 
 TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}

@@ -25,27 +25,6 @@ from svitc.passes.quantization.quantize_residual_streams import QuantizeStreams
 from svitc.passes.quantization.quantize_weights import Quantize
 from svitc.passes.quantization.round_weights import RoundWeights
 
-
-def canonical() -> list[Pass]:
-    """What every captured program goes through before anything looks at its groups."""
-    return [MergeViews(), SplitFusedProjection(), MergeViews()]
-
-
-def inference() -> list[Pass]:
-    """From a program that trains to one that is exported."""
-    return [HoistRepeat(), MergeViews(), FoldBatchNorm(), FoldBatchNormAhead(), MergePadding()]
-
-
-def lowering() -> list[Pass]:
-    """From there to what the ONNX lowering gets: the same layers, joined where one operation does for several."""
-    return [AssociateProducts(), ShareViews(), FuseSiblings(), MergeViews()]
-
-
-def quantization(bits: Mapping[str, int] | None = None) -> list[Pass]:
-    """From a program for inference to one of integer weights and whole-numbered sums; ``bits`` where they are not 8."""
-    return [FoldLeak(), QuantizeInput(), Quantize(bits)]
-
-
 __all__ = [
     "AssociateProducts",
     "FoldBatchNorm",
@@ -65,10 +44,6 @@ __all__ = [
     "RoundWeights",
     "ShareViews",
     "SplitFusedProjection",
-    "canonical",
-    "inference",
-    "lowering",
-    "quantization",
     "remove_silent",
     "reparameterise",
 ]

@@ -13,13 +13,14 @@ import torch
 import svitc
 from measured import family, family_file
 from svitc import onnx as backend
-from svitc.analysis.exactness import narrowable, quantize
+from svitc.analysis.exactness import narrowable
 from svitc.compilation import Compiled
 from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
 from svitc.ir.program import Program
+from svitc.passes.pipelines import quantize
 from svitc.passes.policies import make
 from svitc.planning.plan import FORMAT, Plan
 

@@ -15,7 +15,6 @@ from torch import fx, nn
 
 from families import FAMILIES, NEURONS
 from measured import family
-from svitc.analysis.exactness import quantize
 from svitc.analysis.integer_range import grids
 from svitc.energy import Energy, Row, deployed, energy, saving
 from svitc.energy_count import update
@@ -24,6 +23,7 @@ from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
 from svitc.ir.program import Program, Stage
+from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import stored_bits
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"

@@ -11,11 +11,11 @@ from families import FAMILIES
 from measured import family, halved, images_of, prunable
 from svitc import evaluate
 from svitc import onnx as backend
-from svitc.analysis.exactness import quantize
 from svitc.evaluate import Evaluator, Packed
 from svitc.exporting import export
 from svitc.onnx import tail
 from svitc.passes import Prune
+from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 
 

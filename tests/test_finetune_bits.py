@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from svitc.analysis.exactness import quantize
 from svitc.errors import InputError
 from svitc.finetune import _Run, finetune
 from svitc.finetune_bits import Rounded
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import FoldLeak, QuantizeInput, RoundWeights, inference
+from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import nearest, scales
 from test_finetune import OPTIONS, Blobs, halved, same, small, weights_of
 

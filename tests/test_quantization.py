@@ -19,7 +19,7 @@ import svitc
 from families import FAMILIES, warm
 from svitc import driver
 from svitc import onnx as backend
-from svitc.analysis.exactness import inexact, quantize, summary
+from svitc.analysis.exactness import inexact, summary
 from svitc.cli import main
 from svitc.compilation import Compiled
 from svitc.data.inputs import random_inputs
@@ -28,6 +28,7 @@ from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
+from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import load_program
 from svitc.verification import Recorder

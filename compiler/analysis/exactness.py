@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from svitc import passes as passes_
 from svitc.analysis.integer_range import Grid, grids, runs_in_floats
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.quantization.weight_grid import stored_bits
-
-
-def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
-    """An integer network with the program's weights; the program is not changed.
-
-    Args:
-        bits: layer -> 4 or 2 where its weights are not to have 8.
-
-    Returns:
-        a program at stage QUANTIZED, and what its passes did and refused.
-
-    Raises:
-        UnsupportedError: weights that are infinite or not a number.
-    """
-    twin = program.copy()
-    pipeline = Pipeline([passes_.QuantizeStreams(), *passes_.inference(), *passes_.quantization(bits)])
-    pipeline(twin)
-    return twin, pipeline
 
 
 def inexact(program: Program) -> dict[str, str]:
@@ -120,4 +100,4 @@ def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-__all__ = ["inexact", "narrowable", "quantize", "summary"]
+__all__ = ["inexact", "narrowable", "summary"]

@@ -18,13 +18,14 @@ from exported import missing, spikes_of
 from families import FAMILIES
 from measured import family
 from svitc import onnx as backend
-from svitc.analysis.exactness import inexact, narrowable, quantize, summary
+from svitc.analysis.exactness import inexact, narrowable, summary
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
-from svitc.exporting import export, exportable_program
+from svitc.exporting import export
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import Prune, RoundWeights
+from svitc.passes.pipelines import exportable_program, quantize
 from svitc.planning.cost import byte_cost
 from svitc.planning.plan import Plan
 from svitc.verification import Recorder

@@ -18,11 +18,12 @@ from exported import spikes_of
 from families import FAMILIES, IMAGE, NEURONS, sdt, spikformer, warm
 from svitc import driver
 from svitc import onnx as backend
-from svitc.analysis.exactness import inexact, quantize
+from svitc.analysis.exactness import inexact
 from svitc.data.inputs import random_inputs
-from svitc.exporting import export, exportable_program
+from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
+from svitc.passes.pipelines import exportable_program, quantize
 from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact
 

@@ -21,11 +21,11 @@ from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from official_small import SMALL, fill
 from svitc import driver
 from svitc import onnx as backend
-from svitc.analysis.exactness import quantize
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
+from svitc.passes.pipelines import quantize
 from svitc.verification import verify
 from svitc.verification_exact import verify_exact
 

@@ -15,7 +15,7 @@ from torch import nn
 from families import IMAGE, spikformer, warm
 from svitc import driver
 from svitc import onnx as backend
-from svitc.analysis.exactness import inexact, quantize
+from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import Grid, grids
 from svitc.data.inputs import random_inputs
 from svitc.errors import UnsupportedError
@@ -27,6 +27,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
+from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_input import RANGE, STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
 from svitc.verification import Recorder

@@ -13,7 +13,7 @@ from torch import nn
 
 from families import FAMILIES, warm
 from svitc import driver
-from svitc.analysis.exactness import inexact, quantize
+from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import grids
 from svitc.data.inputs import random_inputs
 from svitc.exporting import export
@@ -23,6 +23,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
 from svitc.passes import QuantizeStreams
+from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_residual_streams import LEVELS, Spread, spreads
 from svitc.verification_exact import verify_exact
 

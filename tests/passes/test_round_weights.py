@@ -12,12 +12,13 @@ from torch import nn
 from families import FAMILIES
 from measured import family, images_of
 from svitc.analysis.calibration import Calibration
-from svitc.analysis.exactness import narrowable, quantize, summary
+from svitc.analysis.exactness import narrowable, summary
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import FoldLeak, Prune, QuantizeInput, QuantizeStreams, RoundWeights, inference
+from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.quantization.gptq import round_weights
 from svitc.quantization.weight_grid import nearest, scales
