@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from svitc.ir.pass_manager import Pass
 from svitc.passes.canonical.merge_conv_chain import MergeConvolutions, reparameterise
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.canonical.remove_constant_channels import remove_silent

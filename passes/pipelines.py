@@ -1,10 +1,9 @@
-"""ROOM."""
+"""The pipelines that every compilation runs, in order: what each is for is said here, once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from svitc import passes as passes_
 from svitc.ir.pass_manager import Pass, Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes.canonical.merge_views import MergeViews
@@ -18,25 +17,8 @@ from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
 from svitc.passes.lowering.share_views import ShareViews
 from svitc.passes.quantization.fold_neuron_scale import FoldLeak
 from svitc.passes.quantization.quantize_input import QuantizeInput
+from svitc.passes.quantization.quantize_residual_streams import QuantizeStreams
 from svitc.passes.quantization.quantize_weights import Quantize
-
-
-def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
-    """An integer network with the program's weights; the program is not changed.
-
-    Args:
-        bits: layer -> 4 or 2 where its weights are not to have 8.
-
-    Returns:
-        a program at stage QUANTIZED, and what its passes did and refused.
-
-    Raises:
-        UnsupportedError: weights that are infinite or not a number.
-    """
-    twin = program.copy()
-    pipeline = Pipeline([passes_.QuantizeStreams(), *passes_.inference(), *passes_.quantization(bits)])
-    pipeline(twin)
-    return twin, pipeline
 
 
 def canonical() -> list[Pass]:
@@ -59,6 +41,24 @@ def quantization(bits: Mapping[str, int] | None = None) -> list[Pass]:
     return [FoldLeak(), QuantizeInput(), Quantize(bits)]
 
 
+def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
+    """An integer network with the program's weights; the program is not changed.
+
+    Args:
+        bits: layer -> 4 or 2 where its weights are not to have 8.
+
+    Returns:
+        a program at stage QUANTIZED, and what its passes did and refused.
+
+    Raises:
+        UnsupportedError: weights that are infinite or not a number.
+    """
+    twin = program.copy()
+    pipeline = Pipeline([QuantizeStreams(), *inference(), *quantization(bits)])
+    pipeline(twin)
+    return twin, pipeline
+
+
 def exportable_program(program: Program, keep: bool = True) -> Program:
     """What the ONNX lowering gets: of a program that trains, or of a quantized one.
 
@@ -67,5 +67,5 @@ def exportable_program(program: Program, keep: bool = True) -> Program:
     """
     twin = program.copy() if keep else program
     if twin.stage < Stage.QUANTIZED:
-        Pipeline(passes_.inference())(twin)
-    return Pipeline(passes_.lowering())(twin)
+        Pipeline(inference())(twin)
+    return Pipeline(lowering())(twin)

@@ -61,5 +61,5 @@ def readers(about: Context, group: ChannelGroup) -> Iterator[Member]:
             yield member
 
 
-def _over(group: ChannelGroup, dim: Dim, values: torch.Tensor) -> np.ndarray:
+def over_group(group: ChannelGroup, dim: Dim, values: torch.Tensor) -> np.ndarray:
     return over_channels(values.reshape([axis.size for axis in dim]), dim, group)

@@ -12,6 +12,7 @@ import numpy as np
 
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup
+from svitc.passes.policies.criteria.base import Context, over_group, readers
 
 
 def _filters(about: Context, group: ChannelGroup, power: int) -> np.ndarray:
@@ -20,7 +21,7 @@ def _filters(about: Context, group: ChannelGroup, power: int) -> np.ndarray:
     for member in group.members:
         if member.produces and member.param in ("", "weight"):
             weight, dim = about.parameter(member)
-            total = total + _over(group, dim, weight.abs().double().pow(power).reshape(len(weight), -1).sum(1))
+            total = total + over_group(group, dim, weight.abs().double().pow(power).reshape(len(weight), -1).sum(1))
     return total
 
 
@@ -43,7 +44,7 @@ def bn_scale(about: Context, group: ChannelGroup) -> np.ndarray:
         if norm is not None and ops.is_batch_norm(norm):
             found = True
             scale, dim = about.parameter(member)
-            total = total + _over(group, dim, scale.abs())
+            total = total + over_group(group, dim, scale.abs())
     return total if found else l2(about, group)
 
 
@@ -64,9 +65,6 @@ def firing(about: Context, group: ChannelGroup) -> np.ndarray:
     total = np.zeros((group.heads, group.axis.size))
     for member in readers(about, group):
         weight, dim = about.parameter(member)
-        total = total + _over(group, dim, weight.double().pow(2).reshape(len(weight), -1).sum(1))
+        total = total + over_group(group, dim, weight.double().pow(2).reshape(len(weight), -1).sum(1))
     strength = np.sqrt(total) if total.any() else l2(about, group)
     return strength if rates is None else strength * rates
-
-
-from svitc.passes.policies.criteria.base import Context, _over, readers

@@ -14,14 +14,11 @@ the sum of the terms that are left out, from their inner products.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from svitc.ir.channel_groups import ChannelGroup
-
-if TYPE_CHECKING:
-    from svitc.passes.policies.criteria.base import Context
+from svitc.passes.policies.criteria.base import Context, readers
+from svitc.passes.policies.criteria.norms import firing
 
 DAMP = 1e-3  # of the mean variance
 
@@ -74,9 +71,6 @@ class _Product:
 
 def reconstruction(about: Context, group: ChannelGroup) -> np.ndarray:
     """The later a channel would go, the higher its score; see the module."""
-    from svitc.passes.policies.criteria.base import readers
-    from svitc.passes.policies.criteria.norms import firing
-
     calibration = about.measured("reconstruction")
     parts: list[_Reader | _Product] = []
     for member in readers(about, group):

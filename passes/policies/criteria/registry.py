@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from svitc.passes.policies.criteria.base import Criterion
 from svitc.passes.policies.criteria.norms import bn_scale, firing, l1, l2, random, taylor
-from svitc.passes.policies.criteria.reconstruction import reconstruction  # noqa: E402  a criterion long enough for its own file
+from svitc.passes.policies.criteria.reconstruction import reconstruction
 
 CRITERIA: dict[str, Criterion] = {
     "l2": l2,
