@@ -14,6 +14,7 @@ from typing import Any
 from svitc import onnx as backend
 from svitc import passes as passes_
 from svitc.analysis.exactness import summary
+from svitc.codegen.module import program_source
 from svitc.compilation_options import How, Options
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
@@ -31,7 +32,6 @@ from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.planning.plan import Plan
 from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
 from svitc.serialization.writer import to_bytes as program_bytes
-from svitc.source import program_source
 from svitc.support.atomic_files import write_together
 from svitc.support.distributed import current
 from svitc.support.timing import Clock

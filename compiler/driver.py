@@ -11,6 +11,7 @@ from torch import nn
 from svitc import onnx as backend
 from svitc import passes as passes_
 from svitc.analysis.layer_stats import layers, macs
+from svitc.codegen.module import program_source
 from svitc.compilation import Compiled, compile
 from svitc.data.inputs import Data, random_inputs, some_inputs
 from svitc.errors import InputError, UnsupportedError
@@ -20,7 +21,6 @@ from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
 from svitc.planning.cost import byte_cost
 from svitc.serialization.writer import load_program
-from svitc.source import program_source
 from svitc.support.timing import Clock, Progress
 from svitc.verification import Verdict, verify
 from svitc.verification_exact import verify_exact

@@ -14,16 +14,16 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from families import FAMILIES, IMAGE, NEURONS, qkformer, spikformer, warm
+from svitc.codegen.classes import class_name, label, runs
+from svitc.codegen.module import program_source
+from svitc.codegen.partition import Partition, Tree, find_units, tree_of
+from svitc.codegen.statements import Body, Rank, Step, Value
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.passes import canonical
 from svitc.serialization.writer import save_program
-from svitc.source import program_source
-from svitc.source_classes import class_name, label, runs
-from svitc.source_code import Body, Rank, Step, Value
-from svitc.source_units import Partition, Tree, find_units, tree_of
 from test_official_constructs import captured as official
 from test_serialize import Custom, bare, canonicalised, captured, mixed, reload, thin
 

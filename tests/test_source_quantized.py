@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
+from svitc.codegen.module import program_source
+from svitc.codegen.quantized_classes import QUANTIZED_NAMES, fixed_point
 from svitc.ir.quantized_modules import FixedPoint
-from svitc.source import program_source
-from svitc.source_quantized import QUANTIZED_NAMES, fixed_point
 from test_serialize import canonicalised, reload
 from test_serialize_quantized import CASES, case_of, quantized
 from test_source import assert_loads, classes, write

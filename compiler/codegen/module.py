@@ -18,14 +18,14 @@ from typing import Any
 
 from torch import fx
 
+from svitc.codegen.classes import Classes, attributes, class_head, constructor_lines, literal, shape
+from svitc.codegen.constructors import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
+from svitc.codegen.operations import Steps, call_unit, time_steps
+from svitc.codegen.partition import Letters, Partition, Unit
+from svitc.codegen.quantized_classes import EXACTLY, Quantized
+from svitc.codegen.statements import Body, Role, Step
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import stored_info
-from svitc.source_classes import Classes, attributes, class_head, constructor_lines, literal, shape
-from svitc.source_code import Body, Role, Step
-from svitc.source_layers import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
-from svitc.source_quantized import EXACTLY, Quantized
-from svitc.source_steps import Steps, call_unit, time_steps
-from svitc.source_units import Letters, Partition, Unit
 
 LOAD = '''\
 def load(path=Path(__file__).with_name("model.safetensors")):

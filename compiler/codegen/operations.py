@@ -12,12 +12,12 @@ import einops
 import torch
 from torch import fx
 
+from svitc.codegen.constructors import Number, access
+from svitc.codegen.partition import Letters, Tree, Unit
+from svitc.codegen.statements import Rank, Role, Step, Text, Value
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters, parse_pattern
 from svitc.ir.program import Program
-from svitc.source_code import Rank, Role, Step, Text, Value
-from svitc.source_layers import Number, access
-from svitc.source_units import Letters, Tree, Unit
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", torch.matmul: "@"}
 HINTS = {"q": "q", "k": "k", "v": "v"}

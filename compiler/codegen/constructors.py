@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from svitc.codegen.partition import Tree, bare_parameter
+from svitc.codegen.quantized_classes import fixed_point
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import describe_layer
-from svitc.source_quantized import fixed_point
-from svitc.source_units import Tree, bare_parameter
 
 WIDTH = 100
 NEURON_NAMES = {"LIFNode": "lif", "IFNode": "if_node", "ParametricLIFNode": "plif", "ILIFNode": "ilif"}

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from svitc.source_code import POOL, Body
-from svitc.source_layers import Call, Constructors, Neurons, is_name
-from svitc.source_quantized import QUANTIZED_NAMES
-from svitc.source_steps import Steps
-from svitc.source_units import Letters, Partition, Tree, Unit
+from svitc.codegen.constructors import Call, Constructors, Neurons, is_name
+from svitc.codegen.operations import Steps
+from svitc.codegen.partition import Letters, Partition, Tree, Unit
+from svitc.codegen.quantized_classes import QUANTIZED_NAMES
+from svitc.codegen.statements import POOL, Body
 
 RESERVED = ("self", "T", "nn", "neuron", "surrogate", "torch", "range")  # names that a constructor uses
 SLOT = re.compile("\ue000(\\d+)\ue000")
