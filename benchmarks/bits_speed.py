@@ -21,8 +21,8 @@ from svitc import driver
 from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable
 from svitc.data.inputs import random_inputs
-from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
+from svitc.onnx.export import export
 from svitc.passes import Prune, RoundWeights
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan

@@ -20,11 +20,11 @@ from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
 from svitc.energy import Energy
 from svitc.errors import InputError, InternalError, UsageError
-from svitc.exporting import export
 from svitc.ir.channel_slicing import selection
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.latency_budget import paired_timer, within_latency
+from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies import Problem, make
 from svitc.planning.budget import Budget, parse_budget

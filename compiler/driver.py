@@ -15,10 +15,10 @@ from svitc.codegen.module import program_source
 from svitc.compilation import Compiled, compile
 from svitc.data.inputs import Data, random_inputs, some_inputs
 from svitc.errors import InputError, UnsupportedError
-from svitc.exporting import export
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
+from svitc.onnx.export import export
 from svitc.planning.cost import byte_cost
 from svitc.serialization.writer import load_program
 from svitc.support.timing import Clock, Progress

@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from svitc import onnx as backend
-from svitc.exporting import export_proto
 from svitc.ir.program import Program, Stage
 from svitc.onnx import tail
+from svitc.onnx.export import export_proto
 from svitc.support.confidence import paired, wilson
 
 CACHE_BYTES = 2_000_000_000

@@ -12,8 +12,8 @@ from measured import family, halved, images_of, prunable
 from svitc import evaluate
 from svitc import onnx as backend
 from svitc.evaluate import Evaluator, Packed
-from svitc.exporting import export
 from svitc.onnx import tail
+from svitc.onnx.export import export
 from svitc.passes import Prune
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan

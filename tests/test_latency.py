@@ -17,10 +17,10 @@ from svitc import onnx as backend
 from svitc.cli import main
 from svitc.compilation import Options
 from svitc.errors import BudgetError, UsageError
-from svitc.exporting import export
 from svitc.latency_budget import PairedTimer, Timing, paired_timer, within_latency
 from svitc.latency_model import by_layer, operators, optimized, owner, seconds
 from svitc.latency_speeds import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
+from svitc.onnx.export import export
 from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.timing import Clock

@@ -24,10 +24,10 @@ from svitc.cli import main
 from svitc.compilation import Compiled
 from svitc.data.inputs import random_inputs
 from svitc.errors import InputError, UsageError
-from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
+from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import load_program

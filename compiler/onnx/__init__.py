@@ -2,7 +2,8 @@
 
 from svitc.onnx.cut import CutNeuron, cut
 from svitc.onnx.cut_steps import CutSteps, cut_steps
-from svitc.onnx.lower import INPUT, OUTPUT, lower, node_count, to_bytes, weight_bytes
+from svitc.onnx.lower import INPUT, OUTPUT, lower, to_bytes
+from svitc.onnx.model_info import node_count, weight_bytes
 from svitc.onnx.runtime import session
 from svitc.onnx.target import TARGETS, Target, target_of
 

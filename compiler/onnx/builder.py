@@ -17,7 +17,7 @@ from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.neurons import DOMAIN, AnyKind
+from svitc.onnx.neuron_functions import DOMAIN, AnyKind
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from svitc.errors import InputError, InternalError
-from svitc.onnx.neurons import DOMAIN, KIND_KEY, STATIC_KEY
+from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, STATIC_KEY
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,26 @@ runtime runs the file and any viewer shows a neuron as one node.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
-import onnx
-import onnx.inliner
 import onnx_ir as ir
 from torch import fx
 
-from svitc.errors import InputError, InternalError
+from svitc.errors import InternalError
 from svitc.ir import axes, ops
 from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.doubling import gains
+from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
 from svitc.onnx.lower_stepped import lower_nodes
-from svitc.onnx.neurons import DOMAIN
-from svitc.onnx.rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
+from svitc.onnx.neuron_functions import DOMAIN
 from svitc.onnx.stepped_products import stored_widths
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 
 IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
 IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on
 INPUT, OUTPUT = "x", "logits"
-AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
 
 
 def lower(program: Program, target: Target = CPU) -> ir.Model:
@@ -111,37 +106,4 @@ def to_bytes(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def weight_bytes(model: AnyModel) -> int:
-    """Bytes of all constants as the file stores them: weights, and the few bytes of scalars and shapes."""
-    if not isinstance(model, ir.Model):
-        model = ir.from_proto(_proto(model))
-    graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    tensors = [v.const_value for g in graphs for v in g.initializers.values()]
-    stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    constants = (a for g in graphs for n in g if n.op_type == "Constant" for a in n.attributes.values())
-    return stored + sum(a.value.nbytes for a in constants if a.type == ir.AttributeType.TENSOR)
-
-
-def node_count(model: AnyModel, inlined: bool = True) -> int:
-    """Number of nodes, those in the bodies of called functions included when ``inlined``."""
-    proto = _proto(model)
-    return len((onnx.inliner.inline_local_functions(proto) if inlined else proto).graph.node)
-
-
-def _proto(model: AnyModel) -> onnx.ModelProto:
-    """
-    Raises:
-        InputError: no ONNX model can be read there.
-    """
-    if isinstance(model, ir.Model):
-        return ir.to_proto(model)
-    if isinstance(model, onnx.ModelProto):
-        return model
-    try:
-        return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(Path(model))
-    except Exception as error:  # protobuf's errors have no common class across its implementations
-        name = "the given bytes" if isinstance(model, bytes) else model
-        raise InputError(f"cannot read an ONNX model from {name}: {error}") from error
-
-
-__all__ = ["INPUT", "OUTPUT", "lower", "node_count", "to_bytes", "weight_bytes"]
+__all__ = ["INPUT", "OUTPUT", "lower", "to_bytes"]

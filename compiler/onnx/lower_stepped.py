@@ -13,7 +13,7 @@ from svitc.ir.axes import Dims, Kind
 from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.rules import apply_rule
+from svitc.onnx.float_rules import apply_rule
 from svitc.onnx.stepped import SteppedBuilder, Steps, timeless
 from svitc.onnx.stepped_rules import FUNCTION_RULES, MODULE_RULES, attribute
 from svitc.onnx.target import Target

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from svitc.onnx.doubling import factor
-from svitc.onnx.neurons import DOMAIN, KIND_KEY, NeuronKind, _Body
+from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, NeuronKind, _Body
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Stored
 from svitc.onnx.doubling import factor
-from svitc.onnx.neurons import decay_of, integer_kind_of, kind_of
-from svitc.onnx.rules import norm_weights, pair_of, runs, window
+from svitc.onnx.float_rules import norm_weights, pair_of, runs, window
+from svitc.onnx.neuron_functions import decay_of, integer_kind_of, kind_of
 from svitc.onnx.stepped import BOOL, I32, SteppedBuilder, Steps, timeless
 from svitc.onnx.stepped_neurons import SteppedKind
 from svitc.onnx.stepped_products import dense, in_floats, matrix_product

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from svitc.onnx.cut import members_of
-from svitc.onnx.neurons import DOMAIN, KIND_KEY
+from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY
 
 
 @dataclass(frozen=True)

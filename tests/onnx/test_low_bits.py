@@ -21,9 +21,9 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, narrowable, summary
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
-from svitc.exporting import export
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
+from svitc.onnx.export import export
 from svitc.passes import Prune, RoundWeights
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.planning.cost import byte_cost

@@ -12,7 +12,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from svitc.errors import UnsupportedError
 from svitc.ir.ops import IntegerSpike
 from svitc.onnx import cut, lower, session, to_bytes
-from svitc.onnx.neurons import kind_of
+from svitc.onnx.neuron_functions import kind_of
 
 SHAPE = (3, 8, 16)  # channels, height, width
 BATCH = 5

@@ -20,9 +20,9 @@ from svitc import driver
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.data.inputs import random_inputs
-from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
+from svitc.onnx.export import export
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.verification import Recorder
 from svitc.verification_exact import verify_exact

@@ -9,7 +9,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import neuron
 
-from svitc.onnx.neurons import kind_of
+from svitc.onnx.neuron_functions import kind_of
 from svitc.onnx.stepped_neurons import SteppedKind, first_firing
 
 OPSET = 18

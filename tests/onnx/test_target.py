@@ -23,8 +23,8 @@ from svitc import driver
 from svitc import onnx as backend
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
-from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
+from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.verification import verify
 from svitc.verification_exact import verify_exact

@@ -19,13 +19,13 @@ from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import Grid, grids
 from svitc.data.inputs import random_inputs
 from svitc.errors import UnsupportedError
-from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
+from svitc.onnx.export import export
 from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
 from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_input import RANGE, STEP

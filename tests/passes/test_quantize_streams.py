@@ -16,12 +16,12 @@ from svitc import driver
 from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import grids
 from svitc.data.inputs import random_inputs
-from svitc.exporting import export
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
+from svitc.onnx.export import export
 from svitc.passes import QuantizeStreams
 from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_residual_streams import LEVELS, Spread, spreads

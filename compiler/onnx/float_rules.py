@@ -17,7 +17,7 @@ from svitc.ir.axes import Dim, Dims, size
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.neurons import AnyKind, decay_of, integer_kind_of, kind_of
+from svitc.onnx.neuron_functions import AnyKind, decay_of, integer_kind_of, kind_of
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
