@@ -17,8 +17,8 @@ from torch import fx
 
 from svitc import onnx as backend
 from svitc.ir.program import Program, Stage
-from svitc.onnx import tail
 from svitc.onnx.export import export_proto
+from svitc.onnx.surgery import suffix
 from svitc.support.confidence import paired, wilson
 
 CACHE_BYTES = 2_000_000_000
@@ -119,7 +119,7 @@ class Evaluator:
         self._state = {name: value.clone() for name, value in program.module.state_dict().items()}
         model = export_proto(program.copy())
         wanted = self._affordable(model, cache_bytes)
-        exposed = tail.expose(model, wanted)
+        exposed = suffix.expose(model, wanted)
         session = backend.session(model.SerializeToString(), threads)
         done, start = 0, time.perf_counter()
         for x, labels in self.chunks:
@@ -136,7 +136,7 @@ class Evaluator:
         """Neurons whose spikes are kept: the latest that fit, by the size that the first batch shows."""
         probe = type(model)()
         probe.CopyFrom(model)
-        found = tail.expose(probe, {each.path for each in tail.spikes(model)})
+        found = suffix.expose(probe, {each.path for each in suffix.spikes(model)})
         x = self.chunks[0][0]
         batch = self.program.input.batch_dim
         one = backend.session(probe.SerializeToString(), self.threads).run(
@@ -159,7 +159,7 @@ class Evaluator:
         rounded = candidate.stage >= Stage.QUANTIZED  # each neuron fires otherwise; its file is the faster one anyhow
         known = set() if rounded else self.unchanged(candidate) & self._spikes[0].keys()
         model = export_proto(candidate)
-        taken = [] if rounded else tail.tail(model, known)
+        taken = [] if rounded else suffix.tail(model, known)
         session = backend.session(model.SerializeToString(), self.threads)
         image = any(given.name == backend.INPUT for given in session.get_inputs())
         logs = []

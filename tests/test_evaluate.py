@@ -12,8 +12,8 @@ from measured import family, halved, images_of, prunable
 from svitc import evaluate
 from svitc import onnx as backend
 from svitc.evaluate import Evaluator, Packed
-from svitc.onnx import tail
 from svitc.onnx.export import export
+from svitc.onnx.surgery import suffix
 from svitc.passes import Prune
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
@@ -31,7 +31,7 @@ class Open(Evaluator):
 def exported(monkeypatch):
     """The whole file of the last candidate, and the spikes that its tail took."""
     seen = {}
-    whole, cut = evaluate.export_proto, tail.tail
+    whole, cut = evaluate.export_proto, suffix.tail
 
     def export(program):
         model = whole(program)

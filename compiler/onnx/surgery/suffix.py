@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from svitc.onnx.cut import members_of
 from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY
+from svitc.onnx.surgery.neuron_split import members_of
 
 
 @dataclass(frozen=True)
