@@ -16,12 +16,12 @@ from svitc.ir import axes, ops
 from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
-from svitc.onnx.doubling import gains
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
-from svitc.onnx.lower_stepped import lower_nodes
 from svitc.onnx.neuron_functions import DOMAIN
-from svitc.onnx.stepped_products import stored_widths
 from svitc.onnx.target import CPU, INT2_OPSET, Target
+from svitc.onnx.unrolled.lower import lower_nodes
+from svitc.onnx.unrolled.matmuls import stored_widths
+from svitc.onnx.unrolled.step_gain import gains
 
 IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
 IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on

@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron
 
 from svitc.onnx.neuron_functions import kind_of
-from svitc.onnx.stepped_neurons import SteppedKind, first_firing
+from svitc.onnx.unrolled.neuron_functions import SteppedKind, first_firing
 
 OPSET = 18
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from svitc.errors import InputError, InternalError
-from svitc.onnx.lower_stepped import VIEW_KEY
+from svitc.onnx.unrolled.lower import VIEW_KEY
 
 
 @dataclass(frozen=True)

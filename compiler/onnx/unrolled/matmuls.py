@@ -16,9 +16,9 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.doubling import factor
-from svitc.onnx.stepped import I32, SteppedBuilder, Steps, timeless
-from svitc.onnx.stepped_patches import kernel_of, patches
+from svitc.onnx.unrolled.builder import I32, SteppedBuilder, Steps, timeless
+from svitc.onnx.unrolled.im2col import kernel_of, patches
+from svitc.onnx.unrolled.step_gain import factor
 from svitc.quantization.weight_grid import stored_bits
 
 

@@ -14,9 +14,9 @@ from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.float_rules import apply_rule
-from svitc.onnx.stepped import SteppedBuilder, Steps, timeless
-from svitc.onnx.stepped_rules import FUNCTION_RULES, MODULE_RULES, attribute
 from svitc.onnx.target import Target
+from svitc.onnx.unrolled.builder import SteppedBuilder, Steps, timeless
+from svitc.onnx.unrolled.rules import FUNCTION_RULES, MODULE_RULES, attribute
 
 VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
 

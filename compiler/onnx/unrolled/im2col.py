@@ -10,7 +10,7 @@ import onnx_ir as ir
 from svitc.analysis.integer_range import Grid
 from svitc.ir.axes import Dims, Kind, size
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.stepped import I32, SteppedBuilder, Steps
+from svitc.onnx.unrolled.builder import I32, SteppedBuilder, Steps
 
 
 def kernel_of(weight: np.ndarray) -> np.ndarray:

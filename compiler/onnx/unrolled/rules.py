@@ -18,12 +18,12 @@ from svitc.ir.axes import Dims, Kind, size
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Stored
-from svitc.onnx.doubling import factor
 from svitc.onnx.float_rules import norm_weights, pair_of, runs, window
 from svitc.onnx.neuron_functions import decay_of, integer_kind_of, kind_of
-from svitc.onnx.stepped import BOOL, I32, SteppedBuilder, Steps, timeless
-from svitc.onnx.stepped_neurons import SteppedKind
-from svitc.onnx.stepped_products import dense, in_floats, matrix_product
+from svitc.onnx.unrolled.builder import BOOL, I32, SteppedBuilder, Steps, timeless
+from svitc.onnx.unrolled.matmuls import dense, in_floats, matrix_product
+from svitc.onnx.unrolled.neuron_functions import SteppedKind
+from svitc.onnx.unrolled.step_gain import factor
 
 Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from svitc.onnx.doubling import factor
 from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, NeuronKind, _Body
+from svitc.onnx.unrolled.step_gain import factor
 
 
 @dataclass(frozen=True)
