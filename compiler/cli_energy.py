@@ -33,7 +33,7 @@ from svitc.cli_options import (
 from svitc.errors import UsageError
 
 if TYPE_CHECKING:
-    from svitc.energy import Energy
+    from svitc.energy.estimate import Energy
 
 
 def energy(
@@ -87,9 +87,9 @@ def energy(
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     from svitc import driver
-    from svitc.energy import energy as measure
-    from svitc.energy import saving
-    from svitc.energy_table import load_table
+    from svitc.energy.cost_table import load_table
+    from svitc.energy.estimate import energy as measure
+    from svitc.energy.estimate import saving
 
     costs = load_table(table)  # before a model is loaded for nothing
     notes: list[str] = []

@@ -18,7 +18,7 @@ from svitc.codegen.module import program_source
 from svitc.compilation_options import How, Options
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
-from svitc.energy import Energy
+from svitc.energy.estimate import Energy
 from svitc.errors import InputError, InternalError, UsageError
 from svitc.ir.channel_slicing import selection
 from svitc.ir.pass_manager import Pipeline

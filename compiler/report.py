@@ -11,7 +11,7 @@ from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset, split
 from svitc.data.inputs import Data, top1
-from svitc.energy import Energy, energy, saving
+from svitc.energy.estimate import Energy, energy, saving
 from svitc.ir.program import Program
 from svitc.planning.budget import Budget
 from svitc.planning.plan import Plan

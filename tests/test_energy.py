@@ -16,8 +16,8 @@ from torch import fx, nn
 from families import FAMILIES, NEURONS
 from measured import family
 from svitc.analysis.integer_range import grids
-from svitc.energy import Energy, Row, deployed, energy, saving
-from svitc.energy_count import update
+from svitc.energy.estimate import Energy, Row, deployed, energy, saving
+from svitc.energy.operation_counts import update
 from svitc.errors import InputError, UsageError
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec

@@ -13,8 +13,8 @@ import yaml
 from measured import digits_file, family
 from shell import run
 from svitc.cli import main
-from svitc.energy import energy
-from svitc.energy_table import DEFAULT, load_table
+from svitc.energy.cost_table import DEFAULT, load_table
+from svitc.energy.estimate import energy
 from svitc.errors import InputError
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"

@@ -17,9 +17,9 @@ import torch
 
 from svitc import passes as passes_
 from svitc.data.inputs import Data
-from svitc.energy_count import Counting, Work
-from svitc.energy_memory import REAL, Traffic, activations, currents, membranes, weights
-from svitc.energy_table import Table, load_table
+from svitc.energy.cost_table import Table, load_table
+from svitc.energy.memory_traffic import REAL, Traffic, activations, currents, membranes, weights
+from svitc.energy.operation_counts import Counting, Work
 from svitc.errors import InputError, UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage

@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import Grid, grids
-from svitc.energy_memory import VIEWS, base
+from svitc.energy.memory_traffic import VIEWS, base
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint
