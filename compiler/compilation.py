@@ -381,7 +381,7 @@ class Compiler:
         options = self.options
         if not options.finetune or options.train_data is None:
             return None
-        from svitc.finetune import finetune
+        from svitc.training.finetune import finetune
 
         with self.clock.stage("finetune"):
             return finetune(

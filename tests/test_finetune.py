@@ -11,16 +11,17 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import neuron, surrogate
 
 from families import FAMILIES, NEURONS, spikformer, warm
-from svitc import finetune_data
 from svitc.errors import InputError, OutputError, UsageError
-from svitc.finetune import finetune
-from svitc.finetune_data import augmentation, jitter, random_of, split
-from svitc.finetune_quick import Quick, constants, spikes
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference
 from svitc.planning.plan import Plan
+from svitc.training import images
+from svitc.training.augment import augmentation, jitter, random_of
+from svitc.training.fast_forward import Quick, constants, spikes
+from svitc.training.finetune import finetune
+from svitc.training.images import split
 
 SHAPE = (3, 16, 16)
 CLASSES = 4
@@ -184,7 +185,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
         if stage == "finetune" and done == (5 + 1) * 16:
             run.pupil.get_parameter("head.weight").data.fill_(float("nan"))
 
-    from svitc import finetune as module
+    from svitc.training import finetune as module
 
     made = module._Run.__init__
 
@@ -246,7 +247,7 @@ def test_images_beyond_memory_are_read_again(student, teacher, monkeypatch):
 
     options = {**OPTIONS, "epochs": 1}
     kept = finetune(student, teacher, Blobs(), **options)
-    monkeypatch.setattr(finetune_data.open_images, "__defaults__", (1000,))
+    monkeypatch.setattr(images.open_images, "__defaults__", (1000,))
     again = finetune(student, teacher, Large(), **options)
     assert same(weights_of(kept.program), weights_of(again.program))
     with pytest.raises(UsageError, match="in random order"):

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError
-from svitc.finetune import _Run, finetune
-from svitc.finetune_bits import Rounded
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import FoldLeak, QuantizeInput, RoundWeights, inference
 from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import nearest, scales
+from svitc.training.finetune import _Run, finetune
+from svitc.training.quantization_aware import Rounded
 from test_finetune import OPTIONS, Blobs, halved, same, small, weights_of
 
 BITS = {

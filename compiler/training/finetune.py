@@ -22,16 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svitc import passes as passes_
 from svitc.errors import UsageError
-from svitc.finetune_bits import Rounded
-from svitc.finetune_checkpoint import digest, load, save
-from svitc.finetune_data import Data, Images, augmentation, jitter, open_images, random_of, split
-from svitc.finetune_quick import Quick
 from svitc.ir.ops import is_batch_norm
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.support.atomic_files import writable
 from svitc.support.distributed import World, current
 from svitc.support.timing import Progress
+from svitc.training.augment import augmentation, jitter, random_of
+from svitc.training.checkpoint import digest, load, save
+from svitc.training.fast_forward import Quick
+from svitc.training.images import Data, Images, open_images, split
+from svitc.training.quantization_aware import Rounded
 
 log = logging.getLogger("svitc")
 CLIP = 1.0  # largest norm of a step's gradient
