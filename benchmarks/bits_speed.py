@@ -26,7 +26,7 @@ from svitc.onnx.export import export
 from svitc.passes import Prune, RoundWeights
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
 
 PAUSE = 0.02  # s; threads of one session spin for a while after its run
 

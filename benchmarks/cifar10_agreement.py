@@ -17,8 +17,8 @@ from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
 from svitc.frontends import LoadOptions, load_model
 from svitc.passes.pipelines import quantize
-from svitc.verification import verify
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.float_check import verify
 
 
 def main() -> None:

@@ -36,8 +36,9 @@ from svitc.support.atomic_files import write_together
 from svitc.support.distributed import current
 from svitc.support.timing import Clock
 from svitc.sweep import Store, Sweep, fingerprint, prepare
-from svitc.verification import Verdict, verify
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.float_check import verify
+from svitc.verification.verdict import Verdict
 from svitc.weight_types import Types, check_type, type_of
 
 log = logging.getLogger("svitc")

@@ -22,8 +22,9 @@ from svitc.onnx.export import export
 from svitc.planning.cost import byte_cost
 from svitc.serialization.writer import load_program
 from svitc.support.timing import Clock, Progress
-from svitc.verification import Verdict, verify
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.float_check import verify
+from svitc.verification.verdict import Verdict
 
 __all__ = [
     "Compiled",

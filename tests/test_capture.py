@@ -19,7 +19,7 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import canonical
-from svitc.verification import Recorder
+from svitc.verification.recorder import Recorder
 
 
 @pytest.mark.parametrize("time", [1, 4])

@@ -24,7 +24,7 @@ from svitc.ir.ops import IntegerSpike, is_neuron
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical
 from svitc.planning.plan import Plan
-from svitc.verification import Recorder
+from svitc.verification.recorder import Recorder
 from test_prune import kept, liven, random_plan
 
 TOLERANCE = 1e-9

@@ -27,7 +27,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, inference
 from svitc.planning.cost import byte_cost, parameter_cost
 from svitc.planning.plan import Plan
-from svitc.verification import Recorder
+from svitc.verification.recorder import Recorder
 from test_official_constructs import currents, silence
 from test_prune import kept, random_plan
 

@@ -19,7 +19,7 @@ from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune, canonical
 from svitc.planning.plan import Plan
-from svitc.verification import Recorder
+from svitc.verification.recorder import Recorder
 
 TOLERANCE = 1e-9
 

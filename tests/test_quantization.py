@@ -31,8 +31,8 @@ from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import load_program
-from svitc.verification import Recorder
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.recorder import Recorder
 from test_grid import frames, lif, steps, written
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"

@@ -16,7 +16,8 @@ from svitc.data.inputs import random_inputs
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
-from svitc.verification import Recorder, stimulate, verify
+from svitc.verification.float_check import verify
+from svitc.verification.recorder import Recorder, stimulate
 from test_official_constructs import captured as official
 
 

@@ -28,8 +28,8 @@ from svitc.passes import Prune, RoundWeights
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.planning.cost import byte_cost
 from svitc.planning.plan import Plan
-from svitc.verification import Recorder
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.recorder import Recorder
 from test_grid import frames, lif, steps, tokens, written
 
 TYPES = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}

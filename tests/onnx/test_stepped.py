@@ -24,8 +24,8 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.onnx.export import export
 from svitc.passes.pipelines import exportable_program, quantize
-from svitc.verification import Recorder
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.recorder import Recorder
 
 
 def quantized(model, shape):

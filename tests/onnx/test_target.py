@@ -26,8 +26,8 @@ from svitc.errors import UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
-from svitc.verification import verify
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.float_check import verify
 
 CONSTRUCTS = ["meta", "espikeformer", "sdt-plif", "qkformer-imagenet"]  # official: borders, counts, learned decay
 

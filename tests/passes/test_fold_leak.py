@@ -20,7 +20,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.passes import FoldLeak, inference
-from svitc.verification import Recorder
+from svitc.verification.recorder import Recorder
 from test_grid import frames, lif, steps, tokens, view, written
 
 

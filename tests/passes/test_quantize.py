@@ -30,8 +30,8 @@ from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
 from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_input import RANGE, STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
-from svitc.verification import Recorder
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.recorder import Recorder
 from test_grid import frames, lif, steps, tokens, view, written
 
 PICTURE = (3, 8, 6)

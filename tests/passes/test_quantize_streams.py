@@ -25,7 +25,7 @@ from svitc.onnx.export import export
 from svitc.passes import QuantizeStreams
 from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_residual_streams import LEVELS, Spread, spreads
-from svitc.verification_exact import verify_exact
+from svitc.verification.exact_check import verify_exact
 
 PICTURE = (3, 8, 6)
 

@@ -26,7 +26,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.passes.canonical.remove_constant_channels import remove_silent
 from svitc.planning.plan import Plan
-from svitc.verification import Recorder
+from svitc.verification.recorder import Recorder
 
 STYLES = {"integer": style.IntegerStyle, "scaled": style.ScaledStyle, "meta": style.MetaStyle}
 CASES = {

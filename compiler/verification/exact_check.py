@@ -16,7 +16,8 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.ir.program import Program
 from svitc.passes.pipelines import exportable_program
-from svitc.verification import STIMULUS_SEED, LayerVerdict, Recorder, Verdict, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.verdict import LayerVerdict, Verdict
 
 NEAR = 2.0**-12  # share of an inexact neuron's spikes that may differ
 

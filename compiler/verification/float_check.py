@@ -10,121 +10,17 @@ random spikes instead of the reference's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
 
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, sum_lengths
-from svitc.data.inputs import top1
 from svitc.ir import ops
 from svitc.ir.program import Program
-
-STIMULUS_SEED = 0
-
-
-@dataclass
-class LayerVerdict:
-    """One neuron over all images: differing spikes of both kinds, and currents that rounding does not explain."""
-
-    name: str
-    spikes: int = 0
-    flips_within_rounding: int = 0
-    flips_beyond_rounding: int = 0
-    currents_beyond_rounding: int = 0
-    max_current_difference: float = 0.0
-    firing: float = 0.0  # sum of the spikes that the inputs themselves caused
-
-
-@dataclass
-class Verdict:
-    """What verification found; ``to_json`` is the report's ``verify`` section."""
-
-    images: int = 0
-    agreeing: int = 0
-    max_logit_difference: float = 0.0
-    logits_beyond_rounding: int = 0
-    layers: dict[str, LayerVerdict] = field(default_factory=dict)
-
-    def add(self, final: np.ndarray, expected: np.ndarray) -> None:
-        """Count a batch by the logits of the whole file and of the reference."""
-        ours, theirs = top1(final), top1(expected)
-        self.max_logit_difference = max(self.max_logit_difference, float(abs(final - expected).max()))
-        self.agreeing += int((ours == theirs).sum())
-        self.images += len(theirs)
-
-    def total(self, what: str) -> int:
-        return sum(getattr(layer, what) for layer in self.layers.values())
-
-    @property
-    def first_divergence(self) -> str | None:
-        """The first layer, in execution order, that rounding does not explain."""
-        for layer in self.layers.values():
-            if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
-                return layer.name
-        return "logits" if self.logits_beyond_rounding else None
-
-    @property
-    def passed(self) -> bool:
-        return self.first_divergence is None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "status": "passed" if self.passed else "failed",
-            "images": self.images,
-            "neurons": len(self.layers),
-            "spikes": self.total("spikes"),
-            "flips_within_rounding": self.total("flips_within_rounding"),
-            "flips_beyond_rounding": self.total("flips_beyond_rounding"),
-            "currents_beyond_rounding": self.total("currents_beyond_rounding"),
-            "logits_beyond_rounding": self.logits_beyond_rounding,
-            "first_divergence": self.first_divergence,
-            "top1_agreement": self.agreeing / self.images if self.images else None,
-            "max_logit_difference": self.max_logit_difference,
-            "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
-            "layers": [asdict(layer) for layer in self.layers.values()],
-        }
-
-
-class Recorder(fx.Interpreter):
-    """Runs a program and keeps what each neuron receives and fires, and what it feeds on.
-
-    Attributes:
-        currents: each neuron's input.
-        spikes: what it fires on that.
-        fed: what its readers get: its spikes, or the ones given instead.
-    """
-
-    def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None) -> None:
-        super().__init__(program.module)
-        self.program, self.given = program, spikes
-        self.currents: dict[str, torch.Tensor] = {}
-        self.spikes: dict[str, torch.Tensor] = {}
-        self.fed: dict[str, torch.Tensor] = {}
-
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        module = self.fetch_attr(target)
-        if not ops.is_neuron(module):
-            return super().call_module(target, args, kwargs)
-        self.currents[target] = args[0]
-        self.spikes[target] = super().call_module(target, args, kwargs)
-        self.fed[target] = self.given[target] if self.given is not None else self.spikes[target]
-        return self.fed[target]
-
-    @classmethod
-    def record(
-        cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
-    ) -> tuple[Recorder, torch.Tensor]:
-        program.module.eval()
-        program.reset()
-        recorder = cls(program, spikes)
-        with torch.inference_mode():
-            logits = recorder.run(x)
-        program.reset()
-        return recorder, logits
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.verdict import LayerVerdict, Verdict
 
 
 def verify(
@@ -213,14 +109,3 @@ def _unexplained(differs: np.ndarray, off: np.ndarray, far: np.ndarray, state: b
     # once a membrane has taken the other branch its later steps differ with reason: judge the first
     first = differs & (np.cumsum(differs, axis=0) == 1)
     return (first & (far | ~strayed)).any(axis=0)
-
-
-def stimulate(module: Any, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random spikes of a neuron's shape: a fifth fire, integer neurons any of their counts."""
-    fired = torch.rand(like.shape, generator=generator) < 0.2
-    if isinstance(module, ops.IntegerSpike):
-        most = module.levels
-    else:
-        most = getattr(module.surrogate_function, "max_spike_count", 1)
-    counts = torch.randint(1, int(most) + 1, like.shape, generator=generator)
-    return (fired * counts).to(like.dtype)
