@@ -20,6 +20,8 @@ from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
 from svitc.energy.estimate import Energy
 from svitc.errors import InputError, InternalError, UsageError
+from svitc.evaluation.store import Store, fingerprint
+from svitc.evaluation.sweep import Sweep, prepare
 from svitc.ir.channel_slicing import selection
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
@@ -35,7 +37,6 @@ from svitc.serialization.writer import to_bytes as program_bytes
 from svitc.support.atomic_files import write_together
 from svitc.support.distributed import current
 from svitc.support.timing import Clock
-from svitc.sweep import Store, Sweep, fingerprint, prepare
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.verdict import Verdict

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 import svitc
 from families import FAMILIES, warm
 from svitc import driver
-from svitc.evaluate import Point
+from svitc.evaluation.evaluator import Point
 from svitc.frontends.capture.capture import capture
 from svitc.passes.policies import Problem
 from svitc.planning.cost import parameter_cost

@@ -13,7 +13,7 @@ from measured import DIGITS, IMAGES, digits_file, family
 from shell import run
 from svitc.compilation import Compiler, Options
 from svitc.errors import BudgetError, UsageError
-from svitc.evaluate import Point
+from svitc.evaluation.evaluator import Point
 from svitc.ir import ops
 from svitc.passes.policies import Problem, make
 from svitc.passes.policies.auto import Auto

@@ -9,9 +9,9 @@ from spikingjelly.activation_based import neuron
 
 from families import FAMILIES
 from measured import family, halved, images_of, prunable
-from svitc import evaluate
 from svitc import onnx as backend
-from svitc.evaluate import Evaluator, Packed
+from svitc.evaluation import evaluator
+from svitc.evaluation.evaluator import Evaluator, Packed
 from svitc.onnx.export import export
 from svitc.onnx.surgery import suffix
 from svitc.passes import Prune
@@ -31,7 +31,7 @@ class Open(Evaluator):
 def exported(monkeypatch):
     """The whole file of the last candidate, and the spikes that its tail took."""
     seen = {}
-    whole, cut = evaluate.export_proto, suffix.tail
+    whole, cut = evaluator.export_proto, suffix.tail
 
     def export(program):
         model = whole(program)
@@ -43,14 +43,14 @@ def exported(monkeypatch):
         seen["inputs"] = [info.name for info in model.graph.input]
         return seen["taken"]
 
-    monkeypatch.setattr(evaluate, "export_proto", export)
-    monkeypatch.setattr(evaluate.tail, "tail", take)
+    monkeypatch.setattr(evaluator, "export_proto", export)
+    monkeypatch.setattr(evaluator.tail, "tail", take)
     return seen
 
 
 def full(model: bytes, chunks) -> np.ndarray:
     session = backend.session(model, 1)
-    return np.concatenate([evaluate._softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
+    return np.concatenate([evaluator._softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
 
 
 def cut(program, plan):
@@ -196,7 +196,7 @@ def test_an_integer_network_is_measured_on_its_own_file(name):
     logits = backend.session(export(final)).run(None, {backend.INPUT: x.numpy()})[0]
     mean = logits.mean(axis=0) if logits.ndim == 3 else logits
     assert point.images == 9 and point.right == int((mean.argmax(-1) == y.numpy()).sum())
-    assert np.allclose(evaluator.logs, evaluate._softmax(logits), atol=1e-5)
+    assert np.allclose(evaluator.logs, evaluator._softmax(logits), atol=1e-5)
     few = evaluator(quantize(program)[0], images=3)
     assert few.images == 5, "what completes a batch is looked at, too"
     assert few.right == int((mean[:5].argmax(-1) == y[:5].numpy()).sum())

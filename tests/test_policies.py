@@ -17,7 +17,7 @@ from svitc.analysis.calibration import Calibration
 from svitc.compilation import Compiler, Options
 from svitc.data.dataset import load_data
 from svitc.errors import BudgetError, UsageError
-from svitc.evaluate import Point
+from svitc.evaluation.evaluator import Point
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, Uniform, make

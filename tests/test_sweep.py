@@ -16,14 +16,15 @@ import torch
 
 import svitc
 from measured import DIGITS, digits_file, family, halved, prunable
-from svitc import sweep as sweeping
 from svitc.cli import main
 from svitc.data.dataset import load_data
 from svitc.errors import InputError, OutputError
-from svitc.evaluate import Point
+from svitc.evaluation import sweep as sweeping
+from svitc.evaluation.evaluator import Point
+from svitc.evaluation.store import Store, fingerprint, key_of
+from svitc.evaluation.sweep import Sweep, prepare
 from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
-from svitc.sweep import Store, Sweep, fingerprint, key_of, prepare
 
 
 def point(n: int) -> Point:
