@@ -84,7 +84,7 @@ def inspect(
     if not latency and (threads is not None or weights != "fp32"):
         raise UsageError("--weights and --threads are for what --latency times", hint="Give --latency, too.")
     if latency:
-        from svitc.latency import check_settings
+        from svitc.latency.predict import check_settings
 
         check_settings(weights, threads)  # before a model is loaded for nothing
     from svitc import driver
@@ -106,7 +106,7 @@ def inspect(
 def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:
     """What ``latency.predict`` gives, and how many processors other processes kept busy meanwhile."""
     from svitc.bench_race import Others
-    from svitc.latency import predict
+    from svitc.latency.predict import predict
 
     others = Others({})
     return {**predict(program, weights, threads, progress=show), "other_processes": others.processors()}

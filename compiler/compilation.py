@@ -25,7 +25,8 @@ from svitc.evaluation.sweep import Sweep, prepare
 from svitc.ir.channel_slicing import selection
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
-from svitc.latency_budget import paired_timer, within_latency
+from svitc.latency.budget_search import within_latency
+from svitc.latency.paired_timer import paired_timer
 from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies import Problem, make

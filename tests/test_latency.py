@@ -12,14 +12,16 @@ from onnx import TensorProto, helper
 
 import svitc
 from shell import run
-from svitc import compilation, console_latency, latency, latency_budget, latency_speeds
+from svitc import compilation, console_latency
 from svitc import onnx as backend
 from svitc.cli import main
 from svitc.compilation import Options
 from svitc.errors import BudgetError, UsageError
-from svitc.latency_budget import PairedTimer, Timing, paired_timer, within_latency
-from svitc.latency_model import by_layer, operators, optimized, owner, seconds
-from svitc.latency_speeds import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
+from svitc.latency import budget_search, microbenchmarks, predict
+from svitc.latency.budget_search import within_latency
+from svitc.latency.microbenchmarks import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
+from svitc.latency.operator_costs import by_layer, operators, optimized, owner, seconds
+from svitc.latency.paired_timer import PairedTimer, Timing, paired_timer
 from svitc.onnx.export import export
 from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
@@ -173,9 +175,9 @@ def test_a_policy_that_cannot_cut_as_far():
 
 
 def test_files_are_timed_in_pairs(digits, monkeypatch):
-    monkeypatch.setattr(latency_budget, "PAIRS", (3, 3))
-    monkeypatch.setattr(latency_budget, "PAUSE", 0.0)
-    file, x = export(digits), latency.one_image(digits)
+    monkeypatch.setattr(budget_search, "PAIRS", (3, 3))
+    monkeypatch.setattr(budget_search, "PAUSE", 0.0)
+    file, x = export(digits), predict.one_image(digits)
     timer = PairedTimer(file, x, 1)
     turns: list[bool] = []
     once = timer._once
@@ -245,7 +247,7 @@ def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(latency_budget, "PAIRS", (2, 2))
+    monkeypatch.setattr(budget_search, "PAIRS", (2, 2))
     status, out, err = run(
         capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1
     )
@@ -261,7 +263,7 @@ def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_every_operator_has_a_layer(digits, weights):
-    report = latency.predict(digits, weights, threads=1, runs=2, speeds=lambda threads: SPEEDS)
+    report = predict.predict(digits, weights, threads=1, runs=2, speeds=lambda threads: SPEEDS)
     layers = {row["layer"]: row for row in report["layers"]}
     assert report["predicted_ms"] == pytest.approx(sum(row["predicted_ms"] for row in report["layers"]), rel=1e-3)
     assert sum(row["share"] for row in report["layers"]) == pytest.approx(1, abs=1e-3)
@@ -345,7 +347,7 @@ def test_the_runtime_fuses_the_probe_as_it_does_the_export():
 
 @pytest.mark.slow
 def test_inspect(capsys, monkeypatch):
-    monkeypatch.setattr(latency_speeds, "SECONDS", 0.0)
+    monkeypatch.setattr(microbenchmarks, "SECONDS", 0.0)
     status, out, err = run(capsys, "inspect", DIGITS, "--latency", "--weights", "int8", "--threads", 1, "--json")
     report = json.loads(out)
     assert (status, err) == (0, "")
@@ -373,7 +375,7 @@ def test_inspect(capsys, monkeypatch):
 
 
 def test_a_table(capsys, monkeypatch):
-    monkeypatch.setattr(latency.predict, "__defaults__", ("fp32", None, 2, lambda threads: SPEEDS, None))
+    monkeypatch.setattr(predict.predict, "__defaults__", ("fp32", None, 2, lambda threads: SPEEDS, None))
     status, out, _ = run(capsys, "inspect", DIGITS, "--latency", "--threads", 1)
     assert status == 0 and "by kind" in out and "ms predicted" in out and "ms measured" in out
     assert "blocks.1.mlp.fc2.0" in out and "1 image, fp32 weights, 1 thread)" in out
@@ -382,7 +384,7 @@ def test_a_table(capsys, monkeypatch):
 
 
 def test_a_quantized_folder(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(latency.predict, "__defaults__", ("fp32", None, 2, lambda threads: SPEEDS, None))
+    monkeypatch.setattr(predict.predict, "__defaults__", ("fp32", None, 2, lambda threads: SPEEDS, None))
     assert (
         main(
             [

@@ -19,7 +19,7 @@ import onnxruntime
 from onnx import TensorProto
 
 from svitc.errors import InputError
-from svitc.latency_speeds import Speeds, at
+from svitc.latency.microbenchmarks import Speeds, at
 from svitc.onnx.runtime import ERRORS_ONLY
 
 BYTES: dict[int, int] = {

@@ -15,8 +15,8 @@ from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import WEIGHTS
-from svitc.latency_model import by_layer, optimized
-from svitc.latency_speeds import LARGE, UNITS, Speeds, measure_speeds
+from svitc.latency.microbenchmarks import LARGE, UNITS, Speeds, measure_speeds
+from svitc.latency.operator_costs import by_layer, optimized
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.support.hardware import processors
 from svitc.support.timing import Progress
