@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from common import FULL_SIZE, RESULTS, environment, table
-from svitc.bench import OPENVINO, ORT, TITLES, exported
-from svitc.bench_peers import Load, Source, eager, onnx_file, openvino_file
-from svitc.bench_race import DISTURBED, quartiles, race, row
-from svitc.bench_worker import Contestant, Failed, Ready, once
+from svitc.bench.compare import OPENVINO, ORT, TITLES, exported
+from svitc.bench.environment import DISTURBED
+from svitc.bench.rounds import quartiles, race, row
+from svitc.bench.runners import Load, Source, eager, onnx_file, openvino_file
+from svitc.bench.worker import Contestant, Failed, Ready, once
 
 VARIANTS: dict[str, tuple[str | None, dict[str, Any]]] = {  # budget and options of svitc.compile
     "fp32": (None, {}),

@@ -14,10 +14,11 @@ from typing import Any
 
 from common import RESULTS, environment, table
 from latency import LIMIT, VARIANTS, canvas, footer, prepare, say
-from svitc.bench import ORT
-from svitc.bench_peers import Load, onnx_file
-from svitc.bench_race import DISTURBED, race
-from svitc.bench_worker import Contestant, once
+from svitc.bench.compare import ORT
+from svitc.bench.environment import DISTURBED
+from svitc.bench.rounds import race
+from svitc.bench.runners import Load, onnx_file
+from svitc.bench.worker import Contestant, once
 
 SCALES: dict[str, list[int]] = {
     "T": [1, 2, 4, 8],

@@ -105,7 +105,7 @@ def inspect(
 
 def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:
     """What ``latency.predict`` gives, and how many processors other processes kept busy meanwhile."""
-    from svitc.bench_race import Others
+    from svitc.bench.environment import Others
     from svitc.latency.predict import predict
 
     others = Others({})

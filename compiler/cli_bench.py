@@ -90,8 +90,8 @@ def bench(
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
     if against is None and any(value not in (None, False) for value in given.values()):
         raise UsageError("options on where the model comes from need a model", hint="Give it with --against.")
-    from svitc.bench import Settings, measure
-    from svitc.bench_peers import Source
+    from svitc.bench.compare import Settings, measure
+    from svitc.bench.runners import Source
 
     names = None if peers is None else [name.strip() for name in peers.split(",") if name.strip()]
     settings = Settings(names, batch, threads, runs, seed, limit, profile)
@@ -106,7 +106,7 @@ def bench(
 
 def show_report(report: Mapping[str, Any]) -> None:
     """Times as a table, what they depend on, and where they go."""
-    from svitc.bench_race import disturbed
+    from svitc.bench.environment import disturbed
 
     table = Table(box=None, pad_edge=False)
     titles = ("", "median", "quartiles", "beside svitc", "quartiles", "memory", "weights", "nodes", "runs", "runtime")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svitc.bench_worker import Contestant, Ready
+from svitc.bench.worker import Contestant, Ready
 from svitc.errors import InputError
 
 

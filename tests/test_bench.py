@@ -13,10 +13,11 @@ from onnx import TensorProto, helper
 
 import shell
 from contestants import contestant, failing, grown, ready
-from svitc import bench_race
-from svitc.bench_peers import Load, Source
-from svitc.bench_race import disturbed, quartiles, race, row
-from svitc.bench_worker import Contestant, Failed, Worker, once
+from svitc.bench import rounds
+from svitc.bench.environment import disturbed
+from svitc.bench.rounds import quartiles, race, row
+from svitc.bench.runners import Load, Source
+from svitc.bench.worker import Contestant, Failed, Worker, once
 from svitc.cli import main
 from svitc.errors import InputError
 from svitc.support.hardware import busy_seconds, peak, resident
@@ -101,9 +102,9 @@ def test_a_table_of_the_file_alone(capsys, folder):
 
 
 def test_a_peer_that_is_not_there_keeps_its_row(capsys, folder, monkeypatch):
-    from svitc import bench_peers
+    from svitc.bench import runners
 
-    monkeypatch.setattr(bench_peers, "missing", lambda package: f"{package} is not installed")
+    monkeypatch.setattr(runners, "missing", lambda package: f"{package} is not installed")
     args = ("--against", DIGITS, "--peers", "openvino", "--runs", 1, "--threads", 1)
     status, text, _ = run(capsys, folder, *args)
     assert status == 0 and "torch.onnx + OpenVINO" in text and "not installed" in text
@@ -188,7 +189,7 @@ def test_rounds_are_paired_and_turn(tmp_path):
 
 
 def test_slow_ones_run_once_a_round(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_race, "UNTIMED_BELOW", 0.001)
+    monkeypatch.setattr(rounds, "UNTIMED_BELOW", 0.001)
     log = tmp_path / "log"
     race([contestant("a", ready, 0.01, str(log), "a")], 2)
     assert log.read_text() == "aa" + "a" + "aa"

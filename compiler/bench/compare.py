@@ -11,11 +11,11 @@ from typing import Any
 
 import onnx
 
-from svitc import bench_peers as peers_
 from svitc import onnx as backend
-from svitc.bench_peers import Load, Source
-from svitc.bench_race import race, row
-from svitc.bench_worker import Contestant, Failed, once
+from svitc.bench import runners as peers_
+from svitc.bench.rounds import race, row
+from svitc.bench.runners import Load, Source
+from svitc.bench.worker import Contestant, Failed, once
 from svitc.errors import InputError, UsageError
 from svitc.support.hardware import processors
 from svitc.support.timing import Progress

@@ -12,25 +12,20 @@ the untimed run eager PyTorch took 12% longer and an ONNX file 17%.
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
-from svitc.bench_worker import Contestant, Failed, Worker, own_seconds
-from svitc.support.hardware import busy_seconds, processor
+from svitc.bench.environment import Others, environment
+from svitc.bench.worker import Contestant, Failed, Worker
 from svitc.support.timing import Progress
 
 PAUSE = 0.02  # s
 UNTIMED_BELOW = 3.0  # s that the slowest takes
 PROFILED_RUNS = 5
-DISTURBED = 0.1  # processors
-PACKAGES = ("svitc", "torch", "spikingjelly", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy")
 
 
 def row(contestant: Contestant, reason: str | None = None) -> dict[str, Any]:
@@ -135,33 +130,6 @@ def _reported(into: dict[str, Any]) -> Iterator[None]:
         into["reason"] = failure.reason
 
 
-class Others:
-    """How many processors are busy with what is none of ours, from now on."""
-
-    def __init__(self, workers: Mapping[str, Worker]) -> None:
-        self.workers = list(workers.values())
-        self.start = self._now()
-
-    def _now(self) -> tuple[float, float | None, float]:
-        try:
-            return time.perf_counter(), busy_seconds(), own_seconds(self.workers)
-        except Failed:  # one was ended meanwhile, and its time is not known
-            return 0.0, None, 0.0
-
-    def processors(self) -> float | None:
-        """On average; None where that is not known."""
-        end = self._now()
-        if end[1] is None or self.start[1] is None:
-            return None
-        return round(max(0.0, end[1] - self.start[1] - (end[2] - self.start[2])) / (end[0] - self.start[0]), 2)
-
-
-def disturbed(report: Mapping[str, Any]) -> bool:
-    """Whether other processes took processors that the contestants' threads needed."""
-    others = report["other_processes"] or 0.0
-    return others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1)
-
-
 def _summarise(
     rows: dict[str, dict[str, Any]], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]
 ) -> None:
@@ -185,17 +153,3 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     low, middle, high = (float(f"{value:.4g}") for value in found)
     return low, middle, high
-
-
-def environment() -> dict[str, Any]:
-    """What the times depend on."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return {
-        "python": platform.python_version(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-    }

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from svitc import onnx as backend
-from svitc.bench_worker import Ready
+from svitc.bench.worker import Ready
 from svitc.ir.graph import InputSpec
 
 NO_PROBLEM = 3  # ONNX Runtime's log severity: errors only
