@@ -12,9 +12,10 @@ import torch
 from spikingjelly.activation_based import functional
 
 from common import publish
-from svitc import driver, onnx
+from svitc import onnx
 from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
+from svitc.driver import load
 from svitc.frontends import LoadOptions, load_model
 from svitc.passes.pipelines import quantize
 from svitc.verification.exact_check import verify_exact
@@ -29,10 +30,10 @@ def main() -> None:
     parser.add_argument("--weights", choices=["fp32", "int8"], default="fp32")
     args = parser.parse_args()
     loaded = load_model(args.checkpoint, LoadOptions())
-    program = driver.load(args.checkpoint)
+    program = load.load(args.checkpoint)
     checked = program if args.weights == "fp32" else quantize(program)[0]
-    exported = driver.export(checked)
-    whole = onnx.weight_bytes(driver.export(program))
+    exported = load.export(checked)
+    whole = onnx.weight_bytes(load.export(program))
     data = load_data(args.data, program.input, program.info, limit=args.limit)
     session = onnx.session(exported)
     agree = eager_right = ours_right = seen = 0

@@ -17,7 +17,8 @@ from common import FULL_SIZE, build, peak_memory, publish
 
 def ours(name: str, out: Path) -> dict[str, float]:
     import svitc
-    from svitc import driver, onnx
+    from svitc import onnx
+    from svitc.driver import load
     from svitc.frontends.capture.capture import capture
     from svitc.ir.pass_manager import Pipeline
     from svitc.passes import Prune, inference
@@ -28,13 +29,13 @@ def ours(name: str, out: Path) -> dict[str, float]:
     model, shape = build(name)
     start = time.perf_counter()
     program = capture(model, svitc.InputSpec(shape))
-    driver.canonicalise(program)
+    load.canonicalise(program)
     folded = program.copy()
     Pipeline(inference())(folded)
     original = onnx.weight_bytes(onnx.lower(folded))
     plan = Uniform().plan(program, byte_cost(program, folded, original), parse_budget("0.78").limit(original), "bytes")
     Prune(plan)(program)
-    out.write_bytes(driver.export(program))
+    out.write_bytes(load.export(program))
     return {"seconds": time.perf_counter() - start}
 
 

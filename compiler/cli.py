@@ -87,14 +87,14 @@ def inspect(
         from svitc.latency.predict import check_settings
 
         check_settings(weights, threads)  # before a model is loaded for nothing
-    from svitc import driver
+    from svitc.driver import load
 
     with console.progress(quiet=as_json or verbose) as show:
-        program = driver.load(model, progress=show, **given)
+        program = load.load(model, progress=show, **given)
         if program_text:
             print(program)
             return
-        view = watched(program, weights, threads, show) if latency else driver.inspect(program)
+        view = watched(program, weights, threads, show) if latency else load.inspect(program)
     if as_json:
         print(json.dumps(view, indent=1))
     elif latency:
@@ -130,12 +130,12 @@ def verify(
 ) -> None:
     """Is the ONNX file in FOLDER the same network as its model.safetensors and model.py? Layer by layer, then whole."""
     start(verbose)
-    from svitc import driver
+    from svitc.driver import load
 
     with console.progress(quiet=as_json or verbose) as show:
-        program, exported = driver.open_folder(folder)
+        program, exported = load.open_folder(folder)
         labelled = load_labelled(data, program, limit, seed, Preparation(mean, std, resize, crop))
-        verdict = driver.verify_folder(program, exported, labelled, images, seed, show)
+        verdict = load.verify_folder(program, exported, labelled, images, seed, show)
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:

@@ -155,9 +155,9 @@ def compile(
     [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
     """
     start(verbose)
+    from svitc.driver.weight_types import check_type, type_of
     from svitc.onnx.target import target_of
     from svitc.passes.policies import POLICIES
-    from svitc.weight_types import check_type, type_of
 
     if weights is not None:
         check_type(weights)
@@ -191,8 +191,8 @@ def compile(
     from svitc.support.atomic_files import writable
 
     writable(out)
-    from svitc import driver
-    from svitc.compilation import Compiler, Options
+    from svitc.driver import load
+    from svitc.driver.compiler import Compiler, Options
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
     from svitc.support.distributed import world
@@ -215,7 +215,7 @@ def compile(
         writer = ranks.is_writer
         with console.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
-            program = driver.load(model, seconds=seconds, progress=show, **given)
+            program = load.load(model, seconds=seconds, progress=show, **given)
             settings = Options(
                 data=load_labelled(data, program, limit, seed, how),
                 train_data=load_labelled(train_data, program, None, seed, how),

@@ -14,9 +14,9 @@ import svitc
 from measured import family, family_file
 from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable
-from svitc.compilation import Compiled
 from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
+from svitc.driver.artifacts import Compiled
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
 from svitc.ir.program import Program

@@ -11,7 +11,7 @@ import pytest
 
 from measured import DIGITS, IMAGES, digits_file, family
 from shell import run
-from svitc.compilation import Compiler, Options
+from svitc.driver.compiler import Compiler, Options
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluation.evaluator import Point
 from svitc.ir import ops

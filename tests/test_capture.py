@@ -13,7 +13,7 @@ from torch import nn
 
 from families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
 from svitc import onnx
-from svitc.driver import check_capture, export
+from svitc.driver.load import check_capture, export
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec

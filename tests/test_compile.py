@@ -14,8 +14,8 @@ import torch
 
 import svitc
 from families import FAMILIES, IMAGE, maxformer, spikformer, warm
-from svitc import driver
 from svitc import onnx as backend
+from svitc.driver import load
 from svitc.errors import BudgetError, InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune
@@ -28,7 +28,7 @@ DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 
 def program_of(model, shape=IMAGE):
     program = capture(model, svitc.InputSpec(shape))
-    driver.canonicalise(program)
+    load.canonicalise(program)
     return program
 
 
@@ -288,7 +288,7 @@ def test_an_mlp_as_wide_as_its_block():
 
 
 def test_inspect_agrees_with_compile(digits):
-    view = driver.inspect(digits)
+    view = load.inspect(digits)
     assert view["bytes"] == svitc.compile(digits, 1.0, images=1).report["memory"]["original_bytes"]
     assert sum(layer["parameters"] for layer in view["layers"]) == view["parameters"]
     stored = sum(layer["bytes"] for layer in view["layers"])
@@ -310,16 +310,16 @@ def test_the_smallest_network_still_runs():
 @pytest.mark.parametrize("hidden", [1, 60, 150, 290])
 def test_bytes_that_the_cost_does_not_see_are_made_up_for(digits, monkeypatch, hidden):
     """The closed form may miss shape constants; whatever it misses, the written file stays within the budget."""
-    from svitc import compilation
+    from svitc.driver import compiler
 
-    true_cost = compilation.byte_cost
+    true_cost = compiler.byte_cost
 
     def short(*args):
         cost = true_cost(*args)
         cost.constant -= hidden
         return cost
 
-    monkeypatch.setattr(compilation, "byte_cost", short)
+    monkeypatch.setattr(compiler, "byte_cost", short)
     compiler = svitc.Compiler(digits)
     for limit in range(400_000, 404_000, 500):
         plan = compiler._plan(limit, "bytes", [])

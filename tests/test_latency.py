@@ -12,10 +12,11 @@ from onnx import TensorProto, helper
 
 import svitc
 from shell import run
-from svitc import compilation, console_latency
+from svitc import console_latency
 from svitc import onnx as backend
 from svitc.cli import main
-from svitc.compilation import Options
+from svitc.driver import compiler
+from svitc.driver.compiler import Options
 from svitc.errors import BudgetError, UsageError
 from svitc.latency import budget_search, microbenchmarks, predict
 from svitc.latency.budget_search import within_latency
@@ -208,7 +209,7 @@ def by_size(monkeypatch):
             10.0, 10.0 * backend.weight_bytes(file) / whole, backend.weight_bytes(file) / whole, 10, 1
         )
 
-    monkeypatch.setattr(compilation, "paired_timer", timer)
+    monkeypatch.setattr(compiler, "paired_timer", timer)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])

@@ -14,8 +14,8 @@ import svitc
 from families import FAMILIES
 from measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
 from svitc.analysis.calibration import Calibration
-from svitc.compilation import Compiler, Options
 from svitc.data.dataset import load_data
+from svitc.driver.compiler import Compiler, Options
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluation.evaluator import Point
 from svitc.ir.axes import Axis, Kind

@@ -17,12 +17,13 @@ from torch import nn
 
 import svitc
 from families import FAMILIES, warm
-from svitc import driver
 from svitc import onnx as backend
-from svitc.analysis.exactness import inexact, summary
+from svitc.analysis.exactness import inexact
 from svitc.cli import main
-from svitc.compilation import Compiled
 from svitc.data.inputs import random_inputs
+from svitc.driver import load
+from svitc.driver.artifacts import Compiled
+from svitc.driver.report import summary
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
@@ -45,7 +46,7 @@ def captured(name: str) -> Program:
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(T=2), shape), svitc.InputSpec(shape))
-    driver.canonicalise(program)
+    load.canonicalise(program)
     return program
 
 
@@ -222,7 +223,7 @@ def test_what_is_quantized_cannot_be_compiled_or_inspected(whole):
     with pytest.raises(InputError, match="quantized already"):
         svitc.compile(whole.program, 0.5)
     with pytest.raises(InputError, match="quantized already"):
-        driver.inspect(whole.program)
+        load.inspect(whole.program)
 
 
 def test_accuracy_on_digits(whole, digits):

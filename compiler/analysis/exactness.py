@@ -9,10 +9,8 @@ from torch import fx, nn
 
 from svitc.analysis.integer_range import Grid, grids, runs_in_floats
 from svitc.ir import ops
-from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import EXACT, FixedPoint
-from svitc.quantization.weight_grid import stored_bits
+from svitc.ir.quantized_modules import EXACT
 
 
 def inexact(program: Program) -> dict[str, str]:
@@ -77,27 +75,4 @@ def narrowable(program: Program) -> dict[str, str]:
     return found
 
 
-def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
-    """The report's ``weights`` section."""
-    layers: dict[str, Any] = {}
-    streams: dict[str, float] = {}
-    for node in program.graph.nodes:
-        module: Any = program.module_of(node)
-        if ops.is_quantized(module) and str(node.target) not in layers:
-            layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
-        elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
-            streams |= {str(user.target): module.step for user in node.users}
-    open_ends = inexact(program)
-    neurons = [str(node.target) for node in program.neurons()]
-    return {
-        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed",
-        "layers": layers,
-        "streams": streams,
-        "exact_neurons": sum(name not in open_ends for name in neurons),
-        "neurons": len(neurons),
-        "inexact": open_ends,
-        "refused": pipeline.refused,
-    }
-
-
-__all__ = ["inexact", "narrowable", "summary"]
+__all__ = ["inexact", "narrowable"]

@@ -12,7 +12,7 @@ from spikingjelly.activation_based import model as models
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc.driver import load
+from svitc.driver.load import load
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.frontends.checkpoint.load import LoadOptions, load_model

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from svitc.driver import check_capture, load
+from svitc.driver.load import check_capture, load
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
 from svitc.frontends.checkpoint.load import LoadOptions, load_model
 from svitc.frontends.published import ESpikeFormer, MetaSpikeFormer, QKFormer, SpikeDrivenTransformer, Spikformer

@@ -18,8 +18,9 @@ from exported import missing, spikes_of
 from families import FAMILIES
 from measured import family
 from svitc import onnx as backend
-from svitc.analysis.exactness import inexact, narrowable, summary
+from svitc.analysis.exactness import inexact, narrowable
 from svitc.data.inputs import random_inputs
+from svitc.driver.report import summary
 from svitc.errors import UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage

@@ -12,10 +12,10 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from families import FAMILIES, warm
-from svitc import driver
 from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import grids
 from svitc.data.inputs import random_inputs
+from svitc.driver import load
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
@@ -60,7 +60,7 @@ class Stream(nn.Module):
 
 def captured(model: nn.Module, shape: tuple[int, ...] = PICTURE) -> Program:
     program = capture(warm(model, shape), InputSpec(shape))
-    driver.canonicalise(program)
+    load.canonicalise(program)
     return program
 
 

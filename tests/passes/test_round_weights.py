@@ -12,7 +12,8 @@ from torch import nn
 from families import FAMILIES
 from measured import family, images_of
 from svitc.analysis.calibration import Calibration
-from svitc.analysis.exactness import narrowable, summary
+from svitc.analysis.exactness import narrowable
+from svitc.driver.report import summary
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline

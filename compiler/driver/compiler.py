@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from svitc import onnx as backend
 from svitc import passes as passes_
-from svitc.analysis.exactness import summary
-from svitc.codegen.module import program_source
-from svitc.compilation_options import How, Options
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
+from svitc.driver.artifacts import Compiled
+from svitc.driver.options import How, Options
+from svitc.driver.report import accuracy, against, classes, energy_of, groups_of, make_report, summary
+from svitc.driver.weight_types import Types, check_type, type_of
 from svitc.energy.estimate import Energy
 from svitc.errors import InputError, InternalError, UsageError
 from svitc.evaluation.store import Store, fingerprint
@@ -33,54 +31,13 @@ from svitc.passes.policies import Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.planning.plan import Plan
-from svitc.report import accuracy, against, classes, energy_of, groups_of, make_report
-from svitc.serialization.writer import to_bytes as program_bytes
-from svitc.support.atomic_files import write_together
 from svitc.support.distributed import current
 from svitc.support.timing import Clock
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.verdict import Verdict
-from svitc.weight_types import Types, check_type, type_of
 
 log = logging.getLogger("svitc")
-
-
-@dataclass
-class Compiled:
-    """A finished compilation.
-
-    Attributes:
-        program: pruned; still trains, unless its weights are int8.
-        onnx: the file's bytes; empty on all ranks of a distributed run but the first.
-        plan: what stayed.
-        report: see docs/report.md for the keys.
-        verdict: of the verification.
-    """
-
-    program: Program
-    onnx: bytes
-    plan: Plan
-    report: dict[str, Any]
-    verdict: Verdict
-
-    def write(self, out: Path) -> list[Path]:
-        """Write the five files of the output folder, all or none.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        start = time.perf_counter()
-        contents = {
-            "model.onnx": self.onnx,
-            "model.py": program_source(self.program).encode(),
-            "model.safetensors": program_bytes(self.program),
-            "plan.json": (json.dumps(self.plan.to_json(), indent=1) + "\n").encode(),
-        }
-        self.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
-        self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
-        contents["report.json"] = (json.dumps(self.report, indent=1) + "\n").encode()
-        return write_together(out, contents)
 
 
 class Compiler:

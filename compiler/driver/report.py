@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 
 from svitc import onnx as backend
+from svitc.analysis.exactness import inexact
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset, split
 from svitc.data.inputs import Data, top1
 from svitc.energy.estimate import Energy, energy, saving
+from svitc.ir import ops
+from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import FixedPoint
 from svitc.planning.budget import Budget
 from svitc.planning.plan import Plan
+from svitc.quantization.weight_grid import stored_bits
 from svitc.support.confidence import paired, wilson
 from svitc.support.timing import Clock
 
@@ -112,4 +117,27 @@ def against(ours: Energy, original: Energy) -> dict[str, Any]:
         "original": original.totals(),
         "compiled": ours.totals(),
         "saved": saving(ours, original),
+    }
+
+
+def summary(program: Program, pipeline: Pipeline) -> dict[str, Any]:
+    """The report's ``weights`` section."""
+    layers: dict[str, Any] = {}
+    streams: dict[str, float] = {}
+    for node in program.graph.nodes:
+        module: Any = program.module_of(node)
+        if ops.is_quantized(module) and str(node.target) not in layers:
+            layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
+        elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
+            streams |= {str(user.target): module.step for user in node.users}
+    open_ends = inexact(program)
+    neurons = [str(node.target) for node in program.neurons()]
+    return {
+        "type": "int8" if all(each["bits"] == 8 for each in layers.values()) else "mixed",
+        "layers": layers,
+        "streams": streams,
+        "exact_neurons": sum(name not in open_ends for name in neurons),
+        "neurons": len(neurons),
+        "inexact": open_ends,
+        "refused": pipeline.refused,
     }

@@ -1,0 +1,52 @@
+"""ROOM."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from svitc import onnx as backend
+from svitc import passes as passes_
+from svitc.analysis.layer_stats import layers, macs
+from svitc.errors import InputError
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program, Stage
+from svitc.onnx.export import export
+from svitc.planning.cost import byte_cost
+
+
+def inspect(program: Program) -> dict[str, Any]:
+    """Layers, groups, bytes and multiply-accumulates of a program, as JSON values."""
+    if program.stage >= Stage.INFERENCE:
+        raise InputError(
+            "this model is quantized already",
+            hint="Inspect the original checkpoint; report.json says what was made of it.",
+        )
+    stored = backend.weight_bytes(export(program))
+    inference = program.copy()
+    Pipeline(passes_.inference())(inference)
+    cost = byte_cost(program, inference, stored)
+    total = cost()
+    return {
+        "model": {k: v for k, v in program.info.items() if k != "dead"},
+        "input": list(program.input.shape),
+        "layers": [asdict(layer) for layer in layers(program)],
+        "groups": [
+            {
+                "name": g.name,
+                "heads": g.heads,
+                "size": g.size,
+                "layers": len({m.module for m in g.members}),
+                "members": sorted({m.module for m in g.members}),
+                "frozen": g.frozen,
+                "whole_heads": g.whole_heads,
+                "bytes_each": round((total - cost({id(g.axis): g.axis.size - 1})) / g.heads) if g.axis.size > 1 else 0,
+            }
+            for g in program.groups
+        ],
+        "parameters": program.parameter_count(),
+        "bytes": stored,
+        "macs": macs(program),
+        "neurons": sum(1 for _ in program.neurons()),
+        "dead": program.info.get("dead", {}),
+    }

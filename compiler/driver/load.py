@@ -1,0 +1,89 @@
+"""The driver: what a command does first: load, capture and check a model, look at it, open what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from svitc import passes as passes_
+from svitc.data.inputs import random_inputs
+from svitc.driver.artifacts import Compiled
+from svitc.driver.compiler import compile
+from svitc.errors import UnsupportedError
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program
+from svitc.ir.verifier import check
+from svitc.onnx.export import export
+from svitc.serialization.writer import load_program
+from svitc.support.timing import Clock, Progress
+
+__all__ = ["Compiled", "canonicalise", "check_capture", "compile", "export", "load"]
+
+
+def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
+    """Largest difference between the eager model's logits and the captured program's on a random input: 0.0.
+
+    Raises:
+        UnsupportedError: they differ, so that the capture is not the model.
+    """
+    from svitc.frontends.capture.model_rewrites import reference
+
+    images = 1 if program.info.get("fixed") else 2  # the model's own mistake is none for one image at a time
+    x = random_inputs(program, images, images, seed)[0]
+    want = reference(model, program, x)
+    got = program(x)
+    difference = float((got - want).abs().max()) if got.shape == want.shape else float("inf")
+    if difference != 0.0:
+        raise UnsupportedError(
+            f"the captured program differs from the model by {difference:g} on a random input",
+            hint="The model does something that depends on values, on the batch or on earlier calls; please report it.",
+        )
+    return difference
+
+
+def canonicalise(program: Program) -> Pipeline:
+    """Bring a freshly captured program to the form in which its groups are as free as they can be."""
+    check(program, "capture")
+    pipeline = Pipeline(passes_.canonical())
+    pipeline(program)
+    return pipeline
+
+
+def load(
+    path: Path | str,
+    *,
+    seconds: dict[str, float] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Program:
+    """Load, capture and check a checkpoint: a program whose groups are ready to be pruned.
+
+    Args:
+        path: a checkpoint, or an output folder of svitc.
+        options: fields of ``svitc.frontends.LoadOptions``: ``arch``, ``arch_args``, ``input_shape``, …
+
+    Raises:
+        InputError: not a checkpoint, or one that does not fit its architecture.
+        UnsupportedError: a model that cannot be represented, with its file and line.
+    """
+    from svitc.frontends import LoadOptions, load_model
+    from svitc.frontends.capture.capture import capture
+
+    clock = Clock(progress, seconds if seconds is not None else {})
+    path = Path(path)
+    if (path / "model.safetensors").is_file():
+        with clock.stage("load"):
+            return load_program(path / "model.safetensors")
+    with clock.stage("load"):
+        wanted = LoadOptions(**options)
+        loaded = load_model(path, wanted)
+    with clock.stage("capture"), loaded.callable_within():
+        program = capture(loaded.model, loaded.input, loaded.info, fix=wanted.fix)
+        check_capture(loaded.model, program)
+    with clock.stage("analyse"):
+        canonicalise(program)
+    output = next(iter(reversed(program.graph.nodes)))
+    program.info["num_classes"] = program.shape_of(output)[-1]
+    return program
