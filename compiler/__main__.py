@@ -1,5 +1,5 @@
 import sys
 
-from svitc.cli import main
+from svitc.cli.main import main
 
 sys.exit(main())

@@ -11,9 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from svitc import console
-from svitc.cli_common import options, start
-from svitc.cli_options import (
+from svitc.cli import terminal
+from svitc.cli.common import options, start
+from svitc.cli.options import (
     SOURCE,
     Arch,
     ArchArgs,
@@ -95,7 +95,7 @@ def bench(
 
     names = None if peers is None else [name.strip() for name in peers.split(",") if name.strip()]
     settings = Settings(names, batch, threads, runs, seed, limit, profile)
-    with console.progress(quiet=as_json or verbose) as show:
+    with terminal.progress(quiet=as_json or verbose) as show:
         source = None if against is None else Source(against, given)
         report = measure(file, source, settings, show, loud=verbose)
     if as_json:
@@ -122,23 +122,23 @@ def show_report(report: Mapping[str, Any]) -> None:
             f"{number(row['q1_ms'])} to {number(row['q3_ms'])}",
             f"{row['ratio']:.2f} x",
             f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}",
-            console.amount(row["memory_bytes"] or 0),
-            "" if row["weight_bytes"] is None else console.amount(row["weight_bytes"]),
+            terminal.amount(row["memory_bytes"] or 0),
+            "" if row["weight_bytes"] is None else terminal.amount(row["weight_bytes"]),
             "" if row["nodes"] is None else f"{row['nodes']:,}",
             str(row["runs"]),
             escape(row["version"]),
         )
-    console.out.print(table)
+    terminal.out.print(table)
     env = report["environment"]
     shape = " x ".join(map(str, report["input"]))
     images = "1 image" if report["batch"] == 1 else f"{report['batch']} images"
-    console.out.print(
+    terminal.out.print(
         f"{images} of {shape} a run, {report['threads']} of {env['cores']} processors ({escape(env['processor'])});"
         " beside svitc: time relative to the first row's in the same round",
         soft_wrap=True,
     )
     if disturbed(report):
-        console.out.print(
+        terminal.out.print(
             f"[yellow]note[/] other processes kept {report['other_processes']:.1f} processors busy meanwhile, which the"
             " threads needed: do not trust these times",
             soft_wrap=True,
@@ -175,7 +175,7 @@ def show_profile(profile: Mapping[str, Mapping[str, Mapping[str, float]]]) -> No
                 cells[-2:] = ["", ""]
         table.add_row(escape(title), *cells)
     table.add_row("all", *(cell for name in profile for cell in (milliseconds(totals[name]), "")))
-    console.out.print(table)
+    terminal.out.print(table)
 
 
 def milliseconds(value: float) -> str:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from svitc import console
-from svitc.cli_common import Preparation, load_labelled, options, start
-from svitc.cli_options import (
+from svitc.cli import terminal
+from svitc.cli.common import Preparation, load_labelled, options, start
+from svitc.cli.options import (
     CUT,
     TUNE,
     Arch,
@@ -213,7 +213,7 @@ def compile(
     replay = Plan.load(plan) if plan is not None else None
     with world() as ranks:
         writer = ranks.is_writer
-        with console.progress(quiet=as_json or verbose or not writer) as show:
+        with terminal.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
             program = load.load(model, seconds=seconds, progress=show, **given)
             settings = Options(
@@ -234,7 +234,7 @@ def compile(
                 images=verify_images,
                 seed=seed,
                 progress=show,
-                say=None if as_json or verbose or not writer else console.decision,
+                say=None if as_json or verbose or not writer else terminal.decision,
             )
             compiler = Compiler(program, chosen, settings, seconds)
             reports, failed, problems = [], [], []
@@ -260,9 +260,9 @@ def compile(
     if as_json:
         print(json.dumps(reports[0][0] if len(budgets) == 1 else [report for report, _ in reports], indent=1))
     elif len(budgets) == 1:
-        console.summary(*reports[0])
+        terminal.summary(*reports[0])
     else:
-        console.front([report for report, _ in reports], out)
+        terminal.front([report for report, _ in reports], out)
     if failed:
         folder, place = failed[0]
         raise VerifyError(
@@ -270,7 +270,7 @@ def compile(
             hint=f"The files are in {folder} for a look; do not deploy them. Please report this.",
         )
     for earlier in problems[:-1]:
-        console.error(earlier)
+        terminal.error(earlier)
     if problems:
         raise problems[-1]
 

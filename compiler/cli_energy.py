@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svitc import console, console_energy
-from svitc.cli_common import Preparation, load_labelled, options, start
-from svitc.cli_options import (
+from svitc import console_energy
+from svitc.cli import terminal
+from svitc.cli.common import Preparation, load_labelled, options, start
+from svitc.cli.options import (
     SOURCE,
     Arch,
     ArchArgs,
@@ -103,7 +104,7 @@ def energy(
                 notes.append(note)
         return found
 
-    with console.progress(quiet=as_json or verbose) as show:
+    with terminal.progress(quiet=as_json or verbose) as show:
         ours = of(model, show)
         theirs = None if against is None else of(against, show)
     report: dict[str, Any] = {"model": str(model), "data": str(data), "notes": notes, **ours.to_json(), "against": None}

@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from svitc import console
-from svitc.cli_common import Preparation, load_labelled, options, start
-from svitc.cli_compile import beside
-from svitc.cli_options import (
+from svitc.cli import terminal
+from svitc.cli.common import Preparation, load_labelled, options, start
+from svitc.cli.options import (
     Arch,
     ArchArgs,
     AsJson,
@@ -38,6 +37,7 @@ from svitc.cli_options import (
     TrustPickle,
     Verbose,
 )
+from svitc.cli_compile import beside
 from svitc.errors import UsageError
 
 
@@ -119,7 +119,7 @@ def sensitivity(
     settings = Settings(criterion or "l2", include or (), exclude or (), round_to, prune_heads, seed)
     with world() as ranks:
         writer = ranks.is_writer
-        with console.progress(quiet=as_json or verbose or not writer) as show:
+        with terminal.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
             program = load.load(model, seconds=seconds, progress=show, **given)
             compiler = Compiler(
@@ -133,7 +133,7 @@ def sensitivity(
                     resume=resume,
                     seed=seed,
                     progress=show,
-                    say=None if as_json or verbose or not writer else console.decision,
+                    say=None if as_json or verbose or not writer else terminal.decision,
                 ),
                 seconds,
             )
@@ -152,9 +152,9 @@ def sensitivity(
     if as_json:
         print(text)
     elif bits:
-        console.precision(report, out)
+        terminal.precision(report, out)
     else:
-        console.sensitivity(report, out)
+        terminal.sensitivity(report, out)
 
 
 def _precision(compiler: Any, settings: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from svitc import console
+from svitc.cli import terminal
 
 READS = {"spikes": "spikes", "counts": "counts", "fixed": "fixed point", "real": "real"}
 PARTS = (
@@ -28,7 +28,7 @@ def energy(report: Mapping[str, Any]) -> None:
     totals(report)
     constants(report["table"])
     for note in report["notes"]:
-        console.out.print(f"[yellow]note[/] {escape(str(note))}", soft_wrap=True)
+        terminal.out.print(f"[yellow]note[/] {escape(str(note))}", soft_wrap=True)
 
 
 def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]] | None) -> None:
@@ -58,7 +58,7 @@ def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]
     if rest:
         sums = [sum(row[key] for row in rest) for key in ("compute_pj", "memory_pj")]
         table.add_row(f"{len(rest)} others", "elementwise", *[""] * 6, *map(joules, sums))
-    console.out.print(table)
+    terminal.out.print(table)
 
 
 def totals(report: Mapping[str, Any]) -> None:
@@ -78,9 +78,9 @@ def totals(report: Mapping[str, Any]) -> None:
         else:
             theirs = against["totals"][key]
             table.add_row(name, joules(theirs), joules(ours[key]), compared(ours[key], theirs)[1])
-    console.out.print()
-    console.out.print(table)
-    console.out.print(f"mean of {report['images']:,} images", soft_wrap=True)
+    terminal.out.print()
+    terminal.out.print(table)
+    terminal.out.print(f"mean of {report['images']:,} images", soft_wrap=True)
 
 
 def constants(table: Mapping[str, Any]) -> None:
@@ -91,7 +91,7 @@ def constants(table: Mapping[str, Any]) -> None:
         kinds.setdefault(kind, []).append(f"{operation} {pj:g}")
     operations = "; ".join(f"{kind} {', '.join(parts)}" for kind, parts in kinds.items())
     levels = ", ".join(f"{each['name']} {each['pj']:g}" for each in table["memories"])
-    console.out.print(
+    terminal.out.print(
         f"\npJ of an operation: {escape(operations)}\npJ of {table['access_bits']} bits: {escape(levels)}\n"
         f"from {escape(table['source'])}; {escape(table['process'])}",
         soft_wrap=True,

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from svitc import console
+from svitc.cli import terminal
 
 CLOSE = 0.25  # a prediction that is off by more is said to be off
 DISTURBED = 0.1  # processors
@@ -28,21 +28,21 @@ def prediction(report: dict[str, Any]) -> None:
             f"{row['predicted_ms']:.3f}",
             f"{row['share']:.1%}",
         )
-    console.out.print(table)
+    terminal.out.print(table)
     table = Table(title="\nby kind", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for title, justify in (("kind", "left"), ("layers", "right"), ("ms", "right"), ("share", "right")):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for row in report["kinds"]:
         table.add_row(row["kind"], str(row["layers"]), f"{row['predicted_ms']:.3f}", f"{row['share']:.1%}")
-    console.out.print(table)
+    terminal.out.print(table)
     threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
-    console.out.print(
+    terminal.out.print(
         f"\n{report['predicted_ms']:.2f} ms predicted, [bold]{report['measured_ms']:.2f} ms measured[/] (median of"
         f" {report['runs']} runs of 1 image, {report['weights']} weights, {threads}): {difference(report['ratio'])}"
     )
     others = report.get("other_processes") or 0.0
     if others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1):
-        console.out.print(
+        terminal.out.print(
             f"[yellow]note[/] other processes kept {others:.1f} processors busy meanwhile, which the threads needed: do not"
             " trust these times",
             soft_wrap=True,

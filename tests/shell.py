@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svitc.cli import main
+from svitc.cli.main import main
 
 
 def run(capsys, *args: object) -> tuple[int, str, str]:

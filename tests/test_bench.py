@@ -18,7 +18,7 @@ from svitc.bench.environment import disturbed
 from svitc.bench.rounds import quartiles, race, row
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Contestant, Failed, Worker, once
-from svitc.cli import main
+from svitc.cli.main import main
 from svitc.errors import InputError
 from svitc.support.hardware import busy_seconds, peak, resident
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from shell import run
-from svitc.cli import main
+from svitc.cli.main import main
 from svitc.support import atomic_files
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"

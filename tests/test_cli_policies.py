@@ -8,7 +8,7 @@ import pytest
 
 from measured import DIGITS, digits_file
 from shell import run
-from svitc.cli import main
+from svitc.cli.main import main
 
 SMALL = ("--sweep-images", "20", "--calibration-images", "20")
 FILES = ["model.onnx", "model.py", "model.safetensors", "plan.json", "report.json"]

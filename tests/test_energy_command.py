@@ -12,7 +12,7 @@ import yaml
 
 from measured import digits_file, family
 from shell import run
-from svitc.cli import main
+from svitc.cli.main import main
 from svitc.energy.cost_table import DEFAULT, load_table
 from svitc.energy.estimate import energy
 from svitc.errors import InputError

@@ -14,7 +14,7 @@ import svitc
 from shell import run
 from svitc import console_latency
 from svitc import onnx as backend
-from svitc.cli import main
+from svitc.cli.main import main
 from svitc.driver import compiler
 from svitc.driver.compiler import Options
 from svitc.errors import BudgetError, UsageError

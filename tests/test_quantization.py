@@ -19,7 +19,7 @@ import svitc
 from families import FAMILIES, warm
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
-from svitc.cli import main
+from svitc.cli.main import main
 from svitc.data.inputs import random_inputs
 from svitc.driver import load
 from svitc.driver.artifacts import Compiled

@@ -16,7 +16,7 @@ import torch
 
 import svitc
 from measured import DIGITS, digits_file, family, halved, prunable
-from svitc.cli import main
+from svitc.cli.main import main
 from svitc.data.dataset import load_data
 from svitc.errors import InputError, OutputError
 from svitc.evaluation import sweep as sweeping

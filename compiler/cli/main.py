@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from svitc import cli_bench, cli_compile, cli_energy, cli_sensitivity, console, console_latency
-from svitc.cli_common import EPILOG, Preparation, app, load_labelled, options, start, state
-from svitc.cli_options import (
+from svitc import cli_bench, cli_compile, cli_energy, cli_sensitivity, console_latency
+from svitc.cli import terminal
+from svitc.cli.common import EPILOG, Preparation, app, load_labelled, options, start, state
+from svitc.cli.options import (
     Arch,
     ArchArgs,
     AsJson,
@@ -89,7 +90,7 @@ def inspect(
         check_settings(weights, threads)  # before a model is loaded for nothing
     from svitc.driver import load
 
-    with console.progress(quiet=as_json or verbose) as show:
+    with terminal.progress(quiet=as_json or verbose) as show:
         program = load.load(model, progress=show, **given)
         if program_text:
             print(program)
@@ -100,7 +101,7 @@ def inspect(
     elif latency:
         console_latency.prediction(view)
     else:
-        console.inspection(view)
+        terminal.inspection(view)
 
 
 def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:
@@ -132,17 +133,17 @@ def verify(
     start(verbose)
     from svitc.driver import load
 
-    with console.progress(quiet=as_json or verbose) as show:
+    with terminal.progress(quiet=as_json or verbose) as show:
         program, exported = load.open_folder(folder)
         labelled = load_labelled(data, program, limit, seed, Preparation(mean, std, resize, crop))
         verdict = load.verify_folder(program, exported, labelled, images, seed, show)
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:
-        console.verdict_line(verdict.to_json())
+        terminal.verdict_line(verdict.to_json())
         for layer in verdict.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
-                console.out.print(f"  {asdict(layer)}")
+                terminal.out.print(f"  {asdict(layer)}")
     if not verdict.passed:
         raise VerifyError(
             f"{folder}/model.onnx is not the same network: it diverges first at {verdict.first_divergence}"
@@ -173,12 +174,12 @@ def main(argv: list[str] | None = None) -> int:
         app(args=argv, prog_name="svitc")
     except SystemExit as done:
         if done.code == INTERRUPTED:
-            console.err.print(
+            terminal.err.print(
                 "interrupted; no half-written file is left, and --resume goes on with what was measured or trained"
             )
         return int(done.code or 0)
     except SvitcError as problem:
-        console.error(problem)
+        terminal.error(problem)
         if state["verbose"]:
             traceback.print_exc()
         return problem.exit_status
@@ -187,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{type(problem).__name__}: {problem}",
             hint="This is a fault of svitc; -v shows where. Please report it.",
         )
-        console.error(fault)
+        terminal.error(fault)
         if state["verbose"]:
             traceback.print_exc()
         return fault.exit_status
