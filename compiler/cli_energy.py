@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svitc import console_energy
 from svitc.cli import terminal
 from svitc.cli.common import Preparation, load_labelled, options, start
 from svitc.cli.options import (
@@ -31,6 +30,7 @@ from svitc.cli.options import (
     TrustPickle,
     Verbose,
 )
+from svitc.cli.views import energy
 from svitc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def energy(
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        console_energy.energy(report)
+        energy.energy(report)
 
 
 def step_between(ours: Energy, theirs: Energy, same: float | None) -> list[str]:

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 import svitc
 from shell import run
-from svitc import console_latency
 from svitc import onnx as backend
 from svitc.cli.main import main
+from svitc.cli.views import latency
 from svitc.driver import compiler
 from svitc.driver.compiler import Options
 from svitc.errors import BudgetError, UsageError
@@ -380,8 +380,8 @@ def test_a_table(capsys, monkeypatch):
     status, out, _ = run(capsys, "inspect", DIGITS, "--latency", "--threads", 1)
     assert status == 0 and "by kind" in out and "ms predicted" in out and "ms measured" in out
     assert "blocks.1.mlp.fc2.0" in out and "1 image, fp32 weights, 1 thread)" in out
-    assert console_latency.difference(0.9) == "the prediction is 10% too low"
-    assert "the prediction is 50% too high[/], so trust" in console_latency.difference(1.5)
+    assert latency.difference(0.9) == "the prediction is 10% too low"
+    assert "the prediction is 50% too high[/], so trust" in latency.difference(1.5)
 
 
 def test_a_quantized_folder(capsys, monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from svitc import cli_bench, cli_compile, cli_energy, cli_sensitivity, console_latency
+from svitc import cli_bench, cli_compile, cli_energy, cli_sensitivity
 from svitc.cli import terminal
 from svitc.cli.common import EPILOG, Preparation, app, load_labelled, options, start, state
 from svitc.cli.options import (
@@ -99,7 +99,7 @@ def inspect(
     if as_json:
         print(json.dumps(view, indent=1))
     elif latency:
-        console_latency.prediction(view)
+        latency.prediction(view)
     else:
         terminal.inspection(view)
 
