@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from svitc.cli import terminal
+from svitc.cli.commands.compile import beside
 from svitc.cli.common import Preparation, load_labelled, options, start
 from svitc.cli.options import (
     Arch,
@@ -37,7 +38,6 @@ from svitc.cli.options import (
     TrustPickle,
     Verbose,
 )
-from svitc.cli_compile import beside
 from svitc.errors import UsageError
 
 
