@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from svitc.cli import terminal
-from svitc.cli.commands import bench, compile, energy, sensitivity
+from svitc.cli.commands import bench, compile, energy, inspect, sensitivity, verify
 from svitc.cli.common import EPILOG, app, state
 from svitc.errors import INTERRUPTED, InternalError, SvitcError
 
@@ -17,6 +17,8 @@ app.command(epilog=EPILOG, name="compile")(compile.compile)
 app.command(epilog=EPILOG, name="sensitivity")(sensitivity.sensitivity)
 app.command(epilog=EPILOG, name="bench")(bench.bench)
 app.command(epilog=EPILOG, name="energy")(energy.energy)
+app.command(epilog=EPILOG, name="inspect")(inspect.inspect)
+app.command(epilog=EPILOG, name="verify")(verify.verify)
 
 
 def _version(wanted: bool) -> None:

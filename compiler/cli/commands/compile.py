@@ -47,6 +47,7 @@ from svitc.cli.options import (
     Verbose,
     WeightType,
 )
+from svitc.cli.views.compile import decision, front, summary
 from svitc.errors import BudgetError, UsageError, VerifyError
 
 
@@ -234,7 +235,7 @@ def compile(
                 images=verify_images,
                 seed=seed,
                 progress=show,
-                say=None if as_json or verbose or not writer else terminal.decision,
+                say=None if as_json or verbose or not writer else decision,
             )
             compiler = Compiler(program, chosen, settings, seconds)
             reports, failed, problems = [], [], []
@@ -260,9 +261,9 @@ def compile(
     if as_json:
         print(json.dumps(reports[0][0] if len(budgets) == 1 else [report for report, _ in reports], indent=1))
     elif len(budgets) == 1:
-        terminal.summary(*reports[0])
+        summary(*reports[0])
     else:
-        terminal.front([report for report, _ in reports], out)
+        front([report for report, _ in reports], out)
     if failed:
         folder, place = failed[0]
         raise VerifyError(

@@ -30,7 +30,7 @@ from svitc.cli.options import (
     TrustPickle,
     Verbose,
 )
-from svitc.cli.views import energy
+from svitc.cli.views.energy import energy as show_energy
 from svitc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def energy(
     if as_json:
         print(json.dumps(report, indent=1))
     else:
-        energy.energy(report)
+        show_energy(report)
 
 
 def step_between(ours: Energy, theirs: Energy, same: float | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from svitc.cli import terminal
-from svitc.cli.common import EPILOG, app, options, start
+from svitc.cli.common import options, start
 from svitc.cli.options import (
     Arch,
     ArchArgs,
@@ -22,10 +22,11 @@ from svitc.cli.options import (
     Verbose,
     Weights,
 )
+from svitc.cli.views import latency as latency_view
+from svitc.cli.views.inspect import inspection
 from svitc.errors import UsageError
 
 
-@app.command(epilog=EPILOG)
 def inspect(
     model: ModelPath,
     program_text: Annotated[
@@ -81,9 +82,9 @@ def inspect(
     if as_json:
         print(json.dumps(view, indent=1))
     elif latency:
-        latency.prediction(view)
+        latency_view.prediction(view)
     else:
-        terminal.inspection(view)
+        inspection(view)
 
 
 def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:

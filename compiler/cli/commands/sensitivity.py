@@ -38,6 +38,8 @@ from svitc.cli.options import (
     TrustPickle,
     Verbose,
 )
+from svitc.cli.views import sensitivity as view
+from svitc.cli.views.compile import decision
 from svitc.errors import UsageError
 
 
@@ -133,7 +135,7 @@ def sensitivity(
                     resume=resume,
                     seed=seed,
                     progress=show,
-                    say=None if as_json or verbose or not writer else terminal.decision,
+                    say=None if as_json or verbose or not writer else decision,
                 ),
                 seconds,
             )
@@ -152,9 +154,9 @@ def sensitivity(
     if as_json:
         print(text)
     elif bits:
-        terminal.precision(report, out)
+        view.precision(report, out)
     else:
-        terminal.sensitivity(report, out)
+        view.sensitivity(report, out)
 
 
 def _precision(compiler: Any, settings: Any) -> dict[str, Any]:

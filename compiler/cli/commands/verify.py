@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from svitc.cli import terminal
-from svitc.cli.common import EPILOG, Preparation, app, load_labelled, start
+from svitc.cli.common import Preparation, load_labelled, start
 from svitc.cli.options import (
     AsJson,
     Crop,
@@ -23,10 +23,10 @@ from svitc.cli.options import (
     Std,
     Verbose,
 )
+from svitc.cli.views.compile import verdict_line
 from svitc.errors import VerifyError
 
 
-@app.command(epilog=EPILOG)
 def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="An output folder of svitc compile.", show_default=False)
@@ -53,7 +53,7 @@ def verify(
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:
-        terminal.verdict_line(verdict.to_json())
+        verdict_line(verdict.to_json())
         for layer in verdict.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
                 terminal.out.print(f"  {asdict(layer)}")
