@@ -15,8 +15,9 @@ from common import publish
 from svitc import onnx
 from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
-from svitc.driver import load
+from svitc.driver.load import load
 from svitc.frontends import LoadOptions, load_model
+from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -30,10 +31,10 @@ def main() -> None:
     parser.add_argument("--weights", choices=["fp32", "int8"], default="fp32")
     args = parser.parse_args()
     loaded = load_model(args.checkpoint, LoadOptions())
-    program = load.load(args.checkpoint)
+    program = load(args.checkpoint)
     checked = program if args.weights == "fp32" else quantize(program)[0]
-    exported = load.export(checked)
-    whole = onnx.weight_bytes(load.export(program))
+    exported = export(checked)
+    whole = onnx.weight_bytes(export(program))
     data = load_data(args.data, program.input, program.info, limit=args.limit)
     session = onnx.session(exported)
     agree = eager_right = ours_right = seen = 0

@@ -18,9 +18,10 @@ from common import FULL_SIZE, build, peak_memory, publish
 def ours(name: str, out: Path) -> dict[str, float]:
     import svitc
     from svitc import onnx
-    from svitc.driver import load
+    from svitc.driver.load import canonicalise
     from svitc.frontends.capture.capture import capture
     from svitc.ir.pass_manager import Pipeline
+    from svitc.onnx.export import export
     from svitc.passes import Prune, inference
     from svitc.passes.policies import Uniform
     from svitc.planning.budget import parse_budget
@@ -29,13 +30,13 @@ def ours(name: str, out: Path) -> dict[str, float]:
     model, shape = build(name)
     start = time.perf_counter()
     program = capture(model, svitc.InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     folded = program.copy()
     Pipeline(inference())(folded)
     original = onnx.weight_bytes(onnx.lower(folded))
     plan = Uniform().plan(program, byte_cost(program, folded, original), parse_budget("0.78").limit(original), "bytes")
     Prune(plan)(program)
-    out.write_bytes(load.export(program))
+    out.write_bytes(export(program))
     return {"seconds": time.perf_counter() - start}
 
 

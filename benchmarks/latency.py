@@ -55,7 +55,7 @@ def prepare(
     import svitc
     from common import warm
     from svitc.analysis.layer_stats import macs
-    from svitc.driver import load
+    from svitc.driver.load import canonicalise
     from svitc.frontends import load_model
     from svitc.frontends.capture.capture import capture
     from svitc.passes.policies import Uniform
@@ -66,7 +66,7 @@ def prepare(
         model = warm(getattr(sj, factory)(**arguments).eval(), shape)
         svitc.save(model, checkpoint, arch=ARCH + factory, arch_args=arguments, input_shape=shape)
     program = capture(load_model(checkpoint).model, svitc.InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     known = {"macs": macs(program), "parameters": program.parameter_count(), "variants": {}}
     for name in variants:
         budget, options = VARIANTS[name]

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 import svitc
 from families import FAMILIES, warm
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.evaluation.evaluator import Point
 from svitc.frontends.capture.capture import capture
 from svitc.passes.policies import Problem
@@ -37,7 +37,7 @@ def family(name: str, seed: int = 0, **k):
     torch.manual_seed(seed)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(**{"T": 2, **k}), shape), svitc.InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 

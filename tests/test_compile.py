@@ -15,7 +15,8 @@ import torch
 import svitc
 from families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from svitc import onnx as backend
-from svitc.driver import load
+from svitc.driver.inspect import inspect
+from svitc.driver.load import canonicalise
 from svitc.errors import BudgetError, InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune
@@ -28,7 +29,7 @@ DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 
 def program_of(model, shape=IMAGE):
     program = capture(model, svitc.InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 
@@ -288,7 +289,7 @@ def test_an_mlp_as_wide_as_its_block():
 
 
 def test_inspect_agrees_with_compile(digits):
-    view = load.inspect(digits)
+    view = inspect(digits)
     assert view["bytes"] == svitc.compile(digits, 1.0, images=1).report["memory"]["original_bytes"]
     assert sum(layer["parameters"] for layer in view["layers"]) == view["parameters"]
     stored = sum(layer["bytes"] for layer in view["layers"])

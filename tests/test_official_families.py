@@ -18,12 +18,14 @@ import svitc
 from families import warm
 from official_small import SMALL, run
 from svitc import onnx as backend
-from svitc.driver import load
+from svitc.driver.inspect import inspect
+from svitc.driver.load import canonicalise, check_capture
 from svitc.frontends.capture.capture import capture
 from svitc.frontends.published import QKFormer, dead_parameters
 from svitc.frontends.published.qkformer import VARIANTS
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
+from svitc.onnx.export import export
 from svitc.passes import Prune, inference
 from svitc.planning.cost import byte_cost, parameter_cost
 from svitc.planning.plan import Plan
@@ -111,7 +113,7 @@ def build(name: str) -> tuple[nn.Module, InputSpec]:
 def captured(name: str):
     model, spec = build(name)
     program = capture(model, spec)
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 
@@ -176,7 +178,7 @@ def test_costs_are_exact(name):
         if (each := plan.keep.get(group.name)) is not None:
             sizes[id(group.axis)] = int(each.sum(axis=1).max())
             sizes[id(group.head_axis)] = int(each.any(axis=1).sum())
-    (stored, shapes), (new_stored, new_shapes) = (stored_bytes(load.export(each)) for each in (program, pruned))
+    (stored, shapes), (new_stored, new_shapes) = (stored_bytes(export(each)) for each in (program, pruned))
     assert byte_cost(program, folded, stored)(sizes) - shapes == new_stored - new_shapes
     assert parameter_cost(program)(sizes) == pruned.parameter_count()
 
@@ -207,7 +209,7 @@ def test_only_whole_heads_go_where_attention_pools_over_their_dimensions():
     chosen = done.plan.keep["block.0.attn.q_conv"]
     assert set(chosen.mean(axis=1).tolist()) == {0.0, 1.0}
     assert "whole heads only: a window slides over it" in str(program)
-    views = {g["name"]: g["whole_heads"] for g in load.inspect(program)["groups"]}
+    views = {g["name"]: g["whole_heads"] for g in inspect(program)["groups"]}
     assert [name for name, why in views.items() if why] == ["block.0.attn.q_conv"]
 
 
@@ -216,7 +218,7 @@ def test_the_published_qkformer_is_fixed_to_what_was_meant():
     torch.manual_seed(0)
     model = warm(QKFormer(**{**small.arguments, "num_classes": 3, "official_bug": True}), small.input)
     program = capture(model, InputSpec(small.input), fix=True)
-    assert load.check_capture(model, program) == 0.0
+    assert check_capture(model, program) == 0.0
     x = images(program.input, 2)
     sound = small.build()
     sound.load_state_dict(model.state_dict())

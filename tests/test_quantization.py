@@ -21,8 +21,9 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.cli.main import main
 from svitc.data.inputs import random_inputs
-from svitc.driver import load
 from svitc.driver.artifacts import Compiled
+from svitc.driver.inspect import inspect
+from svitc.driver.load import canonicalise
 from svitc.driver.report import summary
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
@@ -46,7 +47,7 @@ def captured(name: str) -> Program:
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(T=2), shape), svitc.InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 
@@ -223,7 +224,7 @@ def test_what_is_quantized_cannot_be_compiled_or_inspected(whole):
     with pytest.raises(InputError, match="quantized already"):
         svitc.compile(whole.program, 0.5)
     with pytest.raises(InputError, match="quantized already"):
-        load.inspect(whole.program)
+        inspect(whole.program)
 
 
 def test_accuracy_on_digits(whole, digits):

@@ -12,10 +12,11 @@ from spikingjelly.activation_based import neuron
 from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from svitc.analysis.float_error import LAMBDA, bound, magnitudes, margins, sum_lengths
 from svitc.data.inputs import random_inputs
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
+from svitc.onnx.export import export
 from svitc.verification.float_check import verify
 from svitc.verification.recorder import Recorder, stimulate
 from test_official_constructs import captured as official
@@ -23,7 +24,7 @@ from test_official_constructs import captured as official
 
 def program_of(model, shape=IMAGE):
     program = capture(model, InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 
@@ -31,7 +32,7 @@ def program_of(model, shape=IMAGE):
 def small():
     torch.manual_seed(0)
     program = program_of(warm(spikformer(T=4)))
-    return program, load.export(program), random_inputs(program, 4, 4, 0)
+    return program, export(program), random_inputs(program, 4, 4, 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,7 +40,7 @@ def test_the_export_is_the_same_network(family):
     torch.manual_seed(0)
     factory, shape = FAMILIES[family]
     program = program_of(warm(factory(T=4), shape), shape)
-    verdict = verify(program, load.export(program), random_inputs(program, 4, 2, 0))
+    verdict = verify(program, export(program), random_inputs(program, 4, 2, 0))
     assert verdict.passed, verdict.first_divergence
     assert (
         verdict.images,
@@ -55,7 +56,7 @@ def test_the_export_is_the_same_network(family):
 def test_every_neuron_exports(kind):
     torch.manual_seed(0)
     program = program_of(warm(spikformer(T=3, **NEURONS[kind])))
-    verdict = verify(program, load.export(program), random_inputs(program, 2, 2, 0))
+    verdict = verify(program, export(program), random_inputs(program, 2, 2, 0))
     assert verdict.passed, verdict.first_divergence
 
 
@@ -63,15 +64,15 @@ def test_events_and_a_single_step():
     torch.manual_seed(0)
     shape = (5, *IMAGE)
     program = program_of(warm(spikformer(T=5), shape), shape)
-    assert verify(program, load.export(program), random_inputs(program, 2, 2, 0)).passed
+    assert verify(program, export(program), random_inputs(program, 2, 2, 0)).passed
     program = program_of(warm(spikformer(T=1)))
-    assert verify(program, load.export(program), random_inputs(program, 2, 2, 0)).passed
+    assert verify(program, export(program), random_inputs(program, 2, 2, 0)).passed
 
 
 @pytest.mark.parametrize("case", ["integer", "scaled", "meta", "qk, fixed"])
 def test_published_constructs_export(case):
     program = official(case)
-    verdict = verify(program, load.export(program), random_inputs(program, 4, 2, 0))
+    verdict = verify(program, export(program), random_inputs(program, 4, 2, 0))
     assert verdict.passed, verdict.first_divergence
     assert verdict.total("flips_within_rounding") < 1e-4 * verdict.total("spikes")
     assert not verdict.to_json()["silent_neurons"]
@@ -80,7 +81,7 @@ def test_published_constructs_export(case):
 def test_a_wrong_clip_is_found_where_there_is_no_time():
     """Every image counts: the first dimension is the batch, where a flip does not excuse the next."""
     program = official("integer")
-    data = change_weight(load.export(program), "integerspike.most", lambda most: np.float32(3) + 0 * most)
+    data = change_weight(export(program), "integerspike.most", lambda most: np.float32(3) + 0 * most)
     verdict = verify(program, data, random_inputs(program, 4, 4, 0))
     assert not verdict.passed and verdict.first_divergence != "logits"
     assert verdict.total("flips_beyond_rounding") > 100
@@ -123,9 +124,9 @@ def test_one_wrong_weight_is_found_where_it_is(small, tensor, neuron_path):
 def test_a_wrong_weight_in_a_silent_network_is_found():
     program = program_of(spikformer(T=2).eval())  # statistics never warmed: no neuron fires
     inputs = random_inputs(program, 2, 2, 0)
-    clean = verify(program, load.export(program), inputs)
+    clean = verify(program, export(program), inputs)
     assert clean.passed and len(clean.to_json()["silent_neurons"]) > 8
-    data = change_weight(load.export(program), "blocks.0.mlp.fc2.0.weight", nudge)
+    data = change_weight(export(program), "blocks.0.mlp.fc2.0.weight", nudge)
     assert verify(program, data, inputs).first_divergence == "blocks.0.mlp.neuron2"
 
 

@@ -9,17 +9,17 @@ from torch import nn
 
 from svitc import passes as passes_
 from svitc.data.inputs import random_inputs
-from svitc.driver.artifacts import Compiled
-from svitc.driver.compiler import compile
 from svitc.errors import UnsupportedError
+from svitc.frontends import LoadOptions, load_model
+from svitc.frontends.capture.capture import capture
+from svitc.frontends.capture.model_rewrites import reference
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.verifier import check
-from svitc.onnx.export import export
 from svitc.serialization.writer import load_program
 from svitc.support.timing import Clock, Progress
 
-__all__ = ["Compiled", "canonicalise", "check_capture", "compile", "export", "load"]
+__all__ = ["canonicalise", "check_capture", "load"]
 
 
 def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
@@ -28,8 +28,6 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     Raises:
         UnsupportedError: they differ, so that the capture is not the model.
     """
-    from svitc.frontends.capture.model_rewrites import reference
-
     images = 1 if program.info.get("fixed") else 2  # the model's own mistake is none for one image at a time
     x = random_inputs(program, images, images, seed)[0]
     want = reference(model, program, x)
@@ -68,9 +66,6 @@ def load(
         InputError: not a checkpoint, or one that does not fit its architecture.
         UnsupportedError: a model that cannot be represented, with its file and line.
     """
-    from svitc.frontends import LoadOptions, load_model
-    from svitc.frontends.capture.capture import capture
-
     clock = Clock(progress, seconds if seconds is not None else {})
     path = Path(path)
     if (path / "model.safetensors").is_file():

@@ -21,7 +21,7 @@ from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from official_small import SMALL, fill
 from svitc import onnx as backend
 from svitc.data.inputs import random_inputs
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.errors import UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.onnx.export import export
@@ -44,7 +44,7 @@ def built(name: str, weights: str):
 
 def program_of(model, shape, weights: str, fix: bool = False):
     program = capture(model, svitc.InputSpec(shape), fix=fix)
-    load.canonicalise(program)
+    canonicalise(program)
     return quantize(program)[0] if weights == "int8" else program
 
 

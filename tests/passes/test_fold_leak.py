@@ -13,7 +13,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
 from families import FAMILIES, warm
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
@@ -293,7 +293,7 @@ def test_families_with_membrane_shortcuts(name):
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(T=2), shape), InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     Pipeline(inference())(program)
     twin = program.copy()
     result = FoldLeak()(twin)

@@ -17,7 +17,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import Grid, grids
 from svitc.data.inputs import random_inputs
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
@@ -397,7 +397,7 @@ def test_weights_that_are_no_numbers(number, tensor):
     with torch.no_grad():
         getattr(model.conv, tensor)[0] = number
     program = capture(model.eval(), InputSpec(PICTURE))
-    load.canonicalise(program)
+    canonicalise(program)
     with pytest.raises(UnsupportedError, match="conv has weights that are infinite or not a number") as caught:
         quantize(program)
     assert caught.value.where is not None and "test_quantize.py:" in caught.value.where
@@ -411,7 +411,7 @@ def shifted(change) -> Program:
         for name, module in model.named_modules():
             change(name, module)
     program = capture(model, InputSpec(IMAGE))
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 
@@ -489,7 +489,7 @@ def test_neurons_of_another_reset_start_there():
     """The membrane starts at the new reset voltage, too: the file does, and says so."""
     torch.manual_seed(0)
     program = capture(warm(spikformer(T=2, v_reset=-0.5, spiking_neuron=neuron.LIFNode), IMAGE), InputSpec(IMAGE))
-    load.canonicalise(program)
+    canonicalise(program)
     twin, _ = quantize(program)
     verdict = verify_exact(twin, export(twin), random_inputs(twin, 2, 2, 0))
     assert verdict.passed and verdict.total("flips_within_rounding") == 0

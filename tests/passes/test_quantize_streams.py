@@ -15,7 +15,7 @@ from families import FAMILIES, warm
 from svitc.analysis.exactness import inexact
 from svitc.analysis.integer_range import grids
 from svitc.data.inputs import random_inputs
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
@@ -60,7 +60,7 @@ class Stream(nn.Module):
 
 def captured(model: nn.Module, shape: tuple[int, ...] = PICTURE) -> Program:
     program = capture(warm(model, shape), InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     return program
 
 

@@ -18,7 +18,7 @@ from families import FAMILIES, NEURONS, spikformer, warm
 from official_small import SMALL
 from svitc.analysis.interval_neurons import Bound, charge, fire
 from svitc.analysis.intervals import all_bounds
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.axes import Kind
@@ -49,7 +49,7 @@ def program_of(case: str, seed: int = 0) -> Program:
     factory, shape = CASES[case]
     torch.manual_seed(seed)
     program = capture(factory(), InputSpec(shape))
-    load.canonicalise(program)
+    canonicalise(program)
     program.module.double()
     return program
 
@@ -547,7 +547,7 @@ def test_a_layer_that_is_called_twice_takes_nothing_over():
 def attention(**k) -> Program:
     torch.manual_seed(0)
     program = capture(warm(spikformer(T=2, **k)), InputSpec((3, 32, 48)))
-    load.canonicalise(program)
+    canonicalise(program)
     program.module.double()
     return program
 

@@ -9,11 +9,12 @@ from torch import nn
 import official_parts as parts
 import svitc
 from families import warm
-from svitc.driver import load
+from svitc.driver.load import canonicalise
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pass, Pipeline
 from svitc.ir.program import Program
+from svitc.onnx.export import export
 from svitc.passes import FoldBatchNorm, FoldBatchNormAhead, MergeConvolutions, MergePadding, inference, reparameterise
 
 IMAGE = InputSpec((3, 8, 6))
@@ -263,7 +264,7 @@ def test_the_figures_are_those_of_the_files():
         assert decided == {"body.0.body.3": kept}
         assert (twin is program) == (not pays)
         if pays:
-            saved = backend.weight_bytes(load.export(program)) - backend.weight_bytes(load.export(twin))
+            saved = backend.weight_bytes(export(program)) - backend.weight_bytes(export(twin))
             assert saved == row - 448
 
 
@@ -290,7 +291,7 @@ class Spiking(nn.Module):
 def test_compiling_with_and_without(tmp_path):
     """Budgets are of the original, met on the written file; a plan brings its own choice."""
     program = capture(warm(Spiking(), IMAGE.shape), IMAGE)
-    load.canonicalise(program)
+    canonicalise(program)
     done = {(how, b): svitc.compile(program, b, reparam=how, images=2) for how in ("auto", "off") for b in (1.0, 0.5)}
     saved = 4 * (12 * 96 + 9 * 96 + 96 + 96 * 12 - 9 * 12 * 12)
     for (how, budget), each in done.items():

@@ -192,8 +192,8 @@ def compile(
     from svitc.support.atomic_files import writable
 
     writable(out)
-    from svitc.driver import load
     from svitc.driver.compiler import Compiler, Options
+    from svitc.driver.load import load
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
     from svitc.support.distributed import world
@@ -216,7 +216,7 @@ def compile(
         writer = ranks.is_writer
         with terminal.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
-            program = load.load(model, seconds=seconds, progress=show, **given)
+            program = load(model, seconds=seconds, progress=show, **given)
             settings = Options(
                 data=load_labelled(data, program, limit, seed, how),
                 train_data=load_labelled(train_data, program, None, seed, how),

@@ -87,7 +87,7 @@ def energy(
         )
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from svitc.driver import load
+    from svitc.driver.load import load
     from svitc.energy.cost_table import load_table
     from svitc.energy.estimate import energy as measure
     from svitc.energy.estimate import saving
@@ -96,7 +96,7 @@ def energy(
     notes: list[str] = []
 
     def of(path: Path, show: Any) -> Any:
-        program = load.load(path, progress=show, **given)
+        program = load(path, progress=show, **given)
         images = load_labelled(data, program, limit, seed, how)
         found = measure(program, images, costs, progress=show)
         for note in (*program.info.get("assumptions", ()), *images.notes):

@@ -71,14 +71,15 @@ def inspect(
         from svitc.latency.predict import check_settings
 
         check_settings(weights, threads)  # before a model is loaded for nothing
-    from svitc.driver import load
+    from svitc.driver.inspect import inspect
+    from svitc.driver.load import load
 
     with terminal.progress(quiet=as_json or verbose) as show:
-        program = load.load(model, progress=show, **given)
+        program = load(model, progress=show, **given)
         if program_text:
             print(program)
             return
-        view = watched(program, weights, threads, show) if latency else load.inspect(program)
+        view = watched(program, weights, threads, show) if latency else inspect(program)
     if as_json:
         print(json.dumps(view, indent=1))
     elif latency:

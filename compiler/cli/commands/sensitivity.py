@@ -108,8 +108,8 @@ def sensitivity(
         )
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from svitc.driver import load
     from svitc.driver.compiler import Compiler, Options
+    from svitc.driver.load import load
     from svitc.passes.policies import Settings, make
     from svitc.passes.policies.search_space import Space
     from svitc.passes.policies.sensitivity import curves, to_json
@@ -123,7 +123,7 @@ def sensitivity(
         writer = ranks.is_writer
         with terminal.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
-            program = load.load(model, seconds=seconds, progress=show, **given)
+            program = load(model, seconds=seconds, progress=show, **given)
             compiler = Compiler(
                 program,
                 None,

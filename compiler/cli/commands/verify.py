@@ -44,12 +44,12 @@ def verify(
 ) -> None:
     """Is the ONNX file in FOLDER the same network as its model.safetensors and model.py? Layer by layer, then whole."""
     start(verbose)
-    from svitc.driver import load
+    from svitc.driver.output_folder import open_folder, verify_folder
 
     with terminal.progress(quiet=as_json or verbose) as show:
-        program, exported = load.open_folder(folder)
+        program, exported = open_folder(folder)
         labelled = load_labelled(data, program, limit, seed, Preparation(mean, std, resize, crop))
-        verdict = load.verify_folder(program, exported, labelled, images, seed, show)
+        verdict = verify_folder(program, exported, labelled, images, seed, show)
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:
