@@ -20,7 +20,7 @@ from common import FULL_SIZE, build, publish, warm
 from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable
 from svitc.data.inputs import random_inputs
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.onnx.export import export
 from svitc.passes import Prune, RoundWeights
@@ -34,7 +34,7 @@ PAUSE = 0.02  # s; threads of one session spin for a while after its run
 def files(name: str) -> tuple[dict[int, bytes], torch.Tensor]:
     model, shape = build(name)
     program = capture(warm(model, shape), svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     narrow = [layer for layer, why in narrowable(quantize(program)[0]).items() if not why]
     made = {}
     for bits in (8, 4, 2):

@@ -6,7 +6,7 @@ import argparse
 
 import svitc
 from common import FULL_SIZE, build, publish
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     for name in args.families:
         model, shape = build(name)
         program = capture(model, svitc.InputSpec(shape), {"arch": name})
-        canonicalise(program)
+        run_canonical_passes(program)
         for text in args.budgets:
             report = svitc.compile(program, text, images=1, clean="off").report
             memory, wanted = report["memory"], float(text)

@@ -18,7 +18,7 @@ from common import FULL_SIZE, build, peak_memory, publish
 def ours(name: str, out: Path) -> dict[str, float]:
     import svitc
     from svitc import onnx
-    from svitc.driver.load import canonicalise
+    from svitc.driver.load import run_canonical_passes
     from svitc.frontends.capture.capture import capture
     from svitc.ir.pass_manager import Pipeline
     from svitc.onnx.export import export
@@ -30,7 +30,7 @@ def ours(name: str, out: Path) -> dict[str, float]:
     model, shape = build(name)
     start = time.perf_counter()
     program = capture(model, svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     folded = program.copy()
     Pipeline(inference())(folded)
     original = onnx.weight_bytes(onnx.lower(folded))

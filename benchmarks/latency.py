@@ -25,9 +25,9 @@ import numpy as np
 from common import FULL_SIZE, RESULTS, environment, table
 from svitc.bench.compare import OPENVINO, ORT, TITLES, exported
 from svitc.bench.environment import DISTURBED
-from svitc.bench.rounds import quartiles, race, row
+from svitc.bench.rounds import quartiles, row, run_rounds
 from svitc.bench.runners import Load, Source, eager, onnx_file, openvino_file
-from svitc.bench.worker import Contestant, Failed, Ready, once
+from svitc.bench.worker import Failed, Ready, Runner, once
 
 VARIANTS: dict[str, tuple[str | None, dict[str, Any]]] = {  # budget and options of svitc.compile
     "fp32": (None, {}),
@@ -55,7 +55,7 @@ def prepare(
     import svitc
     from common import warm
     from svitc.analysis.layer_stats import macs
-    from svitc.driver.load import canonicalise
+    from svitc.driver.load import run_canonical_passes
     from svitc.frontends import load_model
     from svitc.frontends.capture.capture import capture
     from svitc.passes.policies import Uniform
@@ -66,7 +66,7 @@ def prepare(
         model = warm(getattr(sj, factory)(**arguments).eval(), shape)
         svitc.save(model, checkpoint, arch=ARCH + factory, arch_args=arguments, input_shape=shape)
     program = capture(load_model(checkpoint).model, svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     known = {"macs": macs(program), "parameters": program.parameter_count(), "variants": {}}
     for name in variants:
         budget, options = VARIANTS[name]
@@ -124,22 +124,22 @@ def products(kind: str, threads: int) -> Ready:
 
 def contestants(
     name: str, batch: int, known: dict[str, Any], args: argparse.Namespace
-) -> tuple[list[Contestant], list[dict]]:
+) -> tuple[list[Runner], list[dict]]:
     """All of a model at a batch, and rows of those that cannot run."""
     source = Source(args.work / f"{name}.pt")
     load = Load(FULL_SIZE[name][1], batch, args.threads)
     found = [
-        Contestant(variant, onnx_file, (args.work / each["file"], load), ORT, each["facts"])
+        Runner(variant, onnx_file, (args.work / each["file"], load), ORT, each["facts"])
         for variant, each in known["variants"].items()
     ]
     if "eager" in args.peers:
-        found.append(Contestant("eager", eager, (source, load)))
+        found.append(Runner("eager", eager, (source, load)))
     path, failed = args.work / f"{name}-b{batch}-naive.onnx", []
     facts = path.with_suffix(".json")
     made = {
-        "torch.onnx": Contestant(NAIVE, onnx_file, (path, load), ORT),
-        "openvino": Contestant(VINO, openvino_file, (path, load), OPENVINO),
-        "openvino f32": Contestant(f"{VINO}, f32", openvino_file, (path, load, True), OPENVINO),
+        "torch.onnx": Runner(NAIVE, onnx_file, (path, load), ORT),
+        "openvino": Runner(VINO, openvino_file, (path, load), OPENVINO),
+        "openvino f32": Runner(f"{VINO}, f32", openvino_file, (path, load, True), OPENVINO),
     }
     wanted = {key: each for key, each in made.items() if key in args.peers}
     if wanted and not facts.is_file():
@@ -149,8 +149,8 @@ def contestants(
             failed = [row(each, f"torch.onnx.export: {failure.reason}") for each in wanted.values()]
             wanted = {}
     for each in wanted.values():
-        found.append(Contestant(each.name, each.make, each.arguments, each.imports, json.loads(facts.read_text())))
-    found += [Contestant(title, products, (kind, args.threads), ORT) for kind, title in PRODUCTS.items()]
+        found.append(Runner(each.name, each.make, each.arguments, each.imports, json.loads(facts.read_text())))
+    found += [Runner(title, products, (kind, args.threads), ORT) for kind, title in PRODUCTS.items()]
     return found, failed
 
 
@@ -162,11 +162,11 @@ def one(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     compiled = args.work / f"{name}-compiled.json"
     if not (args.resume or batch != args.batches[0]) or not compiled.is_file():
         say(f"{name}: compile")
-        task = Contestant("prepare", prepare, (name, {}, FULL_SIZE[name][1], args.work / name, args.variants))
+        task = Runner("prepare", prepare, (name, {}, FULL_SIZE[name][1], args.work / name, args.variants))
         compiled.write_text(json.dumps(once(task, LIMIT)))
     known = json.loads(compiled.read_text())
     racing, failed = contestants(name, batch, known, args)
-    record = race(
+    record = run_rounds(
         racing, args.runs, LIMIT, profile=True, progress=lambda *stage: say(f"{name} b{batch}: {stage[0]} {stage[1]}")
     )
     record |= {

@@ -16,9 +16,9 @@ from common import RESULTS, environment, table
 from latency import LIMIT, VARIANTS, canvas, footer, prepare, say
 from svitc.bench.compare import ORT
 from svitc.bench.environment import DISTURBED
-from svitc.bench.rounds import race
+from svitc.bench.rounds import run_rounds
 from svitc.bench.runners import Load, onnx_file
-from svitc.bench.worker import Contestant, once
+from svitc.bench.worker import Runner, once
 
 SCALES: dict[str, list[int]] = {
     "T": [1, 2, 4, 8],
@@ -84,13 +84,13 @@ def scale(quantity: str, variant: str, args: argparse.Namespace) -> dict[str, An
         known = place.with_name(f"{place.name}-{variant}.json")
         if not known.is_file() or not args.resume:
             say(f"{quantity} {value}: compile")
-            task = Contestant("prepare", prepare, ("Spikformer", arguments, (3, side, side), place, [variant]))
+            task = Runner("prepare", prepare, ("Spikformer", arguments, (3, side, side), place, [variant]))
             known.write_text(json.dumps(once(task, LIMIT)))
         each = json.loads(known.read_text())["variants"][variant]
         load = Load((3, side, side), at["batch"], args.threads)
-        racing.append(Contestant(str(value), onnx_file, (args.work / each["file"], load), ORT, each["facts"]))
+        racing.append(Runner(str(value), onnx_file, (args.work / each["file"], load), ORT, each["facts"]))
         points.append({**at, "macs": each["macs"], "parameters": each["parameters"]})
-    record = race(racing, args.runs, LIMIT, progress=lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))
+    record = run_rounds(racing, args.runs, LIMIT, progress=lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))
     return {**record, "quantity": quantity, "variant": variant, "points": points}
 
 

@@ -42,7 +42,7 @@ def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Name
         return dict(json.loads(done.read_text()))
     import torch
 
-    from svitc import Compiler, Options, load
+    from svitc import CompileOptions, Compiler, load
     from svitc.data.dataset import load_data
     from svitc.passes.policies import make
 
@@ -50,7 +50,7 @@ def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Name
     program = load(args.model)
     test = load_data(args.test, program.input, program.info, limit=args.limit)
     train = load_data(args.train, program.input, program.info)
-    options = Options(
+    options = CompileOptions(
         data=test,
         train_data=train,
         sweep_images=args.sweep_images,

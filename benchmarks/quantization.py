@@ -63,14 +63,14 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
         return row
     import torch
 
-    from svitc import Compiler, Options, load
+    from svitc import CompileOptions, Compiler, load
     from svitc.data.dataset import load_data
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
 
     torch.set_num_threads(args.threads)
     program = load(args.model)
-    options = Options(
+    options = CompileOptions(
         data=load_data(args.test, program.input, program.info, limit=args.limit),
         train_data=load_data(args.train, program.input, program.info),
         sweep_images=args.sweep_images,

@@ -12,7 +12,7 @@ from spikingjelly.activation_based.model.spikformer import Spikformer
 
 import svitc
 from common import publish
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 
 
@@ -22,7 +22,7 @@ def analyse(depth: int) -> tuple[float, float, int]:
     start = time.perf_counter()
     program = capture(model, svitc.InputSpec((3, 224, 224)))
     captured = time.perf_counter()
-    canonicalise(program)
+    run_canonical_passes(program)
     count = len(program.groups)
     return captured - start, time.perf_counter() - captured, count
 

@@ -24,16 +24,16 @@ from common import publish
 
 
 def points(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from svitc import Compiler, Options, load
+    from svitc import CompileOptions, Compiler, load
     from svitc.data.dataset import load_data
     from svitc.passes.policies.auto import Auto
     from svitc.passes.policies.search_space import Space
-    from svitc.passes.policies.sensitivity import LADDER, curves
+    from svitc.passes.policies.sensitivity import LADDER, sensitivity_curves
 
     rows: list[dict[str, Any]] = []
     program = load(args.model)
     data = load_data(args.data, program.input, program.info, limit=args.images + 128)
-    options = Options(data=data, sweep_images=args.images, calibration_images=128)
+    options = CompileOptions(data=data, sweep_images=args.images, calibration_images=128)
     compiler = Compiler(program, Auto(), options)
     sweep = compiler.sweep
     ours = sweep.evaluator.__call__
@@ -54,7 +54,7 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     sweep.evaluator = Both(sweep.evaluator, both)
     problem = compiler.problem()
-    curves(problem, Space(problem.program, Auto(), problem.calibrating), LADDER, "readers", "benchmark")
+    sensitivity_curves(problem, Space(problem.program, Auto(), problem.calibrating), LADDER, "readers", "benchmark")
     return rows
 
 

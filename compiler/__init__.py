@@ -19,7 +19,7 @@ _HOME = {
     "compile": "driver.compiler",
     "Compiled": "driver.artifacts",
     "Compiler": "driver.compiler",
-    "Options": "driver.options",
+    "CompileOptions": "driver.options",
     "export": "onnx.export",
     "save": "frontends",
     "capture": "frontends.capture.capture",
@@ -34,10 +34,12 @@ _HOME = {
     "verify": "verification.float_check",
     "SvitcError": "errors",
 }
+_OLD_NAMES = {"Options": "CompileOptions"}  # still importable
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    name = _OLD_NAMES.get(name, name)
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
-from svitc.passes.canonical.merge_conv_chain import MergeConvolutions, reparameterise
+from svitc.passes.canonical.merge_conv_chain import MergeConvChain, reparameterize
 from svitc.passes.canonical.merge_views import MergeViews
-from svitc.passes.canonical.remove_constant_channels import remove_silent
+from svitc.passes.canonical.remove_constant_channels import remove_constant_channels
 from svitc.passes.canonical.split_fused_projection import SplitFusedProjection
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
-from svitc.passes.inference.fold_batch_norm_into_readers import FoldBatchNormAhead
+from svitc.passes.inference.fold_batch_norm_into_consumers import FoldBatchNormIntoConsumers
 from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.passes.inference.merge_padding import MergePadding
-from svitc.passes.lowering.fuse_qkv import FuseSiblings
-from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
+from svitc.passes.lowering.fuse_qkv import FuseQKV
+from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
 from svitc.passes.lowering.share_views import ShareViews
 from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.reestimate_batch_norm import ReestimateBatchNorm
-from svitc.passes.pruning.refit_consumers import RefitReaders
-from svitc.passes.quantization.fold_neuron_scale import FoldLeak
+from svitc.passes.pruning.refit_consumers import RefitConsumers
+from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.passes.quantization.quantize_input import QuantizeInput
-from svitc.passes.quantization.quantize_residual_streams import QuantizeStreams
-from svitc.passes.quantization.quantize_weights import Quantize
+from svitc.passes.quantization.quantize_residual_streams import QuantizeResidualStreams
+from svitc.passes.quantization.quantize_weights import QuantizeWeights
 from svitc.passes.quantization.round_weights import RoundWeights
 
 __all__ = [
-    "AssociateProducts",
     "FoldBatchNorm",
-    "FoldBatchNormAhead",
-    "FoldLeak",
-    "FuseSiblings",
+    "FoldBatchNormIntoConsumers",
+    "FoldNeuronScale",
+    "FuseQKV",
     "HoistRepeat",
-    "MergeConvolutions",
+    "MergeConvChain",
     "MergePadding",
     "MergeViews",
     "Prune",
-    "Quantize",
     "QuantizeInput",
-    "QuantizeStreams",
+    "QuantizeResidualStreams",
+    "QuantizeWeights",
+    "ReassociateMatmuls",
     "ReestimateBatchNorm",
-    "RefitReaders",
+    "RefitConsumers",
     "RoundWeights",
     "ShareViews",
     "SplitFusedProjection",
-    "remove_silent",
-    "reparameterise",
+    "remove_constant_channels",
+    "reparameterize",
 ]
+
+_OLD_NAMES = {
+    "AssociateProducts": ReassociateMatmuls,
+    "FoldBatchNormAhead": FoldBatchNormIntoConsumers,
+    "FoldLeak": FoldNeuronScale,
+    "FuseSiblings": FuseQKV,
+    "MergeConvolutions": MergeConvChain,
+    "Quantize": QuantizeWeights,
+    "QuantizeStreams": QuantizeResidualStreams,
+    "RefitReaders": RefitConsumers,
+    "remove_silent": remove_constant_channels,
+    "reparameterise": reparameterize,
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return a pass by the name that it had before 0.2."""
+    if name in _OLD_NAMES:
+        return _OLD_NAMES[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,36 +9,36 @@ from svitc.ir.program import Program, Stage
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.canonical.split_fused_projection import SplitFusedProjection
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
-from svitc.passes.inference.fold_batch_norm_into_readers import FoldBatchNormAhead
+from svitc.passes.inference.fold_batch_norm_into_consumers import FoldBatchNormIntoConsumers
 from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.passes.inference.merge_padding import MergePadding
-from svitc.passes.lowering.fuse_qkv import FuseSiblings
-from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
+from svitc.passes.lowering.fuse_qkv import FuseQKV
+from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
 from svitc.passes.lowering.share_views import ShareViews
-from svitc.passes.quantization.fold_neuron_scale import FoldLeak
+from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.passes.quantization.quantize_input import QuantizeInput
-from svitc.passes.quantization.quantize_residual_streams import QuantizeStreams
-from svitc.passes.quantization.quantize_weights import Quantize
+from svitc.passes.quantization.quantize_residual_streams import QuantizeResidualStreams
+from svitc.passes.quantization.quantize_weights import QuantizeWeights
 
 
-def canonical() -> list[Pass]:
+def canonical_passes() -> list[Pass]:
     """What every captured program goes through before anything looks at its groups."""
     return [MergeViews(), SplitFusedProjection(), MergeViews()]
 
 
-def inference() -> list[Pass]:
+def inference_passes() -> list[Pass]:
     """From a program that trains to one that is exported."""
-    return [HoistRepeat(), MergeViews(), FoldBatchNorm(), FoldBatchNormAhead(), MergePadding()]
+    return [HoistRepeat(), MergeViews(), FoldBatchNorm(), FoldBatchNormIntoConsumers(), MergePadding()]
 
 
-def lowering() -> list[Pass]:
+def lowering_passes() -> list[Pass]:
     """From there to what the ONNX lowering gets: the same layers, joined where one operation does for several."""
-    return [AssociateProducts(), ShareViews(), FuseSiblings(), MergeViews()]
+    return [ReassociateMatmuls(), ShareViews(), FuseQKV(), MergeViews()]
 
 
-def quantization(bits: Mapping[str, int] | None = None) -> list[Pass]:
+def quantization_passes(bits: Mapping[str, int] | None = None) -> list[Pass]:
     """From a program for inference to one of integer weights and whole-numbered sums; ``bits`` where they are not 8."""
-    return [FoldLeak(), QuantizeInput(), Quantize(bits)]
+    return [FoldNeuronScale(), QuantizeInput(), QuantizeWeights(bits)]
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
@@ -54,7 +54,7 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
         UnsupportedError: weights that are infinite or not a number.
     """
     twin = program.copy()
-    pipeline = Pipeline([QuantizeStreams(), *inference(), *quantization(bits)])
+    pipeline = Pipeline([QuantizeResidualStreams(), *inference_passes(), *quantization_passes(bits)])
     pipeline(twin)
     return twin, pipeline
 
@@ -67,5 +67,5 @@ def exportable_program(program: Program, keep: bool = True) -> Program:
     """
     twin = program.copy() if keep else program
     if twin.stage < Stage.QUANTIZED:
-        Pipeline(inference())(twin)
-    return Pipeline(lowering())(twin)
+        Pipeline(inference_passes())(twin)
+    return Pipeline(lowering_passes())(twin)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from svitc.bench.worker import Contestant, Ready
+from svitc.bench.worker import Ready, Runner
 from svitc.errors import InputError
 
 
@@ -42,5 +42,5 @@ def grown() -> Ready:
     return Ready(lambda: held[:1], "none")
 
 
-def contestant(name: str, make=ready, *arguments: object) -> Contestant:
-    return Contestant(name, make, arguments, ())
+def contestant(name: str, make=ready, *arguments: object) -> Runner:
+    return Runner(name, make, arguments, ())

@@ -24,7 +24,7 @@ KEPT = ("QuantizeLinear", "DequantizeLinear")  # not computed at load even where
 
 def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every neuron's spikes and the logits of a whole run, none of it fed by the reference."""
-    _, cuts = backend.cut_steps(exported)
+    _, cuts = backend.split_unrolled_neurons(exported)
     model = onnx.load_from_string(exported)
     for name in (name for each in cuts for name in each.spikes):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
@@ -40,7 +40,7 @@ def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.nda
 def missing(model: bytes) -> list[str]:
     """Nodes that the device would not run: ``name: operator(inputs) -> outputs``, functions inlined."""
     proto = onnx.inliner.inline_local_functions(onnx.load_from_string(model))
-    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    proto = onnx.shape_inference.infer_shapes(proto, check_weight_type=True, strict_mode=True, data_prop=True)
     opset = next(each.version for each in proto.opset_import if each.domain == "")
     graph = proto.graph
     types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}

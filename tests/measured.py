@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 import svitc
 from families import FAMILIES, warm
-from svitc.driver.load import canonicalise
-from svitc.evaluation.evaluator import Point
+from svitc.driver.load import run_canonical_passes
+from svitc.evaluation.evaluator import Measurement
 from svitc.frontends.capture.capture import capture
 from svitc.passes.policies import Problem
 from svitc.planning.cost import parameter_cost
@@ -37,7 +37,7 @@ def family(name: str, seed: int = 0, **k):
     torch.manual_seed(seed)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(**{"T": 2, **k}), shape), svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 
@@ -86,11 +86,11 @@ class Fake:
     def cuts(self, plan: Plan) -> dict[str, float]:
         return {name: round(1 - float(mask.mean()), 9) for name, mask in plan.keep.items() if not mask.all()}
 
-    def point(self, cut: dict[str, float]) -> Point:
+    def point(self, cut: dict[str, float]) -> Measurement:
         lost = round(self.drop(cut) * IMAGES)
         right = round(0.9 * IMAGES) - lost
         divergence = (self.divergence or self.drop)(cut)
-        return Point(right, IMAGES, lost, 0, 1.0, divergence)
+        return Measurement(right, IMAGES, lost, 0, 1.0, divergence)
 
     def pending(self, plans, refit) -> int:
         seen = {(str(cut), how) for cut, how, _ in self.asked}

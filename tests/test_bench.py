@@ -15,9 +15,9 @@ import shell
 from contestants import contestant, failing, grown, ready
 from svitc.bench import rounds
 from svitc.bench.environment import disturbed
-from svitc.bench.rounds import quartiles, race, row
+from svitc.bench.rounds import quartiles, row, run_rounds
 from svitc.bench.runners import Load, Source
-from svitc.bench.worker import Contestant, Failed, Worker, once
+from svitc.bench.worker import Failed, Runner, Worker, once
 from svitc.cli.main import main
 from svitc.errors import InputError
 from svitc.support.hardware import busy_seconds, peak, resident
@@ -181,7 +181,7 @@ def test_the_images_are_the_seed_s():
 
 def test_rounds_are_paired_and_turn(tmp_path):
     log = tmp_path / "log"
-    report = race([contestant(n, ready, 0.0, str(log), n) for n in "abc"], 3)
+    report = run_rounds([contestant(n, ready, 0.0, str(log), n) for n in "abc"], 3)
     turns = log.read_text()
     assert turns[:6] == "aabbcc" and turns[6:9] == "abc", "loading, then an estimate of each"
     assert turns[9:] == "aabbcc" + "bbccaa" + "ccaabb", "one untimed run and one timed, a new one first each round"
@@ -191,7 +191,7 @@ def test_rounds_are_paired_and_turn(tmp_path):
 def test_slow_ones_run_once_a_round(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "UNTIMED_BELOW", 0.001)
     log = tmp_path / "log"
-    race([contestant("a", ready, 0.01, str(log), "a")], 2)
+    run_rounds([contestant("a", ready, 0.01, str(log), "a")], 2)
     assert log.read_text() == "aa" + "a" + "aa"
 
 
@@ -199,26 +199,26 @@ def test_slow_ones_run_once_a_round(tmp_path, monkeypatch):
     ("kind", "reason"), [("error", "no more"), ("exit", "its process ended with status 7"), ("memory", "out of memory")]
 )
 def test_one_that_fails_leaves_the_others(kind, reason):
-    report = race([contestant("a"), contestant("b", failing, kind), contestant("c")], 3)
+    report = run_rounds([contestant("a"), contestant("b", failing, kind), contestant("c")], 3)
     a, b, c = report["rows"]
     assert b["reason"] == reason and b["runs"] == 0 and b["median_ms"] is None
     assert a["runs"] == c["runs"] == 3 and c["ratio"] is not None
 
 
 def test_one_that_is_too_slow_is_left_out():
-    a, b = race([contestant("a"), contestant("b", ready, 30.0)], 1, limit=5)["rows"]
+    a, b = run_rounds([contestant("a"), contestant("b", ready, 30.0)], 1, limit=5)["rows"]
     assert a["runs"] == 1 and b["reason"] == "not done after 5 s"
 
 
 def test_a_first_that_fails_leaves_no_ratios():
-    a, b = race([contestant("a", failing, "error"), contestant("b")], 3)["rows"]
+    a, b = run_rounds([contestant("a", failing, "error"), contestant("b")], 3)["rows"]
     assert a["reason"] == "no more" and b["runs"] == 3 and b["ratio"] is None
 
 
 def test_work_without_rounds():
     assert once(contestant("a", os.path.basename, "x/y"), 60) == "y"
     with pytest.raises(Failed) as error:
-        once(Contestant("a", Source.input, (Source(Path("nowhere.pt")),)), 60)
+        once(Runner("a", Source.input, (Source(Path("nowhere.pt")),)), 60)
     assert isinstance(error.value.cause, InputError) and error.value.cause.exit_status == 3
 
 

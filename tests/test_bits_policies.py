@@ -11,14 +11,15 @@ import pytest
 
 from measured import DIGITS, IMAGES, digits_file, family
 from shell import run
-from svitc.driver.compiler import Compiler, Options
+from svitc.driver.compiler import Compiler
+from svitc.driver.options import CompileOptions
 from svitc.errors import BudgetError, UsageError
-from svitc.evaluation.evaluator import Point
+from svitc.evaluation.evaluator import Measurement
 from svitc.ir import ops
 from svitc.passes.policies import Problem, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.bitwidth.aq4svit import levels
-from svitc.passes.policies.bitwidth.layer_roles import blocks, kinds, stages
+from svitc.passes.policies.bitwidth.layer_roles import blocks, layer_kinds, stages
 from svitc.passes.policies.bitwidth.search_space import BitSettings, BitSpace
 
 BY_BITS = ("qsvit", "aq-greedy", "aq-beam")
@@ -27,7 +28,7 @@ SMALL = ("--sweep-images", "20", "--calibration-images", "20")
 
 @functools.cache
 def compiler() -> Compiler:
-    return Compiler(family("spikformer", depths=2), None, Options(weights="mixed"))
+    return Compiler(family("spikformer", depths=2), None, CompileOptions(weights="mixed"))
 
 
 @dataclass
@@ -48,9 +49,9 @@ class Formula:
         self.glanced = self.drifted = 0
         self.original = self.point({})
 
-    def point(self, bits, images: int = IMAGES) -> Point:
+    def point(self, bits, images: int = IMAGES) -> Measurement:
         lost = round(self.drop(bits) * images)
-        return Point(round(0.9 * images) - lost, images, max(lost, 0), max(-lost, 0), 1.0, self.drop(bits))
+        return Measurement(round(0.9 * images) - lost, images, max(lost, 0), max(-lost, 0), 1.0, self.drop(bits))
 
     def pending(self, plans, refit) -> int:
         return len(plans)
@@ -250,7 +251,7 @@ def test_the_joint_policy_takes_bits_where_they_are_cheap_and_channels_where_tho
                 cut = sum(1 - float(m.mean()) for m in plan.keep.values()) if plan else 0.0
                 low = sum({8: 0, 4: 1, 2: 3}[b] for b in plan.bits.values()) if plan else 0
                 value = channels * cut + bits * low
-                return Point(9000 - round(value * images), images, round(value * images), 0, 1.0, value)
+                return Measurement(9000 - round(value * images), images, round(value * images), 0, 1.0, value)
 
             def __post_init__(self):
                 self.asked, self.original = [], self.point(None)
@@ -278,7 +279,7 @@ def test_the_joint_policy_takes_bits_where_they_are_cheap_and_channels_where_tho
 def test_units_of_layers():
     program = compiler().whole
     layers = [str(n.target) for n in program.graph.nodes if ops.is_projection(program.module_of(n))]
-    found = kinds(program, layers)
+    found = layer_kinds(program, layers)
     assert found["blocks.0.attn.qkv_conv_bn.0.q"] == "query" and found["blocks.1.attn.qkv_conv_bn.0.v"] == "value"
     assert found["blocks.1.attn.proj_conv_bn.0"] == "projection" and found["head"] == "head"
     assert {found[n] for n in layers if n.startswith("patch_embed")} == {"patch embedding"}
@@ -293,7 +294,7 @@ def test_layers_with_names_of_their_own_are_placed_by_where_they_stand():
         module_of = compiler().whole.module_of
 
     first, *_ = [str(n.target) for n in Renamed.graph.nodes if ops.is_projection(Renamed.module_of(n))]
-    assert kinds(Renamed, [first]) == {first: "patch embedding"}
+    assert layer_kinds(Renamed, [first]) == {first: "patch embedding"}
 
 
 # ---------------------------------------------------------------- from the shell

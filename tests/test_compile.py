@@ -16,7 +16,7 @@ import svitc
 from families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from svitc import onnx as backend
 from svitc.driver.inspect import inspect
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.errors import BudgetError, InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune
@@ -29,7 +29,7 @@ DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 
 def program_of(model, shape=IMAGE):
     program = capture(model, svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from svitc.errors import UsageError
-from svitc.support.distributed import RankError, World, current, world
+from svitc.support.distributed import DistributedContext, RankError, current, world
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 20.0
@@ -110,9 +110,9 @@ def test_two_ranks_agree_and_stop_together(tmp_path):
 def test_one_process_needs_no_group(monkeypatch):
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert current() == World()
+    assert current() == DistributedContext()
     with world() as alone:
-        assert alone == World() and alone.is_writer and not torch.distributed.is_initialized()
+        assert alone == DistributedContext() and alone.is_writer and not torch.distributed.is_initialized()
         assert alone.gather(3) == [3] and alone.broadcast(3) == 3 and alone.mean(3.0) == 3.0
         assert alone.on_writer(lambda: 3) == 3
         alone.barrier()
@@ -145,4 +145,4 @@ def test_ranks_that_never_come(monkeypatch):
     with pytest.raises(RankError, match="rank 0 of 2 does not reach the others"), world(timeout=2):
         pass
     assert time.monotonic() - begin < 30
-    assert torch.get_num_threads() == threads and current() == World()
+    assert torch.get_num_threads() == threads and current() == DistributedContext()

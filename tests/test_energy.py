@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from families import FAMILIES, NEURONS
 from measured import family
-from svitc.analysis.integer_range import grids
+from svitc.analysis.integer_range import integer_ranges
 from svitc.energy.estimate import Energy, Row, deployed, energy, saving
 from svitc.energy.operation_counts import update
 from svitc.errors import InputError, UsageError
@@ -329,7 +329,7 @@ def test_as_spikingjelly_counts(name, kind):
     def theirs(counter, scope: str) -> int:
         return sum(counter.records[f"GraphModule.{scope}"].values())
 
-    known = grids(program)
+    known = integer_ranges(program)
     unit = {
         str(n.target): known[n.args[0]].unit
         for n in program.graph.nodes

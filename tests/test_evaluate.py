@@ -31,7 +31,7 @@ class Open(Evaluator):
 def exported(monkeypatch):
     """The whole file of the last candidate, and the spikes that its tail took."""
     seen = {}
-    whole, cut = evaluator.export_proto, suffix.tail
+    whole, cut = evaluator.export_proto, suffix.suffix
 
     def export(program):
         model = whole(program)
@@ -44,7 +44,7 @@ def exported(monkeypatch):
         return seen["taken"]
 
     monkeypatch.setattr(evaluator, "export_proto", export)
-    monkeypatch.setattr(evaluator.tail, "tail", take)
+    monkeypatch.setattr(suffix, "suffix", take)
     return seen
 
 

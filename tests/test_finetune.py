@@ -19,7 +19,7 @@ from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference
 from svitc.planning.plan import Plan
 from svitc.training import images
 from svitc.training.augment import augmentation, jitter, random_of
-from svitc.training.fast_forward import Quick, constants, spikes
+from svitc.training.fast_forward import FastForward, constants, spikes
 from svitc.training.finetune import finetune
 from svitc.training.images import split
 
@@ -356,7 +356,7 @@ def compare(program, shape):
     program.reset()
     want = program.module(x)
     want = want.mean(0) if want.ndim == 3 else want
-    got = Quick(twin)(x)
+    got = FastForward(twin)(x)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     F.cross_entropy(want, labels).backward()
     F.cross_entropy(got, labels).backward()

@@ -10,11 +10,11 @@ from torch import nn
 
 from svitc.errors import InputError
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import FoldLeak, QuantizeInput, RoundWeights, inference
+from svitc.passes import FoldNeuronScale, QuantizeInput, RoundWeights, inference
 from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import nearest, scales
 from svitc.training.finetune import _Run, finetune
-from svitc.training.quantization_aware import Rounded
+from svitc.training.quantization_aware import FakeQuantizedWeights
 from test_finetune import OPTIONS, Blobs, halved, same, small, weights_of
 
 BITS = {
@@ -69,7 +69,7 @@ def two():
             found[name] = scales(weight.flatten(1).double(), each)
             scale = found[name].view(-1, *[1] * (weight.ndim - 1))
             weight.copy_(nearest(weight.double() / scale, each) * scale)
-    return module, bits, found, Rounded(module, bits)
+    return module, bits, found, FakeQuantizedWeights(module, bits)
 
 
 def test_weights_are_on_the_grid_within_and_real_outside(two):
@@ -126,7 +126,7 @@ def test_gradients_are_those_of_the_rounded_weights_and_move_the_real_ones(two):
 def test_nothing_is_rounded_where_no_layer_has_bits():
     module = Two()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with Rounded(module, {})():
+    with FakeQuantizedWeights(module, {})():
         assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
 
 
@@ -192,7 +192,7 @@ def test_the_network_that_is_written_is_the_one_that_was_judged(tuned):
     """Quantizing finds the whole numbers that training left, so that each layer keeps its bits."""
     final, _ = quantize(tuned.program, BITS)
     folded = tuned.program.copy()
-    Pipeline([*inference(), FoldLeak(), QuantizeInput()])(folded)
+    Pipeline([*inference(), FoldNeuronScale(), QuantizeInput()])(folded)
     for layer in BITS:
         module, weight = final.module.get_submodule(layer), weight_of(folded, layer)
         found = module.weight.double().flatten(1) * module.scale.double()[:, None]

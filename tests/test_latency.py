@@ -16,7 +16,7 @@ from svitc import onnx as backend
 from svitc.cli.main import main
 from svitc.cli.views import latency
 from svitc.driver import compiler
-from svitc.driver.compiler import Options
+from svitc.driver.options import CompileOptions
 from svitc.errors import BudgetError, UsageError
 from svitc.latency import budget_search, microbenchmarks, predict
 from svitc.latency.budget_search import within_latency
@@ -190,7 +190,7 @@ def test_files_are_timed_in_pairs(digits, monkeypatch):
 
 
 def test_latency_is_of_this_machine(digits):
-    options = Options()
+    options = CompileOptions()
     options.target = "cuda"
     with pytest.raises(UsageError, match="--target is cuda"):
         paired_timer(b"", digits, options, Clock())

@@ -19,7 +19,7 @@ from families import warm
 from official_small import SMALL, run
 from svitc import onnx as backend
 from svitc.driver.inspect import inspect
-from svitc.driver.load import canonicalise, check_capture
+from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.frontends.published import QKFormer, dead_parameters
 from svitc.frontends.published.qkformer import VARIANTS
@@ -113,7 +113,7 @@ def build(name: str) -> tuple[nn.Module, InputSpec]:
 def captured(name: str):
     model, spec = build(name)
     program = capture(model, spec)
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 

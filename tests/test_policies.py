@@ -15,15 +15,16 @@ from families import FAMILIES
 from measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
 from svitc.analysis.calibration import Calibration
 from svitc.data.dataset import load_data
-from svitc.driver.compiler import Compiler, Options
+from svitc.driver.compiler import Compiler
+from svitc.driver.options import CompileOptions
 from svitc.errors import BudgetError, UsageError
-from svitc.evaluation.evaluator import Point
+from svitc.evaluation.evaluator import Measurement
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, Uniform, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.search_space import Choice
-from svitc.passes.policies.sensitivity import Curve, curves
+from svitc.passes.policies.sensitivity import SensitivityCurve, sensitivity_curves
 from svitc.planning.cost import Cost
 
 MEASURING = ("auto", "psvit", "primesvt", "uniform")
@@ -171,7 +172,9 @@ def hand_made(curves_: list[list[float]], each: list[int]):
         choices.append(Choice(axis, [ChannelGroup(f"g{i}", axis)], list(range(1, len(losses) + 2))))
         top = len(losses)
         total = itertools.accumulate(losses)
-        found.append(Curve(choices[-1], [(top - n, Point(9, 10, 0, 0, 0, d)) for n, d in enumerate(total, 1)]))
+        found.append(
+            SensitivityCurve(choices[-1], [(top - n, Measurement(9, 10, 0, 0, 0, d)) for n, d in enumerate(total, 1)])
+        )
     space = Space.__new__(Space)
     space.choices = choices
     return cost, space, found
@@ -264,7 +267,7 @@ def _real(problem, plan) -> int:
 
 def test_a_lost_group_is_cut_no_further(program):
     fake = Fake(program, lambda cut: 0.5 if any("patch_embed" in name for name in cut) else 0.0)
-    found = curves(fake.problem(0.5), Space(program, Settings()), (0.25, 0.5, 0.75), "none", "auto")
+    found = sensitivity_curves(fake.problem(0.5), Space(program, Settings()), (0.25, 0.5, 0.75), "none", "auto")
     for curve in found:
         assert len(curve.steps) == (1 if "patch_embed" in curve.choice.name else 3)
 
@@ -398,7 +401,7 @@ def test_budgets_are_met_with_valid_masks(model, tmp_path):
     else:
         program = family(model)
         data, include = load_data(family_file(program, tmp_path, 16), program.input, program.info), ["*mlp*", "*attn*"]
-    options = Options(data=data, sweep_images=20, calibration_images=20, images=1)
+    options = CompileOptions(data=data, sweep_images=20, calibration_images=20, images=1)
     compiler = Compiler(program, Uniform(), options)
     for name, budget in (("primesvt", 0.9), ("psvit", 0.8), ("auto", 0.75)):
         # a tolerance that the small networks meet: how good the plans are is not the question here

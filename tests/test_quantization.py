@@ -23,7 +23,7 @@ from svitc.cli.main import main
 from svitc.data.inputs import random_inputs
 from svitc.driver.artifacts import Compiled
 from svitc.driver.inspect import inspect
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.driver.report import summary
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
@@ -47,7 +47,7 @@ def captured(name: str) -> Program:
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(T=2), shape), svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 

@@ -21,10 +21,10 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d
 from svitc.passes import canonical, inference, lowering
-from svitc.passes.lowering.reassociate_matmuls import AssociateProducts
-from svitc.passes.quantization.fold_neuron_scale import FoldLeak
+from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
+from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.passes.quantization.quantize_input import QuantizeInput
-from svitc.passes.quantization.quantize_weights import Quantize
+from svitc.passes.quantization.quantize_weights import QuantizeWeights
 from svitc.serialization.layer_schema import build_layer, describe_layer
 from svitc.serialization.writer import load_program, to_bytes
 from test_official_constructs import captured as official
@@ -34,7 +34,7 @@ from test_serialize_malformed import changed, first, refuse, setting, top
 
 def quantized(program: Program) -> Program:
     twin = program.copy()
-    Pipeline([*inference(), FoldLeak(), AssociateProducts(), QuantizeInput(), Quantize()])(twin)
+    Pipeline([*inference(), FoldNeuronScale(), ReassociateMatmuls(), QuantizeInput(), QuantizeWeights()])(twin)
     assert twin.stage == Stage.QUANTIZED
     return twin
 

@@ -20,15 +20,15 @@ from svitc.cli.main import main
 from svitc.data.dataset import load_data
 from svitc.errors import InputError, OutputError
 from svitc.evaluation import sweep as sweeping
-from svitc.evaluation.evaluator import Point
+from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import Store, fingerprint, key_of
 from svitc.evaluation.sweep import Sweep, prepare
 from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
 
 
-def point(n: int) -> Point:
-    return Point(n, 100, 90 - n, 0, 0.25 + n / 7, 1 / 3)
+def point(n: int) -> Measurement:
+    return Measurement(n, 100, 90 - n, 0, 0.25 + n / 7, 1 / 3)
 
 
 class Counting:
@@ -37,7 +37,7 @@ class Counting:
     def __init__(self, die_after: int | None = None) -> None:
         self.calls, self.die_after, self.images, self.original = 0, die_after, 100, point(90)
 
-    def __call__(self, candidate) -> Point:
+    def __call__(self, candidate) -> Measurement:
         if self.calls == self.die_after:
             raise KeyboardInterrupt
         self.calls += 1

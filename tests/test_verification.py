@@ -12,7 +12,7 @@ from spikingjelly.activation_based import neuron
 from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from svitc.analysis.float_error import LAMBDA, bound, magnitudes, margins, sum_lengths
 from svitc.data.inputs import random_inputs
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
@@ -24,7 +24,7 @@ from test_official_constructs import captured as official
 
 def program_of(model, shape=IMAGE):
     program = capture(model, InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from svitc.analysis.interval_layers import by_taps, over_inputs, padded_taps
-from svitc.analysis.interval_neurons import Bound
+from svitc.analysis.interval_neurons import Interval
 from svitc.analysis.intervals import channels
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Kind
@@ -23,7 +23,7 @@ APART = (*ops.ELEMENTWISE, *ops.VIEWS, ops.take_block)
 
 
 @dataclass
-class Reader:
+class ChannelConsumer:
     """A place where channels are summed up.
 
     Attributes:
@@ -47,7 +47,7 @@ class Reader:
         yield ~self.allows(*axes), f"{describe(self.node)} sums it up with others"
 
 
-class Projection(Reader):
+class ProjectionConsumer(ChannelConsumer):
     """A layer with weights.
 
     Attributes:
@@ -55,7 +55,7 @@ class Projection(Reader):
         folds: whether it would go into the bias.
     """
 
-    def __init__(self, program: Program, node: fx.Node, module: nn.Module, x: Bound) -> None:
+    def __init__(self, program: Program, node: fx.Node, module: nn.Module, x: Interval) -> None:
         assert isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
         source = program.type_of(node.all_input_nodes[0])
         at = 1 if isinstance(module, ops.CONVOLUTIONS) else len(source) - 1
@@ -114,12 +114,12 @@ def onto(flags: torch.Tensor, of: Sequence[Axis], axes: Sequence[Axis | None]) -
     return flags.reshape([1 if i is None else of[i].size for i in places])
 
 
-def readers_of(program: Program, bounds: dict[fx.Node, Bound]) -> Iterator[Reader]:
+def consumers_of(program: Program, bounds: dict[fx.Node, Interval]) -> Iterator[ChannelConsumer]:
     for node in program.graph.nodes:
         module = program.module_of(node)
         if ops.is_projection(module):
             if getattr(module, "groups", 1) == 1:  # else depthwise, which sums up nothing, or frozen
-                yield Projection(program, node, module, bounds[node.all_input_nodes[0]])
+                yield ProjectionConsumer(program, node, module, bounds[node.all_input_nodes[0]])
         elif node.target is torch.matmul:
             yield _sum(program, bounds, node, [(node.args[0], -1), (node.args[1], -2)])
         elif node.target in ops.REDUCTIONS:
@@ -129,14 +129,18 @@ def readers_of(program: Program, bounds: dict[fx.Node, Bound]) -> Iterator[Reade
             yield from _unknown(program, node)
 
 
-def _unknown(program: Program, node: fx.Node) -> Iterator[Reader]:
+def _unknown(program: Program, node: fx.Node) -> Iterator[ChannelConsumer]:
     """The output, and any operation that is not known to keep channels apart: nothing that it reads may go."""
     for x in node.all_input_nodes:
         of = channels(program.type_of(x))
-        yield Reader(node, [(torch.zeros([axis.size for axis in of], dtype=torch.bool), of)], {id(axis) for axis in of})
+        yield ChannelConsumer(
+            node, [(torch.zeros([axis.size for axis in of], dtype=torch.bool), of)], {id(axis) for axis in of}
+        )
 
 
-def _sum(program: Program, bounds: dict[fx.Node, Bound], node: fx.Node, operands: list[tuple[fx.Node, int]]) -> Reader:
+def _sum(
+    program: Program, bounds: dict[fx.Node, Interval], node: fx.Node, operands: list[tuple[fx.Node, int]]
+) -> ChannelConsumer:
     """A reader of one dimension of each operand."""
     parts, summed = [], set()
     for x, at in operands:
@@ -146,4 +150,4 @@ def _sum(program: Program, bounds: dict[fx.Node, Bound], node: fx.Node, operands
         silent = ((bound.low == 0) & (bound.high == 0)).movedim(at, -1)
         parts.append((silent.reshape([axis.size for axis in of]), of))
         summed |= {id(axis) for axis in dims[-1] if axis.kind == Kind.CHANNEL}
-    return Reader(node, parts, summed)
+    return ChannelConsumer(node, parts, summed)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import Grid, grids, runs_in_floats
+from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
@@ -19,7 +19,7 @@ def inexact(program: Program) -> dict[str, str]:
     All other neurons fire the same, bit for bit, in every runtime that keeps to IEEE float32: what lies between spikes
     is sums of whole numbers below 2^24, and elementwise operations, which round in one way only.
     """
-    known = grids(program)
+    known = integer_ranges(program)
     why: dict[fx.Node, str] = {}
     found: dict[str, str] = {}
     for node in program.graph.nodes:
@@ -33,7 +33,7 @@ def inexact(program: Program) -> dict[str, str]:
     return found
 
 
-def _own(program: Program, node: fx.Node, known: dict[fx.Node, Grid]) -> str | None:
+def _own(program: Program, node: fx.Node, known: dict[fx.Node, IntegerRange]) -> str | None:
     """Why an operation's result depends on the order of its sum, or None."""
     inputs = node.all_input_nodes
     module: Any = program.module_of(node)
@@ -59,13 +59,13 @@ def _own(program: Program, node: fx.Node, known: dict[fx.Node, Grid]) -> str | N
     return None
 
 
-def _small(grid: Grid) -> bool:
+def _small(grid: IntegerRange) -> bool:
     return grid.bound < EXACT
 
 
 def narrowable(program: Program) -> dict[str, str]:
     """Layers of a quantized program, each with the reason why its weights must stay at 8 bits, or an empty text."""
-    known = grids(program)
+    known = integer_ranges(program)
     found = {}
     for node in program.graph.nodes:
         module: Any = program.module_of(node)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from svitc.analysis.integer_range import Grid
+from svitc.analysis.integer_range import IntegerRange
 from svitc.ir import ops
 from svitc.ir.graph import describe
 from svitc.ir.program import Program
@@ -37,7 +37,7 @@ class Current(NamedTuple):
     blocked: str | None
 
 
-def current_of(program: Program, start: fx.Node, known: dict[fx.Node, Grid]) -> Current:
+def current_of(program: Program, start: fx.Node, known: dict[fx.Node, IntegerRange]) -> Current:
     """What must be scaled together with the input of a neuron.
 
     Args:

@@ -19,7 +19,7 @@ from svitc.ir.program import Program
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerRange:
     """A value that is ``unit`` times a whole number from ``low`` to ``high``."""
 
     unit: float
@@ -40,15 +40,15 @@ class Grid:
         """Whether they fit int8 and only int8."""
         return -128 <= self.low < 0 and self.high <= 127
 
-    def times(self, other: Grid, terms: int = 1) -> Grid:
+    def times(self, other: IntegerRange, terms: int = 1) -> IntegerRange:
         """Of a sum of ``terms`` products."""
         corners = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
-        return Grid(self.unit * other.unit, terms * min(corners), terms * max(corners))
+        return IntegerRange(self.unit * other.unit, terms * min(corners), terms * max(corners))
 
 
-def grids(program: Program) -> dict[fx.Node, Grid]:
+def integer_ranges(program: Program) -> dict[fx.Node, IntegerRange]:
     """The grid of every value that lies on one; a value that is missing is real."""
-    found: dict[fx.Node, Grid] = {}
+    found: dict[fx.Node, IntegerRange] = {}
     for node in program.graph.nodes:
         grid = _grid(program, node, found)
         if grid is not None:
@@ -56,7 +56,7 @@ def grids(program: Program) -> dict[fx.Node, Grid]:
     return found
 
 
-def _grid(program: Program, node: fx.Node, found: dict[fx.Node, Grid]) -> Grid | None:
+def _grid(program: Program, node: fx.Node, found: dict[fx.Node, IntegerRange]) -> IntegerRange | None:
     module = program.module_of(node)
     if module is not None:
         return _of_layer(module, found.get(node.all_input_nodes[0]))
@@ -69,7 +69,7 @@ def _grid(program: Program, node: fx.Node, found: dict[fx.Node, Grid]) -> Grid |
     if node.target in ops.REDUCTIONS:
         gone: Any = node.kwargs["dim"]
         size = axes.size(a for i in gone for a in program.type_of(node.all_input_nodes[0])[i])
-        total = Grid(first.unit, first.low * size, first.high * size)
+        total = IntegerRange(first.unit, first.low * size, first.high * size)
         return _scaled(total, 1 / size) if node.target is torch.mean else total
     if len(node.args) == 2 and not all(isinstance(each, fx.Node) for each in node.args):
         number: Any = next(each for each in node.args if not isinstance(each, fx.Node))
@@ -82,17 +82,17 @@ def _grid(program: Program, node: fx.Node, found: dict[fx.Node, Grid]) -> Grid |
     if node.target in (operator.add, operator.sub) and first.unit == second.unit:
         sign = 1 if node.target is operator.add else -1
         ends = sorted((sign * second.low, sign * second.high))
-        return Grid(first.unit, first.low + ends[0], first.high + ends[1])
+        return IntegerRange(first.unit, first.low + ends[0], first.high + ends[1])
     return None
 
 
-def _of_layer(module: nn.Module, source: Grid | None) -> Grid | None:
+def _of_layer(module: nn.Module, source: IntegerRange | None) -> IntegerRange | None:
     if isinstance(module, ops.IntegerSpike):
-        return Grid(1.0, 0, int(module.levels))
+        return IntegerRange(1.0, 0, int(module.levels))
     if isinstance(module, ops.FixedPoint):
-        return Grid(1.0, -module.limit, module.limit)
+        return IntegerRange(1.0, -module.limit, module.limit)
     if ops.is_neuron(module):
-        return Grid(1.0, 0, int(getattr(module.surrogate_function, "max_spike_count", 1)))
+        return IntegerRange(1.0, 0, int(getattr(module.surrogate_function, "max_spike_count", 1)))
     if source is None:
         return None
     if isinstance(module, nn.MaxPool2d):
@@ -102,13 +102,13 @@ def _of_layer(module: nn.Module, source: Grid | None) -> Grid | None:
         size = math.prod(window)
         if module.divisor_override or module.ceil_mode or (any(_pair(module.padding)) and not module.count_include_pad):
             return None  # not every window has the same divisor
-        return _scaled(Grid(source.unit, min(0, source.low) * size, max(0, source.high) * size), 1 / size)
+        return _scaled(IntegerRange(source.unit, min(0, source.low) * size, max(0, source.high) * size), 1 / size)
     if isinstance(module, nn.ZeroPad2d):
         return replace(source, low=min(0, source.low), high=max(0, source.high))
     return None
 
 
-def _scaled(grid: Grid, factor: float) -> Grid | None:
+def _scaled(grid: IntegerRange, factor: float) -> IntegerRange | None:
     """By a power of two exactly; by any other number the product would round."""
     return replace(grid, unit=grid.unit * factor) if factor > 0 and math.frexp(factor)[0] == 0.5 else None
 
@@ -117,6 +117,6 @@ def _pair(value: Any) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def runs_in_floats(layer: Any, grid: Grid | None) -> bool:
+def runs_in_floats(layer: Any, grid: IntegerRange | None) -> bool:
     """Whether a layer is lowered to a float operation instead of an integer matrix product; ``grid`` of its input."""
     return getattr(layer, "groups", 1) > 1 or grid is None or not grid.is_byte

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import fx, nn
 
-from svitc.analysis.interval_neurons import Bound
+from svitc.analysis.interval_neurons import Interval
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dims, Kind
 from svitc.ir.batch_norm import scale_and_shift
@@ -56,7 +56,7 @@ def over_inputs(dims: Dims, at: int, values: torch.Tensor, most: bool) -> torch.
     return values.expand(*values.shape[: values.ndim - len(dim)], *(axis.size for axis in dim)).flatten(-len(dim))
 
 
-def projection(program: Program, node: fx.Node, module: nn.Module, x: Bound) -> Bound:
+def projection(program: Program, node: fx.Node, module: nn.Module, x: Interval) -> Interval:
     assert isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
     source = node.all_input_nodes[0]
     dims, at = program.type_of(source), 1 if isinstance(module, ops.CONVOLUTIONS) else len(x.low.shape) - 1
@@ -82,7 +82,7 @@ def projection(program: Program, node: fx.Node, module: nn.Module, x: Bound) -> 
         least, most, mass = least + bias, most + bias, mass + bias.abs()
     if at == 1:
         least, most, mass = (v.reshape(*v.shape, *[1] * (x.low.ndim - 2)) for v in (least, most, mass))
-    return Bound(least, most, mass, x.terms + math.prod(module.weight.shape[1:]) + 1)
+    return Interval(least, most, mass, x.terms + math.prod(module.weight.shape[1:]) + 1)
 
 
 def _dot(weight: torch.Tensor, values: torch.Tensor, infinity: float) -> torch.Tensor:
@@ -96,7 +96,7 @@ def _dot(weight: torch.Tensor, values: torch.Tensor, infinity: float) -> torch.T
     return result.reshape(*shape[:-1], -1)
 
 
-def batch_norm(module: nn.Module, x: Bound) -> Bound:
+def batch_norm(module: nn.Module, x: Interval) -> Interval:
     assert isinstance(module, ops.BATCH_NORMS) and module.running_mean is not None
     shape = (-1, *[1] * (x.low.ndim - 2))
     scale, shift = (value.reshape(shape) for value in scale_and_shift(module))
@@ -104,10 +104,10 @@ def batch_norm(module: nn.Module, x: Bound) -> Bound:
     mean = module.running_mean.double().abs().reshape(shape)
     beta = module.bias.detach().double().abs().reshape(shape) if module.bias is not None else 0.0
     magnitude = times(x.magnitude + mean, scale.abs()) + beta
-    return Bound(torch.minimum(*ends), torch.maximum(*ends), magnitude, x.terms + 4)
+    return Interval(torch.minimum(*ends), torch.maximum(*ends), magnitude, x.terms + 4)
 
 
-def window(module: nn.Module, x: Bound) -> Bound | None:
+def window(module: nn.Module, x: Interval) -> Interval | None:
     """Pools and padding: what is padded with -inf never wins, what is padded with zeros counts."""
     if isinstance(module, nn.MaxPool2d):
         return x
@@ -116,5 +116,5 @@ def window(module: nn.Module, x: Bound) -> Bound | None:
     if not isinstance(module, nn.AvgPool2d) or module.divisor_override is not None:
         return None
     sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-    x = Bound(x.low, x.high, x.magnitude, x.terms + math.prod(sides))
+    x = Interval(x.low, x.high, x.magnitude, x.terms + math.prod(sides))
     return x if module.padding in (0, (0, 0)) and not module.ceil_mode else x.with_zero()

@@ -39,7 +39,7 @@ SAFETY = 1e-4
 
 
 @dataclass(frozen=True)
-class Bound:
+class Interval:
     """The ends of a value, channel by channel, float64.
 
     Attributes:
@@ -58,23 +58,23 @@ class Bound:
         """Where the value is the same for every input."""
         return (self.low == self.high) & self.low.isfinite()
 
-    def with_zero(self) -> Bound:
-        return Bound(self.low.clamp(max=0), self.high.clamp(min=0), self.magnitude, self.terms)
+    def with_zero(self) -> Interval:
+        return Interval(self.low.clamp(max=0), self.high.clamp(min=0), self.magnitude, self.terms)
 
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor], terms: int = 0) -> Bound:
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor], terms: int = 0) -> Interval:
         """The same change of the form of all three, or a sum of so many terms."""
-        return Bound(change(self.low), change(self.high), change(self.magnitude), self.terms + terms)
+        return Interval(change(self.low), change(self.high), change(self.magnitude), self.terms + terms)
 
-    def fitted(self, shape: tuple[int, ...]) -> Bound:
+    def fitted(self, shape: tuple[int, ...]) -> Interval:
         """With a dimension's elements joined into one wherever ``shape`` has another size, or repeated."""
         low, high, magnitude = self.low, self.high, self.magnitude
         for i, (have, want) in enumerate(zip(low.shape, shape, strict=True)):
             if have not in (1, want):
                 low, high, magnitude = low.amin(i, True), high.amax(i, True), magnitude.amax(i, True)
-        return Bound(low.expand(shape), high.expand(shape), magnitude.expand(shape), self.terms)
+        return Interval(low.expand(shape), high.expand(shape), magnitude.expand(shape), self.terms)
 
 
-def fire(module: nn.Module, x: Bound, steps: int) -> Bound | None:
+def fire(module: nn.Module, x: Interval, steps: int) -> Interval | None:
     """What a neuron fires on currents within ``x``; None where its output is no spikes.
 
     Args:
@@ -83,7 +83,7 @@ def fire(module: nn.Module, x: Bound, steps: int) -> Bound | None:
     if isinstance(module, ops.IntegerSpike):
         margin = (SAFETY + (x.terms + 1) * UNIT) * x.magnitude
         low, high = _counts(x.low - margin, x.high + margin, 1.0, module.levels)
-        return Bound(low, high, high, 0)
+        return Interval(low, high, high, 0)
     m: Any = module
     if type(m) not in ops.NEURONS or not getattr(m.surrogate_function, "spiking", True):
         return None
@@ -107,7 +107,7 @@ def fire(module: nn.Module, x: Bound, steps: int) -> Bound | None:
             few, many = (low - margin >= threshold).double(), (~(high + margin < threshold)).double()
         fewest, greatest = torch.minimum(fewest, few), torch.maximum(greatest, many)
         low, high = _reset(low, high, few, many, margin, threshold, rest if hard else None, most)
-    return Bound(fewest, greatest, greatest, 0)
+    return Interval(fewest, greatest, greatest, 0)
 
 
 def charge(module: Any) -> tuple[float, float]:

@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from svitc.analysis.interval_layers import batch_norm, projection, times, window
-from svitc.analysis.interval_neurons import Bound, fire
+from svitc.analysis.interval_neurons import Interval, fire
 from svitc.ir import axes, ops
 from svitc.ir.axes import Axis, Dim, Dims, Kind
 from svitc.ir.einops_pattern import bind_letters
@@ -37,26 +37,26 @@ def channels(dims: Dims) -> list[Axis]:
     return [axis for dim in dims for axis in dim if axis.kind == Kind.CHANNEL]
 
 
-def bound_shape(dims: Dims) -> tuple[int, ...]:
+def interval_shape(dims: Dims) -> tuple[int, ...]:
     return tuple(axes.size(channels((dim,))) for dim in dims)
 
 
-def all_bounds(program: Program) -> dict[fx.Node, Bound]:
+def all_intervals(program: Program) -> dict[fx.Node, Interval]:
     """The bound of every node's value: one element for each combination of its channels, size 1 elsewhere."""
-    found: dict[fx.Node, Bound] = {}
+    found: dict[fx.Node, Interval] = {}
     for node in program.graph.nodes:
-        shape = bound_shape(program.type_of(node))
+        shape = interval_shape(program.type_of(node))
         bound = _bound(program, node, [found[n] for n in node.all_input_nodes])
         found[node] = _unknown(shape) if bound is None else bound.fitted(shape)
     return found
 
 
-def _unknown(shape: tuple[int, ...]) -> Bound:
+def _unknown(shape: tuple[int, ...]) -> Interval:
     most = torch.full(shape, math.inf, dtype=torch.float64)
-    return Bound(-most, most, most, 0)
+    return Interval(-most, most, most, 0)
 
 
-def _bound(program: Program, node: fx.Node, given: list[Bound]) -> Bound | None:
+def _bound(program: Program, node: fx.Node, given: list[Interval]) -> Interval | None:
     """None where nothing is known."""
     if node.op == "placeholder":
         return None
@@ -77,18 +77,18 @@ def _bound(program: Program, node: fx.Node, given: list[Bound]) -> Bound | None:
     return window(module, given[0])
 
 
-def _attribute(program: Program, node: fx.Node) -> Bound:
+def _attribute(program: Program, node: fx.Node) -> Interval:
     dims = program.type_of(node)
     value = attribute_of(program.module, str(node.target)).detach().double()
     leaves = [axis for dim in dims for axis in dim]
     value = value.reshape([axis.size for axis in leaves])
     others = [i for i, axis in enumerate(leaves) if axis.kind != Kind.CHANNEL]
     low, high = (value.amin(others), value.amax(others)) if others else (value, value)
-    low, high = low.reshape(bound_shape(dims)), high.reshape(bound_shape(dims))
-    return Bound(low, high, torch.maximum(low.abs(), high.abs()), 0)
+    low, high = low.reshape(interval_shape(dims)), high.reshape(interval_shape(dims))
+    return Interval(low, high, torch.maximum(low.abs(), high.abs()), 0)
 
 
-def _view(program: Program, node: fx.Node, given: list[Bound]) -> Bound:
+def _view(program: Program, node: fx.Node, given: list[Interval]) -> Interval:
     """The same pattern over channel axes alone; all others have size 1."""
     pattern = str(node.args[1])
     left = pattern.split("->")[0]
@@ -100,36 +100,36 @@ def _view(program: Program, node: fx.Node, given: list[Bound]) -> Bound:
     return given[0].each(lambda v: view(v, pattern, **sizes))
 
 
-def _add(program: Program, node: fx.Node, given: list[Bound]) -> Bound | None:
+def _add(program: Program, node: fx.Node, given: list[Interval]) -> Interval | None:
     a, b = _operands(node, given)
-    if not isinstance(a, Bound) or not isinstance(b, Bound):
+    if not isinstance(a, Interval) or not isinstance(b, Interval):
         return None
     if node.target is operator.sub:
-        b = Bound(-b.high, -b.low, b.magnitude, b.terms)
-    return Bound(a.low + b.low, a.high + b.high, a.magnitude + b.magnitude, max(a.terms, b.terms) + 1)
+        b = Interval(-b.high, -b.low, b.magnitude, b.terms)
+    return Interval(a.low + b.low, a.high + b.high, a.magnitude + b.magnitude, max(a.terms, b.terms) + 1)
 
 
-def _multiply(program: Program, node: fx.Node, given: list[Bound]) -> Bound | None:
+def _multiply(program: Program, node: fx.Node, given: list[Interval]) -> Interval | None:
     a, b = _operands(node, given)
-    if isinstance(b, Bound) and not isinstance(a, Bound):
+    if isinstance(b, Interval) and not isinstance(a, Interval):
         a, b = b, a
-    assert isinstance(a, Bound)
-    if not isinstance(b, Bound):
+    assert isinstance(a, Interval)
+    if not isinstance(b, Interval):
         factor = torch.tensor(float(b), dtype=torch.float64)
         factor = 1 / factor if node.target is operator.truediv else factor
-        b = Bound(factor, factor, factor.abs(), 0)
+        b = Interval(factor, factor, factor.abs(), 0)
     elif node.target is operator.truediv:
         return None
     ends = torch.stack([e for p in (a.low, a.high) for e in torch.broadcast_tensors(times(p, b.low), times(p, b.high))])
-    return Bound(ends.amin(0), ends.amax(0), times(a.magnitude, b.magnitude), a.terms + b.terms + 1)
+    return Interval(ends.amin(0), ends.amax(0), times(a.magnitude, b.magnitude), a.terms + b.terms + 1)
 
 
-def _operands(node: fx.Node, given: list[Bound]) -> list[Any]:
+def _operands(node: fx.Node, given: list[Interval]) -> list[Any]:
     of = dict(zip(node.all_input_nodes, given, strict=True))  # x + x has one input
     return [of[a] if isinstance(a, fx.Node) else a for a in node.args]
 
 
-def _matmul(program: Program, node: fx.Node, given: list[Bound]) -> Bound | None:
+def _matmul(program: Program, node: fx.Node, given: list[Interval]) -> Interval | None:
     a, b = _operands(node, given)
     dims = program.type_of(node.args[0])  # type: ignore[arg-type]
     count = axes.size(dims[-1]) / a.low.shape[-1]  # pixels that stand behind one element
@@ -142,10 +142,10 @@ def _matmul(program: Program, node: fx.Node, given: list[Bound]) -> Bound | None
         ends = -most, most
     if any(end.isnan().any() for end in (*ends, magnitude)):
         return None
-    return Bound(*ends, magnitude, terms)
+    return Interval(*ends, magnitude, terms)
 
 
-def _reduction(program: Program, node: fx.Node, given: list[Bound]) -> Bound:
+def _reduction(program: Program, node: fx.Node, given: list[Interval]) -> Interval:
     x, source = given[0], program.type_of(node.all_input_nodes[0])
     gone: Any = node.kwargs["dim"]
     count = math.prod(axes.size(source[i]) for i in gone)
@@ -155,7 +155,7 @@ def _reduction(program: Program, node: fx.Node, given: list[Bound]) -> Bound:
     return x.each(lambda v: reduce(v, dim=gone, keepdim=keep) * factor, count)
 
 
-def _block(program: Program, node: fx.Node, given: list[Bound]) -> Bound:
+def _block(program: Program, node: fx.Node, given: list[Interval]) -> Interval:
     x = given[0]
     at, index, count = (int(number) for number in node.args[1:])  # type: ignore[arg-type]
     dim: Dim = program.type_of(node.all_input_nodes[0])[at]
@@ -164,7 +164,7 @@ def _block(program: Program, node: fx.Node, given: list[Bound]) -> Bound:
     return x.each(lambda v: ops.take_block(v, at, index, count))
 
 
-_FUNCTIONS: dict[Any, Callable[[Program, fx.Node, list[Bound]], Bound | None]] = {
+_FUNCTIONS: dict[Any, Callable[[Program, fx.Node, list[Interval]], Interval | None]] = {
     einops.rearrange: _view,
     einops.repeat: _view,
     operator.add: _add,

@@ -19,9 +19,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from svitc.analysis.channel_consumers import Projection, Reader, onto, readers_of
-from svitc.analysis.interval_neurons import Bound
-from svitc.analysis.intervals import all_bounds, channels
+from svitc.analysis.channel_consumers import ChannelConsumer, ProjectionConsumer, consumers_of, onto
+from svitc.analysis.interval_neurons import Interval
+from svitc.analysis.intervals import all_intervals, channels
 from svitc.ir.axes import Axis
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.channel_slicing import selection
@@ -30,7 +30,7 @@ from svitc.ir.program import Program
 Masks = dict[str, np.ndarray]
 
 
-class Silence:
+class RemovableChannels:
     """What may go from a program, and why the rest stays.
 
     Attributes:
@@ -40,8 +40,8 @@ class Silence:
     """
 
     def __init__(self, program: Program) -> None:
-        self.program, self.bounds, self.rounds = program, all_bounds(program), 0
-        self.readers = list(readers_of(program, self.bounds))
+        self.program, self.bounds, self.rounds = program, all_intervals(program), 0
+        self.readers = list(consumers_of(program, self.bounds))
         spikes = ((channels(program.type_of(node)), self.bounds[node]) for node in program.neurons())
         self.spikes = [(of, bound) for of, bound in spikes if bound.constant.any()]
         self.masks: Masks = {g.name: np.ones((g.heads, g.axis.size), dtype=bool) for g in program.groups}
@@ -65,7 +65,7 @@ class Silence:
             self.masks[group.name] = self._keep(group, stays)
         return sum(int(mask.sum()) for mask in self.masks.values()) < before
 
-    def reading(self, axis: Axis | None) -> list[Reader]:
+    def reading(self, axis: Axis | None) -> list[ChannelConsumer]:
         return [reader for reader in self.readers if id(axis) in reader.summed]
 
     def _heads(self, sharing: list[ChannelGroup]) -> np.ndarray:
@@ -85,7 +85,7 @@ class Silence:
         free, fold = np.ones((group.heads, group.axis.size), dtype=bool), np.zeros((group.heads, group.axis.size))
         for reader in self.reading(group.axis):
             free &= reader.allows(group.head_axis, group.axis).numpy()
-            if isinstance(reader, Projection):
+            if isinstance(reader, ProjectionConsumer):
                 fold += reader.needs_fold(group.head_axis, group.axis).numpy()
         return free, fold
 
@@ -103,7 +103,7 @@ class Silence:
             mask[head] = _without(mask[head], free[head], count, fold[head])
         return mask
 
-    def taken_over(self, reader: Projection) -> np.ndarray:
+    def taken_over(self, reader: ProjectionConsumer) -> np.ndarray:
         """Inputs of a layer that go and whose value its bias must take over, as indices."""
         chosen, _ = selection(self.program, self.masks)
         gone = reader.folds.numpy().copy()
@@ -131,7 +131,7 @@ class Silence:
         found["at least one channel must stay" if group.axis.size == 1 else rest] += int(left.sum())
         return {why: n for why, n in found.items() if n}
 
-    def firing(self, group: ChannelGroup, test: Callable[[Bound], torch.Tensor]) -> np.ndarray:
+    def firing(self, group: ChannelGroup, test: Callable[[Interval], torch.Tensor]) -> np.ndarray:
         """Elements ``[heads, d]`` of a group at which some neuron passes a test on its spikes."""
         result = np.zeros((group.heads, group.axis.size), dtype=bool)
         for of, bound in self.spikes:

@@ -13,9 +13,9 @@ import onnx
 
 from svitc import onnx as backend
 from svitc.bench import runners as peers_
-from svitc.bench.rounds import race, row
+from svitc.bench.rounds import row, run_rounds
 from svitc.bench.runners import Load, Source
-from svitc.bench.worker import Contestant, Failed, once
+from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
 from svitc.support.hardware import processors
 from svitc.support.timing import Progress
@@ -104,12 +104,12 @@ def measure(
                 hint="Give --against the model that was compiled, or its --input-shape or --time-steps.",
             )
     load = Load(shape, settings.batch, settings.all_threads, settings.seed)
-    ours = Contestant(OURS, peers_.onnx_file, (path, load), ORT, facts)
+    ours = Runner(OURS, peers_.onnx_file, (path, load), ORT, facts)
     with tempfile.TemporaryDirectory() as folder:
         others, rows = (
             ([], []) if against is None else find_peers(against, load, settings, Path(folder), progress, loud)
         )
-        report = race([ours, *others], settings.runs, settings.limit, settings.profile, progress, loud)
+        report = run_rounds([ours, *others], settings.runs, settings.limit, settings.profile, progress, loud)
     if reason := report["rows"][0]["reason"]:
         slow = reason.startswith("not done")
         hint = "Give it longer with --limit." if slow else "svitc compile writes a file that runs."
@@ -167,7 +167,7 @@ def look(path: Path, batch: int) -> tuple[tuple[int, ...], dict[str, Any]]:
 
 def find_peers(
     source: Source, load: Load, settings: Settings, folder: Path, progress: Progress | None, loud: bool
-) -> tuple[list[Contestant], list[dict[str, Any]]]:
+) -> tuple[list[Runner], list[dict[str, Any]]]:
     """The peers that can run, and rows of those that cannot."""
     import torch
 
@@ -189,11 +189,11 @@ def find_peers(
             for name in ("torch.onnx", "openvino"):
                 reasons[name] = reasons[name] or f"torch.onnx.export: {failure.reason}"
     made = {
-        "eager": Contestant("eager", peers_.eager, (source, load)),
-        "torch.compile": Contestant("torch.compile", peers_.eager, (source, load, "compile")),
-        "torch.onnx": Contestant(TITLES["torch.onnx"], peers_.onnx_file, (path, load), ORT, facts),
-        "openvino": Contestant(TITLES["openvino"], peers_.openvino_file, (path, load), OPENVINO, facts),
-        "cuda": Contestant(TITLES["cuda"], peers_.eager, (source, load, "cuda")),
+        "eager": Runner("eager", peers_.eager, (source, load)),
+        "torch.compile": Runner("torch.compile", peers_.eager, (source, load, "compile")),
+        "torch.onnx": Runner(TITLES["torch.onnx"], peers_.onnx_file, (path, load), ORT, facts),
+        "openvino": Runner(TITLES["openvino"], peers_.openvino_file, (path, load), OPENVINO, facts),
+        "cuda": Runner(TITLES["cuda"], peers_.eager, (source, load, "cuda")),
     }
     ready = [made[name] for name in PEERS if name in wanted and reasons.get(name) is None]
     return ready, [row(made[name], str(reason)) for name, reason in reasons.items() if name in wanted and reason]
@@ -202,7 +202,7 @@ def find_peers(
 def exported(source: Source, load: Load, path: Path, limit: float, loud: bool = False) -> dict[str, Any]:
     """Write the naive export in a process of its own; the facts of its row. Raises ``Failed``."""
     start = time.perf_counter()
-    nodes = once(Contestant("torch.onnx.export", peers_.naive_export, (source, load, path)), limit, loud)
+    nodes = once(Runner("torch.onnx.export", peers_.naive_export, (source, load, path)), limit, loud)
     return {
         "nodes": nodes,
         "weight_bytes": backend.weight_bytes(path),

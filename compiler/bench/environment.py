@@ -19,7 +19,7 @@ DISTURBED = 0.1  # processors
 PACKAGES = ("svitc", "torch", "spikingjelly", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy")
 
 
-class Others:
+class BackgroundLoad:
     """How many processors are busy with what is none of ours, from now on."""
 
     def __init__(self, workers: Mapping[str, Worker]) -> None:

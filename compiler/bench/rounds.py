@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from svitc.bench.environment import Others, environment
-from svitc.bench.worker import Contestant, Failed, Worker
+from svitc.bench.environment import BackgroundLoad, environment
+from svitc.bench.worker import Failed, Runner, Worker
 from svitc.support.timing import Progress
 
 PAUSE = 0.02  # s
@@ -28,7 +28,7 @@ UNTIMED_BELOW = 3.0  # s that the slowest takes
 PROFILED_RUNS = 5
 
 
-def row(contestant: Contestant, reason: str | None = None) -> dict[str, Any]:
+def row(contestant: Runner, reason: str | None = None) -> dict[str, Any]:
     """A row without times. Its ``reason`` says why it stays so."""
     empty: dict[str, Any] = dict.fromkeys(
         (
@@ -49,8 +49,8 @@ def row(contestant: Contestant, reason: str | None = None) -> dict[str, Any]:
     return {"name": contestant.name, "reason": reason, **empty, "runs": 0, "times_ms": [], **contestant.facts}
 
 
-def race(
-    contestants: Sequence[Contestant],
+def run_rounds(
+    contestants: Sequence[Runner],
     runs: int,
     limit: float = 600.0,
     profile: bool = False,
@@ -91,7 +91,7 @@ def race(
 
         estimates = [seconds for name in list(workers) if (seconds := ask(name, "run", 1)) is not None]
         repeats = 2 if max(estimates, default=0.0) < UNTIMED_BELOW else 1
-        others = Others(workers)
+        others = BackgroundLoad(workers)
         for number in range(runs):
             show("rounds", number, runs)
             names = list(workers)
@@ -110,7 +110,7 @@ def race(
             show(f"profile {name}", 0, None)
             if operators := ask(name, "profile", PROFILED_RUNS):
                 found[name] = operators
-    _summarise(rows, times, logits)
+    _summarize(rows, times, logits)
     return {
         "runs": runs,
         "untimed_run_before_each": repeats > 1,
@@ -130,7 +130,7 @@ def _reported(into: dict[str, Any]) -> Iterator[None]:
         into["reason"] = failure.reason
 
 
-def _summarise(
+def _summarize(
     rows: dict[str, dict[str, Any]], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]
 ) -> None:
     first = next(iter(rows))

@@ -47,7 +47,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Runner:
     """What is to be timed, as a process is told it: everything here can be pickled.
 
     Attributes:
@@ -85,7 +85,7 @@ class Worker:
         loud: leave the process its stderr.
     """
 
-    def __init__(self, contestant: Contestant, limit: float, loud: bool = False) -> None:
+    def __init__(self, contestant: Runner, limit: float, loud: bool = False) -> None:
         self.contestant, self.limit = contestant, limit
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's memory and thread pools
         self.connection, other = context.Pipe()
@@ -137,7 +137,7 @@ def _deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def once(contestant: Contestant, limit: float, loud: bool = False) -> Any:
+def once(contestant: Runner, limit: float, loud: bool = False) -> Any:
     """Work without rounds in a process of its own: what ``make`` returns. Raises ``Failed``."""
     worker = Worker(contestant, limit, loud)
     try:
@@ -146,7 +146,7 @@ def once(contestant: Contestant, limit: float, loud: bool = False) -> Any:
         worker.close()
 
 
-def _serve(connection: Connection, contestant: Contestant, loud: bool) -> None:
+def _serve(connection: Connection, contestant: Runner, loud: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the parent's thread could not see to it
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)  # exporters and runtimes print; stdout may be JSON

@@ -9,13 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from svitc import onnx as backend
-from svitc import passes as passes_
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import some_inputs
 from svitc.driver.artifacts import Compiled
-from svitc.driver.options import How, Options
+from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.report import accuracy, against, classes, energy_of, groups_of, make_report, summary
-from svitc.driver.weight_types import Types, check_type, type_of
+from svitc.driver.weight_types import WeightTypes, check_weight_type, resolve_weight_type
 from svitc.energy.estimate import Energy
 from svitc.errors import InputError, InternalError, UsageError
 from svitc.evaluation.store import Store, fingerprint
@@ -26,8 +25,12 @@ from svitc.ir.program import Program, Stage
 from svitc.latency.budget_search import within_latency
 from svitc.latency.paired_timer import paired_timer
 from svitc.onnx.export import export
-from svitc.passes.pipelines import quantize
+from svitc.passes.canonical.merge_conv_chain import reparameterize
+from svitc.passes.canonical.remove_constant_channels import remove_constant_channels
+from svitc.passes.pipelines import inference_passes, quantize
 from svitc.passes.policies import Problem, make
+from svitc.passes.pruning.prune import Prune
+from svitc.passes.quantization.round_weights import RoundWeights
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.planning.plan import Plan
@@ -54,17 +57,17 @@ class Compiler:
         self,
         program: Program,
         policy: Any = None,
-        options: Options | None = None,
+        options: CompileOptions | None = None,
         seconds: dict[str, float] | None = None,
     ) -> None:
-        self.options = options or Options()
+        self.options = options or CompileOptions()
         self.whole = program
         self.choosing = self.options.train_data or self.options.data
         # images of one's own class serve for the report; a plan is chosen on samples, which Dataset gives
         sampled = isinstance(self.choosing, Dataset)
         self.policy = policy or make("auto" if sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
-            check_type(self.options.weights)
+            check_weight_type(self.options.weights)
         self.weights = "fp32"  # of the compilation that runs
         self._built: tuple[Plan, str, Program] | None = None
         if program.stage >= Stage.INFERENCE:
@@ -84,10 +87,10 @@ class Compiler:
         return self._sweep(self._how)
 
     @property
-    def _how(self) -> How:
-        return How(self.options.reparam, self.options.clean)
+    def _how(self) -> PreparationOptions:
+        return PreparationOptions(self.options.reparam, self.options.clean)
 
-    def _sweep(self, how: How) -> Sweep:
+    def _sweep(self, how: PreparationOptions) -> Sweep:
         options = self.options
         if not isinstance(self.choosing, Dataset):
             raise InputError(
@@ -113,11 +116,11 @@ class Compiler:
         return current().is_writer
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _program(self, how: How) -> tuple[Program, dict[str, Any]]:
+    def _program(self, how: PreparationOptions) -> tuple[Program, dict[str, Any]]:
         """The program that plans are for, and the report's ``reparam`` and ``clean``."""
         with self.clock.stage("analyse"):
-            program, rows = passes_.reparameterise(self.whole) if how.reparam == "auto" else (self.whole, {})
-            program, removed = passes_.remove_silent(program) if how.clean == "auto" else (program, {})
+            program, rows = reparameterize(self.whole) if how.reparam == "auto" else (self.whole, {})
+            program, removed = remove_constant_channels(program) if how.clean == "auto" else (program, {})
             return program, {"reparam": rows, "clean": {k: v for k, v in removed.items() if k != "seconds"}}
 
     def compile(self, budget: str | float | Budget | None = None, plan: Plan | None = None) -> Compiled:
@@ -133,7 +136,11 @@ class Compiler:
             InputError: the plan does not fit the program.
         """
         clock, options, made_by = self.clock, self.options, plan.made_by if plan is not None else None
-        how = self._how if made_by is None else How(made_by.get("reparam", "off"), made_by.get("clean", "off"))
+        how = (
+            self._how
+            if made_by is None
+            else PreparationOptions(made_by.get("reparam", "off"), made_by.get("clean", "off"))
+        )
         program, first = self._program(how)
         wanted = budget if isinstance(budget, Budget) or budget is None else parse_budget(budget)
         if (
@@ -203,14 +210,14 @@ class Compiler:
     def _type(self, limit: int | None, plan: Plan | None, decisions: list[str]) -> str:
         """Of the weights, for a budget of so many bytes."""
         share = None if limit is None else limit / self.original_bytes
-        found = type_of(self.options.weights, self.policy, plan, share, isinstance(self.choosing, Dataset))
+        found = resolve_weight_type(self.options.weights, self.policy, plan, share, isinstance(self.choosing, Dataset))
         if found == "mixed" and self.options.weights is None and share is not None and hasattr(self.policy, "joint"):
             self._sayer(decisions)(
                 f"{share:.1%} of the bytes take both: fewer channels, and weights of 8, 4 and 2 bits"
             )
         return found
 
-    def _complete(self, chosen: Plan, how: How, decisions: list[str], replayed: bool) -> None:
+    def _complete(self, chosen: Plan, how: PreparationOptions, decisions: list[str], replayed: bool) -> None:
         """Write into a plan what its policy did not say: bits of one type, and whether rounding looks at images."""
         if self.weights == "fp32":
             return
@@ -235,18 +242,18 @@ class Compiler:
             return final, summary(final, pipeline)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _types(self, how: How, weights: str, exclude: tuple[str, ...] = ()) -> Types:
+    def _types(self, how: PreparationOptions, weights: str, exclude: tuple[str, ...] = ()) -> WeightTypes:
         globs = exclude or tuple(getattr(self.policy, "exclude", ()))
-        return Types(self._program(how)[0], weights, globs, self.options.target, self.options.narrowest)
+        return WeightTypes(self._program(how)[0], weights, globs, self.options.target, self.options.narrowest)
 
     @functools.cache  # noqa: B019  a compiler lives as long as its command
-    def _costs(self, how: How, weights: str) -> tuple[dict[str, Cost], dict[str, str]]:
+    def _costs(self, how: PreparationOptions, weights: str) -> tuple[dict[str, Cost], dict[str, str]]:
         program, _ = self._program(how)
         narrow: dict[str, int] = {}
         with self.clock.stage("analyse"):
             if weights == "fp32":
                 inference = program.copy()
-                folding = Pipeline(passes_.inference())
+                folding = Pipeline(inference_passes())
                 folding(inference)
                 refused = folding.refused
                 before = self.original_bytes if program is self.whole else backend.weight_bytes(self._export(program))
@@ -327,7 +334,7 @@ class Compiler:
             self._sayer(decisions),
         )
 
-    def _build(self, program: Program, plan: Plan, refit: str, how: How) -> Program:
+    def _build(self, program: Program, plan: Plan, refit: str, how: PreparationOptions) -> Program:
         """Pruned, refitted and rounded; the last one is kept, since a plan's size is measured on what will be written."""
         if self._built is None or self._built[0] is not plan or self._built[1] != refit:
             if refit != "none" or (plan.bits and plan.made_by.get("rounding") == "calibrated"):
@@ -370,9 +377,9 @@ class Compiler:
 def _cut(program: Program, plan: Plan, bits: dict[str, int]) -> Program:
     """A pruned copy, with weights rounded to so many bits without data."""
     pruned = program.copy()
-    passes_.Prune(plan)(pruned)
+    Prune(plan)(pruned)
     if bits:
-        passes_.RoundWeights(bits)(pruned)
+        RoundWeights(bits)(pruned)
     return pruned
 
 
@@ -399,4 +406,4 @@ def compile(
         BudgetError: no plan meets the budget.
         InputError: the plan does not fit the program.
     """
-    return Compiler(program, policy, Options(**options), seconds).compile(budget, plan)
+    return Compiler(program, policy, CompileOptions(**options), seconds).compile(budget, plan)

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from svitc import onnx as backend
-from svitc import passes as passes_
 from svitc.analysis.layer_stats import layers, macs
 from svitc.errors import InputError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
+from svitc.passes.pipelines import inference_passes
 from svitc.planning.cost import byte_cost
 
 
@@ -24,7 +24,7 @@ def inspect(program: Program) -> dict[str, Any]:
         )
     stored = backend.weight_bytes(export(program))
     inference = program.copy()
-    Pipeline(passes_.inference())(inference)
+    Pipeline(inference_passes())(inference)
     cost = byte_cost(program, inference, stored)
     total = cost()
     return {

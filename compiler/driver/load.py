@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from svitc import passes as passes_
 from svitc.data.inputs import random_inputs
 from svitc.errors import UnsupportedError
 from svitc.frontends import LoadOptions, load_model
@@ -16,10 +15,11 @@ from svitc.frontends.capture.model_rewrites import reference
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.verifier import check
+from svitc.passes.pipelines import canonical_passes
 from svitc.serialization.writer import load_program
 from svitc.support.timing import Clock, Progress
 
-__all__ = ["canonicalise", "check_capture", "load"]
+__all__ = ["check_capture", "load", "run_canonical_passes"]
 
 
 def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
@@ -41,10 +41,10 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     return difference
 
 
-def canonicalise(program: Program) -> Pipeline:
+def run_canonical_passes(program: Program) -> Pipeline:
     """Bring a freshly captured program to the form in which its groups are as free as they can be."""
     check(program, "capture")
-    pipeline = Pipeline(passes_.canonical())
+    pipeline = Pipeline(canonical_passes())
     pipeline(program)
     return pipeline
 
@@ -78,7 +78,7 @@ def load(
         program = capture(loaded.model, loaded.input, loaded.info, fix=wanted.fix)
         check_capture(loaded.model, program)
     with clock.stage("analyse"):
-        canonicalise(program)
+        run_canonical_passes(program)
     output = next(iter(reversed(program.graph.nodes)))
     program.info["num_classes"] = program.shape_of(output)[-1]
     return program

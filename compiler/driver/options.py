@@ -12,7 +12,7 @@ from svitc.data.inputs import Data
 from svitc.support.timing import Progress
 
 
-class How(NamedTuple):
+class PreparationOptions(NamedTuple):
     """What is done before pruning, losslessly: fields of ``Options``."""
 
     reparam: str
@@ -20,7 +20,7 @@ class How(NamedTuple):
 
 
 @dataclass
-class Options:
+class CompileOptions:
     """How to compile, beyond what and how small.
 
     Attributes:
@@ -42,7 +42,7 @@ class Options:
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
         clean: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
-            their readers, which loses nothing (passes/remove_silent.py); ``off`` does not.
+            their readers, which loses nothing (passes/remove_constant_channels.py); ``off`` does not.
         images: how many images verification looks at.
         seed: of everything random.
         progress: called as stages go on.
@@ -70,4 +70,4 @@ class Options:
     say: Callable[[str], None] | None = None
 
 
-__all__ = ["How", "Options"]
+__all__ = ["CompileOptions", "PreparationOptions"]

@@ -15,19 +15,20 @@ from svitc.onnx import target_of
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 
-TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
+WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 JOINT = 0.26  # of the fp32 bytes: smaller budgets than int8 alone meets are for channels and bits together
 
 
-def check_type(name: str) -> None:
+def check_weight_type(name: str) -> None:
     """Raises UsageError where there is no such type."""
-    if name not in TYPES:
+    if name not in WEIGHT_TYPES:
         raise UsageError(
-            f"weights {name!r} are not a type", hint=f"Types are {', '.join(TYPES)}: ONNX stores 8, 4 and 2 bits."
+            f"weights {name!r} are not a type",
+            hint=f"Types are {', '.join(WEIGHT_TYPES)}: ONNX stores 8, 4 and 2 bits.",
         )
 
 
-def type_of(asked: str | None, policy: Any, plan: Plan | None, share: float | None, sampled: bool) -> str:
+def resolve_weight_type(asked: str | None, policy: Any, plan: Plan | None, share: float | None, sampled: bool) -> str:
     """The type of a compilation's weights.
 
     Args:
@@ -60,7 +61,7 @@ def type_of(asked: str | None, policy: Any, plan: Plan | None, share: float | No
     return asked or "fp32"
 
 
-class Types:
+class WeightTypes:
     """Which layers of a program may have which bits.
 
     Args:
@@ -115,10 +116,10 @@ class Types:
     @property
     def same(self) -> dict[str, int]:
         """Every layer's bits where all have the same; empty for int8 and mixed weights."""
-        bits = TYPES[self.weights]
+        bits = WEIGHT_TYPES[self.weights]
         if bits is None or bits == 8:
             return {}
         return {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
 
 
-__all__ = ["JOINT", "TYPES", "Types", "check_type", "type_of"]
+__all__ = ["JOINT", "WEIGHT_TYPES", "WeightTypes", "check_weight_type", "resolve_weight_type"]

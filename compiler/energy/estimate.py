@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from svitc import passes as passes_
 from svitc.data.inputs import Data
 from svitc.energy.cost_table import Table, load_table
 from svitc.energy.memory_traffic import REAL, Traffic, activations, currents, membranes, weights
@@ -23,6 +22,7 @@ from svitc.energy.operation_counts import Counting, Work
 from svitc.errors import InputError, UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
+from svitc.passes.pipelines import inference_passes
 from svitc.support.timing import Clock, Progress
 
 BATCH = 32
@@ -181,7 +181,7 @@ def deployed(program: Program) -> Program:
     if program.stage >= Stage.INFERENCE:
         return program
     twin = program.copy()
-    return Pipeline(passes_.inference())(twin)
+    return Pipeline(inference_passes())(twin)
 
 
 def saving(ours: Energy, theirs: Energy) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ import einops
 import torch
 from torch import fx
 
-from svitc.analysis.integer_range import Grid
+from svitc.analysis.integer_range import IntegerRange
 from svitc.ir import ops
 from svitc.ir.graph import BATCH_PROBE
 from svitc.ir.program import Program
@@ -39,7 +39,7 @@ class Traffic:
     held: float
 
 
-def bits(grid: Grid | None) -> int:
+def bits(grid: IntegerRange | None) -> int:
     """Bits that a value is stored in."""
     if grid is None:
         return REAL
@@ -73,7 +73,9 @@ def _on_the_way(program: Program, node: fx.Node) -> bool:
     return node.target in ON_THE_WAY or isinstance(module, (*ops.POOLS, *ops.BATCH_NORMS))
 
 
-def activations(program: Program, node: fx.Node, known: dict[fx.Node, Grid], passing: set[fx.Node]) -> list[Traffic]:
+def activations(
+    program: Program, node: fx.Node, known: dict[fx.Node, IntegerRange], passing: set[fx.Node]
+) -> list[Traffic]:
     """What a layer or function reads and writes of values that are stored."""
     found = []
     for each in node.all_input_nodes:

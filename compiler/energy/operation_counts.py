@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import Grid, grids
+from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.energy.memory_traffic import VIEWS, base
 from svitc.ir import ops
 from svitc.ir.program import Program, Stage
@@ -70,7 +70,7 @@ class Work:
                 self.operations[name] = self.operations.get(name, 0) + count
 
 
-def stream(grid: Grid | None) -> str:
+def stream(grid: IntegerRange | None) -> str:
     """``spikes``, ``counts``, ``fixed`` or ``real``; see this module."""
     if grid is None:
         return "real"
@@ -88,7 +88,7 @@ class Counting(fx.Interpreter):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.module)
-        self.program, self.grids = program, grids(program)
+        self.program, self.grids = program, integer_ranges(program)
         self.whole = program.stage >= Stage.QUANTIZED
         self.work: dict[fx.Node, Work] = {}
         self._fans: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}

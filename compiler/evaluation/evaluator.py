@@ -25,7 +25,7 @@ CACHE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class Point:
+class Measurement:
     """A measured network.
 
     Attributes:
@@ -80,7 +80,7 @@ class Packed:
         return flat.astype(np.float32).reshape(self.shape)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities ``[N, classes]`` from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
     mean = (logits.mean(axis=0) if logits.ndim == 3 else logits).astype(np.float64)
     mean -= mean.max(axis=-1, keepdims=True)
@@ -125,7 +125,7 @@ class Evaluator:
         for x, labels in self.chunks:
             logits, *values = session.run([backend.OUTPUT, *(e.value for e in exposed)], {backend.INPUT: x})
             self._spikes.append({e.path: Packed(v) for e, v in zip(exposed, values, strict=True)})
-            self._logs.append(_softmax(logits))
+            self._logs.append(log_softmax(logits))
             done += len(labels)
             if progress is not None:
                 progress(done)
@@ -150,7 +150,7 @@ class Evaluator:
             kept.add(each.path)
         return kept
 
-    def __call__(self, candidate: Program, images: int | None = None) -> Point:
+    def __call__(self, candidate: Program, images: int | None = None) -> Measurement:
         """Measure a pruned copy of the program, or a quantized one; the copy is used up.
 
         Args:
@@ -159,7 +159,7 @@ class Evaluator:
         rounded = candidate.stage >= Stage.QUANTIZED  # each neuron fires otherwise; its file is the faster one anyhow
         known = set() if rounded else self.unchanged(candidate) & self._spikes[0].keys()
         model = export_proto(candidate)
-        taken = [] if rounded else suffix.tail(model, known)
+        taken = [] if rounded else suffix.suffix(model, known)
         session = backend.session(model.SerializeToString(), self.threads)
         image = any(given.name == backend.INPUT for given in session.get_inputs())
         logs = []
@@ -169,7 +169,7 @@ class Evaluator:
             feed = {each.value: spikes[each.path].unpack() for each in taken}
             if image:
                 feed[backend.INPUT] = x
-            logs.append(_softmax(session.run([backend.OUTPUT], feed)[0]))
+            logs.append(log_softmax(session.run([backend.OUTPUT], feed)[0]))
             images = None if images is None else images - len(labels)
         return self._point(logs)
 
@@ -196,7 +196,7 @@ class Evaluator:
                 clean.add(str(node.target))
         return clean
 
-    def _point(self, logs: list[np.ndarray]) -> Point:
+    def _point(self, logs: list[np.ndarray]) -> Measurement:
         right = lost = gained = 0
         loss = divergence = 0.0
         seen = 0
@@ -208,4 +208,4 @@ class Evaluator:
             gained += int((now & ~before).sum())
             loss -= float(np.take_along_axis(log, labels[:, None], axis=-1).sum())
             divergence += float((np.exp(reference) * (reference - log)).sum())
-        return Point(right, seen, lost, gained, loss / seen, divergence / seen)
+        return Measurement(right, seen, lost, gained, loss / seen, divergence / seen)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from svitc.errors import InputError, OutputError
-from svitc.evaluation.evaluator import Point
+from svitc.evaluation.evaluator import Measurement
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 
@@ -74,7 +74,7 @@ class Store:
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
-                self.points[entry["key"]] = Point(**entry["point"])
+                self.points[entry["key"]] = Measurement(**entry["point"])
             except (json.JSONDecodeError, KeyError, TypeError):
                 break
             good += len(line) + 1
@@ -82,7 +82,7 @@ class Store:
             with path.open("r+") as file:
                 file.truncate(good)
 
-    def add(self, key: str, point: Point, about: dict[str, Any]) -> None:
+    def add(self, key: str, point: Measurement, about: dict[str, Any]) -> None:
         self.points[key] = point
         if self.path is not None:
             try:

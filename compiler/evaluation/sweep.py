@@ -16,16 +16,16 @@ from svitc.analysis.calibration import Calibration
 from svitc.data.dataset import Dataset, split
 from svitc.errors import InputError
 from svitc.evaluation.drift import Drift
-from svitc.evaluation.evaluator import Evaluator, Point
+from svitc.evaluation.evaluator import Evaluator, Measurement
 from svitc.evaluation.store import Store, key_of
 from svitc.ir.program import Program
-from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders, RoundWeights
+from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
-from svitc.support.distributed import World, current
+from svitc.support.distributed import DistributedContext, current
 from svitc.support.timing import Clock, Progress
 
-ALONE = World()
+ALONE = DistributedContext()
 FEW = 16  # images that drift is measured on
 BATCH = 50  # images at once: larger batches leave the processor's caches
 
@@ -54,7 +54,7 @@ class Sweep:
         evaluator: Evaluator,
         calibration: Calibration,
         store: Store,
-        world: World = ALONE,
+        world: DistributedContext = ALONE,
         progress: Progress | None = None,
         seen: bool = False,
     ) -> None:
@@ -64,13 +64,13 @@ class Sweep:
         store.points = world.broadcast(store.points)  # only the writer has read the file
         self.measured, self.seconds = 0, 0.0
         self.silent: set[str] = set()
-        self._glances: dict[str, Point] = {}
+        self._glances: dict[str, Measurement] = {}
         self._drifts: dict[str, float] = {}
         self._drift: Drift | None = None
         self._rounded: dict[tuple[str, int], torch.Tensor] = {}
 
     @property
-    def original(self) -> Point:
+    def original(self) -> Measurement:
         return self.evaluator.original
 
     @property
@@ -102,7 +102,7 @@ class Sweep:
         pruned = self.program.copy()
         Prune(plan)(pruned)
         if refit in ("readers", "full"):
-            RefitReaders(self.program, plan, self.calibration)(pruned)
+            RefitConsumers(self.program, plan, self.calibration)(pruned)
         if plan.bits:
             self._round(pruned, plan)
         if refit in ("batch-norm", "full"):
@@ -127,7 +127,7 @@ class Sweep:
         rounding(pruned)
         self.silent.update(rounding.silent)
 
-    def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Point]:
+    def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Measurement]:
         """Measure plans, in order; those that the store has are not measured again."""
         keys = [key_of(plan, refit) for plan in plans]
         todo = [(k, p) for k, p in dict(zip(keys, plans, strict=True)).items() if k not in self.store.points]
@@ -150,7 +150,7 @@ class Sweep:
             self.progress(stage, len(plans), len(plans))
         return [self.store.points[key] for key in keys]
 
-    def glance(self, plan: Plan, images: int) -> Point:
+    def glance(self, plan: Plan, images: int) -> Measurement:
         """A plan measured on the first images only, every rank for itself; kept in memory."""
         key = f"{key_of(plan, 'none')}@{images}"
         if key not in self._glances:
@@ -168,7 +168,7 @@ class Sweep:
             self._drifts[key] = self._drift(self.build(plan, "none"))
         return self._drifts[key]
 
-    def _keep(self, found: tuple[str, Point, dict[str, Any]], writer: bool) -> None:
+    def _keep(self, found: tuple[str, Measurement, dict[str, Any]], writer: bool) -> None:
         key, point, about = found
         if writer:
             self.store.add(key, point, about)

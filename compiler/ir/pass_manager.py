@@ -43,16 +43,16 @@ class Pass:
     """One rewrite of a program, place by place.
 
     Subclasses set ``requires`` (stages in which the pass may run) and ``ensures`` (the stage that it brings
-    the program to, None to leave it), and implement ``match`` and ``rewrite``, and ``why_not`` where some
+    the program to, None to leave it), and ``name`` where reports call it otherwise than its class, and implement ``match`` and ``rewrite``, and ``why_not`` where some
     matched place must be left alone.
     """
 
     requires: tuple[Stage, Stage] = (Stage.CAPTURED, Stage.EXPORTABLE)
     ensures: Stage | None = None
+    name: str = "Pass"
 
-    @property
-    def name(self) -> str:
-        return type(self).__name__
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__dict__.get("name", cls.__name__)
 
     def match(self, program: Program, node: fx.Node) -> bool:
         """Whether this pass is about ``node`` at all."""

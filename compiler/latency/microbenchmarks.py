@@ -224,7 +224,7 @@ def _patches(g: Graph, x: str) -> str:
 
 
 def _integer(g: Graph, x: str, deep: int, out: int) -> str:
-    """The form of which the runtime makes one operator; see ``SteppedBuilder.scaled``."""
+    """The form of which the runtime makes one operator; see ``UnrolledBuilder.scaled``."""
     weight = g.constant(g.random.integers(-127, 128, (deep, out), dtype=np.int8))
     unfolded = g.op("DequantizeLinear", g.constant(np.array(1, np.uint8)), g.number(0.5))
     scale = g.op("Mul", unfolded, g.floats(out))

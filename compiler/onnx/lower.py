@@ -21,7 +21,7 @@ from svitc.onnx.neuron_functions import DOMAIN
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
-from svitc.onnx.unrolled.step_gain import gains
+from svitc.onnx.unrolled.step_gain import step_gains
 
 IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
 IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on
@@ -43,7 +43,7 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
         if target.narrowest == 2 and 2 in stored_widths(program):
             target = replace(target, opset=INT2_OPSET)  # the file's operators, too, are of that version
-        return _model(program, *lower_nodes(program, gains(program), INPUT, target))
+        return _model(program, *lower_nodes(program, step_gains(program), INPUT, target))
     return _model(program, *_nodes(program, target))
 
 

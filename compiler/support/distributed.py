@@ -31,7 +31,7 @@ class RankError(SvitcError):
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """The processes of this run.
 
     Attributes:
@@ -140,16 +140,16 @@ class World:
             ) from error
 
 
-_current: list[World] = [World()]
+_current: list[DistributedContext] = [DistributedContext()]
 
 
-def current() -> World:
+def current() -> DistributedContext:
     """The world of the innermost ``with world()``; one rank outside of any."""
     return _current[-1]
 
 
 @contextlib.contextmanager
-def world(timeout: float = TIMEOUT) -> Iterator[World]:
+def world(timeout: float = TIMEOUT) -> Iterator[DistributedContext]:
     """Join the processes that torchrun started; a world of one process outside torchrun.
 
     PyTorch's threads are divided between the ranks of a machine. A rank that fails closes its connections, so that
@@ -161,7 +161,11 @@ def world(timeout: float = TIMEOUT) -> Iterator[World]:
     """
     size = _variable("WORLD_SIZE", 1)
     if size == 1 or dist.is_initialized():  # a caller's own group is used and left as it is
-        one = World(dist.get_rank(), dist.get_world_size(), _variable("LOCAL_RANK", 0)) if size > 1 else World()
+        one = (
+            DistributedContext(dist.get_rank(), dist.get_world_size(), _variable("LOCAL_RANK", 0))
+            if size > 1
+            else DistributedContext()
+        )
         _current.append(one)
         try:
             yield one
@@ -175,7 +179,7 @@ def world(timeout: float = TIMEOUT) -> Iterator[World]:
             hint="Start several processes with torchrun: torchrun --nproc-per-node 2 -m svitc compile …",
         )
     local = max(1, _variable("LOCAL_WORLD_SIZE", size))
-    joined = World(_variable("RANK", 0), size, _variable("LOCAL_RANK", 0))
+    joined = DistributedContext(_variable("RANK", 0), size, _variable("LOCAL_RANK", 0))
     threads = torch.get_num_threads()
     gpu = joined.device.type == "cuda"
     if gpu:

@@ -252,7 +252,7 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> tor
     return _Aligned.apply(y)
 
 
-class Quick(nn.Module):
+class FastForward(nn.Module):
     """A program's module, run fast, from reset membranes each time.
 
     Args:

@@ -20,19 +20,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from svitc import passes as passes_
 from svitc.errors import UsageError
 from svitc.ir.ops import is_batch_norm
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
+from svitc.passes.canonical.merge_views import MergeViews
+from svitc.passes.inference.hoist_repeat import HoistRepeat
+from svitc.passes.pipelines import inference_passes
 from svitc.support.atomic_files import writable
-from svitc.support.distributed import World, current
+from svitc.support.distributed import DistributedContext, current
 from svitc.support.timing import Progress
 from svitc.training.augment import augmentation, jitter, random_of
 from svitc.training.checkpoint import digest, load, save
-from svitc.training.fast_forward import Quick
+from svitc.training.fast_forward import FastForward
 from svitc.training.images import Data, Images, open_images, split
-from svitc.training.quantization_aware import Rounded
+from svitc.training.quantization_aware import FakeQuantizedWeights
 
 log = logging.getLogger("svitc")
 CLIP = 1.0  # largest norm of a step's gradient
@@ -160,7 +162,7 @@ class _Run:
     ) -> None:
         self.bits = dict(bits)
         self.student, self.settings, self.checkpoint, self.progress = student, settings, checkpoint, progress
-        self.world: World = current()
+        self.world: DistributedContext = current()
         self.batch_dim = student.input.batch_dim
         self.augment = augmentation(settings["augment"], student.input)
         self.images: Images = open_images(data, student.input, lambda n: progress("read images", n, len(data)))
@@ -180,20 +182,20 @@ class _Run:
     def _prepare(self, teacher: Program) -> None:
         device = self.world.device
         pupil = self.student.copy()
-        Pipeline([passes_.HoistRepeat(), passes_.MergeViews()])(pupil)
+        Pipeline([HoistRepeat(), MergeViews()])(pupil)
         pupil.module.to(device).train().requires_grad_(True)
         self.pupil: nn.Module = pupil.module
-        self.rounded = Rounded(self.pupil, self.bits)
-        self.quick = Quick(pupil)
+        self.rounded = FakeQuantizedWeights(self.pupil, self.bits)
+        self.quick = FastForward(pupil)
         self.model: nn.Module = self.quick
         if self.world.size > 1:
             self.model = DistributedDataParallel(
                 self.quick, device_ids=[device.index] if device.type == "cuda" else None
             )
         guide = teacher.copy()
-        Pipeline(passes_.inference())(guide)
+        Pipeline(inference_passes())(guide)
         guide.module.to(device).eval().requires_grad_(False)
-        self.teacher = Quick(guide)
+        self.teacher = FastForward(guide)
         self.device = device
         exempt = {id(p) for m in self.pupil.modules() if is_batch_norm(m) for p in m.parameters()}
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
@@ -356,7 +358,7 @@ class _Run:
         )
 
     @torch.inference_mode()
-    def _judge(self, model: Quick) -> Score:
+    def _judge(self, model: FastForward) -> Score:
         """Classify the held-out images in float32; each rank takes its share, and all know the sum."""
         model.eval()
         parts = []

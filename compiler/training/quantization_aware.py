@@ -16,7 +16,7 @@ from torch import nn
 from svitc.quantization.weight_grid import nearest, scales
 
 
-class Rounded:
+class FakeQuantizedWeights:
     """Weights of a module that are rounded within ``with rounded():`` and real numbers outside.
 
     Args:
@@ -44,4 +44,4 @@ class Rounded:
                 weight.data = value
 
 
-__all__ = ["Rounded"]
+__all__ = ["FakeQuantizedWeights"]

@@ -34,7 +34,7 @@ def verify_exact(
         progress: called with the number of images done.
     """
     joined = exportable_program(program)  # the same layers, joined as the file joins them
-    cut_bytes, cuts = backend.cut_steps(exported)
+    cut_bytes, cuts = backend.split_unrolled_neurons(exported)
     whole, pieces = backend.session(exported), backend.session(cut_bytes)
     soft = set(inexact(joined))
     modules = {str(node.target): joined.module_of(node) for node in joined.neurons()}

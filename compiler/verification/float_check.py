@@ -37,7 +37,7 @@ def verify(
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
     """
-    cut_bytes, cuts = backend.cut(exported)
+    cut_bytes, cuts = backend.split_neurons(exported)
     whole, pieces = backend.session(exported), backend.session(cut_bytes)
     bounds = magnitudes(program)
     lengths = sum_lengths(program)
@@ -72,7 +72,7 @@ def verify(
 def _judge(
     layer: LayerVerdict,
     module: Any,
-    each: backend.CutNeuron,
+    each: backend.SplitNeuron,
     got: dict[str, np.ndarray],
     reference: Recorder,
     scale: Recorder,

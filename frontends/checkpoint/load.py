@@ -14,7 +14,7 @@ from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.checkpoint import model_factory, neuron_json, recognize_published, spikingjelly_families, weights
 from svitc.frontends.checkpoint.model_factory import check_json
 from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, naming, read
-from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognise, shape_note
+from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognize, shape_note
 from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
@@ -138,7 +138,7 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
     asked = dict(options.arch_args or {})
     shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
     if options.arch is None and contents.arch is None:
-        return _recognised(contents, options, shape, asked, source)
+        return _recognized(contents, options, shape, asked, source)
     named = spikingjelly_families.known_factory(contents.arch or "") or recognize_published.known_factory(contents.arch)
     if options.arch is None and named is None:
         raise InputError(
@@ -163,7 +163,7 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
     return draft
 
 
-def _recognised(
+def _recognized(
     contents: Contents,
     options: LoadOptions,
     shape: tuple[int, ...] | None,
@@ -173,14 +173,14 @@ def _recognised(
     """What a bare state dict is of; what the user says is no longer an assumption."""
     shape, steps = _reconcile_time(options, shape, {}, asked, source)
     with naming(source):
-        found = recognize_published.recognise_any(contents, shape, steps)
+        found = recognize_published.recognize_any(contents, shape, steps)
     if isinstance(found, Layout):
         notes = {key: note for key, note in found.assumptions.items() if key not in asked}
         return _Draft(found.arch, found.arguments | asked, found.input_shape, notes)
     steps = steps or contents.time_steps
     image = _image_size(asked)
     if shape is None and image:
-        found = recognise(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
+        found = recognize(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
     said = asked.keys() | ({"neurons"} if asked.keys() & set(neuron_json.ARGUMENTS) else set())
     notes = {key: note for key, note in found.assumptions.items() if key not in said}
     return _Draft(found.arch, found.arch_args | asked, found.input_shape, notes)

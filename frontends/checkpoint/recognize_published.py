@@ -13,7 +13,7 @@ import torch
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.checkpoint import weights
 from svitc.frontends.checkpoint.reader import Contents
-from svitc.frontends.checkpoint.recognize_spikingjelly import ALIKE, OWN_CODE, Recognised, recognise
+from svitc.frontends.checkpoint.recognize_spikingjelly import ALIKE, OWN_CODE, Recognized, recognize
 from svitc.frontends.checkpoint.spikingjelly_families import Shapes
 from svitc.frontends.published import FACTORIES, PUBLISHED, Layout, layout
 from svitc.frontends.published.registry import HOME
@@ -38,7 +38,7 @@ def known_factory(arch: str | None) -> str | None:
     return name if home == HOME and name in FACTORIES else None
 
 
-def recognise_any(contents: Contents, shape: tuple[int, ...] | None, steps: int | None) -> Layout | Recognised:
+def recognize_any(contents: Contents, shape: tuple[int, ...] | None, steps: int | None) -> Layout | Recognized:
     """The published model, or else SpikingJelly's, that a bare state dict is of.
 
     Raises:
@@ -49,7 +49,7 @@ def recognise_any(contents: Contents, shape: tuple[int, ...] | None, steps: int 
     if found is not None:
         return found
     try:
-        return recognise(contents.state, input_shape=shape, time_steps=steps or contents.time_steps)
+        return recognize(contents.state, input_shape=shape, time_steps=steps or contents.time_steps)
     except UnsupportedError as error:
         raise _like_a_published(contents.state) or error from error
 
@@ -57,7 +57,7 @@ def recognise_any(contents: Contents, shape: tuple[int, ...] | None, steps: int 
 def summary(contents: Contents) -> str | None:
     """A sentence on what the weights are by their own names and shapes, for hints."""
     try:
-        found = recognise_any(contents, None, None)
+        found = recognize_any(contents, None, None)
     except SvitcError:
         return None
     args: Mapping[str, Any] = found.arguments if isinstance(found, Layout) else found.arch_args

@@ -28,7 +28,7 @@ SMALL_IMAGE = 64  # up to this side published models use patches of 4, and of 16
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """What a state dict is of.
 
     Attributes:
@@ -46,12 +46,12 @@ class Recognised:
     assumptions: dict[str, str]
 
 
-def recognise(
+def recognize(
     state_dict: Mapping[str, torch.Tensor],
     *,
     input_shape: tuple[int, ...] | None = None,
     time_steps: int | None = None,
-) -> Recognised:
+) -> Recognized:
     """Recognise a state dict of one of SpikingJelly's SViTs.
 
     Args:
@@ -87,7 +87,7 @@ def recognise(
         notes["T"] = f"T = {TIME_STEPS} (every published {family.name}); override with --time-steps"
     _assume_arguments(family, args, input_shape, notes)
     _assume_neurons(family, args, shapes, notes)
-    return Recognised(family.name, f"{spikingjelly_families.HOME}:{family.name}", args, input_shape, notes)
+    return Recognized(family.name, f"{spikingjelly_families.HOME}:{family.name}", args, input_shape, notes)
 
 
 def assumed_input(channels: int, classes: int, family: Family | None = None) -> tuple[tuple[int, ...], str]:

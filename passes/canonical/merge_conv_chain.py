@@ -1,4 +1,4 @@
-"""MergeConvolutions: convolutions in a row, a RepConv say, become one where that is smaller or faster."""
+"""MergeConvChain: convolutions in a row, a RepConv say, become one where that is smaller or faster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svitc.passes.canonical.conv_chain import Row
 log = logging.getLogger("svitc")
 
 
-class MergeConvolutions(Pass):
+class MergeConvChain(Pass):
     """Re-parameterise a row of convolutions, with batch norms and zeros between them, as one dense convolution.
 
     before   x -> conv a, 1x1 -> zero_pad -> batch_norm -> conv d, depthwise 3x3 -> conv p, 1x1 -> reader
@@ -84,14 +84,14 @@ def _figures(row: Row) -> str:
     )
 
 
-def reparameterise(program: Program) -> tuple[Program, dict[str, dict[str, Any]]]:
+def reparameterize(program: Program) -> tuple[Program, dict[str, dict[str, Any]]]:
     """A program in which every row of convolutions is one where that pays, and what was decided for each.
 
     Returns:
         A copy, or the program itself where nothing pays; and the last convolution of each row ->
         ``{"merged": bool, "why": sentence}``.
     """
-    merge = MergeConvolutions()
+    merge = MergeConvChain()
     if not any(merge.match(program, node) for node in program.graph.nodes):
         return program, {}
     result = merge(twin := program.copy())

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from svitc.analysis.channel_consumers import Projection
+from svitc.analysis.channel_consumers import ProjectionConsumer
 from svitc.analysis.interval_layers import by_taps
-from svitc.analysis.interval_neurons import Bound
-from svitc.analysis.removable_channels import Silence
+from svitc.analysis.interval_neurons import Interval
+from svitc.analysis.removable_channels import RemovableChannels
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup
@@ -24,7 +24,7 @@ from svitc.planning.plan import Plan
 log = logging.getLogger("svitc")
 
 
-def remove_silent(program: Program) -> tuple[Program, dict[str, Any]]:
+def remove_constant_channels(program: Program) -> tuple[Program, dict[str, Any]]:
     """A program without the channels that give nothing, or always the same, as its weights alone prove.
 
     before   x -> fc1 -> bn -> neuron -> fc2 -> bn'          channel i of the neuron never fires, channel j always
@@ -47,7 +47,7 @@ def remove_silent(program: Program) -> tuple[Program, dict[str, Any]]:
     if program.stage > Stage.PRUNED:
         raise InternalError(f"a program at stage {program.stage.name} has no batch norms to fold into")
     start = time.perf_counter()
-    silence = Silence(program)
+    silence = RemovableChannels(program)
     record: dict[str, Any] = {"plan": None, "removed": 0, "folded": 0, "rounds": 0, "neurons": _neurons(silence)}
     groups = {group.name: _counts(silence, group) for group in program.groups}
     masks = {group.name: np.ones((group.heads, group.axis.size), dtype=bool) for group in program.groups}
@@ -60,7 +60,7 @@ def remove_silent(program: Program) -> tuple[Program, dict[str, Any]]:
                 groups[group.name]["folded"] += silence.folded(group)
                 masks[group.name] = _within(masks[group.name], silence.masks[group.name])
         current = _without(current, silence)
-        silence = Silence(current)
+        silence = RemovableChannels(current)
     for group in current.groups:
         if group.name in groups:
             groups[group.name]["refused"] = silence.refused(group, _quiet(silence, group))
@@ -69,31 +69,31 @@ def remove_silent(program: Program) -> tuple[Program, dict[str, Any]]:
     record["groups"] = {name: each for name, each in groups.items() if any(v for k, v in each.items() if k != "size")}
     for what in ("removed", "folded"):
         record[what] = sum(each[what] for each in groups.values())
-    made_by = {"pass": "remove_silent"}
+    made_by = {"pass": "remove_constant_channels"}
     record["plan"] = Plan({name: mask for name, mask in masks.items() if not mask.all()}, made_by).to_json()
     record["seconds"] = round(time.perf_counter() - start, 3)
     log.info("remove silent: %d channels, %d of them into biases", record["removed"], record["folded"])
     return current, record
 
 
-def _silent(bound: Bound) -> torch.Tensor:
+def _silent(bound: Interval) -> torch.Tensor:
     return bound.constant & (bound.low == 0)
 
 
-def _always(bound: Bound) -> torch.Tensor:
+def _always(bound: Interval) -> torch.Tensor:
     return bound.constant & (bound.low > 0)
 
 
-def _quiet(silence: Silence, group: ChannelGroup) -> np.ndarray:
+def _quiet(silence: RemovableChannels, group: ChannelGroup) -> np.ndarray:
     return silence.firing(group, _silent) | silence.firing(group, _always)
 
 
-def _counts(silence: Silence, group: ChannelGroup) -> dict[str, Any]:
+def _counts(silence: RemovableChannels, group: ChannelGroup) -> dict[str, Any]:
     silent, always = (int(silence.firing(group, test).sum()) for test in (_silent, _always))
     return {"size": group.size, "silent": silent, "always_firing": always, "removed": 0, "folded": 0, "refused": {}}
 
 
-def _neurons(silence: Silence) -> dict[str, dict[str, int]]:
+def _neurons(silence: RemovableChannels) -> dict[str, dict[str, int]]:
     found = {}
     for node in silence.program.neurons():
         bound = silence.bounds[node]
@@ -103,12 +103,12 @@ def _neurons(silence: Silence) -> dict[str, dict[str, int]]:
     return found
 
 
-def _without(program: Program, silence: Silence) -> Program:
+def _without(program: Program, silence: RemovableChannels) -> Program:
     """A copy in which biases take over what is always the same, and then all that may go is gone."""
     twin = program.copy()
     nodes = {node.name: node for node in twin.graph.nodes}
     for reader in silence.readers:
-        if isinstance(reader, Projection) and len(index := silence.taken_over(reader)):
+        if isinstance(reader, ProjectionConsumer) and len(index := silence.taken_over(reader)):
             _fold(twin, nodes[reader.node.name], index, reader.value)
     twin.retype()  # a layer may have a bias now
     Prune(Plan(silence.found))(twin)

@@ -1,4 +1,4 @@
-"""FuseSiblings: layers that read the same value and are followed by the same neuron become one layer and one neuron."""
+"""FuseQKV: layers that read the same value and are followed by the same neuron become one layer and one neuron."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svitc.ir.program import Program, Stage
 from svitc.quantization.weight_grid import stored_bits
 
 
-class FuseSiblings(Pass):
+class FuseQKV(Pass):
     """Join pruned query, key and value projections into one product and one neuron: fewer, larger operations.
 
     before   x -> conv_q -> [view] -> neuron_q -> …;  x -> conv_k -> [view] -> neuron_k -> …;  the same for v

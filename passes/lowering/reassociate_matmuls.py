@@ -1,17 +1,17 @@
-"""AssociateProducts: a chain of two matrix products is computed in the order that takes fewer multiplications."""
+"""ReassociateMatmuls: a chain of two matrix products is computed in the order that takes fewer multiplications."""
 
 from __future__ import annotations
 
 import torch
 from torch import fx
 
-from svitc.analysis.integer_range import grids
+from svitc.analysis.integer_range import integer_ranges
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT
 
 
-class AssociateProducts(Pass):
+class ReassociateMatmuls(Pass):
     """Compute attention without softmax in the cheaper order; on whole numbers the result is the same, bit for bit.
 
     before   (q k) v
@@ -33,7 +33,7 @@ class AssociateProducts(Pass):
     def _turn_one(self, program: Program, refused: dict[str, str]) -> str | None:
         """Turn the first chain that can be; its place, or None. ``refused`` is written anew."""
         refused.clear()
-        known = grids(program)
+        known = integer_ranges(program)
         for node in program.graph.nodes:
             if node.target is not torch.matmul:
                 continue
@@ -73,4 +73,4 @@ class AssociateProducts(Pass):
         node.args = (a, inner) if left_first else (inner, c)
 
 
-__all__ = ["AssociateProducts"]
+__all__ = ["ReassociateMatmuls"]

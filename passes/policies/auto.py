@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from svitc.passes.policies.max_drop import require, smallest
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
-from svitc.passes.policies.sensitivity import LADDER, Curve, curves
+from svitc.passes.policies.sensitivity import LADDER, SensitivityCurve, sensitivity_curves
 from svitc.planning.plan import Plan
 
 GUARD = 1e-4  # nats; a difference of two divergences below it is noise
@@ -54,7 +54,7 @@ class Auto(Settings):
             space.require(problem.cost, problem.limit, problem.what)
         alone = "readers" if self.refit == "full" else self.refit
         enough = problem.limit is not None and problem.cost() <= problem.limit
-        found = [] if enough else curves(problem, space, LADDER, alone, "auto")
+        found = [] if enough else sensitivity_curves(problem, space, LADDER, alone, "auto")
         floor = 0.0
         if found and problem.bits:
             floor = problem.required_measure("auto")([space.plan(space.full)], alone, "auto: 8 bits")[0].divergence
@@ -74,7 +74,9 @@ class Auto(Settings):
         plan.made_by = {"policy": "auto", **self.to_json()}
         return plan
 
-    def at(self, problem: Problem, space: Space, found: list[Curve], limit: int, floor: float = 0.0) -> list[int]:
+    def at(
+        self, problem: Problem, space: Space, found: list[SensitivityCurve], limit: int, floor: float = 0.0
+    ) -> list[int]:
         """The index that the knapsack gives for a limit.
 
         Args:
@@ -106,7 +108,7 @@ class Auto(Settings):
         return index
 
 
-def _monotone(curve: Curve, floor: float) -> list[tuple[int, float]]:
+def _monotone(curve: SensitivityCurve, floor: float) -> list[tuple[int, float]]:
     """(index, divergence beyond a floor) of a curve, never falling as more goes."""
     highest, steps = 0.0, []
     for at, point in curve.steps:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from svitc.passes.policies.max_drop import last, require
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
-from svitc.passes.policies.sensitivity import RATES, TOLERANCE, curves
+from svitc.passes.policies.sensitivity import RATES, TOLERANCE, sensitivity_curves
 from svitc.passes.policies.uniform import uniform_index
 from svitc.planning.plan import Plan
 
@@ -65,7 +65,7 @@ class PSViT(Settings):
             base = uniform_index(space, problem)
         rates = [r for r in RATES if r > rate]
         enough = problem.limit is not None and space.cost(problem.cost, base) <= limit
-        found = [] if enough else curves(problem, space, rates, self.refit, "psvit")
+        found = [] if enough else sensitivity_curves(problem, space, rates, self.refit, "psvit")
         index, spent = list(base), 0.0
         steps = [space.full, list(base)]
         lost = [0.0] * len(index)

@@ -16,7 +16,7 @@ HOPELESS = 0.30  # accuracy lost by one choice alone, beyond which its higher ra
 
 
 @dataclass
-class Curve:
+class SensitivityCurve:
     """What pruning one choice costs, all else whole.
 
     Attributes:
@@ -34,13 +34,15 @@ def ladder(choice: Choice | BitChoice, rates: Sequence[float]) -> list[int]:
     return [index for index in found if index != choice.full]
 
 
-def curves(problem: Problem, space: Space, rates: Sequence[float], refit: str, policy: str) -> list[Curve]:
+def sensitivity_curves(
+    problem: Problem, space: Space, rates: Sequence[float], refit: str, policy: str
+) -> list[SensitivityCurve]:
     """Measure each choice alone, rate by rate; a choice that is lost is not cut further.
 
     One rate of all choices is one batch, which ranks share.
     """
     measure = problem.required_measure(policy)
-    found = [Curve(choice) for choice in space.choices]
+    found = [SensitivityCurve(choice) for choice in space.choices]
     steps = [ladder(choice, rates) for choice in space.choices]
     every = [space.plan([*space.full[:i], at, *space.full[i + 1 :]]) for i, own in enumerate(steps) for at in own]
     problem.announce(every, refit, f"sensitivity of {len(found)} groups at {len(rates)} rates")
@@ -59,7 +61,7 @@ def curves(problem: Problem, space: Space, rates: Sequence[float], refit: str, p
     return found
 
 
-def to_json(problem: Problem, space: Space, found: Sequence[Curve]) -> list[dict[str, Any]]:
+def to_json(problem: Problem, space: Space, found: Sequence[SensitivityCurve]) -> list[dict[str, Any]]:
     """Curves as JSON values: one entry a choice, with what each step keeps."""
     whole = problem.cost()
     rows = []

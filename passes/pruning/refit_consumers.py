@@ -17,7 +17,7 @@ from svitc.planning.plan import Plan
 RIDGE = 1e-3  # of the mean variance: what holds weights that the calibration images say nothing about
 
 
-class RefitReaders(Pass):
+class RefitConsumers(Pass):
     """Let each layer that lost inputs make up for them with those that are left.
 
     before   W_K S_K                                        W, S cut to the kept inputs K

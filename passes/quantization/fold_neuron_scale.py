@@ -1,4 +1,4 @@
-"""FoldLeak: what a neuron does to its input current goes into the layers that make the current."""
+"""FoldNeuronScale: what a neuron does to its input current goes into the layers that make the current."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from spikingjelly.activation_based import neuron
 from torch import fx
 
 from svitc.analysis.input_current import Current, current_of
-from svitc.analysis.integer_range import grids
+from svitc.analysis.integer_range import integer_ranges
 from svitc.ir import ops
 from svitc.ir.batch_norm import set_weights
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 
 
-class FoldLeak(Pass):
+class FoldNeuronScale(Pass):
     """Fold a neuron's input factor, its reset voltage and its threshold into the layers before it.
 
     before   x -> conv -> LIF(tau, threshold, reset), h = v + (x - (v - reset)) / tau
@@ -36,12 +36,13 @@ class FoldLeak(Pass):
       3. a neuron that counts (ILIF); one that is plain already is left as it is.
     """
 
+    name = "FoldLeak"  # in reports, which keep the name that they began with
     requires = (Stage.INFERENCE, Stage.INFERENCE)
 
     def apply(self, program: Program) -> PassResult:
         result = PassResult(self.name)
         done: set[fx.Node] = set()
-        known = grids(program)
+        known = integer_ranges(program)
         for node in list(program.neurons()):
             if node in done or not ops.has_state(program.module_of(node)):
                 continue
@@ -128,4 +129,4 @@ def _scale(program: Program, node: fx.Node, factor: float) -> None:
         program.module.get_submodule(owner).add_module(name, own)
 
 
-__all__ = ["FoldLeak"]
+__all__ = ["FoldNeuronScale"]

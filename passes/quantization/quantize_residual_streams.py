@@ -1,4 +1,4 @@
-"""QuantizeStreams: a membrane stream that a matrix product reads, as whole numbers of eight bits."""
+"""QuantizeResidualStreams: a membrane stream that a matrix product reads, as whole numbers of eight bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import Grid, grids
+from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
@@ -35,7 +35,7 @@ class Spread(NamedTuple):
         return max(-self.low, self.high, 0.0) + DEVIATIONS * math.sqrt(self.variance)
 
 
-class QuantizeStreams(Pass):
+class QuantizeResidualStreams(Pass):
     """Round real numbers to eight bits where projections read them, so that these are integer matrix products, too.
 
     before   stream -> conv
@@ -49,10 +49,11 @@ class QuantizeStreams(Pass):
     means that a classifier reads. Refuses a stream with a reader that is called more than once.
     """
 
+    name = "QuantizeStreams"  # in reports, which keep the name that they began with
     requires = (Stage.CAPTURED, Stage.PRUNED)
 
     def apply(self, program: Program) -> PassResult:
-        self.known = grids(program)
+        self.known = integer_ranges(program)
         self.spreads = spreads(program, self.known)
         return super().apply(program)
 
@@ -79,7 +80,7 @@ def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
     return [user for user, m in modules.items() if ops.is_projection(m) and getattr(m, "groups", 1) == 1]
 
 
-def spreads(program: Program, known: Mapping[fx.Node, Grid]) -> dict[fx.Node, Spread]:
+def spreads(program: Program, known: Mapping[fx.Node, IntegerRange]) -> dict[fx.Node, Spread]:
     """What batch norms, and the program's grids, tell of its values; one that is missing can be anything."""
     found: dict[fx.Node, Spread] = {}
     for node in program.graph.nodes:
@@ -121,4 +122,4 @@ def _spread(program: Program, node: fx.Node, found: dict[fx.Node, Spread]) -> Sp
     return None
 
 
-__all__ = ["QuantizeStreams", "Spread", "spreads"]
+__all__ = ["QuantizeResidualStreams", "Spread", "spreads"]

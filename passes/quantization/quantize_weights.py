@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import Grid, grids, runs_in_floats
+from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.errors import UnsupportedError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass
@@ -21,7 +21,7 @@ MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs n
 LEAST = 2.0**-100  # scale: float32 still holds its products with units and gains, and bits below
 
 
-class Quantize(Pass):
+class QuantizeWeights(Pass):
     """Store the weights of every convolution and linear layer as whole numbers, symmetric, one scale for each channel.
 
     before   y = W x + b                           x whole numbers times ``unit``
@@ -42,6 +42,7 @@ class Quantize(Pass):
         UnsupportedError: weights that are infinite or not a number, or too many inputs for so few levels.
     """
 
+    name = "Quantize"  # in reports, which keep the name that they began with
     requires = (Stage.INFERENCE, Stage.QUANTIZED)
     ensures = Stage.QUANTIZED
 
@@ -52,7 +53,7 @@ class Quantize(Pass):
         return ops.is_projection(program.module_of(node)) and not ops.is_quantized(program.module_of(node))
 
     def apply(self, program: Program) -> Any:
-        self.grids = grids(program)
+        self.grids = integer_ranges(program)
         return super().apply(program)
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
@@ -67,7 +68,7 @@ class Quantize(Pass):
                 f"{node.target} has weights that are infinite or not a number", where=node.meta.get("source")
             )
         known = self.grids.get(node.all_input_nodes[0])
-        grid = known or Grid(1.0, -1, 1)
+        grid = known or IntegerRange(1.0, -1, 1)
         if runs_in_floats(layer, known):
             whole, scale = quantize_weights(weight, grid.bound, 1, bias / grid.unit)
             bias = _on_grid(bias, whole.flatten(1).abs().sum(1) * grid.bound, scale * grid.unit)
@@ -172,4 +173,4 @@ def _like(layer: Any) -> Any:
     )
 
 
-__all__ = ["Quantize", "fewer_bits", "quantize_weights"]
+__all__ = ["QuantizeWeights", "fewer_bits", "quantize_weights"]

@@ -12,7 +12,7 @@ from torch import nn
 
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.checkpoint.load import LoadOptions, load_model
-from svitc.frontends.checkpoint.recognize_spikingjelly import recognise
+from svitc.frontends.checkpoint.recognize_spikingjelly import recognize
 from svitc.frontends.checkpoint.spikingjelly_families import KNOWN, ratio
 
 
@@ -100,7 +100,7 @@ def test_a_model_of_any_size_is_recognised_and_built_again(family, tmp_path, enl
         name, args = drawn
         own = {"spiking_neuron": neuron.ParametricLIFNode} if plif else {}
         model = enliven(getattr(models, name)(**args, **own))
-        found = recognise(model.state_dict())
+        found = recognize(model.state_dict())
         told = {key: value for key, value in args.items() if key not in (*UNTOLD, "mlp_ratio")}
         assert found.family == name
         assert {key: found.arch_args[key] for key in told} == told
@@ -127,7 +127,7 @@ def test_a_model_of_any_size_is_recognised_and_built_again(family, tmp_path, enl
 def test_published_models_need_no_help(factory):
     with torch.device("meta"):
         model = getattr(models, factory)()
-        found = recognise(model.state_dict())
+        found = recognize(model.state_dict())
         again = getattr(models, found.family)(**found.arch_args)
     assert str(again) == str(model)  # heads, pools, neurons and sizes all stand in it
     assert again.T == model.T
@@ -151,7 +151,7 @@ def test_the_ratio_of_an_mlp_gives_its_width_back():
 def test_unpublished_widths_get_heads_of_the_published_width(width, heads):
     with torch.device("meta"):
         state = models.Spikformer(embed_dims=width, num_heads=1, depths=1).state_dict()
-    assert recognise(state).arch_args["num_heads"] == heads
+    assert recognize(state).arch_args["num_heads"] == heads
 
 
 def test_heads_of_a_spike_driven_transformer_are_of_no_consequence(enliven, logits):
@@ -166,8 +166,8 @@ def test_heads_of_a_spike_driven_transformer_are_of_no_consequence(enliven, logi
 def test_image_size_and_classes_decide_the_patch():
     with torch.device("meta"):
         state = models.Spikformer(embed_dims=16, num_heads=1, depths=1, num_classes=100).state_dict()
-    assert recognise(state).arch_args["patch_size"] == 4
-    large = recognise(state, input_shape=(3, 128, 128), time_steps=7)
+    assert recognize(state).arch_args["patch_size"] == 4
+    large = recognize(state, input_shape=(3, 128, 128), time_steps=7)
     assert (large.arch_args["patch_size"], large.arch_args["T"]) == (16, 7)
     assert not {"input_shape", "T"} & large.assumptions.keys()
 
@@ -175,22 +175,22 @@ def test_image_size_and_classes_decide_the_patch():
 def test_two_channels_are_event_frames():
     with torch.device("meta"):
         state = models.Spikformer(embed_dims=16, num_heads=1, depths=1, in_channels=2).state_dict()
-    found = recognise(state)
+    found = recognize(state)
     assert (found.input_shape, found.arch_args["T"]) == ((16, 2, 128, 128), 16)
-    assert recognise(state, time_steps=10).input_shape == (10, 2, 128, 128)
+    assert recognize(state, time_steps=10).input_shape == (10, 2, 128, 128)
 
 
 def test_wrappers_prefixes_do_not_matter(model):
     state = model.state_dict()
     wrapped = {f"module._orig_mod.{key}": value for key, value in state.items()}
-    assert recognise(wrapped) == recognise(state)
+    assert recognize(wrapped) == recognize(state)
 
 
 def test_a_resnet_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 8, 7), nn.BatchNorm2d(8), nn.Linear(8, 10))
     state = {f"layer1.{key}": value for key, value in net.state_dict().items()}
     with pytest.raises(UnsupportedError, match=r"none .* attention layer \(they begin with layer1\.0\.weight"):
-        recognise(state)
+        recognize(state)
 
 
 def test_another_sort_of_svit_is_refused_with_what_disagrees():
@@ -199,7 +199,7 @@ def test_another_sort_of_svit_is_refused_with_what_disagrees():
     for name in ("q_conv", "k_conv", "v_conv", "proj_conv"):
         state[f"block.0.attn.{name}.weight"] = torch.zeros(64, 64, 1)
     with pytest.raises(UnsupportedError, match="look most like .*does not have .*_conv.weight") as caught:
-        recognise(state)
+        recognize(state)
     assert "--arch" in str(caught.value)
 
 
@@ -207,4 +207,4 @@ def test_a_missing_head_is_named(model):
     state = dict(model.state_dict())
     del state["head.weight"]
     with pytest.raises(InputError, match=r"like those of .* Spikformer, but head\.weight is missing"):
-        recognise(state)
+        recognize(state)

@@ -12,7 +12,7 @@ from torch import nn
 
 from svitc.errors import InputError
 from svitc.ir.program import Program
-from svitc.onnx import CutNeuron, lower, session, to_bytes
+from svitc.onnx import SplitNeuron, lower, session, to_bytes
 from svitc.onnx.surgery import neuron_split
 
 NEAR = 1e-5  # of the threshold: float32 sums in another order differ by less
@@ -129,7 +129,7 @@ def test_a_cut_model_says_what_each_neuron_is(four_kinds):
         ("ilif", "ILIF", False),
         ("last", "IF", False),
     ]
-    assert neurons[1] == CutNeuron("plif", "PLIF", "ref:plif", "spikes:plif", "current:plif", (-1, 4, 6, 3), False)
+    assert neurons[1] == SplitNeuron("plif", "PLIF", "ref:plif", "spikes:plif", "current:plif", (-1, 4, 6, 3), False)
     loaded = session(data)
     assert [i.name for i in loaded.get_inputs()] == ["x", "ref:first", "ref:plif", "ref:ilif", "ref:last"]
 

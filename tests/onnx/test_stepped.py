@@ -19,7 +19,7 @@ from families import FAMILIES, IMAGE, NEURONS, sdt, spikformer, warm
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.data.inputs import random_inputs
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.onnx.export import export
@@ -30,7 +30,7 @@ from svitc.verification.recorder import Recorder
 
 def quantized(model, shape):
     program = capture(model, svitc.InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     return quantize(program)[0]
 
 

@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron
 
 from svitc.onnx.neuron_functions import kind_of
-from svitc.onnx.unrolled.neuron_functions import SteppedKind, first_firing
+from svitc.onnx.unrolled.neuron_functions import UnrolledKind, first_firing
 
 OPSET = 18
 
@@ -21,7 +21,7 @@ def spikes(module, x: np.ndarray, steps: int) -> np.ndarray:
     return module(torch.from_numpy(x).repeat(steps, 1)).numpy()
 
 
-def computed(stepped: SteppedKind, x: np.ndarray) -> np.ndarray:
+def computed(stepped: UnrolledKind, x: np.ndarray) -> np.ndarray:
     """The same of the file's function."""
     function = stepped.function((), OPSET)
     current = ir.Value(name="x", shape=ir.Shape([len(x)]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -48,7 +48,7 @@ def test_a_constant_current_needs_no_membrane(leaks, steps):
     rng = np.random.default_rng(0)
     x = np.concatenate([edges, *near, rng.uniform(-1, 2, 4000), [0.0, -0.0, -5.0, 1e30]]).astype(np.float32)
     want = spikes(module, x, steps)
-    stepped = SteppedKind(kind_of("it", module, steps, static=True), ir.DataType.UINT8)
+    stepped = UnrolledKind(kind_of("it", module, steps, static=True), ir.DataType.UINT8)
     assert stepped.periodic
     assert np.array_equal(computed(stepped, x), want)
     assert len({tuple(column) for column in want.T}) == steps + 1, "every pattern is there, and none"
@@ -75,7 +75,7 @@ def test_the_least_current_that_fires_by_a_step(leaks):
     ],
 )
 def test_others_keep_their_membrane(module):
-    stepped = SteppedKind(kind_of("it", module, 4, static=True), ir.DataType.UINT8)
+    stepped = UnrolledKind(kind_of("it", module, 4, static=True), ir.DataType.UINT8)
     assert not stepped.periodic
     x = np.random.default_rng(0).uniform(-1, 3, 1000).astype(np.float32)
     assert np.array_equal(computed(stepped, x), spikes(module, x, 4))

@@ -21,7 +21,7 @@ from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
 from official_small import SMALL, fill
 from svitc import onnx as backend
 from svitc.data.inputs import random_inputs
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.errors import UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.onnx.export import export
@@ -44,7 +44,7 @@ def built(name: str, weights: str):
 
 def program_of(model, shape, weights: str, fix: bool = False):
     program = capture(model, svitc.InputSpec(shape), fix=fix)
-    canonicalise(program)
+    run_canonical_passes(program)
     return quantize(program)[0] if weights == "int8" else program
 
 
@@ -167,5 +167,5 @@ def test_a_compilation_reports_its_target():
     assert missing(done.onnx) == []
     types = {t.name: t.data_type for t in onnx.load_from_string(done.onnx).graph.initializer}
     assert types["blocks.0.mlp.fc1.0.weight"] == TensorProto.INT8
-    spikes = {each.dtype for each in backend.cut_steps(done.onnx)[1]}
+    spikes = {each.dtype for each in backend.split_unrolled_neurons(done.onnx)[1]}
     assert spikes == {np.dtype(np.int8)}

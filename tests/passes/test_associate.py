@@ -1,4 +1,4 @@
-"""AssociateProducts: the cheaper order, the same bits; and every reason to leave it."""
+"""ReassociateMatmuls: the cheaper order, the same bits; and every reason to leave it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc.analysis.integer_range import grids
+from svitc.analysis.integer_range import integer_ranges
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
-from svitc.passes import AssociateProducts
+from svitc.passes import ReassociateMatmuls
 from test_grid import frames, lif, steps, view, written
 
 
@@ -64,11 +64,11 @@ def shapes(program: Program) -> list[tuple[int, ...]]:
     return [program.shape_of(n) for n in program.graph.nodes if n.target is torch.matmul]
 
 
-def turned(program: Program) -> AssociateProducts:
+def turned(program: Program) -> ReassociateMatmuls:
     """Run on ``program``; same bits, and nothing for a second run."""
     x = torch.randn(program.input.batched(2), generator=torch.Generator().manual_seed(0))
     want = program(x)
-    each = AssociateProducts()
+    each = ReassociateMatmuls()
     each(program)
     assert torch.equal(program(x), want) and bool(want.any())
     text = str(program)
@@ -90,14 +90,14 @@ def turned(program: Program) -> AssociateProducts:
 def test_the_cheaper_order(what, narrow, wide, before, after):
     program = written(Attention(what, narrow, wide))
     assert order(program) == before
-    result = AssociateProducts().apply(program.copy())
+    result = ReassociateMatmuls().apply(program.copy())
     assert result.changed == (["matmul in the model"] if before != after else []) and not result.refused
-    bound = next(grid.bound for node, grid in reversed(grids(program).items()) if node.target is torch.matmul)
+    bound = next(grid.bound for node, grid in reversed(integer_ranges(program).items()) if node.target is torch.matmul)
     turned(program)
     assert order(program) == after
     inner = (narrow, wide) if after == "(q (k v))" else (48, 48)
     assert shapes(program) == [(4, 3, *inner), (4, 3, 48, wide)]
-    known = grids(program)
+    known = integer_ranges(program)
     found = [known[n].bound for n in program.graph.nodes if n.target is torch.matmul]
     assert found[-1] == bound == 48 * narrow and found[0] == (48 if after == "(q (k v))" else narrow)
 

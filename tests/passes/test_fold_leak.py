@@ -1,4 +1,4 @@
-"""FoldLeak: plain neurons fire the same on what the layers before them now give, and all other readers see no change."""
+"""FoldNeuronScale: plain neurons fire the same on what the layers before them now give, and all other readers see no change."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import nn
 
 from families import FAMILIES, warm
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.passes import FoldLeak, inference
+from svitc.passes import FoldNeuronScale, inference
 from svitc.verification.recorder import Recorder
 from test_grid import frames, lif, steps, tokens, view, written
 
@@ -54,10 +54,10 @@ def membranes(module: Any, current: torch.Tensor, spikes: torch.Tensor) -> torch
     return torch.stack(found)
 
 
-def folded(program: Program) -> tuple[Program, FoldLeak]:
+def folded(program: Program) -> tuple[Program, FoldNeuronScale]:
     """A folded copy; the numbers are compared, and that a second run changes nothing."""
     twin = program.copy()
-    each = FoldLeak()
+    each = FoldNeuronScale()
     each(twin)
     text = str(twin)
     assert each(twin).changed == [] and str(twin) == text, "a second run changes nothing"
@@ -142,7 +142,7 @@ def test_each_neuron(kind):
     assert listing(program) == before
     twin, _ = folded(program)
     assert listing(twin) == before, "what a layer can take is no operation of its own"
-    result = FoldLeak().apply(program.copy())
+    result = FoldNeuronScale().apply(program.copy())
     assert result.changed == ["lif"] and not result.refused
     old, new = program.module.get_submodule("lif"), twin.module.get_submodule("lif")
     assert new.v_threshold == 1.0 and new.v_reset == (None if old.v_reset is None else 0.0)
@@ -159,7 +159,7 @@ def test_a_power_of_two_is_exact(kind):
     make, need = KINDS[kind]
     program = written(One(make()))
     twin = program.copy()
-    FoldLeak()(twin)
+    FoldNeuronScale()(twin)
     x = torch.randn(program.input.batched(4), generator=torch.Generator().manual_seed(1))
     want, got = (Recorder.record(p, x)[0] for p in (program, twin))
     factor = need if "PLIF" not in kind else float((twin.module.conv.bias[0] / program.module.conv.bias[0]).detach())
@@ -181,7 +181,7 @@ def test_any_neuron(tau, decay, threshold, reset):
     node = integrate(**kind) if tau is None else lif(tau=tau, decay_input=decay, **kind)
     program = written(One(node))
     twin = program.copy()
-    FoldLeak()(twin)
+    FoldNeuronScale()(twin)
     for each in (program, twin):
         each.module.double()
     x = torch.randn(program.input.batched(1), generator=torch.Generator().manual_seed(2)).double()
@@ -293,10 +293,10 @@ def test_families_with_membrane_shortcuts(name):
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(T=2), shape), InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     Pipeline(inference())(program)
     twin = program.copy()
-    result = FoldLeak()(twin)
+    result = FoldNeuronScale()(twin)
     stateful = [str(n.target) for n in program.neurons()]
     stateful.remove("head_lif")
     assert sorted(result.changed) == sorted(stateful)
@@ -311,7 +311,7 @@ def test_families_with_membrane_shortcuts(name):
     for path, spikes in want.spikes.items():  # the factor is a half: rounding in float64 is all that is left
         assert torch.equal(spikes, got.spikes[path]), path
     assert torch.allclose(logits, other, rtol=1e-12, atol=1e-12)
-    assert FoldLeak()(twin).changed == []
+    assert FoldNeuronScale()(twin).changed == []
 
 
 # what has no factor of its own
@@ -371,11 +371,11 @@ def test_what_has_no_factor_gets_one_product(case):
     if case == "mean":  # of four steps: a quarter of a whole number, on another grid than spikes
         numbers = [0.5, 0.5]
     twin = program.copy()
-    result = FoldLeak()(twin)
+    result = FoldNeuronScale()(twin)
     assert result.changed == ["last"] and not result.refused
     found = sorted(n.args[1] for n in twin.graph.nodes if n.target is operator.mul and isinstance(n.args[1], float))
     assert found == pytest.approx(numbers)
-    assert FoldLeak()(twin).changed == []
+    assert FoldNeuronScale()(twin).changed == []
     for each in (program, twin):
         each.module.double()
     x = torch.randn(program.input.batched(2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -416,8 +416,8 @@ def test_a_product_that_others_read_is_given_back(more):
     """Whole numbers that are made of it stay what they are, whichever current it is part of."""
     program = written(Two(more))
     twin = program.copy()
-    result = FoldLeak()(twin)
-    assert FoldLeak()(twin).changed == []
+    result = FoldNeuronScale()(twin)
+    assert FoldNeuronScale()(twin).changed == []
     for each in (program, twin):
         each.module.double()
     x = torch.randn(program.input.batched(2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -437,7 +437,7 @@ def refused(model: nn.Module) -> dict[str, str]:
     """And nothing that is refused is touched."""
     program = written(model)
     twin = program.copy()
-    result = FoldLeak()(twin)
+    result = FoldNeuronScale()(twin)
     assert set(result.changed).isdisjoint(result.refused)
     for name in result.refused:
         assert repr(twin.module.get_submodule(name)) == repr(program.module.get_submodule(name))
@@ -448,7 +448,7 @@ def refused(model: nn.Module) -> dict[str, str]:
     x = torch.randn(program.input.batched(2), generator=torch.Generator().manual_seed(0))
     if not result.changed:
         assert torch.equal(program(x), twin(x))
-    assert FoldLeak()(twin).refused == result.refused
+    assert FoldNeuronScale()(twin).refused == result.refused
     return result.refused
 
 
@@ -496,7 +496,7 @@ def test_refuses_a_layer_that_is_called_twice():
 
     reason = "conv is part of the current and has no factor"
     program = written(Twice())
-    result = FoldLeak()(program)
+    result = FoldNeuronScale()(program)
     assert result.refused == dict.fromkeys(("lif", "other"), reason) and result.changed == []
 
 
@@ -506,7 +506,7 @@ def test_refuses_a_layer_that_is_called_twice():
 def test_a_plain_neuron_is_left_alone(node):
     program = written(One(node))
     text = str(program)
-    result = FoldLeak()(program)
+    result = FoldNeuronScale()(program)
     assert not result.changed and not result.refused and str(program) == text
 
 
@@ -522,5 +522,5 @@ def test_the_original_layers_are_not_written_to():
     program = written(One(lif(tau=3.0)))
     layer = program.module.conv
     weight = layer.weight.clone()
-    FoldLeak()(program)
+    FoldNeuronScale()(program)
     assert torch.equal(layer.weight, weight) and program.module.conv is not layer

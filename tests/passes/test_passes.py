@@ -15,7 +15,7 @@ from svitc.ir.pass_manager import Pass, PassResult, Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes import (
     FoldBatchNorm,
-    FuseSiblings,
+    FuseQKV,
     HoistRepeat,
     MergeViews,
     ShareViews,
@@ -311,12 +311,12 @@ def test_fuse_siblings():
     assert listing(program).count("take_range") == 3 and program.stage == Stage.EXPORTABLE
     assert "qkv_lif.q+k+v" in {name for name, _ in program.module.named_modules()}
     assert torch.allclose(program(X), want, atol=1e-6, rtol=0)
-    unchanged(FuseSiblings(), program)
+    unchanged(FuseQKV(), program)
 
 
 def test_fuse_siblings_refuses_other_neurons():
     program = program_of(Fused())
     Pipeline([MergeViews(), SplitFusedProjection(), MergeViews(), FoldBatchNorm()])(program)
     program.module.get_submodule("qkv_lif.k").v_threshold = 0.5
-    result = FuseSiblings()(program)
+    result = FuseQKV()(program)
     assert result.changed == [] and list(result.refused.values()) == ["siblings differ in geometry or in their neurons"]

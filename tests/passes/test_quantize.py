@@ -15,9 +15,9 @@ from torch import nn
 from families import IMAGE, spikformer, warm
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
-from svitc.analysis.integer_range import Grid, grids
+from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.data.inputs import random_inputs
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
@@ -26,7 +26,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.onnx.export import export
-from svitc.passes import FoldLeak, Quantize, QuantizeInput, canonical, inference
+from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights, canonical, inference
 from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_input import RANGE, STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
@@ -136,7 +136,7 @@ def test_a_channel_of_weights_that_have_decayed_to_nothing():
 
 def settled(program: Program) -> Program:
     """Quantized."""
-    Pipeline([FoldLeak(), QuantizeInput(), Quantize()])(program)
+    Pipeline([FoldNeuronScale(), QuantizeInput(), QuantizeWeights()])(program)
     assert program.stage == Stage.QUANTIZED
     return program
 
@@ -183,7 +183,7 @@ def test_what_becomes_of_a_network():
     steps_ = program.module.input_steps
     assert steps_.step * steps_.limit >= 256 and (1 / steps_.step).is_integer(), "counts of up to 256 events are exact"
     twin = program.copy()
-    assert Quantize()(twin).changed == [] and str(twin) == str(program), "a second run changes nothing"
+    assert QuantizeWeights()(twin).changed == [] and str(twin) == str(program), "a second run changes nothing"
     found = Recorder.record(program, x)[0]
     agree = [float((found.spikes[k] == v).float().mean()) for k, v in reference.spikes.items()]
     assert min(agree) > 0.9 and sum(float(s.sum()) for s in found.spikes.values()) > 1000, agree
@@ -228,7 +228,7 @@ def test_layers_in_floats_are_exact_in_any_order(weight, bias):
             module.weight[4] *= 1e-3
     program = written(net, PICTURE_EVENTS)
     twin = program.copy()
-    Pipeline([QuantizeInput(), Quantize()])(twin)
+    Pipeline([QuantizeInput(), QuantizeWeights()])(twin)
     generator = torch.Generator().manual_seed(1)
     for name, x in (
         ("first", torch.randint(-255, 256, (2, 3, 8, 6), generator=generator).float()),
@@ -254,7 +254,7 @@ PICTURE_EVENTS = (4, 3, 8, 6)
 
 def test_scales_of_integer_products_have_eight_bits():
     program = settled(written(Net()))
-    known = grids(program)
+    known = integer_ranges(program)
     for node in program.graph.nodes:
         module = program.module_of(node)
         if ops.is_quantized(module) and node.target in ("dense", "one"):
@@ -312,7 +312,7 @@ def test_the_image_becomes_whole_numbers():
     whole = each(x)
     assert torch.equal(whole, whole.round()) and float((whole * STEP - x.clamp(-4, 4)).abs().max()) <= STEP / 2
     assert torch.allclose(program.module.conv(whole), want, atol=27 * STEP)
-    assert grids(program)[node] == Grid(1.0, -2048, 2048)
+    assert integer_ranges(program)[node] == IntegerRange(1.0, -2048, 2048)
     text = str(program)
     assert QuantizeInput()(program).changed == [] and str(program) == text
 
@@ -344,7 +344,7 @@ def test_refuses_an_image_that_something_else_reads(how):
     result = QuantizeInput()(program)
     assert list(result.refused.values()) == ["something else than a convolution or linear layer reads the image"]
     assert str(program) == text
-    Pipeline([FoldLeak(), Quantize()])(program)
+    Pipeline([FoldNeuronScale(), QuantizeWeights()])(program)
     reasons = inexact(program)
     assert "sums real numbers" in reasons["lif"], "it is said, and checked with room for rounding"
     verdict = verify_exact(program, export(program), random_inputs(program, 4, 2, 0))
@@ -379,7 +379,7 @@ class Again(Net):
 
 def test_a_layer_of_spikes_that_is_called_twice():
     program = written(Again())
-    result = Pipeline([FoldLeak(), QuantizeInput(), Quantize()])
+    result = Pipeline([FoldNeuronScale(), QuantizeInput(), QuantizeWeights()])
     result(program)
     assert result.refused["Quantize: grouped"] == "it is called more than once"
     assert set(inexact(program)) == {"lifs.1", "lifs.2", "lifs.3", "logits"}
@@ -397,7 +397,7 @@ def test_weights_that_are_no_numbers(number, tensor):
     with torch.no_grad():
         getattr(model.conv, tensor)[0] = number
     program = capture(model.eval(), InputSpec(PICTURE))
-    canonicalise(program)
+    run_canonical_passes(program)
     with pytest.raises(UnsupportedError, match="conv has weights that are infinite or not a number") as caught:
         quantize(program)
     assert caught.value.where is not None and "test_quantize.py:" in caught.value.where
@@ -411,7 +411,7 @@ def shifted(change) -> Program:
         for name, module in model.named_modules():
             change(name, module)
     program = capture(model, InputSpec(IMAGE))
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 
@@ -489,7 +489,7 @@ def test_neurons_of_another_reset_start_there():
     """The membrane starts at the new reset voltage, too: the file does, and says so."""
     torch.manual_seed(0)
     program = capture(warm(spikformer(T=2, v_reset=-0.5, spiking_neuron=neuron.LIFNode), IMAGE), InputSpec(IMAGE))
-    canonicalise(program)
+    run_canonical_passes(program)
     twin, _ = quantize(program)
     verdict = verify_exact(twin, export(twin), random_inputs(twin, 2, 2, 0))
     assert verdict.passed and verdict.total("flips_within_rounding") == 0

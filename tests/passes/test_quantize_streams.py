@@ -1,4 +1,4 @@
-"""QuantizeStreams: real streams as bytes where products read them, without any data."""
+"""QuantizeResidualStreams: real streams as bytes where products read them, without any data."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import nn
 
 from families import FAMILIES, warm
 from svitc.analysis.exactness import inexact
-from svitc.analysis.integer_range import grids
+from svitc.analysis.integer_range import integer_ranges
 from svitc.data.inputs import random_inputs
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
 from svitc.onnx.export import export
-from svitc.passes import QuantizeStreams
+from svitc.passes import QuantizeResidualStreams
 from svitc.passes.pipelines import quantize
 from svitc.passes.quantization.quantize_residual_streams import LEVELS, Spread, spreads
 from svitc.verification.exact_check import verify_exact
@@ -60,7 +60,7 @@ class Stream(nn.Module):
 
 def captured(model: nn.Module, shape: tuple[int, ...] = PICTURE) -> Program:
     program = capture(warm(model, shape), InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     return program
 
 
@@ -102,7 +102,7 @@ def test_every_attention_of_maxformer_reads_bytes():
     ]
     assert readers
     final, _ = quantize(program)
-    known = grids(final)
+    known = integer_ranges(final)
     for node in final.graph.nodes:
         if str(node.target) in readers:
             grid = known[node.all_input_nodes[0]]
@@ -114,7 +114,7 @@ def test_every_attention_of_maxformer_reads_bytes():
 @pytest.mark.parametrize("name", ["spikformer", "sdt", "qkformer-token", "maxformer-cifar"])
 def test_streams_of_spikes_and_classifiers_stay_as_they_are(name):
     program = family(name)
-    result = QuantizeStreams()(program)
+    result = QuantizeResidualStreams()(program)
     assert not result.changed and not result.refused
     for node in program.graph.nodes:
         if str(node.target).startswith("head") and isinstance(program.module_of(node), nn.Linear):
@@ -124,7 +124,7 @@ def test_streams_of_spikes_and_classifiers_stay_as_they_are(name):
 def test_the_range_is_that_of_the_stream():
     program = family("maxformer")
     twin = program.copy()
-    QuantizeStreams()(twin)
+    QuantizeResidualStreams()(twin)
     x = random_inputs(program, 8, 8, seed=1)[0]
     seen = values(program, x)
     for name, steps in rounded(twin).items():
@@ -137,7 +137,7 @@ def test_the_range_is_that_of_the_stream():
 def test_the_network_changes_little():
     program = captured(Stream())
     twin = program.copy()
-    QuantizeStreams()(twin)
+    QuantizeResidualStreams()(twin)
     x = random_inputs(program, 8, 8, seed=1)[0]
     before, after = values(program, x), values(twin, x)
     name = next(
@@ -173,7 +173,7 @@ def test_what_lies_beyond_the_range_is_clipped_alike():
 def test_refuses_a_layer_that_is_called_twice():
     program = captured(Stream(twice=True))
     weight = program.module.get_submodule("reads.0").weight.clone()
-    result = QuantizeStreams()(program)
+    result = QuantizeResidualStreams()(program)
     assert not result.changed and result.refused
     assert all(why == "reads.0 reads it and is called more than once" for why in result.refused.values())
     assert torch.equal(program.module.get_submodule("reads.0").weight, weight)
@@ -187,7 +187,7 @@ def test_spreads_are_those_of_batch_norms():
         for path, (shift, scale) in norms.items():
             program.module.get_submodule(path).bias.fill_(shift)
             program.module.get_submodule(path).weight.fill_(scale)
-    found = spreads(program, grids(program))
+    found = spreads(program, integer_ranges(program))
     by_target = {str(n.target): found.get(n) for n in program.graph.nodes}
     assert by_target["stem.1"] == Spread(0.5, 0.5, 4.0) and by_target["up.1"] == Spread(-1.0, -1.0, 9.0)
     total = next(found[n] for n in program.graph.nodes if n.target is operator.add and n in found)

@@ -15,7 +15,7 @@ from svitc.analysis.calibration import Calibration
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
-from svitc.passes import Prune, ReestimateBatchNorm, RefitReaders
+from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers
 from svitc.passes.pruning import refit_consumers
 from svitc.planning.plan import Plan
 
@@ -99,13 +99,13 @@ def test_what_says_nothing_new_goes_for_nothing(reader, gone, monkeypatch):
     plain = error(program, pruned(program, plan), x)
     assert plain > 0.01 or gone == (SILENT,), "what is dropped matters, before the refit"
     if ALWAYS in gone and "padd" in reader:  # one that fires everywhere still tells the border from the rest
-        assert error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 0.6 * plain
+        assert error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 0.6 * plain
         return
     assert (
-        error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 0.03
+        error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 0.03
     )  # a ridge holds it back
     monkeypatch.setattr(refit_consumers, "RIDGE", 1e-8)
-    assert error(program, pruned(program, plan, RefitReaders(program, plan, calibration)), x) < 1e-4
+    assert error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 1e-4
 
 
 def taps(program, x, *paths: str) -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
         return float(miss.pow(2).sum()), y
 
     want = channels_last(taps(program, x, path)[path], linear)
-    plain, solved = pruned(program, plan), pruned(program, plan, RefitReaders(program, plan, calibration))
+    plain, solved = pruned(program, plan), pruned(program, plan, RefitConsumers(program, plan, calibration))
     before, _ = residual(plain)
     after, y = residual(solved)
     assert after < 0.99 * before
@@ -183,7 +183,7 @@ def test_a_layer_without_moments_is_refused(monkeypatch):
     plan = without(program, 5)
     copy = pruned(program, plan)
     before = state(copy)
-    result = RefitReaders(program, plan, calibration)(copy)
+    result = RefitConsumers(program, plan, calibration)(copy)
     assert list(result.refused.values()) == ["no moments of its inputs"] and not result.changed
     assert same(state(copy), before) == []
 
@@ -192,9 +192,9 @@ def test_a_layer_without_moments_is_refused(monkeypatch):
 def test_a_second_run_changes_nothing(reader):
     program, x, calibration = net(reader)
     plan = without(program, 5, 9)
-    copy = pruned(program, plan, RefitReaders(program, plan, calibration))
+    copy = pruned(program, plan, RefitConsumers(program, plan, calibration))
     first = state(copy)
-    RefitReaders(program, plan, calibration)(copy)
+    RefitConsumers(program, plan, calibration)(copy)
     assert same(state(copy), first) == []
     ReestimateBatchNorm(program, plan, x)(copy)
     first = state(copy)
@@ -209,7 +209,7 @@ def test_a_plan_that_removes_nothing_changes_nothing(name):
     before = state(program)
     for plan in (Plan({}), Plan({g.name: np.ones((g.heads, g.axis.size), dtype=bool) for g in program.groups})):
         copy = pruned(program, plan)
-        for refit in (RefitReaders(program, plan, Calibration(program, x, y)), ReestimateBatchNorm(program, plan, x)):
+        for refit in (RefitConsumers(program, plan, Calibration(program, x, y)), ReestimateBatchNorm(program, plan, x)):
             assert refit(copy).changed == []
         assert same(state(copy), before) == [] == same(state(program), before)
 
@@ -231,7 +231,7 @@ def test_batch_norms_put_out_what_they_did(name, readers):
             mask[:, -max(1, group.axis.size // 3) :] = False
         keep[group.name] = mask
     plan = Plan(keep)
-    first = [RefitReaders(program, plan, Calibration(program, x, y))] if readers else []
+    first = [RefitConsumers(program, plan, Calibration(program, x, y))] if readers else []
     reestimate = ReestimateBatchNorm(program, plan, x)
     copy = pruned(program, plan, *first)
     changed = reestimate(copy).changed
@@ -279,7 +279,7 @@ def test_both_refits_bring_a_network_closer():
         mask[:, ::3] = False
         keep[group.name] = mask
     plan = Plan(keep)
-    readers, norm = RefitReaders(program, plan, Calibration(program, x, y)), ReestimateBatchNorm(program, plan, x)
+    readers, norm = RefitConsumers(program, plan, Calibration(program, x, y)), ReestimateBatchNorm(program, plan, x)
     plain, one, two = (
         error(program, pruned(program, plan, *refits), x) for refits in ((), (readers,), (readers, norm))
     )

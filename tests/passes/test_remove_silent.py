@@ -16,15 +16,15 @@ from torch import fx, nn
 import official_style as style
 from families import FAMILIES, NEURONS, spikformer, warm
 from official_small import SMALL
-from svitc.analysis.interval_neurons import Bound, charge, fire
-from svitc.analysis.intervals import all_bounds
-from svitc.driver.load import canonicalise
+from svitc.analysis.interval_neurons import Interval, charge, fire
+from svitc.analysis.intervals import all_intervals
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
-from svitc.passes.canonical.remove_constant_channels import remove_silent
+from svitc.passes.canonical.remove_constant_channels import remove_constant_channels
 from svitc.planning.plan import Plan
 from svitc.verification.recorder import Recorder
 
@@ -49,7 +49,7 @@ def program_of(case: str, seed: int = 0) -> Program:
     factory, shape = CASES[case]
     torch.manual_seed(seed)
     program = capture(factory(), InputSpec(shape))
-    canonicalise(program)
+    run_canonical_passes(program)
     program.module.double()
     return program
 
@@ -118,7 +118,7 @@ def assert_same(program: Program, cleaned: Program, record: dict, scale: float =
         current = now.currents[path].numpy().reshape(-1)
         assert abs(current - left).max() <= 1e-9 * max(1.0, abs(left).max()), path
     assert record["removed"] == sum(int((~mask).sum()) for mask in masks.values())
-    again, nothing = remove_silent(cleaned)
+    again, nothing = remove_constant_channels(cleaned)
     assert again is cleaned and nothing["removed"] == nothing["folded"] == nothing["rounds"] == 0
 
 
@@ -155,7 +155,7 @@ def test_planted_channels_go_and_nothing_changes(case):
     plant_everywhere(program, seed=len(case))
     assert_bounded(program)
     before = str(program)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert record["removed"] > 0 and str(program) == before
     assert cleaned.parameter_count() < program.parameter_count()
     assert_same(program, cleaned, record)
@@ -170,13 +170,13 @@ def test_rare_operations(seed):
     plant(program, "stem.1", [seed], 300.0, zero=True)
     plant(program, "stem.1", [seed + 1], -300.0, zero=True)
     assert_bounded(program)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert_same(program, cleaned, record)
 
 
 def assert_bounded(program: Program) -> None:
     """Every value lies within its bounds, for images of any size."""
-    bounds = all_bounds(program)
+    bounds = all_intervals(program)
 
     class Check(fx.Interpreter):
         def run_node(self, node):
@@ -204,7 +204,7 @@ def assert_bounded(program: Program) -> None:
 
 def test_nothing_silent_is_the_same_program():
     program = program_of("spikformer")
-    assert remove_silent(program)[0] is program
+    assert remove_constant_channels(program)[0] is program
 
 
 # neurons
@@ -251,7 +251,7 @@ def neurons(draw):
 def test_no_current_makes_a_neuron_fire_more_or_less_than_its_bound(module, steps, low, span, seed):
     """All sequences of the two ends, and as many from between, through the neuron itself in float32."""
     ends = torch.tensor([low, low + span])
-    bound = fire(module, Bound(ends[:1].double(), ends[1:].double(), ends.abs().max().double()[None], 1), steps)
+    bound = fire(module, Interval(ends[:1].double(), ends[1:].double(), ends.abs().max().double()[None], 1), steps)
     corners = torch.tensor(list(itertools.product(ends.tolist(), repeat=steps))).T
     between = low + span * torch.rand(steps, 200, generator=torch.Generator().manual_seed(seed))
     x = torch.cat([corners, between.clamp(*ends.tolist())], 1)
@@ -277,7 +277,7 @@ def test_a_counting_neuron_within_narrow_bounds(most, steps):
     low = torch.arange(-2, 6, 0.13)
     for span in (0.3, 1.1):
         ends = low.double(), (low + span).double()
-        bound = fire(module, Bound(*ends, ends[1].abs() + ends[0].abs(), 1), steps)
+        bound = fire(module, Interval(*ends, ends[1].abs() + ends[0].abs(), 1), steps)
         draws = torch.rand(steps, 3000, 1, generator=torch.Generator().manual_seed(steps))
         module.reset()
         with torch.no_grad():
@@ -299,7 +299,7 @@ def test_the_limits_in_closed_form(kind, currents):
     for limit, which in zip(currents, ("high", "low"), strict=True):
         for factor, fires in ((0.999, 0), (1.001, 1)):
             x = torch.full((1,), limit * factor, dtype=torch.float64)
-            assert getattr(fire(module, Bound(x, x, x.abs(), 1), 3), which) == fires
+            assert getattr(fire(module, Interval(x, x, x.abs(), 1), 3), which) == fires
 
 
 def test_a_margin_for_float32():
@@ -307,7 +307,7 @@ def test_a_margin_for_float32():
     module = module_of("IF")
     for x in (1 - 1e-6, 1.0, 1 + 1e-6):
         end = torch.full((1,), x, dtype=torch.float64)
-        bound = fire(module, Bound(end, end, end, 1000), 1)
+        bound = fire(module, Interval(end, end, end, 1000), 1)
         assert (bound.low, bound.high) == (0, 1)
 
 
@@ -372,7 +372,7 @@ def test_the_worst_input_of_a_convolution_reaches_its_bound(name):
     conv = LAYERS[name]
     program = small(conv, width=conv.out_channels)
     node = next(n for n in program.graph.nodes if n.target == "layers.0")
-    bound = all_bounds(program)[node]
+    bound = all_intervals(program)[node]
     layer = program.module.get_submodule("layers.0")
     ours, theirs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
     for out in range(layer.out_channels):
@@ -406,7 +406,7 @@ def test_silent_and_always_firing_channels_of_a_hidden_layer():
     with torch.no_grad():  # behind them nothing is constant
         given = program.module.get_submodule("layers.3").weight[:, 1:3].sum((1, 2, 3))
         program.module.get_submodule("layers.4").running_mean += given
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert group_record(record, "layers.0") == {
         "size": 8,
         "silent": 2,
@@ -427,7 +427,7 @@ def test_a_bias_takes_over_or_is_made(bias):
     last = nn.Conv2d(8, 6, 1, bias=bias)
     program = small(*conv(4, 8), last, width=6)
     plant(program, "layers.1", [1, 2], 50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert cleaned.module.get_submodule("layers.3").bias is not None and record["folded"] == 2
     assert_same(program, cleaned, record)
 
@@ -444,7 +444,7 @@ def test_a_layer_with_two_readers_gets_a_bias():
     program = capture(warm(Two(*conv(4, 6), width=6), (3, 6, 6)), InputSpec((3, 6, 6)))
     program.module.double()
     plant(program, "stem.1", [1], 50.0, zero=True)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert record["folded"] >= 1 and cleaned.module.get_submodule("layers.0").bias is not None
     assert_same(program, cleaned, record)
 
@@ -452,7 +452,7 @@ def test_a_layer_with_two_readers_gets_a_bias():
 def test_the_classifier_takes_over_too():
     program = small(*conv(4, 8), width=8)
     plant(program, "layers.1", [1], 50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert record["folded"] == 1
     assert_same(program, cleaned, record)
 
@@ -462,7 +462,7 @@ def test_a_border_sees_zeros(k, padding, goes):
     program = small(*conv(4, 8), *conv(8, 6, k, padding=padding), width=6)
     plant(program, "layers.1", [1, 2], 50.0)
     plant(program, "layers.1", [3], -50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     found = group_record(record, "layers.0")
     assert found["removed"] == (3 if goes else 1) and found["folded"] == (2 if goes else 0)
     assert found["refused"] == ({} if goes else {"layers.3 pads zeros around it": 2})
@@ -472,7 +472,7 @@ def test_a_border_sees_zeros(k, padding, goes):
 def test_one_channel_stays():
     program = small(*conv(4, 8), *conv(8, 6), width=6)
     plant(program, "layers.1", list(range(8)), -50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     found = group_record(record, "layers.0")
     assert found["removed"] == 7 and found["refused"] == {"at least one channel must stay": 1}
     assert_same(program, cleaned, record)
@@ -488,7 +488,7 @@ def test_what_a_silent_channel_fed_is_silent_next():
         first.weight[1:] = abs(first.weight[1:]) + 3.0
         second.weight[:], second.bias[:] = 1.0, 0.0
         second.running_mean[:], second.running_var[:] = 0.0, 1.0
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert record["plan"]["groups"]["layers.3"]["keep"] == [1, 2, 3]
     assert_same(program, cleaned, record)
 
@@ -502,7 +502,7 @@ def test_what_only_a_silent_channel_read_goes_in_the_next_round():
         reader.weight[2, 1] = 1.0
         program.module.get_submodule("layers.0").weight[:, 3] = 0.0
         program.module.get_submodule("layers.0").weight[1, 3] = 1.0
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert {name: each["removed"] for name, each in record["groups"].items()} == {
         "layers.3": 1,
         "layers.0": 1,
@@ -534,7 +534,7 @@ def test_a_layer_that_is_called_twice_takes_nothing_over():
         plant(program, f"stems.{i}.1", [0], -50.0, zero=True)
         plant(program, f"stems.{i}.1", [1], 50.0, zero=True)
     plant(program, "stems.1.1", [2], -50.0, zero=True)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     found = group_record(record, "stems.0.0")
     assert found["removed"] == 1
     assert found["refused"] == {"conv is called more than once": 1, "conv gets other signals in it": 1}
@@ -547,7 +547,7 @@ def test_a_layer_that_is_called_twice_takes_nothing_over():
 def attention(**k) -> Program:
     torch.manual_seed(0)
     program = capture(warm(spikformer(T=2, **k)), InputSpec((3, 32, 48)))
-    canonicalise(program)
+    run_canonical_passes(program)
     program.module.double()
     return program
 
@@ -559,7 +559,7 @@ def test_a_silent_dimension_of_q_takes_that_of_k_along():
     program = attention()
     for which, flat in (("q", [0, 1, 16]), ("k", [2, 20])):
         plant(program, f"{QKV}.1.{which}", flat, -50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     found = group_record(record, f"{QKV}.0.q")
     assert found["silent"] == 5 and found["removed"] == 4 and found["refused"] == {"every head must keep as many": 1}
     assert tuple(cleaned.module.get_submodule(f"{QKV}.0.k").weight.shape[:1]) == (28,)
@@ -569,7 +569,7 @@ def test_a_silent_dimension_of_q_takes_that_of_k_along():
 def test_a_silent_dimension_of_v_and_of_the_projection_that_reads_it():
     program = attention()
     plant(program, f"{QKV}.1.v", [3, 4, 30], -50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert group_record(record, f"{QKV}.0.v")["removed"] == 2
     assert "blocks.0.attn.attn_lif" in record["neurons"]
     assert_same(program, cleaned, record)
@@ -579,7 +579,7 @@ def test_a_silent_head_goes_whole():
     program = attention()
     plant(program, f"{QKV}.1.v", list(range(16, 32)), -50.0)
     plant(program, f"{QKV}.1.q", [0], -50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert group_record(record, f"{QKV}.0.v")["removed"] == 16
     assert group_record(record, f"{QKV}.0.q")["removed"] == 17
     assert_same(program, cleaned, record)
@@ -596,7 +596,7 @@ def test_what_has_gone_stays_gone():
     with torch.no_grad():
         reader.weight[:, 0] = 0.0
         reader.weight[7, 0] = 1.0
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     assert record["rounds"] >= 1 and group_record(record, f"{QKV}.0.v")["removed"] == 2
     assert {0, 5} - set(record["plan"]["groups"][f"{QKV}.0.v"]["keep"]) == {5}
     assert_same(program, cleaned, record)
@@ -605,7 +605,7 @@ def test_what_has_gone_stays_gone():
 def test_an_always_firing_dimension_of_q_stays():
     program = attention()
     plant(program, f"{QKV}.1.q", [0, 16], 50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     (why,) = group_record(record, f"{QKV}.0.q")["refused"]
     assert cleaned is program and why.startswith("matmul in blocks.0.attn") and "sums it up" in why
 
@@ -616,7 +616,7 @@ def test_residual_channels_go_where_all_that_is_added_is_silent():
     for name in norms_of(program, stream):
         plant(program, name, [7], -50.0, zero=True)
     plant(program, "blocks.0.mlp.fc2.1", [9], -50.0)
-    cleaned, record = remove_silent(program)
+    cleaned, record = remove_constant_channels(program)
     found = group_record(record, stream.name)
     assert found["removed"] == 1 and sum(found["refused"].values()) == 1
     assert_same(program, cleaned, record)

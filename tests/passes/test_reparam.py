@@ -1,4 +1,4 @@
-"""What becomes of a RepConv: MergeConvolutions, or else FoldBatchNormAhead and MergePadding on its inner layers."""
+"""What becomes of a RepConv: MergeConvChain, or else FoldBatchNormIntoConsumers and MergePadding on its inner layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from torch import nn
 import official_parts as parts
 import svitc
 from families import warm
-from svitc.driver.load import canonicalise
+from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pass, Pipeline
 from svitc.ir.program import Program
 from svitc.onnx.export import export
-from svitc.passes import FoldBatchNorm, FoldBatchNormAhead, MergeConvolutions, MergePadding, inference, reparameterise
+from svitc.passes import (
+    FoldBatchNorm,
+    FoldBatchNormIntoConsumers,
+    MergeConvChain,
+    MergePadding,
+    inference,
+    reparameterize,
+)
 
 IMAGE = InputSpec((3, 8, 6))
 X = torch.randn(3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
@@ -72,7 +79,7 @@ def test_a_repconv_becomes_three_convolutions():
     ]
     FoldBatchNorm()(program)
     assert layers(program) == ["Conv2d", "ZeroPad2d", "BatchNorm2d", "Conv2d", "Conv2d", "Linear"]
-    FoldBatchNormAhead()(program)
+    FoldBatchNormIntoConsumers()(program)
     assert layers(program) == ["Conv2d", "ZeroPad2d", "Conv2d", "Conv2d", "Linear"]
     same(program, want)
     MergePadding()(program)
@@ -80,7 +87,7 @@ def test_a_repconv_becomes_three_convolutions():
     depthwise = program.module.get_submodule("body.0.body.2.0")
     assert depthwise.padding == (1, 1) and depthwise.groups == 3 and depthwise.bias is not None
     same(program, want)
-    for each in (FoldBatchNorm(), FoldBatchNormAhead(), MergePadding()):
+    for each in (FoldBatchNorm(), FoldBatchNormIntoConsumers(), MergePadding()):
         unchanged(each, program)
 
 
@@ -90,7 +97,7 @@ def test_fold_ahead_into_any_convolution(groups, bias):
     layer = nn.Conv2d(4, 8, 3, groups=groups, bias=bias)
     program = program_of(Net(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.BatchNorm2d(4), layer, width=8))
     want = program(X)
-    Pipeline([FoldBatchNorm(), FoldBatchNormAhead()])(program)
+    Pipeline([FoldBatchNorm(), FoldBatchNormIntoConsumers()])(program)
     assert layers(program) == ["Conv2d", "MaxPool2d", "Conv2d", "Linear"]
     same(program, want)
 
@@ -102,7 +109,7 @@ def test_fold_ahead_into_a_linear_layer():
 
     program = program_of(Flat(nn.BatchNorm1d(3), width=3))
     want = program(X)
-    Pipeline([FoldBatchNorm(), FoldBatchNormAhead()])(program)
+    Pipeline([FoldBatchNorm(), FoldBatchNormIntoConsumers()])(program)
     assert layers(program) == ["Linear"]
     same(program, want)
 
@@ -133,7 +140,7 @@ def test_fold_ahead_refuses(model, reason):
     program = program_of(model)
     want = program(X)
     FoldBatchNorm()(program)
-    result = FoldBatchNormAhead()(program)
+    result = FoldBatchNormIntoConsumers()(program)
     assert result.changed == [] and list(result.refused.values()) == [reason]
     same(program, want)
 
@@ -181,7 +188,7 @@ def test_only_what_was_not_folded_in_the_end_is_reported():
     assert layers(program) == ["Conv2d", "Conv2d", "Conv2d", "MaxPool2d", "BatchNorm2d", "Linear"]
     assert pipeline.refused == {
         "FoldBatchNorm: body.3": "its input is not a convolution or linear layer",
-        "FoldBatchNormAhead: body.3": "rearrange in the model reads it",
+        "FoldBatchNormIntoConsumers: body.3": "rearrange in the model reads it",
     }
 
 
@@ -234,14 +241,14 @@ def test_a_row_becomes_one_convolution(model):
     program = program_of(model)
     program.module.double()
     want = program(X.double())
-    result = MergeConvolutions()(program)
+    result = MergeConvChain()(program)
     assert len(result.changed) == 1 and not result.refused
     assert layers(program) in (
         ["Conv2d", "Linear"],
         ["Conv2d", *["BatchNorm2d"] * (len(layers(program)) - 2), "Linear"],
     )
     exactly(program, want)
-    unchanged(MergeConvolutions(), program)
+    unchanged(MergeConvChain(), program)
     assert len(program.groups) == 3, "the inner channels are a group no more"
     Pipeline(inference())(program)
     assert layers(program) == ["Conv2d", "Linear"]
@@ -254,7 +261,7 @@ def test_the_figures_are_those_of_the_files():
 
     for inner, pays in ((48, True), (4, False)):
         program = program_of(Net(WideRepConv(3, inner, 4), nn.BatchNorm2d(4)))
-        twin, decided = reparameterise(program)
+        twin, decided = reparameterize(program)
         row = 4 * (3 * inner + 9 * inner + inner + 4 * inner + 4)
         kept = {
             "merged": pays,
@@ -291,7 +298,7 @@ class Spiking(nn.Module):
 def test_compiling_with_and_without(tmp_path):
     """Budgets are of the original, met on the written file; a plan brings its own choice."""
     program = capture(warm(Spiking(), IMAGE.shape), IMAGE)
-    canonicalise(program)
+    run_canonical_passes(program)
     done = {(how, b): svitc.compile(program, b, reparam=how, images=2) for how in ("auto", "off") for b in (1.0, 0.5)}
     saved = 4 * (12 * 96 + 9 * 96 + 96 + 96 * 12 - 9 * 12 * 12)
     for (how, budget), each in done.items():
@@ -358,6 +365,6 @@ def test_a_row_stays_a_row(case):
     model, reason = REFUSED[case]
     program = program_of(model)
     want, before = program(X), str(program)
-    result = MergeConvolutions()(program)
+    result = MergeConvChain()(program)
     assert result.changed == [] and reason in result.refused.values()
     assert str(program) == before and torch.equal(program(X), want)

@@ -156,12 +156,12 @@ def compile(
     [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
     """
     start(verbose)
-    from svitc.driver.weight_types import check_type, type_of
+    from svitc.driver.weight_types import check_weight_type, resolve_weight_type
     from svitc.onnx.target import target_of
     from svitc.passes.policies import POLICIES
 
     if weights is not None:
-        check_type(weights)
+        check_weight_type(weights)
     target_of(target, narrowest)
     free = (
         weights in (None, "fp32") and target == "cpu" and not getattr(POLICIES.get(policy or ""), "chooses_bits", False)
@@ -192,8 +192,9 @@ def compile(
     from svitc.support.atomic_files import writable
 
     writable(out)
-    from svitc.driver.compiler import Compiler, Options
+    from svitc.driver.compiler import Compiler
     from svitc.driver.load import load
+    from svitc.driver.options import CompileOptions
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
     from svitc.support.distributed import world
@@ -210,14 +211,14 @@ def compile(
         seed=seed,
     )
     if plan is None:  # refuses before anything is loaded what does not go together
-        type_of(weights, chosen, None, None, data is not None or train_data is not None)
+        resolve_weight_type(weights, chosen, None, None, data is not None or train_data is not None)
     replay = Plan.load(plan) if plan is not None else None
     with world() as ranks:
         writer = ranks.is_writer
         with terminal.progress(quiet=as_json or verbose or not writer) as show:
             seconds: dict[str, float] = {}
             program = load(model, seconds=seconds, progress=show, **given)
-            settings = Options(
+            settings = CompileOptions(
                 data=load_labelled(data, program, limit, seed, how),
                 train_data=load_labelled(train_data, program, None, seed, how),
                 max_drop=None if max_drop is None else max_drop / 100,

@@ -90,8 +90,8 @@ def inspect(
 
 def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[str, Any]:
     """What ``latency.predict`` gives, and how many processors other processes kept busy meanwhile."""
-    from svitc.bench.environment import Others
+    from svitc.bench.environment import BackgroundLoad
     from svitc.latency.predict import predict
 
-    others = Others({})
+    others = BackgroundLoad({})
     return {**predict(program, weights, threads, progress=show), "other_processes": others.processors()}

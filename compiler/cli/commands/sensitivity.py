@@ -108,11 +108,12 @@ def sensitivity(
         )
     how = Preparation(mean, std, resize, crop)
     given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from svitc.driver.compiler import Compiler, Options
+    from svitc.driver.compiler import Compiler
     from svitc.driver.load import load
+    from svitc.driver.options import CompileOptions
     from svitc.passes.policies import Settings, make
     from svitc.passes.policies.search_space import Space
-    from svitc.passes.policies.sensitivity import curves, to_json
+    from svitc.passes.policies.sensitivity import sensitivity_curves, to_json
     from svitc.support.atomic_files import writable, write_one
     from svitc.support.distributed import world
 
@@ -127,7 +128,7 @@ def sensitivity(
             compiler = Compiler(
                 program,
                 None,
-                Options(
+                CompileOptions(
                     data=load_labelled(data, program, None, seed, how),
                     sweep_images=sweep_images,
                     calibration_images=calibration_images,
@@ -144,7 +145,9 @@ def sensitivity(
             else:
                 problem = compiler.problem()
                 space = Space(problem.program, settings, problem.calibrating)
-                rows = to_json(problem, space, curves(problem, space, wanted, refit or "none", "sensitivity"))
+                rows = to_json(
+                    problem, space, sensitivity_curves(problem, space, wanted, refit or "none", "sensitivity")
+                )
                 found = {"settings": settings.to_json(), "refit": refit or "none", "rates": wanted, "groups": rows}
     if not writer:
         return

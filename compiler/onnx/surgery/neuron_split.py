@@ -17,7 +17,7 @@ from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, STATIC_KEY
 
 
 @dataclass(frozen=True)
-class CutNeuron:
+class SplitNeuron:
     """One neuron of a cut model.
 
     Attributes:
@@ -41,7 +41,7 @@ class CutNeuron:
     static: bool
 
 
-def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
+def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
     """A model with the file's own weights, each of whose neurons is an output and no longer feeds another.
 
     Raises:
@@ -57,7 +57,7 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
     kinds = {function.name: {p.key: p.value for p in function.metadata_props} for function in ours}
     shapes = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     renamed: dict[str, str] = {}  # spikes -> the reference that stands for them
-    found: list[CutNeuron] = []
+    found: list[SplitNeuron] = []
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:  # in order of execution, so that a reader comes after what it reads
         current = node.input[0] if node.input else ""
@@ -73,7 +73,7 @@ def cut(model: bytes) -> tuple[bytes, list[CutNeuron]]:
         if "+" in node.name:
             found += _cut_fused(graph, node, meta, shapes, renamed, nodes)
             continue
-        each = CutNeuron(
+        each = SplitNeuron(
             node.name,
             meta[KIND_KEY],
             f"ref:{node.name}",
@@ -112,7 +112,7 @@ def _cut_fused(
     shapes: dict[str, onnx.ValueInfoProto],
     renamed: dict[str, str],
     nodes: list[onnx.NodeProto],
-) -> list[CutNeuron]:
+) -> list[SplitNeuron]:
     """A neuron that stands for several (``attn.q+k+v``): each member has its own reference, spikes and current."""
     spikes, current = node.output[0], node.input[0]
     split = next((n for n in graph.node if n.op_type == "Split" and spikes in n.input), None)
@@ -132,7 +132,7 @@ def _cut_fused(
         shape = list(_shape(node.name, shapes[spikes]))
         shape[axis] = size
         names = (f"ref:{member}", f"spikes:{member}", f"current:{member}")
-        found.append(CutNeuron(member, meta[KIND_KEY], *names, tuple(shape), STATIC_KEY in meta))
+        found.append(SplitNeuron(member, meta[KIND_KEY], *names, tuple(shape), STATIC_KEY in meta))
     parts = {role: [f"{role}:{member}" for member in members] for role in whole}
     nodes += [
         onnx.helper.make_node("Split", [renamed.get(current, current), split.input[1]], parts["current"], axis=axis),

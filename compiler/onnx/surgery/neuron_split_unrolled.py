@@ -15,7 +15,7 @@ from svitc.onnx.unrolled.lower import VIEW_KEY
 
 
 @dataclass(frozen=True)
-class CutSteps:
+class SplitUnrolledNeuron:
     """One neuron of a cut file.
 
     Attributes:
@@ -48,7 +48,7 @@ class CutSteps:
         return einops.rearrange(np.stack([got[name] for name in self.spikes]), self.pattern, **self.sizes)
 
 
-def cut_steps(model: bytes) -> tuple[bytes, list[CutSteps]]:
+def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuron]]:
     """A model each of whose neurons is an output and no longer feeds another.
 
     Raises:
@@ -61,7 +61,7 @@ def cut_steps(model: bytes) -> tuple[bytes, list[CutSteps]]:
         raise InputError(f"cannot read an ONNX model from the given bytes: {error}") from error
     graph = proto.graph
     types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
-    found: list[CutSteps] = []
+    found: list[SplitUnrolledNeuron] = []
     renamed: dict[str, str] = {}
     for node in graph.node:
         for i, name in enumerate(node.input):
@@ -77,7 +77,9 @@ def cut_steps(model: bytes) -> tuple[bytes, list[CutSteps]]:
             raise InternalError(f"neuron {view['path']}: its spikes have no type in the file")
         spike = types[names[0]]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(spike)
-        found.append(CutSteps(view["path"], tuple(refs), tuple(names), view["pattern"], view["sizes"], dtype))
+        found.append(
+            SplitUnrolledNeuron(view["path"], tuple(refs), tuple(names), view["pattern"], view["sizes"], dtype)
+        )
         for name, ref in zip(names, refs, strict=True):
             graph.input.append(onnx.helper.make_tensor_value_info(ref, spike, None))
             graph.output.append(onnx.helper.make_tensor_value_info(name, spike, None))

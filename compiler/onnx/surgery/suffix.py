@@ -52,7 +52,7 @@ def expose(model: onnx.ModelProto, wanted: Collection[str]) -> list[Spikes]:
     return chosen
 
 
-def tail(model: onnx.ModelProto, known: Collection[str]) -> list[Spikes]:
+def suffix(model: onnx.ModelProto, known: Collection[str]) -> list[Spikes]:
     """Cut a model down, in place, to what the logits need when the spikes of the ``known`` neurons are inputs.
 
     Returns:

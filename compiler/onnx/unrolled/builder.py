@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import Grid, grids
+from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes
 from svitc.ir.axes import Dims, Kind
@@ -66,7 +66,7 @@ def timeless(view: Dims) -> Dims:
     return tuple(tuple(token for token in dim if token.kind != Kind.TIME) for dim in view)
 
 
-class SteppedBuilder(Builder):
+class UnrolledBuilder(Builder):
     """Emits the nodes of a quantized program; rules (stepped_rules.py) call it.
 
     Attributes:
@@ -80,7 +80,7 @@ class SteppedBuilder(Builder):
         super().__init__(program, target)
         self.spike = ir.TensorType(target.spike)
         self.middle = 0 if target.spike == ir.DataType.INT8 else 128  # the byte that stands for 0 where there are signs
-        self.grids: dict[fx.Node, Grid] = grids(program)
+        self.grids: dict[fx.Node, IntegerRange] = integer_ranges(program)
         self.at_node: dict[fx.Node, Steps] = {}
         self.gains: dict[fx.Node, int] = {}
         self._worked: set[str] = set()
@@ -146,7 +146,7 @@ class SteppedBuilder(Builder):
             value = self.op("Sub", [value, self.scalar("middle", source.offset)], dims, helper="signed")
         return self.times(value, source.unit, dims) if dtype == FLOAT and source.unit != 1 else value
 
-    def operand(self, source: Steps, t: int, dims: Dims, grid: Grid | None) -> ir.Value:
+    def operand(self, source: Steps, t: int, dims: Dims, grid: IntegerRange | None) -> ir.Value:
         """What a product reads: bytes, with ``middle`` for 0 where some are negative, or floats that count units."""
         if grid is not None and grid.is_signed_byte:
             if source.offset == self.middle and source.dtype == self.spike:
@@ -156,7 +156,7 @@ class SteppedBuilder(Builder):
             return self.read_step(source, t, dims, self.spike, grid.unit)
         return self.read_step(source, t, dims)
 
-    def nothing(self, grid: Grid) -> int:
+    def nothing(self, grid: IntegerRange) -> int:
         """The byte that stands for 0 in an operand of this grid."""
         return self.middle if grid.is_signed_byte else 0
 
@@ -183,7 +183,7 @@ class SteppedBuilder(Builder):
             self.cache[key] = self.op("Cast", [value], dims, attributes, helper="cast", dtype=dtype)
         return self.cache[key]
 
-    def fits(self, grid: Grid | None) -> bool:
+    def fits(self, grid: IntegerRange | None) -> bool:
         """Whether all numbers of a value can be stored as spikes are."""
         return grid is not None and grid.low >= 0 and grid.high <= self.target.most
 
@@ -325,4 +325,4 @@ class SteppedBuilder(Builder):
         return self.cache[key]
 
 
-__all__ = ["BOOL", "I32", "SteppedBuilder", "Steps", "timeless"]
+__all__ = ["BOOL", "I32", "Steps", "UnrolledBuilder", "timeless"]

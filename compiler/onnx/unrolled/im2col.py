@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from svitc.analysis.integer_range import Grid
+from svitc.analysis.integer_range import IntegerRange
 from svitc.ir.axes import Dims, Kind, size
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.unrolled.builder import I32, SteppedBuilder, Steps
+from svitc.onnx.unrolled.builder import I32, Steps, UnrolledBuilder
 
 
 def kernel_of(weight: np.ndarray) -> np.ndarray:
@@ -18,7 +18,7 @@ def kernel_of(weight: np.ndarray) -> np.ndarray:
     return np.moveaxis(weight.reshape(*weight.shape[:2], -1), 0, -1).swapaxes(0, 1).reshape(-1, weight.shape[0])
 
 
-def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, grid: Grid) -> ir.Value:
+def patches(b: UnrolledBuilder, x: Steps, t: int, module: Any, grid: IntegerRange) -> ir.Value:
     """All windows of a step's numbers, ``[b * positions, taps * channels]``, by one Gather over whole pixels.
 
     One more pixel of zeros stands for the border.
@@ -50,7 +50,7 @@ def patches(b: SteppedBuilder, x: Steps, t: int, module: Any, grid: Grid) -> ir.
     return b.cache[key]
 
 
-def _bordered(b: SteppedBuilder, value: ir.Value, dims: Dims, nothing: int) -> ir.Value:
+def _bordered(b: UnrolledBuilder, value: ir.Value, dims: Dims, nothing: int) -> ir.Value:
     """Pixels ``[b, pixels, channels]``, and one more of zeros, which are stored as ``nothing``."""
     dtype: Any = value.type
     if b.target.pads_spikes or dtype == FLOAT:
@@ -86,7 +86,7 @@ def windows(pixels: tuple[int, ...], module: Any) -> list[np.ndarray]:
     return found
 
 
-def _index(b: SteppedBuilder, pixels: tuple[int, ...], parts: list[np.ndarray], border: bool) -> ir.Value:
+def _index(b: UnrolledBuilder, pixels: tuple[int, ...], parts: list[np.ndarray], border: bool) -> ir.Value:
     """The pixel that each position and tap reads, put together from rows and columns when the file is loaded."""
     key = ("index", pixels, *(part.tobytes() for part in parts))
     if key in b.cache:

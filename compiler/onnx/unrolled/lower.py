@@ -15,7 +15,7 @@ from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.float_rules import apply_rule
 from svitc.onnx.target import Target
-from svitc.onnx.unrolled.builder import SteppedBuilder, Steps, timeless
+from svitc.onnx.unrolled.builder import Steps, UnrolledBuilder, timeless
 from svitc.onnx.unrolled.rules import FUNCTION_RULES, MODULE_RULES, attribute
 
 VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
@@ -23,7 +23,7 @@ VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as a
 
 def lower_nodes(
     program: Program, gains: dict[fx.Node, int], x_name: str, target: Target
-) -> tuple[SteppedBuilder, ir.Value, ir.Value]:
+) -> tuple[UnrolledBuilder, ir.Value, ir.Value]:
     """Emit every node of a program.
 
     Args:
@@ -32,7 +32,7 @@ def lower_nodes(
     Returns:
         the builder, the input and the output.
     """
-    b = SteppedBuilder(program, target)
+    b = UnrolledBuilder(program, target)
     b.gains = gains
     x: ir.Value | None = None
     logits: ir.Value | None = None
@@ -58,7 +58,7 @@ def lower_nodes(
     return b, x, logits
 
 
-def _input(b: SteppedBuilder, x: ir.Value, view: Dims) -> Steps:
+def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
     if all(token.kind != Kind.TIME for dim in view for token in dim):
         return Steps((x,), view, view)
     dims = timeless(view)
@@ -66,7 +66,7 @@ def _input(b: SteppedBuilder, x: ir.Value, view: Dims) -> Steps:
     return Steps(tuple(values), dims, view)
 
 
-def _output(b: SteppedBuilder, s: Steps) -> ir.Value:
+def _output(b: UnrolledBuilder, s: Steps) -> ir.Value:
     dims = timeless(s.view)
     if not any(token.kind == Kind.TIME for dim in s.view for token in dim):
         return b.read_step(s, 0, dims)
@@ -75,13 +75,13 @@ def _output(b: SteppedBuilder, s: Steps) -> ir.Value:
     return b.op("Concat", [b.read_step(s, t, dims) for t in range(b.steps)], s.view, {"axis": 0}, helper="logits")
 
 
-def _rule(b: SteppedBuilder, node: fx.Node) -> Steps:
+def _rule(b: UnrolledBuilder, node: fx.Node) -> Steps:
     if node.op == "get_attr":
         return attribute(b, node, None)
     return apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "integer")
 
 
-def _describe(b: SteppedBuilder, made: Steps, path: str) -> None:
+def _describe(b: UnrolledBuilder, made: Steps, path: str) -> None:
     """Write on a neuron's node how the spikes of all its steps become the program's array."""
     letters = {id(token): f"a{i}" for i, token in enumerate(layout.flat(made.view))}
     sizes = {letters[id(t)]: t.size for t in layout.flat(made.view) if t.kind not in (Kind.BATCH, Kind.TIME)}

@@ -9,20 +9,20 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import grids, runs_in_floats
+from svitc.analysis.integer_range import integer_ranges, runs_in_floats
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind, size
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.unrolled.builder import I32, SteppedBuilder, Steps, timeless
+from svitc.onnx.unrolled.builder import I32, Steps, UnrolledBuilder, timeless
 from svitc.onnx.unrolled.im2col import kernel_of, patches
 from svitc.onnx.unrolled.step_gain import factor
 from svitc.quantization.weight_grid import stored_bits
 
 
-def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+def dense(b: UnrolledBuilder, node: fx.Node, module: Any) -> Steps:
     """A convolution or linear layer of bytes as one integer matrix product a step, ``[rows, in] x [in, out]``.
 
     Where the target's integer products do not take numbers so large it is one of floats, whose sums are as whole.
@@ -58,7 +58,7 @@ def dense(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
 
 def stored_widths(program: Program) -> set[int]:
     """The bits that weights of integer products could be stored in."""
-    known = grids(program)
+    known = integer_ranges(program)
     found = set()
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
@@ -78,7 +78,7 @@ def _pointwise(module: Any) -> bool:
     return all(k == 1 for k in module.kernel_size) and set(module.stride) == {1} and not any(module.padding)
 
 
-def in_floats(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+def in_floats(b: UnrolledBuilder, node: fx.Node, module: Any) -> Steps:
     """A convolution or linear layer in floats; exact where its input lies on a grid."""
     return (
         _product(b, node, module)
@@ -87,7 +87,7 @@ def in_floats(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     )
 
 
-def _product(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+def _product(b: UnrolledBuilder, node: fx.Node, module: Any) -> Steps:
     """``[rows, in] x [in, out]``; a gain goes into the rows, so that all steps share the weights."""
     x, view, path = b.of(node.args[0]), b.fresh_view(node), str(node.target)
     gain = b.gains.get(node, 0)
@@ -112,7 +112,7 @@ def _product(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     return Steps(b.each(b.steps if gain else len(x.values), each), dims, view, gain=gain)
 
 
-def _convolution(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+def _convolution(b: UnrolledBuilder, node: fx.Node, module: Any) -> Steps:
     """Channels first, as the operator wants it."""
     x, view, path = b.of(node.args[0]), b.fresh_view(node), str(node.target)
     dims, gain = timeless(view), b.gains.get(node, 0)
@@ -139,7 +139,7 @@ def _convolution(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
     return b.channels_last(node, Steps(b.each(b.steps if gain else len(x.values), each), dims, view, gain=gain))
 
 
-def matrix_product(b: SteppedBuilder, node: fx.Node) -> Steps:
+def matrix_product(b: UnrolledBuilder, node: fx.Node) -> Steps:
     """A product of two values, in whichever orientation moves less; of bytes it is an integer one."""
     left, right = (b.of(each) for each in node.args[:2])
     known = [b.grids.get(each) for each in node.args[:2]]  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def _moves(sides: list[tuple[Steps, Dims]], dims: Dims) -> int:
     return total + (size(layout.flat(dims)) if any(token.kind != Kind.CHANNEL for token in dims[-1]) else 0)
 
 
-def _read_turned(b: SteppedBuilder, node: fx.Node) -> bool:
+def _read_turned(b: UnrolledBuilder, node: fx.Node) -> bool:
     """Whether a value is read as ``q' value'`` alone, since ``value q`` would not lie with its channels last."""
     readers = [user for user in node.users if user.target is torch.matmul and user.args[0] is node]
     pixels = [any(axis.kind != Kind.CHANNEL for axis in b.program.type_of(user)[-1]) for user in readers]

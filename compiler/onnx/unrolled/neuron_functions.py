@@ -1,7 +1,7 @@
 """Neurons of a quantized program: functions from the currents of all steps, each a value of its own, to spikes in the
 target's small type.
 
-After FoldLeak nearly every neuron is plain: threshold 1, reset 0, an input that does not leak. For time constant 2 the
+After FoldNeuronScale nearly every neuron is plain: threshold 1, reset 0, an input that does not leak. For time constant 2 the
 membrane then loses half of itself at every step; with currents that are doubled from step to step, and thresholds
 likewise, it need not: all numbers are scaled by powers of two, which changes no bit of their mantissas. Where they are
 negated as well, a hard reset is one ThresholdedRelu: it keeps what is above minus the threshold and makes the rest 0.
@@ -24,7 +24,7 @@ from svitc.onnx.unrolled.step_gain import factor
 
 
 @dataclass(frozen=True)
-class SteppedKind:
+class UnrolledKind:
     """All that the function of a neuron depends on.
 
     Attributes:
@@ -98,7 +98,7 @@ class SteppedKind:
 class _Steps(_Body):
     """A neuron's body over separate steps."""
 
-    def __init__(self, stepped: SteppedKind) -> None:
+    def __init__(self, stepped: UnrolledKind) -> None:
         self.stepped, self.kind = stepped, stepped.kind
         self.nodes = []
         count = 1 if self.kind.static else self.kind.steps
@@ -181,4 +181,4 @@ def first_firing(leaks: bool, steps: int) -> tuple[float, ...]:
     return tuple(found)
 
 
-__all__ = ["SteppedKind", "first_firing"]
+__all__ = ["UnrolledKind", "first_firing"]

@@ -20,25 +20,25 @@ from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Stored
 from svitc.onnx.float_rules import norm_weights, pair_of, runs, window
 from svitc.onnx.neuron_functions import decay_of, integer_kind_of, kind_of
-from svitc.onnx.unrolled.builder import BOOL, I32, SteppedBuilder, Steps, timeless
+from svitc.onnx.unrolled.builder import BOOL, I32, Steps, UnrolledBuilder, timeless
 from svitc.onnx.unrolled.matmuls import dense, in_floats, matrix_product
-from svitc.onnx.unrolled.neuron_functions import SteppedKind
+from svitc.onnx.unrolled.neuron_functions import UnrolledKind
 from svitc.onnx.unrolled.step_gain import factor
 
-Rule = Callable[[SteppedBuilder, fx.Node, Any], Steps]
+Rule = Callable[[UnrolledBuilder, fx.Node, Any], Steps]
 
 
 # layers
 
 
-def projection(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+def projection(b: UnrolledBuilder, node: fx.Node, module: Any) -> Steps:
     grid = b.grids.get(node.all_input_nodes[0])
     if ops.is_quantized(module) and not runs_in_floats(module, grid):
         return dense(b, node, module)
     return in_floats(b, node, module)
 
 
-def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Steps:
+def fixed_point(b: UnrolledBuilder, node: fx.Node, module: ops.FixedPoint) -> Steps:
     """Numbers that fit a byte are stored as such."""
     x = b.of(node.args[0])
     small = module.limit <= 127
@@ -58,12 +58,12 @@ def fixed_point(b: SteppedBuilder, node: fx.Node, module: ops.FixedPoint) -> Ste
     return Steps(values, x.dims, x.view, b.spike, offset=b.middle) if small else Steps(values, x.dims, x.view)
 
 
-def batch_norm(b: SteppedBuilder, node: fx.Node, module: Any) -> Steps:
+def batch_norm(b: UnrolledBuilder, node: fx.Node, module: Any) -> Steps:
     weights = norm_weights(b, node, module)
     return _channels_first(b, node, "BatchNormalization", weights, {"epsilon": float(module.eps)})
 
 
-def max_pool(b: SteppedBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
+def max_pool(b: UnrolledBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
     attributes = window(module) | ({"ceil_mode": 1} if module.ceil_mode else {})
     if pair_of(module.dilation) != [1, 1]:
         attributes["dilations"] = pair_of(module.dilation)
@@ -74,20 +74,20 @@ def max_pool(b: SteppedBuilder, node: fx.Node, module: nn.MaxPool2d) -> Steps:
     return replace(found, values=turned, gain=-1)
 
 
-def average_pool(b: SteppedBuilder, node: fx.Node, module: nn.AvgPool2d) -> Steps:
+def average_pool(b: UnrolledBuilder, node: fx.Node, module: nn.AvgPool2d) -> Steps:
     if module.divisor_override is not None or module.ceil_mode:
         raise UnsupportedError(f"{node.target}: average pooling with ceil_mode or a divisor of its own has no lowering")
     attributes = window(module) | ({"count_include_pad": 1} if module.count_include_pad else {})
     return _channels_first(b, node, "AveragePool", (), attributes)
 
 
-def zero_pad(b: SteppedBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
+def zero_pad(b: UnrolledBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
     left, right, top, bottom = module.padding
     pads = b.integers("pads", [0, 0, top, left, 0, 0, bottom, right])
     return _channels_first(b, node, "Pad", [pads], None, keep=b.target.pads_spikes)
 
 
-def integer_spike(b: SteppedBuilder, node: fx.Node, module: ops.IntegerSpike) -> Steps:
+def integer_spike(b: UnrolledBuilder, node: fx.Node, module: ops.IntegerSpike) -> Steps:
     x = b.of(node.args[0])
     kind, dtype = integer_kind_of(module), b.stored_as(int(module.levels))
     scalars = [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
@@ -99,12 +99,12 @@ def integer_spike(b: SteppedBuilder, node: fx.Node, module: ops.IntegerSpike) ->
     return Steps(b.each(len(x.values), each), x.dims, x.view, dtype)
 
 
-def spiking_neuron(b: SteppedBuilder, node: fx.Node, module: nn.Module) -> Steps:
+def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:
     x = b.of(node.args[0])
     inner = kind_of(str(node.target), module, size(x.view[0]), x.static)
     dims = tuple(dim for dim in x.dims if dim)  # ONNX Runtime compares [n, 1] with a scalar number by number
     dtype = b.stored_as(inner.count)
-    kind = SteppedKind(inner, dtype.dtype, x.gain)
+    kind = UnrolledKind(inner, dtype.dtype, x.gain)
     count = 1 if inner.static else inner.steps
     inputs = [b.read_step(x, t, dims) for t in range(count)]
     if kind.takes_decay:
@@ -119,7 +119,7 @@ def spiking_neuron(b: SteppedBuilder, node: fx.Node, module: nn.Module) -> Steps
 # functions
 
 
-def rearrange(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def rearrange(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     x = b.of(node.args[0])
     view = layout.rearranged(x.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
     if any(token.kind == Kind.TIME for dim in view for token in dim[1:]):
@@ -131,7 +131,7 @@ def rearrange(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     return replace(x, view=view)
 
 
-def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def elementwise(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     left, right = node.args
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return _times(b, node)
@@ -168,7 +168,7 @@ def elementwise(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     return Steps(b.each(count, each), dims, full, gain=gains.pop())
 
 
-def _times(b: SteppedBuilder, node: fx.Node) -> Steps:
+def _times(b: UnrolledBuilder, node: fx.Node) -> Steps:
     """A tensor times or over a number; a stored integer's unit and both gains go into the same product."""
     left, right = node.args
     x = b.of(left if isinstance(left, fx.Node) else right)
@@ -187,11 +187,11 @@ def _times(b: SteppedBuilder, node: fx.Node) -> Steps:
     return Steps(b.each(b.steps if gain or x.gain else len(x.values), each), x.dims, x.view, gain=gain)
 
 
-def matmul(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def matmul(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     return matrix_product(b, node)
 
 
-def reduction(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def reduction(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     x = b.of(node.args[0])
     gone, keep = set(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
     lost = [token for i, dim in enumerate(x.view) if i in gone for token in dim]
@@ -216,7 +216,7 @@ def reduction(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     return Steps(tuple(values), dims, view)
 
 
-def block(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def block(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     source, dim, index, count = node.args
     assert isinstance(dim, int) and isinstance(count, int) and isinstance(index, int)
     x = b.of(source)
@@ -225,7 +225,7 @@ def block(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
     return _parts(b, node, x, dim, readers, index, [size(rest)] * count)
 
 
-def part(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def part(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     source, dim = node.args[0], node.args[1]
     assert isinstance(source, fx.Node) and isinstance(dim, int)
     users = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[arg-type]
@@ -237,7 +237,7 @@ def part(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
 
 
 def _parts(
-    b: SteppedBuilder, node: fx.Node, x: Steps, dim: int, rests: Sequence[Any], index: int, widths: Sequence[int]
+    b: UnrolledBuilder, node: fx.Node, x: Steps, dim: int, rests: Sequence[Any], index: int, widths: Sequence[int]
 ) -> Steps:
     """Ranges of a dimension, one Split for all of them at each step."""
     whole = timeless(x.view)[dim]
@@ -264,7 +264,7 @@ def _parts(
     return replace(x, values=b.each(len(x.values), each), dims=outs[index], view=view)
 
 
-def attribute(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
+def attribute(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     view = b.fresh_view(node)
     if any(token.kind == Kind.TIME for dim in view for token in dim):
         raise UnsupportedError(f"{node.target}: a parameter for each time step has no integer lowering")
@@ -276,7 +276,7 @@ def attribute(b: SteppedBuilder, node: fx.Node, _: None) -> Steps:
 
 
 def _channels_first(
-    b: SteppedBuilder, node: fx.Node, op_type: str, weights: Sequence[ir.Value], attributes: Any, keep: bool = False
+    b: UnrolledBuilder, node: fx.Node, op_type: str, weights: Sequence[ir.Value], attributes: Any, keep: bool = False
 ) -> Steps:
     """One node a step that reads and gives ``[b, c, y, x]``; ``keep`` its element type."""
     x = b.of(node.args[0])

@@ -8,13 +8,13 @@ from spikingjelly.activation_based import neuron
 from torch import fx, nn
 
 from svitc.analysis.input_current import Current, by_number, current_of
-from svitc.analysis.integer_range import grids
+from svitc.analysis.integer_range import integer_ranges
 from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.program import Program
 
 
-def gains(program: Program) -> dict[fx.Node, int]:
+def step_gains(program: Program) -> dict[fx.Node, int]:
     """The gain of quantized layers and products with a number: 1, -1, or, where missing, 0.
 
     A gain of 1: step t is emitted times 2^t, -1: times -2^t. All that adds to one current has the same. It is not 0
@@ -23,7 +23,7 @@ def gains(program: Program) -> dict[fx.Node, int]:
     before anything else is added has the gain -1 itself: it turns the sign.
     """
     found: dict[fx.Node, int] = {}
-    known = grids(program)
+    known = integer_ranges(program)
     for node in program.neurons():
         if not halves(program.module_of(node)):
             continue

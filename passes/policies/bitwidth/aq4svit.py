@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from svitc.passes.policies.bitwidth.drift_gate import Gate
+from svitc.passes.policies.bitwidth.drift_gate import DriftGate
 from svitc.passes.policies.bitwidth.layer_roles import blocks, stages
 from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
 from svitc.passes.policies.bitwidth.sensitivity import LOWER
@@ -39,7 +39,7 @@ class AQGreedy(BitSettings):
             BudgetError: the limit cannot be met within the drop, or no setting is within it.
         """
         space = BitSpace(problem, self)
-        gate = Gate(space, on=self.gate)
+        gate = DriftGate(space, on=self.gate)
         bits = space.widest
         for level, units in levels(space).items():
             if space.met(bits):
@@ -50,7 +50,7 @@ class AQGreedy(BitSettings):
         )
         return space.finish(bits, {"search": gate.to_json()})
 
-    def descend(self, space: BitSpace, gate: Gate, bits: Bits, level: str, units: list[list[str]]) -> Bits:
+    def descend(self, space: BitSpace, gate: DriftGate, bits: Bits, level: str, units: list[list[str]]) -> Bits:
         """Lower the units of one level, one after another, each as far as it goes."""
         stage = f"{self.name}: {level}"
         left = [(unit, to) for unit in units for to in LOWER]
@@ -76,7 +76,7 @@ class AQGreedy(BitSettings):
         return bits
 
     def _way(
-        self, space: BitSpace, gate: Gate, bits: Bits, left: list[tuple[list[str], int]], stage: str
+        self, space: BitSpace, gate: DriftGate, bits: Bits, left: list[tuple[list[str], int]], stage: str
     ) -> list[tuple[Bits, int]]:
         """Settings, each with one unit lower than the one before, that the gate lets through; and which unit that was."""
         found: list[tuple[Bits, int]] = []
@@ -117,7 +117,7 @@ class AQBeam(BitSettings):
     def plan(self, problem: Problem) -> Plan:
         """As for AQGreedy."""
         space = BitSpace(problem, self)
-        gate = Gate(space)
+        gate = DriftGate(space)
         greedy = AQGreedy(exclude=self.exclude, seed=self.seed)
         best, units = space.widest, levels(space)
         for level in ("network", "stages"):
@@ -136,7 +136,7 @@ class AQBeam(BitSettings):
         )
         return space.finish(best, {"search": gate.to_json(), "width": self.width})
 
-    def _next(self, space: BitSpace, gate: Gate, beam: list[Bits], units: list[list[str]]) -> list[Bits]:
+    def _next(self, space: BitSpace, gate: DriftGate, beam: list[Bits], units: list[list[str]]) -> list[Bits]:
         """The settings that follow on those of a beam, best first."""
         whole = space.cost(space.widest)
         found: dict[tuple[int, ...], Bits] = {}

@@ -11,7 +11,7 @@ from svitc.support.confidence import paired
 
 
 @dataclass
-class Gate:
+class DriftGate:
     """Judges settings by their drift, then on a mini-batch, and only then on all images.
 
     The paper states a gate on the drift of membrane potentials and, as reported, a mini-batch before the full data. Open,
@@ -88,4 +88,4 @@ class Gate:
         return {"turned_away": self.turned, "by_mini_batch": self.glanced, "full_evaluations": self.full}
 
 
-__all__ = ["Gate"]
+__all__ = ["DriftGate"]

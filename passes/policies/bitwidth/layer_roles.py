@@ -21,7 +21,7 @@ WORDS = (
 )
 
 
-def kinds(program: Program, layers: Iterable[str]) -> dict[str, str]:
+def layer_kinds(program: Program, layers: Iterable[str]) -> dict[str, str]:
     """The kind of each layer: by the last of its names that says one, else by where it stands."""
     nodes = list(program.graph.nodes)
     place = {str(node.target): i for i, node in enumerate(nodes)}
@@ -60,4 +60,4 @@ def _grouped(layers: Sequence[str], pattern: str) -> list[list[str]]:
     return list(found.values())
 
 
-__all__ = ["KINDS", "blocks", "kinds", "stages"]
+__all__ = ["KINDS", "blocks", "layer_kinds", "stages"]

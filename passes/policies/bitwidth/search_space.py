@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from svitc.errors import BudgetError, UsageError
-from svitc.passes.policies.bitwidth.layer_roles import kinds
+from svitc.passes.policies.bitwidth.layer_roles import layer_kinds
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings
 from svitc.planning.plan import Plan
@@ -48,7 +48,7 @@ class BitSpace:
         self.allowed = problem.bits or {}
         if not any(min(some) < 8 for some in self.allowed.values()):
             raise UsageError("no layer of this model can have fewer than 8 bits", hint="Use --weights int8.")
-        self.kinds = kinds(problem.program, self.allowed)
+        self.kinds = layer_kinds(problem.program, self.allowed)
         self.tolerance = settings.tolerance if problem.max_drop is None else problem.max_drop
 
     @property

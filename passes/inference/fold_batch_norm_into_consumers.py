@@ -1,4 +1,4 @@
-"""FoldBatchNormAhead: a batch norm that no layer before it can take goes into the layers that read it."""
+"""FoldBatchNormIntoConsumers: a batch norm that no layer before it can take goes into the layers that read it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 
 
-class FoldBatchNormAhead(Pass):
+class FoldBatchNormIntoConsumers(Pass):
     """Fold an inference-mode batch norm into the convolutions and linear layers that read it.
 
     before   x -> zero_pad -> batch_norm -> conv
@@ -27,6 +27,7 @@ class FoldBatchNormAhead(Pass):
       3. a convolution that pads with zeros: they would be shifted, too.
     """
 
+    name = "FoldBatchNormAhead"  # in reports, which keep the name that they began with
     requires = (Stage.INFERENCE, Stage.EXPORTABLE)
 
     def match(self, program: Program, node: fx.Node) -> bool:
