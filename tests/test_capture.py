@@ -13,11 +13,12 @@ from torch import nn
 
 from families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
 from svitc import onnx
-from svitc.driver.load import check_capture, export
+from svitc.driver.load import check_capture
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
+from svitc.onnx.export import export
 from svitc.passes.pipelines import canonical_passes
 from svitc.verification.recorder import Recorder
 
