@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         store.add("k", point(1), {})
     (tmp_path / "file").write_text("")
