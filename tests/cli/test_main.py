@@ -16,7 +16,6 @@ import torch
 
 from support.shell import run
 from svitc.cli.main import main
-from svitc.support import atomic_files
 
 DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
 
@@ -120,7 +119,7 @@ def test_a_full_disk(capsys, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "out")
     assert status == 7 and "No space left" in err and not (tmp_path / "out").exists()
 
@@ -133,7 +132,7 @@ def test_a_full_disk_leaves_the_earlier_result(capsys, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert run(capsys, "compile", DIGITS, "-b", "0.3", "-o", out)[0] == 7
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 

@@ -24,7 +24,7 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.passes import canonical
+from svitc.passes.pipelines import canonical_passes
 
 # run by a Python that cannot import svitc; writes what it found for each folder
 ALONE = """
@@ -177,7 +177,7 @@ def test_writing_leaves_the_program_as_it_is(programs):
 def test_blocks_of_one_structure_share_a_class():
     torch.manual_seed(0)
     program = capture(warm(spikformer(depths=3)), InputSpec(IMAGE))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     source = program_source(program)
     assert classes(source) == ["Layers", "PatchEmbed", "Block", "Model"]
     assert "nn.ModuleList(Block() for _ in range(3))" in source, "nothing differs: no arguments"
@@ -199,7 +199,7 @@ def test_blocks_of_one_structure_share_a_class():
 def test_stages_of_another_width_share_a_class():
     torch.manual_seed(0)
     program = capture(warm(qkformer(depths=(1, 1, 2))), InputSpec(IMAGE))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     source = program_source(program)
     assert classes(source) == ["Layers", "PatchEmbed1", "Stage", "PatchEmbed", "Stage3", "Model"]
     assert "Stage(width=16, q=16, k=16, fc1=64)" in source
@@ -259,7 +259,7 @@ def test_what_does_not_split_is_flat(tmp_path):
 def test_a_wrapped_model_splits_as_well(tmp_path):
     torch.manual_seed(0)
     program = capture(warm(Wrapped(spikformer(depths=2))), InputSpec(IMAGE))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     source = assert_loads(program, tmp_path)
     assert classes(source) == ["Layers", "PatchEmbed", "Block", "Model"]
     assert "for block in self.backbone.blocks:" in source

@@ -18,7 +18,7 @@ from svitc.ir.ops import is_quantized
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Stage
 from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d
-from svitc.passes import inference, lowering
+from svitc.passes.pipelines import inference_passes, lowering_passes
 from svitc.serialization.layer_schema import build_layer, describe_layer
 from svitc.serialization.writer import load_program, to_bytes
 
@@ -82,11 +82,11 @@ def test_layers_as_json():
 
 def test_programs_between_the_stages_are_not_saved():
     program = canonicalised()
-    Pipeline(inference())(program)
+    Pipeline(inference_passes())(program)
     with pytest.raises(UsageError, match="stage inference"):
         to_bytes(program)
     program = case_of("spikformer").copy()
-    Pipeline(lowering())(program)
+    Pipeline(lowering_passes())(program)
     with pytest.raises(UsageError, match="stage exportable"):
         to_bytes(program)
 

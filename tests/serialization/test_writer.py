@@ -18,7 +18,7 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Stage
-from svitc.passes import inference
+from svitc.passes.pipelines import inference_passes
 from svitc.serialization.layer_schema import SURROGATES, build_layer, build_surrogate, describe_layer
 from svitc.serialization.writer import save_program, short_source, to_bytes
 
@@ -106,7 +106,7 @@ def test_folders_of_the_user_do_not_get_into_the_file(saved):
 
 def test_a_folded_program_is_not_saved():
     program = canonicalised()
-    Pipeline(inference())(program)
+    Pipeline(inference_passes())(program)
     with pytest.raises(UsageError, match="stage inference no longer trains"):
         to_bytes(program)
 

@@ -18,7 +18,7 @@ from svitc.frontends.capture.model_rewrites import logits_of
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import is_neuron
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import canonical
+from svitc.passes.pipelines import canonical_passes
 
 DIM = 16
 
@@ -95,5 +95,5 @@ def currents(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, torch.Tensor]
 def captured(case: str, seed: int = 0):
     model, spec = build(case, seed)
     program = capture(model, spec, fix="fixed" in case)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program

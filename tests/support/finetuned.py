@@ -9,7 +9,8 @@ from support.families import spikformer, warm
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import Prune, canonical
+from svitc.passes import Prune
+from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
 
 SHAPE = (3, 16, 16)
@@ -41,7 +42,7 @@ class Blobs:
 
 def program_of(model, shape=SHAPE):
     program = capture(warm(model, shape), InputSpec(shape), {"arch": "test"})
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 

@@ -14,8 +14,8 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
-from svitc.passes import canonical, inference
 from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
+from svitc.passes.pipelines import canonical_passes, inference_passes
 from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.passes.quantization.quantize_input import QuantizeInput
 from svitc.passes.quantization.quantize_weights import QuantizeWeights
@@ -23,7 +23,7 @@ from svitc.passes.quantization.quantize_weights import QuantizeWeights
 
 def quantized(program: Program) -> Program:
     twin = program.copy()
-    Pipeline([*inference(), FoldNeuronScale(), ReassociateMatmuls(), QuantizeInput(), QuantizeWeights()])(twin)
+    Pipeline([*inference_passes(), FoldNeuronScale(), ReassociateMatmuls(), QuantizeInput(), QuantizeWeights()])(twin)
     assert twin.stage == Stage.QUANTIZED
     return twin
 
@@ -32,7 +32,7 @@ def published(name: str) -> Program:
     torch.manual_seed(0)
     small = SMALL[name]
     program = capture(warm(small.shallow(), small.input), InputSpec(small.input))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 

@@ -16,7 +16,8 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.passes import Prune, canonical
+from svitc.passes import Prune
+from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import load_program, save_program, to_bytes
 
@@ -45,7 +46,7 @@ def captured(family: str = "spikformer", *, events: bool = False, **k) -> Progra
 
 def canonicalised(*args, **k) -> Program:
     program = captured(*args, **k)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 

@@ -14,7 +14,8 @@ from support.finetuned import CLASSES, OPTIONS, Blobs, halved, program_of, same,
 from svitc.errors import InputError, OutputError, UsageError
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import HoistRepeat, MergeViews, inference
+from svitc.passes import HoistRepeat, MergeViews
+from svitc.passes.pipelines import inference_passes
 from svitc.training import images
 from svitc.training.augment import augmentation, jitter, random_of
 from svitc.training.fast_forward import FastForward, constants, spikes
@@ -168,7 +169,7 @@ def test_bad_places_and_data(student, teacher, tmp_path):
     with pytest.raises(InputError, match="too few"):
         finetune(student, teacher, Blobs(1), **OPTIONS)
     folded = student.copy()
-    Pipeline(inference())(folded)
+    Pipeline(inference_passes())(folded)
     with pytest.raises(UsageError, match="no longer trains"):
         finetune(folded, teacher, Blobs(), **OPTIONS)
 

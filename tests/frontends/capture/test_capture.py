@@ -19,7 +19,7 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.onnx.export import export
-from svitc.passes import canonical
+from svitc.passes.pipelines import canonical_passes
 from svitc.verification.recorder import Recorder
 
 
@@ -210,7 +210,7 @@ def test_a_square_matrix_may_be_transposed():
     check_capture(model, program)
     x = torch.randn(2, 3, 8, 6)
     want = program(x)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     assert torch.equal(program(x), want) and want.std() > 0
     session = onnx.session(export(program))
     assert abs(session.run(None, {"x": x.numpy()})[0] - want.numpy()).max() < 1e-4

@@ -18,7 +18,8 @@ from support.plans import kept, liven, random_plan
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import Prune, canonical
+from svitc.passes import Prune
+from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
 from svitc.verification.recorder import Recorder
 
@@ -97,7 +98,7 @@ def assert_pruned_is_masked(family, model, spec, channel_attention, seed) -> Non
     liven(model, generator)
     model.eval()
     program = capture(model, spec)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     plan = random_plan(program, np.random.default_rng(seed))
     masks = plan.validate(program)
 

@@ -19,8 +19,8 @@ from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
-from svitc.passes import FoldNeuronScale, Prune, QuantizeInput, QuantizeResidualStreams, RoundWeights, inference
-from svitc.passes.pipelines import quantize
+from svitc.passes import FoldNeuronScale, Prune, QuantizeInput, QuantizeResidualStreams, RoundWeights
+from svitc.passes.pipelines import inference_passes, quantize
 from svitc.planning.plan import Plan
 from svitc.quantization.gptq import round_weights
 from svitc.quantization.weight_grid import nearest, scales
@@ -297,7 +297,7 @@ def test_quantize_finds_the_same_whole_numbers(name, bits):
     wanted = {layer: FEW[i % 2] if bits == "mixed" else bits for i, layer in enumerate(layers)}
     start = rounded(program, wanted, seen(name) if name in ("spikformer", "sdt") else None)
     folded = start.copy()
-    Pipeline([QuantizeResidualStreams(), *inference(), FoldNeuronScale(), QuantizeInput()])(folded)
+    Pipeline([QuantizeResidualStreams(), *inference_passes(), FoldNeuronScale(), QuantizeInput()])(folded)
     final, _ = quantize(start, wanted)
     streams = summary(final, Pipeline([]))["streams"]  # larger sums leave their scales fewer bits
     for layer, each in wanted.items():
