@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from support import shell
+from support.paths import DIGITS
 from support.runners import contestant, failing, grown, ready
 from svitc.bench import rounds
 from svitc.bench.environment import disturbed
@@ -22,7 +23,6 @@ from svitc.cli.main import main
 from svitc.errors import InputError
 from svitc.support.hardware import busy_seconds, peak, resident
 
-DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
 ROW = {
     "name",
     "reason",

@@ -11,14 +11,12 @@ import torch
 import yaml
 
 from support.measured import digits_file, family
+from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
 from svitc.energy.cost_table import DEFAULT, load_table
 from svitc.energy.estimate import energy
 from svitc.errors import InputError
-
-DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
-
 
 # tables
 

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
-
-DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
 
 
 @pytest.mark.parametrize("command", [[], ["compile"], ["inspect"], ["verify"]])

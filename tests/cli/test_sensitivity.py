@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from support.measured import DIGITS, digits_file
+from support.measured import digits_file
+from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
 

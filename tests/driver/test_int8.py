@@ -17,6 +17,7 @@ from torch import nn
 
 import svitc
 from support.families import FAMILIES, warm
+from support.paths import DEMO, DIGITS
 from support.programs import frames, lif, steps, written
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
@@ -37,8 +38,6 @@ from svitc.serialization.writer import load_program
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.recorder import Recorder
 
-DEMO = Path(__file__).resolve().parents[2] / "demo"
-DIGITS = DEMO / "digits.pt"
 FILES = ("model.onnx", "model.py", "model.safetensors", "plan.json")
 
 
@@ -142,11 +141,6 @@ def test_each_reason():
 
 
 # compile
-
-
-@pytest.fixture(scope="module")
-def digits() -> Program:
-    return svitc.load(DIGITS)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import einops
 import numpy as np
@@ -25,8 +24,6 @@ from svitc.ir.ops import IntegerSpike
 from svitc.ir.program import Program, Stage
 from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import stored_bits
-
-DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
 
 
 class Leaves(fx.Tracer):

@@ -11,7 +11,7 @@ from support.families import FAMILIES
 from support.measured import family, halved, images_of, prunable
 from svitc import onnx as backend
 from svitc.evaluation import evaluator
-from svitc.evaluation.evaluator import Evaluator, Packed
+from svitc.evaluation.evaluator import Evaluator, Packed, log_softmax
 from svitc.onnx.export import export
 from svitc.onnx.surgery import suffix
 from svitc.passes import Prune
@@ -50,7 +50,7 @@ def exported(monkeypatch):
 
 def full(model: bytes, chunks) -> np.ndarray:
     session = backend.session(model, 1)
-    return np.concatenate([evaluator._softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
+    return np.concatenate([log_softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
 
 
 def cut(program, plan):
@@ -128,7 +128,7 @@ def test_a_small_cache_changes_nothing(exported):
     points = {}
     for room in (10**9, 40_000, 0):
         evaluator = Evaluator(program, chunks, threads=1, cache_bytes=room)
-        used = sum(packed.data.nbytes for packed in evaluator._spikes[0].values())
+        used = sum(packed.data.nbytes for packed in evaluator.spikes[0].values())
         assert used <= room and (room == 0) == (used == 0)
         taken = []
         points[room] = []
@@ -146,7 +146,7 @@ def test_the_latest_spikes_are_kept():
     program = family("spikformer")
     evaluator = Evaluator(program, [images_of(program, 2)], threads=1, cache_bytes=20_000)
     neurons = [str(node.target) for node in program.neurons()]
-    kept = set(evaluator._spikes[0])
+    kept = set(evaluator.spikes[0])
     assert 0 < len(kept) < len(neurons) and neurons[0] not in kept and neurons[-1] in kept
 
 
@@ -154,7 +154,7 @@ def test_integer_spikes(exported):
     program = family("spikformer", spiking_neuron=neuron.ILIFNode)
     x, y = images_of(program, 3)
     evaluator = Open(program, [(x, y)], threads=1)
-    assert not all(packed.binary for packed in evaluator._spikes[0].values())
+    assert not all(packed.binary for packed in evaluator.spikes[0].values())
     for group in prunable(program)[1::3]:
         evaluator(cut(program, halved(program, group)))
         assert np.abs(evaluator.logs - full(exported["file"], [(x, y)])).max() < 1e-4, group.name
@@ -196,7 +196,7 @@ def test_an_integer_network_is_measured_on_its_own_file(name):
     logits = backend.session(export(final)).run(None, {backend.INPUT: x.numpy()})[0]
     mean = logits.mean(axis=0) if logits.ndim == 3 else logits
     assert point.images == 9 and point.right == int((mean.argmax(-1) == y.numpy()).sum())
-    assert np.allclose(evaluator.logs, evaluator._softmax(logits), atol=1e-5)
+    assert np.allclose(evaluator.logs, log_softmax(logits), atol=1e-5)
     few = evaluator(quantize(program)[0], images=3)
     assert few.images == 5, "what completes a batch is looked at, too"
     assert few.right == int((mean[:5].argmax(-1) == y[:5].numpy()).sum())

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import svitc
-from support.measured import DIGITS, digits_file, family, halved, prunable
+from support.measured import digits_file, family, halved, prunable
+from support.paths import DIGITS
 from svitc.cli.main import main
 from svitc.data.dataset import load_data
 from svitc.errors import InputError, OutputError

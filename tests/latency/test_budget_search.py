@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import svitc
+from support.paths import DIGITS
 from support.shell import run
 from svitc import onnx as backend
 from svitc.cli.main import main
@@ -30,14 +30,8 @@ from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
 
-DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
 WHOLE = 100_000
 SPEEDS = {name: 1e-9 for probe in probes() for name in probe.amounts} | {"node": 1e-6}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return svitc.load(DIGITS)
 
 
 # budgets

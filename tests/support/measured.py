@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from support.families import FAMILIES, warm
 from svitc.driver.load import run_canonical_passes
 from svitc.evaluation.evaluator import Measurement
 from svitc.frontends.capture.capture import capture
+from svitc.ir.program import Program
 from svitc.passes.policies import Problem
 from svitc.planning.cost import parameter_cost
 from svitc.planning.plan import Plan
 
-DIGITS = Path(__file__).resolve().parents[2] / "demo" / "digits.pt"
 IMAGES = 10_000  # that the fake sweep says it has seen
 
 
@@ -32,11 +33,16 @@ def digits_file(folder: Path, images: int, name: str = "digits.npz", start: int 
     return folder / name
 
 
-def family(name: str, seed: int = 0, **k):
-    """A small program that fires."""
+def family(name: str, seed: int = 0, **k) -> Program:
+    """Return a small program that fires: a copy, as it takes much longer to make than to copy."""
+    return _family(name, seed, tuple(k.items())).copy()
+
+
+@cache
+def _family(name: str, seed: int, options: tuple) -> Program:
     torch.manual_seed(seed)
     factory, shape = FAMILIES[name]
-    program = capture(warm(factory(**{"T": 2, **k}), shape), svitc.InputSpec(shape))
+    program = capture(warm(factory(**{"T": 2, **dict(options)}), shape), svitc.InputSpec(shape))
     run_canonical_passes(program)
     return program
 

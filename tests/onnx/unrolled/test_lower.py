@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import svitc
 from support.exported import spikes_of
@@ -22,6 +25,7 @@ from svitc.data.inputs import random_inputs
 from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
+from svitc.ir.program import Program
 from svitc.onnx.export import export
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.verification.exact_check import verify_exact
@@ -34,10 +38,12 @@ def quantized(model, shape):
     return quantize(program)[0]
 
 
-def built(name: str, **options):
+@functools.cache
+def built(name: str, copy: int = 0) -> Program:
+    """Return a quantized family, built anew for each ``copy``; not to be changed."""
     torch.manual_seed(0)
     factory, shape = FAMILIES[name]
-    return quantized(warm(factory(T=2, **options), shape), shape)
+    return quantized(warm(factory(T=2), shape), shape)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -112,7 +118,7 @@ def test_the_runtime_takes_product_cast_scale_and_bias_for_one_operator(tmp_path
 
 
 def test_the_same_program_gives_the_same_bytes():
-    assert export(built("spikformer")) == export(built("spikformer"))
+    assert export(built("spikformer")) == export(built("spikformer", copy=1))
 
 
 WIDTHS = {"float": 4, "int32": 4, "int64": 8, "uint8": 1, "int8": 1, "bool": 1, "uint16": 2}
@@ -151,13 +157,19 @@ def alive_at_most(exported: bytes, x: np.ndarray, level, folder: Path) -> int:
     return peak
 
 
+@functools.cache
+def deep(family: Callable[..., nn.Module], depth: int) -> tuple[bytes, np.ndarray]:
+    """Return the file of a network of this many blocks, and two images."""
+    torch.manual_seed(0)
+    program = quantized(warm(family(T=4, depths=depth), IMAGE), IMAGE)
+    return export(program), random_inputs(program, 2, 2, 0)[0].numpy()
+
+
 @pytest.mark.parametrize("level", ["ORT_ENABLE_ALL", "ORT_DISABLE_ALL"])
 @pytest.mark.parametrize("family", [spikformer, sdt])
 def test_a_deeper_network_takes_no_more_memory(family, level, tmp_path):
     alive = []
     for depth in (2, 6):
-        torch.manual_seed(0)
-        program = quantized(warm(family(T=4, depths=depth), IMAGE), IMAGE)
-        x = random_inputs(program, 2, 2, 0)[0].numpy()
-        alive.append(alive_at_most(export(program), x, getattr(ort.GraphOptimizationLevel, level), tmp_path))
+        exported, x = deep(family, depth)
+        alive.append(alive_at_most(exported, x, getattr(ort.GraphOptimizationLevel, level), tmp_path))
     assert alive[1] < 1.05 * alive[0], "layers wait with their membranes for the others"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from support.measured import DIGITS, IMAGES, digits_file, family
+from support.measured import IMAGES, digits_file, family
+from support.paths import DIGITS
 from support.shell import run
 from svitc.driver.compiler import Compiler
 from svitc.driver.options import CompileOptions

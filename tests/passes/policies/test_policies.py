@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import svitc
 from support.families import FAMILIES
-from support.measured import DIGITS, IMAGES, Fake, digits_file, family, family_file, images_of, prunable
+from support.measured import IMAGES, Fake, digits_file, family, family_file, images_of, prunable
+from support.paths import DIGITS
 from svitc.analysis.calibration import Calibration
 from svitc.data.dataset import load_data
 from svitc.driver.compiler import Compiler
