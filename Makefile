@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types clean
+.PHONY: help venv demo test check lint types clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,10 +32,17 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
 
-# One thread for each test process. Not `python -m pytest`: it would put the root on sys.path.
+# One thread for each test process, each file in one process, as its tests share what they build.
+# Not `python -m pytest`: it would put the root on sys.path.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
 test: lint ## lint, check types and run the tests
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+	@$(PYTEST)
+
+check: lint ## for daily work: lint, check types and run a tenth of the tests
+	@echo "== pytest --quick"
+	@$(PYTEST) --quick
 
 lint: $(READY) types ## ruff and mypy
 	@echo "== ruff"

@@ -100,6 +100,7 @@ class Evaluator:
     Attributes:
         original: the original's own point.
         seconds: that the original took on all images.
+        spikes: of the original, for each batch: those that are kept, by the path of their neuron.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Evaluator:
         self.program, self.threads = program, threads
         self.chunks = [(x.numpy(), y.numpy()) for x, y in batches]
         self.images = sum(len(y) for _, y in self.chunks)
-        self._spikes: list[dict[str, Packed]] = []
+        self.spikes: list[dict[str, Packed]] = []
         self._logs: list[np.ndarray] = []
         self._state = {name: value.clone() for name, value in program.module.state_dict().items()}
         model = export_proto(program.copy())
@@ -124,7 +125,7 @@ class Evaluator:
         done, start = 0, time.perf_counter()
         for x, labels in self.chunks:
             logits, *values = session.run([backend.OUTPUT, *(e.value for e in exposed)], {backend.INPUT: x})
-            self._spikes.append({e.path: Packed(v) for e, v in zip(exposed, values, strict=True)})
+            self.spikes.append({e.path: Packed(v) for e, v in zip(exposed, values, strict=True)})
             self._logs.append(log_softmax(logits))
             done += len(labels)
             if progress is not None:
@@ -157,13 +158,13 @@ class Evaluator:
             images: look at the first so many only, and what completes their batch.
         """
         rounded = candidate.stage >= Stage.QUANTIZED  # each neuron fires otherwise; its file is the faster one anyhow
-        known = set() if rounded else self.unchanged(candidate) & self._spikes[0].keys()
+        known = set() if rounded else self.unchanged(candidate) & self.spikes[0].keys()
         model = export_proto(candidate)
         taken = [] if rounded else suffix.suffix(model, known)
         session = backend.session(model.SerializeToString(), self.threads)
         image = any(given.name == backend.INPUT for given in session.get_inputs())
         logs = []
-        for (x, labels), spikes in zip(self.chunks, self._spikes, strict=True):
+        for (x, labels), spikes in zip(self.chunks, self.spikes, strict=True):
             if images is not None and images <= 0:
                 break
             feed = {each.value: spikes[each.path].unpack() for each in taken}

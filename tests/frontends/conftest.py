@@ -9,7 +9,7 @@ import torch
 from spikingjelly.activation_based.model import Spikformer
 from torch import nn
 
-from official_small import run
+from support.published_small import run
 from svitc.frontends.published import PUBLISHED
 
 SMALL = {

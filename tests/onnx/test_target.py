@@ -16,9 +16,9 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 import svitc
-from exported import missing
-from families import FAMILIES, IMAGE, NEURONS, spikformer, warm
-from official_small import SMALL, fill
+from support.exported import missing
+from support.families import FAMILIES, IMAGE, NEURONS, spikformer, warm
+from support.published_small import SMALL, fill
 from svitc import onnx as backend
 from svitc.data.inputs import random_inputs
 from svitc.driver.load import run_canonical_passes

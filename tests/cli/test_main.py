@@ -1,0 +1,232 @@
+"""The command line as a user meets it: help, statuses, one clear message, no traceback, no partial output."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from support.paths import DIGITS
+from support.shell import run
+from svitc.cli.main import main
+
+
+@pytest.mark.parametrize("command", [[], ["compile"], ["inspect"], ["verify"]])
+def test_help_teaches(capsys, command):
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == 0 and "Exit status" in out
+    if command == ["compile"]:
+        for word in (
+            "--budget",
+            "0.78",
+            "12MB",
+            "params=8M",
+            "--prune-heads",
+            "--trust-pickle",
+            "--plan",
+            "--ema",
+            "--fix",
+            "--reparam",
+        ):
+            assert word in out
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1].startswith("svitc 0.")
+
+
+def test_compile_inspect_verify(capsys, tmp_path):
+    out = tmp_path / "out"
+    status, text, _ = run(capsys, "compile", DIGITS, "--budget", "0.78", "-o", out)
+    assert status == 0 and "verified" in text and "0.77" in text
+    assert sorted(p.name for p in out.iterdir()) == [
+        "model.onnx",
+        "model.py",
+        "model.safetensors",
+        "plan.json",
+        "report.json",
+    ]
+    status, text, _ = run(capsys, "verify", out)
+    assert status == 0 and "0 beyond" in text
+    status, text, _ = run(capsys, "inspect", DIGITS)
+    assert status == 0 and "no: the model's output" in text and "blocks.1.mlp.fc1.0" in text
+    status, text, _ = run(capsys, "inspect", DIGITS, "--program")
+    assert status == 0 and "LIFNode[blocks.0.attn.attn_lif]" in text
+
+
+def test_json_is_alone_on_stdout(capsys, tmp_path):
+    status, text, _ = run(capsys, "compile", DIGITS, "-b", "78%", "-o", tmp_path / "o", "--json", "-v")
+    assert status == 0 and json.loads(text) == json.loads((tmp_path / "o" / "report.json").read_text())
+    assert json.loads(run(capsys, "inspect", DIGITS, "--json")[1])["neurons"] == 19
+    assert json.loads(run(capsys, "verify", tmp_path / "o", "--json")[1])["status"] == "passed"
+
+
+def test_a_plan_is_replayed(capsys, tmp_path):
+    run(capsys, "compile", DIGITS, "-b", "0.6", "-o", tmp_path / "a")
+    assert run(capsys, "compile", DIGITS, "--plan", tmp_path / "a" / "plan.json", "-o", tmp_path / "b")[0] == 0
+    assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
+
+
+BAD = {
+    "no budget": ([DIGITS], 2, "--budget"),
+    "budget 0": ([DIGITS, "-b", "0"], 2, "must be above 0"),
+    "budget 1.5": ([DIGITS, "-b", "1.5"], 2, "more than the whole model"),
+    "budget abc": ([DIGITS, "-b", "abc"], 2, "not an amount"),
+    "reparam": ([DIGITS, "-b", "0.5", "--reparam", "on"], 2, "--reparam 'on' is neither auto nor off"),
+    "target": ([DIGITS, "--target", "tpu"], 2, "target 'tpu' is not known"),
+    "unreachable": ([DIGITS, "-b", "0.0001"], 5, "cannot be met"),
+    "no such file": (["nowhere.pt", "-b", "0.5"], 3, "nowhere.pt"),
+    "a folder": (["/", "-b", "0.5"], 3, "folder"),
+    "criterion": ([DIGITS, "-b", "0.5", "--criterion", "l7"], 2, "Known: l2"),
+    "policy": ([DIGITS, "-b", "0.5", "--policy", "magic"], 2, "Known: auto, psvit"),
+    "glob": ([DIGITS, "-b", "0.5", "--exclude", "xyz*"], 2, "matches no group"),
+    "arch args": ([DIGITS, "-b", "0.5", "--arch-args", "{"], 2, "not JSON"),
+    "arch args list": ([DIGITS, "-b", "0.5", "--arch-args", "[1]"], 2, "not a JSON object"),
+    "input shape": ([DIGITS, "-b", "0.5", "--input-shape", "1,2"], 2, "not a shape"),
+    "data": ([DIGITS, "-b", "0.5", "--data", "nowhere"], 3, "nowhere"),
+    "plan": ([DIGITS, "--plan", "nowhere.json"], 3, "nowhere.json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(capsys, tmp_path, case):
+    args, want, message = BAD[case]
+    out = tmp_path / "out"
+    status, text, err = run(capsys, "compile", *args, "-o", out)
+    assert status == want and message in err and text == ""
+    assert not out.exists(), "no partial output"
+
+
+def test_an_output_folder_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "file")
+    assert status == 7 and "is a file" in err
+    status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "file" / "below")
+    assert status == 7
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "out")
+    assert status == 7 and "No space left" in err and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_result(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(capsys, "compile", DIGITS, "-b", "0.5", "-o", out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(capsys, "compile", DIGITS, "-b", "0.3", "-o", out)[0] == 7
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_ctrl_c(tmp_path):
+    """A real interrupt of a real process, in the middle of its work."""
+    command = [
+        sys.executable,
+        "-m",
+        "svitc",
+        "compile",
+        str(DIGITS),
+        "-b",
+        "0.5",
+        "-o",
+        str(tmp_path / "out"),
+        "--verify-images",
+        "5000",
+        "-v",
+    ]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # a shell starts what runs in the background with SIGINT ignored, which children inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    for line in process.stderr:  # what comes after the export is the verification of 5,000 images
+        if "svitc: export: " in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tampered_file_fails_verification(capsys, tmp_path):
+    out = tmp_path / "out"
+    run(capsys, "compile", DIGITS, "-b", "0.5", "-o", out)
+    data = bytearray((out / "model.onnx").read_bytes())
+    import onnx
+
+    model = onnx.load_from_string(bytes(data))
+    weight = next(t for t in model.graph.initializer if t.name.startswith("blocks.1.mlp.fc1"))
+    weight.raw_data = bytes(len(weight.raw_data))
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    status, text, err = run(capsys, "verify", out)
+    assert status == 6 and "blocks.1.mlp.neuron1" in text + err
+
+
+def test_an_edited_source_is_noticed(capsys, tmp_path):
+    out = tmp_path / "out"
+    run(capsys, "compile", DIGITS, "-b", "0.5", "-o", out)
+    source = out / "model.py"
+    source.write_text(source.read_text().replace("0.125", "0.25"))
+    status, _, err = run(capsys, "verify", out)
+    assert status == 3 and "model.py is not the source" in err
+
+
+def test_verify_needs_a_folder_of_svitc(capsys, tmp_path):
+    status, _, err = run(capsys, "verify", tmp_path)
+    assert status == 3 and "missing" in err
+
+
+def test_verbose_shows_the_traceback(capsys, tmp_path):
+    status = main(["compile", str(DIGITS), "-b", "0.0001", "-v", "-o", str(tmp_path / "o")])
+    assert status == 5 and "Traceback" in capsys.readouterr().err
+
+
+def test_an_unsupported_model_is_refused_by_inspect_too(capsys, tmp_path, monkeypatch):
+    source = tmp_path / "odd_model.py"
+    source.write_text(
+        "import torch\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = torch.nn.Linear(3, 5)\n"
+        "    def forward(self, x):\n"
+        "        return torch.softmax(self.head(x.mean((2, 3))), -1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    torch.save({"head.weight": torch.randn(5, 3), "head.bias": torch.randn(5)}, tmp_path / "odd.pt")
+    for command in (["inspect"], ["compile", "-b", "0.5", "-o", tmp_path / "out"]):
+        status, _, err = run(
+            capsys,
+            command[0],
+            tmp_path / "odd.pt",
+            *command[1:],
+            "--arch",
+            "odd_model:Odd",
+            "--input-shape",
+            "3,8,8",
+        )
+        assert status == 4 and "softmax" in err and "odd_model.py:7" in err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,331 @@
+"""int8 from end to end: what is exact and what is not, the files, budgets, plans, and the command line."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+import svitc
+from support.families import FAMILIES, warm
+from support.paths import DEMO, DIGITS
+from support.programs import frames, lif, steps, written
+from svitc import onnx as backend
+from svitc.analysis.exactness import inexact
+from svitc.cli.main import main
+from svitc.data.inputs import random_inputs
+from svitc.driver.artifacts import Compiled
+from svitc.driver.inspect import inspect
+from svitc.driver.load import run_canonical_passes
+from svitc.driver.report import summary
+from svitc.errors import InputError, UsageError
+from svitc.frontends.capture.capture import capture
+from svitc.ir import ops
+from svitc.ir.program import Program, Stage
+from svitc.onnx.export import export
+from svitc.passes.pipelines import quantize
+from svitc.planning.plan import Plan
+from svitc.serialization.writer import load_program
+from svitc.verification.exact_check import verify_exact
+from svitc.verification.recorder import Recorder
+
+FILES = ("model.onnx", "model.py", "model.safetensors", "plan.json")
+
+
+@functools.cache
+def captured(name: str) -> Program:
+    torch.manual_seed(0)
+    factory, shape = FAMILIES[name]
+    program = capture(warm(factory(T=2), shape), svitc.InputSpec(shape))
+    run_canonical_passes(program)
+    return program
+
+
+@functools.cache
+def quantized(name: str):
+    return quantize(captured(name))
+
+
+# what is exact
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_inexact(name):
+    program = quantized(name)[0]
+    found = inexact(program)
+    logits = found.pop("logits")
+    assert "mean" in logits or "sums real numbers" in logits
+    if name in ("sdt", "maxformer"):
+        assert set(found) == {"head_lif"} and "mean" in found["head_lif"]
+    elif "maxformer" not in name:
+        assert not found
+    # the reason names the first place: what comes before it in the graph is exact
+    order = [str(n.target) for n in program.graph.nodes]
+    for path, why in found.items():
+        first = why.split(" ")[0]
+        if first in order:
+            assert order.index(first) < order.index(path)
+
+
+@pytest.mark.parametrize("name", ["spikformer", "sdt", "maxformer"])
+def test_summary(name):
+    program, pipeline = quantized(name)
+    found = summary(program, pipeline)
+    assert list(found) == ["type", "layers", "streams", "exact_neurons", "neurons", "inexact", "refused"]
+    assert found == json.loads(json.dumps(found)) and " at 0x" not in json.dumps(found)
+    layers = [n for n in program.graph.nodes if ops.is_quantized(program.module_of(n))]
+    assert set(found["layers"]) == {str(n.target) for n in layers}
+    for path, entry in found["layers"].items():
+        assert entry == {"bits": 8, "shape": list(program.module.get_submodule(path).weight.shape)}
+    assert bool(found["streams"]) == (name == "maxformer")
+    for path, step in found["streams"].items():
+        assert ".attn.qkv" in path and math.frexp(step)[0] == 0.5
+    neurons = [str(n.target) for n in program.neurons()]
+    soft = [n for n in neurons if n in found["inexact"]]
+    assert found["type"] == "int8" and found["neurons"] == len(neurons)
+    assert found["exact_neurons"] == len(neurons) - len(soft)
+    assert found["inexact"] == inexact(program)
+
+
+def test_a_network_whose_answer_is_spikes():
+    """Counts of spikes, without a head; all of it is exact."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, (8, 6))
+            self.lif, self.last = lif(), lif()
+            with torch.no_grad():
+                self.conv.weight *= 4
+                self.out.weight *= 8
+
+        def forward(self, x):
+            s = self.lif(steps(self.conv(frames(x))))
+            s = self.last(steps(self.out(frames(s))))
+            return torch.mean(s, dim=(0, 3, 4), keepdim=False)
+
+    program, _ = quantize(written(Counts(), stage=Stage.PRUNED))
+    assert inexact(program) == {}
+    exported = export(program)
+    verdict = verify_exact(program, exported, random_inputs(program, 4, 2, 0))
+    assert verdict.passed and verdict.max_logit_difference == 0.0 and verdict.total("firing") > 10
+    x = random_inputs(program, 3, 3, 1)[0]
+    got = backend.session(exported).run(None, {backend.INPUT: x.numpy()})[0]
+    assert np.array_equal(got, program(x).numpy()) and got.any()
+
+
+def test_each_reason():
+    program = quantized("spikformer")[0].copy()
+    names = {str(n.target): n for n in program.graph.nodes}
+    layer = names["blocks.0.mlp.fc1.0"]
+    big = program.module_of(layer)
+    big.weight = torch.full_like(big.weight, 127)
+    assert set(inexact(program)) == {"logits"}
+    program.module.get_submodule("input_steps").limit = 1 << 23
+    reasons = inexact(program)
+    assert set(reasons.values()) == {next(iter(reasons.values()))} and "could pass 2^24" in reasons["logits"]
+    floats = captured("spikformer").copy()
+    found = inexact(floats)
+    assert "batch norm" in " ".join(found.values()) or "sums real numbers" in " ".join(found.values())
+    assert {str(n.target) for n in floats.neurons()} < set(found), "a float network is exact nowhere"
+
+
+# compile
+
+
+@pytest.fixture(scope="module")
+def whole(digits) -> Compiled:
+    return svitc.compile(digits, weights="int8", images=2)
+
+
+def test_compile(digits, whole):
+    report = whole.report
+    assert whole.verdict.passed and report["verify"]["status"] == "passed"
+    assert whole.verdict.total("flips_within_rounding") == whole.verdict.total("flips_beyond_rounding") == 0
+    assert whole.program.stage == Stage.QUANTIZED
+    memory = report["memory"]
+    stored = sum(numpy_helper.to_array(t).nbytes for t in onnx.load_from_string(whole.onnx).graph.initializer)
+    assert memory["compiled_bytes"] == stored == backend.weight_bytes(whole.onnx)
+    assert 0.25 < memory["ratio"] < 0.3, "a byte for four, scales, biases and windows"
+    weights = report["weights"]
+    assert weights["type"] == "int8" and weights["exact_neurons"] == weights["neurons"] == 19
+    assert whole.plan.keep == {} and whole.plan.made_by["weights"] == "int8"
+    onnx.checker.check_model(onnx.load_from_string(whole.onnx), full_check=True)
+    assert report == json.loads(json.dumps(report))
+
+
+def test_parameters_as_the_budget(digits):
+    done = svitc.compile(digits, "params=78%", weights="int8", images=1)
+    parameters = done.report["parameters"]
+    assert 0.77 < parameters["ratio"] <= 0.78 and done.verdict.passed
+    assert done.report["memory"]["ratio"] < 0.25
+
+
+@pytest.fixture(scope="module")
+def small(digits) -> Compiled:
+    return svitc.compile(digits, 0.15, weights="int8", images=2)
+
+
+def test_a_budget_below_int8s_own_size_prunes(whole, small):
+    done, ratio = small, small.report["memory"]["ratio"]
+    assert 0.14 < ratio <= 0.15 < whole.report["memory"]["ratio"]
+    assert done.plan.keep and done.verdict.passed and done.verdict.total("flips_within_rounding") == 0
+    assert backend.weight_bytes(done.onnx) == done.report["memory"]["compiled_bytes"]
+
+
+def test_a_budget_above_int8s_own_size_prunes_nothing(digits, whole):
+    done = svitc.compile(digits, 0.5, weights="int8", images=1)
+    assert done.plan.keep == {} and done.onnx == whole.onnx
+
+
+def test_a_plan_is_replayed_in_either_type(digits, small):
+    plan = Plan.from_json(json.loads(json.dumps(small.plan.to_json())))
+    assert svitc.compile(digits, plan=plan, weights="int8", images=1).onnx == small.onnx
+    floats = svitc.compile(digits, plan=plan, images=1)
+    assert floats.verdict.passed and floats.report["weights"] == {"type": "fp32"}
+    assert floats.report["parameters"] == small.report["parameters"]
+
+
+def test_two_runs_write_the_same_bytes(whole, tmp_path):
+    whole.write(tmp_path / "a")
+    svitc.compile(svitc.load(DIGITS), weights="int8", images=2).write(tmp_path / "b")
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    reports = [json.loads((tmp_path / x / "report.json").read_text()) for x in "ab"]
+    for each in reports:
+        each.pop("seconds")
+    assert reports[0] == reports[1]
+    assert load_program(tmp_path / "a" / "model.safetensors").stage == Stage.QUANTIZED
+
+
+@pytest.mark.parametrize("weights", ["int3", "INT8", "", "8"])
+def test_unknown_types(digits, weights):
+    with pytest.raises(UsageError, match="are not a type"):
+        svitc.compile(digits, 0.5, weights=weights)
+
+
+def test_what_is_quantized_cannot_be_compiled_or_inspected(whole):
+    with pytest.raises(InputError, match="quantized already"):
+        svitc.compile(whole.program, 0.5)
+    with pytest.raises(InputError, match="quantized already"):
+        inspect(whole.program)
+
+
+def test_accuracy_on_digits(whole, digits):
+    """On the 360 images that training never saw."""
+    spec = importlib.util.spec_from_file_location("digits", DEMO / "digits.py")
+    assert spec is not None and spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    split = demo.load_split()
+    normal = digits.info["normalize"]
+    mean, std = (torch.tensor(normal[k]).reshape(-1, 1, 1) for k in ("mean", "std"))
+    x = (split.test_images - mean) / std
+    labels = split.test_labels.numpy()
+
+    def right(logits: np.ndarray) -> int:
+        return int(((logits.mean(0) if logits.ndim == 3 else logits).argmax(-1) == labels).sum())
+
+    fp32 = right(digits(x).numpy())
+    int8 = right(backend.session(whole.onnx).run(None, {backend.INPUT: x.numpy()})[0])
+    assert fp32 >= 0.95 * len(labels) and abs(fp32 - int8) <= 4, (fp32, int8)
+    rates = []
+    for program in (digits, whole.program):
+        spikes = Recorder.record(program, x[:64])[0].spikes
+        rates.append(np.array([float(s.mean()) for s in spikes.values()]))
+    assert np.abs(rates[0] - rates[1]).max() < 0.02, "neurons fire as often as they did"
+
+
+# the command line
+
+
+def run(capsys, *args: object) -> tuple[int, str, str]:
+    status = main([str(a) for a in args])
+    captured_ = capsys.readouterr()
+    assert "Traceback" not in captured_.err
+    return status, captured_.out, captured_.err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "out"
+    assert main(["compile", str(DIGITS), "--weights", "int8", "-o", str(out), "--verify-images", "2"]) == 0
+    return out
+
+
+def test_the_command(capsys, folder):
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, "report.json"])
+    report = json.loads((folder / "report.json").read_text())
+    assert report["weights"]["type"] == "int8" and report["memory"]["ratio"] < 0.3
+    status, out, _ = run(capsys, "verify", folder)
+    assert status == 0 and "0 beyond" in out
+    status, out, _ = run(capsys, "verify", folder, "--json")
+    assert status == 0 and json.loads(out)["flips_within_rounding"] == 0
+
+
+def test_with_a_budget_and_json(capsys, tmp_path):
+    status, out, _ = run(
+        capsys,
+        "compile",
+        DIGITS,
+        "--weights",
+        "int8",
+        "-b",
+        "0.15",
+        "-o",
+        tmp_path / "o",
+        "--json",
+        "--verify-images",
+        "1",
+    )
+    report = json.loads(out)
+    assert status == 0 and report["weights"]["type"] == "int8" and report["memory"]["ratio"] <= 0.15
+    assert json.loads((tmp_path / "o" / "plan.json").read_text())["made_by"]["weights"] == "int8"
+
+
+def test_a_type_that_is_none(capsys, tmp_path):
+    status, out, err = run(capsys, "compile", DIGITS, "--weights", "int3", "-o", tmp_path / "o")
+    assert status == 2 and out == "" and "int3" in err and "int8" in err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["compile", "-b", "0.5"], ["compile", "--weights", "int8"]])
+def test_a_folder_that_is_quantized_already(capsys, folder, tmp_path, command):
+    out = ["-o", tmp_path / "o"] if command[0] == "compile" else []
+    status, text, err = run(capsys, command[0], folder, *command[1:], *out)
+    assert status == 3 and "quantized already" in err and "original checkpoint" in err and text == ""
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "neuron"),
+    [
+        ("blocks.1.mlp.fc1.0.weight", "blocks.1.mlp.neuron1"),
+        ("blocks.0.attn.proj_conv_bn.0.weight", "blocks.0.attn.proj_lif"),
+        ("patch_embed.stages.1.conv_bn.block.0.weight", "patch_embed.stages.1"),
+        ("head.weight", "logits"),
+    ],
+)
+def test_one_byte_is_noticed_and_named(capsys, folder, tmp_path, tensor, neuron):
+    for each in folder.iterdir():
+        (tmp_path / each.name).write_bytes(each.read_bytes())
+    model = onnx.load_from_string((folder / "model.onnx").read_bytes())
+    found = {t.name: t for t in model.graph.initializer}
+    values = numpy_helper.to_array(found[tensor]).copy()
+    assert values.dtype == np.int8
+    place = np.unravel_index(np.abs(values.astype(int)).argmax(), values.shape)
+    values[place] = -values[place]
+    found[tensor].CopyFrom(numpy_helper.from_array(values, tensor))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    status, out, err = run(capsys, "verify", tmp_path)
+    assert status == 6 and neuron in out + err

@@ -1,0 +1,171 @@
+"""Golden files: what the compiler makes of small networks, as text; ``pytest --update-golden`` writes them anew.
+
+They hold programs before and after each pass, the generated source, the nodes of the ONNX files and every ``--help``.
+A change that is meant to change nothing leaves them as they are; of any other change they show what it changed, to be
+reviewed by eye. Weights are few-bit numbers that are the same on every machine (published_small.fill), so that no text
+depends on how a processor rounds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import typer.main
+from torch import nn
+
+from support.families import FAMILIES
+from support.published_small import SMALL, fill
+from support.shell import run
+from svitc.analysis.exactness import narrowable
+from svitc.cli.main import app
+from svitc.codegen.module import program_source
+from svitc.driver.load import run_canonical_passes
+from svitc.frontends.capture.capture import capture
+from svitc.ir.graph import InputSpec
+from svitc.ir.pass_manager import Pass, Pipeline
+from svitc.ir.program import Program
+from svitc.onnx.export import export
+from svitc.passes import Prune, QuantizeResidualStreams, RoundWeights
+from svitc.passes.pipelines import canonical_passes, inference_passes, lowering_passes, quantization_passes, quantize
+from svitc.planning.plan import Plan
+
+GOLDEN = Path(__file__).parent / "golden"
+PUBLISHED = ("meta", "espikeformer")
+MODELS = ("spikformer", "sdt", "qkformer-token", "maxformer-cifar", "espikeformer")
+TYPES = [(name, weights) for name in MODELS for weights in ("fp32", "int8")]
+TYPES += [("meta", "fp32"), ("spikformer", "int4"), ("spikformer", "int2")]
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+USER_LINE = re.compile(r"  # \S+\.py:\d+$", re.MULTILINE)  # lines of SpikingJelly, whose versions differ
+
+LABELS = ("--", "++", "@@")  # of a unified diff
+
+Compare = Callable[[str, str], None]
+
+
+@pytest.fixture
+def golden(request) -> Compare:
+    """``golden(name, text)``: assert that a file holds this text, or write it."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.is_file(), f"{path.name} is missing: run pytest {Path(__file__).name} --update-golden"
+        before, after = path.read_text().splitlines(), text.splitlines()
+        difference = list(difflib.unified_diff(before, after, str(path), "now", lineterm="", n=1))
+        assert not difference, "\n".join(difference[:60])
+
+    return compare
+
+
+@functools.cache
+def captured(name: str) -> Program:
+    """Return a small network as it is captured; not to be changed."""
+    model: nn.Module
+    if name in PUBLISHED:
+        model, shape = SMALL[name].shallow(), SMALL[name].input
+    else:
+        factory, shape = FAMILIES[name]
+        model = factory(T=2)
+    return capture(fill(model), InputSpec(shape))
+
+
+@functools.cache
+def canonicalized(name: str) -> Program:
+    program = captured(name).copy()
+    run_canonical_passes(program)
+    return program
+
+
+@functools.cache
+def typed(name: str, weights: str) -> Program:
+    """Return a network with weights of one type; not to be changed."""
+    program = canonicalized(name).copy()
+    Prune(halved_groups(program))(program)
+    if weights == "fp32":
+        return program
+    bits = dict.fromkeys((layer for layer, why in narrowable(quantize(program)[0]).items() if not why), BITS[weights])
+    RoundWeights(bits)(program)
+    return quantize(program, bits)[0]
+
+
+def halved_groups(program: Program) -> Plan:
+    """Return the plan that keeps the first half of each group of channels, but for those that go by whole heads."""
+    keep = {}
+    for group in program.groups:
+        if group.frozen is None and group.size > 1 and group.whole_heads is None:
+            keep[group.name] = np.zeros((group.heads, group.axis.size), dtype=bool)
+            keep[group.name][:, : max(1, group.axis.size // 2)] = True
+    return Plan(keep)
+
+
+def shown(program: Program) -> list[str]:
+    return USER_LINE.sub("", str(program)).splitlines()
+
+
+def steps(program: Program, passes: Sequence[Pass]) -> Iterator[str]:
+    """Yield what each pass did: the places that it refused, and the lines that it changed."""
+    before = shown(program)
+    for each in passes:
+        result = each(program)
+        after = shown(program)
+        yield f"== {result.name}: {len(result.changed)} changed, {len(result.refused)} refused"
+        yield from (f"   {place}: {reason}" for place, reason in result.refused.items())
+        yield from (line for line in difflib.unified_diff(before, after, lineterm="", n=0) if line[:2] not in LABELS)
+        before = after
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_programs_before_and_after_each_pass(name, golden):
+    program = captured(name).copy()
+    lines = ["== captured", *shown(program), *steps(program, canonical_passes())]
+    Prune(halved_groups(program))(program)
+    folded = program.copy()
+    Pipeline(inference_passes())(folded)
+    lines += ["", "== pruned, float, from the end of inference on", *steps(folded, lowering_passes())]
+    passes = [QuantizeResidualStreams(), *inference_passes(), *quantization_passes(), *lowering_passes()]
+    lines += ["", "== pruned, quantized", *steps(program, passes)]
+    golden(f"passes/{name}.txt", "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("name", "weights"), TYPES)
+def test_generated_source(name, weights, golden):
+    golden(f"source/{name}-{weights}.py.txt", program_source(typed(name, weights)))
+
+
+@pytest.mark.parametrize(("name", "weights"), TYPES)
+def test_nodes_of_the_onnx_file(name, weights, golden):
+    model = onnx.load_from_string(export(typed(name, weights)))
+    lines = [f"{node.op_type} {node.name}" for node in model.graph.node]
+    for function in model.functions:
+        lines += ["", f"{function.name}({', '.join(function.input)})", *(node.op_type for node in function.node)]
+    golden(f"onnx/{name}-{weights}.txt", "\n".join(lines) + "\n")
+
+
+COMMANDS = sorted(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command, golden, capsys, monkeypatch):
+    for key, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(key, value)
+    status, out, _ = run(capsys, *([command] if command else []), "--help")
+    assert status == 0
+    golden(f"help/{command or 'svitc'}.txt", "\n".join(line.rstrip() for line in out.splitlines()) + "\n")
+
+
+def test_golden_files_stay_small_and_none_is_left_over():
+    files = {str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*.txt")}
+    expected = {f"passes/{name}.txt" for name in MODELS} | {f"help/{name}.txt" for name in ("svitc", *COMMANDS)}
+    expected |= {f"source/{name}-{weights}.py.txt" for name, weights in TYPES}
+    expected |= {f"onnx/{name}-{weights}.txt" for name, weights in TYPES}
+    assert files == expected
+    assert sum((GOLDEN / name).stat().st_size for name in files) < 600_000
