@@ -154,7 +154,7 @@ def test_a_budget_below_its_own_size_prunes():
 
 
 def test_a_file_for_an_older_runtime_has_wider_weights():
-    done = svitc.compile(program(), weights="int2", narrowest=4, images=1)
+    done = svitc.compile(program(), weights="int2", min_weight_bits=4, images=1)
     assert set(done.plan.bits.values()) == {4}, "the bits that are stored are used"
     assert done.onnx == compiled("int4").onnx
 
@@ -264,7 +264,7 @@ def test_weights_that_are_no_numbers_with_images(data):
 def test_a_layer_of_nothing(layer, weights, clean):
     """It gives nothing, whatever it reads, as before: two bits hold no zero, so its scale is next to none."""
     twin = changed(layer, None)
-    done = svitc.compile(twin, weights=weights, clean=clean, images=1)
+    done = svitc.compile(twin, weights=weights, remove_dead_channels=clean, images=1)
     assert done.verdict.passed
     module = dict(done.program.module.named_modules()).get(layer)
     if ops.is_quantized(module):  # or nothing is left of it

@@ -15,10 +15,10 @@ from shell import run
 from svitc import onnx as backend
 from svitc.cli.main import main
 from svitc.cli.views import latency
-from svitc.driver import compiler
-from svitc.driver.options import CompileOptions
+from svitc.driver import plan_search
 from svitc.errors import BudgetError, UsageError
-from svitc.latency import budget_search, microbenchmarks, predict
+from svitc.latency import microbenchmarks, predict
+from svitc.latency import paired_timer as paired
 from svitc.latency.budget_search import within_latency
 from svitc.latency.microbenchmarks import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
 from svitc.latency.operator_costs import by_layer, operators, optimized, owner, seconds
@@ -26,7 +26,7 @@ from svitc.latency.paired_timer import PairedTimer, Timing, paired_timer
 from svitc.onnx.export import export
 from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
-from svitc.support.timing import Clock
+from svitc.support.reporter import Reporter
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 WHOLE = 100_000
@@ -108,7 +108,7 @@ def search(text, ratio, make=None, original=20.0, **more):
         make or plan,
         lambda plan: str(plan.provenance["limit"]).encode(),
         lambda: timer,
-        said.append,
+        Reporter(on_decision=said.append),
         **more,
     )
     return found, asked, said
@@ -176,8 +176,8 @@ def test_a_policy_that_cannot_cut_as_far():
 
 
 def test_files_are_timed_in_pairs(digits, monkeypatch):
-    monkeypatch.setattr(budget_search, "PAIRS", (3, 3))
-    monkeypatch.setattr(budget_search, "PAUSE", 0.0)
+    monkeypatch.setattr(paired, "PAIRS", (3, 3))
+    monkeypatch.setattr(paired, "PAUSE_S", 0.0)
     file, x = export(digits), predict.one_image(digits)
     timer = PairedTimer(file, x, 1)
     turns: list[bool] = []
@@ -190,10 +190,8 @@ def test_files_are_timed_in_pairs(digits, monkeypatch):
 
 
 def test_latency_is_of_this_machine(digits):
-    options = CompileOptions()
-    options.target = "cuda"
     with pytest.raises(UsageError, match="--target is cuda"):
-        paired_timer(b"", digits, options, Clock())
+        paired_timer(b"", digits, "cuda", 0, Reporter())
 
 
 # compilations
@@ -203,19 +201,19 @@ def test_latency_is_of_this_machine(digits):
 def by_size(monkeypatch):
     """Compilations for which a file takes as long as its weights are many."""
 
-    def timer(original, program, options, clock):
+    def timer(original, program, target, seed, reporter):
         whole = backend.weight_bytes(original)
         return lambda file: Timing(
             10.0, 10.0 * backend.weight_bytes(file) / whole, backend.weight_bytes(file) / whole, 10, 1
         )
 
-    monkeypatch.setattr(compiler, "paired_timer", timer)
+    monkeypatch.setattr(plan_search, "paired_timer", timer)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_compile_to_a_latency(digits, by_size, weights):
     said: list[str] = []
-    done = svitc.compile(digits, "latency=0.6", weights=weights, images=1, say=said.append)
+    done = svitc.compile(digits, "latency=0.6", weights=weights, images=1, reporter=Reporter(on_decision=said.append))
     budget = done.report["budget"]
     assert budget.keys() == {
         "text",
@@ -248,7 +246,7 @@ def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget_search, "PAIRS", (2, 2))
+    monkeypatch.setattr(paired, "PAIRS", (2, 2))
     status, out, err = run(
         capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from svitc.errors import BudgetError, UsageError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
-from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, Uniform, make
+from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.search_space import Choice
 from svitc.passes.policies.sensitivity import SensitivityCurve, sensitivity_curves
@@ -401,12 +402,14 @@ def test_budgets_are_met_with_valid_masks(model, tmp_path):
     else:
         program = family(model)
         data, include = load_data(family_file(program, tmp_path, 16), program.input, program.info), ["*mlp*", "*attn*"]
-    options = CompileOptions(data=data, sweep_images=20, calibration_images=20, images=1)
-    compiler = Compiler(program, Uniform(), options)
+    sweep_file = tmp_path / "sweep.jsonl"
+    options = CompileOptions(
+        data=data, sweep_images=20, calibration_images=20, sweep_file=sweep_file, resume=True, images=1
+    )
     for name, budget in (("primesvt", 0.9), ("psvit", 0.8), ("auto", 0.75)):
         # a tolerance that the small networks meet: how good the plans are is not the question here
-        options.max_drop = 1.0 if name == "primesvt" else None
-        compiler.policy = make(name, include=include)
+        max_drop = 1.0 if name == "primesvt" else None
+        compiler = Compiler(program, make(name, include=include), replace(options, max_drop=max_drop))
         done = compiler.compile(budget)
         done.plan.validate(program)
         assert budget - 0.01 < done.report["memory"]["ratio"] <= budget and done.verdict.passed

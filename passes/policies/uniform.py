@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svitc.passes.policies.max_drop import require, smallest
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.planning.plan import Plan
 
 
 @dataclass
-class Uniform(Settings):
+class Uniform(Settings, Policy):
     """Keep the same share of every group; needs no data, unless a drop is given."""
 
     refit: str = "none"
