@@ -92,7 +92,7 @@ def options(
         "time_steps": time_steps,
         "trust_pickle": trust_pickle,
         "ema": ema,
-        "fix": fix,
+        "rewrite_model": fix,
     }
 
 

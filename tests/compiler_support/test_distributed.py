@@ -23,10 +23,9 @@ import os, sys, time
 from pathlib import Path
 import torch
 from support.families import warm
-from support.finetuned import OPTIONS, Blobs, halved, small, weights_of
+from support.finetuned import OPTIONS, Blobs, finetune, halved, small, weights_of
 from svitc.support.distributed import RankError, current, world
 from svitc.errors import InputError
-from svitc.training.finetune import finetune
 from svitc.training.checkpoint import digest
 
 folder = Path(sys.argv[1])

@@ -94,6 +94,6 @@ def currents(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, torch.Tensor]
 
 def captured(case: str, seed: int = 0):
     model, spec = build(case, seed)
-    program = capture(model, spec, fix="fixed" in case)
+    program = capture(model, spec, rewrite_model="fixed" in case)
     Pipeline(canonical_passes())(program)
     return program

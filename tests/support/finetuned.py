@@ -12,6 +12,9 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.passes import Prune
 from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
+from svitc.training import finetune as finetuning
+from svitc.training.finetune import FinetuneOptions
 
 SHAPE = (3, 16, 16)
 
@@ -73,3 +76,8 @@ def weights_of(program):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def finetune(student, teacher, data, progress=None, **options):
+    """Fine-tune with options by name."""
+    return finetuning.finetune(student, teacher, data, FinetuneOptions(**options), Reporter(progress))

@@ -21,6 +21,7 @@ from svitc.ir.program import Program
 from svitc.passes.policies import Problem
 from svitc.planning.cost import parameter_cost
 from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
 
 IMAGES = 10_000  # that the fake sweep says it has seen
 
@@ -114,4 +115,6 @@ class Fake:
         cost = parameter_cost(self.program)
         limit = None if keep is None else int(keep * cost())
         said = self.said = []
-        return Problem(self.program, cost, limit, "parameters", lambda: self, None, max_drop, said.append)
+        return Problem(
+            self.program, cost, limit, "parameters", lambda: self, None, max_drop, Reporter(on_decision=said.append)
+        )

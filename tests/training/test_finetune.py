@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import neuron, surrogate
 
 from support.families import FAMILIES, NEURONS, spikformer
-from support.finetuned import CLASSES, OPTIONS, Blobs, halved, program_of, same, small, weights_of
+from support.finetuned import CLASSES, OPTIONS, Blobs, finetune, halved, program_of, same, small, weights_of
 from svitc.errors import InputError, OutputError, UsageError
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
@@ -19,7 +19,6 @@ from svitc.passes.pipelines import inference_passes
 from svitc.training import images
 from svitc.training.augment import augmentation, jitter, random_of
 from svitc.training.fast_forward import FastForward, constants, spikes
-from svitc.training.finetune import finetune
 from svitc.training.images import split
 
 
@@ -125,9 +124,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
         if stage == "finetune" and done == (5 + 1) * 16:
             run.pupil.get_parameter("head.weight").data.fill_(float("nan"))
 
-    from svitc.training import finetune as module
-
-    made = module._Run.__init__
+    made = finetuning._Run.__init__
 
     def remember(self, *args, **kwargs):
         nonlocal run
@@ -136,7 +133,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
 
     run = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Run, "__init__", remember)
+        patch.setattr(finetuning._Run, "__init__", remember)
         with pytest.raises(UsageError, match="epoch 2 of 3, step 2") as caught:
             finetune(student, teacher, Blobs(), **OPTIONS, checkpoint=file, progress=poison)
     assert str(file) in str(caught.value) and "Of 1 finished epochs" in str(caught.value)

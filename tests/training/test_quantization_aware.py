@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from support.finetuned import OPTIONS, Blobs, halved, same, small, weights_of
+from support.finetuned import OPTIONS, Blobs, finetune, halved, same, small, weights_of
 from svitc.errors import InputError
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import FoldNeuronScale, QuantizeInput, RoundWeights
 from svitc.passes.pipelines import inference_passes, quantize
 from svitc.quantization.weight_grid import nearest, scales
-from svitc.training.finetune import _Run, finetune
+from svitc.training.finetune import _Run
 from svitc.training.quantization_aware import FakeQuantizedWeights
 
 BITS = {

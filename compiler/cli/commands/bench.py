@@ -88,12 +88,13 @@ def bench(
         raise UsageError("options on where the model comes from need a model", hint="Give it with --against.")
     from svitc.bench.compare import Settings, measure
     from svitc.bench.runners import Source
+    from svitc.support.reporter import Reporter
 
     names = None if peers is None else [name.strip() for name in peers.split(",") if name.strip()]
     settings = Settings(names, batch, threads, runs, seed, limit, profile)
     with terminal.progress(quiet=as_json or verbose) as show:
         source = None if against is None else Source(against, given)
-        report = measure(file, source, settings, show, loud=verbose)
+        report = measure(file, source, settings, Reporter(show), verbose=verbose)
     if as_json:
         print(json.dumps(report, indent=1))
     else:

@@ -163,9 +163,8 @@ def compile(
     if weights is not None:
         check_weight_type(weights)
     target_of(target, narrowest)
-    free = (
-        weights in (None, "fp32") and target == "cpu" and not getattr(POLICIES.get(policy or ""), "chooses_bits", False)
-    )
+    by_bits = policy in POLICIES and POLICIES[policy].chooses_bits
+    free = weights in (None, "fp32") and target == "cpu" and not by_bits
     if budget is None and plan is None and max_drop is None and free:
         raise UsageError(
             "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
@@ -198,6 +197,7 @@ def compile(
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
     from svitc.support.distributed import world
+    from svitc.support.reporter import Reporter
 
     name = policy or ("auto" if data is not None or train_data is not None else "uniform")
     chosen = make(
@@ -216,8 +216,8 @@ def compile(
     with world() as ranks:
         writer = ranks.is_writer
         with terminal.progress(quiet=as_json or verbose or not writer) as show:
-            seconds: dict[str, float] = {}
-            program = load(model, seconds=seconds, progress=show, **given)
+            reporter = Reporter(show, None if as_json or verbose or not writer else decision)
+            program = load(model, reporter=reporter, **given)
             settings = CompileOptions(
                 data=load_labelled(data, program, limit, seed, how),
                 train_data=load_labelled(train_data, program, None, seed, how),
@@ -229,22 +229,20 @@ def compile(
                 finetune=finetune,
                 finetune_options={"lr": lr, "batch": batch, "distil": distil, "augment": augment} if finetune else {},
                 weights=weights,
-                narrowest=narrowest,
+                min_weight_bits=narrowest,
                 target=target,
                 reparam=reparam,
-                clean=clean,
+                remove_dead_channels=clean,
                 images=verify_images,
                 seed=seed,
-                progress=show,
-                say=None if as_json or verbose or not writer else decision,
             )
-            compiler = Compiler(program, chosen, settings, seconds)
+            compiler = Compiler(program, chosen, settings, reporter)
             reports, failed, problems = [], [], []
             for each in budgets:
                 folder = out if len(budgets) == 1 else out / (each.text if each else "").replace("/", "-")
-                settings.finetune_file = beside(folder, "finetune.pt")
+                finetune_file = beside(folder, "finetune.pt")
                 try:
-                    done = compiler.compile(each, replay)
+                    done = compiler.compile(each, replay, finetune_file=finetune_file)
                 except BudgetError as problem:
                     if len(budgets) == 1:
                         raise
@@ -253,7 +251,7 @@ def compile(
                     continue
                 paths = done.write(folder) if writer else []
                 if writer and finetune:
-                    settings.finetune_file.unlink(missing_ok=True)
+                    finetune_file.unlink(missing_ok=True)
                 reports.append((done.report, paths))
                 if not done.verdict.passed:
                     failed.append((folder, done.verdict.first_divergence))

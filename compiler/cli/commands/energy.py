@@ -91,14 +91,15 @@ def energy(
     from svitc.energy.cost_table import load_table
     from svitc.energy.estimate import energy as measure
     from svitc.energy.estimate import saving
+    from svitc.support.reporter import Reporter
 
     costs = load_table(table)  # before a model is loaded for nothing
     notes: list[str] = []
 
     def of(path: Path, show: Any) -> Any:
-        program = load(path, progress=show, **given)
+        program = load(path, reporter=Reporter(show), **given)
         images = load_labelled(data, program, limit, seed, how)
-        found = measure(program, images, costs, progress=show)
+        found = measure(program, images, costs, reporter=Reporter(show))
         for note in (*program.info.get("assumptions", ()), *images.notes):
             if note not in notes:
                 notes.append(note)

@@ -73,9 +73,10 @@ def inspect(
         check_settings(weights, threads)  # before a model is loaded for nothing
     from svitc.driver.inspect import inspect
     from svitc.driver.load import load
+    from svitc.support.reporter import Reporter
 
     with terminal.progress(quiet=as_json or verbose) as show:
-        program = load(model, progress=show, **given)
+        program = load(model, reporter=Reporter(show), **given)
         if program_text:
             print(program)
             return
@@ -92,6 +93,7 @@ def watched(program: Any, weights: str, threads: int | None, show: Any) -> dict[
     """What ``latency.predict`` gives, and how many processors other processes kept busy meanwhile."""
     from svitc.bench.environment import BackgroundLoad
     from svitc.latency.predict import predict
+    from svitc.support.reporter import Reporter
 
     others = BackgroundLoad({})
-    return {**predict(program, weights, threads, progress=show), "other_processes": others.processors()}
+    return {**predict(program, weights, threads, reporter=Reporter(show)), "other_processes": others.processors()}

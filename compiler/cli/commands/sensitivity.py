@@ -116,6 +116,7 @@ def sensitivity(
     from svitc.passes.policies.sensitivity import sensitivity_curves, to_json
     from svitc.support.atomic_files import writable, write_one
     from svitc.support.distributed import world
+    from svitc.support.reporter import Reporter
 
     writable(out.parent / f"{out.name}.part")
     make("uniform", criterion=criterion, refit=refit)  # refuses what is unknown before anything is loaded
@@ -123,8 +124,8 @@ def sensitivity(
     with world() as ranks:
         writer = ranks.is_writer
         with terminal.progress(quiet=as_json or verbose or not writer) as show:
-            seconds: dict[str, float] = {}
-            program = load(model, seconds=seconds, progress=show, **given)
+            reporter = Reporter(show, None if as_json or verbose or not writer else decision)
+            program = load(model, reporter=reporter, **given)
             compiler = Compiler(
                 program,
                 None,
@@ -135,10 +136,8 @@ def sensitivity(
                     sweep_file=beside(out, "sweep.jsonl"),
                     resume=resume,
                     seed=seed,
-                    progress=show,
-                    say=None if as_json or verbose or not writer else decision,
                 ),
-                seconds,
+                reporter,
             )
             if bits:
                 found = _precision(compiler, settings)

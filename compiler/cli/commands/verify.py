@@ -45,11 +45,12 @@ def verify(
     """Is the ONNX file in FOLDER the same network as its model.safetensors and model.py? Layer by layer, then whole."""
     start(verbose)
     from svitc.driver.output_folder import open_folder, verify_folder
+    from svitc.support.reporter import Reporter
 
     with terminal.progress(quiet=as_json or verbose) as show:
         program, exported = open_folder(folder)
         labelled = load_labelled(data, program, limit, seed, Preparation(mean, std, resize, crop))
-        verdict = verify_folder(program, exported, labelled, images, seed, show)
+        verdict = verify_folder(program, exported, labelled, images, seed, Reporter(show))
     if as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:

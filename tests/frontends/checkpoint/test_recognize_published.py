@@ -208,7 +208,7 @@ def test_qkformer_is_refused_for_its_own_mistake_unless_fixed(write, built, logi
     with pytest.raises(UnsupportedError, match="run together .*so that an image's result depends on its") as caught:
         load(path, **options)
     assert "stage3.0.attn.proj_lif" in str(caught.value) and "--fix splits time from batch" in str(caught.value)
-    program = load(path, **options, fix=True)
+    program = load(path, **options, rewrite_model=True)
     assert torch.equal(program(x), logits(model, x)) and program.info["fixed"] == ["stage3.0.attn.proj_lif"]
     assert any("run together in the model's code, are split" in note for note in program.info["assumptions"])
     program = load(path, input_shape=shape, arch_args={**options["arch_args"], "official_bug": False})
@@ -313,7 +313,7 @@ def test_time_and_batch_run_together_are_split_where_asked(write, repository, st
     with pytest.raises(UnsupportedError, match="an image's result depends on its neighbours") as caught:
         load(path, **options)
     assert "--fix splits time from batch" in str(caught.value)
-    program = load(path, **options, fix=True)
+    program = load(path, **options, rewrite_model=True)
     model = load_model(path, LoadOptions(**options)).model
     assert check_capture(model, program) == 0.0
     x = torch.randn(3, 3, 4, 6)

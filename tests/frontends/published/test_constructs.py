@@ -114,7 +114,7 @@ def mask(model: nn.Module, case: str, removed: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_captured_equals_eager(case):
     model, spec = build(case)
-    program = capture(model, spec, fix=case == "qk, fixed")
+    program = capture(model, spec, rewrite_model=case == "qk, fixed")
     x = torch.randn(spec.batched(1 if "fixed" in case else 3))
     x = x.abs().floor() if spec.events else x
     got = program(x)
@@ -206,7 +206,7 @@ def test_time_and_batch_together_are_refused_unless_fixed():
     assert text.startswith("attn.proj_lif: the neuron's first dimension is not time alone but time and batch")
     assert "an image's result depends on its neighbours" in text and "--fix splits time from batch" in text
     assert "official_parts.py" in (caught.value.where or "")
-    program = capture(model, spec, fix=True)
+    program = capture(model, spec, rewrite_model=True)
     assert program.info["fixed"] == ["attn.proj_lif"]
     assert program.info["assumptions"] == [
         "time and batch, run together in the model's code, are split before 1 neuron (attn.proj_lif)"
