@@ -18,12 +18,14 @@ from svitc.cli.views import latency
 from svitc.driver import compiler
 from svitc.driver.options import CompileOptions
 from svitc.errors import BudgetError, UsageError
-from svitc.latency import budget_search, microbenchmarks, predict
+from svitc.latency import microbenchmarks, predict
+from svitc.latency import paired_timer as paired_timer_module
 from svitc.latency.budget_search import within_latency
 from svitc.latency.microbenchmarks import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
 from svitc.latency.operator_costs import by_layer, operators, optimized, owner, seconds
 from svitc.latency.paired_timer import PairedTimer, Timing, paired_timer
 from svitc.onnx.export import export
+from svitc.passes.pipelines import quantize
 from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.timing import Clock
@@ -176,8 +178,8 @@ def test_a_policy_that_cannot_cut_as_far():
 
 
 def test_files_are_timed_in_pairs(digits, monkeypatch):
-    monkeypatch.setattr(budget_search, "PAIRS", (3, 3))
-    monkeypatch.setattr(budget_search, "PAUSE", 0.0)
+    monkeypatch.setattr(paired_timer_module, "PAIRS", (3, 3))
+    monkeypatch.setattr(paired_timer_module, "PAUSE", 0.0)
     file, x = export(digits), predict.one_image(digits)
     timer = PairedTimer(file, x, 1)
     turns: list[bool] = []
@@ -248,7 +250,7 @@ def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget_search, "PAIRS", (2, 2))
+    monkeypatch.setattr(paired_timer_module, "PAIRS", (2, 2))
     status, out, err = run(
         capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1
     )
@@ -289,7 +291,7 @@ def test_multiply_adds_are_the_program_s(digits):
     only = {name: 0.0 for name in SPEEDS} | {
         name: 1.0 for name in ("convolution", "product", "integer", "integer_pair")
     }
-    for file in (export(digits), export(svitc.quantization.quantize(digits)[0])):
+    for file in (export(digits), export(quantize(digits)[0])):
         proto = optimized(file)
         total = sum(seconds(op, only) for op in operators(proto))
         # attention multiplies in either order, and a first layer that serves for all steps is computed once
