@@ -113,7 +113,7 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
     inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
     if kind not in b.functions:
         b.functions[kind] = kind.function({f.name for f in b.functions.values()}, b.target.opset)  # type: ignore[index]
-    values = b.ops(b.functions[kind].name, inputs, [dims] * inner.steps, domain="svitc", dtype=dtype)  # type: ignore[index]
+    values = b.ops(b.functions[kind], inputs, [dims] * inner.steps, dtype=dtype)  # type: ignore[index]
     return Steps(tuple(values), dims, x.view, dtype)
 
 
