@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from spikingjelly.activation_based import neuron as sj
 from torch import fx, nn
 
 from svitc.ir import axes, ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 UNIT = 2.0**-24
@@ -89,19 +89,7 @@ def bound(magnitude: np.ndarray, terms: int) -> np.ndarray:
     return LAMBDA * math.sqrt(terms) * UNIT * magnitude
 
 
-def decay(module: Any) -> tuple[float, float]:
-    """A neuron's charge as ``v' = keep * v + gain * x`` (around its resting potential)."""
-    if isinstance(module, sj.ILIFNode):
-        return 1.0 - 1.0 / module.tau, 1.0
-    if isinstance(module, sj.ParametricLIFNode):
-        rate = float(module.w.detach().double().sigmoid())
-        return 1.0 - rate, rate if module.decay_input else 1.0
-    if isinstance(module, sj.LIFNode):
-        return 1.0 - 1.0 / module.tau, 1.0 / module.tau if module.decay_input else 1.0
-    return 1.0, 1.0
-
-
-def margins(module: Any, current: np.ndarray, spikes: np.ndarray, magnitude: np.ndarray, terms: int):
+def margins(module: nn.Module, current: np.ndarray, spikes: np.ndarray, magnitude: np.ndarray, terms: int):
     """Distance of each charged membrane from its nearest threshold, and how far rounding may move it.
 
     Args:
@@ -114,27 +102,26 @@ def margins(module: Any, current: np.ndarray, spikes: np.ndarray, magnitude: np.
     Returns:
         ``distance, allowed``, both in that form, float64.
     """
-    if isinstance(module, ops.IntegerSpike):
+    neuron = dynamics_of(module)
+    if not neuron.has_state:
         x = current.astype(np.float64)
-        nearest = np.clip(np.floor(x), 0, module.levels - 1) + 0.5
+        nearest = np.clip(np.floor(x), 0, neuron.max_spikes - 1) + 0.5
         return abs(x - nearest), bound(magnitude.astype(np.float64), terms + 1)
-    keep, gain = decay(module)
-    integer = isinstance(module, sj.ILIFNode)
-    threshold, rest = float(module.v_threshold), float(module.v_reset or 0.0)
+    keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest
     v = np.full(current.shape[1:], rest)
     m = np.full(current.shape[1:], abs(rest))
     distance, allowed = np.empty(current.shape), np.empty(current.shape)
     for t in range(len(current)):
         h = keep * v + (1 - keep) * rest + gain * current[t].astype(np.float64)
         m = abs(keep) * m + gain * magnitude[t].astype(np.float64) + threshold
-        if integer:
-            levels = np.arange(module.surrogate_function.max_spike_count) + 0.5
+        if neuron.counts:
+            levels = np.arange(neuron.max_spikes) + 0.5
             distance[t] = np.min([abs(h - k * threshold) for k in levels], axis=0)
         else:
             distance[t] = abs(h - threshold)
         allowed[t] = bound(m, terms + 4 * (t + 1))
         fired = spikes[t]
-        if module.v_reset is None:
+        if neuron.reset is None:
             v = h - fired * threshold
         else:
             v = np.where(fired > 0, rest, h)

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from svitc.ir import axes, ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 
@@ -87,12 +88,10 @@ def _grid(program: Program, node: fx.Node, found: dict[fx.Node, IntegerRange]) -
 
 
 def _of_layer(module: nn.Module, source: IntegerRange | None) -> IntegerRange | None:
-    if isinstance(module, ops.IntegerSpike):
-        return IntegerRange(1.0, 0, int(module.levels))
     if isinstance(module, ops.FixedPoint):
         return IntegerRange(1.0, -module.limit, module.limit)
     if ops.is_neuron(module):
-        return IntegerRange(1.0, 0, int(getattr(module.surrogate_function, "max_spike_count", 1)))
+        return IntegerRange(1.0, 0, dynamics_of(module).max_spikes)
     if source is None:
         return None
     if isinstance(module, nn.MaxPool2d):

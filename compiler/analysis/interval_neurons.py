@@ -26,13 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from spikingjelly.activation_based import neuron
 from torch import nn
 
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 
 UNIT = 2.0**-24  # of float32
 SAFETY = 1e-4
@@ -80,68 +79,58 @@ def fire(module: nn.Module, x: Interval, steps: int) -> Interval | None:
     Args:
         steps: T; a neuron without a membrane does not look at it.
     """
-    if isinstance(module, ops.IntegerSpike):
-        margin = (SAFETY + (x.terms + 1) * UNIT) * x.magnitude
-        low, high = _counts(x.low - margin, x.high + margin, 1.0, module.levels)
-        return Interval(low, high, high, 0)
-    m: Any = module
-    if type(m) not in ops.NEURONS or not getattr(m.surrogate_function, "spiking", True):
+    neuron = dynamics_of(module) if ops.is_neuron(module) else None
+    if neuron is None or not neuron.fires:
         return None
-    integer = isinstance(m, neuron.ILIFNode)
-    most = int(m.surrogate_function.max_spike_count) if integer else 1
-    keep, gain = charge(m)
+    if not neuron.has_state:
+        margin = (SAFETY + (x.terms + 1) * UNIT) * x.magnitude
+        low, high = _counts(neuron, x.low - margin, x.high + margin)
+        return Interval(low, high, high, 0)
+    keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest
     if keep < 0:
         return None
-    threshold, hard = float(m.v_threshold), m.v_reset is not None and not integer
-    rest = float(m.v_reset or 0.0)
     low = high = torch.full_like(x.low, rest)
     magnitude = low.abs()
-    fewest, greatest = torch.full_like(low, most), torch.zeros_like(low)
+    fewest, greatest = torch.full_like(low, neuron.max_spikes), torch.zeros_like(low)
     for step in range(steps):
         low, high = (keep * v + ((1 - keep) * rest + gain * end) for v, end in ((low, x.low), (high, x.high)))
         magnitude = keep * magnitude + ((1 - keep) * abs(rest) + gain * x.magnitude + abs(threshold))
         margin = (SAFETY + (x.terms + 4 * (step + 1)) * UNIT) * magnitude
-        if integer:
-            few, many = _counts(low - margin, high + margin, threshold, most)
+        if neuron.counts:
+            few, many = _counts(neuron, low - margin, high + margin)
         else:  # a comparison with nan is False: then anything may happen
             few, many = (low - margin >= threshold).double(), (~(high + margin < threshold)).double()
         fewest, greatest = torch.minimum(fewest, few), torch.maximum(greatest, many)
-        low, high = _reset(low, high, few, many, margin, threshold, rest if hard else None, most)
+        low, high = _reset(neuron, (low, high), (few, many), margin)
     return Interval(fewest, greatest, greatest, 0)
 
 
-def charge(module: Any) -> tuple[float, float]:
-    """``keep`` and ``gain`` of a neuron with a membrane."""
-    if isinstance(module, neuron.IFNode):
-        return 1.0, 1.0
-    if isinstance(module, neuron.ParametricLIFNode):
-        rate = float(module.w.detach().double().sigmoid())
-    else:
-        rate = 1.0 / float(module.tau)
-    decays = not isinstance(module, neuron.ILIFNode) and module.decay_input
-    return 1.0 - rate, rate if decays else 1.0
+def _counts(neuron: NeuronDynamics, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the fewest and most spikes of a neuron that counts.
 
-
-def _counts(low: torch.Tensor, high: torch.Tensor, threshold: float, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fewest and most spikes of a neuron that counts; how halves are rounded does not matter within a margin."""
-    few, many = ((end / threshold).clamp(0, most).round() for end in (low, high))
-    return few.nan_to_num(0.0), many.nan_to_num(float(most))
+    How halves are rounded does not matter: the ends keep a margin from them.
+    """
+    few, many = ((end / neuron.threshold).clamp(0, neuron.max_spikes).round() for end in (low, high))
+    return few.nan_to_num(0.0), many.nan_to_num(float(neuron.max_spikes))
 
 
 def _reset(
-    low: torch.Tensor,
-    high: torch.Tensor,
-    few: torch.Tensor,
-    many: torch.Tensor,
+    neuron: NeuronDynamics,
+    charged: tuple[torch.Tensor, torch.Tensor],
+    spikes: tuple[torch.Tensor, torch.Tensor],
     margin: torch.Tensor,
-    threshold: float,
-    rest: float | None,
-    most: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ends of the membrane after a step, from those before it; ``rest`` is None for a soft reset."""
-    if rest is not None:
-        return torch.where(few > 0, rest, low), torch.where(few > 0, rest, high)
+    """Return the ends of the membrane after a step.
+
+    Args:
+        charged: its ends before firing.
+        spikes: the fewest and the most that it fires.
+        margin: how far rounding may have moved the ends.
+    """
+    (low, high), (few, many), threshold = charged, spikes, neuron.threshold
+    if neuron.reset is not None:
+        return torch.where(few > 0, neuron.reset, low), torch.where(few > 0, neuron.reset, high)
     least = low.clamp(max=-threshold / 2) - margin
-    greatest = torch.maximum(high.clamp(max=threshold / 2) + margin, high - most * threshold)
+    greatest = torch.maximum(high.clamp(max=threshold / 2) + margin, high - neuron.max_spikes * threshold)
     same = few == many
     return torch.where(same, low - few * threshold, least), torch.where(same, high - few * threshold, greatest)

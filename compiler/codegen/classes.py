@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from svitc.codegen.constructors import Call, Constructors, Neurons, is_name
-from svitc.codegen.operations import Steps
+from svitc.codegen.operations import StatementBuilder
 from svitc.codegen.partition import Letters, Partition, Tree, Unit
 from svitc.codegen.quantized_classes import QUANTIZED_NAMES
 from svitc.codegen.statements import POOL, Body
@@ -106,7 +106,7 @@ class Classes:
         slots = Slots()
         constructors = Constructors(self.program, self.neurons)
         made = attributes(unit.tree, constructors, slots)
-        steps = Steps(self.program, unit.tree, self.letters, slots, self.T)
+        steps = StatementBuilder(self.program, unit.tree, self.letters, slots, self.T)
         body = Body(
             steps.of(unit.nodes),
             [steps.value(n) for n in unit.inputs],

@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from svitc.codegen.partition import Tree, bare_parameter
-from svitc.codegen.quantized_classes import fixed_point
-from svitc.ir import ops
+from svitc.codegen.quantized_classes import definition, fixed_point
+from svitc.ir import ops, standalone_layers
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import describe_layer
 
@@ -140,7 +140,8 @@ class Neurons:
 
     def definitions(self) -> Iterator[str]:
         if self.integer:
-            yield from (*INTEGER_SPIKE.splitlines(), "", "")
+            yield from definition(standalone_layers.Integer)
+            yield from definition(standalone_layers.IntegerSpike)
         for kind, name, usual, several in zip(self.kinds, self.names, self.usual, self.several, strict=True):
             arguments: list[tuple[str | None, Call | str]] = []
             for key in ("tau", "decay_input"):
@@ -268,32 +269,6 @@ class Constructors:
 def _key(dim: tuple) -> tuple:
     return tuple(id(axis) for axis in dim)
 
-
-INTEGER_SPIKE = '''\
-class Integer(torch.autograd.Function):
-    """Whole numbers from 0 to levels; the gradient passes wherever nothing was clipped."""
-
-    @staticmethod
-    def forward(ctx, x, levels, half_up):
-        ctx.save_for_backward((x >= 0) & (x <= levels))
-        x = x.clamp(0, levels)
-        return (x + 0.5).floor() if half_up else x.round()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0], None, None
-
-
-class IntegerSpike(nn.Module):
-    """A neuron without membrane that fires 0 to levels spikes at once: its input, rounded."""
-
-    def __init__(self, levels, half_up=False):
-        super().__init__()
-        self.levels, self.half_up = levels, half_up
-
-    def forward(self, x):
-        return Integer.apply(x, self.levels, self.half_up)
-'''
 
 LAYERS_CLASS = '''\
 class Layers(nn.Module):

@@ -20,10 +20,10 @@ from torch import fx
 
 from svitc.codegen.classes import Classes, attributes, class_head, constructor_lines, literal, shape
 from svitc.codegen.constructors import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
-from svitc.codegen.operations import Steps, call_unit, time_steps
+from svitc.codegen.operations import StatementBuilder, call_unit, time_steps
 from svitc.codegen.partition import Letters, Partition, Unit
 from svitc.codegen.quantized_classes import EXACTLY, Quantized
-from svitc.codegen.statements import Body, Role, Step
+from svitc.codegen.statements import Body, Role, Statement
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import stored_info
 
@@ -70,8 +70,8 @@ class Source:
     def _model_lines(self) -> list[str]:
         tree = self.partition.tree
         made = attributes(tree, Constructors(self.program, self.neurons, self.classes.instance), literal)
-        steps = Steps(self.program, tree, self.letters, literal, self.T)
-        found: list[Step] = []
+        steps = StatementBuilder(self.program, tree, self.letters, literal, self.T)
+        found: list[Statement] = []
         for part in loops(self.partition.steps):
             if isinstance(part, fx.Node):
                 continue
@@ -218,7 +218,7 @@ def _follows(first: Unit, second: fx.Node | Unit) -> bool:
     return parent == other and name.isdecimal() and following.isdecimal() and int(following) == int(name) + 1 and alone
 
 
-def loop(chain: tuple[Unit, ...], steps: Steps) -> Step:
+def loop(chain: tuple[Unit, ...], steps: StatementBuilder) -> Statement:
     """Calls of all the units of a list in turn."""
     step = call_unit(chain[0], steps)
     step.outputs = [steps.value(chain[-1].outputs[0])]

@@ -14,7 +14,7 @@ from torch import fx
 
 from svitc.codegen.constructors import Number, access
 from svitc.codegen.partition import Letters, Tree, Unit
-from svitc.codegen.statements import Rank, Role, Step, Text, Value
+from svitc.codegen.statements import Rank, Role, Statement, Text, Value
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters, parse_pattern
 from svitc.ir.program import Program
@@ -35,7 +35,7 @@ def time_steps(program: Program) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-class Steps:
+class StatementBuilder:
     """Turns nodes of a unit, or of the root, into steps.
 
     Args:
@@ -61,10 +61,10 @@ class Steps:
     def path(self, node: fx.Node) -> tuple[str, ...]:
         return tuple(str(node.target).split("."))[len(self.tree.path) :]
 
-    def of(self, nodes: Sequence[fx.Node]) -> list[Step]:
-        """Steps of nodes that belong together; layers that follow each other in a list become one."""
+    def of(self, nodes: Sequence[fx.Node]) -> list[Statement]:
+        """Statements of nodes that belong together; layers that follow each other in a list become one."""
         wanted = set(nodes)
-        steps: list[Step] = []
+        steps: list[Statement] = []
         for node in nodes:
             if node.op in ("placeholder", "output", "get_attr"):
                 continue
@@ -105,7 +105,7 @@ class Steps:
         place = order.index(name) + 1
         return first if place < len(order) and order[place] == following else None
 
-    def layers(self, chain: list[fx.Node]) -> Step:
+    def layers(self, chain: list[fx.Node]) -> Statement:
         path = self.path(chain[-1])
         if len(chain) == 1:
             call = access(self.tree, path)
@@ -117,7 +117,7 @@ class Steps:
                 last = stop == max(map(int, here.children)) + 1
                 call += f"[{start or ''}:{'' if last else stop}]"
         role = Role.NEURON if ops.is_neuron(self.program.module_of(chain[-1])) else Role.LAYER
-        return Step(
+        return Statement(
             [self.value(chain[0].all_input_nodes[0])],
             [self.value(chain[-1])],
             lambda texts: (f"{call}({texts[0][0]})", Rank.ATOM),
@@ -127,7 +127,7 @@ class Steps:
 
     # functions
 
-    def function(self, node: fx.Node) -> Step:
+    def function(self, node: fx.Node) -> Statement:
         role, code = Role.OTHER, None
         if node.target in ops.VIEWS:
             role, code = Role.VIEW, self.view(node)
@@ -141,7 +141,7 @@ class Steps:
             if node.target is operator.add and all(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args):
                 role = Role.SUM
         inputs = [self.value(a) for a in node.args if isinstance(a, fx.Node)]
-        return Step(inputs, [self.value(node)], code, role)
+        return Statement(inputs, [self.value(node)], code, role)
 
     def binary(self, node: fx.Node) -> Callable[[Sequence[Text]], Text]:
         sign = SIGNS[node.target]  # type: ignore[index]
@@ -221,10 +221,10 @@ def name_hint(path: Sequence[str]) -> str | None:
     return next((HINTS[word] for word in words if word in HINTS), None)
 
 
-def call_unit(unit: Unit, steps: Steps) -> Step:
+def call_unit(unit: Unit, steps: StatementBuilder) -> Statement:
     """The call of a unit by the root."""
     call = access(steps.tree, unit.tree.path)
-    return Step(
+    return Statement(
         [steps.value(n) for n in unit.inputs],
         [steps.value(n) for n in unit.outputs],
         lambda texts: (f"{call}({', '.join(text for text, _ in texts)})", Rank.ATOM),

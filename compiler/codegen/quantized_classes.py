@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from svitc.ir import ops
+from svitc.ir import ops, standalone_layers
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
@@ -16,60 +17,12 @@ EXACTLY = (
     "and thresholds of neurons wherever that can be done.",
 )
 
-QUANTIZED = '''\
-class Quantized(nn.Module):
-    """A layer with int8 weights W: (W x) * scale + bias, with one scale and one bias for each channel.
-
-    For x of whole numbers, such as spikes, the sums stay below 2^24, where float32 is exact in any order. A scale
-    has so few bits that its product with the sum is exact, too. Adding the bias rounds, once.
-    """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        shape = self.weight.shape
-        del self.weight, self.bias
-        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(shape[0]))
-        self.register_buffer("bias", torch.zeros(shape[0]))
-
-    def forward(self, x):
-        shape = [-1] + [1] * (self.weight.ndim - 2)
-        return self.sums(x, self.weight.to(x.dtype)) * self.scale.view(shape) + self.bias.view(shape)
-'''
-
-_CONVOLUTION = '''\
-class QuantizedConv{n}d(Quantized, nn.Conv{n}d):
-    """A {word}-dimensional convolution with int8 weights."""
-
-    def sums(self, x, w):
-        return nn.functional.conv{n}d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
-'''
-
-_LINEAR = '''\
-class QuantizedLinear(Quantized, nn.Linear):
-    """A linear layer with int8 weights."""
-
-    def sums(self, x, w):
-        return nn.functional.linear(x, w)
-'''
-
-_FIXED_POINT = '''\
-class FixedPoint(nn.Module):
-    """A real input as a whole number of steps, a power of two, within -limit to limit."""
-
-    def __init__(self, step, limit):
-        super().__init__()
-        self.step, self.limit = step, limit
-
-    def forward(self, x):
-        return (x * (1 / self.step)).round().clamp(-self.limit, self.limit)
-'''
-
-CLASSES = {
-    QuantizedConv1d: _CONVOLUTION.format(n=1, word="one"),
-    QuantizedConv2d: _CONVOLUTION.format(n=2, word="two"),
-    QuantizedLinear: _LINEAR,
-    FixedPoint: _FIXED_POINT,
+# classes of the program -> classes whose source stands in model.py
+CLASSES: dict[type, type] = {
+    QuantizedConv1d: standalone_layers.QuantizedConv1d,
+    QuantizedConv2d: standalone_layers.QuantizedConv2d,
+    QuantizedLinear: standalone_layers.QuantizedLinear,
+    FixedPoint: standalone_layers.FixedPoint,
 }
 QUANTIZED_NAMES = ("Quantized", *(kind.__name__ for kind in CLASSES))
 
@@ -91,10 +44,15 @@ class Quantized:
     def definitions(self) -> Iterator[str]:
         """Lines of the classes."""
         if self.weights:
-            yield from (*QUANTIZED.splitlines(), "", "")
-        for kind, text in CLASSES.items():
+            yield from definition(standalone_layers.Quantized)
+        for kind, standalone in CLASSES.items():
             if kind in self.kinds:
-                yield from (*text.splitlines(), "", "")
+                yield from definition(standalone)
+
+
+def definition(standalone: type) -> Iterator[str]:
+    """Yield the lines of a class of ``standalone_layers``, and the blank ones after it."""
+    yield from (*inspect.getsource(standalone).splitlines(), "", "")
 
 
 def fixed_point(module: FixedPoint) -> str:

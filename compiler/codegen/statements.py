@@ -51,7 +51,7 @@ class Value:
 
 
 @dataclass(eq=False)
-class Step:
+class Statement:
     """One operation.
 
     Attributes:
@@ -80,18 +80,18 @@ class Body:
         outputs: values to return.
     """
 
-    steps: list[Step]
+    steps: list[Statement]
     inputs: list[Value]
     outputs: list[Value]
     indent: str = " " * 8
-    maker: dict[Value, Step] = field(default_factory=dict)
+    maker: dict[Value, Statement] = field(default_factory=dict)
     kept: set[Value] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.maker = {value: step for step in self.steps for value in step.outputs}
         self.names = dict(zip(self.inputs, POOL, strict=False))
         self.uses: dict[Value, int] = {}
-        self.reader: dict[Value, Step | None] = {}
+        self.reader: dict[Value, Statement | None] = {}
         for step in self.steps:
             for value in step.inputs:
                 self.uses[value] = self.uses.get(value, 0) + 1
@@ -130,9 +130,9 @@ class Body:
                 return
             whole = len(text())
             lengths = {v: len(self._expression(v)[0]) for v in inner}
-            cut = min(inner, key=lambda v: max(lengths[v], whole - lengths[v]))
-            self.kept.add(cut)
-            self._shorten(self.maker[cut].inputs, partial(self._line, self.maker[cut]))
+            boundary = min(inner, key=lambda v: max(lengths[v], whole - lengths[v]))
+            self.kept.add(boundary)
+            self._shorten(self.maker[boundary].inputs, partial(self._line, self.maker[boundary]))
 
     def _inner(self, inputs: Sequence[Value]) -> list[Value]:
         """Values that are written within an expression of these inputs."""
@@ -151,10 +151,10 @@ class Body:
             return self.names.get(value, "x"), Rank.ATOM
         return self._code(self.maker[value])
 
-    def _code(self, step: Step) -> Text:
+    def _code(self, step: Statement) -> Text:
         return step.code([self._expression(value) for value in step.inputs])
 
-    def _line(self, step: Step) -> str:
+    def _line(self, step: Statement) -> str:
         """The statement as long as it will be, under a name of one letter."""
         return "x = " + self._code(step)[0]
 
@@ -173,7 +173,7 @@ class Body:
                 found += self._variables(self.maker[value].inputs)
         return list(dict.fromkeys(found))
 
-    def _hint(self, step: Step) -> str | None:
+    def _hint(self, step: Statement) -> str | None:
         """The name that suits the step, or the one layer that it is a function of."""
         while step.hint is None and len(step.inputs) == 1:
             value = step.inputs[0]
@@ -220,7 +220,7 @@ class Body:
             lines.append(line)
         return [*lines, self.indent + self._return()]
 
-    def _name(self, step: Step, ending: list[str], alive: dict[str, Value], unary: bool) -> str:
+    def _name(self, step: Statement, ending: list[str], alive: dict[str, Value], unary: bool) -> str:
         """A name for a step's value: what suits it, else that of the value it replaces, else a free one."""
         hint = self._hint(step)
         if hint is not None:

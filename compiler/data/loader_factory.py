@@ -26,7 +26,7 @@ from svitc.data.sources import Opened
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
-from svitc.support.user_code import importable, load, raised_at, search_path
+from svitc.support.user_code import import_file, importable, raised_at, search_path
 
 FORM = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
 Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label
@@ -59,7 +59,7 @@ def open_factory(text: str, spec: InputSpec, info: Mapping[str, Any], limit: int
         module = _import(place)
         file = Path(getattr(module, "__file__", None) or place)
         given = _given(module, name, text, file)
-        reader = _Reader(text, spec, info)
+        reader = _BatchParser(text, spec, info)
         batches = _guarded(lambda: _iterate(given), text, file)
         return _keep(text, (item for batch in batches for item in reader.items(batch)), info, limit, seed, reader.notes)
 
@@ -69,7 +69,7 @@ def _import(place: str) -> ModuleType:
     if file is not None and not file.is_file():
         raise UsageError(f"--data: there is no file {place}", hint=FORM)
     try:
-        return load(file) if file is not None else importlib.import_module(place)
+        return import_file(file) if file is not None else importlib.import_module(place)
     except SvitcError:
         raise
     except ModuleNotFoundError as error:
@@ -166,7 +166,7 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class _Reader:
+class _BatchParser:
     """Takes batches, or single images, apart and checks them against the model."""
 
     def __init__(self, text: str, spec: InputSpec, info: Mapping[str, Any]) -> None:

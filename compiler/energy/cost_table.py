@@ -80,10 +80,10 @@ def load_table(path: Path | None = None) -> Table:
         raise InputError(f"cannot read the energy table {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"the energy table {path} is not YAML: {str(error).splitlines()[0]}", hint=HINT) from error
-    return _Reader(path).table(content)
+    return _TableParser(path).table(content)
 
 
-class _Reader:
+class _TableParser:
     """Checks a table key by key, and names the first that is wrong."""
 
     def __init__(self, path: Path) -> None:

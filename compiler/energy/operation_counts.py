@@ -26,6 +26,7 @@ from torch import fx, nn
 from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.energy.memory_traffic import VIEWS, base
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint
 
@@ -240,17 +241,18 @@ def update(module: Any) -> tuple[int, int]:
     to another voltage than 0 is one addition more. A hard reset is a choice; what a soft one subtracts is counted by
     spikes. An integer spike is one comparison.
     """
-    if not ops.has_state(module):
+    neuron = dynamics_of(module)
+    if not neuron.has_state:
         return 1, 0
-    if not hasattr(module, "tau") and not hasattr(module, "w"):
+    if not neuron.leaks:
         return 2, 0
-    decays = bool(getattr(module, "decay_input", False))
-    return 2 + decays + bool(module.v_reset), 1
+    return 2 + neuron.decay_input + bool(neuron.rest), 1
 
 
 def _neuron(work: Work, module: Any, spikes: torch.Tensor) -> None:
     adds, mults = update(module)
     work.see(spikes, 1.0)
     work.does(MEMBRANE, adds * spikes.numel(), mults * spikes.numel())
-    if ops.has_state(module) and module.v_reset is None:
+    neuron = dynamics_of(module)
+    if neuron.has_state and neuron.reset is None:
         work.does(MEMBRANE, adds=int(spikes.count_nonzero()))

@@ -46,7 +46,7 @@ def selection(program: Program, masks: Mapping[str, np.ndarray]) -> tuple[Chosen
     return chosen, sizes
 
 
-def cut(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> torch.Tensor:
+def slice_tensor(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> torch.Tensor:
     """The elements at ``index`` along each dimension (None keeps all), contiguous."""
     for dim, chosen in enumerate(index):
         if chosen is not None and len(chosen) != tensor.shape[dim]:
@@ -54,13 +54,13 @@ def cut(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> torch.Tenso
     return tensor.contiguous()
 
 
-def cut_module(module: nn.Module, chosen: Mapping[str, Sequence[np.ndarray | None]]) -> None:
+def slice_module(module: nn.Module, chosen: Mapping[str, Sequence[np.ndarray | None]]) -> None:
     """Cut each named parameter or buffer of ``module`` in place, and set its widths from what is left."""
     depthwise = isinstance(module, ops.CONVOLUTIONS) and module.groups == module.in_channels > 1
     with torch.no_grad():
         for name, index in chosen.items():
             old = getattr(module, name)
-            new = cut(old.detach(), index)
+            new = slice_tensor(old.detach(), index)
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new.clone() if new is old else new, requires_grad=old.requires_grad)
             setattr(module, name, new)

@@ -27,6 +27,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
+from svitc.ir import standalone_layers
 from svitc.ir.quantized_modules import QUANTIZED, FixedPoint
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -52,21 +53,7 @@ def take_range(x: torch.Tensor, dim: int, start: int, stop: int) -> torch.Tensor
     return x.narrow(dim, start, stop - start)
 
 
-class _Integer(torch.autograd.Function):
-    """An integer within ``0 .. levels``; the gradient passes wherever the value was not clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, levels: int, half_up: bool) -> torch.Tensor:
-        ctx.save_for_backward((x >= 0) & (x <= levels))
-        clipped = x.clamp(0, levels)
-        return (clipped + 0.5).floor() if half_up else clipped.round()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gradients[0] * ctx.saved_tensors[0], None, None
-
-
-class IntegerSpike(nn.Module):
+class IntegerSpike(standalone_layers.IntegerSpike):
     """A neuron without state that fires 0 to ``levels`` spikes at once: its input, clipped and rounded.
 
     Args:
@@ -75,15 +62,13 @@ class IntegerSpike(nn.Module):
     """
 
     ROUNDINGS = ("half_even", "half_up")
+    levels: int
 
     def __init__(self, levels: int = 4, rounding: str = "half_even") -> None:
-        super().__init__()
         if levels < 1 or rounding not in self.ROUNDINGS:
             raise ValueError(f"no integer spikes of {levels} levels, rounded {rounding}")
-        self.levels, self.rounding = levels, rounding
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Integer.apply(x, self.levels, self.rounding == "half_up")
+        super().__init__(levels, rounding == "half_up")
+        self.rounding = rounding
 
     def reset(self) -> None:
         """There is no membrane."""

@@ -17,7 +17,7 @@ from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.neuron_functions import DOMAIN, AnyKind
+from svitc.onnx.neuron_functions import AnyKind
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -165,36 +165,44 @@ class Builder:
 
     def op(
         self,
-        op_type: str,
+        operator: str | ir.Function,
         inputs: Sequence[ir.Value],
         dims: Dims,
         attributes: Mapping[str, Any] | None = None,
         *,
         helper: str | None = None,
-        domain: str = "",
         dtype: ir.TensorType = FLOAT,
     ) -> ir.Value:
         """Emit one node with one output, named for the layer, or for ``helper`` within its scope."""
-        return self.ops(op_type, inputs, [dims], attributes, helper=helper, domain=domain, dtype=dtype)[0]
+        return self.ops(operator, inputs, [dims], attributes, helper=helper, dtype=dtype)[0]
 
     def ops(
         self,
-        op_type: str,
+        operator: str | ir.Function,
         inputs: Sequence[ir.Value],
         dims: Sequence[Dims],
         attributes: Mapping[str, Any] | None = None,
         *,
         helper: str | None = None,
-        domain: str = "",
         dtype: ir.TensorType = FLOAT,
     ) -> list[ir.Value]:
-        """Emit one node; ``dims`` gives the layout of each of its outputs, ``dtype`` their elements."""
+        """Emit one node.
+
+        Args:
+            operator: of the default domain, or a function of the model to call.
+            inputs: values that it reads.
+            dims: the layout of each of its outputs.
+            attributes: of the operator.
+            helper: name of the node within its scope; None for the node that does the layer's own work.
+            dtype: of the outputs' elements.
+        """
         name = self._main_name() if helper is None else self._node_names(f"{self._scope}.{helper}".lstrip("."))
         labels = [name] if len(dims) == 1 else [f"{name}.{i}" for i in range(len(dims))]
         outputs = [
             ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(each)), type=dtype)
             for label, each in zip(labels, dims, strict=True)
         ]
+        domain, op_type = (operator.domain, operator.name) if isinstance(operator, ir.Function) else ("", operator)
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name))
         return outputs
 
@@ -207,7 +215,7 @@ class Builder:
         if kind not in self.functions:
             taken = {function.name for function in self.functions.values()}
             self.functions[kind] = kind.function(taken, self.target.opset)
-        return self.op(self.functions[kind].name, inputs, dims, domain=DOMAIN)
+        return self.op(self.functions[kind], inputs, dims)
 
     # constants
 

@@ -14,10 +14,11 @@ from torch import fx, nn
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dim, Dims, size
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.neuron_functions import AnyKind, decay_of, integer_kind_of, kind_of
+from svitc.onnx.neuron_functions import AnyKind, integer_kind_of, kind_of
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
@@ -136,7 +137,7 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     kind = kind_of(str(node.target), module, size(time), static)
     inputs = [b.read(source, dims)]
     if kind.takes_decay:
-        inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
+        inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
     inputs += _scalars(b, kind)
     out = ((*time, *dims[0]), *dims[1:]) if static else dims
     return b.store(b.call(kind, inputs, out), out, b.at(node.args[0]).view)

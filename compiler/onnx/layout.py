@@ -24,7 +24,7 @@ Shape = tuple["int | str", ...]
 
 
 @dataclass(frozen=True)
-class Step:
+class ViewOperation:
     """One view operation of ONNX.
 
     Attributes:
@@ -106,7 +106,7 @@ def blocks(dim: Dim, count: int) -> Dim:
     return tuple(rest)
 
 
-def steps(source: Dims, target: Dims) -> list[Step]:
+def steps(source: Dims, target: Dims) -> list[ViewOperation]:
     """The fewest view operations from one layout to another of the same tokens: none, one, two or three."""
     if source == target:
         return []
@@ -141,19 +141,19 @@ def shape(dims: Dims) -> Shape:
     return tuple(sizes)
 
 
-def _reshape(source: Dims, target: Dims) -> Step:
+def _reshape(source: Dims, target: Dims) -> ViewOperation:
     sizes = [0 if dim and source[i : i + 1] == (dim,) else axes.size(dim) for i, dim in enumerate(target)]
     free = [i for i, n in enumerate(sizes) if n != 0 and target[i]]
     dynamic = [i for i in free if any(token.kind == Kind.BATCH for token in target[i])]
     for i in (dynamic or free)[-1:]:  # else the last, so that layers of every width share one target
         sizes[i] = -1
-    return Step("Reshape", target, tuple(sizes))
+    return ViewOperation("Reshape", target, tuple(sizes))
 
 
-def _transpose(source: Dims, target: Dims) -> Step:
+def _transpose(source: Dims, target: Dims) -> ViewOperation:
     spare = [i for i, dim in enumerate(source) if not dim]
     place = {dim: i for i, dim in enumerate(source) if dim}
-    return Step("Transpose", target, tuple(place[dim] if dim else spare.pop(0) for dim in target))
+    return ViewOperation("Transpose", target, tuple(place[dim] if dim else spare.pop(0) for dim in target))
 
 
 def _together(dims: Dims, order: Dim) -> bool:

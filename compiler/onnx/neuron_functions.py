@@ -14,22 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-import torch
-from spikingjelly.activation_based import neuron
 from torch import nn
 
 from svitc.errors import UnsupportedError
-from svitc.ir import ops
+from svitc.ir.neuron_dynamics import dynamics_of
 
 DOMAIN = "svitc"
 KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's function
-
-_NAMES = {
-    neuron.IFNode: "IF",
-    neuron.LIFNode: "LIF",
-    neuron.ParametricLIFNode: "PLIF",
-    neuron.ILIFNode: "ILIF",
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class NeuronKind:
         threshold: voltage at which it fires.
         reset: voltage after a spike, None to subtract the threshold instead.
         tau: time constant in steps; None for IF (no leak) and PLIF (an input of the function).
-        decay_input: whether the input leaks as well.
+        decay_input: whether the input leaks as well; True where the kind leaves no choice, so that names are short.
         count: most spikes in one step (ILIF; others fire once).
         static: the input current is the same at every step and is given once.
     """
@@ -186,9 +177,10 @@ def _function(kind: AnyKind, body: _Body, spikes: ir.Value, taken: Collection[st
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 
-def integer_kind_of(module: ops.IntegerSpike) -> IntegerKind:
+def integer_kind_of(module: nn.Module) -> IntegerKind:
     """The kind of a neuron without state."""
-    return IntegerKind(int(module.levels), module.rounding == "half_up")
+    dynamics = dynamics_of(module)
+    return IntegerKind(dynamics.max_spikes, dynamics.half_up)
 
 
 def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKind:
@@ -197,26 +189,19 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
     Raises:
         UnsupportedError: a surrogate that does not spike, whose output is not the neuron's.
     """
-    m: Any = module
-    name = _NAMES[type(m)]
-    if not getattr(m.surrogate_function, "spiking", True):
+    dynamics = dynamics_of(module)
+    if not dynamics.fires:
         raise UnsupportedError(f"neuron {path} has a surrogate with spiking=False, which does not fire")
     return NeuronKind(
-        name,
+        dynamics.kind,
         steps,
-        threshold=float(m.v_threshold),
-        reset=None if m.v_reset is None else float(m.v_reset),
-        tau=float(m.tau) if name in ("LIF", "ILIF") else None,
-        decay_input=name in ("IF", "ILIF") or bool(m.decay_input),
-        count=int(m.surrogate_function.max_spike_count) if name == "ILIF" else 1,
+        threshold=dynamics.threshold,
+        reset=dynamics.reset,
+        tau=dynamics.tau,
+        decay_input=dynamics.decay_input or dynamics.kind in ("IF", "ILIF"),
+        count=dynamics.max_spikes,
         static=static and steps > 1,
     )
-
-
-def decay_of(module: nn.Module) -> torch.Tensor:
-    """PLIF's learned 1/tau, rounded as PyTorch rounds it."""
-    w: Any = module.w
-    return w.detach().float().sigmoid()
 
 
 def _power_of_two(number: float) -> bool:
@@ -328,7 +313,6 @@ __all__ = [
     "AnyKind",
     "IntegerKind",
     "NeuronKind",
-    "decay_of",
     "integer_kind_of",
     "kind_of",
 ]

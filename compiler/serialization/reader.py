@@ -35,7 +35,7 @@ def read_program(text: str, tensors: dict[str, torch.Tensor]) -> Program:
         SvitcError: the graph does not type, or fails its check.
         ValueError, TypeError, LookupError, ...: malformed in a way that the table below does not foresee.
     """
-    return Reader(json.loads(text, parse_constant=_refuse_constant), tensors).program()
+    return ProgramReader(json.loads(text, parse_constant=_refuse_constant), tensors).program()
 
 
 def _refuse_constant(name: str) -> Any:
@@ -53,7 +53,7 @@ def _field(entry: Any, key: str, kind: type | tuple[type, ...], what: str) -> An
     return entry[key]
 
 
-class Reader:
+class ProgramReader:
     """Builds a program from its JSON and tensors, trusting neither."""
 
     def __init__(self, content: Any, tensors: dict[str, torch.Tensor]) -> None:

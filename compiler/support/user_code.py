@@ -38,7 +38,7 @@ def _package_depth(file: Path) -> int:
     return depth
 
 
-def load(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
     """Import a model file, within ``compatible(file)``; whatever it raises is the caller's to explain."""
     depth = _package_depth(file)
     if depth:

@@ -78,7 +78,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_together(path.parent, {path.name: buffer.getvalue()})
 
 
-def load(path: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def load_checkpoint(path: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Read a checkpoint of a run with the same inputs.
 
     Raises:

@@ -22,6 +22,7 @@ from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.program import Program
 
 # surrogates whose gradient is a static function of the distance from the threshold
@@ -41,36 +42,16 @@ class Constants:
     """A neuron's numbers.
 
     Attributes:
-        tau: time constant, None for an IF neuron, which does not leak.
-        decay_input: whether the input is divided by tau.
-        threshold: at or above it a membrane fires.
-        reset: the membrane after a spike; None to subtract the threshold.
+        neuron: its equations.
         detach: whether no gradient passes through the reset.
         surrogate: type of the surrogate function.
         parameters: its arguments.
     """
 
-    tau: float | None
-    decay_input: bool
-    threshold: float
-    reset: float | None
+    neuron: NeuronDynamics
     detach: bool
     surrogate: type[surrogate.SurrogateFunctionBase]
     parameters: Mapping[str, float]
-
-    @property
-    def rest(self) -> float:
-        return 0.0 if self.reset is None else self.reset
-
-    @property
-    def gain(self) -> float:
-        """Change of the membrane by its input."""
-        return 1 / self.tau if self.tau is not None and self.decay_input else 1.0
-
-    @property
-    def leak(self) -> float:
-        """Change of the membrane by the one before."""
-        return 1.0 if self.tau is None else 1 - 1 / self.tau
 
 
 def constants(module: nn.Module) -> Constants | None:
@@ -83,16 +64,7 @@ def constants(module: nn.Module) -> Constants | None:
         return None
     if not isinstance(fire.alpha, (int, float)):
         return None
-    leaky = type(module) is neuron.LIFNode
-    return Constants(
-        node.tau if leaky else None,
-        node.decay_input if leaky else True,
-        node.v_threshold,
-        node.v_reset,
-        node.detach_reset,
-        type(fire),
-        {"alpha": float(fire.alpha)},
-    )
+    return Constants(dynamics_of(module), node.detach_reset, type(fire), {"alpha": float(fire.alpha)})
 
 
 def spikes(x: torch.Tensor, c: Constants) -> torch.Tensor:
@@ -112,27 +84,28 @@ def _integrate(x: torch.Tensor, c: Constants, membranes: torch.Tensor | None) ->
     """Spikes; ``membranes``, if given, is filled with what is compared with the threshold."""
     fired = _room(x)
     h = torch.empty_like(x[0])
-    v = torch.full_like(x[0], c.rest)
-    once = x.dtype in (torch.bfloat16, torch.float16) and c.tau is not None and c.decay_input and c.rest == 0
+    n = c.neuron
+    v = torch.full_like(x[0], n.rest)
+    once = x.dtype in (torch.bfloat16, torch.float16) and n.tau is not None and n.decay_input and n.rest == 0
     for t in range(len(x)):
         if membranes is not None:
             h = membranes[t]
-        if c.tau is None:
+        if n.tau is None:
             torch.add(v, x[t], out=h)
         elif once:
-            torch.lerp(v, x[t], 1 / c.tau, out=h)
-        elif c.decay_input:
-            torch.sub(x[t], v - c.rest if c.rest else v, out=h).div_(c.tau).add_(v)
+            torch.lerp(v, x[t], 1 / n.tau, out=h)
+        elif n.decay_input:
+            torch.sub(x[t], v - n.rest if n.rest else v, out=h).div_(n.tau).add_(v)
         else:
-            torch.sub(v, torch.sub(v, c.rest).div_(c.tau), out=h).add_(x[t])
-        torch.ge(h, c.threshold, out=fired[t])
+            torch.sub(v, torch.sub(v, n.rest).div_(n.tau), out=h).add_(x[t])
+        torch.ge(h, n.threshold, out=fired[t])
         # spikes are 0 or 1, so each of these is exact
-        if c.reset is None:
-            torch.sub(h, fired[t], alpha=c.threshold, out=v)
+        if n.reset is None:
+            torch.sub(h, fired[t], alpha=n.threshold, out=v)
         else:
             torch.addcmul(h, h, fired[t], value=-1, out=v)
-            if c.rest:
-                v.add_(fired[t], alpha=c.rest)
+            if n.rest:
+                v.add_(fired[t], alpha=n.rest)
     return fired
 
 
@@ -157,31 +130,32 @@ class _Spikes(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         fired, membranes = ctx.saved_tensors
         c: Constants = ctx.constants
+        n = c.neuron
         slope = None
         if c.surrogate is surrogate.Sigmoid and c.detach:
             alpha = c.parameters["alpha"]
-            shift = torch.tensor(-alpha * c.threshold, dtype=fired.dtype)
+            shift = torch.tensor(-alpha * n.threshold, dtype=fired.dtype)
             s = torch.add(shift, membranes, alpha=alpha).sigmoid_()
             into = torch.empty_like(fired)
             torch.ops.aten.sigmoid_backward.grad_input(gradients[0], s, grad_input=into)
-            into.mul_(alpha * c.gain)
+            into.mul_(alpha * n.gain)
             passed = s[0]  # no longer needed: room for one step
         else:
-            distance = membranes - c.threshold
+            distance = membranes - n.threshold
             slope = c.surrogate.backward(torch.ones_like(distance), distance, **c.parameters)
-            into = torch.mul(gradients[0], slope, out=torch.empty_like(fired)).mul_(c.gain)
+            into = torch.mul(gradients[0], slope, out=torch.empty_like(fired)).mul_(n.gain)
             passed = torch.empty_like(fired[0])
         for t in range(len(fired) - 2, -1, -1):
             after = into[t + 1]
-            if c.reset is None:
+            if n.reset is None:
                 passed.copy_(after)
                 if slope is not None and not c.detach:
-                    passed.addcmul_(after, slope[t], value=-c.threshold)
+                    passed.addcmul_(after, slope[t], value=-n.threshold)
             else:
                 torch.addcmul(after, after, fired[t], value=-1, out=passed)
                 if slope is not None and not c.detach:
-                    passed.addcmul_(after, slope[t] * (c.rest - membranes[t]))
-            into[t].add_(passed, alpha=c.leak)
+                    passed.addcmul_(after, slope[t] * (n.rest - membranes[t]))
+            into[t].add_(passed, alpha=n.keep)
         return into, None
 
 

@@ -31,7 +31,7 @@ from svitc.support.atomic_files import writable
 from svitc.support.distributed import DistributedContext, current
 from svitc.support.reporter import Reporter
 from svitc.training.augment import augmentation, jitter, random_of
-from svitc.training.checkpoint import digest, load, save
+from svitc.training.checkpoint import digest, load_checkpoint, save
 from svitc.training.fast_forward import FastForward
 from svitc.training.images import Data, Images, open_images, split
 from svitc.training.quantization_aware import FakeQuantizedWeights
@@ -214,7 +214,9 @@ class _Run:
         path = self.options.checkpoint
 
         def read() -> dict[str, Any] | None:
-            return load(path, inputs) if self.options.resume and path is not None and path.is_file() else None
+            return (
+                load_checkpoint(path, inputs) if self.options.resume and path is not None and path.is_file() else None
+            )
 
         found = self.world.on_writer(read)
         if found is not None:

@@ -34,8 +34,8 @@ def verify_exact(
         progress: called with the number of images done.
     """
     joined = exportable_program(program)  # the same layers, joined as the file joins them
-    cut_bytes, cuts = backend.split_unrolled_neurons(exported)
-    whole, pieces = backend.session(exported), backend.session(cut_bytes)
+    split_file, neurons = backend.split_unrolled_neurons(exported)
+    whole, pieces = backend.session(exported), backend.session(split_file)
     soft = set(inexact(joined))
     modules = {str(node.target): joined.module_of(node) for node in joined.neurons()}
     verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
@@ -51,12 +51,12 @@ def verify_exact(
             runs.append(Recorder.record(joined, x, spikes))
         for kind, (run, want) in enumerate(runs):
             feed = {backend.INPUT: x.numpy()}
-            for each in cuts:
-                feed.update(each.steps_of(run.fed[each.path].numpy()))
+            for neuron in neurons:
+                feed.update(neuron.steps_of(run.fed[neuron.path].numpy()))
             got = dict(zip(names, pieces.run(names, feed), strict=True))
-            for each in cuts:
-                ours = each.array_of(got)
-                _judge(verdict.layers[each.path], ours, run, each.path, each.path in soft, natural=kind == 0)
+            for neuron in neurons:
+                path = neuron.path
+                _judge(verdict.layers[path], neuron.array_of(got), run, path, path in soft, natural=kind == 0)
             close = np.isclose(got[backend.OUTPUT], want.numpy(), rtol=1e-4, atol=1e-5 * float(want.abs().max()))
             verdict.logits_beyond_rounding += int((~close).sum())
         expected = logits.numpy()

@@ -10,6 +10,7 @@ random spikes instead of the reference's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ def verify(
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
     """
-    cut_bytes, cuts = backend.split_neurons(exported)
-    whole, pieces = backend.session(exported), backend.session(cut_bytes)
+    split_file, neurons = backend.split_neurons(exported)
+    whole, pieces = backend.session(exported), backend.session(split_file)
     bounds = magnitudes(program)
     lengths = sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
@@ -54,11 +55,12 @@ def verify(
         for kind, (run, want) in enumerate(runs):
             scale, magnitude = Recorder.record(bounds, x.abs(), run.fed)
             feed = {backend.INPUT: x.numpy()}
-            feed.update({each.reference: run.fed[each.path].numpy().reshape(each.shape) for each in cuts})
+            feed.update({neuron.reference: run.fed[neuron.path].numpy().reshape(neuron.shape) for neuron in neurons})
             got = dict(zip(names, pieces.run(names, feed), strict=True))
-            for each in cuts:
-                layer, module = verdict.layers[each.path], modules[each.path]
-                _judge(layer, module, each, got, run, scale, lengths[each.path], natural=kind == 0)
+            comparison = _Comparison(got, run, scale, natural=kind == 0)
+            for neuron in neurons:
+                path = neuron.path
+                comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
             off = abs(got[backend.OUTPUT] - want.numpy())
             verdict.logits_beyond_rounding += int((off > bound(magnitude.numpy(), lengths["logits"])).sum())
         expected = logits.numpy()
@@ -69,35 +71,49 @@ def verify(
     return verdict
 
 
-def _judge(
-    layer: LayerVerdict,
-    module: Any,
-    each: backend.SplitNeuron,
-    got: dict[str, np.ndarray],
-    reference: Recorder,
-    scale: Recorder,
-    terms: int,
-    natural: bool,
-) -> None:
-    """Compare one neuron's current and spikes in the file with the reference's."""
-    want = reference.spikes[each.path].numpy()
-    current = reference.currents[each.path].numpy()
-    magnitude = scale.currents[each.path].numpy()
-    spikes = got[each.spikes].reshape(want.shape)
-    given = got[each.current]
-    # a current that is the same at every step is in the file once
-    off = abs(given.reshape(current[:1].shape if each.static else current.shape) - current)
-    layer.spikes += want.size
-    layer.firing += float(want.sum()) if natural else 0.0
-    layer.max_current_difference = max(layer.max_current_difference, float(off.max()))
-    layer.currents_beyond_rounding += int((off > bound(magnitude, terms)).sum())
-    differs = spikes != want
-    if not differs.any():
-        return
-    distance, allowed = margins(module, current, want, magnitude, terms)
-    beyond = int((differs & _unexplained(differs, off, distance > allowed, ops.has_state(module))).sum())
-    layer.flips_beyond_rounding += beyond
-    layer.flips_within_rounding += int(differs.sum()) - beyond
+@dataclass(frozen=True)
+class _Comparison:
+    """One run of the file and of the reference on the same batch.
+
+    Attributes:
+        file_outputs: of the file that is split at its neurons, by name.
+        reference: what the program's neurons received and fired.
+        magnitudes: a bound on the sum of the magnitudes of every current.
+        natural: whether the spikes are the images' own, not random ones.
+    """
+
+    file_outputs: dict[str, np.ndarray]
+    reference: Recorder
+    magnitudes: Recorder
+    natural: bool
+
+    def judge(self, layer: LayerVerdict, module: Any, neuron: backend.SplitNeuron, terms: int) -> None:
+        """Compare one neuron's current and spikes in the file with the reference's.
+
+        Args:
+            layer: where the result is added.
+            module: the neuron in the program.
+            neuron: its place in the file.
+            terms: length of the sums behind its current.
+        """
+        expected = self.reference.spikes[neuron.path].numpy()
+        current = self.reference.currents[neuron.path].numpy()
+        magnitude = self.magnitudes.currents[neuron.path].numpy()
+        spikes = self.file_outputs[neuron.spikes].reshape(expected.shape)
+        # a current that is the same at every step is in the file once
+        shape = current[:1].shape if neuron.static else current.shape
+        off = abs(self.file_outputs[neuron.current].reshape(shape) - current)
+        layer.spikes += expected.size
+        layer.firing += float(expected.sum()) if self.natural else 0.0
+        layer.max_current_difference = max(layer.max_current_difference, float(off.max()))
+        layer.currents_beyond_rounding += int((off > bound(magnitude, terms)).sum())
+        differs = spikes != expected
+        if not differs.any():
+            return
+        distance, allowed = margins(module, current, expected, magnitude, terms)
+        beyond = int((differs & _unexplained(differs, off, distance > allowed, ops.has_state(module))).sum())
+        layer.flips_beyond_rounding += beyond
+        layer.flips_within_rounding += int(differs.sum()) - beyond
 
 
 def _unexplained(differs: np.ndarray, off: np.ndarray, far: np.ndarray, state: bool) -> np.ndarray:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 STIMULUS_SEED = 0
@@ -51,12 +52,8 @@ class Recorder(fx.Interpreter):
         return recorder, logits
 
 
-def stimulate(module: Any, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random spikes of a neuron's shape: a fifth fire, integer neurons any of their counts."""
     fired = torch.rand(like.shape, generator=generator) < 0.2
-    if isinstance(module, ops.IntegerSpike):
-        most = module.levels
-    else:
-        most = getattr(module.surrogate_function, "max_spike_count", 1)
-    counts = torch.randint(1, int(most) + 1, like.shape, generator=generator)
+    counts = torch.randint(1, dynamics_of(module).max_spikes + 1, like.shape, generator=generator)
     return (fired * counts).to(like.dtype)

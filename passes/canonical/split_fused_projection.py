@@ -12,7 +12,7 @@ from torch import fx, nn
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Dims
-from svitc.ir.channel_slicing import cut_module
+from svitc.ir.channel_slicing import slice_module
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 from svitc.ir.views import composed, retarget
@@ -26,6 +26,15 @@ class Chain:
 
     nodes: list[fx.Node]
     section: Axis  # the axis of blocks
+
+
+@dataclass(frozen=True)
+class Block:
+    """One of the blocks: its place on the axis of blocks, and the name of its layers."""
+
+    section: Axis
+    index: int
+    name: str
 
 
 class SplitFusedProjection(Pass):
@@ -96,7 +105,7 @@ class SplitFusedProjection(Pass):
         for index, name in enumerate(names):
             made = chain.nodes[0].all_input_nodes[0]
             for old in chain.nodes:
-                made = self._copy(program, old, made, chain.section, index, name, originals)
+                made = self._copy(program, old, made, Block(chain.section, index, name), originals)
             for reader in readers:
                 if reader.args[2] == index:
                     reader.replace_all_uses_with(made)
@@ -110,29 +119,27 @@ class SplitFusedProjection(Pass):
         program: Program,
         old: fx.Node,
         source: fx.Node,
-        section: Axis,
-        index: int,
-        name: str,
+        block: Block,
         originals: dict[str, nn.Module | None],
     ) -> fx.Node:
         """``old`` for one block: the same operation on types without the section axis."""
-        dims = without(program.type_of(old), section)
+        dims = without(program.type_of(old), block.section)
         with program.graph.inserting_before(old):
             if old.op == "call_module":
                 module = copy.deepcopy(originals[str(old.target)])
                 assert module is not None
-                cut_module(
+                slice_module(
                     module,
                     {
-                        param: [section_index(dim, section, index) for dim in pdims]
+                        param: [section_index(dim, block.section, block.index) for dim in pdims]
                         for param, pdims in program.parameters_of(old).items()
                     },
                 )
-                program.module.get_submodule(str(old.target)).add_module(name, module)
-                new = program.graph.call_module(f"{old.target}.{name}", (source,))
+                program.module.get_submodule(str(old.target)).add_module(block.name, module)
+                new = program.graph.call_module(f"{old.target}.{block.name}", (source,))
             else:
                 new = program.graph.call_function(einops.rearrange, (source,), {})
-                retarget(new, source, *_sectionless(program, old, section))
+                retarget(new, source, *_sectionless(program, old, block.section))
         new.meta.update({k: old.meta[k] for k in ("source", "scope") if k in old.meta}, dims=dims)
         return new
 

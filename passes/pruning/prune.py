@@ -6,7 +6,7 @@ import einops
 import numpy as np
 from torch import fx, nn
 
-from svitc.ir.channel_slicing import Chosen, cut, cut_module, selection
+from svitc.ir.channel_slicing import Chosen, selection, slice_module, slice_tensor
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import attribute_of
 from svitc.ir.pass_manager import Pass, PassResult
@@ -50,13 +50,13 @@ class Prune(Pass):
             if node.op == "get_attr":
                 owner, _, name = str(node.target).rpartition(".")
                 old = attribute_of(program.module, str(node.target))
-                new = cut(old.detach(), index[""]).clone()
+                new = slice_tensor(old.detach(), index[""]).clone()
                 parent = program.module.get_submodule(owner)
                 setattr(parent, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
             else:
                 module = program.module_of(node)
                 assert module is not None
-                cut_module(module, index)
+                slice_module(module, index)
 
     def _resize_views(self, program: Program, sizes: dict[int, int]) -> None:
         for node in program.graph.nodes:

@@ -7,13 +7,13 @@ import operator
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import neuron
 from torch import fx
 
 from svitc.analysis.input_current import Current, current_of
 from svitc.analysis.integer_range import integer_ranges
 from svitc.ir import ops
 from svitc.ir.batch_norm import set_weights
+from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 
@@ -48,7 +48,8 @@ class FoldNeuronScale(Pass):
                 continue
             current = current_of(program, node, known)
             done.update(current.readers)
-            needs = {_need(program.module_of(each)) for each in current.readers}
+            neurons = [dynamics_of(program.module_of(neuron)) for neuron in current.readers]
+            needs = {_need(each) for each in neurons}
             names = [str(each.target) for each in current.readers]
             reason = current.blocked
             if len(needs) > 1:
@@ -59,7 +60,7 @@ class FoldNeuronScale(Pass):
                 result.refused.update(dict.fromkeys(names, reason))
                 continue
             need: Any = next(iter(needs))
-            if self._plain(program, current):
+            if all(each.is_normalized and not each.decay_input for each in neurons):
                 continue
             if need != 1:
                 self._scale(program, current, need)
@@ -82,18 +83,14 @@ class FoldNeuronScale(Pass):
             for user in users:
                 user.replace_input_with(each, scaled)
 
-    def _plain(self, program: Program, current: Current) -> bool:
-        modules: list[Any] = [program.module_of(each) for each in current.readers]
-        return all(m.v_threshold == 1 and not m.v_reset and not getattr(m, "decay_input", False) for m in modules)
 
-
-def _need(module: Any) -> float | None:
-    """By how much the input of a neuron has to be multiplied, or None."""
-    if isinstance(module, neuron.ILIFNode):
+def _need(neuron: NeuronDynamics) -> float | None:
+    """Return the factor by which a neuron's input has to be multiplied, or None where it cannot be."""
+    if neuron.counts:
         return None
-    factor = 1 / (module.v_threshold - (module.v_reset or 0.0))
-    if getattr(module, "decay_input", False):
-        factor *= float(module.w.detach().float().sigmoid()) if hasattr(module, "w") else 1 / module.tau
+    factor = 1 / (neuron.threshold - neuron.rest)
+    if neuron.decay_input:
+        factor *= float(neuron.float32_rate) if neuron.learned is not None else neuron.rate
     return factor
 
 

@@ -19,7 +19,7 @@ from support.serialized import Custom, bare, canonicalised, captured, mixed, rel
 from svitc.codegen.classes import class_name, label, runs
 from svitc.codegen.module import program_source
 from svitc.codegen.partition import Partition, Tree, find_units, tree_of
-from svitc.codegen.statements import Body, Rank, Step, Value
+from svitc.codegen.statements import Body, Rank, Statement, Value
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
@@ -358,10 +358,10 @@ def call(name):
 def test_a_name_is_free_again_when_its_value_is_no_longer_read():
     x, a, b, c, d = (Value((letter,)) for letter in "xabcd")
     steps = [
-        Step([x], [a], call("f")),
-        Step([a], [b], call("g")),
-        Step([a, b], [c], call("h")),
-        Step([c, x], [d], call("k")),
+        Statement([x], [a], call("f")),
+        Statement([a], [b], call("g")),
+        Statement([a, b], [c], call("h")),
+        Statement([c, x], [d], call("k")),
     ]
     body = Body(steps, [x], [d])
     assert [line.strip() for line in body.lines()] == ["y = f(x)  # [a]", "return k(h(y, g(y)), x)"]
@@ -369,7 +369,7 @@ def test_a_name_is_free_again_when_its_value_is_no_longer_read():
 
 def test_a_long_line_is_cut_in_two():
     x, a, b = (Value() for _ in range(3))
-    steps = [Step([x], [a], call("f" * 60)), Step([a], [b], call("g" * 60))]
+    steps = [Statement([x], [a], call("f" * 60)), Statement([a], [b], call("g" * 60))]
     assert [line.strip() for line in Body(steps, [x], [b]).lines()] == [
         f"x = {'f' * 60}(x)",
         f"return {'g' * 60}(x)",

@@ -16,6 +16,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews
 from svitc.passes.pipelines import inference_passes
+from svitc.training import finetune as finetuning
 from svitc.training import images
 from svitc.training.augment import augmentation, jitter, random_of
 from svitc.training.fast_forward import FastForward, constants, spikes

@@ -72,7 +72,7 @@ class UnrolledKind:
 
     def function(self, taken: Collection[str], opset: int) -> ir.Function:
         """Write the function; ``taken`` are names in use."""
-        body = _Periodic(self) if self.periodic else _Steps(self)
+        body = _Periodic(self) if self.periodic else _UnrolledBody(self)
         fired = body.counts() if self.kind.name == "ILIF" else body.fired()
         spikes = [body.op("Cast", f"spikes{t}", each, to=self.spike.value) for t, each in enumerate(fired)]
         title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
@@ -95,7 +95,7 @@ class UnrolledKind:
         return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 
-class _Steps(_Body):
+class _UnrolledBody(_Body):
     """A neuron's body over separate steps."""
 
     def __init__(self, stepped: UnrolledKind) -> None:
@@ -135,7 +135,7 @@ class _Steps(_Body):
         return self.op("Sub", f"v{t}", h, self.op("ThresholdedRelu", f"spent{t}", h, alpha=below))
 
 
-class _Periodic(_Steps):
+class _Periodic(_UnrolledBody):
     """Of a current that is the same at every step: comparisons alone."""
 
     def fired(self) -> list[ir.Value]:

@@ -15,11 +15,12 @@ from svitc.analysis.integer_range import runs_in_floats
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dims, Kind, size
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Stored
 from svitc.onnx.float_rules import norm_weights, pair_of, runs, window
-from svitc.onnx.neuron_functions import decay_of, integer_kind_of, kind_of
+from svitc.onnx.neuron_functions import integer_kind_of, kind_of
 from svitc.onnx.unrolled.builder import BOOL, I32, Steps, UnrolledBuilder, timeless
 from svitc.onnx.unrolled.matmuls import dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
@@ -108,11 +109,11 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
     count = 1 if inner.static else inner.steps
     inputs = [b.read_step(x, t, dims) for t in range(count)]
     if kind.takes_decay:
-        inputs.append(b.weight(f"{node.target}.decay", decay_of(module)))
+        inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
     inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
     if kind not in b.functions:
         b.functions[kind] = kind.function({f.name for f in b.functions.values()}, b.target.opset)  # type: ignore[index]
-    values = b.ops(b.functions[kind].name, inputs, [dims] * inner.steps, domain="svitc", dtype=dtype)  # type: ignore[index]
+    values = b.ops(b.functions[kind], inputs, [dims] * inner.steps, dtype=dtype)  # type: ignore[index]
     return Steps(tuple(values), dims, x.view, dtype)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from spikingjelly.activation_based import neuron
 from torch import fx, nn
 
 from svitc.analysis.input_current import Current, by_number, current_of
 from svitc.analysis.integer_range import integer_ranges
 from svitc.ir import ops
 from svitc.ir.axes import Kind
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 
@@ -25,7 +23,7 @@ def step_gains(program: Program) -> dict[fx.Node, int]:
     found: dict[fx.Node, int] = {}
     known = integer_ranges(program)
     for node in program.neurons():
-        if not halves(program.module_of(node)):
+        if not halves(program, node):
             continue
         current = current_of(program, node, known)
         layers = [program.module_of(each) for each in current.sources]
@@ -33,11 +31,11 @@ def step_gains(program: Program) -> dict[fx.Node, int]:
             current.blocked is None
             and not current.bare
             and all(by_number(user) for _, user in current.exits)
-            and all(halves(program.module_of(each)) for each in current.readers)
+            and all(halves(program, each) for each in current.readers)
             and all(_timed(program, each) for each in current.sources)
             and all(layer is None or ops.is_quantized(layer) for layer in layers)
         ):
-            hard = all(program.module_of(each).v_reset is not None for each in current.readers)  # type: ignore[union-attr]
+            hard = all(dynamics_of(program.module_of(neuron)).reset is not None for neuron in current.readers)
             found.update(_signs(program, current) if hard else dict.fromkeys(current.sources, 1))
     return found
 
@@ -64,9 +62,13 @@ def factor(gain: int, t: int) -> float:
     return gain * 2.0**t if gain else 1.0
 
 
-def halves(module: Any) -> bool:
-    plain = type(module) is neuron.LIFNode and module.tau == 2 and not module.decay_input
-    return plain and module.v_threshold == 1 and not module.v_reset
+def halves(program: Program, node: fx.Node) -> bool:
+    """Whether a neuron's membrane loses half of itself at every step, and nothing else scales it."""
+    module = program.module_of(node)
+    if not ops.has_state(module):
+        return False
+    neuron = dynamics_of(module)
+    return neuron.kind == "LIF" and neuron.tau == 2 and not neuron.decay_input and neuron.is_normalized
 
 
 def _timed(program: Program, node: fx.Node) -> bool:

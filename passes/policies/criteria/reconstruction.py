@@ -23,7 +23,7 @@ from svitc.passes.policies.criteria.norms import firing
 DAMP = 1e-3  # of the mean variance
 
 
-class _Reader:
+class _ConsumerCost:
     """One layer's share in the cost of each channel, kept up to date as channels go."""
 
     def __init__(self, weight: np.ndarray, covariance: np.ndarray, columns: np.ndarray) -> None:
@@ -72,7 +72,7 @@ class _Product:
 def reconstruction(about: Context, group: ChannelGroup) -> np.ndarray:
     """The later a channel would go, the higher its score; see the module."""
     calibration = about.measured("reconstruction")
-    parts: list[_Reader | _Product] = []
+    parts: list[_ConsumerCost | _Product] = []
     for member in readers(about, group):
         moments = calibration.moments.get(member.module)
         weight, dim = about.parameter(member)
@@ -84,7 +84,7 @@ def reconstruction(about: Context, group: ChannelGroup) -> np.ndarray:
             columns = index.transpose(*order, -1).reshape(-1, kernel)
             if len(columns) == group.size:
                 flat = weight.movedim(0, 1).flatten(1).double().numpy()
-                parts.append(_Reader(flat, moments.covariance.numpy(), columns))
+                parts.append(_ConsumerCost(flat, moments.covariance.numpy(), columns))
     parts += [_Product(block) for block in _terms(about, group)]
     if not parts:
         return firing(about, group)

@@ -16,7 +16,7 @@ from torch import fx, nn
 from support import published_style as style
 from support.families import FAMILIES, NEURONS, spikformer, warm
 from support.published_small import SMALL
-from svitc.analysis.interval_neurons import Interval, charge, fire
+from svitc.analysis.interval_neurons import Interval, fire
 from svitc.analysis.intervals import all_intervals
 from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
@@ -309,14 +309,6 @@ def test_a_margin_for_float32():
         end = torch.full((1,), x, dtype=torch.float64)
         bound = fire(module, Interval(end, end, end, 1000), 1)
         assert (bound.low, bound.high) == (0, 1)
-
-
-def test_charge_is_that_of_verification():
-    from svitc.analysis.float_error import decay
-
-    plain = [module_of(kind) for kind in ("IF", "LIF", "PLIF", "ILIF")]
-    for module in (*plain, module_of("LIF", decay_input=False, tau=3.0)):
-        assert charge(module) == pytest.approx(decay(module), abs=1e-15)
 
 
 # layers

@@ -1,0 +1,87 @@
+"""Layers that a written model.py defines for itself: it contains the source of these classes, letter by letter.
+
+So they use nothing but torch, have no annotations, and what they say is meant for the reader of a model.py. The program
+itself runs the same classes; what it needs besides is added by subclasses in ``ops`` and ``quantized_modules``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Quantized(nn.Module):
+    """A layer with int8 weights W: (W x) * scale + bias, with one scale and one bias for each channel.
+
+    For x of whole numbers, such as spikes, the sums stay below 2^24, where float32 is exact in any order. A scale
+    has so few bits that its product with the sum is exact, too. Adding the bias rounds, once.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        shape = self.weight.shape
+        del self.weight, self.bias
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(shape[0]))
+        self.register_buffer("bias", torch.zeros(shape[0]))
+
+    def forward(self, x):
+        shape = [-1] + [1] * (self.weight.ndim - 2)
+        return self.sums(x, self.weight.to(x.dtype)) * self.scale.view(shape) + self.bias.view(shape)
+
+
+class QuantizedConv1d(Quantized, nn.Conv1d):
+    """A one-dimensional convolution with int8 weights."""
+
+    def sums(self, x, w):
+        return nn.functional.conv1d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+class QuantizedConv2d(Quantized, nn.Conv2d):
+    """A two-dimensional convolution with int8 weights."""
+
+    def sums(self, x, w):
+        return nn.functional.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+class QuantizedLinear(Quantized, nn.Linear):
+    """A linear layer with int8 weights."""
+
+    def sums(self, x, w):
+        return nn.functional.linear(x, w)
+
+
+class FixedPoint(nn.Module):
+    """A real input as a whole number of steps, a power of two, within -limit to limit."""
+
+    def __init__(self, step, limit):
+        super().__init__()
+        self.step, self.limit = step, limit
+
+    def forward(self, x):
+        return (x * (1 / self.step)).round().clamp(-self.limit, self.limit)
+
+
+class Integer(torch.autograd.Function):
+    """Whole numbers from 0 to levels; the gradient passes wherever nothing was clipped."""
+
+    @staticmethod
+    def forward(ctx, x, levels, half_up):
+        ctx.save_for_backward((x >= 0) & (x <= levels))
+        x = x.clamp(0, levels)
+        return (x + 0.5).floor() if half_up else x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None, None
+
+
+class IntegerSpike(nn.Module):
+    """A neuron without membrane that fires 0 to levels spikes at once: its input, rounded."""
+
+    def __init__(self, levels, half_up=False):
+        super().__init__()
+        self.levels, self.half_up = levels, half_up
+
+    def forward(self, x):
+        return Integer.apply(x, self.levels, self.half_up)
