@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The result of a compilation, and the files that it is written to."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
 from svitc.support.timing import Clock
+from svitc.training.finetune import finetune
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.verdict import Verdict
@@ -348,8 +349,6 @@ class Compiler:
         options = self.options
         if not options.finetune or options.train_data is None:
             return None
-        from svitc.training.finetune import finetune
-
         with self.clock.stage("finetune"):
             return finetune(
                 pruned,

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The facts that ``svitc inspect`` shows: groups, layers, neurons and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Open an output folder that a compilation wrote, and verify it once more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Time a candidate file beside the original in turn, so that noise of the machine falls on both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""``svitc inspect``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print what a compilation did: sizes, accuracy, decisions, and the verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print what ``svitc inspect`` finds in a model."""
 
 from __future__ import annotations
 

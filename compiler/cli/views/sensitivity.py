@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print sensitivity to pruning and to fewer bits."""
 
 from __future__ import annotations
 
