@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types clean
+.PHONY: help venv demo test check lint types clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,13 +37,16 @@ test: lint ## lint, check types and run the tests
 	@echo "== pytest"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
-lint: $(READY) types ## ruff and mypy
+lint: $(READY) types ## ruff, mypy and the order of imports
 	@echo "== ruff"
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@echo "== mypy"
 	@$(BIN)/mypy
+	@echo "== import-linter"
+	@PYTHONPATH=build/types $(BIN)/lint-imports
 
-# The package as mypy wants to see it: one folder, linked together from the three.
+# The package as mypy and import-linter want to see it: one folder, linked together from the three.
 types:
 	@rm -rf build/types
 	@mkdir -p build/types/svitc
@@ -51,6 +54,6 @@ types:
 
 clean: ## remove the environment, caches and outputs
 	@rm -rf .venv build dist *.egg-info demo/out demo/digits-test.npz svitc-out
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "clean"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.driver.compiler import Compiler, compile
     from svitc.driver.load import load
     from svitc.driver.options import CompileOptions
-    from svitc.driver.options import CompileOptions as Options
     from svitc.errors import SvitcError
     from svitc.frontends import save
     from svitc.frontends.capture.capture import capture
@@ -33,6 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.verification.float_check import verify
 
     __version__: str
+    Options = CompileOptions  # the name before 0.2
 
 _HOME = {
     "load": "driver.load",

@@ -336,7 +336,7 @@ class Compiler:
         )
 
     def _build(self, program: Program, plan: Plan, refit: str, how: PreparationOptions) -> Program:
-        """Pruned, refitted and rounded; the last one is kept, since a plan's size is measured on what will be written."""
+        """Pruned, refitted and rounded; the last one is kept: a plan's size is measured on what will be written."""
         if self._built is None or self._built[0] is not plan or self._built[1] != refit:
             if refit != "none" or (plan.bits and plan.made_by.get("rounding") == "calibrated"):
                 sweep = self.sweep if how == self._how else self._sweep(how)
@@ -395,7 +395,8 @@ def compile(
 
     Args:
         program: as ``svitc.load`` gives it; not changed.
-        budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``, ``"latency=0.6"``. None with ``plan``.
+        budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``, ``"latency=0.6"``. None with
+            ``plan``.
         policy: what writes the plan: by default ``auto`` where there are images, else ``uniform``.
         plan: replay this plan instead.
         seconds: of the stages before.

@@ -35,8 +35,9 @@ class CompileOptions:
         finetune: epochs; 0 for none.
         finetune_options: more arguments of ``finetune``.
         finetune_file: where its epochs go.
-        weights: ``fp32``; ``int8``, ``int4`` or ``int2``: whole numbers of so many bits, with exact sums (quantized.py);
-            or ``mixed``: each layer's own. None leaves it to the policy and the budget (weight_types.py).
+        weights: ``fp32``; ``int8``, ``int4`` or ``int2``: whole numbers of so many bits, with exact sums
+            (``ir.quantized_modules``); or ``mixed``: each layer's own. None leaves it to the policy and the budget
+            (``weight_types.py``).
         narrowest: the fewest bits that the file stores weights in, for an ONNX Runtime that lacks the type.
         target: ``cpu``, or ``cuda``: operators and types that ONNX Runtime's CUDA provider has (docs/targets.md).
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or

@@ -126,7 +126,8 @@ def _unreachable(wanted: Budget, tried: list[Candidate], refused: BudgetError | 
     why = "" if refused is None else f" Smaller ones cannot be made: {refused.message}."
     least = f"{np.ceil(100 * timing.ratio) / 100:g}" if wanted.amount is None else f"{1.1 * timing.compiled_ms:.2g}ms"
     return BudgetError(
-        f"no plan that was tried meets {wanted.text}: the fastest takes {timing.compiled_ms:.3g} ms, {timing.ratio:.3f} of the"
+        f"no plan that was tried meets {wanted.text}: the fastest takes {timing.compiled_ms:.3g} ms, "
+        f"{timing.ratio:.3f} of the"
         f" original's {timing.original_ms:.3g} ms, with {fastest.share:.1%} of its parameters",
         hint=f"Ask for more, such as latency={least}, or free more groups.{why}",
     )

@@ -353,7 +353,8 @@ class _Run:
             kept += f", in {self.checkpoint}." if self.checkpoint is not None else "."
         lower = self.settings["lr"] / 4
         raise UsageError(
-            f"the {what} is not finite in epoch {epoch + 1} of {self.settings['epochs']}, step {step + 1} of {self.steps}",
+            f"the {what} is not finite in epoch {epoch + 1} of {self.settings['epochs']}, step {step + 1} of "
+            f"{self.steps}",
             hint=f"Try a lower learning rate, --lr {lower:g}. {kept}",
         )
 
