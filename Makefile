@@ -44,13 +44,16 @@ check: lint ## for daily work: lint, check types and run a tenth of the tests
 	@echo "== pytest --quick"
 	@$(PYTEST) --quick
 
-lint: $(READY) types ## ruff and mypy
+lint: $(READY) types ## ruff, mypy and the order of imports
 	@echo "== ruff"
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@echo "== mypy"
 	@$(BIN)/mypy
+	@echo "== import-linter"
+	@PYTHONPATH=build/types $(BIN)/lint-imports
 
-# The package as mypy wants to see it: one folder, linked together from the three.
+# The package as mypy and import-linter want to see it: one folder, linked together from the three.
 types:
 	@rm -rf build/types
 	@mkdir -p build/types/svitc
@@ -58,6 +61,6 @@ types:
 
 clean: ## remove the environment, caches and outputs
 	@rm -rf .venv build dist *.egg-info demo/out demo/digits-test.npz svitc-out
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "clean"

@@ -283,7 +283,8 @@ def note_on(records: list[dict[str, Any]]) -> str:
         else ""
     )
     return (
-        f"Matrix products alone: {text}, measured in the same rounds. Medians and quartiles of {records[0]['runs']} rounds;"
+        f"Matrix products alone: {text}, measured in the same rounds. Medians and quartiles of {records[0]['runs']} "
+        "rounds;"
         f" factors are medians over rounds of both times in one round. Peak MiB is of the model alone, without what the"
         f" interpreter and its libraries take.{busy}"
     )
@@ -412,7 +413,8 @@ def main() -> None:
     if records:
         print(args.out.with_suffix(".md").read_text())
         say(
-            f"slowest round: {max(statistics.fmean(e['times_ms']) for r in records for e in r['rows'] if e['times_ms']):,.0f} ms"
+            "slowest round: "
+            f"{max(statistics.fmean(e['times_ms']) for r in records for e in r['rows'] if e['times_ms']):,.0f} ms"
         )
 
 

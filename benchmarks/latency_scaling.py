@@ -1,7 +1,7 @@
 """How does the time of our file grow with time steps, batch, depth and resolution?
 
-One network, one quantity changed at a time; all points of a quantity run in turn, in paired rounds, each in a process of
-its own (svitc.bench_race). What is finished is kept in --work; --resume goes on there.
+One network, one quantity changed at a time; all points of a quantity run in turn, in paired rounds, each in a process
+of its own (svitc.bench_race). What is finished is kept in --work; --resume goes on there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def scaling(args: argparse.Namespace) -> None:
             f"# {out.name}",
             "",
             f"How does the time of our {variant} file grow? A Spikformer of width {args.width}; what is not"
-            f" varied is {', '.join(f'{k} {v}' for k, v in BASE.items())}. The exponent is that of the growth since the row"
+            f" varied is {', '.join(f'{k} {v}' for k, v in BASE.items())}. The exponent is that of the growth since "
+            "the row"
             f" before: 1 is linear in the quantity. Medians of {args.runs} paired rounds.{busy}",
             "",
             table(rows),

@@ -2,10 +2,10 @@
 
     python benchmarks/quantization.py spikformer-cifar10.pt --train cifar10-train.zip --test cifar10-test.zip
 
-Bits are chosen, weights rounded and networks fine-tuned on the training images alone; the test images are looked at once
-for every figure in the table, when its file is written. ``aq-greedy, no gate`` is the same search with every setting
-measured on all images. Jobs run one after another; a finished one is on disk (`--work`), so that a run that was cut
-short goes on where it was.
+Bits are chosen, weights rounded and networks fine-tuned on the training images alone; the test images are looked at
+once for every figure in the table, when its file is written. ``aq-greedy, no gate`` is the same search with every
+setting measured on all images. Jobs run one after another; a finished one is on disk (`--work`), so that a run that was
+cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -144,17 +144,20 @@ def main() -> None:
         f"# Bits on {args.model.name}",
         "",
         f"Original: {first['original']:.2%} of {first['images']:,} test images"
-        f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Bits, rounding and"
+        f" (95% interval {first['original_interval'][0]:.2%} to {first['original_interval'][1]:.2%}). Bits, rounding "
+        "and"
         " fine-tuning use the training images only. Drops are points lost, with their paired 95% intervals. Energy is"
         " svitc energy's (Horowitz 2014) against the fp32 network; the second figure leaves out that smaller weights"
         " lie in SRAM instead of DRAM.",
         "",
-        "| policy | memory saved | energy saved | same memory | top-1 | drop | top-1 fine-tuned | drop fine-tuned | epochs"
+        "| policy | memory saved | energy saved | same memory | top-1 | drop | top-1 fine-tuned | drop fine-tuned | "
+        "epochs"
         " | full evaluations | layers x bits |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         *map(row_text, rows),
         "",
-        f"Command: `python benchmarks/quantization.py {args.model.name} --train {args.train.name} --test {args.test.name}"
+        f"Command: `python benchmarks/quantization.py {args.model.name} --train {args.train.name} --test "
+        f"{args.test.name}"
         f" --epochs {args.epochs} --sweep-images {args.sweep_images}`",
         "",
     ]

@@ -1,4 +1,4 @@
-"""What the studies of policies on a trained model share: their arguments, what they keep of a report, cells and axes."""
+"""The studies of policies on a trained model: shared arguments, what they keep of a report, cells and axes."""
 
 from __future__ import annotations
 

@@ -6,13 +6,33 @@
     done = svitc.compile(program, budget=0.78)
     done.write(Path("out"))
 
-Names are imported on first use, so that ``svitc --help`` does not wait for PyTorch.
+Names are imported on first use, so that ``svitc --help`` does not wait for PyTorch. ``__version__`` is the version in
+setup.cfg, as the installed package states it.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ imports the same names from _HOME
+    from svitc.driver.artifacts import Compiled
+    from svitc.driver.compiler import Compiler, compile
+    from svitc.driver.load import load
+    from svitc.driver.options import CompileOptions
+    from svitc.errors import SvitcError
+    from svitc.frontends import save
+    from svitc.frontends.capture.capture import capture
+    from svitc.ir.graph import InputSpec
+    from svitc.ir.pass_manager import Pass, PassResult, Pipeline
+    from svitc.ir.program import Program, Stage
+    from svitc.onnx.export import export
+    from svitc.passes.policies.uniform import Uniform
+    from svitc.planning.plan import Plan
+    from svitc.verification.float_check import verify
+
+    __version__: str
+    Options = CompileOptions  # the name before 0.2
 
 _HOME = {
     "load": "driver.load",
@@ -37,10 +57,38 @@ _HOME = {
     "SvitcError": "errors",
 }
 _OLD_NAMES = {"Options": "CompileOptions"}  # still importable
-__all__ = sorted(_HOME)
+__all__ = [
+    "CompileOptions",
+    "Compiled",
+    "Compiler",
+    "InputSpec",
+    "Pass",
+    "PassResult",
+    "Pipeline",
+    "Plan",
+    "Program",
+    "Stage",
+    "SvitcError",
+    "Uniform",
+    "capture",
+    "compile",
+    "export",
+    "load",
+    "save",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name on first use.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("svitc")
     name = _OLD_NAMES.get(name, name)
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -48,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

@@ -1,3 +1,5 @@
+"""``python -m svitc``, and ``torchrun … -m svitc``: the command line."""
+
 import sys
 
 from svitc.cli.main import main

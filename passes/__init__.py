@@ -1,4 +1,12 @@
-"""Passes: one rewrite a file. The pipelines that the driver runs are listed here, in order."""
+"""Passes: one rewrite a file, in folders by when they run.
+
+``canonical`` before anything is pruned, ``pruning`` for the plan, ``inference`` once training is over, ``quantization``
+for integer weights, ``lowering`` for the exported file alone. ``policies`` choose the plan.
+
+Imports: ``analysis``, ``planning``, ``quantization``, ``ir`` and what is below them; never ``frontends``.
+
+Start with ``lowering/share_views.py``, the shortest pass; ``pipelines.py`` puts all of them in order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The input current of a neuron: the layers that make it, and what carries it from them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from svitc import onnx as backend
 from svitc.bench import runners as peers_
@@ -170,8 +171,6 @@ def find_peers(
     source: Source, load: Load, settings: Settings, folder: Path, reporter: Reporter, verbose: bool
 ) -> tuple[list[Runner], list[dict[str, Any]]]:
     """The peers that can run, and rows of those that cannot."""
-    import torch
-
     wanted = settings.peers
     if wanted is None:
         wanted = [name for name in DEFAULT_PEERS if name != "cuda" or torch.cuda.is_available()]

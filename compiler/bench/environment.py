@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The machine and versions that a benchmark ran with, and how busy the machine was with other work."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a benchmark can time: an ONNX file in ONNX Runtime or OpenVINO, and the original model in PyTorch.
 
-Each function runs in a process of its own (bench_worker.py) and loads what it times there.
+Each function runs in a process of its own (worker.py) and loads what it times there.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from spikingjelly.activation_based import functional
 from torch import nn
 
 from svitc import onnx as backend
 from svitc.bench.worker import Ready
+from svitc.frontends import LoadOptions, load_model
+from svitc.frontends.capture.capture import capture
+from svitc.frontends.capture.model_rewrites import logits_of
 from svitc.ir.graph import InputSpec
+from svitc.serialization.writer import load_program
 
 NO_PROBLEM = 3  # ONNX Runtime's log severity: errors only
 
@@ -73,19 +78,13 @@ class Source:
         model, spec, info, within = self._load()
         within.__enter__()  # for good: the model's forward may import what only stands in for a package
         if info is not None and spec.events:  # which order of time and batch it takes is found by capturing it
-            from svitc.frontends.capture.capture import capture
-
             info = capture(model, spec, info, rewrite_model=bool(self.options.get("rewrite_model"))).info
         return model.eval(), bool((info or {}).get("batch_first"))
 
     def _load(self) -> tuple[nn.Module, InputSpec, dict[str, Any] | None, contextlib.AbstractContextManager[Any]]:
         if (self.path / "model.safetensors").is_file():
-            from svitc.serialization.writer import load_program
-
             program = load_program(self.path / "model.safetensors")
             return program.module, program.input, None, contextlib.nullcontext()  # takes the program's own layout
-        from svitc.frontends import LoadOptions, load_model
-
         loaded = load_model(self.path, LoadOptions(**self.options))
         return loaded.model, loaded.input, loaded.info, loaded.callable_within()
 
@@ -150,10 +149,6 @@ def eager(source: Source, load: Load, how: str = "eager") -> Ready:
     Args:
         how: ``eager``, ``compile`` (torch.compile), or ``cuda`` (eager, on the first CUDA device).
     """
-    from spikingjelly.activation_based import functional
-
-    from svitc.frontends.capture.model_rewrites import logits_of
-
     torch.set_num_threads(load.threads)
     model, x = _model(source, load)
     label = f"torch {torch.__version__}"
@@ -178,8 +173,6 @@ def eager(source: Source, load: Load, how: str = "eager") -> Ready:
 
 def naive_export(source: Source, load: Load, path: Path) -> int:
     """Write what ``torch.onnx.export`` makes of the original, at the batch that will run; the number of its nodes."""
-    from spikingjelly.activation_based import functional
-
     model, x = _model(source, load)
     functional.reset_net(model)
     torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False)

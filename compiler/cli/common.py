@@ -18,7 +18,8 @@ EPILOG = (
     "6 verification failed, 7 output cannot be written, 70 internal error, 130 interrupted."
 )
 app = typer.Typer(
-    help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock runtimes.",
+    help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock "
+    "runtimes.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,

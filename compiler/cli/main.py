@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import svitc
 from svitc.cli import terminal
 from svitc.cli.commands import bench, compile, energy, inspect, sensitivity, verify
 from svitc.cli.common import EPILOG, app, state
@@ -23,9 +24,7 @@ app.command(epilog=EPILOG, name="verify")(verify.verify)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print(f"svitc {version('svitc')}")
+        print(f"svitc {svitc.__version__}")
         raise typer.Exit
 
 

@@ -85,7 +85,8 @@ Weights = Annotated[
     str,
     typer.Option(
         metavar="fp32|int8",
-        help="Type of the stored weights. [bold]int8[/]: one byte each, sums of whole numbers, the same spikes in every "
+        help="Type of the stored weights. [bold]int8[/]: one byte each, sums of whole numbers, the same spikes in "
+        "every "
         "runtime, and several times the speed on a processor with integer dot products.",
     ),
 ]
@@ -94,9 +95,11 @@ WeightType = Annotated[
     typer.Option(
         "--weights",
         metavar="fp32|int8|int4|int2|mixed",
-        help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: whole numbers of so many bits, exact "
+        help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: whole numbers of so many "
+        "bits, exact "
         "sums, the same spikes in every runtime, and several times the speed on a processor with integer dot products. "
-        "[bold]mixed[/]: each layer's own bits, chosen by the policy. By default fp32, or mixed where the policy chooses "
+        "[bold]mixed[/]: each layer's own bits, chosen by the policy. By default fp32, or mixed where the policy "
+        "chooses "
         "bits or int8 alone would not meet the budget.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Batches to run a network on: images of a data set, or random ones where there is none."""
 
 from __future__ import annotations
 

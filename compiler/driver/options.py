@@ -33,14 +33,14 @@ class CompileOptions:
         resume: go on with what is in ``sweep_file``, and with an unfinished fine-tuning.
         finetune: epochs; 0 for none.
         finetune_options: more fields of ``FinetuneOptions``.
-        weights: ``fp32``; ``int8``, ``int4`` or ``int2``: whole numbers of so many bits, with exact sums (quantized.py);
+        weights: ``fp32``; ``int8``, ``int4`` or ``int2``: whole numbers of so many bits, with exact sums;
             or ``mixed``: each layer's own. None leaves it to the policy and the budget (weight_types.py).
         min_weight_bits: the fewest bits that the file stores weights in, for an ONNX Runtime that lacks the type.
         target: ``cpu``, or ``cuda``: operators and types that ONNX Runtime's CUDA provider has (docs/targets.md).
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
-        remove_dead_channels: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
-            their readers, which loses nothing (passes/remove_constant_channels.py); ``off`` does not.
+        remove_dead_channels: ``auto`` first removes neurons that no input can make fire, and folds those that always fire
+            into their consumers, which loses nothing (passes/remove_constant_channels.py); ``off`` does not.
         images: how many images verification looks at.
         seed: of everything random.
     """

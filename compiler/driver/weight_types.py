@@ -1,4 +1,4 @@
-"""The type of the stored weights: what ``--weights`` asks for, which layers may have fewer bits, the network that has it."""
+"""The type of the stored weights: what ``--weights`` asks for, and which layers may have fewer bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Finished measurements on disk, so that ``--resume`` never measures a plan twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Parse einops patterns, and bind their letters to the axes of a type."""
 
 from __future__ import annotations
 

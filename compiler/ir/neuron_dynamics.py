@@ -84,7 +84,7 @@ class NeuronDynamics:
 
     @property
     def float32_rate(self) -> torch.Tensor:
-        """PLIF's 1/tau, rounded to float32 as PyTorch rounds it when the network runs; its last bits are not ``rate``'s."""
+        """Return PLIF's 1/tau, rounded to float32 as PyTorch does when the network runs; the last bits differ from ``rate``."""
         assert self.learned is not None
         return self.learned.detach().float().sigmoid()
 

@@ -43,8 +43,8 @@ class Pass:
     """One rewrite of a program, place by place.
 
     Subclasses set ``requires`` (stages in which the pass may run) and ``ensures`` (the stage that it brings
-    the program to, None to leave it), and ``name`` where reports call it otherwise than its class, and implement ``match`` and ``rewrite``, and ``why_not`` where some
-    matched place must be left alone.
+    the program to, None to leave it), and ``name`` where reports call it otherwise than its class, and implement
+    ``match`` and ``rewrite``, and ``why_not`` where some matched place must be left alone.
     """
 
     requires: tuple[Stage, Stage] = (Stage.CAPTURED, Stage.EXPORTABLE)

@@ -1,4 +1,4 @@
-"""Where the time of an exported file goes: a prediction for each layer, beside what the whole file is measured to take."""
+"""Where the time of an exported file goes: a prediction for each layer, beside the measured time of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Lowering to stock ONNX, and running and measuring the file."""
+"""Lowering to stock ONNX, and running and measuring the file.
+
+Imports: ``passes``, ``analysis``, ``quantization``, ``ir`` and what is below them.
+
+Start with ``export.py``, then ``lower.py`` with its rules in ``float_rules.py``; ``unrolled/`` lowers quantized
+programs, ``surgery/`` cuts finished files apart.
+"""
 
 from svitc.onnx.lower import INPUT, OUTPUT, lower, to_bytes
 from svitc.onnx.model_info import node_count, weight_bytes

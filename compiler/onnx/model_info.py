@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Size of an ONNX model: bytes of its weights, number of its nodes."""
 
 from __future__ import annotations
 

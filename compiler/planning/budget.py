@@ -25,7 +25,8 @@ UNITS = {
 }
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 HOW = (
-    'Give a share of the original ("0.78", "78%"), bytes ("12MB"), parameters ("params=8M", "params=78%") or measured time'
+    'Give a share of the original ("0.78", "78%"), bytes ("12MB"), parameters ("params=8M", "params=78%") or '
+    "measured time"
     ' ("latency=0.6", "latency=60%", "latency=50ms").'
 )
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The cost of a program as a linear function of what its groups keep: parameters, or bytes in ONNX."""
 
 from __future__ import annotations
 

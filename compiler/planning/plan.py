@@ -38,8 +38,8 @@ class Plan:
         """The masks, complete for every group of ``program``.
 
         Raises:
-            InputError: an unknown layer, an unknown or frozen group, a mask of another size, an empty one, heads that keep
-                different numbers of dimensions, or that must go as a whole and do not, or heads dropped in
+            InputError: an unknown layer, an unknown or frozen group, a mask of another size, an empty one, heads that
+                keep different numbers of dimensions, or that must go as a whole and do not, or heads dropped in
                 one group and kept in its partner.
         """
         groups = {group.name: group for group in program.groups}
@@ -75,7 +75,8 @@ class Plan:
             raise InputError(f"the plan drops heads of {group.name}, which must keep them all: {stays}")
         if group.whole_heads is not None and counts != {group.axis.size}:
             raise InputError(
-                f"the plan removes single dimensions of {group.name}, which may only lose whole heads: {group.whole_heads}"
+                f"the plan removes single dimensions of {group.name}, which may only lose whole heads: "
+                f"{group.whole_heads}"
             )
         if group.shared and len(np.unique(mask[mask.any(axis=1)], axis=0)) > 1:
             raise InputError(f"the heads of {group.name} must keep the same dimensions, since they are mixed")

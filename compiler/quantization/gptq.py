@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Round weights one column after the other, each correcting the errors of those before (GPTQ, arXiv 2210.17323)."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def to_bytes(program: Program) -> bytes:
     if program.stage not in STAGES:
         raise UsageError(
             f"a program at stage {program.stage.name.lower()} no longer trains and is not saved",
-            hint="Save it before the passes of svitc.passes.inference(), or when it is quantized.",
+            hint="Save it before the passes of svitc.passes.pipelines.inference_passes(), or when it is quantized.",
         )
     layers: dict[str, Any] = {}
     parameters: dict[str, str] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +39,7 @@ def peak() -> int:
     known = _status("VmHWM")  # not ru_maxrss: it begins with the parent's
     if known:
         return known
-    import resource
-    import sys
+    import resource  # noqa: PLC0415  (a module of Unix only)
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -58,5 +58,5 @@ class Reporter:
             self.on_decision(sentence)
 
     def for_budget(self) -> Reporter:
-        """Return a reporter with decisions of its own, as each budget of a front has, and the same listeners and seconds."""
+        """Return a reporter with decisions of its own, for one budget of a front; listeners and times are shared."""
         return Reporter(self.on_progress, self.on_decision, self.seconds)

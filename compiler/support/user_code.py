@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Import the user's own Python files, and tell their errors from ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Flips and crops of training images, drawn from seeded generators so that a resumed run sees the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Record the values of a program while it runs, and stimulate it so that every neuron has something to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The result of a verification: what differs in each layer and in the logits, and whether that passes."""
 
 from __future__ import annotations
 

@@ -148,7 +148,8 @@ class Canonicalizer(GraphBuilder):
             )
         if path in self.fired:
             raise self.refuse(
-                f"neuron {path} is called twice in one forward, so that its membrane runs on from one place to the other",
+                f"neuron {path} is called twice in one forward, so that its membrane runs on from one place to the "
+                "other",
                 hint="Give each place a neuron of its own.",
             )
         self.fired.add(path)

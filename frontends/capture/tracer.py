@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The tracer: an ``fx.Tracer`` whose proxies know the shapes of their values."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
-"""Own definitions of the published families, so that an official repository's checkpoint needs no model file.
+"""Definitions of the published families, so that an official repository's checkpoint needs no model file.
 
 Names of parameters and the numbers that come out are those of the published code; nothing else is.
+
+Imports: ``frontends.state_dict`` and what is below ``frontends``.
+
+Start with ``spikformer.py``, then ``registry.py``; ``recognize.py`` tells which of them a checkpoint is of.
 """
 
 from svitc.frontends.published.e_spikeformer import ESpikeFormer

@@ -1,1 +1,6 @@
-"""ROOM."""
+"""Passes that bring every captured program to one form, before anything is pruned; all are lossless.
+
+Imports: ``analysis``, ``planning``, ``ir`` and what is below them, and ``passes.pruning``.
+
+Start with ``merge_views.py``, the shortest.
+"""

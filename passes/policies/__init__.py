@@ -1,4 +1,10 @@
-"""Policies: what writes a plan from groups, weights and data."""
+"""Policies: what writes a plan from groups, weights and data.
+
+Imports: ``planning``, ``analysis``, ``quantization``, ``ir`` and what is below them. A policy measures through its
+``Problem`` alone and knows neither ONNX nor the driver.
+
+Start with ``problem.py`` (what a policy is told), then ``uniform.py``, the shortest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The automatic policy: all rates chosen at once, from what each channel's loss costs after its readers made up for it."""
+"""The automatic policy: all rates at once, from what each channel's loss costs after its readers made up for it."""
 
 from __future__ import annotations
 

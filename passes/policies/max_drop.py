@@ -33,7 +33,7 @@ def smallest(problem: Problem, space: Space, at: Callable[[int], list[int]], ref
 
 
 def last(problem: Problem, space: Space, steps: Sequence[list[int]], refit: str, policy: str) -> list[int]:
-    """The last of ever smaller plans that is within the drop, by halving their number; the first one counts as within."""
+    """The last of ever smaller plans that is within the drop, by bisection; the first one counts as within."""
     assert problem.max_drop is not None
     measure = problem.required_measure(policy)
     low, high = 0, len(steps)
@@ -59,5 +59,6 @@ def require(
     kept = space.cost(problem.cost, best()) / problem.cost()
     raise BudgetError(
         f"the budget costs {100 * point.drop:.1f} points, more than the {100 * problem.max_drop:g} allowed",
-        hint=f"The best that was found within them keeps {kept:.4f}. Allow more, or leave --max-drop out and --finetune.",
+        hint=f"The best that was found within them keeps {kept:.4f}. Allow more, or leave --max-drop out and "
+        "--finetune.",
     )

@@ -1,4 +1,4 @@
-"""PrimeSVT: automated, memory-aware pruning with a prioritized compression policy (Putra et al., arXiv 2606.03428, 2026)."""
+"""PrimeSVT: automated, memory-aware pruning with a prioritized policy (Putra et al., arXiv 2606.03428, 2026)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class PrimeSVT(Settings, Policy):
         reached = space.cost(problem.cost, index)
         if problem.limit is not None and reached > limit:
             raise BudgetError(
-                f"within {100 * tolerance:g} points primesvt keeps {reached / whole:.2%}, not the {limit / whole:.2%} asked for"
+                f"within {100 * tolerance:g} points primesvt keeps {reached / whole:.2%}, not the "
+                f"{limit / whole:.2%} asked for"
                 f" ({100 * last.drop:.1f} points lost there)",
                 hint="Allow more with --max-drop, ask for less, add --refit batch-norm, or use --policy auto.",
             )

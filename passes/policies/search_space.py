@@ -228,7 +228,8 @@ class Space:
         raise BudgetError(
             f"the budget of {limit:,} {what} cannot be met: with every group at its smallest width"
             f" {least:,} {what} are left ({share:.4f} of the original)",
-            hint=f"What binds: {binding or 'nothing may be pruned'}. Ask for at least {math.ceil(share * 1e4) / 1e4:.4f},"
+            hint=f"What binds: {binding or 'nothing may be pruned'}. Ask for at least "
+            f"{math.ceil(share * 1e4) / 1e4:.4f},"
             " or free more groups with --include, --exclude and --round-to.",
         )
 

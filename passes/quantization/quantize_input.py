@@ -1,4 +1,4 @@
-"""ROOM."""
+"""QuantizeInput: images as whole numbers of steps, so that the first layer's sums are exact, too."""
 
 from __future__ import annotations
 

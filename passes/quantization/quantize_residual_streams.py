@@ -45,8 +45,8 @@ class QuantizeResidualStreams(Pass):
     that sum instead of spikes. Batch norms tell how far it reaches without any data: means and variances of what is
     added up add up. The step is the power of two with which 127 steps are six deviations.
 
-    Not matched is what is not made of batch norms, spikes, sums of these, maxima and products with a number, such as the
-    means that a classifier reads. Refuses a stream with a reader that is called more than once.
+    Not matched is what is not made of batch norms, spikes, sums of these, maxima and products with a number, such as
+    the means that a classifier reads. Refuses a stream with a reader that is called more than once.
     """
 
     name = "QuantizeStreams"  # in reports, which keep the name that they began with

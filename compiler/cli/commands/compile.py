@@ -58,7 +58,10 @@ def compile(
         typer.Option(
             "--budget",
             "-b",
-            help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes ([bold]12MB[/]), parameters ([bold]params=8M[/], [bold]params=78%[/]), or the time that ONNX Runtime is measured to take for an image on this machine ([bold]latency=0.6[/] of what the original takes with the same --weights, [bold]latency=50ms[/]). Several with commas make a front: [bold]0.9,0.78,0.6[/].",
+            help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes "
+            "([bold]12MB[/]), parameters ([bold]params=8M[/], [bold]params=78%[/]), or the time that ONNX Runtime is "
+            "measured to take for an image on this machine ([bold]latency=0.6[/] of what the original takes with the "
+            "same --weights, [bold]latency=50ms[/]). Several with commas make a front: [bold]0.9,0.78,0.6[/].",
             rich_help_panel=CUT,
         ),
     ] = None,
@@ -67,20 +70,24 @@ def compile(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json; for a front, one folder in it for each budget.",
+            help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json; for a front, one "
+            "folder in it for each budget.",
         ),
     ] = Path("svitc-out"),
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What writes the plan. Channels: [bold]auto[/] (with images), [bold]psvit[/], [bold]primesvt[/], [bold]uniform[/] (without). Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], [bold]aq-beam[/]. Both, for small budgets: [bold]auto[/].",
+            help="What writes the plan. Channels: [bold]auto[/] (with images), [bold]psvit[/], [bold]primesvt[/], "
+            "[bold]uniform[/] (without). Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], [bold]aq-beam[/]. "
+            "Both, for small budgets: [bold]auto[/].",
             rich_help_panel=CUT,
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Lose at most this many points of top-1, before fine-tuning. Without --budget: as small as that allows.",
+            help="Lose at most this many points of top-1, before fine-tuning. Without --budget: as small as that "
+            "allows.",
             rich_help_panel=CUT,
         ),
     ] = None,

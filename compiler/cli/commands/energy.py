@@ -124,6 +124,7 @@ def step_between(ours: Energy, theirs: Energy, same: float | None) -> list[str]:
     if ours.weights_in == theirs.weights_in or same is None:
         return []
     return [
-        f"the weights lie in {ours.weights_in}, those of the other in {theirs.weights_in}, which the table prices apart; "
+        f"the weights lie in {ours.weights_in}, those of the other in {theirs.weights_in}, which the table prices "
+        "apart; "
         f"with both in {ours.weights_in} {same:.1%} of the total would be saved"
     ]

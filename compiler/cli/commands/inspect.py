@@ -1,4 +1,4 @@
-"""ROOM."""
+"""``svitc inspect``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def inspect(
         bool,
         typer.Option(
             "--latency",
-            help="Show instead where the time of the exported file should go on this machine, layer by layer, beside what "
+            help="Show instead where the time of the exported file should go on this machine, layer by layer, beside "
+            "what "
             "it is measured to take.",
         ),
     ] = False,

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""``svitc verify``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print times side by side, and where the time goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print what a compilation did: sizes, accuracy, decisions, and the verdict."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
         out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")
     if paths:
         out.print(
-            f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  ({report['seconds']['total']:.1f} s)"
+            f"wrote {escape(str(paths[0].parent))}/: {', '.join(path.name for path in paths)}  "
+            f"({report['seconds']['total']:.1f} s)"
         )
 
 
@@ -67,7 +68,8 @@ def lossless(report: dict[str, Any]) -> None:
         out.print(f"int8: {text} the same, bit for bit, in every runtime")
         if weights["streams"]:
             out.print(
-                f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is rounded "
+                f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is "
+                "rounded "
                 "to 8 bits for them (weights.streams in report.json)"
             )
         if integer_dot_products() is False:
@@ -130,5 +132,6 @@ def verdict_line(verify: dict[str, Any]) -> None:
         out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
     if silent:
         out.print(
-            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them on real ones"
+            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks "
+            "them on real ones"
         )

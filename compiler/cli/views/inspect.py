@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print what ``svitc inspect`` finds in a model."""
 
 from __future__ import annotations
 
@@ -58,5 +58,6 @@ def inspection(view: dict[str, Any]) -> None:
     dead = view["dead"]
     if dead:
         out.print(
-            f"{sum(dead.values()):,} more parameters are never used: {escape(', '.join(sorted(dead)[:6]))}{' …' if len(dead) > 6 else ''}"
+            f"{sum(dead.values()):,} more parameters are never used: "
+            f"{escape(', '.join(sorted(dead)[:6]))}{' …' if len(dead) > 6 else ''}"
         )

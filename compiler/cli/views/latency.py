@@ -1,4 +1,4 @@
-"""What a person sees of a prediction of time: one line a layer, one a kind, and how far it is from what was measured."""
+"""Print a prediction of time: one line a layer, one a kind, and how far it is from what was measured."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def prediction(report: dict[str, Any]) -> None:
     others = report.get("other_processes") or 0.0
     if others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1):
         terminal.out.print(
-            f"[yellow]note[/] other processes kept {others:.1f} processors busy meanwhile, which the threads needed: do not"
+            f"[yellow]note[/] other processes kept {others:.1f} processors busy meanwhile, which the threads needed: "
+            "do not"
             " trust these times",
             soft_wrap=True,
         )

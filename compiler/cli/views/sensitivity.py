@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Print sensitivity to pruning and to fewer bits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
         / 2
     )
     out.print(
-        f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in {escape(str(path))}"
+        f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in "
+        f"{escape(str(path))}"
     )
 
 
@@ -52,7 +53,8 @@ def precision(report: dict[str, Any], path: Path) -> None:
     original = sweep["original"]
     out.print(
         f"top-1 of the original on {sweep['images']:,} images: {original['accuracy']:.2%}"
-        f" (95% interval {share_interval(original['interval'])}); all layers at 8 bits: {100 * at8['drop']:.1f} points lost"
+        f" (95% interval {share_interval(original['interval'])}); all layers at 8 bits: {100 * at8['drop']:.1f} "
+        "points lost"
     )
     table = Table(
         title="points lost, and share of the int8 bytes saved, when one layer or kind alone has fewer than 8 bits",

@@ -192,7 +192,7 @@ class UnrolledBuilder(Builder):
         return self.spike if most <= self.target.most else FLOAT
 
     def channels_last(self, node: fx.Node, found: Steps) -> Steps:
-        """``[b, c, y, x]`` at once as ``[b * y * x, c]``, where ONNX Runtime takes the move into the operator before it.
+        """``[b, c, y, x]`` at once as ``[b * y * x, c]``; ONNX Runtime takes the move into the operator before it.
 
         The merged rows keep it from moving the transposition on, through a neuron, into a pool that then runs channels
         first, fifteen times slower.

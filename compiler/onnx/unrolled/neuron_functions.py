@@ -1,8 +1,8 @@
 """Neurons of a quantized program: functions from the currents of all steps, each a value of its own, to spikes in the
 target's small type.
 
-After FoldNeuronScale nearly every neuron is plain: threshold 1, reset 0, an input that does not leak. For time constant 2 the
-membrane then loses half of itself at every step; with currents that are doubled from step to step, and thresholds
+After FoldNeuronScale nearly every neuron is plain: threshold 1, reset 0, an input that does not leak. For time constant
+2 the membrane then loses half of itself at every step; with currents that are doubled from step to step, and thresholds
 likewise, it need not: all numbers are scaled by powers of two, which changes no bit of their mantissas. Where they are
 negated as well, a hard reset is one ThresholdedRelu: it keeps what is above minus the threshold and makes the rest 0.
 

@@ -18,11 +18,11 @@ from svitc.planning.plan import Plan
 class AQGreedy(BitSettings, Policy):
     """Greedy search from the network to its stages, its blocks, and single layers.
 
-    Stated: a search over settings under an accuracy constraint, gated by the drift of membrane potentials; greedy search
-    is fast. Reported: from network to stage to block, a mini-batch before the full data. Decided here: after blocks come
-    single layers; units that save the most go first; a unit goes to 4 bits, then to 2, as long as the gate lets it. What
-    the gate let through on one level is measured on all images at once, and where that loses too much the longest part
-    that does not is found by halving. Published: up to 82.5% of memory saved within 1.5 points.
+    Stated: a search over settings under an accuracy constraint, gated by the drift of membrane potentials; greedy
+    search is fast. Reported: from network to stage to block, a mini-batch before the full data. Decided here: after
+    blocks come single layers; units that save the most go first; a unit goes to 4 bits, then to 2, as long as the gate
+    lets it. What the gate let through on one level is measured on all images at once, and where that loses too much the
+    longest part that does not is found by halving. Published: up to 82.5% of memory saved within 1.5 points.
 
     Attributes:
         gate: without it every setting is measured on all images.
@@ -48,7 +48,8 @@ class AQGreedy(BitSettings, Policy):
                 break
             bits = self.descend(space, gate, bits, level, units)
         problem.reporter.decide(
-            f"{self.name}: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured"
+            f"{self.name}: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch,"
+            f" {gate.full} measured"
         )
         return space.finish(bits, {"search": gate.to_json()})
 
@@ -80,7 +81,7 @@ class AQGreedy(BitSettings, Policy):
     def _way(
         self, space: BitSpace, gate: DriftGate, bits: Bits, left: list[tuple[list[str], int]], stage: str
     ) -> list[tuple[Bits, int]]:
-        """Settings, each with one unit lower than the one before, that the gate lets through; and which unit that was."""
+        """Settings, each with one unit lower than the one before, that the gate lets through, and that unit."""
         found: list[tuple[Bits, int]] = []
         stuck: list[str] = []
         for at, (unit, to) in enumerate(left):
@@ -101,10 +102,11 @@ class AQGreedy(BitSettings, Policy):
 class AQBeam(BitSettings, Policy):
     """Beam search: the best few settings of each depth, each with one unit lowered further.
 
-    Stated: beam search is wider than greedy, saves up to 90% within 1.5 points and takes 4.5 times as long. Decided here:
-    it begins where the network and its stages lead the greedy search; each step lowers one block or layer by one level;
-    of all settings that the gate lets through those stay that diverge the least on a mini-batch for each byte saved, and
-    the best of them that keeps inside the tolerance on all images is kept. It ends where the gate lets none through.
+    Stated: beam search is wider than greedy, saves up to 90% within 1.5 points and takes 4.5 times as long. Decided
+    here: it begins where the network and its stages lead the greedy search; each step lowers one block or layer by one
+    level; of all settings that the gate lets through those stay that diverge the least on a mini-batch for each byte
+    saved, and the best of them that keeps inside the tolerance on all images is kept. It ends where the gate lets none
+    through.
 
     Attributes:
         width: settings that stay.
@@ -135,7 +137,8 @@ class AQBeam(BitSettings, Policy):
             if found is not None:  # else the gate has learnt, and lets others through next time
                 best, beam = min(best, found, key=space.cost), [bits for bits in following if gate.passes(bits)]
         problem.reporter.decide(
-            f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured"
+            f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch,"
+            f" {gate.full} measured"
         )
         return space.finish(best, {"search": gate.to_json(), "width": self.width})
 

@@ -14,10 +14,11 @@ from svitc.support.confidence import paired
 class DriftGate:
     """Judges settings by their drift, then on a mini-batch, and only then on all images.
 
-    The paper states a gate on the drift of membrane potentials and, as reported, a mini-batch before the full data. Open,
-    and decided here: the bound is the least drift of any setting that so far lost too much even at the lower end of its
-    95% interval, but never below the most that one within the tolerance had; a mini-batch turns away by the same rule. (A
-    bound from whatever lost too much was tried: what one setting lost by chance then turned away nearly all others.)
+    The paper states a gate on the drift of membrane potentials and, as reported, a mini-batch before the full data.
+    Open, and decided here: the bound is the least drift of any setting that so far lost too much even at the lower end
+    of its 95% interval, but never below the most that one within the tolerance had; a mini-batch turns away by the same
+    rule. (A bound from whatever lost too much was tried: what one setting lost by chance then turned away nearly all
+    others.)
 
     Attributes:
         images: of the mini-batch.
@@ -73,7 +74,8 @@ class DriftGate:
             self._seen[key] = self.space.points([bits], stage)[0]
             drop = self._seen[key].drop
             self.space.problem.reporter.decide(
-                f"{self.space.cost(bits) / self.space.cost(self.space.widest):.1%} of the int8 bytes: {100 * drop:.1f} points lost"
+                f"{self.space.cost(bits) / self.space.cost(self.space.widest):.1%} of the int8 bytes:"
+                f" {100 * drop:.1f} points lost"
             )
             if self.on:
                 drift = self.drift(bits)

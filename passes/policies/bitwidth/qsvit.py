@@ -26,9 +26,10 @@ class QSViT(BitSettings, Policy):
        where the network stays inside the tolerance, those first that alone lost the least for each byte saved.
     4. "develop the quantized network": the program with these bits, rounded on what the layers read.
 
-    Left open by the paper and decided here: the levels (8, 4 and 2 bits, which ONNX stores), the kinds (patch embedding,
-    query, key, value, projection, MLP, head), the order of step 3, and how weights are rounded (passes/round_weights.py).
-    Activations are spikes, which lose nothing. Published: 22.75% of memory and 21.33% of power saved within 2.1 points.
+    Left open by the paper and decided here: the levels (8, 4 and 2 bits, which ONNX stores), the kinds (patch
+    embedding, query, key, value, projection, MLP, head), the order of step 3, and how weights are rounded
+    (passes/round_weights.py). Activations are spikes, which lose nothing. Published: 22.75% of memory and 21.33% of
+    power saved within 2.1 points.
     """
 
     chooses_bits = True

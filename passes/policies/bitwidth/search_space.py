@@ -104,12 +104,14 @@ class BitSpace:
         found = self.points([bits], f"{name}: the plan")[0]
         if found.drop > self.tolerance and problem.max_drop is not None:
             raise BudgetError(
-                f"8 bits in every layer lose {100 * found.drop:.1f} points, more than the {100 * self.tolerance:g} allowed",
+                f"8 bits in every layer lose {100 * found.drop:.1f} points, more than the {100 * self.tolerance:g} "
+                "allowed",
                 hint="Allow more with --max-drop, or measure on more images with --sweep-images.",
             )
         if problem.limit is not None and reached > problem.limit:
             raise BudgetError(
-                f"within {100 * self.tolerance:g} points {name} keeps {reached:,} bytes, not the {problem.limit:,} asked for",
+                f"within {100 * self.tolerance:g} points {name} keeps {reached:,} bytes, not the {problem.limit:,} "
+                "asked for",
                 hint="Allow more with --max-drop, or use --policy auto, which also prunes channels.",
             )
         problem.reporter.decide(f"{name}: {reached / whole:.1%} of the int8 bytes, {100 * found.drop:.1f} points lost")

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The context of a criterion: a program, and what calibration images tell of it."""
 
 from __future__ import annotations
 

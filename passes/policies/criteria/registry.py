@@ -1,4 +1,4 @@
-"""ROOM."""
+"""The criteria by the names that ``--criterion`` takes."""
 
 from __future__ import annotations
 

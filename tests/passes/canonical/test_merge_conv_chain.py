@@ -1,4 +1,4 @@
-"""What becomes of a RepConv: MergeConvChain, or else FoldBatchNormIntoConsumers and MergePadding on its inner layers."""
+"""A RepConv: MergeConvChain, or else FoldBatchNormIntoConsumers and MergePadding on its inner layers."""
 
 from __future__ import annotations
 
@@ -345,11 +345,13 @@ REFUSED = {
     ),
     "larger": (
         Net(WideRepConv(3, 4, 4)),
-        "448 bytes as one 3x3 convolution, 288 as a row of them; 5,184 multiply-accumulates an image as one, 3,072 as a row",
+        "448 bytes as one 3x3 convolution, 288 as a row of them; 5,184 multiply-accumulates an image as one, 3,072 "
+        "as a row",
     ),
     "faster but larger": (
         Net(WideRepConv(3, 5, 4, stride=2)),
-        "448 bytes as one 3x3 convolution, 356 as a row of them; 1,296 multiply-accumulates an image as one, 1,500 as a row",
+        "448 bytes as one 3x3 convolution, 356 as a row of them; 1,296 multiply-accumulates an image as one, 1,500 "
+        "as a row",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Policies of bits on a sweep that answers from a formula, so that every step they take is known; and from the shell."""
+"""Policies of bits on a sweep that answers from a formula, so that every step is known; and from the shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FoldNeuronScale: plain neurons fire the same on what the layers before them now give, and all other readers see no change."""
+"""FoldNeuronScale: plain neurons fire the same on what the layers before them now give; other readers see no change."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def products_of(module, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("bias", [1.0, 1e-6, 40.0, 3000.0, 1e8])
 @pytest.mark.parametrize("weight", [1.0, 1e-4, 1e-9, 1e-30])
 def test_layers_in_floats_are_exact_in_any_order(weight, bias):
-    """The first and the grouped ones: weights are powers of two times whole numbers, biases lie on one grid with them."""
+    """The first and the grouped ones: weights are powers of two times whole numbers, biases on one grid with them."""
     net = Net()
     with torch.no_grad():
         for module in (net.first, net.deep):
