@@ -1,12 +1,12 @@
 """Runners take turns, and what their times come to.
 
-Rounds are paired: each runs every runner once, so that what disturbs the machine disturbs all. A runner is a
-process of its own (bench_worker.py), and between two of them there is a pause: threads of ONNX Runtime and OpenMP spin
-for a while after their work is done, on the processors that the next one needs. Switching the spinning off would do
-that as well, but would time no runtime as it comes. What a pause and the others' turns leave behind (threads asleep,
-cold caches) is made up for by one untimed run before the timed one, wherever that is affordable. Seen with spikformer_ti on
-two processors, one of them shared: medians were within 4% of each runner's alone, with or without the pause; without
-the untimed run eager PyTorch took 12% longer and an ONNX file 17%.
+Rounds are paired: each runs every runner once, so that what disturbs the machine disturbs all. A runner is a process
+of its own (bench_worker.py), and between two of them there is a pause: threads of ONNX Runtime and OpenMP spin for a
+while after their work is done, on the processors that the next one needs. Switching the spinning off would do that as
+well, but would time no runtime as it comes. What a pause and the others' turns leave behind (threads asleep, cold
+caches) is made up for by one untimed run before the timed one, wherever that is affordable. Seen with spikformer_ti
+on two processors, one of them shared: medians were within 4% of each runner's alone, with or without the pause;
+without the untimed run eager PyTorch took 12% longer and an ONNX file 17%.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class NeuronDynamics:
 
     @property
     def float32_rate(self) -> torch.Tensor:
-        """Return PLIF's 1/tau, rounded to float32 as PyTorch does when the network runs; the last bits differ from ``rate``."""
+        """Return PLIF's 1/tau, rounded to float32 as PyTorch does at run time; its last bits differ from ``rate``."""
         assert self.learned is not None
         return self.learned.detach().float().sigmoid()
 

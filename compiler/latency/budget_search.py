@@ -138,7 +138,7 @@ def _unreachable(budget: Budget, tried: list[Candidate], refused: BudgetError | 
     why = "" if refused is None else f" Smaller ones cannot be made: {refused.message}."
     least = f"{np.ceil(100 * timing.ratio) / 100:g}" if budget.amount is None else f"{1.1 * timing.compiled_ms:.2g}ms"
     return BudgetError(
-        f"no plan that was tried meets {budget.text}: the fastest takes {timing.compiled_ms:.3g} ms, {timing.ratio:.3f} of"
-        f" the original's {timing.original_ms:.3g} ms, with {fastest.share:.1%} of its parameters",
+        f"no plan that was tried meets {budget.text}: the fastest takes {timing.compiled_ms:.3g} ms, {timing.ratio:.3f}"
+        f" of the original's {timing.original_ms:.3g} ms, with {fastest.share:.1%} of its parameters",
         hint=f"Ask for more, such as latency={least}, or free more groups.{why}",
     )
