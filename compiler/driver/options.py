@@ -40,7 +40,7 @@ class CompileOptions:
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
         remove_dead_channels: ``auto`` first removes neurons that no input can make fire, and folds those that
-            always fire into their consumers, which loses nothing (passes/remove_constant_channels.py); ``off`` does not.
+            always fire into their consumers, which loses nothing (passes/canonical); ``off`` does not.
         images: how many images verification looks at.
         seed: of everything random.
     """
