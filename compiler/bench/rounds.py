@@ -1,7 +1,7 @@
 """Contestants run in turn, and what their times come to.
 
 Rounds are paired: each runs every contestant once, so that what disturbs the machine disturbs all. A contestant is a
-process of its own (bench_worker.py), and between two of them there is a pause: threads of ONNX Runtime and OpenMP spin
+process of its own (worker.py), and between two of them there is a pause: threads of ONNX Runtime and OpenMP spin
 for a while after their work is done, on the processors that the next one needs. Switching the spinning off would do
 that as well, but would time no runtime as it comes. What a pause and the others' turns leave behind (threads asleep,
 cold caches) is made up for by one untimed run before the timed one, wherever that is affordable. Seen with

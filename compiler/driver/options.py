@@ -43,7 +43,7 @@ class CompileOptions:
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
         clean: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
-            their readers, which loses nothing (passes/remove_constant_channels.py); ``off`` does not.
+            their readers, which loses nothing (passes/canonical/remove_constant_channels.py); ``off`` does not.
         images: how many images verification looks at.
         seed: of everything random.
         progress: called as stages go on.

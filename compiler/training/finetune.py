@@ -90,7 +90,7 @@ def finetune(
         student: still trains; not changed.
         teacher: the original; not changed.
         data: images; at most 5% of them, and at most ``held_out``, only judge epochs.
-        bits: layers whose weights lie on a grid of so many bits, and stay there (finetune_bits.py).
+        bits: layers whose weights lie on a grid of so many bits, and stay there (quantization_aware.py).
         batch: images of a step, over all ranks.
         lr: highest learning rate; it rises by step, then falls along a cosine to 0.
         weight_decay: not of biases and batch norms.

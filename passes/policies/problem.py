@@ -14,7 +14,7 @@ from svitc.planning.plan import Plan
 
 
 class Measure(Protocol):
-    """What measures plans: ``svitc.sweep.Sweep``."""
+    """What measures plans: ``svitc.evaluation.sweep.Sweep``."""
 
     @property
     def original(self) -> Any: ...
