@@ -1,7 +1,7 @@
 """How long does one forward pass take on the CPU? Our files, the eager model, its naive export in ONNX Runtime and in
 OpenVINO, on the same images and weights, with the same number of threads.
 
-All of a row's contestants run in turn, in paired rounds, each in a process of its own (svitc.bench_race), and beside
+All of a row's contestants run in turn, in paired rounds, each in a process of its own (svitc.bench.rounds), and beside
 them the machine's own rate of matrix products (uint8 [4096, 1024] by int8 [1024, 1024] in MatMulInteger, and the same
 in float32): what the model's multiply-accumulates alone would take at that rate is the floor that times are compared
 with. Networks have random weights, with batch norms that make neurons fire. What is finished is kept in --work, and a

@@ -1,7 +1,7 @@
 """How does the time of our file grow with time steps, batch, depth and resolution?
 
 One network, one quantity changed at a time; all points of a quantity run in turn, in paired rounds, each in a process
-of its own (svitc.bench_race). What is finished is kept in --work; --resume goes on there.
+of its own (svitc.bench.rounds). What is finished is kept in --work; --resume goes on there.
 """
 
 from __future__ import annotations

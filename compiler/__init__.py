@@ -57,6 +57,7 @@ _HOME = {
     "SvitcError": "errors",
 }
 _OLD_NAMES = {"Options": "CompileOptions"}  # still importable
+_OLD_MODULES = {"ops": "ir.ops"}  # documented before 0.2, reached as attributes
 __all__ = [
     "CompileOptions",
     "Compiled",
@@ -92,6 +93,8 @@ def __getattr__(name: str) -> Any:
     name = _OLD_NAMES.get(name, name)
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _OLD_MODULES:
+        return importlib.import_module(f"{__name__}.{_OLD_MODULES[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Bounds of layers: what a convolution, a batch norm or a pool makes of a bound on its input; see bounds.py."""
+"""Bounds of layers: what a convolution, a batch norm or a pool makes of a bound on its input; see intervals.py."""
 
 from __future__ import annotations
 

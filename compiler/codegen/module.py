@@ -47,7 +47,7 @@ MEMBRANES = (
 def program_source(program: Program) -> str:
     """The source of a program that still trains, or is quantized: a module with ``Model`` and ``load``.
 
-    ``Model().state_dict()`` has the keys of the tensors that ``svitc.serialize`` writes, and its ``forward``
+    ``Model().state_dict()`` has the keys of the tensors that ``svitc.serialization`` writes, and its ``forward``
     computes the same, bit for bit, as the program. The same program gives the same text, also after it was
     saved and loaded.
     """

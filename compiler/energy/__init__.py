@@ -4,3 +4,7 @@ Imports: ``passes``, ``analysis``, ``data``, ``quantization``, ``ir`` and what i
 
 Start with ``estimate.py``; ``operation_counts.py`` and ``memory_traffic.py`` count, ``cost_table.py`` prices.
 """
+
+from svitc.energy.estimate import Energy, energy
+
+__all__ = ["Energy", "energy"]

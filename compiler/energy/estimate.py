@@ -1,7 +1,7 @@
 """Energy: what one image costs, layer by layer, from what really fires on given images and a table of energies.
 
-Operations are counted on images (energy_count.py), memory traffic follows from the graph (energy_memory.py), and a
-table says what each costs (energy_table.py). The network that is looked at is the one that is deployed: batch norms
+Operations are counted on images (operation_counts.py), memory traffic follows from the graph (memory_traffic.py), and a
+table says what each costs (cost_table.py). The network that is looked at is the one that is deployed: batch norms
 folded, what does not change over time computed once. It is an estimate of arithmetic and memory; control, clocks,
 leakage and the network on the chip are left out, as in all figures of this kind.
 """

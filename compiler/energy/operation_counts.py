@@ -8,8 +8,8 @@ What a layer reads decides how its synapses are counted:
     real     anything else                 the same
 
 Counts are sums of spikes in a residual stream, integer neurons, small pools; fixed are the image in steps and means
-over many pixels. Which is which is proved from the graph (grid.py), not read off the images; only event frames, of
-which nothing is known beforehand, are looked at.
+over many pixels. Which is which is proved from the graph (integer_range.py), not read off the images; only event
+frames, of which nothing is known beforehand, are looked at.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The evaluator: the accuracy of many pruned networks on the same images, each from the first layer that differs.
 
 The original runs once. Its spikes are kept, one bit each. A candidate is exported as it would be written,
-cut down to what follows the neurons that fire as they did (onnx/tail.py), and run in ONNX Runtime.
+cut down to what follows the neurons that fire as they did (onnx/surgery/suffix.py), and run in ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
     IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
     dimension is time; IntegerSpike, a neuron without state, on values of any dimensions;
-    quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized.py).
+    quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
 Functions (``call_function``)
     einops.rearrange(x, pattern, **sizes)   any chain of views, in named axes
     einops.repeat(x, pattern, **sizes)      a static image shown at every time step

@@ -1,9 +1,9 @@
 """Layers on whole numbers: int8 weights, exact sums, one scale and one bias for each channel.
 
 These modules are the reference that defines what a quantized network computes. A sum of products of int8 weights
-and whole-numbered inputs stays below 2^24 (passes/quantize.py sees to it), where float32 is exact in any order;
-the scale has so few bits that its product with the sum is exact, too; the addition of the bias rounds once. So every
-runtime that keeps to IEEE float32 gives the same bits, fused or not.
+and whole-numbered inputs stays below 2^24 (passes/quantization/quantize_weights.py sees to it), where float32 is exact
+in any order; the scale has so few bits that its product with the sum is exact, too; the addition of the bias rounds
+once. So every runtime that keeps to IEEE float32 gives the same bits, fused or not.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def zero_pad(b: Builder, node: fx.Node, module: nn.ZeroPad2d) -> Stored:
 
 
 def integer_spike(b: Builder, node: fx.Node, module: ops.IntegerSpike) -> Stored:
-    """It works on elements: any layout will do that keeps their order, by which they are compared (cut.py)."""
+    """It works on elements: any layout will do that keeps their order, by which they are compared (neuron_split.py)."""
     source = b.at(node.args[0])
     as_it_lies = source.in_order and not source.constant_along and source.value is not None
     dims = source.dims if as_it_lies else layout.physical(source.view, keep=0)

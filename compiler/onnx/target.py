@@ -25,7 +25,7 @@ class Target:
         spike: type of stored spikes, which integer products read.
         most: the largest number of that type; what can exceed it is stored and multiplied as floats.
         narrowest: the fewest bits that a file may store weights in.
-        hides_scales: whether the scales of integer layers are kept from being folded (stepped.py).
+        hides_scales: whether the scales of integer layers are kept from being folded (unrolled/builder.py).
         pads_spikes: whether Pad takes ``spike``.
         adds_spikes: whether Add and Mul do.
     """

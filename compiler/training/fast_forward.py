@@ -4,7 +4,7 @@ Three things, which change nothing but the order of sums:
 
 - values lie channels-last from the first layer on, where pooling and batch norm are several times faster than
   channels-first, and a 1x1 convolution over tokens is one matrix product;
-- what comes before the first neuron is computed once, not at every time step (passes/hoist_repeat.py);
+- what comes before the first neuron is computed once, not at every time step (passes/inference/hoist_repeat.py);
 - an LIF or IF neuron is one operation for all time steps, which keeps its membranes and spikes and nothing else,
   with SpikingJelly's own equations and surrogate gradient. In float32 and float64 its spikes are SpikingJelly's, bit
   for bit; in bfloat16 it rounds once a step where SpikingJelly rounds three times.

@@ -2,9 +2,9 @@
 
 The reference is the program in PyTorch. A copy of the written file, cut at every neuron, gets the reference's spikes
 as inputs, so that one layer's rounding cannot spread into the next. A spike that differs is an error, unless the
-currents differ and the reference's membrane lay within float rounding of its threshold (rounding.py); an input current
-that is off by more than rounding is an error, too. A layer that the inputs leave silent would prove nothing: one more
-batch feeds every layer with random spikes instead of the reference's own.
+currents differ and the reference's membrane lay within float rounding of its threshold (float_error.py); an input
+current that is off by more than rounding is an error, too. A layer that the inputs leave silent would prove nothing:
+one more batch feeds every layer with random spikes instead of the reference's own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compatibility: unmodified model files import and run, though much of what they import does not exist any more.
 
-Within ``compatible``, and only there, stand-ins are found for what is missing (compat_finder.py), neurons take and
+Within ``compatible``, and only there, stand-ins are found for what is missing (stand_ins.py), neurons take and
 ignore the arguments of old versions, and the file's own folders are on the path. What is installed is never hidden,
 but for timm and torchvision, which are not imported at all.
 """

@@ -19,15 +19,15 @@ class Auto(Settings, Policy):
     """A knapsack over measured curves.
 
     1. Each group alone, at each rate of a ladder, with the readers of what is left re-solved in closed form
-       (passes/refit_readers.py): the divergence of the class probabilities from the original's, which is smoother
-       than accuracy on as many images.
+       (passes/pruning/refit_consumers.py): the divergence of the class probabilities from the original's, which is
+       smoother than accuracy on as many images.
     2. Divergences of several cuts are taken to add up. From the whole model, again and again the step that costs
        the least divergence for each byte is taken, of all groups and all rates below the present one, with bytes
        as they are after the steps before it, until the budget is met. Where there are bits to choose they are choices
        like the groups; everything is then measured with all else at 8 bits, whose own divergence, since the least
        change flips spikes that flip others, is taken off every curve.
     3. The network is built with the readers of all cuts re-solved, and then all batch norms behind them re-estimated
-       (passes/reestimate_batch_norm.py).
+       (passes/pruning/reestimate_batch_norm.py).
 
     Channels go in the order of the reconstruction criterion, so that silent and always-firing ones go first.
 

@@ -25,7 +25,7 @@ class QuantizeWeights(Pass):
     """Store the weights of every convolution and linear layer as whole numbers, symmetric, one scale for each channel.
 
     before   y = W x + b                           x whole numbers times ``unit``
-    after    y = (W' x) * scale + b                W' whole numbers from -127 to 127, or of fewer bits (bits.py)
+    after    y = (W' x) * scale + b                W' whole numbers from -127 to 127, or of fewer bits (weight_grid.py)
 
     The scale is a little larger than the smallest that fits, so that its few bits times the largest possible sum stay
     within 24 bits: their product is exact. A channel whose sum could pass 2^24 gets a coarser scale. A layer that runs

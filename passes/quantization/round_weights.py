@@ -21,7 +21,7 @@ class RoundWeights(Pass):
     """Round weights to so many bits, with errors made up for by the layer's other weights, its norm and its bias.
 
     before   norm(W x)                      W real numbers
-    after    norm'(W' x)                    W' a scale for each channel times whole numbers (bits.py)
+    after    norm'(W' x)                    W' a scale for each channel times whole numbers (weight_grid.py)
 
     Rounding looks at how often two inputs fire together where calibration images have told (GPTQ on spikes). What is
     left changes a channel's mean and variance: a batch norm behind gets the new ones in closed form, a bias the mean.

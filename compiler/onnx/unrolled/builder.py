@@ -38,7 +38,7 @@ class Steps:
         view: the dimensions that the program gives it, time among them, in the same tokens.
         dtype: of the elements; whole numbers are stored as the target's spikes are, or as int32.
         unit: what a stored number stands for.
-        gain: other than 0, step t holds ``factor(gain, t)`` times the value (doubling.py).
+        gain: other than 0, step t holds ``factor(gain, t)`` times the value (step_gain.py).
         offset: what is added to the stored numbers, so that bytes without a sign hold negative ones.
         parameter: path of the parameter that this is, which no node computes.
     """
@@ -67,7 +67,7 @@ def timeless(view: Dims) -> Dims:
 
 
 class UnrolledBuilder(Builder):
-    """Emits the nodes of a quantized program; rules (stepped_rules.py) call it.
+    """Emits the nodes of a quantized program; rules (rules.py) call it.
 
     Attributes:
         grids: of the program's values.

@@ -27,7 +27,7 @@ def lower_nodes(
     """Emit every node of a program.
 
     Args:
-        gains: of nodes that are emitted at another scale (doubling.py).
+        gains: of nodes that are emitted at another scale (step_gain.py).
 
     Returns:
         the builder, the input and the output.

@@ -30,7 +30,7 @@ class UnrolledKind:
     Attributes:
         kind: the neuron; ``static`` where one current serves for all steps.
         spike: type of the spikes.
-        gain: 0, or the current of step t, counted from 0, is given times 2^t or -2^t (doubling.py).
+        gain: 0, or the current of step t, counted from 0, is given times 2^t or -2^t (step_gain.py).
     """
 
     kind: NeuronKind

@@ -1,4 +1,4 @@
-"""Which currents are emitted at other scales, so that neurons need fewer operations (stepped_neurons.py)."""
+"""Which currents are emitted at other scales, so that neurons need fewer operations (neuron_functions.py)."""
 
 from __future__ import annotations
 

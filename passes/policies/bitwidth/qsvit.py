@@ -28,8 +28,8 @@ class QSViT(BitSettings, Policy):
 
     Left open by the paper and decided here: the levels (8, 4 and 2 bits, which ONNX stores), the kinds (patch
     embedding, query, key, value, projection, MLP, head), the order of step 3, and how weights are rounded
-    (passes/round_weights.py). Activations are spikes, which lose nothing. Published: 22.75% of memory and 21.33% of
-    power saved within 2.1 points.
+    (passes/quantization/round_weights.py). Activations are spikes, which lose nothing. Published: 22.75% of memory and
+    21.33% of power saved within 2.1 points.
     """
 
     chooses_bits = True
