@@ -44,10 +44,6 @@ check: lint ## for daily work: lint, check types and run a tenth of the tests
 	@echo "== pytest --quick"
 	@$(PYTEST) --quick
 
-check: lint ## lint, check types and run the tests that take little, for daily work
-	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow" tests/package tests/passes
-
 lint: $(READY) types ## ruff, mypy and the order of imports
 	@echo "== ruff"
 	@$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
 
-SMALL = ("--sweep-images", "20", "--calibration-images", "20")
+SMALL = ("--sweep-images", "20", "--calibration-images", "20", "-T", "2")
 FILES = ["model.onnx", "model.py", "model.safetensors", "plan.json", "report.json"]
 
 

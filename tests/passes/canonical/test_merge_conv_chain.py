@@ -182,7 +182,7 @@ def test_only_what_was_not_folded_in_the_end_is_reported():
     assert layers(program) == ["Conv2d", "Conv2d", "Conv2d", "MaxPool2d", "BatchNorm2d", "Linear"]
     assert pipeline.refused == {
         "FoldBatchNorm: body.3": "its input is not a convolution or linear layer",
-        "FoldBatchNormIntoConsumers: body.3": "rearrange in the model reads it",
+        "FoldBatchNormAhead: body.3": "rearrange in the model reads it",
     }
 
 

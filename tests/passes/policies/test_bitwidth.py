@@ -24,7 +24,7 @@ from svitc.passes.policies.bitwidth.layer_roles import blocks, layer_kinds, stag
 from svitc.passes.policies.bitwidth.search_space import BitSettings, BitSpace
 
 BY_BITS = ("qsvit", "aq-greedy", "aq-beam")
-SMALL = ("--sweep-images", "20", "--calibration-images", "20")
+SMALL = ("--sweep-images", "20", "--calibration-images", "20", "-T", "1")  # one step: an int8 file takes each in turn
 
 
 @functools.cache
