@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from svitc.analysis import im2col
+from svitc.data.inputs import time_average
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind
 from svitc.ir.channel_groups import ChannelGroup
@@ -112,8 +113,7 @@ class Calibration:
             keeper = _Keeper(self.program.module)
             with torch.enable_grad():
                 logits = keeper.run(x)
-                mean = logits.mean(0) if logits.ndim == 3 else logits
-                loss = F.cross_entropy(mean, labels, reduction="sum")
+                loss = F.cross_entropy(time_average(logits), labels, reduction="sum")
                 values = list(keeper.values.items())
                 gradients = torch.autograd.grad(loss, [v for _, v in values], allow_unused=True) if values else ()
             for (node, value), gradient in zip(values, gradients, strict=True):

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import parse_pattern
-from svitc.ir.graph import attribute_of
+from svitc.ir.graph import attribute_of, readers_through
 from svitc.ir.program import Program
 from svitc.ir.views import regrouped, retarget
 
@@ -173,7 +173,9 @@ class Partition:
             self.owner[node] = unit
         for node in self.program.graph.nodes:
             unit = self.owner[node.all_input_nodes[0]] if self._unowned_view(node) else None
-            if unit is not None and all(self.owner[reader] is unit for reader in self._readers(node)):
+            if unit is not None and all(
+                self.owner[reader] is unit for reader in readers_through(node, self._unowned_view)
+            ):
                 self.owner[node] = unit  # a repeat that was moved to behind a unit's first layer
         for node in self.program.graph.nodes:
             if node.op == "get_attr" and any(self.owner[user] is not self.owner[node] for user in node.users):
@@ -182,14 +184,6 @@ class Partition:
 
     def _unowned_view(self, node: fx.Node) -> bool:
         return node.target in ops.VIEWS and self.owner[node] is None
-
-    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """What reads a value, looking through the root's views."""
-        for user in node.users:
-            if self._unowned_view(user):
-                yield from self._readers(user)
-            else:
-                yield user
 
     def _collect(self) -> None:
         """Fill in nodes, inputs and outputs of every unit."""

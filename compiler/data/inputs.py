@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,17 @@ class Data(Protocol):
     def __len__(self) -> int: ...
 
 
+Logits = TypeVar("Logits", np.ndarray, torch.Tensor)
+
+
+def time_average(logits: Logits) -> Logits:
+    """Return logits ``[N, classes]`` as they are, ``[T, N, classes]`` averaged over time."""
+    return logits.mean(0) if logits.ndim == 3 else logits
+
+
 def top1(logits: np.ndarray) -> np.ndarray:
     """Class of each image from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
-    return (logits.mean(axis=0) if logits.ndim == 3 else logits).argmax(axis=-1)
+    return time_average(logits).argmax(axis=-1)
 
 
 def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support.hardware import processors
 
 LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), a .zip of them, an .npz with images and labels, or module:factory."
@@ -67,9 +68,8 @@ class Opened(NamedTuple):
 
 def workers() -> int:
     """Threads that decode: the processors that this process may use, shared with its ranks on the machine."""
-    free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(free, MOST_WORKERS) // max(1, int(ranks) if ranks.isdigit() else 1))
+    return max(1, min(processors(), MOST_WORKERS) // max(1, int(ranks) if ranks.isdigit() else 1))
 
 
 def in_order(source: Source, indices: Sequence[int]) -> Iterator[Any | Unreadable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from svitc.codegen.module import program_source
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import to_bytes as program_bytes
-from svitc.support.atomic_files import write_together
+from svitc.support.atomic_files import to_json_bytes, write_together
 from svitc.verification.verdict import Verdict
 
 
@@ -45,9 +44,9 @@ class Compiled:
             "model.onnx": self.onnx,
             "model.py": program_source(self.program).encode(),
             "model.safetensors": program_bytes(self.program),
-            "plan.json": (json.dumps(self.plan.to_json(), indent=1) + "\n").encode(),
+            "plan.json": to_json_bytes(self.plan.to_json()),
         }
         self.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
-        contents["report.json"] = (json.dumps(self.report, indent=1) + "\n").encode()
+        contents["report.json"] = to_json_bytes(self.report)
         return write_together(out, contents)

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from svitc import onnx as backend
+from svitc.data.inputs import time_average
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export_proto
 from svitc.onnx.surgery import suffix
@@ -82,7 +83,7 @@ class Packed:
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Log-probabilities ``[N, classes]`` from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
-    mean = (logits.mean(axis=0) if logits.ndim == 3 else logits).astype(np.float64)
+    mean = time_average(logits).astype(np.float64)
     mean -= mean.max(axis=-1, keepdims=True)
     return mean - np.log(np.exp(mean).sum(axis=-1, keepdims=True))
 

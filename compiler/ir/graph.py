@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,3 +80,12 @@ def describe(node: fx.Node) -> str:
         return str(node.target)
     scope = node.meta.get("scope") or "the model"
     return f"{getattr(node.target, '__name__', node.target)} in {scope}"
+
+
+def readers_through(node: fx.Node, is_view: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
+    """Yield what reads a value, looking through the nodes for which ``is_view`` holds."""
+    for user in node.users:
+        if is_view(user):
+            yield from readers_through(user, is_view)
+        else:
+            yield user

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from svitc.errors import OutputError
 
@@ -63,6 +65,16 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def to_json_bytes(content: Any) -> bytes:
+    """Return content as the JSON of our files: indented, with a line break at the end."""
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write one JSON file; see ``write_one``."""
+    write_one(path, to_json_bytes(content))
 
 
 def write_one(path: Path, data: bytes) -> None:

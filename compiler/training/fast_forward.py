@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
+from svitc.data.inputs import time_average
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.program import Program
@@ -240,5 +241,4 @@ class FastForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``[N, classes]``, averaged over time, float32 (float64 for a float64 input)."""
         y = _Runner(self.inner).run(x)
-        y = y if y.dtype == torch.float64 else y.float()
-        return y.mean(0) if y.ndim == 3 else y
+        return time_average(y if y.dtype == torch.float64 else y.float())

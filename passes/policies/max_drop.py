@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from svitc.errors import BudgetError
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Space
+from svitc.support.bisection import bisect
 
 SEARCH = 6  # halvings of the range of sizes
 
@@ -19,32 +20,29 @@ def smallest(problem: Problem, space: Space, at: Callable[[int], list[int]], ref
     """
     assert problem.max_drop is not None
     measure, whole = problem.required_measure(policy), problem.cost()
-    low, high, best = space.cost(problem.cost, [0] * len(space.choices)), whole, list(space.full)
-    for _ in range(SEARCH):
-        middle = (low + high) // 2
-        index = at(middle)
+    allowed = problem.max_drop
+    good = {whole: list(space.full)}
+
+    def within(size: int) -> bool:
+        index = at(size)
         point = measure([space.plan(index)], refit, "smallest within the drop")[0]
-        problem.reporter.decide(f"{middle / whole:.1%} kept: {100 * point.drop:.1f} points lost")
-        if point.drop <= problem.max_drop:
-            high, best = middle, index
-        else:
-            low = middle
-    return best
+        problem.reporter.decide(f"{size / whole:.1%} kept: {100 * point.drop:.1f} points lost")
+        if point.drop <= allowed:
+            good[size] = index
+        return point.drop <= allowed
+
+    return good[bisect(whole, space.cost(problem.cost, [0] * len(space.choices)), within, SEARCH)]
 
 
 def last(problem: Problem, space: Space, steps: Sequence[list[int]], refit: str, policy: str) -> list[int]:
     """The last of ever smaller plans that is within the drop, by bisection; the first one counts as within."""
     assert problem.max_drop is not None
-    measure = problem.required_measure(policy)
-    low, high = 0, len(steps)
-    while high - low > 1:
-        middle = (low + high) // 2
-        point = measure([space.plan(steps[middle])], refit, "smallest within the drop")[0]
-        if point.drop <= problem.max_drop:
-            low = middle
-        else:
-            high = middle
-    return steps[low]
+    measure, allowed = problem.required_measure(policy), problem.max_drop
+
+    def within(number: int) -> bool:
+        return measure([space.plan(steps[number])], refit, "smallest within the drop")[0].drop <= allowed
+
+    return steps[bisect(0, len(steps), within)]
 
 
 def require(

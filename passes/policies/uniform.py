@@ -9,6 +9,9 @@ from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.planning.plan import Plan
+from svitc.support.bisection import bisect
+
+HALVINGS = 40  # of the range of shares
 
 
 @dataclass
@@ -52,13 +55,7 @@ def uniform_index(space: Space, problem: Problem) -> list[int]:
 def _index(space: Space, problem: Problem, limit: int) -> list[int]:
     if problem.cost() <= limit:
         return space.full
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if space.cost(problem.cost, [c.at(middle) for c in space.choices]) <= limit:
-            low = middle
-        else:
-            high = middle
-    index = [c.at(low) for c in space.choices]
+    share = bisect(0.0, 1.0, lambda s: space.cost(problem.cost, [c.at(s) for c in space.choices]) <= limit, HALVINGS)
+    index = [c.at(share) for c in space.choices]
     space.fill(problem.cost, index, limit)
     return index

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from svitc.ir import ops
+from svitc.ir.graph import readers_through
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
@@ -77,15 +78,12 @@ def rounded_for(
 
 
 def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
-    """What reads a value, looking through views."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        found += (
-            _readers(program, user)
-            if user.target in ops.VIEWS or isinstance(program.module_of(user), nn.ZeroPad2d)
-            else [user]
-        )
-    return found
+    """Return what reads a value, looking through views and borders of zeros."""
+
+    def is_view(user: fx.Node) -> bool:
+        return user.target in ops.VIEWS or isinstance(program.module_of(user), nn.ZeroPad2d)
+
+    return list(readers_through(node, is_view))
 
 
 def _weight(program: Program, node: fx.Node) -> torch.Tensor:

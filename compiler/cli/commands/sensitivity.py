@@ -114,7 +114,7 @@ def sensitivity(
     from svitc.passes.policies import Settings, make
     from svitc.passes.policies.search_space import Space
     from svitc.passes.policies.sensitivity import sensitivity_curves, to_json
-    from svitc.support.atomic_files import writable, write_one
+    from svitc.support.atomic_files import writable, write_json
     from svitc.support.distributed import world
     from svitc.support.reporter import Reporter
 
@@ -151,10 +151,9 @@ def sensitivity(
     if not writer:
         return
     report = {"model": str(model), "sweep": compiler.sweep.to_json(), **found}
-    text = json.dumps(report, indent=1)
-    write_one(out, (text + "\n").encode())
+    write_json(out, report)
     if as_json:
-        print(text)
+        print(json.dumps(report, indent=1))
     elif bits:
         view.precision(report, out)
     else:

@@ -13,6 +13,7 @@ says when a neuron fires first, and after each hard reset everything repeats.
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -169,15 +170,17 @@ def first_firing(leaks: bool, steps: int) -> tuple[float, ...]:
     """
     found = []
     for step in range(1, steps + 1):
-        low, high = 0, int(np.float32(1).view(np.int32))  # as bits, which are ordered as the numbers are
-        while low < high:
-            middle = (low + high) // 2
-            x = np.int32(middle).view(np.float32)
+
+        def fires(bits: int, step: int = step) -> bool:
+            x = np.int32(bits).view(np.float32)
             v = x
             for _ in range(step - 1):
                 v = v * np.float32(0.5 if leaks else 1) + x
-            low, high = (low, middle) if v >= 1 else (middle + 1, high)
-        found.append(float(np.int32(low).view(np.float32)))
+            return bool(v >= 1)
+
+        # as bits, which are ordered as the numbers are
+        least = bisect_left(range(int(np.float32(1).view(np.int32))), True, key=fires)
+        found.append(float(np.int32(least).view(np.float32)))
     return tuple(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from svitc.passes.policies.bitwidth.drift_gate import DriftGate
@@ -61,14 +62,8 @@ class AQGreedy(BitSettings, Policy):
             steps = self._way(space, gate, bits, left, stage)
             kept = len(steps)
             if gate.on and steps and not gate.within(steps[-1][0], stage):
-                kept = 0
-                end = len(steps) - 1  # the first that is known to lose too much
-                while kept < end:
-                    middle = (kept + end) // 2
-                    if gate.within(steps[middle][0], stage):
-                        kept = middle + 1
-                    else:
-                        end = middle
+                # the last is known to lose too much; search for the first that does
+                kept = bisect_left(steps, True, hi=len(steps) - 1, key=lambda step: not gate.within(step[0], stage))
             if kept:
                 bits = steps[kept - 1][0]
             if kept == len(steps):
