@@ -28,6 +28,7 @@ from svitc.bench.rounds import quartiles, row, run_rounds
 from svitc.bench.runners import Load, Source, eager, onnx_file, openvino_file
 from svitc.bench.worker import Failed, Ready, Runner, once
 from svitc.support.hardware import DISTURBED_PROCESSORS
+from svitc.support.reporter import Reporter
 
 VARIANTS: dict[str, tuple[str | None, dict[str, Any]]] = {  # budget and options of svitc.compile
     "fp32": (None, {}),
@@ -72,7 +73,7 @@ def prepare(
         budget, options = VARIANTS[name]
         policy = Uniform(round_to=options.get("round_to", 1))
         weights = options.get("weights", "fp32")
-        done = svitc.compile(program, budget, images=1, clean="off", weights=weights, policy=policy)
+        done = svitc.compile(program, budget, images=1, remove_dead_channels="off", weights=weights, policy=policy)
         if not done.verdict.passed:
             raise RuntimeError(f"{name} is not the same network: first at {done.verdict.first_divergence}")
         file = place.with_name(f"{place.name}-{name}.onnx")
@@ -167,7 +168,11 @@ def one(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     known = json.loads(compiled.read_text())
     racing, failed = contestants(name, batch, known, args)
     record = run_rounds(
-        racing, args.runs, LIMIT, profile=True, progress=lambda *stage: say(f"{name} b{batch}: {stage[0]} {stage[1]}")
+        racing,
+        args.runs,
+        LIMIT,
+        profile=True,
+        reporter=Reporter(lambda *stage: say(f"{name} b{batch}: {stage[0]} {stage[1]}")),
     )
     record |= {
         "model": name,

@@ -19,6 +19,7 @@ from svitc.bench.rounds import run_rounds
 from svitc.bench.runners import Load, onnx_file
 from svitc.bench.worker import Runner, once
 from svitc.support.hardware import DISTURBED_PROCESSORS
+from svitc.support.reporter import Reporter
 
 SCALES: dict[str, list[int]] = {
     "T": [1, 2, 4, 8],
@@ -90,7 +91,9 @@ def scale(quantity: str, variant: str, args: argparse.Namespace) -> dict[str, An
         load = Load((3, side, side), at["batch"], args.threads)
         racing.append(Runner(str(value), onnx_file, (args.work / each["file"], load), ORT, each["facts"]))
         points.append({**at, "macs": each["macs"], "parameters": each["parameters"]})
-    record = run_rounds(racing, args.runs, LIMIT, progress=lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))
+    record = run_rounds(
+        racing, args.runs, LIMIT, reporter=Reporter(lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))
+    )
     return {**record, "quantity": quantity, "variant": variant, "points": points}
 
 

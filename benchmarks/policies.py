@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Name
     pruned = compiler.compile(budget)
     row: dict[str, Any] = {"name": name, "policy": policy, "pruned": kept(pruned.report, KEYS), "tuned": None}
     if name in TUNED and args.epochs:
-        options.finetune = args.epochs * TUNED[name]
-        options.finetune_file = args.work / f"{name.replace(' ', '-')}.finetune.pt"
-        row["tuned"] = kept(compiler.compile(plan=pruned.plan).report, KEYS)
+        compiler = Compiler(program, make(policy), replace(options, finetune=args.epochs * TUNED[name]))
+        file = args.work / f"{name.replace(' ', '-')}.finetune.pt"
+        row["tuned"] = kept(compiler.compile(plan=pruned.plan, finetune_file=file).report, KEYS)
     done.write_text(json.dumps(row, indent=1) + "\n")
     return row
 

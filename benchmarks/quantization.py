@@ -15,6 +15,7 @@ import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from svitc.data.dataset import load_data
     from svitc.passes.policies import make
     from svitc.planning.plan import Plan
+    from svitc.support.reporter import Reporter
 
     torch.set_num_threads(args.threads)
     program = load(args.model)
@@ -77,10 +79,10 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
         calibration_images=args.calibration_images,
         sweep_file=args.work / f"{stem}.sweep.jsonl",
         resume=True,
-        say=lambda sentence: print(f"{name}: {sentence}", flush=True),
         **extra,
     )
-    compiler = Compiler(program, make(policy, **own), options)
+    reporter = Reporter(on_decision=lambda sentence: print(f"{name}: {sentence}", flush=True))
+    compiler = Compiler(program, make(policy, **own), options, reporter)
     plan_file = args.work / f"{stem}.plan.json"
     if not row:
         start = time.perf_counter()
@@ -90,10 +92,10 @@ def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
         row["seconds"] = round(time.perf_counter() - start, 1)
         done.write_text(json.dumps(row, indent=1) + "\n")
     if wanted:
-        options.finetune = args.epochs
-        options.finetune_options = {"lr": args.lr}
-        options.finetune_file = args.work / f"{stem}.finetune.pt"
-        row["tuned"] = kept(compiler.compile(plan=Plan.load(plan_file)).report, KEYS)
+        training = replace(options, finetune=args.epochs, finetune_options={"lr": args.lr})
+        compiler = Compiler(program, make(policy, **own), training, reporter)
+        file = args.work / f"{stem}.finetune.pt"
+        row["tuned"] = kept(compiler.compile(plan=Plan.load(plan_file), finetune_file=file).report, KEYS)
         done.write_text(json.dumps(row, indent=1) + "\n")
     return row
 

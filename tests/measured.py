@@ -19,6 +19,7 @@ from svitc.frontends.capture.capture import capture
 from svitc.passes.policies import Problem
 from svitc.planning.cost import parameter_cost
 from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 IMAGES = 10_000  # that the fake sweep says it has seen
@@ -108,4 +109,6 @@ class Fake:
         cost = parameter_cost(self.program)
         limit = None if keep is None else int(keep * cost())
         said = self.said = []
-        return Problem(self.program, cost, limit, "parameters", lambda: self, None, max_drop, said.append)
+        return Problem(
+            self.program, cost, limit, "parameters", lambda: self, None, max_drop, Reporter(on_decision=said.append)
+        )

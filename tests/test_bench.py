@@ -188,7 +188,7 @@ def test_rounds_are_paired_and_turn(tmp_path):
 
 
 def test_slow_ones_run_once_a_round(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "UNTIMED_BELOW", 0.001)
+    monkeypatch.setattr(rounds, "UNTIMED_BELOW_S", 0.001)
     log = tmp_path / "log"
     run_rounds([contestant("a", ready, 0.01, str(log), "a")], 2)
     assert log.read_text() == "aa" + "a" + "aa"

@@ -15,14 +15,17 @@ import torch
 import svitc
 from families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from svitc import onnx as backend
+from svitc.driver import prepare
 from svitc.driver.inspect import inspect
 from svitc.driver.load import run_canonical_passes
+from svitc.driver.plan_search import search_plan
 from svitc.errors import BudgetError, InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.passes import Prune
 from svitc.passes.policies import Uniform
-from svitc.planning.budget import parse_budget
+from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 
@@ -311,19 +314,18 @@ def test_the_smallest_network_still_runs():
 @pytest.mark.parametrize("hidden", [1, 60, 150, 290])
 def test_bytes_that_the_cost_does_not_see_are_made_up_for(digits, monkeypatch, hidden):
     """The closed form may miss shape constants; whatever it misses, the written file stays within the budget."""
-    from svitc.driver import compiler
-
-    true_cost = compiler.byte_cost
+    true_cost = prepare.byte_cost
 
     def short(*args):
         cost = true_cost(*args)
         cost.constant -= hidden
         return cost
 
-    monkeypatch.setattr(compiler, "byte_cost", short)
+    monkeypatch.setattr(prepare, "byte_cost", short)
     compiler = svitc.Compiler(digits)
     for limit in range(400_000, 404_000, 500):
-        plan = compiler._plan(limit, "bytes", [])
+        task = compiler.task(Budget(str(limit), "bytes", None, limit), None, Reporter())
+        plan = search_plan(compiler.workspace, compiler.policy, task, Reporter()).plan
         pruned = digits.copy()
         Prune(plan)(pruned)
         stored = backend.weight_bytes(svitc.export(pruned))

@@ -23,11 +23,10 @@ import os, sys, time
 from pathlib import Path
 import torch
 from families import warm
-from test_finetune import OPTIONS, Blobs, halved, small, weights_of
-from svitc.distributed import RankError, current, world
+from test_finetune import OPTIONS, Blobs, finetune, halved, small, weights_of
+from svitc.support.distributed import RankError, current, world
 from svitc.errors import InputError
-from svitc.finetune import finetune
-from svitc.finetune_checkpoint import digest
+from svitc.training.checkpoint import digest
 
 folder = Path(sys.argv[1])
 with world(timeout=TIMEOUT) as ranks:

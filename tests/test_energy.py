@@ -25,6 +25,7 @@ from svitc.ir.ops import IntegerSpike
 from svitc.ir.program import Program, Stage
 from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import stored_bits
+from svitc.support.reporter import Reporter
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 
@@ -366,7 +367,7 @@ def test_data_sets_batches_and_how_many(tmp_path):
         found = energy(program, data)
         assert found.images == 5 and found.totals()["ac"] == pytest.approx(sum(apart) / 5)
     seen = []
-    found = energy(program, x.split(2), images=3, progress=lambda *a: seen.append(a))
+    found = energy(program, x.split(2), images=3, reporter=Reporter(lambda *a: seen.append(a)))
     assert found.images == 3 and found.totals()["ac"] == pytest.approx(sum(apart[:3]) / 3)
     assert seen == [("energy", 0, 3), ("energy", 2, 3), ("energy", 3, 3)]
     assert all(torch.equal(value, state[name]) for name, value in program.module.state_dict().items())

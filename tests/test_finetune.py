@@ -17,10 +17,12 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference
 from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
+from svitc.training import finetune as finetuning
 from svitc.training import images
 from svitc.training.augment import augmentation, jitter, random_of
 from svitc.training.fast_forward import FastForward, constants, spikes
-from svitc.training.finetune import finetune
+from svitc.training.finetune import FinetuneOptions
 from svitc.training.images import split
 
 SHAPE = (3, 16, 16)
@@ -80,6 +82,11 @@ def teacher():
 @pytest.fixture(scope="module")
 def student(teacher):
     return halved(teacher)
+
+
+def finetune(student, teacher, data, progress=None, **options):
+    """Fine-tune with options by name."""
+    return finetuning.finetune(student, teacher, data, FinetuneOptions(**options), Reporter(progress))
 
 
 OPTIONS = {"epochs": 3, "batch": 16, "lr": 5e-3, "augment": "none"}
@@ -185,9 +192,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
         if stage == "finetune" and done == (5 + 1) * 16:
             run.pupil.get_parameter("head.weight").data.fill_(float("nan"))
 
-    from svitc.training import finetune as module
-
-    made = module._Run.__init__
+    made = finetuning._Run.__init__
 
     def remember(self, *args, **kwargs):
         nonlocal run
@@ -196,7 +201,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
 
     run = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Run, "__init__", remember)
+        patch.setattr(finetuning._Run, "__init__", remember)
         with pytest.raises(UsageError, match="epoch 2 of 3, step 2") as caught:
             finetune(student, teacher, Blobs(), **OPTIONS, checkpoint=file, progress=poison)
     assert str(file) in str(caught.value) and "Of 1 finished epochs" in str(caught.value)

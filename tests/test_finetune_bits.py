@@ -13,9 +13,9 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.passes import FoldNeuronScale, QuantizeInput, RoundWeights, inference
 from svitc.passes.pipelines import quantize
 from svitc.quantization.weight_grid import nearest, scales
-from svitc.training.finetune import _Run, finetune
+from svitc.training.finetune import _Run
 from svitc.training.quantization_aware import FakeQuantizedWeights
-from test_finetune import OPTIONS, Blobs, halved, same, small, weights_of
+from test_finetune import OPTIONS, Blobs, finetune, halved, same, small, weights_of
 
 BITS = {
     "patch_embed.stages.1.conv_bn.block.0": 4,

@@ -15,10 +15,10 @@ from shell import run
 from svitc import onnx as backend
 from svitc.cli.main import main
 from svitc.cli.views import latency
-from svitc.driver import compiler
-from svitc.driver.options import CompileOptions
+from svitc.driver import plan_search
 from svitc.errors import BudgetError, UsageError
-from svitc.latency import budget_search, microbenchmarks, predict
+from svitc.latency import microbenchmarks, predict
+from svitc.latency import paired_timer as paired
 from svitc.latency.budget_search import within_latency
 from svitc.latency.microbenchmarks import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, Probe, at, measure_speeds, probes, solve
 from svitc.latency.operator_costs import by_layer, operators, optimized, owner, seconds
@@ -26,7 +26,7 @@ from svitc.latency.paired_timer import PairedTimer, Timing, paired_timer
 from svitc.onnx.export import export
 from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
-from svitc.support.timing import Clock
+from svitc.support.reporter import Reporter
 
 DIGITS = Path(__file__).resolve().parent.parent / "demo" / "digits.pt"
 WHOLE = 100_000
@@ -106,9 +106,9 @@ def search(text, ratio, make=None, original=20.0, **more):
         parse_budget(text),
         WHOLE,
         make or plan,
-        lambda plan: str(plan.made_by["limit"]).encode(),
+        lambda plan: str(plan.provenance["limit"]).encode(),
         lambda: timer,
-        said.append,
+        Reporter(on_decision=said.append),
         **more,
     )
     return found, asked, said
@@ -117,7 +117,7 @@ def search(text, ratio, make=None, original=20.0, **more):
 def test_the_largest_that_is_fast_enough():
     (plan, report), asked, said = search("latency=0.6", lambda share: share)
     assert asked == [50000, 75000, 62500, 56250, 59375, 60937], "halving, six times"
-    assert plan.made_by["limit"] == 59375 == report["parameters"]
+    assert plan.provenance["limit"] == 59375 == report["parameters"]
     assert (report["ratio"], report["original_ms"], report["compiled_ms"]) == (0.5938, 20.0, 11.875)
     assert (report["pairs"], report["threads"], report["limit_share"], report["limit_ms"]) == (10, 2, 0.6, None)
     assert [each["limit"] for each in report["candidates"]] == asked and json.dumps(report)
@@ -127,16 +127,16 @@ def test_the_largest_that_is_fast_enough():
 def test_milliseconds():
     (plan, _), asked, _ = search("latency=10ms", lambda share: share)
     assert asked[0] == WHOLE, "which may be fast enough as it is"
-    assert 46_000 < plan.made_by["limit"] <= 50_000
+    assert 46_000 < plan.provenance["limit"] <= 50_000
     (plan, report), asked, _ = search("latency=25ms", lambda share: share)
-    assert asked == [WHOLE] == [plan.made_by["limit"]] and report["limit_ms"] == 25.0
+    assert asked == [WHOLE] == [plan.provenance["limit"]] and report["limit_ms"] == 25.0
     (plan, _), asked, _ = search("latency=1", lambda share: share)
     assert asked == [WHOLE], "nothing has to go"
 
 
 def test_a_cost_that_no_cut_removes():
     (plan, report), _, _ = search("latency=0.6", lambda share: 0.5 + share / 2)
-    assert plan.made_by["limit"] == 18750 and report["ratio"] <= 0.6
+    assert plan.provenance["limit"] == 18750 and report["ratio"] <= 0.6
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -145,8 +145,8 @@ def test_a_timer_with_noise(seed):
     (plan, report), asked, _ = search("latency=0.6", lambda share: share * random.normal(1, 0.05))
     assert report["ratio"] <= 0.6, "what was chosen was measured to be fast enough, whatever the others were"
     met = [each["limit"] for each in report["candidates"] if each["ratio"] <= 0.6]
-    assert plan.made_by["limit"] == max(met) and len(asked) == 6
-    assert 0.45 * WHOLE < plan.made_by["limit"] < 0.75 * WHOLE
+    assert plan.provenance["limit"] == max(met) and len(asked) == 6
+    assert 0.45 * WHOLE < plan.provenance["limit"] < 0.75 * WHOLE
 
 
 def test_none_is_fast_enough():
@@ -166,7 +166,7 @@ def test_a_policy_that_cannot_cut_as_far():
         return Plan({}, {"limit": limit})
 
     (plan, _), _, said = search("latency=0.8", lambda share: share, make)
-    assert 75_000 <= plan.made_by["limit"] <= 80_000 and len(said) == 5, "the first was refused, and is not timed"
+    assert 75_000 <= plan.provenance["limit"] <= 80_000 and len(said) == 5, "the first was refused, and is not timed"
     with pytest.raises(BudgetError, match="no plan that was tried meets") as caught:
         search("latency=0.5", lambda share: share, make)
     assert "Smaller ones cannot be made" in str(caught.value.hint)
@@ -176,8 +176,8 @@ def test_a_policy_that_cannot_cut_as_far():
 
 
 def test_files_are_timed_in_pairs(digits, monkeypatch):
-    monkeypatch.setattr(budget_search, "PAIRS", (3, 3))
-    monkeypatch.setattr(budget_search, "PAUSE", 0.0)
+    monkeypatch.setattr(paired, "PAIRS", (3, 3))
+    monkeypatch.setattr(paired, "PAUSE_S", 0.0)
     file, x = export(digits), predict.one_image(digits)
     timer = PairedTimer(file, x, 1)
     turns: list[bool] = []
@@ -190,10 +190,8 @@ def test_files_are_timed_in_pairs(digits, monkeypatch):
 
 
 def test_latency_is_of_this_machine(digits):
-    options = CompileOptions()
-    options.target = "cuda"
     with pytest.raises(UsageError, match="--target is cuda"):
-        paired_timer(b"", digits, options, Clock())
+        paired_timer(b"", digits, "cuda", 0, Reporter())
 
 
 # compilations
@@ -203,19 +201,19 @@ def test_latency_is_of_this_machine(digits):
 def by_size(monkeypatch):
     """Compilations for which a file takes as long as its weights are many."""
 
-    def timer(original, program, options, clock):
+    def timer(original, program, target, seed, reporter):
         whole = backend.weight_bytes(original)
         return lambda file: Timing(
             10.0, 10.0 * backend.weight_bytes(file) / whole, backend.weight_bytes(file) / whole, 10, 1
         )
 
-    monkeypatch.setattr(compiler, "paired_timer", timer)
+    monkeypatch.setattr(plan_search, "paired_timer", timer)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_compile_to_a_latency(digits, by_size, weights):
     said: list[str] = []
-    done = svitc.compile(digits, "latency=0.6", weights=weights, images=1, say=said.append)
+    done = svitc.compile(digits, "latency=0.6", weights=weights, images=1, reporter=Reporter(on_decision=said.append))
     budget = done.report["budget"]
     assert budget.keys() == {
         "text",
@@ -235,7 +233,7 @@ def test_compile_to_a_latency(digits, by_size, weights):
     assert 0.5 < budget["ratio"] <= 0.6 and done.verdict.passed
     assert done.report["parameters"]["compiled"] <= budget["parameters"]
     assert [s for s in said if "latency=0.6" in s] == [s for s in done.report["decisions"] if "latency=0.6" in s] != []
-    assert done.plan.made_by["budget"] == "latency=0.6"
+    assert done.plan.provenance["budget"] == "latency=0.6"
     again = svitc.compile(digits, plan=Plan.from_json(done.plan.to_json()), weights=weights, images=1)
     assert again.onnx == done.onnx, "a plan is replayed without timing anything"
 
@@ -248,7 +246,7 @@ def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(budget_search, "PAIRS", (2, 2))
+    monkeypatch.setattr(paired, "PAIRS", (2, 2))
     status, out, err = run(
         capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1
     )

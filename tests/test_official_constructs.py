@@ -180,7 +180,7 @@ def currents(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, torch.Tensor]
 @pytest.mark.parametrize("case", CASES)
 def test_captured_equals_eager(case):
     model, spec = build(case)
-    program = capture(model, spec, fix=case == "qk, fixed")
+    program = capture(model, spec, rewrite_model=case == "qk, fixed")
     x = torch.randn(spec.batched(1 if "fixed" in case else 3))
     x = x.abs().floor() if spec.events else x
     got = program(x)
@@ -221,7 +221,7 @@ def test_groups_are_what_the_layers_say(case):
 
 def captured(case: str, seed: int = 0):
     model, spec = build(case, seed)
-    program = capture(model, spec, fix="fixed" in case)
+    program = capture(model, spec, rewrite_model="fixed" in case)
     Pipeline(canonical())(program)
     return program
 
@@ -279,7 +279,7 @@ def test_time_and_batch_together_are_refused_unless_fixed():
     assert text.startswith("attn.proj_lif: the neuron's first dimension is not time alone but time and batch")
     assert "an image's result depends on its neighbours" in text and "--rewrite-model splits time from batch" in text
     assert "official_parts.py" in (caught.value.where or "")
-    program = capture(model, spec, fix=True)
+    program = capture(model, spec, rewrite_model=True)
     assert program.info["fixed"] == ["attn.proj_lif"]
     assert program.info["assumptions"] == [
         "time and batch, run together in the model's code, are split before 1 neuron (attn.proj_lif)"

@@ -217,7 +217,7 @@ def test_the_published_qkformer_is_fixed_to_what_was_meant():
     small = SMALL["qkformer-imagenet"]
     torch.manual_seed(0)
     model = warm(QKFormer(**{**small.arguments, "num_classes": 3, "official_bug": True}), small.input)
-    program = capture(model, InputSpec(small.input), fix=True)
+    program = capture(model, InputSpec(small.input), rewrite_model=True)
     assert check_capture(model, program) == 0.0
     x = images(program.input, 2)
     sound = small.build()

@@ -22,9 +22,9 @@ from svitc.errors import InputError, OutputError
 from svitc.evaluation import sweep as sweeping
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import Store, fingerprint, key_of
-from svitc.evaluation.sweep import Sweep, prepare
+from svitc.evaluation.sweep import Sweep, SweepSettings, open_sweep
 from svitc.planning.plan import Plan
-from svitc.support.timing import Clock
+from svitc.support.reporter import Reporter
 
 
 def point(n: int) -> Measurement:
@@ -206,17 +206,18 @@ def test_ranks_share_the_points(program, plans, tmp_path, size, finished):
 def test_samples_are_balanced_and_apart(tmp_path):
     program = svitc.load(DIGITS)
     data = load_data(digits_file(tmp_path, 200), program.input, program.info)
-    sweep = prepare(program, data, Store(None, ""), 60, 40, 0, Clock(), seen=True)
+    sweep = open_sweep(program, data, Store(None, ""), SweepSettings(60, 40, 0, seen=True), Reporter())
     assert sweep.evaluator.images == 60 and sweep.calibration.images == 40
     labels = torch.cat([torch.from_numpy(y) for _, y in sweep.evaluator.chunks])
     assert labels.bincount(minlength=10).tolist() == [6] * 10
     assert sweep.calibration.labels.bincount(minlength=10).tolist() == [4] * 10
     measured = {x.tobytes() for chunk, _ in sweep.evaluator.chunks for x in chunk}
     assert not measured & {x.numpy().tobytes() for x in sweep.calibration.inputs}
-    few = prepare(program, data.subset(range(9)), Store(None, ""), 1000, 256, 0, Clock(), seen=True)
+    settings = SweepSettings(1000, 256, 0, seen=True)
+    few = open_sweep(program, data.subset(range(9)), Store(None, ""), settings, Reporter())
     assert few.evaluator.images >= 4 and few.calibration.images >= 4
     with pytest.raises(InputError, match="3 images, too few"):
-        prepare(program, data.subset(range(3)), Store(None, ""), 1000, 256, 0, Clock(), seen=True)
+        open_sweep(program, data.subset(range(3)), Store(None, ""), settings, Reporter())
 
 
 COMPILE = (

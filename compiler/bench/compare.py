@@ -18,7 +18,7 @@ from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
 from svitc.support.hardware import processors
-from svitc.support.timing import Progress
+from svitc.support.reporter import Reporter
 
 OURS = "svitc"
 PEERS = ("eager", "torch.compile", "torch.onnx", "openvino", "cuda")
@@ -72,15 +72,16 @@ def measure(
     file: Path,
     against: Source | None = None,
     settings: Settings | None = None,
-    progress: Progress | None = None,
-    loud: bool = False,
+    reporter: Reporter | None = None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Time an ONNX file beside the model that it was compiled from.
 
     Args:
         file: an .onnx file, or a folder with a ``model.onnx``.
         against: the original model; None to time the file alone.
-        loud: let the contestants' processes write to stderr.
+        reporter: told what is being loaded and timed.
+        verbose: let the runners' processes write to stderr.
 
     Returns:
         The report, as JSON values; see docs/bench.md for the keys.
@@ -89,7 +90,7 @@ def measure(
         UsageError: settings that make no sense.
         InputError: not an ONNX file, one that does not run, or a model of another input shape.
     """
-    settings = settings or Settings()
+    settings, reporter = settings or Settings(), reporter or Reporter()
     settings.check()
     if against is None and settings.peers:
         raise UsageError("peers run the original model", hint="Give it with --against.")
@@ -107,9 +108,9 @@ def measure(
     ours = Runner(OURS, peers_.onnx_file, (path, load), ORT, facts)
     with tempfile.TemporaryDirectory() as folder:
         others, rows = (
-            ([], []) if against is None else find_peers(against, load, settings, Path(folder), progress, loud)
+            ([], []) if against is None else find_peers(against, load, settings, Path(folder), reporter, verbose)
         )
-        report = run_rounds([ours, *others], settings.runs, settings.limit, settings.profile, progress, loud)
+        report = run_rounds([ours, *others], settings.runs, settings.limit, settings.profile, reporter, verbose)
     if reason := report["rows"][0]["reason"]:
         slow = reason.startswith("not done")
         hint = "Give it longer with --limit." if slow else "svitc compile writes a file that runs."
@@ -166,7 +167,7 @@ def look(path: Path, batch: int) -> tuple[tuple[int, ...], dict[str, Any]]:
 
 
 def find_peers(
-    source: Source, load: Load, settings: Settings, folder: Path, progress: Progress | None, loud: bool
+    source: Source, load: Load, settings: Settings, folder: Path, reporter: Reporter, verbose: bool
 ) -> tuple[list[Runner], list[dict[str, Any]]]:
     """The peers that can run, and rows of those that cannot."""
     import torch
@@ -181,10 +182,9 @@ def find_peers(
     }
     path, facts = folder / "naive.onnx", {}
     if any(name in wanted and reasons[name] is None for name in ("torch.onnx", "openvino")):
-        if progress is not None:
-            progress("torch.onnx.export", 0, None)
+        reporter.progress("torch.onnx.export", 0)
         try:
-            facts = exported(source, load, path, settings.limit, loud)
+            facts = exported(source, load, path, settings.limit, verbose)
         except Failed as failure:
             for name in ("torch.onnx", "openvino"):
                 reasons[name] = reasons[name] or f"torch.onnx.export: {failure.reason}"
@@ -199,10 +199,10 @@ def find_peers(
     return ready, [row(made[name], str(reason)) for name, reason in reasons.items() if name in wanted and reason]
 
 
-def exported(source: Source, load: Load, path: Path, limit: float, loud: bool = False) -> dict[str, Any]:
+def exported(source: Source, load: Load, path: Path, limit: float, verbose: bool = False) -> dict[str, Any]:
     """Write the naive export in a process of its own; the facts of its row. Raises ``Failed``."""
     start = time.perf_counter()
-    nodes = once(Runner("torch.onnx.export", peers_.naive_export, (source, load, path)), limit, loud)
+    nodes = once(Runner("torch.onnx.export", peers_.naive_export, (source, load, path)), limit, verbose)
     return {
         "nodes": nodes,
         "weight_bytes": backend.weight_bytes(path),

@@ -1,11 +1,11 @@
-"""Contestants run in turn, and what their times come to.
+"""Runners take turns, and what their times come to.
 
-Rounds are paired: each runs every contestant once, so that what disturbs the machine disturbs all. A contestant is a
+Rounds are paired: each runs every runner once, so that what disturbs the machine disturbs all. A runner is a
 process of its own (bench_worker.py), and between two of them there is a pause: threads of ONNX Runtime and OpenMP spin
 for a while after their work is done, on the processors that the next one needs. Switching the spinning off would do
 that as well, but would time no runtime as it comes. What a pause and the others' turns leave behind (threads asleep, cold
 caches) is made up for by one untimed run before the timed one, wherever that is affordable. Seen with spikformer_ti on
-two processors, one of them shared: medians were within 4% of each contestant's alone, with or without the pause; without
+two processors, one of them shared: medians were within 4% of each runner's alone, with or without the pause; without
 the untimed run eager PyTorch took 12% longer and an ONNX file 17%.
 """
 
@@ -15,21 +15,22 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from svitc.bench.environment import BackgroundLoad, environment
 from svitc.bench.worker import Failed, Runner, Worker
-from svitc.support.timing import Progress
+from svitc.support.reporter import Reporter
 
-PAUSE = 0.02  # s
-UNTIMED_BELOW = 3.0  # s that the slowest takes
+PAUSE_S = 0.02
+UNTIMED_BELOW_S = 3.0  # that the slowest takes
 PROFILED_RUNS = 5
 
 
-def row(contestant: Runner, reason: str | None = None) -> dict[str, Any]:
-    """A row without times. Its ``reason`` says why it stays so."""
+def row(runner: Runner, reason: str | None = None) -> dict[str, Any]:
+    """Return a row without times. Its ``reason`` says why it stays so."""
     empty: dict[str, Any] = dict.fromkeys(
         (
             "median_ms",
@@ -46,18 +47,18 @@ def row(contestant: Runner, reason: str | None = None) -> dict[str, Any]:
             "prepare_seconds",
         )
     )
-    return {"name": contestant.name, "reason": reason, **empty, "runs": 0, "times_ms": [], **contestant.facts}
+    return {"name": runner.name, "reason": reason, **empty, "runs": 0, "times_ms": [], **runner.facts}
 
 
 def run_rounds(
-    contestants: Sequence[Runner],
+    runners: Sequence[Runner],
     runs: int,
     limit: float = 600.0,
     profile: bool = False,
-    progress: Progress | None = None,
-    loud: bool = False,
+    reporter: Reporter | None = None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
-    """Run contestants in turn; rows in their order, the first of which the others are compared with.
+    """Run runners in turn; rows in their order, the first of which the others are compared with.
 
     One that fails or exceeds the limit keeps a row with the reason, and the others go on.
 
@@ -65,60 +66,91 @@ def run_rounds(
         runs: rounds, and so timed runs of each.
         limit: seconds that loading one, or one run, may take.
         profile: also ask the runtimes' profilers where the time goes.
-        loud: let the contestants' processes write to stderr.
+        reporter: told what is being loaded, how many rounds are done, and what is profiled.
+        verbose: let the runners' processes write to stderr.
     """
-    show = progress or (lambda stage, done, of: None)
-    rows = {each.name: row(each) for each in contestants}
-    logits: dict[str, np.ndarray] = {}
-    times: dict[str, list[float]] = {each.name: [] for each in contestants}
-    workers: dict[str, Worker] = {}
+    reporter = reporter or Reporter()
     with contextlib.ExitStack() as stack:
-        for each in contestants:  # one after the other, as loading takes memory and every processor
-            show(f"load {each.name}", 0, None)
-            worker = Worker(each, limit, loud)
-            stack.callback(worker.close)
-            with _reported(rows[each.name]):
-                loaded = worker.answer()
-                workers[each.name] = worker
-                logits[each.name] = loaded.pop("logits")
-                rows[each.name] |= loaded | {"prepare_seconds": round(loaded["prepare_seconds"], 1)}
-
-        def ask(name: str, what: str, *arguments: Any) -> Any:
-            with _reported(rows[name]):
-                return workers[name].ask(what, *arguments)
-            workers.pop(name).close()
-            return None
-
-        estimates = [seconds for name in list(workers) if (seconds := ask(name, "run", 1)) is not None]
-        repeats = 2 if max(estimates, default=0.0) < UNTIMED_BELOW else 1
-        others = BackgroundLoad(workers)
-        for number in range(runs):
-            show("rounds", number, runs)
-            names = list(workers)
-            turn = number % max(1, len(names))  # so that nobody always follows the same one
-            for name in names[turn:] + names[:turn]:
-                time.sleep(PAUSE)
-                seconds = ask(name, "run", repeats)
-                if seconds is not None:
-                    times[name].append(seconds)
-        show("rounds", runs, runs)
+        bench = _Bench(reporter, {runner.name: row(runner) for runner in runners})
+        for runner in runners:  # one after the other, as loading takes memory and every processor
+            bench.load(runner, limit, verbose, stack)
+        estimates = [seconds for name in list(bench.workers) if (seconds := bench.ask(name, "run", 1)) is not None]
+        repeats = 2 if max(estimates, default=0.0) < UNTIMED_BELOW_S else 1
+        others = BackgroundLoad(bench.workers)
+        bench.rounds(runs, repeats)
         disturbance = others.processors()
-        for name in list(workers):
-            rows[name]["memory_bytes"] = ask(name, "memory")
-        found: dict[str, Any] = {}
-        for name in list(workers) if profile else []:
-            show(f"profile {name}", 0, None)
-            if operators := ask(name, "profile", PROFILED_RUNS):
-                found[name] = operators
-    _summarize(rows, times, logits)
+        for name in list(bench.workers):
+            bench.rows[name]["memory_bytes"] = bench.ask(name, "memory")
+        profiles = bench.profiles() if profile else {}
+    _summarize(bench.rows, bench.times, bench.logits)
     return {
         "runs": runs,
         "untimed_run_before_each": repeats > 1,
         "other_processes": disturbance,
         "environment": environment(),
-        "rows": list(rows.values()),
-        **({"profile": found} if profile else {}),
+        "rows": list(bench.rows.values()),
+        **({"profile": profiles} if profile else {}),
     }
+
+
+@dataclass
+class _Bench:
+    """The runners that are still running, and what is known of all.
+
+    Attributes:
+        rows: by runner.
+        workers: processes that answer; one that fails is closed and left out.
+        logits: by runner, of the same images.
+        times: seconds of each timed run.
+    """
+
+    reporter: Reporter
+    rows: dict[str, dict[str, Any]]
+    workers: dict[str, Worker] = field(default_factory=dict)
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def load(self, runner: Runner, limit: float, verbose: bool, stack: contextlib.ExitStack) -> None:
+        """Start a runner's process and wait until it is ready; the stack closes it."""
+        name = runner.name
+        self.times[name] = []
+        self.reporter.progress(f"load {name}", 0)
+        worker = Worker(runner, limit, verbose)
+        stack.callback(worker.close)
+        with _reported(self.rows[name]):
+            loaded = worker.answer()
+            self.workers[name] = worker
+            self.logits[name] = loaded.pop("logits")
+            self.rows[name] |= loaded | {"prepare_seconds": round(loaded["prepare_seconds"], 1)}
+
+    def ask(self, name: str, what: str, *arguments: Any) -> Any:
+        """Return a runner's answer, or None where it failed."""
+        with _reported(self.rows[name]):
+            return self.workers[name].ask(what, *arguments)
+        self.workers.pop(name).close()
+        return None
+
+    def rounds(self, runs: int, repeats: int) -> None:
+        """Time each runner once a round; the last of ``repeats`` runs counts."""
+        for number in range(runs):
+            self.reporter.progress("rounds", number, runs)
+            names = list(self.workers)
+            turn = number % max(1, len(names))  # so that nobody always follows the same one
+            for name in names[turn:] + names[:turn]:
+                time.sleep(PAUSE_S)
+                seconds = self.ask(name, "run", repeats)
+                if seconds is not None:
+                    self.times[name].append(seconds)
+        self.reporter.progress("rounds", runs, runs)
+
+    def profiles(self) -> dict[str, Any]:
+        """Return what the profilers of the runtimes that have one say."""
+        profiles = {}
+        for name in list(self.workers):
+            self.reporter.progress(f"profile {name}", 0)
+            if operators := self.ask(name, "profile", PROFILED_RUNS):
+                profiles[name] = operators
+        return profiles
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Source:
         if info is not None and spec.events:  # which order of time and batch it takes is found by capturing it
             from svitc.frontends.capture.capture import capture
 
-            info = capture(model, spec, info, fix=bool(self.options.get("fix"))).info
+            info = capture(model, spec, info, rewrite_model=bool(self.options.get("rewrite_model"))).info
         return model.eval(), bool((info or {}).get("batch_first"))
 
     def _load(self) -> tuple[nn.Module, InputSpec, dict[str, Any] | None, contextlib.AbstractContextManager[Any]]:

@@ -32,7 +32,7 @@ def load_program(path: Path, options: LoadOptions, reporter: Reporter) -> Progra
     """Load a checkpoint or an output folder as its options say."""
     from svitc.driver.load import load
 
-    return load(path, seconds=reporter.seconds, progress=reporter.on_progress, **options.arguments())
+    return load(path, reporter=reporter, **options.arguments())
 
 
 def load_images(

@@ -20,6 +20,7 @@ from svitc.cli.options import (
 from svitc.errors import UsageError
 
 if TYPE_CHECKING:
+    from svitc.passes.policies import Policy
     from svitc.planning.budget import Budget
 
 MAX_DROP_POINTS = 100
@@ -131,7 +132,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
             raise UsageError("--plan replays one plan; give one --budget, or none")
         return budgets
 
-    def make_policy(self, with_images: bool, seed: int) -> Any:
+    def make_policy(self, with_images: bool, seed: int) -> Policy:
         """Make the policy: by default ``auto`` where there are images, else ``uniform``.
 
         Raises:

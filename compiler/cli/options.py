@@ -139,7 +139,7 @@ class LoadOptions:
             "time_steps": self.time_steps,
             "trust_pickle": self.trust_pickle,
             "ema": self.ema,
-            "fix": self.rewrite_model,
+            "rewrite_model": self.rewrite_model,
         }
 
     def check(self) -> None:

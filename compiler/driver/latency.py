@@ -23,5 +23,5 @@ def predict_undisturbed(program: Program, weights: str, threads: int | None, rep
         busy, or None where that cannot be read.
     """
     others = BackgroundLoad({})
-    prediction = predict(program, weights, threads, progress=reporter.on_progress)
+    prediction = predict(program, weights, threads, reporter=reporter)
     return {**prediction, "other_processes": others.processors()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from svitc.ir.program import Program
 from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
 from svitc.serialization.writer import load_program
-from svitc.support.timing import Clock, Progress
+from svitc.support.reporter import Reporter
 
 __all__ = ["check_capture", "load", "run_canonical_passes"]
 
@@ -52,32 +53,43 @@ def run_canonical_passes(program: Program) -> Pipeline:
 def load(
     path: Path | str,
     *,
-    seconds: dict[str, float] | None = None,
-    progress: Progress | None = None,
-    **options: Any,
+    reporter: Reporter | None = None,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    time_steps: int | None = None,
+    trust_pickle: bool = False,
+    ema: bool = False,
+    rewrite_model: bool = False,
 ) -> Program:
     """Load, capture and check a checkpoint: a program whose groups are ready to be pruned.
 
     Args:
         path: a checkpoint, or an output folder of svitc.
-        options: fields of ``svitc.frontends.LoadOptions``: ``arch``, ``arch_args``, ``input_shape``, …
+        reporter: told of the stages.
+        arch: ``module:factory`` or ``path/to/file.py:factory``: code that the user vouches for.
+        arch_args: arguments of the factory, JSON values.
+        input_shape: ``(C, H, W)`` for images, ``(T, C, H, W)`` for event frames.
+        time_steps: how often a static image is shown.
+        trust_pickle: unpickle a whole model, which runs code from the file.
+        ema: take the averaged weights that a training script saved beside the last ones.
+        rewrite_model: let ``capture`` mend what is wrong in the model's own code, where it offers to.
 
     Raises:
         InputError: not a checkpoint, or one that does not fit its architecture.
         UnsupportedError: a model that cannot be represented, with its file and line.
     """
-    clock = Clock(progress, seconds if seconds is not None else {})
-    path = Path(path)
+    reporter, path = reporter or Reporter(), Path(path)
     if (path / "model.safetensors").is_file():
-        with clock.stage("load"):
+        with reporter.stage("load"):
             return load_program(path / "model.safetensors")
-    with clock.stage("load"):
-        wanted = LoadOptions(**options)
-        loaded = load_model(path, wanted)
-    with clock.stage("capture"), loaded.callable_within():
-        program = capture(loaded.model, loaded.input, loaded.info, fix=wanted.fix)
+    with reporter.stage("load"):
+        options = LoadOptions(arch, arch_args, input_shape, time_steps, trust_pickle, ema, rewrite_model)
+        loaded = load_model(path, options)
+    with reporter.stage("capture"), loaded.callable_within():
+        program = capture(loaded.model, loaded.input, loaded.info, rewrite_model)
         check_capture(loaded.model, program)
-    with clock.stage("analyse"):
+    with reporter.stage("analyse"):
         run_canonical_passes(program)
     output = next(iter(reversed(program.graph.nodes)))
     program.info["num_classes"] = program.shape_of(output)[-1]

@@ -1,25 +1,24 @@
-"""What a compilation may be told beyond what and how small."""
+"""How to compile, beyond what and how small."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import Data
-from svitc.support.timing import Progress
 
 
-class PreparationOptions(NamedTuple):
-    """What is done before pruning, losslessly: fields of ``Options``."""
+@dataclass(frozen=True)
+class PreparationOptions:
+    """What is done before pruning, losslessly: fields of ``CompileOptions``."""
 
     reparam: str
-    clean: str
+    remove_dead_channels: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class CompileOptions:
     """How to compile, beyond what and how small.
 
@@ -33,20 +32,17 @@ class CompileOptions:
         sweep_file: where finished points of the sweep go; None keeps them in memory.
         resume: go on with what is in ``sweep_file``, and with an unfinished fine-tuning.
         finetune: epochs; 0 for none.
-        finetune_options: more arguments of ``finetune``.
-        finetune_file: where its epochs go.
+        finetune_options: more fields of ``FinetuneOptions``.
         weights: ``fp32``; ``int8``, ``int4`` or ``int2``: whole numbers of so many bits, with exact sums (quantized.py);
             or ``mixed``: each layer's own. None leaves it to the policy and the budget (weight_types.py).
-        narrowest: the fewest bits that the file stores weights in, for an ONNX Runtime that lacks the type.
+        min_weight_bits: the fewest bits that the file stores weights in, for an ONNX Runtime that lacks the type.
         target: ``cpu``, or ``cuda``: operators and types that ONNX Runtime's CUDA provider has (docs/targets.md).
         reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
             faster; ``off`` does not. A plan that is replayed brings its own.
-        clean: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
+        remove_dead_channels: ``auto`` first removes neurons that no input can make fire, and folds those that always fire into
             their readers, which loses nothing (passes/remove_constant_channels.py); ``off`` does not.
         images: how many images verification looks at.
         seed: of everything random.
-        progress: called as stages go on.
-        say: called with a sentence on each decision.
     """
 
     data: Data | None = None
@@ -58,16 +54,28 @@ class CompileOptions:
     resume: bool = False
     finetune: int = 0
     finetune_options: dict[str, Any] = field(default_factory=dict)
-    finetune_file: Path | None = None
     weights: str | None = None
-    narrowest: int | None = None
+    min_weight_bits: int | None = None
     target: str = "cpu"
     reparam: str = "auto"
-    clean: str = "auto"
+    remove_dead_channels: str = "auto"
     images: int = 4
     seed: int = 0
-    progress: Progress | None = None
-    say: Callable[[str], None] | None = None
+
+    @property
+    def preparation(self) -> PreparationOptions:
+        """What is done before pruning."""
+        return PreparationOptions(self.reparam, self.remove_dead_channels)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether plans can be chosen on images: images of a user's own class serve for the report alone."""
+        return isinstance(self.choosing, Dataset)
+
+    @property
+    def choosing(self) -> Data | None:
+        """The images that plans are chosen on."""
+        return self.train_data or self.data
 
 
 __all__ = ["CompileOptions", "PreparationOptions"]

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""An output folder: its files opened together, and the ONNX file verified against its program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from svitc.data.inputs import Data, some_inputs
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.serialization.writer import load_program
-from svitc.support.timing import Progress
+from svitc.support.reporter import Reporter
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.verdict import Verdict
@@ -38,13 +38,13 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
 
 
 def verify_folder(
-    program: Program, exported: bytes, data: Data | None, images: int, seed: int, progress: Progress | None
+    program: Program, exported: bytes, data: Data | None, images: int, seed: int, reporter: Reporter
 ) -> Verdict:
     """Verify an exported file against its program, on data or on random inputs."""
-
-    def step(done: int) -> None:
-        if progress is not None:
-            progress("verify", done, images)
-
     check = verify_exact if program.stage == Stage.QUANTIZED else verify
-    return check(program, exported, some_inputs(program, data, images, seed), step)
+    return check(
+        program,
+        exported,
+        some_inputs(program, data, images, seed),
+        lambda done: reporter.progress("verify", done, images),
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
 
 from svitc.analysis.exactness import narrowable
 from svitc.errors import InputError, UsageError
@@ -13,6 +12,7 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS
 from svitc.onnx import target_of
 from svitc.passes.pipelines import quantize
+from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 
 WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
@@ -28,8 +28,10 @@ def check_weight_type(name: str) -> None:
         )
 
 
-def resolve_weight_type(asked: str | None, policy: Any, plan: Plan | None, share: float | None, sampled: bool) -> str:
-    """The type of a compilation's weights.
+def resolve_weight_type(
+    asked: str | None, policy: Policy, plan: Plan | None, share: float | None, sampled: bool
+) -> str:
+    """Return the type of a compilation's weights.
 
     Args:
         asked: what the user said, if anything.
@@ -41,17 +43,17 @@ def resolve_weight_type(asked: str | None, policy: Any, plan: Plan | None, share
         UsageError: a plan or policy that chooses bits and weights of one type, or the other way round.
     """
     if plan is not None and plan.bits:
-        if asked not in (None, "mixed", plan.made_by.get("weights")):
+        if asked not in (None, "mixed", plan.provenance.get("weights")):
             raise UsageError("the plan gives each layer its bits", hint=f"Leave --weights {asked} out.")
         return "mixed"
     if plan is not None:
         return asked or "fp32"
-    name = getattr(policy, "name", type(policy).__name__.lower())
-    if getattr(policy, "chooses_bits", False):
+    name = policy.name
+    if policy.chooses_bits:
         if asked not in (None, "mixed"):
             raise UsageError(f"policy {name!r} chooses each layer's bits", hint=f"Leave --weights {asked} out.")
         return "mixed"
-    joint = getattr(policy, "joint", False) and sampled
+    joint = policy.joint and sampled
     if asked == "mixed" and not joint:
         raise UsageError(
             f"policy {name!r} does not choose bits", hint="Give --data and --policy auto, qsvit, aq-greedy or aq-beam."
@@ -68,7 +70,7 @@ class WeightTypes:
         program: that plans are for.
         weights: a key of TYPES but ``fp32``.
         exclude: globs over layers that stay at 8 bits.
-        target, narrowest: of the file.
+        target, min_weight_bits: of the file.
 
     Attributes:
         inference: the program, quantized to 8 bits.
@@ -86,7 +88,7 @@ class WeightTypes:
         weights: str,
         exclude: Sequence[str] = (),
         target: str = "cpu",
-        narrowest: int | None = None,
+        min_weight_bits: int | None = None,
     ) -> None:
         self.inference, pipeline = quantize(program)
         self.refused = pipeline.refused
@@ -98,7 +100,7 @@ class WeightTypes:
                 close = get_close_matches(glob, dict.fromkeys(known), 3)
                 near = f"The closest are {', '.join(close)}." if close else "svitc inspect lists all."
                 raise UsageError(f"{glob!r} matches no group or layer", hint=near)
-        least = target_of(target, narrowest).narrowest
+        least = target_of(target, min_weight_bits).narrowest
         allowed = sorted(each for each in BITS if each >= least)
         self.narrow = {
             layer: allowed

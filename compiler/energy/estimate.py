@@ -23,7 +23,7 @@ from svitc.errors import InputError, UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes.pipelines import inference_passes
-from svitc.support.timing import Clock, Progress
+from svitc.support.reporter import Reporter
 
 BATCH = 32
 
@@ -139,7 +139,7 @@ def energy(
     data: Data | Iterable[Any],
     table: Table | None = None,
     images: int | None = None,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> Energy:
     """Measure what one image costs, on average over images.
 
@@ -148,7 +148,7 @@ def energy(
         data: labelled images, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
         table: what operations and accesses cost; by default Horowitz 2014.
         images: look at so many of them; by default at all.
-        progress: called with the number of images seen.
+        reporter: told how many images were seen, and how long it took.
 
     Raises:
         UsageError: there are no images.
@@ -156,24 +156,23 @@ def energy(
     """
     if images is not None and images < 1:
         raise UsageError(f"{images} images are none to measure on")
-    table = table or load_table()
-    network = deployed(program)
-    counting = Counting(network)
     batches = getattr(data, "batches", None)
     total = len(data) if batches is not None else None  # type: ignore[arg-type]
     if images is not None:
         total = images if total is None else min(images, total)
     seen = 0
-    network.module.eval()
-    with Clock(progress).stage("energy", total) as step, torch.no_grad():
+    with (reporter or Reporter()).stage("energy", total) as step, torch.no_grad():
+        network = deployed(program)
+        network.module.eval()
+        counting = Counting(network)
         for x in _inputs(network, data if batches is None else batches(network.input.at_once(BATCH)), images):
             network.reset()
             counting.run(x)
             step(seen := seen + x.shape[network.input.batch_dim])
-    network.reset()
-    if not seen:
-        raise UsageError("there are no images to measure energy on")
-    return _priced(network, counting, table, seen)
+        network.reset()
+        if not seen:
+            raise UsageError("there are no images to measure energy on")
+        return _priced(network, counting, table or load_table(), seen)
 
 
 def deployed(program: Program) -> Program:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +24,28 @@ from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeight
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.support.distributed import DistributedContext, current
-from svitc.support.timing import Clock, Progress
+from svitc.support.reporter import Reporter
 
 ALONE = DistributedContext()
 FEW = 16  # images that drift is measured on
 BATCH = 50  # images at once: larger batches leave the processor's caches
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Which images plans are chosen on.
+
+    Attributes:
+        images: how many plans are measured on.
+        calibration_images: how many others refits and criteria look at.
+        seed: of the samples.
+        seen: the images are those that accuracies are reported on.
+    """
+
+    images: int = 1000
+    calibration_images: int = 256
+    seed: int = 0
+    seen: bool = False
 
 
 class Sweep:
@@ -39,7 +57,7 @@ class Sweep:
         calibration: of the images that refits use.
         store: where finished points go.
         world: ranks to share the work with.
-        progress: called as ``(stage, done, of)``.
+        reporter: told how far the measuring is.
 
     Attributes:
         measured: evaluations made now, those from the store not counted.
@@ -55,12 +73,12 @@ class Sweep:
         calibration: Calibration,
         store: Store,
         world: DistributedContext = ALONE,
-        progress: Progress | None = None,
+        reporter: Reporter | None = None,
         seen: bool = False,
     ) -> None:
         self.seen = seen
         self.program, self.evaluator, self.calibration = program, evaluator, calibration
-        self.store, self.world, self.progress = store, world, progress
+        self.store, self.world, self.reporter = store, world, reporter or Reporter()
         store.points = world.broadcast(store.points)  # only the writer has read the file
         self.measured, self.seconds = 0, 0.0
         self.silent: set[str] = set()
@@ -133,8 +151,7 @@ class Sweep:
         todo = [(k, p) for k, p in dict(zip(keys, plans, strict=True)).items() if k not in self.store.points]
         size, rank = self.world.size, self.world.rank
         for start in range(0, len(todo), size):
-            if self.progress is not None:
-                self.progress(stage, len(plans) - len(todo) + start, len(plans))
+            self.reporter.progress(stage, len(plans) - len(todo) + start, len(plans))
             batch = todo[start : start + size]
             begun = time.perf_counter()
             mine = None
@@ -146,8 +163,8 @@ class Sweep:
                     self._keep(each, writer=rank == 0)
             self.measured += len(batch)
             self.seconds += time.perf_counter() - begun
-        if self.progress is not None and todo:
-            self.progress(stage, len(plans), len(plans))
+        if todo:
+            self.reporter.progress(stage, len(plans), len(plans))
         return [self.store.points[key] for key in keys]
 
     def glance(self, plan: Plan, images: int) -> Measurement:
@@ -181,30 +198,18 @@ def _widths(plan: Plan) -> dict[str, Any]:
     return {"keeps": keeps} | ({"bits": plan.bits} if plan.bits else {})
 
 
-def prepare(
-    program: Program,
-    data: Dataset,
-    store: Store,
-    sweep_images: int,
-    calibration_images: int,
-    seed: int,
-    clock: Clock,
-    seen: bool,
-) -> Sweep:
-    """A sweep on class-balanced samples of a data set: one that plans are measured on, one that refits look at.
-
-    Args:
-        seen: the data are those that accuracies are reported on.
+def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSettings, reporter: Reporter) -> Sweep:
+    """Return a sweep on two class-balanced samples of a data set: plans are measured on one, refits look at the other.
 
     Raises:
         InputError: no image can be read.
     """
-    total = min(len(data), sweep_images + calibration_images)
+    total = min(len(data), settings.images + settings.calibration_images)
     if total < 4:
         raise InputError(f"{data.name} has {len(data)} images, too few to choose a plan on", hint="Give more.")
-    calibration = min(calibration_images, total // 2)
+    calibration = min(settings.calibration_images, total // 2)
     # classes take turns in a balanced sample, so that a part of it is balanced, too
-    sample = split(data, total, seed)[0] if total < len(data) else split(data, total - 1, seed)[0]
+    sample = split(data, total if total < len(data) else total - 1, settings.seed)[0]
     batch = program.input.at_once(BATCH)
     batches = list(sample.batches(batch))
     x = torch.cat([x for x, _ in batches], dim=program.input.batch_dim)
@@ -212,11 +217,11 @@ def prepare(
     dim = program.input.batch_dim
     rest = len(y) - calibration
     threads = torch.get_num_threads()  # ranks, and whoever runs several of these, have set it to their share
-    with clock.stage("run the original", rest) as step:
+    with reporter.stage("run the original", rest) as step:
         chunks = list(
             zip(x.narrow(dim, calibration, rest).split(batch, dim), y[calibration:].split(batch), strict=True)
         )
         evaluator = Evaluator(program, chunks, threads=threads, progress=step)
-    with clock.stage("calibrate"):
-        taken = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], seed)
-    return Sweep(program, evaluator, taken, store, current(), clock.progress, seen)
+    with reporter.stage("calibrate"):
+        statistics = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], settings.seed)
+    return Sweep(program, evaluator, statistics, store, current(), reporter, settings.seen)

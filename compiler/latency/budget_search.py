@@ -7,7 +7,7 @@ timed beside the original's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from svitc.latency.paired_timer import Timer, Timing
 from svitc.planning.budget import Budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
+from svitc.support.reporter import Reporter
 
 CANDIDATES = 6
 
@@ -46,24 +47,25 @@ class Candidate:
 
 
 def within_latency(
-    wanted: Budget,
-    whole: int,
+    budget: Budget,
+    parameters: int,
     make: Callable[[int], Plan],
     build: Callable[[Plan], bytes],
     timer: Callable[[], Timer],
-    say: Callable[[str], None],
+    reporter: Reporter,
     candidates: int = CANDIDATES,
 ) -> tuple[Plan, dict[str, Any]]:
-    """The largest of a few plans whose file is measured to be within a latency, and what the report says of it.
+    """Return the largest of a few plans whose file is measured to be within a latency, and the report's part on that.
 
     Where there are several ranks the first one measures, and all take the same decisions.
 
     Args:
-        wanted: a budget of latency.
-        whole: parameters of the original.
+        budget: one of latency.
+        parameters: of the original.
         make: the policy's plan for at most so many parameters; BudgetError where there is none.
         build: the file of a plan.
         timer: gives what times a file beside the original's, on first use.
+        reporter: told of each candidate.
         candidates: how many plans may be timed.
 
     Raises:
@@ -79,54 +81,64 @@ def within_latency(
     refused: BudgetError | None = None
     low, high = 0.0, 1.0
     # a share below 1 needs a cut; milliseconds may need none
-    share = 1.0 if wanted.amount is not None or (wanted.share or 0) >= 1 else 0.5
+    share = 1.0 if budget.amount is not None or (budget.share or 0) >= 1 else 0.5
     for _ in range(candidates):
-        limit = int(whole * share)
+        limit = int(parameters * share)
         try:
             plan = make(limit)
         except BudgetError as problem:  # smaller than the policy can or may make it
             refused, low, share = problem, share, (share + high) / 2
             continue
-        seen = Candidate(plan, limit, share, measure(plan))
-        tried.append(seen)
-        timing, met = seen.timing, fits(wanted, seen.timing)
-        say(
-            f"{share:.1%} of the parameters: {timing.compiled_ms:.2f} ms, {timing.ratio:.3f} of the original's"
-            f" {timing.original_ms:.2f} ms, which {'meets' if met else 'is too slow for'} {wanted.text}"
-        )
+        candidate = Candidate(plan, limit, share, measure(plan))
+        tried.append(candidate)
+        met = fits(budget, candidate.timing)
+        reporter.decide(_sentence(budget, candidate, met))
         if met and share == 1.0:
             break
         low, high = (share, high) if met else (low, share)
         share = (low + high) / 2
-    best = max((each for each in tried if fits(wanted, each.timing)), key=lambda each: each.limit, default=None)
+    best = max((c for c in tried if fits(budget, c.timing)), key=lambda c: c.limit, default=None)
     if best is None:
-        raise _unreachable(wanted, tried, refused)
-    return best.plan, {
-        "limit_ms": wanted.amount,
-        "limit_share": wanted.share,
+        raise _unreachable(budget, tried, refused)
+    return best.plan, _timing_report(budget, best, tried)
+
+
+def _sentence(budget: Budget, candidate: Candidate, met: bool) -> str:
+    timing = candidate.timing
+    return (
+        f"{candidate.share:.1%} of the parameters: {timing.compiled_ms:.2f} ms, {timing.ratio:.3f} of the original's"
+        f" {timing.original_ms:.2f} ms, which {'meets' if met else 'is too slow for'} {budget.text}"
+    )
+
+
+def _timing_report(budget: Budget, best: Candidate, tried: Sequence[Candidate]) -> dict[str, Any]:
+    """Return what the report's ``budget`` says of the search."""
+    return {
+        "limit_ms": budget.amount,
+        "limit_share": budget.share,
         "parameters": best.limit,
         **{key: round(value, 4) for key, value in asdict(best.timing).items()},
-        "candidates": [each.to_json() for each in tried],
+        "candidates": [candidate.to_json() for candidate in tried],
     }
 
 
-def fits(wanted: Budget, timing: Timing) -> bool:
-    """Whether a file is fast enough: by milliseconds, or by its share of the original's time in the same pairs."""
-    if wanted.amount is not None:
-        return timing.compiled_ms <= wanted.amount
-    return timing.ratio <= float(wanted.share or 0)
+def fits(budget: Budget, timing: Timing) -> bool:
+    """Return whether a file is fast enough: by milliseconds, or by its share of the original's time in the same pairs."""
+    if budget.amount is not None:
+        return timing.compiled_ms <= budget.amount
+    return timing.ratio <= float(budget.share or 0)
 
 
-def _unreachable(wanted: Budget, tried: list[Candidate], refused: BudgetError | None) -> BudgetError:
-    fastest = min(tried, key=lambda each: each.timing.ratio, default=None)
+def _unreachable(budget: Budget, tried: list[Candidate], refused: BudgetError | None) -> BudgetError:
+    fastest = min(tried, key=lambda candidate: candidate.timing.ratio, default=None)
     if fastest is None:
         assert refused is not None
-        return BudgetError(f"no plan could be made for {wanted.text}: {refused.message}", hint=refused.hint)
+        return BudgetError(f"no plan could be made for {budget.text}: {refused.message}", hint=refused.hint)
     timing = fastest.timing
     why = "" if refused is None else f" Smaller ones cannot be made: {refused.message}."
-    least = f"{np.ceil(100 * timing.ratio) / 100:g}" if wanted.amount is None else f"{1.1 * timing.compiled_ms:.2g}ms"
+    least = f"{np.ceil(100 * timing.ratio) / 100:g}" if budget.amount is None else f"{1.1 * timing.compiled_ms:.2g}ms"
     return BudgetError(
-        f"no plan that was tried meets {wanted.text}: the fastest takes {timing.compiled_ms:.3g} ms, {timing.ratio:.3f} of the"
+        f"no plan that was tried meets {budget.text}: the fastest takes {timing.compiled_ms:.3g} ms, {timing.ratio:.3f} of the"
         f" original's {timing.original_ms:.3g} ms, with {fastest.share:.1%} of its parameters",
         hint=f"Ask for more, such as latency={least}, or free more groups.{why}",
     )

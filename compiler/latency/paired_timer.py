@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Two files timed in alternation, so that what disturbs the machine disturbs both."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ from svitc.errors import UsageError
 from svitc.ir.program import Program
 from svitc.latency.predict import milliseconds, one_image
 from svitc.support.hardware import processors
-from svitc.support.timing import Clock
+from svitc.support.reporter import Reporter
 
 PAIRS = (10, 30)  # at least and at most
-
-
-SECONDS = 2.0  # for the pairs of one candidate, but for the least
-
-
-PAUSE = 0.02  # s; threads of one session spin for a while after its run, on the processors that the other one needs
-
-
-UNTIMED_BELOW = 1.0  # s; a run before the timed one wakes up the session's own threads, where that is affordable
+CANDIDATE_S = 2.0  # for the pairs of one candidate, but for the least
+PAUSE_S = 0.02  # threads of one session spin for a while after its run, on the processors that the other one needs
+UNTIMED_BELOW_S = 1.0  # a run before the timed one wakes up the session's own threads, where that is affordable
 
 
 @dataclass(frozen=True)
@@ -66,13 +60,13 @@ class PairedTimer:
     def __call__(self, file: bytes) -> Timing:
         both = (self.original, backend.session(file, self.threads))
         slowest = max(self._once(session) for session in both)
-        untimed = slowest < 1e3 * UNTIMED_BELOW
-        pair = 2 * (PAUSE + (1 + untimed) * slowest / 1e3)
-        pairs = max(PAIRS[0], min(PAIRS[1], int(SECONDS / pair)))
+        untimed = slowest < 1e3 * UNTIMED_BELOW_S
+        pair = 2 * (PAUSE_S + (1 + untimed) * slowest / 1e3)
+        pairs = max(PAIRS[0], min(PAIRS[1], int(CANDIDATE_S / pair)))
         times: tuple[list[float], list[float]] = ([], [])
         for number in range(pairs):
             for which in (0, 1) if number % 2 == 0 else (1, 0):
-                time.sleep(PAUSE)
+                time.sleep(PAUSE_S)
                 if untimed:
                     self._once(both[which])
                 times[which].append(self._once(both[which]))
@@ -83,21 +77,28 @@ class PairedTimer:
         return milliseconds(lambda: session.run(None, self.feed))
 
 
-def paired_timer(original: bytes, program: Program, options: Any, clock: Clock) -> Timer:
-    """What times files beside this one, for a compilation with these options: on one image, with all processors.
+def paired_timer(original: bytes, program: Program, target: str, seed: int, reporter: Reporter) -> Timer:
+    """Return what times files beside this one: on one image, with all processors.
+
+    Args:
+        original: the file that others are timed beside.
+        program: which it is of.
+        target: what files are made for.
+        seed: of the image.
+        reporter: told how long the timing takes.
 
     Raises:
         UsageError: the files are for another target than this machine's processors.
     """
-    if options.target != "cpu":
+    if target != "cpu":
         raise UsageError(
-            f"a budget of latency is measured on the processor, and --target is {options.target}",
+            f"a budget of latency is measured on the processor, and --target is {target}",
             hint="Give --target cpu, or another budget.",
         )
-    timer = PairedTimer(original, one_image(program, options.seed), processors())
+    timer = PairedTimer(original, one_image(program, seed), processors())
 
     def timed(file: bytes) -> Timing:
-        with clock.stage("time"):
+        with reporter.stage("time"):
             return timer(file)
 
     return timed

@@ -19,7 +19,7 @@ from svitc.latency.microbenchmarks import LARGE, UNITS, Speeds, measure_speeds
 from svitc.latency.operator_costs import by_layer, optimized
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.support.hardware import processors
-from svitc.support.timing import Progress
+from svitc.support.reporter import Reporter
 
 RUNS = 10
 MOST_THREADS = 256
@@ -56,9 +56,9 @@ def predict(
     threads: int | None = None,
     runs: int = RUNS,
     speeds: Callable[[int], Speeds] = measure_speeds,
-    progress: Progress | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """What each layer of the exported file should take on this machine, and what the file does take.
+    """Predict what each layer of the exported file takes on this machine, and measure what the file takes.
 
     Args:
         program: one that trains, or a quantized one, whose weights are what they are.
@@ -67,6 +67,7 @@ def predict(
         runs: timed runs of the whole file. Half of them come before the operators are timed and half after, so that
             a machine that slows down or speeds up meanwhile does so for both.
         speeds: measures the operators.
+        reporter: told of each stage.
 
     Returns:
         JSON values; see docs/latency.md for the keys.
@@ -76,8 +77,8 @@ def predict(
     """
     check_settings(weights, threads)
     threads = processors() if threads is None else threads
-    show = progress or (lambda stage, done, of: None)
-    show("export", 0, None)
+    reporter = reporter or Reporter()
+    reporter.progress("export", 0)
     if program.stage >= Stage.QUANTIZED:
         weights, final = "int8", program
     else:
@@ -86,13 +87,24 @@ def predict(
     kinds = layer_kinds(lowered)
     file = backend.to_bytes(backend.lower(lowered))
     x = one_image(program)
-    show("time the file", 0, None)
+    reporter.progress("time the file", 0)
     times = timed(file, x, threads, runs - runs // 2)
-    show("time operators", 0, None)
+    reporter.progress("time operators", 0)
     known = speeds(threads)
-    show("time the file", 0, None)
+    reporter.progress("time the file", 0)
     times += timed(file, x, threads, runs // 2)
     rows = by_layer(optimized(file), known, kinds)
+    return {"weights": weights, "threads": threads, "batch": 1, "runs": runs, **_report(rows, times, known)}
+
+
+def _report(rows: list[dict[str, Any]], times: list[float], speeds: Speeds) -> dict[str, Any]:
+    """Return what was predicted and measured, as JSON values.
+
+    Args:
+        rows: one a layer, with predicted ``seconds``.
+        times: of runs of the whole file, ms.
+        speeds: of the operators.
+    """
     predicted = 1e3 * sum(row["seconds"] for row in rows)
     measured = statistics.median(times)
     layers = [
@@ -106,22 +118,18 @@ def predict(
         for row in rows
     ]
     return {
-        "weights": weights,
-        "threads": threads,
-        "batch": 1,
-        "runs": runs,
         "layers": layers,
         "kinds": _kinds(layers),
         "predicted_ms": round(predicted, 4),
         "measured_ms": round(measured, 4),
-        "measured_times_ms": [round(each, 4) for each in times],
+        "measured_times_ms": [round(ms, 4) for ms in times],
         "ratio": round(predicted / measured, 4),
         "speeds": {
             name: {
                 "per_second": None if not value else float(f"{1 / value:.4g}"),
                 "of": UNITS[name.removesuffix(LARGE)],
             }
-            for name, value in known.items()
+            for name, value in speeds.items()
         },
     }
 

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.passes.pipelines import inference_passes
 from svitc.support.atomic_files import writable
 from svitc.support.distributed import DistributedContext, current
-from svitc.support.timing import Progress
+from svitc.support.reporter import Reporter
 from svitc.training.augment import augmentation, jitter, random_of
 from svitc.training.checkpoint import digest, load, save
 from svitc.training.fast_forward import FastForward
@@ -64,33 +64,12 @@ class Finetuned:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def finetune(
-    student: Program,
-    teacher: Program,
-    data: Data,
-    *,
-    epochs: int,
-    bits: Mapping[str, int] | None = None,
-    held_out: int = 2000,
-    batch: int = 64,
-    lr: float = 1e-3,
-    weight_decay: float = 0.02,
-    distil: float = 0.5,
-    temperature: float = 2.0,
-    augment: str = "auto",
-    amp: bool = True,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> Finetuned:
-    """Train a pruned program on labelled images.
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How to train.
 
-    Args:
-        student: still trains; not changed.
-        teacher: the original; not changed.
-        data: images; at most 5% of them, and at most ``held_out``, only judge epochs.
-        bits: layers whose weights lie on a grid of so many bits, and stay there (finetune_bits.py).
+    Attributes:
+        epochs: over the training images, at least 1.
         batch: images of a step, over all ranks.
         lr: highest learning rate; it rises by step, then falls along a cosine to 0.
         weight_decay: not of biases and batch norms.
@@ -98,78 +77,95 @@ def finetune(
         temperature: by which logits are divided before the two are compared.
         augment: ``auto`` is ``flip,crop`` for images of three channels and ``none`` for all else.
         amp: run layers in bfloat16.
+        seed: of the order of images and their augmentation.
+        held_out: at most 5% of the images, and at most this many, only judge epochs.
+        bits: layers whose weights lie on a grid of so many bits, and stay there (quantization_aware.py).
         checkpoint: file that is written after every epoch.
         resume: go on from ``checkpoint``, if it is there, and end in the weights that an uninterrupted run gives.
-        progress: called with the images seen of all epochs.
+    """
+
+    epochs: int
+    batch: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    distil: float = 0.5
+    temperature: float = 2.0
+    augment: str = "auto"
+    amp: bool = True
+    seed: int = 0
+    held_out: int = 2000
+    bits: Mapping[str, int] | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            UsageError: a number that makes no sense, or a run to be resumed from nowhere.
+            OutputError: the checkpoint cannot be written.
+        """
+        for name, low in (("epochs", 1), ("batch", 2), ("held_out", 1)):
+            if getattr(self, name) < low:
+                raise UsageError(f"fine-tuning with {name} {getattr(self, name)}: it must be at least {low}")
+        if not 0 <= self.distil <= 1:
+            raise UsageError(f"distil {self.distil:g} is not a share from 0 to 1")
+        for name in ("lr", "temperature"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name} {value:g} is not a positive number")
+        if self.resume and self.checkpoint is None:
+            raise UsageError("there is no checkpoint to resume fine-tuning from")
+        if self.checkpoint is not None:
+            writable(self.checkpoint.parent)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides the weights, but for the bits."""
+        apart = ("bits", "checkpoint", "resume")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
+
+
+def finetune(
+    student: Program, teacher: Program, data: Data, options: FinetuneOptions, reporter: Reporter | None = None
+) -> Finetuned:
+    """Train a pruned program on labelled images.
+
+    Args:
+        student: still trains; not changed.
+        teacher: the original; not changed.
+        data: images to train and to judge epochs on.
+        options: how to train.
+        reporter: told of the images seen of all epochs.
 
     Raises:
-        UsageError: arguments that make no sense, or a loss that turns infinite or NaN.
+        UsageError: options that make no sense, or a loss that turns infinite or NaN.
         InputError: too few images, or a checkpoint that is damaged or belongs to another run.
         OutputError: the checkpoint cannot be written.
         RankError: another rank stopped.
     """
-    settings = {
-        "epochs": epochs,
-        "batch": batch,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "distil": distil,
-        "temperature": temperature,
-        "augment": augment,
-        "amp": amp,
-        "seed": seed,
-        "held_out": held_out,
-    }
-    _check(student, teacher, settings, checkpoint, resume)
-    return _Run(student, teacher, data, settings, bits or {}, checkpoint, resume, progress or _silent).result()
-
-
-def _silent(stage: str, done: int, of: int | None) -> None:
-    pass
-
-
-def _check(student: Program, teacher: Program, settings: dict[str, Any], checkpoint: Path | None, resume: bool) -> None:
     for program in (student, teacher):
         if program.stage > Stage.PRUNED:
             raise UsageError(f"a program at stage {program.stage.name.lower()} no longer trains")
-    for name, low in (("epochs", 1), ("batch", 2), ("held_out", 1)):
-        if settings[name] < low:
-            raise UsageError(f"fine-tuning with {name} {settings[name]}: it must be at least {low}")
-    if not 0 <= settings["distil"] <= 1:
-        raise UsageError(f"distil {settings['distil']:g} is not a share from 0 to 1")
-    for name in ("lr", "temperature"):
-        if not (settings[name] > 0 and math.isfinite(settings[name])):
-            raise UsageError(f"{name} {settings[name]:g} is not a positive number")
-    if resume and checkpoint is None:
-        raise UsageError("there is no checkpoint to resume fine-tuning from")
-    if checkpoint is not None:
-        writable(checkpoint.parent)
+    options.check()
+    return _Run(student, teacher, data, options, reporter or Reporter()).result()
 
 
 class _Run:
     """One call of ``finetune``: what it trains, on what, and how far it is."""
 
     def __init__(
-        self,
-        student: Program,
-        teacher: Program,
-        data: Data,
-        settings: dict[str, Any],
-        bits: Mapping[str, int],
-        checkpoint: Path | None,
-        resume: bool,
-        progress: Progress,
+        self, student: Program, teacher: Program, data: Data, options: FinetuneOptions, reporter: Reporter
     ) -> None:
-        self.bits = dict(bits)
-        self.student, self.settings, self.checkpoint, self.progress = student, settings, checkpoint, progress
+        self.student, self.options, self.reporter = student, options, reporter
+        self.bits = dict(options.bits or {})
         self.world: DistributedContext = current()
         self.batch_dim = student.input.batch_dim
-        self.augment = augmentation(settings["augment"], student.input)
-        self.images: Images = open_images(data, student.input, lambda n: progress("read images", n, len(data)))
-        self.train, self.judged = split(self.images.labels, settings["held_out"], settings["seed"])
-        self.share = settings["batch"] // self.world.size  # images of a step on one rank
+        self.augment = augmentation(options.augment, student.input)
+        self.images: Images = open_images(data, student.input, lambda n: reporter.progress("read images", n, len(data)))
+        self.train, self.judged = split(self.images.labels, options.held_out, options.seed)
+        self.share = options.batch // self.world.size  # images of a step on one rank
         if self.share == 0:
-            raise UsageError(f"a batch of {settings['batch']} images is too small for {self.world.size} ranks")
+            raise UsageError(f"a batch of {options.batch} images is too small for {self.world.size} ranks")
         # the last, incomplete batch is left out: its batch-norm statistics would be the noisiest
         self.steps = max(1, len(self.train) // (self.share * self.world.size))
         if len(self.train) < self.share * self.world.size:
@@ -177,7 +173,7 @@ class _Run:
             if self.share == 0:
                 raise UsageError(f"{len(self.train)} images are too few for {self.world.size} ranks")
         self._prepare(teacher)
-        self.state = self._begin(teacher, resume)
+        self.state = self._begin(teacher)
 
     def _prepare(self, teacher: Program) -> None:
         device = self.world.device
@@ -201,30 +197,30 @@ class _Run:
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for p in self.pupil.parameters():
             groups[id(p) in exempt or p.ndim < 2].append(p)
-        decays = (self.settings["weight_decay"], 0.0)
+        decays = (self.options.weight_decay, 0.0)
         self.optimizer = torch.optim.AdamW(
-            [{"params": g, "weight_decay": d} for g, d in zip(groups, decays, strict=True) if g], lr=self.settings["lr"]
+            [{"params": g, "weight_decay": d} for g, d in zip(groups, decays, strict=True) if g], lr=self.options.lr
         )
 
-    def _begin(self, teacher: Program, resume: bool) -> dict[str, Any]:
+    def _begin(self, teacher: Program) -> dict[str, Any]:
         """The state after the finished epochs: of the checkpoint, or none finished."""
         inputs = {
-            **self.settings,
+            **self.options.to_json(),
             "augment": ",".join(self.augment) or "none",
             "student": digest(self.student.module.state_dict()),
             "teacher": digest(teacher.module.state_dict()),
             "data": self.images.key,
         } | ({"bits": self.bits} if self.bits else {})
-        path = self.checkpoint
+        path = self.options.checkpoint
 
         def read() -> dict[str, Any] | None:
-            return load(path, inputs) if resume and path is not None and path.is_file() else None
+            return load(path, inputs) if self.options.resume and path is not None and path.is_file() else None
 
         found = self.world.on_writer(read)
         if found is not None:
             self.pupil.load_state_dict(found["weights"])
             self.optimizer.load_state_dict(found["optimizer"])
-            log.info("fine-tuning goes on after epoch %d of %d", found["epoch"], self.settings["epochs"])
+            log.info("fine-tuning goes on after epoch %d of %d", found["epoch"], self.options.epochs)
             return found
         with self.rounded():
             score, start = self._judge(self.quick), _weights(self.pupil)
@@ -243,7 +239,7 @@ class _Run:
 
     def result(self) -> Finetuned:
         """Train what is left of the epochs."""
-        state, epochs = self.state, self.settings["epochs"]
+        state, epochs = self.state, self.options.epochs
         for epoch in range(state["epoch"], epochs):
             start = time.perf_counter()
             loss, lr = self._epoch(epoch)
@@ -277,8 +273,8 @@ class _Run:
         return Finetuned(tuned, self._report())
 
     def _save(self) -> None:
-        if self.checkpoint is not None:
-            save(self.checkpoint, self.state)
+        if self.options.checkpoint is not None:
+            save(self.options.checkpoint, self.state)
 
     def _report(self) -> dict[str, Any]:
         state, judged = self.state, len(self.judged)
@@ -291,13 +287,13 @@ class _Run:
             "teacher_accuracy": state["teacher_right"] / judged,
             "chosen_epoch": state["best_epoch"],
             "history": state["history"],
-            "settings": {**self.settings, "augment": ",".join(self.augment) or "none"},
+            "settings": {**self.options.to_json(), "augment": ",".join(self.augment) or "none"},
             "ranks": self.world.size,
         }
 
     def _epoch(self, epoch: int) -> tuple[float, float]:
         """Train for one epoch. Returns the mean loss over all ranks and the last learning rate."""
-        seed, size, total = self.settings["seed"], self.share * self.world.size, 0.0
+        seed, size, total = self.options.seed, self.share * self.world.size, 0.0
         order = self.train[torch.randperm(len(self.train), generator=random_of(seed, epoch))]
         lr = 0.0
         self.pupil.train()
@@ -317,13 +313,13 @@ class _Run:
             self.optimizer.step()
             total += loss
             done = epoch * self.steps + step + 1
-            self.progress("finetune", done * size, self.settings["epochs"] * self.steps * size)
+            self.reporter.progress("finetune", done * size, self.options.epochs * self.steps * size)
         return total / self.steps, lr
 
     def _step(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
         """Loss, and norm of its gradient, which is the same on every rank; the gradient is left clipped."""
-        share, heat = self.settings["distil"], self.settings["temperature"]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["amp"]):
+        share, heat = self.options.distil, self.options.temperature
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
             with torch.no_grad():
                 wanted = self.teacher(x) if share else None
             logits = self.model(x)
@@ -337,11 +333,11 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step, counted over all epochs: up along a line, down along a cosine."""
-        steps = self.steps * self.settings["epochs"]
+        steps = self.steps * self.options.epochs
         warm = max(1, min(int(WARM_UP * steps), self.steps))
         if step < warm:
-            return self.settings["lr"] * (step + 1) / warm
-        return self.settings["lr"] * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+            return self.options.lr * (step + 1) / warm
+        return self.options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     def _stop(self, what: str, epoch: int, step: int) -> None:
         state = self.state
@@ -350,10 +346,10 @@ class _Run:
             share = f"{100 * state['best_score'][0] / len(self.judged):.2f}% of the held-out images"
             of = f"epoch {state['best_epoch']}" if state["best_epoch"] else "the start"
             kept = f"Of {state['epoch']} finished epochs the best weights are those of {of}, {share}"
-            kept += f", in {self.checkpoint}." if self.checkpoint is not None else "."
-        lower = self.settings["lr"] / 4
+            kept += f", in {self.options.checkpoint}." if self.options.checkpoint is not None else "."
+        lower = self.options.lr / 4
         raise UsageError(
-            f"the {what} is not finite in epoch {epoch + 1} of {self.settings['epochs']}, step {step + 1} of {self.steps}",
+            f"the {what} is not finite in epoch {epoch + 1} of {self.options.epochs}, step {step + 1} of {self.steps}",
             hint=f"Try a lower learning rate, --lr {lower:g}. {kept}",
         )
 

@@ -13,7 +13,7 @@ import copy
 import inspect
 import logging
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ for _name in ("iadd", "isub", "imul", "itruediv"):
     setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
-def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None = None, fix: bool = False) -> Program:
+def capture(
+    model: nn.Module, input_spec: InputSpec, info: Mapping[str, Any] | None = None, rewrite_model: bool = False
+) -> Program:
     """Capture a model as a canonical program.
 
     The model is copied: later changes to either do not touch the other. Membranes are reset first.
@@ -46,7 +48,7 @@ def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None
             returns logits ``[N, classes]`` or ``[T, N, classes]``, perhaps with a dictionary of hooks.
         input_spec: the input's shape without batch.
         info: what is known of the model, kept with the program; ``assumptions`` is added to.
-        fix: split time from batch before a neuron that runs them together.
+        rewrite_model: split time from batch before a neuron that runs them together.
 
     Raises:
         UnsupportedError: an operation, neuron or control flow that svitc cannot represent, with its line.
@@ -54,7 +56,7 @@ def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None
     functional.reset_net(model)
     model = copy.deepcopy(model).eval().float()
     given = info is not None and "assumptions" in info
-    info = {**(info or {})}
+    info = dict(info or {})
     info["assumptions"] = [*info.get("assumptions", [])]
     rewritten = prepare(model)
     if rewritten:
@@ -66,7 +68,7 @@ def capture(model: nn.Module, input_spec: InputSpec, info: dict[str, Any] | None
     for batch_first in (False, True) if input_spec.events else (False,):
         done: list[fx.Node] = []
         try:
-            program = _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done)
+            program = _capture(copy.deepcopy(model), input_spec, info, batch_first, rewrite_model, done)
             if not program.info["assumptions"] and not given:
                 del program.info["assumptions"]
             return program
@@ -85,7 +87,7 @@ def _capture(
     input_spec: InputSpec,
     info: dict[str, Any],
     batch_first: bool,
-    fix: bool,
+    rewrite_model: bool,
     done: list[fx.Node],
 ) -> Program:
     """Capture a model that may be changed.
@@ -101,7 +103,7 @@ def _capture(
     if batch_first:
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
-    fixed, functions = canonicalize(program, fix, done)
+    fixed, functions = canonicalize(program, rewrite_model, done)
     if fixed:
         program.info["fixed"] = fixed
         notes.append(f"time and batch, run together in the model's code, are split before {some('neuron', fixed)}")

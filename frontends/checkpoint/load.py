@@ -33,7 +33,7 @@ class LoadOptions:
         time_steps: how often a static image is shown.
         trust_pickle: unpickle a whole model, which runs code from the file.
         ema: take the averaged weights that a training script saved beside the last ones.
-        fix: let ``capture`` mend what is wrong in the model's own code, where it offers to.
+        rewrite_model: let ``capture`` mend what is wrong in the model's own code, where it offers to.
     """
 
     arch: str | None = None
@@ -42,7 +42,7 @@ class LoadOptions:
     time_steps: int | None = None
     trust_pickle: bool = False
     ema: bool = False
-    fix: bool = False
+    rewrite_model: bool = False
 
 
 @dataclass

@@ -10,13 +10,14 @@ from svitc.passes.policies.bitwidth.aq4svit import AQBeam, AQGreedy
 from svitc.passes.policies.bitwidth.qsvit import QSViT
 from svitc.passes.policies.criteria.base import Context
 from svitc.passes.policies.criteria.registry import CRITERIA
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.primesvt import PrimeSVT
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.psvit import PSViT
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.uniform import Uniform
 
-POLICIES: dict[str, type[Any]] = {
+POLICIES: dict[str, type[Policy]] = {
     "auto": Auto,
     "psvit": PSViT,
     "primesvt": PrimeSVT,
@@ -28,8 +29,8 @@ POLICIES: dict[str, type[Any]] = {
 REFITS = ("none", "batch-norm", "readers", "full")
 
 
-def make(name: str, **options: Any) -> Any:
-    """The policy of that name; options that are None take its own default.
+def make(name: str, **options: Any) -> Policy:
+    """Return the policy of that name; options that are None take its own default.
 
     Raises:
         UsageError: no such policy, criterion or refit, listing those that are.
@@ -53,6 +54,7 @@ __all__ = [
     "Auto",
     "Context",
     "PSViT",
+    "Policy",
     "PrimeSVT",
     "Problem",
     "QSViT",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svitc.passes.policies.max_drop import require, smallest
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.sensitivity import LADDER, SensitivityCurve, sensitivity_curves
@@ -14,7 +15,7 @@ GUARD = 1e-4  # nats; a difference of two divergences below it is noise
 
 
 @dataclass
-class Auto(Settings):
+class Auto(Settings, Policy):
     """A knapsack over measured curves.
 
     1. Each group alone, at each rate of a ladder, with the readers of what is left re-solved in closed form
@@ -71,7 +72,7 @@ class Auto(Settings):
         else:
             index = within()
         plan = space.plan(index)
-        plan.made_by = {"policy": "auto", **self.to_json()}
+        plan.provenance = {"policy": "auto", **self.to_json()}
         return plan
 
     def at(

@@ -24,7 +24,7 @@ def smallest(problem: Problem, space: Space, at: Callable[[int], list[int]], ref
         middle = (low + high) // 2
         index = at(middle)
         point = measure([space.plan(index)], refit, "smallest within the drop")[0]
-        problem.say(f"{middle / whole:.1%} kept: {100 * point.drop:.1f} points lost")
+        problem.reporter.decide(f"{middle / whole:.1%} kept: {100 * point.drop:.1f} points lost")
         if point.drop <= problem.max_drop:
             high, best = middle, index
         else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from svitc.errors import BudgetError
 from svitc.ir.graph import attribute_of
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import BitChoice, Choice, Settings, Space
 from svitc.passes.policies.sensitivity import RATES, TOLERANCE
@@ -13,7 +14,7 @@ from svitc.planning.plan import Plan
 
 
 @dataclass
-class PrimeSVT(Settings):
+class PrimeSVT(Settings, Policy):
     """The published steps, automated and in one shot.
 
     Stated by the abstract, and what each became:
@@ -51,7 +52,7 @@ class PrimeSVT(Settings):
             space.require(problem.cost, limit, problem.what)
         order = sorted(range(len(space.choices)), key=lambda i: (-_parameters(problem, space.choices[i]), i))
         index = list(space.full)
-        problem.say(f"largest layer first, at most {len(RATES)} evaluations each")
+        problem.reporter.decide(f"largest layer first, at most {len(RATES)} evaluations each")
         robust = self._robust(problem, space, order, tolerance)
         whole, last = problem.cost(), measure.original
         for i in robust:
@@ -66,10 +67,10 @@ class PrimeSVT(Settings):
             points = measure([space.plan(t) for t in trials], self.refit, f"largest first: {choice.name}")
             fits = [(t, p) for t, p in zip(trials, points, strict=True) if p.drop <= tolerance]
             if not fits:
-                problem.say(f"{choice.name}: kept whole, every rate loses too much")
+                problem.reporter.decide(f"{choice.name}: kept whole, every rate loses too much")
                 continue
             index, last = max(fits, key=lambda c: c[1].accuracy * (1 - space.cost(problem.cost, c[0]) / whole))
-            problem.say(
+            problem.reporter.decide(
                 f"{choice.name}: {choice.widths[index[i]]} of {choice.size} kept, {100 * last.drop:.1f} points lost"
             )
         reached = space.cost(problem.cost, index)
@@ -82,7 +83,7 @@ class PrimeSVT(Settings):
         if problem.limit is not None:
             space.fill(problem.cost, index, limit, list(reversed(order)))
         plan = space.plan(index)
-        plan.made_by = {"policy": "primesvt", "tolerance": tolerance, **self.to_json()}
+        plan.provenance = {"policy": "primesvt", "tolerance": tolerance, **self.to_json()}
         return plan
 
     def _robust(self, problem: Problem, space: Space, order: list[int], tolerance: float) -> list[int]:
@@ -92,7 +93,9 @@ class PrimeSVT(Settings):
         points = measure(plans, self.refit, "robustness")
         for i, point in zip(order, points, strict=True):
             if point.drop > tolerance:
-                problem.say(f"{space.choices[i].name}: no target, {100 * point.drop:.1f} points lost at {RATES[0]:.0%}")
+                problem.reporter.decide(
+                    f"{space.choices[i].name}: no target, {100 * point.drop:.1f} points lost at {RATES[0]:.0%}"
+                )
         return [i for i, point in zip(order, points, strict=True) if point.drop <= tolerance]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from svitc.analysis.calibration import Calibration
@@ -12,10 +12,11 @@ from svitc.ir.program import Program
 from svitc.planning.cost import Cost
 from svitc.planning.plan import Plan
 from svitc.support.human import duration
+from svitc.support.reporter import Reporter
 
 
 class Measure(Protocol):
-    """What measures plans: ``svitc.sweep.Sweep``."""
+    """Measures plans, as ``svitc.evaluation.sweep.Sweep`` does."""
 
     @property
     def original(self) -> Any: ...
@@ -42,7 +43,7 @@ class Measure(Protocol):
 
 @dataclass
 class Problem:
-    """What is asked of a policy.
+    """What a policy is asked for.
 
     Attributes:
         program: the original, ready to be pruned; not to be changed.
@@ -52,7 +53,7 @@ class Problem:
         measuring: gives what measures plans, on first use; None without data.
         calibrating: gives statistics on images, on first use; None without data.
         max_drop: the most accuracy that may be lost, a share (0.03 is three points), or None.
-        say: called with a sentence on each decision.
+        reporter: told of each decision.
         bits: layer -> the bits that a plan may give it, ascending; None where weights are all of one type.
     """
 
@@ -63,7 +64,7 @@ class Problem:
     measuring: Callable[[], Measure] | None = None
     calibrating: Callable[[], Calibration] | None = None
     max_drop: float | None = None
-    say: Callable[[str], None] = lambda sentence: None
+    reporter: Reporter = field(default_factory=Reporter)
     bits: dict[str, list[int]] | None = None
 
     def announce(self, plans: Sequence[Plan], refit: str, what: str) -> None:
@@ -71,7 +72,7 @@ class Problem:
         measure = self.required_measure(what)
         new = measure.pending(plans, refit)
         if new:
-            self.say(f"{what}: at most {new} evaluations, about {duration(new * measure.seconds_each)}")
+            self.reporter.decide(f"{what}: at most {new} evaluations, about {duration(new * measure.seconds_each)}")
 
     def required_limit(self, policy: str) -> int:
         """Raises UsageError where the policy cannot do without a budget."""

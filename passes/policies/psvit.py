@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svitc.passes.policies.max_drop import last, require
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
-from svitc.passes.policies.sensitivity import RATES, TOLERANCE, sensitivity_curves
+from svitc.passes.policies.sensitivity import RATES, TOLERANCE, SensitivityCurve, sensitivity_curves
 from svitc.passes.policies.uniform import uniform_index
 from svitc.planning.plan import Plan
 
 
 @dataclass
-class PSViT(Settings):
+class PSViT(Settings, Policy):
     """The published steps, in one shot.
 
     Stated by the abstract, and what each became:
@@ -36,7 +38,7 @@ class PSViT(Settings):
     refit: str = "none"
 
     def plan(self, problem: Problem) -> Plan:
-        """The plan.
+        """Return the plan.
 
         Losses of several cuts are taken to add up; where the user allows no more than a drop, the plan is measured,
         and steps are taken back until it is within.
@@ -45,17 +47,31 @@ class PSViT(Settings):
             UsageError: no data.
             BudgetError: even the smallest widths exceed the limit, or the plan loses more than the user allows.
         """
-        measure = problem.required_measure("psvit")
+        problem.required_measure("psvit")
         space = Space(problem.program, self, problem.calibrating)
-        limit = 0 if problem.limit is None else problem.limit
         if problem.limit is not None:
-            space.require(problem.cost, limit, problem.what)
+            space.require(problem.cost, problem.limit, problem.what)
         tolerance = problem.max_drop if problem.max_drop is not None else TOLERANCE
+        base, rate = self._uniform(problem, space, tolerance)
+        rates = [r for r in RATES if r > rate]
+        enough = problem.limit is not None and space.cost(problem.cost, base) <= problem.limit
+        curves = [] if enough else sensitivity_curves(problem, space, rates, self.refit, "psvit")
+        search = _Search(problem, space, list(base), [space.full, list(base)], [0.0] * len(base))
+        while space.cost(problem.cost, search.index) > (problem.limit or 0):
+            if not search.step(curves, tolerance):
+                break
+        plan = space.plan(self._within(search))
+        plan.provenance = {"policy": "psvit", "uniform_rate": rate, "tolerance": tolerance, **self.to_json()}
+        return plan
+
+    def _uniform(self, problem: Problem, space: Space, tolerance: float) -> tuple[list[int], float]:
+        """Return the largest uniform cut within the tolerance, or as much of it as the limit asks for, and its rate."""
+        measure, limit = problem.required_measure("psvit"), problem.limit or 0
         base, rate = space.full, 0.0
         for share in RATES:
             index = [choice.at(1 - share) for choice in space.choices]
             point = measure([space.plan(index)], self.refit, "uniform pruning")[0]
-            problem.say(f"uniform pruning by {share:.0%}: {100 * point.drop:.1f} points lost")
+            problem.reporter.decide(f"uniform pruning by {share:.0%}: {100 * point.drop:.1f} points lost")
             if point.drop > tolerance:
                 break
             base, rate = index, share
@@ -63,44 +79,68 @@ class PSViT(Settings):
                 break
         if rate and space.cost(problem.cost, base) <= limit:
             base = uniform_index(space, problem)
-        rates = [r for r in RATES if r > rate]
-        enough = problem.limit is not None and space.cost(problem.cost, base) <= limit
-        found = [] if enough else sensitivity_curves(problem, space, rates, self.refit, "psvit")
-        index, spent = list(base), 0.0
-        steps = [space.full, list(base)]
-        lost = [0.0] * len(index)
-        while space.cost(problem.cost, index) > limit:
-            now = space.cost(problem.cost, index)
-            best = None
-            for i, curve in enumerate(found):
-                for at, point in curve.steps:
-                    if at >= index[i]:
-                        continue
-                    trial = [*index[:i], at, *index[i + 1 :]]
-                    # half an image is what a measured gain, or no loss at all, is taken for
-                    drop = max(point.drop - lost[i], 0.5 / point.images)
-                    if problem.limit is None and spent + point.drop - lost[i] > tolerance:
-                        continue
-                    ratio = (now - space.cost(problem.cost, trial)) / drop
-                    if best is None or ratio > best[0]:
-                        best = (ratio, i, at, point.drop)
-            if best is None:
-                break
-            _, i, at, drop = best
-            spent += drop - lost[i]
-            index[i], lost[i] = at, drop
-            steps.append(list(index))
-            problem.say(f"{space.choices[i].name}: {space.choices[i].widths[at]} of {space.choices[i].size} kept")
-        if problem.limit is not None:
-            if space.cost(problem.cost, index) > limit:  # the measured rates end before the budget does
-                index = [min(i, j) for i, j in zip(index, uniform_index(space, problem), strict=True)]
-            order = sorted(range(len(index)), key=lambda i: -lost[i])
-            space.fill(problem.cost, index, limit, order)
-            require(
-                problem, space, index, lambda: last(problem, space, steps, self.refit, "psvit"), self.refit, "psvit"
-            )
-        elif problem.max_drop is not None:
-            index = last(problem, space, steps, self.refit, "psvit")
-        plan = space.plan(index)
-        plan.made_by = {"policy": "psvit", "uniform_rate": rate, "tolerance": tolerance, **self.to_json()}
-        return plan
+        return base, rate
+
+    def _within(self, search: _Search) -> list[int]:
+        """Return the index that meets the limit and the drop, from where the search ended.
+
+        Raises:
+            BudgetError: the plan for the limit loses more than the user allows.
+        """
+        problem, space, index = search.problem, search.space, search.index
+        if problem.limit is None:
+            return index if problem.max_drop is None else last(problem, space, search.steps, self.refit, "psvit")
+        if space.cost(problem.cost, index) > problem.limit:  # the measured rates end before the budget does
+            index = [min(i, j) for i, j in zip(index, uniform_index(space, problem), strict=True)]
+        order = sorted(range(len(index)), key=lambda i: -search.lost[i])
+        space.fill(problem.cost, index, problem.limit, order)
+        require(
+            problem, space, index, lambda: last(problem, space, search.steps, self.refit, "psvit"), self.refit, "psvit"
+        )
+        return index
+
+
+@dataclass
+class _Search:
+    """The fine-grained search.
+
+    Attributes:
+        index: of the present widths.
+        steps: all indices so far, from no cut on.
+        lost: accuracy that each choice has lost so far, a share.
+        spent: their sum.
+    """
+
+    problem: Problem
+    space: Space
+    index: list[int]
+    steps: list[list[int]]
+    lost: list[float]
+    spent: float = 0.0
+
+    def step(self, curves: Sequence[SensitivityCurve], tolerance: float) -> bool:
+        """Take the step that saves the most for each point lost; False where there is none."""
+        problem, space, index, lost = self.problem, self.space, self.index, self.lost
+        now = space.cost(problem.cost, index)
+        best = None
+        for i, curve in enumerate(curves):
+            for at, point in curve.steps:
+                if at >= index[i]:
+                    continue
+                trial = [*index[:i], at, *index[i + 1 :]]
+                # half an image is what a measured gain, or no loss at all, is taken for
+                drop = max(point.drop - lost[i], 0.5 / point.images)
+                if problem.limit is None and self.spent + point.drop - lost[i] > tolerance:
+                    continue
+                ratio = (now - space.cost(problem.cost, trial)) / drop
+                if best is None or ratio > best[0]:
+                    best = (ratio, i, at, point.drop)
+        if best is None:
+            return False
+        _, i, at, drop = best
+        self.spent += drop - lost[i]
+        index[i], lost[i] = at, drop
+        self.steps.append(list(index))
+        choice = space.choices[i]
+        problem.reporter.decide(f"{choice.name}: {choice.widths[at]} of {choice.size} kept")
+        return True

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svitc.passes.policies.max_drop import require, smallest
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.planning.plan import Plan
 
 
 @dataclass
-class Uniform(Settings):
+class Uniform(Settings, Policy):
     """Keep the same share of every group; needs no data, unless a drop is given."""
 
     refit: str = "none"
@@ -37,7 +38,7 @@ class Uniform(Settings):
             index = uniform_index(space, problem)
             require(problem, space, index, within, self.refit, "uniform")
         plan = space.plan(index)
-        plan.made_by = {"policy": "uniform", **self.to_json()}
+        plan.provenance = {"policy": "uniform", **self.to_json()}
         return plan
 
 

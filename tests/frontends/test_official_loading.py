@@ -210,7 +210,7 @@ def test_qkformer_is_refused_for_its_own_mistake_unless_fixed(write, built, logi
     assert "stage3.0.attn.proj_lif" in str(caught.value) and "--rewrite-model splits time from batch" in str(
         caught.value
     )
-    program = load(path, **options, fix=True)
+    program = load(path, **options, rewrite_model=True)
     assert torch.equal(program(x), logits(model, x)) and program.info["fixed"] == ["stage3.0.attn.proj_lif"]
     assert any("run together in the model's code, are split" in note for note in program.info["assumptions"])
     program = load(path, input_shape=shape, arch_args={**options["arch_args"], "official_bug": False})
@@ -315,7 +315,7 @@ def test_time_and_batch_run_together_are_split_where_asked(write, repository, st
     with pytest.raises(UnsupportedError, match="an image's result depends on its neighbours") as caught:
         load(path, **options)
     assert "--rewrite-model splits time from batch" in str(caught.value)
-    program = load(path, **options, fix=True)
+    program = load(path, **options, rewrite_model=True)
     model = load_model(path, LoadOptions(**options)).model
     assert check_capture(model, program) == 0.0
     x = torch.randn(3, 3, 4, 6)

@@ -43,7 +43,7 @@ def built(name: str, weights: str):
 
 
 def program_of(model, shape, weights: str, fix: bool = False):
-    program = capture(model, svitc.InputSpec(shape), fix=fix)
+    program = capture(model, svitc.InputSpec(shape), rewrite_model=fix)
     run_canonical_passes(program)
     return quantize(program)[0] if weights == "int8" else program
 

@@ -87,7 +87,7 @@ def bench(
     )
     with terminal.reporting(output.quiet) as reporter:
         source = None if against is None else Source(against, arguments)
-        report = measure(file, source, settings, reporter.on_progress, loud=output.verbose)
+        report = measure(file, source, settings, reporter, verbose=output.verbose)
     if output.as_json:
         print(json.dumps(report, indent=1))
     else:

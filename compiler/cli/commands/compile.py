@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from svitc.driver.compiler import Compiler
     from svitc.driver.options import CompileOptions
     from svitc.ir.program import Program
+    from svitc.passes.policies import Policy
     from svitc.planning.budget import Budget
     from svitc.planning.plan import Plan
-    from svitc.support.reporter import Reporter
 
 
 def compile(
@@ -53,8 +53,8 @@ def compile(
 
     with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
         program = load_program(model, load, reporter)
-        options = _compile_options(program, budget, file, data, training, output, reporter)
-        compiler = Compiler(program, policy, options, reporter.seconds)
+        options = _compile_options(program, budget, file, data, training, output)
+        compiler = Compiler(program, policy, options, reporter)
         results = _compile_all(compiler, budgets, plan, file.out, ranks.is_writer)
     if not ranks.is_writer:
         return
@@ -108,7 +108,7 @@ def _checked(
     training: TrainingOptions,
     load: LoadOptions,
     seed: int,
-) -> tuple[Any, list[Budget | None], Plan | None]:
+) -> tuple[Policy, list[Budget | None], Plan | None]:
     """Refuse, before anything is loaded, what does not go together; return policy, budgets and the plan to replay."""
     from svitc.driver.weight_types import resolve_weight_type
     from svitc.passes.policies import POLICIES
@@ -116,7 +116,7 @@ def _checked(
     from svitc.support.atomic_files import writable
 
     file.check()
-    chooses_bits = getattr(POLICIES.get(budget.policy or ""), "chooses_bits", False)
+    chooses_bits = budget.policy in POLICIES and POLICIES[budget.policy].chooses_bits
     budget.check(data.available, smaller_anyway=chooses_bits or not file.as_original)
     training.check(data.train_data)
     budgets = budget.budgets()
@@ -136,7 +136,6 @@ def _compile_options(
     data: CompileDataOptions,
     training: TrainingOptions,
     output: VerifiedRunOptions,
-    reporter: Reporter,
 ) -> CompileOptions:
     """Read the images and say how to compile."""
     from svitc.driver.options import CompileOptions
@@ -152,14 +151,12 @@ def _compile_options(
         finetune=training.finetune,
         finetune_options=training.arguments(),
         weights=file.weights,
-        narrowest=file.min_weight_bits,
+        min_weight_bits=file.min_weight_bits,
         target=file.target,
         reparam=budget.reparam,
-        clean=budget.remove_dead_channels,
+        remove_dead_channels=budget.remove_dead_channels,
         images=output.verify_images,
         seed=output.seed,
-        progress=reporter.on_progress,
-        say=reporter.on_decision,
     )
 
 
@@ -176,9 +173,8 @@ def _compile_all(
         name = budget.text if budget else ""
         folder = out if len(budgets) == 1 else out / name.replace("/", "-")
         finetune_file = unfinished_file(folder, "finetune.pt")
-        compiler.options.finetune_file = finetune_file
         try:
-            compiled = compiler.compile(budget, plan)
+            compiled = compiler.compile(budget, plan, finetune_file=finetune_file)
         except BudgetError as problem:
             if len(budgets) == 1:
                 raise

@@ -104,5 +104,5 @@ def _estimate(
 
     program = load_program(path, load, reporter)
     images: Any = load_images(options.data, program, options.limit, seed, options)
-    estimate = energy(program, images, costs, progress=reporter.on_progress)
+    estimate = energy(program, images, costs, reporter=reporter)
     return estimate, [*program.info.get("assumptions", ()), *images.notes]

@@ -150,7 +150,5 @@ def _compiler(path: Path, curves: CurveOptions, load: LoadOptions, seed: int, re
         sweep_file=unfinished_file(curves.out, "sweep.jsonl"),
         resume=curves.resume,
         seed=seed,
-        progress=reporter.on_progress,
-        say=reporter.on_decision,
     )
-    return Compiler(program, None, options, reporter.seconds)
+    return Compiler(program, None, options, reporter)

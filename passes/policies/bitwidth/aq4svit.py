@@ -9,12 +9,13 @@ from svitc.passes.policies.bitwidth.drift_gate import DriftGate
 from svitc.passes.policies.bitwidth.layer_roles import blocks, stages
 from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
 from svitc.passes.policies.bitwidth.sensitivity import LOWER
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.planning.plan import Plan
 
 
 @dataclass
-class AQGreedy(BitSettings):
+class AQGreedy(BitSettings, Policy):
     """Greedy search from the network to its stages, its blocks, and single layers.
 
     Stated: a search over settings under an accuracy constraint, gated by the drift of membrane potentials; greedy search
@@ -28,6 +29,7 @@ class AQGreedy(BitSettings):
     """
 
     gate: bool = True
+    chooses_bits = True
     name = "aq-greedy"
     tolerance = 0.015
 
@@ -45,7 +47,7 @@ class AQGreedy(BitSettings):
             if space.met(bits):
                 break
             bits = self.descend(space, gate, bits, level, units)
-        problem.say(
+        problem.reporter.decide(
             f"{self.name}: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured"
         )
         return space.finish(bits, {"search": gate.to_json()})
@@ -96,7 +98,7 @@ class AQGreedy(BitSettings):
 
 
 @dataclass
-class AQBeam(BitSettings):
+class AQBeam(BitSettings, Policy):
     """Beam search: the best few settings of each depth, each with one unit lowered further.
 
     Stated: beam search is wider than greedy, saves up to 90% within 1.5 points and takes 4.5 times as long. Decided here:
@@ -111,6 +113,7 @@ class AQBeam(BitSettings):
 
     width: int = 3
     children: int = 6
+    chooses_bits = True
     name = "aq-beam"
     tolerance = 0.015
 
@@ -131,7 +134,7 @@ class AQBeam(BitSettings):
             found = next((bits for bits in following if gate.within(bits, "aq-beam")), None)
             if found is not None:  # else the gate has learnt, and lets others through next time
                 best, beam = min(best, found, key=space.cost), [bits for bits in following if gate.passes(bits)]
-        problem.say(
+        problem.reporter.decide(
             f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch, {gate.full} measured"
         )
         return space.finish(best, {"search": gate.to_json(), "width": self.width})

@@ -72,7 +72,7 @@ class DriftGate:
             self.full += 1
             self._seen[key] = self.space.points([bits], stage)[0]
             drop = self._seen[key].drop
-            self.space.problem.say(
+            self.space.problem.reporter.decide(
                 f"{self.space.cost(bits) / self.space.cost(self.space.widest):.1%} of the int8 bytes: {100 * drop:.1f} points lost"
             )
             if self.on:

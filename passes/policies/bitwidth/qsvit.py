@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
 from svitc.passes.policies.bitwidth.sensitivity import LOWER, Alone, precision
+from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.planning.plan import Plan
 
 
 @dataclass
-class QSViT(BitSettings):
+class QSViT(BitSettings, Policy):
     """The published steps.
 
     Stated by the abstract, and what each became:
@@ -30,6 +31,7 @@ class QSViT(BitSettings):
     Activations are spikes, which lose nothing. Published: 22.75% of memory and 21.33% of power saved within 2.1 points.
     """
 
+    chooses_bits = True
     name = "qsvit"
     tolerance = 0.021
 
@@ -58,7 +60,7 @@ class QSViT(BitSettings):
                 bits = space.lowered(bits, [n for n in space.layers if space.kinds[n] == kind], to)
             point = space.points([bits], "qsvit: base settings")[0]
             shown = ", ".join(f"{kind} {to}" for kind, to in base.items())
-            space.problem.say(f"base settings {shown}: {100 * point.drop:.1f} points lost")
+            space.problem.reporter.decide(f"base settings {shown}: {100 * point.drop:.1f} points lost")
             low = [kind for kind, to in base.items() if (kind, to) in alone]
             if point.drop <= space.tolerance or not low:
                 return bits, base
@@ -84,7 +86,7 @@ class QSViT(BitSettings):
                 point = space.points([trial], f"qsvit: {to} bits, layer by layer")[0]
                 if point.drop <= space.tolerance:
                     bits = trial
-                    space.problem.say(f"{layer}: {to} bits, {100 * point.drop:.1f} points lost")
+                    space.problem.reporter.decide(f"{layer}: {to} bits, {100 * point.drop:.1f} points lost")
         return bits
 
 

@@ -25,7 +25,6 @@ class BitSettings(Settings):
     """
 
     refit: str = "batch-norm"
-    chooses_bits = True
     name = ""
     tolerance = 0.0
 
@@ -113,9 +112,9 @@ class BitSpace:
                 f"within {100 * self.tolerance:g} points {name} keeps {reached:,} bytes, not the {problem.limit:,} asked for",
                 hint="Allow more with --max-drop, or use --policy auto, which also prunes channels.",
             )
-        problem.say(f"{name}: {reached / whole:.1%} of the int8 bytes, {100 * found.drop:.1f} points lost")
+        problem.reporter.decide(f"{name}: {reached / whole:.1%} of the int8 bytes, {100 * found.drop:.1f} points lost")
         plan = self.plan(bits)
-        plan.made_by = {"policy": name, "tolerance": self.tolerance, **about, **self.settings.to_json()}
+        plan.provenance = {"policy": name, "tolerance": self.tolerance, **about, **self.settings.to_json()}
         return plan
 
 

@@ -1,0 +1,44 @@
+"""From a plan to a network: cut, refitted, rounded, and with weights as they are stored."""
+
+from __future__ import annotations
+
+from svitc.driver.prepare import Prepared, Workspace
+from svitc.driver.report import WeightsReport, weights_report
+from svitc.ir.program import Program
+from svitc.passes.pipelines import quantize
+from svitc.passes.pruning.prune import Prune
+from svitc.passes.quantization.round_weights import RoundWeights
+from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
+
+
+def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str) -> Program:
+    """Return a pruned copy, refitted and rounded as the plan says, on images where either looks at them.
+
+    Raises:
+        InputError: images are needed, and there are none.
+    """
+    if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
+        return workspace.sweep(prepared).build(plan, refit)
+    return cut_and_round(prepared.program, plan)
+
+
+def cut_and_round(program: Program, plan: Plan) -> Program:
+    """Return a pruned copy, with weights rounded to the plan's bits without images."""
+    pruned = program.copy()
+    Prune(plan)(pruned)
+    if plan.bits:
+        RoundWeights(plan.bits)(pruned)
+    return pruned
+
+
+def quantized(pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> tuple[Program, WeightsReport]:
+    """Return the program whose weights have the type that is stored, and what the report says of them."""
+    if weights == "fp32":
+        return pruned, WeightsReport("fp32")
+    with reporter.stage("quantize"):
+        final, pipeline = quantize(pruned, plan.bits)
+        return final, weights_report(final, pipeline)
+
+
+__all__ = ["apply_plan", "cut_and_round", "quantized"]

@@ -1,0 +1,182 @@
+"""The plan search: a policy's plan whose written file, not its predicted one, meets the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from svitc import onnx as backend
+from svitc.driver.apply import apply_plan, cut_and_round, quantized
+from svitc.driver.prepare import Prepared, Workspace
+from svitc.errors import InternalError
+from svitc.ir.channel_slicing import selection
+from svitc.ir.program import Program
+from svitc.latency.budget_search import within_latency
+from svitc.latency.paired_timer import paired_timer
+from svitc.passes.policies import Problem
+from svitc.passes.policies.policy import Policy
+from svitc.planning.budget import Budget
+from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
+
+ATTEMPTS = 8  # each time at least one width smaller; one is nearly always enough
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one compilation is asked for.
+
+    Attributes:
+        prepared: the program that the plan is for.
+        budget: as the user gave it, or None.
+        limit: the most bytes or parameters, or None.
+        weights: type of the stored weights.
+        exclude: globs over layers that stay as they are.
+        replayed: the plan to replay, or None.
+    """
+
+    prepared: Prepared
+    budget: Budget | None
+    limit: int | None
+    weights: str
+    exclude: tuple[str, ...] = ()
+    replayed: Plan | None = None
+
+
+@dataclass(frozen=True)
+class SearchedPlan:
+    """A plan, complete.
+
+    Attributes:
+        pruned: the program as the plan makes it, where the search built it.
+        timing: what the report's ``budget`` says of a search in time.
+    """
+
+    plan: Plan
+    pruned: Program | None = None
+    timing: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def refit(self) -> str:
+        """How the pruned network is refitted."""
+        return str(self.plan.provenance.get("refit", "none"))
+
+
+def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Reporter) -> SearchedPlan:
+    """Return the plan for a task: the one to replay, or the policy's for the budget.
+
+    Raises:
+        BudgetError: no plan meets the budget, or none within ``max_drop``.
+        InputError: a plan that is replayed does not fit the program.
+    """
+    budget = task.budget
+    if task.replayed is not None:
+        found = SearchedPlan(task.replayed)
+    elif budget is not None and budget.of == "latency":
+        found = _within_time(workspace, policy, task, budget, reporter)
+    else:
+        of = budget.of if budget is not None else "bytes"
+        found = _within_limit(workspace, policy, task, task.limit, of, reporter)
+    preparation = task.prepared.options
+    plan = _with(found.plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
+    if budget is not None:
+        plan.provenance["budget"] = budget.text
+    return replace(found, plan=complete(workspace, task, plan, reporter, replayed=task.replayed is not None))
+
+
+def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, replayed: bool = False) -> Plan:
+    """Return a plan with what its policy did not say: bits of one type, and whether rounding looks at images.
+
+    Raises:
+        InputError: the plan does not fit the program.
+    """
+    if task.weights == "fp32":
+        return plan
+    types = workspace.weight_types(task.prepared, task.weights, task.exclude)
+    plan.validate(task.prepared.program)
+    types.check(plan.bits)
+    plan = replace(_with(plan, weights=task.weights), bits=plan.bits or types.same)
+    if not replayed and plan.bits:
+        plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
+    if plan.bits and plan.provenance.get("rounding") == "nearest":
+        reporter.decide("weights go to the nearest numbers; with --data rounding looks at images, and loses less")
+    return plan
+
+
+def _with(plan: Plan, **defaults: str) -> Plan:
+    """Return a copy of a plan that says these things of itself, too, where it does not yet."""
+    provenance = dict(plan.provenance)
+    for name, value in defaults.items():
+        provenance.setdefault(name, value)
+    return replace(plan, provenance=provenance)
+
+
+def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter: Reporter) -> Problem:
+    """Return what a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
+    prepared, mixed = task.prepared, task.weights == "mixed"
+    problem = Problem(
+        prepared.program,
+        workspace.costs(prepared, task.weights, task.exclude).of(of),
+        limit,
+        of,
+        max_drop=workspace.options.max_drop,
+        reporter=reporter,
+        bits=workspace.weight_types(prepared, task.weights, task.exclude).narrow if mixed else None,
+    )
+    if workspace.options.sampled:
+        problem.measuring = lambda: workspace.sweep(prepared)
+        problem.calibrating = lambda: workspace.sweep(prepared).calibration
+    return problem
+
+
+def _within_limit(
+    workspace: Workspace, policy: Policy, task: Task, limit: int | None, of: str, reporter: Reporter
+) -> SearchedPlan:
+    """Plan and export until the written bytes, not the predicted ones, are within the limit."""
+    slack = stored = 0
+    for _ in range(ATTEMPTS):
+        problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
+        with reporter.stage("plan"):
+            plan = _with(policy.plan(problem), refit=policy.refit)
+        if limit is None or of != "bytes":
+            return SearchedPlan(plan)
+        with reporter.stage("prune"):
+            plan = complete(workspace, task, plan, reporter)
+            # scales that lie far apart are stored wider, so a quantized network is built as it will be
+            refit = str(plan.provenance["refit"]) if task.weights != "fp32" else "none"
+            pruned = apply_plan(workspace, task.prepared, plan, refit)
+            stored = backend.weight_bytes(workspace.export(quantized(pruned, plan, task.weights, reporter)[0]))
+        if stored <= limit:
+            return SearchedPlan(plan, pruned if refit == plan.provenance["refit"] else None)
+        _, sizes = selection(problem.program, plan.validate(problem.program))
+        # what the closed form does not see: shape constants, of which the file stores equal ones once
+        slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))
+    raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
+
+
+def _within_time(workspace: Workspace, policy: Policy, task: Task, budget: Budget, reporter: Reporter) -> SearchedPlan:
+    """Return the plan whose file is measured to meet a latency."""
+    original, target, seed = workspace.program, workspace.options.target, workspace.options.seed
+
+    def make(limit: int) -> Plan:
+        plan = _within_limit(workspace, policy, task, limit, "parameters", reporter).plan
+        return complete(workspace, task, plan, reporter, replayed=True)
+
+    def build(plan: Plan) -> bytes:  # a refit changes weights, not the time they take
+        pruned = cut_and_round(task.prepared.program, plan)
+        return workspace.export(quantized(pruned, plan, task.weights, reporter)[0])
+
+    plan, timing = within_latency(
+        budget,
+        original.parameter_count(),
+        make,
+        build,
+        lambda: paired_timer(
+            workspace.export(quantized(original, Plan({}), task.weights, reporter)[0]), original, target, seed, reporter
+        ),
+        reporter,
+    )
+    return SearchedPlan(plan, timing=timing)
+
+
+__all__ = ["SearchedPlan", "Task", "complete", "pose", "search_plan"]

@@ -1,0 +1,186 @@
+"""Preparation: what all budgets of one program share, each part made once, on first use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from svitc import onnx as backend
+from svitc.data.dataset import Dataset
+from svitc.driver.options import CompileOptions, PreparationOptions
+from svitc.driver.report import classify, energy_of
+from svitc.driver.weight_types import WeightTypes
+from svitc.energy.estimate import Energy
+from svitc.errors import InputError
+from svitc.evaluation.store import Store, fingerprint
+from svitc.evaluation.sweep import Sweep, SweepSettings, open_sweep
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program
+from svitc.onnx.export import export
+from svitc.passes.canonical.merge_conv_chain import reparameterize
+from svitc.passes.canonical.remove_constant_channels import remove_constant_channels
+from svitc.passes.pipelines import inference_passes
+from svitc.planning.cost import Cost, byte_cost, parameter_cost
+from svitc.support.distributed import current
+from svitc.support.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program that plans are for.
+
+    Attributes:
+        options: what was done.
+        program: the result, not to be changed.
+        reparam: the report's section on merged convolutions.
+        removed: the report's section on removed channels.
+    """
+
+    options: PreparationOptions
+    program: Program
+    reparam: dict[str, Any]
+    removed: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What plans cost.
+
+    Attributes:
+        bytes: of the file's weights.
+        parameters: of the program that trains.
+        refused: layer -> why a pass that makes the network smaller left it as it is.
+    """
+
+    bytes: Cost
+    parameters: Cost
+    refused: dict[str, str]
+
+    def of(self, what: str) -> Cost:
+        """Return the cost in ``bytes`` or ``parameters``."""
+        return self.bytes if what == "bytes" else self.parameters
+
+
+def prepare(program: Program, options: PreparationOptions, reporter: Reporter) -> Prepared:
+    """Make a program smaller or faster where that loses nothing."""
+    with reporter.stage("analyse"):
+        merged, rows = reparameterize(program) if options.reparam == "auto" else (program, {})
+        clean, removed = remove_constant_channels(merged) if options.remove_dead_channels == "auto" else (merged, {})
+        return Prepared(options, clean, rows, {key: value for key, value in removed.items() if key != "seconds"})
+
+
+class Workspace:
+    """What all budgets of one program share.
+
+    Args:
+        program: the original; not changed.
+        options: how to compile.
+        reporter: told of all that is done here.
+
+    Attributes:
+        original: the original's file.
+        original_bytes: of its weights.
+    """
+
+    def __init__(self, program: Program, options: CompileOptions, reporter: Reporter) -> None:
+        self.program, self.options, self.reporter = program, options, reporter
+        self._prepared: dict[PreparationOptions, Prepared] = {}
+        self._types: dict[tuple[PreparationOptions, str, tuple[str, ...]], WeightTypes] = {}
+        self._costs: dict[tuple[PreparationOptions, str, tuple[str, ...]], Costs] = {}
+        self._sweeps: dict[PreparationOptions, Sweep] = {}
+        self._classes: list[np.ndarray] | None = None
+        self._energy: Energy | None = None
+        with reporter.stage("export original"):
+            self.original = self.export(program)
+            self.original_bytes = backend.weight_bytes(self.original)
+
+    def export(self, program: Program) -> bytes:
+        """Return the file of a program, for the target and with the types of the options."""
+        return export(program, self.options.target, self.options.min_weight_bits)
+
+    def prepared(self, options: PreparationOptions | None = None) -> Prepared:
+        """Return the program that plans are for; by default as the options say."""
+        options = options or self.options.preparation
+        if options not in self._prepared:
+            self._prepared[options] = prepare(self.program, options, self.reporter)
+        return self._prepared[options]
+
+    def weight_types(self, prepared: Prepared, weights: str, exclude: tuple[str, ...]) -> WeightTypes:
+        """Return which layers may have which bits; not for ``fp32``."""
+        key = prepared.options, weights, exclude
+        if key not in self._types:
+            target, narrowest = self.options.target, self.options.min_weight_bits
+            self._types[key] = WeightTypes(prepared.program, weights, exclude, target, narrowest)
+        return self._types[key]
+
+    def costs(self, prepared: Prepared, weights: str, exclude: tuple[str, ...]) -> Costs:
+        """Return what plans cost with weights of a type."""
+        key = prepared.options, weights, exclude
+        if key not in self._costs:
+            with self.reporter.stage("analyse"):
+                self._costs[key] = self._count(prepared.program, prepared, weights, exclude)
+        return self._costs[key]
+
+    def _count(self, program: Program, prepared: Prepared, weights: str, exclude: tuple[str, ...]) -> Costs:
+        narrow: dict[str, int] = {}
+        if weights == "fp32":
+            inference = program.copy()
+            folding = Pipeline(inference_passes())
+            folding(inference)
+            refused = folding.refused
+            stored = self.original_bytes if program is self.program else backend.weight_bytes(self.export(program))
+        else:
+            types = self.weight_types(prepared, weights, exclude)
+            inference, refused, narrow = types.inference, types.refused, types.same
+            stored = backend.weight_bytes(self.export(inference))
+        cost = byte_cost(program, inference, stored)
+        cost.bits = narrow
+        return Costs(cost, parameter_cost(program), refused)
+
+    def sweep(self, prepared: Prepared | None = None) -> Sweep:
+        """Return what measures plans; the images are read on first use.
+
+        Raises:
+            InputError: there are no images to choose plans on.
+        """
+        prepared = prepared or self.prepared()
+        if prepared.options not in self._sweeps:
+            self._sweeps[prepared.options] = self._open_sweep(prepared.program)
+        return self._sweeps[prepared.options]
+
+    @property
+    def opened_sweep(self) -> Sweep | None:
+        """What measured plans so far, if anything did."""
+        return self._sweeps.get(self.options.preparation)
+
+    def _open_sweep(self, program: Program) -> Sweep:
+        options, data = self.options, self.options.choosing
+        if not isinstance(data, Dataset):
+            raise InputError(
+                "the plan was made with images, which its refit looks at", hint="Give the same --data or --train-data."
+            )
+        with self.reporter.stage("read images"):
+            of = [data.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
+            path = options.sweep_file if current().is_writer else None
+            store = Store(path, fingerprint(program, *of), options.resume)
+        seen = data is options.data
+        settings = SweepSettings(options.sweep_images, options.calibration_images, options.seed, seen)
+        return open_sweep(program, data, store, settings, self.reporter)
+
+    def original_classes(self) -> list[np.ndarray]:
+        """Return the class that the original gives each reported image, batch by batch."""
+        assert self.options.data is not None
+        if self._classes is None:
+            self._classes = classify(self.program, self.options.data, self.reporter)
+        return self._classes
+
+    def original_energy(self) -> Energy | None:
+        """Return what an image costs the original; None without data of ours."""
+        if self._energy is None:
+            self._energy = energy_of(self.program, self.options.data, self.options.seed, self.reporter)
+        return self._energy
+
+
+__all__ = ["Costs", "Prepared", "Workspace", "prepare"]

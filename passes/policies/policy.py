@@ -1,0 +1,42 @@
+"""The interface of a policy: what writes a plan, and what else a compilation must know of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from svitc.passes.policies.problem import Problem
+from svitc.planning.plan import Plan
+
+
+class Policy(ABC):
+    """Base class of all policies; derive from it to write another one.
+
+    Attributes:
+        chooses_bits: it chooses the bits of each layer, and prunes no channels.
+        joint: it can choose channels and bits together, where the problem has bits to choose.
+        refit: how the network of its plan is refitted: ``none``, ``batch-norm``, ``readers`` or ``full``.
+        exclude: globs over layers whose shape and bits it does not change.
+    """
+
+    chooses_bits: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+    refit: str = "none"
+    exclude: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """The name in messages and reports; by default that of the class."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def plan(self, problem: Problem) -> Plan:
+        """Write the plan for a problem.
+
+        Raises:
+            BudgetError: no plan meets the limit, or none loses as little as the user allows.
+        """
+
+
+__all__ = ["Policy"]
