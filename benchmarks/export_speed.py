@@ -22,7 +22,8 @@ def ours(name: str, out: Path) -> dict[str, float]:
     from svitc.frontends.capture.capture import capture
     from svitc.ir.pass_manager import Pipeline
     from svitc.onnx.export import export
-    from svitc.passes import Prune, inference
+    from svitc.passes import Prune
+    from svitc.passes.pipelines import inference_passes
     from svitc.passes.policies import Uniform
     from svitc.planning.budget import parse_budget
     from svitc.planning.cost import byte_cost
@@ -32,7 +33,7 @@ def ours(name: str, out: Path) -> dict[str, float]:
     program = capture(model, svitc.InputSpec(shape))
     run_canonical_passes(program)
     folded = program.copy()
-    Pipeline(inference())(folded)
+    Pipeline(inference_passes())(folded)
     original = onnx.weight_bytes(onnx.lower(folded))
     plan = Uniform().plan(program, byte_cost(program, folded, original), parse_budget("0.78").limit(original), "bytes")
     Prune(plan)(program)

@@ -286,6 +286,8 @@ def without_times(value: Any) -> Any:
     """Return JSON values without the keys that hold times, and without lines of sources."""
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if not TIMED.search(k) and k != "where"}
+    if isinstance(value, str):
+        return re.sub(r"about \d+ (s|min)\b", "about (time)", value)
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 

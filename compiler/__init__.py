@@ -30,6 +30,8 @@ _HOME = {
     "PassResult": "ir.pass_manager",
     "Pipeline": "ir.pass_manager",
     "Plan": "planning.plan",
+    "Policy": "passes.policies.policy",
+    "Reporter": "support.reporter",
     "Uniform": "passes.policies.uniform",
     "verify": "verification.float_check",
     "SvitcError": "errors",

@@ -40,7 +40,7 @@ def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.nda
 def missing(model: bytes) -> list[str]:
     """Nodes that the device would not run: ``name: operator(inputs) -> outputs``, functions inlined."""
     proto = onnx.inliner.inline_local_functions(onnx.load_from_string(model))
-    proto = onnx.shape_inference.infer_shapes(proto, check_weight_type=True, strict_mode=True, data_prop=True)
+    proto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     opset = next(each.version for each in proto.opset_import if each.domain == "")
     graph = proto.graph
     types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}

@@ -13,12 +13,13 @@ from torch import nn
 
 from families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
 from svitc import onnx
-from svitc.driver.load import check_capture, export
+from svitc.driver.load import check_capture
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import canonical
+from svitc.onnx.export import export
+from svitc.passes.pipelines import canonical_passes
 from svitc.verification.recorder import Recorder
 
 
@@ -209,7 +210,7 @@ def test_a_square_matrix_may_be_transposed():
     check_capture(model, program)
     x = torch.randn(2, 3, 8, 6)
     want = program(x)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     assert torch.equal(program(x), want) and want.std() > 0
     session = onnx.session(export(program))
     assert abs(session.run(None, {"x": x.numpy()})[0] - want.numpy()).max() < 1e-4

@@ -16,13 +16,13 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.channel_groups import head_axes
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import canonical
+from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
 
 
 def program_of(model: nn.Module, shape=(3, 32, 32)):
     program = capture(model.eval(), InputSpec(shape))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 

@@ -11,7 +11,7 @@ from families import FAMILIES
 from measured import family, halved, images_of, prunable
 from svitc import onnx as backend
 from svitc.evaluation import evaluator
-from svitc.evaluation.evaluator import Evaluator, Packed
+from svitc.evaluation.evaluator import Evaluator, Packed, log_softmax
 from svitc.onnx.export import export
 from svitc.onnx.surgery import suffix
 from svitc.passes import Prune
@@ -50,7 +50,7 @@ def exported(monkeypatch):
 
 def full(model: bytes, chunks) -> np.ndarray:
     session = backend.session(model, 1)
-    return np.concatenate([evaluator._softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
+    return np.concatenate([log_softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
 
 
 def cut(program, plan):
@@ -196,7 +196,7 @@ def test_an_integer_network_is_measured_on_its_own_file(name):
     logits = backend.session(export(final)).run(None, {backend.INPUT: x.numpy()})[0]
     mean = logits.mean(axis=0) if logits.ndim == 3 else logits
     assert point.images == 9 and point.right == int((mean.argmax(-1) == y.numpy()).sum())
-    assert np.allclose(evaluator.logs, evaluator._softmax(logits), atol=1e-5)
+    assert np.allclose(evaluator.logs, log_softmax(logits), atol=1e-5)
     few = evaluator(quantize(program)[0], images=3)
     assert few.images == 5, "what completes a batch is looked at, too"
     assert few.right == int((mean[:5].argmax(-1) == y[:5].numpy()).sum())

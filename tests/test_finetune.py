@@ -15,7 +15,8 @@ from svitc.errors import InputError, OutputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import HoistRepeat, MergeViews, Prune, canonical, inference
+from svitc.passes import HoistRepeat, MergeViews, Prune
+from svitc.passes.pipelines import canonical_passes, inference_passes
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
 from svitc.training import finetune as finetuning
@@ -52,7 +53,7 @@ class Blobs:
 
 def program_of(model, shape=SHAPE):
     program = capture(warm(model, shape), InputSpec(shape), {"arch": "test"})
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 
@@ -234,7 +235,7 @@ def test_bad_places_and_data(student, teacher, tmp_path):
     with pytest.raises(InputError, match="too few"):
         finetune(student, teacher, Blobs(1), **OPTIONS)
     folded = student.copy()
-    Pipeline(inference())(folded)
+    Pipeline(inference_passes())(folded)
     with pytest.raises(UsageError, match="no longer trains"):
         finetune(folded, teacher, Blobs(), **OPTIONS)
 

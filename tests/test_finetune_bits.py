@@ -10,8 +10,8 @@ from torch import nn
 
 from svitc.errors import InputError
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import FoldNeuronScale, QuantizeInput, RoundWeights, inference
-from svitc.passes.pipelines import quantize
+from svitc.passes import FoldNeuronScale, QuantizeInput, RoundWeights
+from svitc.passes.pipelines import inference_passes, quantize
 from svitc.quantization.weight_grid import nearest, scales
 from svitc.training.finetune import _Run
 from svitc.training.quantization_aware import FakeQuantizedWeights
@@ -192,7 +192,7 @@ def test_the_network_that_is_written_is_the_one_that_was_judged(tuned):
     """Quantizing finds the whole numbers that training left, so that each layer keeps its bits."""
     final, _ = quantize(tuned.program, BITS)
     folded = tuned.program.copy()
-    Pipeline([*inference(), FoldNeuronScale(), QuantizeInput()])(folded)
+    Pipeline([*inference_passes(), FoldNeuronScale(), QuantizeInput()])(folded)
     for layer in BITS:
         module, weight = final.module.get_submodule(layer), weight_of(folded, layer)
         found = module.weight.double().flatten(1) * module.scale.double()[:, None]

@@ -24,6 +24,7 @@ from svitc.latency.microbenchmarks import LARGE, LARGE_SIZE, SMALL_SIZE, UNITS, 
 from svitc.latency.operator_costs import by_layer, operators, optimized, owner, seconds
 from svitc.latency.paired_timer import PairedTimer, Timing, paired_timer
 from svitc.onnx.export import export
+from svitc.passes.pipelines import quantize
 from svitc.planning.budget import parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
@@ -287,7 +288,7 @@ def test_multiply_adds_are_the_program_s(digits):
     only = {name: 0.0 for name in SPEEDS} | {
         name: 1.0 for name in ("convolution", "product", "integer", "integer_pair")
     }
-    for file in (export(digits), export(svitc.quantization.quantize(digits)[0])):
+    for file in (export(digits), export(quantize(digits)[0])):
         proto = optimized(file)
         total = sum(seconds(op, only) for op in operators(proto))
         # attention multiplies in either order, and a first layer that serves for all steps is computed once

@@ -22,7 +22,8 @@ from svitc.frontends.capture.model_rewrites import logits_of, reference
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike, is_neuron
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import Prune, canonical
+from svitc.passes import Prune
+from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
 from svitc.verification.recorder import Recorder
 from test_prune import kept, liven, random_plan
@@ -222,7 +223,7 @@ def test_groups_are_what_the_layers_say(case):
 def captured(case: str, seed: int = 0):
     model, spec = build(case, seed)
     program = capture(model, spec, rewrite_model="fixed" in case)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 

@@ -26,7 +26,8 @@ from svitc.frontends.published.qkformer import VARIANTS
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.onnx.export import export
-from svitc.passes import Prune, inference
+from svitc.passes import Prune
+from svitc.passes.pipelines import inference_passes
 from svitc.planning.cost import byte_cost, parameter_cost
 from svitc.planning.plan import Plan
 from svitc.verification.recorder import Recorder
@@ -169,7 +170,7 @@ def test_costs_are_exact(name):
     """What a plan costs is known to the byte before anything is written, but for shapes that happen to be equal."""
     program = captured(name)
     folded = program.copy()
-    Pipeline(inference())(folded)
+    Pipeline(inference_passes())(folded)
     plan = random_plan(program, np.random.default_rng(3))
     pruned = program.copy()
     Prune(plan)(pruned)

@@ -22,11 +22,12 @@ from svitc.errors import BudgetError, UsageError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
-from svitc.passes.policies import CRITERIA, Context, Problem, Settings, Space, make
+from svitc.passes.policies import CRITERIA, Context, Policy, Problem, Settings, Space, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.search_space import Choice
 from svitc.passes.policies.sensitivity import SensitivityCurve, sensitivity_curves
 from svitc.planning.cost import Cost
+from svitc.planning.plan import Plan
 
 MEASURING = ("auto", "psvit", "primesvt", "uniform")
 
@@ -388,6 +389,33 @@ def test_a_criterion_in_ten_lines(monkeypatch):
     for mask in done.plan.keep.values():
         assert (np.sort(mask, axis=1) == mask).all() and not mask.all()
     assert done.verdict.passed and done.plan.provenance["criterion"] == "first-go"
+
+
+def test_a_policy_of_the_user_s_own():
+    class First(Policy):
+        """Keeps the first half of the first group that is free."""
+
+        def plan(self, problem):
+            group = next(g for g in problem.program.groups if g.frozen is None)
+            mask = np.zeros((group.heads, group.axis.size), dtype=bool)
+            mask[:, : group.axis.size // 2 + 1] = True
+            return Plan({group.name: mask}, {"policy": self.name})
+
+    done = svitc.compile(svitc.load(DIGITS), "100%", policy=First(), images=1)
+    assert done.verdict.passed and done.report["memory"]["ratio"] < 1
+    assert done.report["policy"] == {
+        "policy": "first",
+        "refit": "none",
+        "reparam": "auto",
+        "clean": "auto",
+        "budget": "100%",
+    }
+
+    class Alike:
+        plan = First.plan
+
+    with pytest.raises(UsageError, match="Alike is not a policy"):
+        svitc.compile(svitc.load(DIGITS), policy=Alike(), images=1)
 
 
 # ---------------------------------------------------------------- real networks

@@ -17,7 +17,8 @@ from oracle import eager_current, mask_eager, run_eager
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.pass_manager import Pipeline
-from svitc.passes import Prune, canonical
+from svitc.passes import Prune
+from svitc.passes.pipelines import canonical_passes
 from svitc.planning.plan import Plan
 from svitc.verification.recorder import Recorder
 
@@ -148,7 +149,7 @@ def assert_pruned_is_masked(family, model, spec, channel_attention, seed) -> Non
     liven(model, generator)
     model.eval()
     program = capture(model, spec)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     plan = random_plan(program, np.random.default_rng(seed))
     masks = plan.validate(program)
 

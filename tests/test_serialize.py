@@ -20,7 +20,8 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
-from svitc.passes import Prune, canonical, inference
+from svitc.passes import Prune
+from svitc.passes.pipelines import canonical_passes, inference_passes
 from svitc.planning.plan import Plan
 from svitc.serialization.layer_schema import SURROGATES, build_layer, build_surrogate, describe_layer
 from svitc.serialization.writer import load_program, save_program, short_source, to_bytes
@@ -51,7 +52,7 @@ def captured(family: str = "spikformer", *, events: bool = False, **k) -> Progra
 
 def canonicalised(*args, **k) -> Program:
     program = captured(*args, **k)
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 
@@ -167,7 +168,7 @@ def test_folders_of_the_user_do_not_get_into_the_file(saved):
 
 def test_a_folded_program_is_not_saved():
     program = canonicalised()
-    Pipeline(inference())(program)
+    Pipeline(inference_passes())(program)
     with pytest.raises(UsageError, match="stage inference no longer trains"):
         to_bytes(program)
 

@@ -20,8 +20,8 @@ from svitc.ir.ops import is_quantized
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d
-from svitc.passes import canonical, inference, lowering
 from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
+from svitc.passes.pipelines import canonical_passes, inference_passes, lowering_passes
 from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.passes.quantization.quantize_input import QuantizeInput
 from svitc.passes.quantization.quantize_weights import QuantizeWeights
@@ -34,7 +34,7 @@ from test_serialize_malformed import changed, first, refuse, setting, top
 
 def quantized(program: Program) -> Program:
     twin = program.copy()
-    Pipeline([*inference(), FoldNeuronScale(), ReassociateMatmuls(), QuantizeInput(), QuantizeWeights()])(twin)
+    Pipeline([*inference_passes(), FoldNeuronScale(), ReassociateMatmuls(), QuantizeInput(), QuantizeWeights()])(twin)
     assert twin.stage == Stage.QUANTIZED
     return twin
 
@@ -43,7 +43,7 @@ def published(name: str) -> Program:
     torch.manual_seed(0)
     small = SMALL[name]
     program = capture(warm(small.shallow(), small.input), InputSpec(small.input))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     return program
 
 
@@ -126,11 +126,11 @@ def test_layers_as_json():
 
 def test_programs_between_the_stages_are_not_saved():
     program = canonicalised()
-    Pipeline(inference())(program)
+    Pipeline(inference_passes())(program)
     with pytest.raises(UsageError, match="stage inference"):
         to_bytes(program)
     program = case_of("spikformer").copy()
-    Pipeline(lowering())(program)
+    Pipeline(lowering_passes())(program)
     with pytest.raises(UsageError, match="stage exportable"):
         to_bytes(program)
 

@@ -22,7 +22,7 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.passes import canonical
+from svitc.passes.pipelines import canonical_passes
 from svitc.serialization.writer import save_program
 from test_official_constructs import captured as official
 from test_serialize import Custom, bare, canonicalised, captured, mixed, reload, thin
@@ -190,7 +190,7 @@ def classes(source: str) -> list[str]:
 def test_blocks_of_one_structure_share_a_class():
     torch.manual_seed(0)
     program = capture(warm(spikformer(depths=3)), InputSpec(IMAGE))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     source = program_source(program)
     assert classes(source) == ["Layers", "PatchEmbed", "Block", "Model"]
     assert "nn.ModuleList(Block() for _ in range(3))" in source, "nothing differs: no arguments"
@@ -212,7 +212,7 @@ def test_blocks_of_one_structure_share_a_class():
 def test_stages_of_another_width_share_a_class():
     torch.manual_seed(0)
     program = capture(warm(qkformer(depths=(1, 1, 2))), InputSpec(IMAGE))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     source = program_source(program)
     assert classes(source) == ["Layers", "PatchEmbed1", "Stage", "PatchEmbed", "Stage3", "Model"]
     assert "Stage(width=16, q=16, k=16, fc1=64)" in source
@@ -286,7 +286,7 @@ def test_what_does_not_split_is_flat(tmp_path):
 def test_a_wrapped_model_splits_as_well(tmp_path):
     torch.manual_seed(0)
     program = capture(warm(Wrapped(spikformer(depths=2))), InputSpec(IMAGE))
-    Pipeline(canonical())(program)
+    Pipeline(canonical_passes())(program)
     source = assert_loads(program, tmp_path)
     assert classes(source) == ["Layers", "PatchEmbed", "Block", "Model"]
     assert "for block in self.backbone.blocks:" in source

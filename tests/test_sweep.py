@@ -19,7 +19,6 @@ from measured import DIGITS, digits_file, family, halved, prunable
 from svitc.cli.main import main
 from svitc.data.dataset import load_data
 from svitc.errors import InputError, OutputError
-from svitc.evaluation import sweep as sweeping
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import Store, fingerprint, key_of
 from svitc.evaluation.sweep import Sweep, SweepSettings, open_sweep
@@ -126,7 +125,7 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(sweeping.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         store.add("k", point(1), {})
     (tmp_path / "file").write_text("")
@@ -158,7 +157,7 @@ def test_a_fingerprint_is_of_all_that_decides(program):
 
 
 class Ranks:
-    """Threads instead of processes; as svitc.distributed.World, with what each rank sees checked to be in step."""
+    """Threads instead of processes; as svitc.support.distributed.DistributedContext, with what each rank sees checked to be in step."""
 
     def __init__(self, rank: int, values: list, barrier: threading.Barrier) -> None:
         self.rank, self.size, self.values, self.barrier = rank, len(values), values, barrier

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""A finished compilation, and the output folder that it is written to."""
 
 from __future__ import annotations
 

@@ -101,6 +101,11 @@ class Compiler:
         reporter: Reporter | None = None,
     ) -> None:
         self.program, self.options, self.reporter = program, options or CompileOptions(), reporter or Reporter()
+        if policy is not None and not isinstance(policy, Policy):
+            raise UsageError(
+                f"{type(policy).__name__} is not a policy",
+                hint="Derive it from svitc.Policy, which says what it can do.",
+            )
         self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
@@ -263,7 +268,8 @@ class Compiler:
             return {"accuracy": NoAccuracy(), "energy": None}
         accuracy = accuracy_report(self.workspace.original_classes(), lowered.exported, data, reporter)
         energy = energy_of(lowered.program, data, self.options.seed, reporter)
-        return {"accuracy": accuracy, "energy": energy_report(energy, energy and self.workspace.original_energy())}
+        original = self.workspace.original_energy() if energy is not None else None
+        return {"accuracy": accuracy, "energy": energy_report(energy, original)}
 
 
 def compile(

@@ -1,4 +1,4 @@
-"""ROOM."""
+"""Inspection: what is in a model, and what of it may be pruned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from svitc.planning.cost import byte_cost
 
 
 def inspect(program: Program) -> dict[str, Any]:
-    """Layers, groups, bytes and multiply-accumulates of a program, as JSON values."""
+    """Return layers, groups, bytes and multiply-accumulates of a program, as JSON values."""
     if program.stage >= Stage.INFERENCE:
         raise InputError(
             "this model is quantized already",

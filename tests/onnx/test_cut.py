@@ -12,8 +12,7 @@ from torch import nn
 
 from svitc.errors import InputError
 from svitc.ir.program import Program
-from svitc.onnx import SplitNeuron, lower, session, to_bytes
-from svitc.onnx.surgery import neuron_split
+from svitc.onnx import SplitNeuron, lower, session, split_neurons, to_bytes
 
 NEAR = 1e-5  # of the threshold: float32 sums in another order differ by less
 
@@ -44,7 +43,7 @@ def compared(program: Program, model: bytes, batch: int = 3) -> tuple[dict[str, 
     torch.manual_seed(1)
     x = torch.randn(program.input.batched(batch))
     reference = recorded(program, x)
-    data, neurons = neuron_split(model)
+    data, neurons = split_neurons(model)
     feeds = {"x": x.numpy()} | {n.reference: reference[n.path][2].reshape(n.shape) for n in neurons}
     loaded = session(data, threads=1)
     names = [output.name for output in loaded.get_outputs()]
@@ -121,7 +120,7 @@ def four_kinds(program_of) -> Program:
 
 
 def test_a_cut_model_says_what_each_neuron_is(four_kinds):
-    data, neurons = neuron_split(to_bytes(lower(four_kinds)))
+    data, neurons = split_neurons(to_bytes(lower(four_kinds)))
     onnx.checker.check_model(data, full_check=True)
     assert [(n.path, n.kind, n.static) for n in neurons] == [
         ("first", "LIF", True),
@@ -135,7 +134,7 @@ def test_a_cut_model_says_what_each_neuron_is(four_kinds):
 
 
 def test_no_neuron_of_a_cut_model_feeds_another(four_kinds):
-    data, neurons = neuron_split(to_bytes(lower(four_kinds)))
+    data, neurons = split_neurons(to_bytes(lower(four_kinds)))
     loaded = session(data, threads=1)
     names = [output.name for output in loaded.get_outputs()]
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32) * 4
@@ -160,7 +159,7 @@ def test_a_program_that_ends_in_a_neuron_in_physical_form(program_of):
 
     model = to_bytes(lower(program_of((3, 4, 6), build, lif=neuron.LIFNode(step_mode="m"))))
     assert [node.name for node in onnx.load_from_string(model).graph.node] == ["lif"]
-    data, _ = neuron_split(model)
+    data, _ = split_neurons(model)
     onnx.checker.check_model(data, full_check=True)
     spikes = np.ones((2, 3, 4, 6), np.float32)
     (logits,) = session(data).run(["logits"], {"x": 0 * spikes, "ref:lif": spikes})
@@ -169,4 +168,4 @@ def test_a_program_that_ends_in_a_neuron_in_physical_form(program_of):
 
 def test_what_is_no_model_is_refused():
     with pytest.raises(InputError, match="cannot read an ONNX model"):
-        neuron_split(b"not a model")
+        split_neurons(b"not a model")

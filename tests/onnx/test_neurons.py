@@ -11,9 +11,8 @@ from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
 from svitc.ir.ops import IntegerSpike
-from svitc.onnx import lower, session, to_bytes
+from svitc.onnx import lower, session, split_neurons, to_bytes
 from svitc.onnx.neuron_functions import kind_of
-from svitc.onnx.surgery import neuron_split
 
 SHAPE = (3, 8, 16)  # channels, height, width
 BATCH = 5
@@ -131,7 +130,7 @@ def test_integer_spikes_without_state(program_of, run, form, rounding):
     np.testing.assert_array_equal(spikes, want)
     assert set(np.unique(want)) == {0, 1, 2, 3}
     assert "IntegerSpike_max3" + "_halfup" * (rounding == "half_up") in operators
-    data, (each,) = neuron_split(to_bytes(lower(program)))
+    data, (each,) = split_neurons(to_bytes(lower(program)))
     onnx.checker.check_model(data, full_check=True)
     fed = session(data, threads=1).run(["logits"], {"x": 0 * x.numpy(), each.reference: want.reshape(each.shape)})
     np.testing.assert_array_equal(fed[0], want)

@@ -19,7 +19,8 @@ from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.passes import FoldNeuronScale, inference
+from svitc.passes import FoldNeuronScale
+from svitc.passes.pipelines import inference_passes
 from svitc.verification.recorder import Recorder
 from test_grid import frames, lif, steps, tokens, view, written
 
@@ -294,7 +295,7 @@ def test_families_with_membrane_shortcuts(name):
     factory, shape = FAMILIES[name]
     program = capture(warm(factory(T=2), shape), InputSpec(shape))
     run_canonical_passes(program)
-    Pipeline(inference())(program)
+    Pipeline(inference_passes())(program)
     twin = program.copy()
     result = FoldNeuronScale()(twin)
     stateful = [str(n.target) for n in program.neurons()]

@@ -13,15 +13,8 @@ from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pass, PassResult, Pipeline
 from svitc.ir.program import Program, Stage
-from svitc.passes import (
-    FoldBatchNorm,
-    FuseQKV,
-    HoistRepeat,
-    MergeViews,
-    ShareViews,
-    SplitFusedProjection,
-    lowering,
-)
+from svitc.passes import FoldBatchNorm, FuseQKV, HoistRepeat, MergeViews, ShareViews, SplitFusedProjection
+from svitc.passes.pipelines import lowering_passes
 
 IMAGE = InputSpec((3, 8, 6))
 
@@ -304,7 +297,7 @@ def test_fuse_siblings():
     )
     want = program(X)
     assert listing(program).count("Conv1d") == 3 and listing(program).count("LIFNode") == 4
-    result = Pipeline(lowering())
+    result = Pipeline(lowering_passes())
     result(program)
     assert [len(r.changed) for r in result.results[:3]] == [0, 0, 1]
     assert listing(program).count("Conv1d") == 1 and listing(program).count("LIFNode") == 2

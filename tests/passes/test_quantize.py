@@ -26,8 +26,8 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.onnx.export import export
-from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights, canonical, inference
-from svitc.passes.pipelines import quantize
+from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights
+from svitc.passes.pipelines import canonical_passes, inference_passes, quantize
 from svitc.passes.quantization.quantize_input import RANGE, STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
 from svitc.verification.exact_check import verify_exact
@@ -293,7 +293,7 @@ class Image(nn.Module):
 
 def pictured(how: str = "conv", kernel: int = 3, size: tuple[int, ...] = PICTURE) -> Program:
     program = capture(Image(kernel, how=how).eval(), InputSpec(size))
-    Pipeline([*canonical(), *inference()])(program)
+    Pipeline([*canonical_passes(), *inference_passes()])(program)
     return program
 
 

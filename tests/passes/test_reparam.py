@@ -15,14 +15,8 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pass, Pipeline
 from svitc.ir.program import Program
 from svitc.onnx.export import export
-from svitc.passes import (
-    FoldBatchNorm,
-    FoldBatchNormIntoConsumers,
-    MergeConvChain,
-    MergePadding,
-    inference,
-    reparameterize,
-)
+from svitc.passes import FoldBatchNorm, FoldBatchNormIntoConsumers, MergeConvChain, MergePadding, reparameterize
+from svitc.passes.pipelines import inference_passes
 
 IMAGE = InputSpec((3, 8, 6))
 X = torch.randn(3, 3, 8, 6, generator=torch.Generator().manual_seed(1))
@@ -183,7 +177,7 @@ def test_merge_padding_refuses(model, reason):
 
 def test_only_what_was_not_folded_in_the_end_is_reported():
     program = program_of(Net(parts.RepConv(3, 4), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.BatchNorm2d(4)))
-    pipeline = Pipeline(inference())
+    pipeline = Pipeline(inference_passes())
     pipeline(program)
     assert layers(program) == ["Conv2d", "Conv2d", "Conv2d", "MaxPool2d", "BatchNorm2d", "Linear"]
     assert pipeline.refused == {
@@ -250,7 +244,7 @@ def test_a_row_becomes_one_convolution(model):
     exactly(program, want)
     unchanged(MergeConvChain(), program)
     assert len(program.groups) == 3, "the inner channels are a group no more"
-    Pipeline(inference())(program)
+    Pipeline(inference_passes())(program)
     assert layers(program) == ["Conv2d", "Linear"]
     exactly(program, want)
 

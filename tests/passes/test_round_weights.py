@@ -18,8 +18,8 @@ from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
-from svitc.passes import FoldNeuronScale, Prune, QuantizeInput, QuantizeResidualStreams, RoundWeights, inference
-from svitc.passes.pipelines import quantize
+from svitc.passes import FoldNeuronScale, Prune, QuantizeInput, QuantizeResidualStreams, RoundWeights
+from svitc.passes.pipelines import inference_passes, quantize
 from svitc.planning.plan import Plan
 from svitc.quantization.gptq import round_weights
 from svitc.quantization.weight_grid import nearest, scales
@@ -269,7 +269,7 @@ def test_what_was_rounded_before_is_taken_from_the_memo(monkeypatch):
     plain_ = rounded(program, {FC1: 4, FC2: 4}, calibration)
     mixed = rounded(program, {FC1: 4, FC2: 4}, calibration, memo=memo)
     assert same(plain_, mixed), "other bits are another entry"
-    monkeypatch.setattr("svitc.passes.round_weights.round_weights", None)  # not to be called
+    monkeypatch.setattr("svitc.passes.quantization.round_weights.round_weights", None)  # not to be called
     assert same(rounded(program, {FC1: 4, FC2: 2}, calibration, memo=memo), first)
 
 
@@ -297,7 +297,7 @@ def test_quantize_finds_the_same_whole_numbers(name, bits):
     wanted = {layer: FEW[i % 2] if bits == "mixed" else bits for i, layer in enumerate(layers)}
     start = rounded(program, wanted, seen(name) if name in ("spikformer", "sdt") else None)
     folded = start.copy()
-    Pipeline([QuantizeResidualStreams(), *inference(), FoldNeuronScale(), QuantizeInput()])(folded)
+    Pipeline([QuantizeResidualStreams(), *inference_passes(), FoldNeuronScale(), QuantizeInput()])(folded)
     final, _ = quantize(start, wanted)
     streams = summary(final, Pipeline([]))["streams"]  # larger sums leave their scales fewer bits
     for layer, each in wanted.items():
