@@ -24,10 +24,10 @@ import numpy as np
 
 from common import FULL_SIZE, RESULTS, environment, table
 from svitc.bench.compare import OPENVINO, ORT, TITLES, exported
-from svitc.bench.environment import DISTURBED
 from svitc.bench.rounds import quartiles, row, run_rounds
 from svitc.bench.runners import Load, Source, eager, onnx_file, openvino_file
 from svitc.bench.worker import Failed, Ready, Runner, once
+from svitc.support.hardware import DISTURBED_PROCESSORS
 from svitc.support.reporter import Reporter
 
 VARIANTS: dict[str, tuple[str | None, dict[str, Any]]] = {  # budget and options of svitc.compile
@@ -279,7 +279,7 @@ def note_on(records: list[dict[str, Any]]) -> str:
     )
     busy = (
         f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed."
-        if others > DISTURBED
+        if others > DISTURBED_PROCESSORS
         else ""
     )
     return (

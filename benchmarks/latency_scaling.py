@@ -15,10 +15,10 @@ from typing import Any
 from common import RESULTS, environment, table
 from latency import LIMIT, VARIANTS, canvas, footer, prepare, say
 from svitc.bench.compare import ORT
-from svitc.bench.environment import DISTURBED
 from svitc.bench.rounds import run_rounds
 from svitc.bench.runners import Load, onnx_file
 from svitc.bench.worker import Runner, once
+from svitc.support.hardware import DISTURBED_PROCESSORS
 from svitc.support.reporter import Reporter
 
 SCALES: dict[str, list[int]] = {
@@ -49,7 +49,7 @@ def scaling(args: argparse.Namespace) -> None:
         others = max(record["other_processes"] or 0.0 for record in records)
         busy = (
             f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed."
-            if others > DISTURBED
+            if others > DISTURBED_PROCESSORS
             else ""
         )
         text = [

@@ -31,7 +31,7 @@ def one(name: str) -> dict[str, object]:
         key = "model" if published.factory in ("MetaSpikeFormer", "ESpikeFormer", "QKFormer") else "state_dict"
         torch.save({key: model.state_dict(), "epoch": 1}, path)
         command = [sys.executable, "-m", "svitc", "compile", str(path), "--budget", "0.78", "--json"]
-        command += ["--fix"] if published.factory == "QKFormer" else []  # it runs time and batch together
+        command += ["--rewrite-model"] if published.factory == "QKFormer" else []  # it runs time and batch together
         start = time.perf_counter()
         done = subprocess.run([*command, "-o", str(Path(folder) / "out")], capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - start

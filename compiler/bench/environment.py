@@ -13,9 +13,6 @@ from typing import Any
 from svitc.bench.worker import Failed, Worker, own_seconds
 from svitc.support.hardware import busy_seconds, processor
 
-DISTURBED = 0.1  # processors
-
-
 PACKAGES = ("svitc", "torch", "spikingjelly", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy")
 
 
@@ -38,12 +35,6 @@ class BackgroundLoad:
         if end[1] is None or self.start[1] is None:
             return None
         return round(max(0.0, end[1] - self.start[1] - (end[2] - self.start[2])) / (end[0] - self.start[0]), 2)
-
-
-def disturbed(report: Mapping[str, Any]) -> bool:
-    """Whether other processes took processors that the contestants' threads needed."""
-    others = report["other_processes"] or 0.0
-    return others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1)
 
 
 def environment() -> dict[str, Any]:

@@ -10,16 +10,33 @@ import typer
 
 import svitc
 from svitc.cli import terminal
-from svitc.cli.commands import bench, compile, energy, inspect, sensitivity, verify
-from svitc.cli.common import EPILOG, app, state
+from svitc.cli.commands.bench import bench
+from svitc.cli.commands.compile import compile
+from svitc.cli.commands.energy import energy
+from svitc.cli.commands.inspect import inspect
+from svitc.cli.commands.sensitivity import sensitivity
+from svitc.cli.commands.verify import verify
+from svitc.cli.common import state
+from svitc.cli.option_groups import grouped
+from svitc.cli.options import current_name
 from svitc.errors import INTERRUPTED, InternalError, SvitcError
 
-app.command(epilog=EPILOG, name="compile")(compile.compile)
-app.command(epilog=EPILOG, name="sensitivity")(sensitivity.sensitivity)
-app.command(epilog=EPILOG, name="bench")(bench.bench)
-app.command(epilog=EPILOG, name="energy")(energy.energy)
-app.command(epilog=EPILOG, name="inspect")(inspect.inspect)
-app.command(epilog=EPILOG, name="verify")(verify.verify)
+EPILOG = (
+    "Exit status: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met, "
+    "6 verification failed, 7 output cannot be written, 70 internal error, 130 interrupted."
+)
+COMMANDS = (compile, sensitivity, bench, energy, inspect, verify)  # in the order of --help
+app = typer.Typer(
+    help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock runtimes.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": current_name},
+)
+for command in COMMANDS:
+    app.command(command.__name__, epilog=EPILOG)(grouped(command))
 
 
 def _version(wanted: bool) -> None:

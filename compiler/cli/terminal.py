@@ -1,9 +1,9 @@
-"""What a person sees: tables, summaries and errors on a terminal."""
+"""The terminal: consoles, progress, errors, and the look of tables and notes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from svitc.errors import SvitcError
+from svitc.support.reporter import Progress as ProgressCallback
+from svitc.support.reporter import Reporter
 
 # where nobody watches (a pipe, a log) nothing is cut or wrapped
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -27,7 +30,7 @@ err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() el
 
 
 def error(problem: SvitcError) -> None:
-    """One error: what, where, and the way out."""
+    """Print an error: what, where, and the way out."""
     err.print(f"[bold red]error:[/] {escape(problem.message)}", soft_wrap=True)
     if problem.where:
         err.print(f"  [dim]at[/] {escape(problem.where)}", soft_wrap=True)
@@ -35,20 +38,9 @@ def error(problem: SvitcError) -> None:
         err.print(f"  [yellow]{escape(problem.hint)}[/]", soft_wrap=True)
 
 
-def amount(number: float) -> str:
-    """Bytes as a person reads them, in powers of ten."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number:.0f} B"
-
-
 @contextmanager
-def progress(quiet: bool) -> Iterator[Any]:
-    """A progress line on stderr, for a driver's callback ``(stage, done, of)``; nothing where ``quiet``."""
-    if quiet:
-        yield None
-        return
+def progress() -> Iterator[ProgressCallback]:
+    """Show a progress line on stderr, for a callback ``(stage, done, total)``."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -60,25 +52,67 @@ def progress(quiet: bool) -> Iterator[Any]:
     with Progress(*columns, console=err, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def show(stage: str, done: int, of: int | None) -> None:
+        def show(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
                 for task in tasks.values():
                     bar.update(task, visible=False)
-                tasks[stage] = bar.add_task(stage, total=of)
+                tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, visible=True)
 
         yield show
 
 
+@contextmanager
+def reporting(quiet: bool) -> Iterator[Reporter]:
+    """Show the progress and the decisions of a command on stderr; nothing where ``quiet``."""
+    if quiet:
+        yield Reporter()
+        return
+    with progress() as show:
+        yield Reporter(on_progress=show, on_decision=decision)
+
+
+def decision(sentence: str) -> None:
+    """Print what was decided, as a command goes on."""
+    err.print(f"[dim]{escape(sentence)}[/]", soft_wrap=True)
+
+
 def assumptions(info: dict[str, Any]) -> None:
-    for each in info.get("assumptions", []):
-        out.print(f"[yellow]assumed[/] {escape(str(each))}")
+    """Print what was assumed of a model."""
+    for assumption in info.get("assumptions", []):
+        out.print(f"[yellow]assumed[/] {escape(str(assumption))}")
 
 
-def share_interval(interval: Sequence[float]) -> str:
-    return f"{interval[0]:.1%} to {interval[1]:.1%}"
+def note(text: str) -> None:
+    """Print a note."""
+    out.print(f"[yellow]note[/] {escape(text)}", soft_wrap=True)
 
 
-def points_interval(drop: Sequence[float]) -> str:
-    """The interval of a change in points, from that of the drop."""
-    return f"{0.0 - 100 * drop[1]:+.2f} to {0.0 - 100 * drop[0]:+.2f}"
+def disturbance(processors: float) -> None:
+    """Print that other processes kept so many processors busy during a measurement."""
+    note(
+        f"other processes kept {processors:.1f} processors busy meanwhile, which the threads needed: do not trust these"
+        " times"
+    )
+
+
+def make_table(
+    *columns: str, left: Collection[str] = (), fold: bool | Collection[str] = False, title: str | None = None
+) -> Table:
+    """Make a table without lines.
+
+    Args:
+        columns: titles.
+        left: columns that are aligned to the left beside the first one; all others are numbers.
+        fold: columns whose text is folded where the terminal is too narrow, or whether all are.
+        title: above the table.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        folded = fold if isinstance(fold, bool) else column in fold
+        table.add_column(
+            column,
+            justify="left" if position == 0 or column in left else "right",
+            overflow="fold" if folded else "ellipsis",
+        )
+    return table

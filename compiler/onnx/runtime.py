@@ -35,6 +35,5 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
         raise InputError(
             f"ONNX Runtime {version} cannot load {name}: {error}",
             hint=f"Files of svitc need ONNX Runtime {FLOATS_SINCE} or later, {SINCE[8]} with weights of 8 bits, "
-            f"{SINCE[4]} "
-            f"with 4 and {SINCE[2]} with 2; --narrowest 8 stores them wider.",
+            f"{SINCE[4]} with 4 and {SINCE[2]} with 2; --min-weight-bits 8 stores them wider.",
         ) from error

@@ -6,11 +6,13 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 # x86: AVX-512 VNNI, AVX-VNNI, AMX; Arm: dot product, int8 matrix product
 DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
+DISTURBED_PROCESSORS = 0.1  # fewer that others keep busy do not change a measurement
 
 
 def integer_dot_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
@@ -66,6 +68,16 @@ def busy_seconds() -> float | None:
         return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return None
+
+
+def disturbed(report: Mapping[str, Any]) -> bool:
+    """Return whether other processes took processors that the threads of a measurement needed.
+
+    Args:
+        report: with ``other_processes``, how many they kept busy on average, and ``threads``.
+    """
+    others = report.get("other_processes") or 0.0
+    return others > DISTURBED_PROCESSORS and others + report["threads"] > (os.cpu_count() or 1)
 
 
 def processor() -> str:

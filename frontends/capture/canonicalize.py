@@ -162,7 +162,7 @@ class Canonicalizer(GraphBuilder):
                 f"the neuron's first dimension is not time alone but time and batch run together ({axes.show(dims)}),"
                 " so that an image's result depends on its neighbours in the batch",
                 hint="This is a mistake in the model's own code; one image at a time, it computes what was meant."
-                " --fix splits time from batch before such neurons.",
+                " --rewrite-model splits time from batch before such neurons.",
             )
         self.fixed.append(path)
         time, batch = dims[0]

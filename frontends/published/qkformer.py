@@ -145,7 +145,7 @@ class QKFormer(nn.Module):
         variant: the published code that the checkpoint comes from, of VARIANTS.
         depths: blocks in each stage.
         official_bug: compute what the published code does, as a bare checkpoint's model must; svitc captures it
-            only with ``--fix``, which mends it.
+            only with ``--rewrite-model``, which mends it.
 
     Raises:
         ValueError: no such variant, not one depth a stage, or widths that the heads do not divide.

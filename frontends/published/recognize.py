@@ -175,7 +175,9 @@ class _Completion:
             self.take("pooling_stat", str)
             self.take("dvs_mode", bool, worth_a_note=events)
         if self.factory == "QKFormer":
-            self.arguments["official_bug"] = True  # weights are of the published code; --fix mends what it does
+            self.arguments["official_bug"] = (
+                True  # weights are of the published code; --rewrite-model mends what it does
+            )
         if "num_heads" not in self.arguments:
             self.arguments["num_heads"] = self.heads()
         shape = tuple(self.shape)

@@ -11,6 +11,7 @@ from svitc.errors import UsageError
 from svitc.ir.program import Program
 from svitc.planning.cost import Cost
 from svitc.planning.plan import Plan
+from svitc.support.human import duration
 from svitc.support.reporter import Reporter
 
 
@@ -86,10 +87,3 @@ class Problem:
                 f"policy {policy!r} measures accuracy", hint="Give labelled images with --data, or --policy uniform."
             )
         return self.measuring()
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person says it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,13 +15,12 @@ from support import shell
 from support.paths import DIGITS
 from support.runners import contestant, failing, grown, ready
 from svitc.bench import rounds
-from svitc.bench.environment import disturbed
 from svitc.bench.rounds import quartiles, row, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, Worker, once
 from svitc.cli.main import main
 from svitc.errors import InputError
-from svitc.support.hardware import busy_seconds, peak, resident
+from svitc.support.hardware import busy_seconds, disturbed, peak, resident
 
 ROW = {
     "name",

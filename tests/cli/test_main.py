@@ -32,10 +32,30 @@ def test_help_teaches(capsys, command):
             "--trust-pickle",
             "--plan",
             "--ema",
-            "--fix",
+            "--rewrite-model",
             "--reparam",
         ):
             assert word in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("--narrowest", "--min-weight-bits", "3"),
+        ("--clean", "--remove-dead-channels", "on"),
+        ("--fix", "--rewrite-model", None),
+    ],
+)
+def test_former_names_of_options_are_accepted_and_hidden(capsys, tmp_path, old, new, value):
+    help_text = run(capsys, "compile", "--help")[1]
+    assert new in help_text and old not in help_text
+    outcomes = []
+    for option in (old, new):
+        options = ((option,), (option, value), (f"{option}={value}",))
+        for given in options[:1] if value is None else options[1:]:
+            outcomes.append(run(capsys, "compile", "nowhere.pt", "-b", "0.5", *given, "-o", tmp_path / "out"))
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    assert outcomes[0][0] == (3 if value is None else 2), "refused for its value, not for its name"
 
 
 def test_version(capsys):

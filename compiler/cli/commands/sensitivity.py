@@ -3,85 +3,86 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from svitc.cli import terminal
-from svitc.cli.commands.compile import beside
-from svitc.cli.common import Preparation, load_labelled, options, start
+from svitc.cli.common import load_images, load_program, start, unfinished_file
 from svitc.cli.options import (
-    Arch,
-    ArchArgs,
-    AsJson,
-    CalibrationImages,
     Criterion,
-    Crop,
     DataPath,
-    Ema,
-    Exclude,
-    Fix,
-    Include,
-    InputShape,
-    Mean,
+    LoadOptions,
     ModelPath,
-    PruneHeads,
+    PreparationOptions,
+    PruningOptions,
     Refit,
-    Resize,
-    Resume,
-    RoundTo,
-    Seed,
-    Std,
-    SweepImages,
-    TimeSteps,
-    TrustPickle,
-    Verbose,
+    RunOptions,
+    SweepOptions,
 )
 from svitc.cli.views import sensitivity as view
-from svitc.cli.views.compile import decision
 from svitc.errors import UsageError
 
+if TYPE_CHECKING:
+    from svitc.driver.compiler import Compiler
+    from svitc.passes.policies import Settings
+    from svitc.support.reporter import Reporter
 
-def sensitivity(
-    model: ModelPath,
-    data: DataPath = None,
+
+@dataclass(frozen=True)
+class ChannelOptions(PruningOptions):
+    """Which channels go first; here a criterion, not a policy's own."""
+
+    criterion: Criterion = "l2"
+    refit: Refit = "none"
+
+
+@dataclass(frozen=True)
+class CurveOptions(PreparationOptions, SweepOptions):
+    """What is measured, on which images, and where the curves go."""
+
+    data: DataPath = None
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The curves, as JSON; the measurements lie beside it for --resume.")
-    ] = Path("sensitivity.json"),
-    rates: Annotated[
-        str, typer.Option(help="Pruning rates to measure, ascending.", metavar="R,R,…")
-    ] = "0.125,0.25,0.375,0.5,0.625,0.75,0.875",
+    ] = Path("sensitivity.json")
+    rates: Annotated[str, typer.Option(help="Pruning rates to measure, ascending.", metavar="R,R,…")] = (
+        "0.125,0.25,0.375,0.5,0.625,0.75,0.875"
+    )
     bits: Annotated[
         bool,
         typer.Option(
             "--bits",
             help="Measure bits instead of widths: each layer and each kind of layer at 4 and 2, all else at 8.",
         ),
-    ] = False,
-    criterion: Criterion = "l2",
-    refit: Refit = "none",
-    include: Include = None,
-    exclude: Exclude = None,
-    round_to: RoundTo = 1,
-    prune_heads: PruneHeads = False,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    sweep_images: SweepImages = 1000,
-    calibration_images: CalibrationImages = 256,
-    resume: Resume = False,
-    arch: Arch = None,
-    arch_args: ArchArgs = None,
-    input_shape: InputShape = None,
-    time_steps: TimeSteps = None,
-    trust_pickle: TrustPickle = False,
-    ema: Ema = False,
-    fix: Fix = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
+    ] = False
+
+    def check(self, include: list[str] | None) -> list[float]:
+        """Check what was asked, before anything is loaded, and return the rates.
+
+        Raises:
+            UsageError: no images, rates that are not ascending shares, or ``--include`` with ``--bits``.
+        """
+        if self.data is None:
+            raise UsageError("sensitivity is measured on labelled images", hint="Give them with --data.")
+        try:
+            rates = [float(part) for part in self.rates.split(",")]
+        except ValueError:
+            rates = []
+        if not rates or rates != sorted(rates) or not all(0 < rate < 1 for rate in rates):
+            raise UsageError(
+                f"--rates {self.rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75."
+            )
+        if self.bits and include:
+            raise UsageError(
+                "--include names groups whose width is measured; with --bits there are none", hint="See --exclude."
+            )
+        return rates
+
+
+def sensitivity(
+    model: ModelPath, channels: ChannelOptions, curves: CurveOptions, load: LoadOptions, output: RunOptions
 ) -> None:
     """How much accuracy each channel group costs, and what it saves, rate by rate, all else whole.
 
@@ -91,81 +92,62 @@ def sensitivity(
 
     A group whose loss passes 30 points is not pruned further.
     """
-    start(verbose)
-    if data is None:
-        raise UsageError("sensitivity is measured on labelled images", hint="Give them with --data.")
-    try:
-        wanted = [float(part) for part in rates.split(",")]
-    except ValueError:
-        wanted = []
-    if not wanted or wanted != sorted(wanted) or not all(0 < rate < 1 for rate in wanted):
-        raise UsageError(
-            f"--rates {rates!r} are not ascending shares between 0 and 1", hint="For example 0.25,0.5,0.75."
-        )
-    if bits and include:
-        raise UsageError(
-            "--include names groups whose width is measured; with --bits there are none", hint="See --exclude."
-        )
-    how = Preparation(mean, std, resize, crop)
-    given = options(arch, arch_args, input_shape, time_steps, trust_pickle, ema, fix)
-    from svitc.driver.compiler import Compiler
-    from svitc.driver.load import load
-    from svitc.driver.options import CompileOptions
-    from svitc.passes.policies import Settings, make
-    from svitc.passes.policies.search_space import Space
-    from svitc.passes.policies.sensitivity import sensitivity_curves, to_json
+    start(output.verbose)
+    rates = curves.check(channels.include)
+    load.check()
+    from svitc.driver.sensitivity import bit_sensitivity, channel_sensitivity
+    from svitc.passes.policies import make
     from svitc.support.atomic_files import writable, write_json
     from svitc.support.distributed import world
-    from svitc.support.reporter import Reporter
 
+    out = curves.out
     writable(out.parent / f"{out.name}.part")
-    make("uniform", criterion=criterion, refit=refit)  # refuses what is unknown before anything is loaded
-    settings = Settings(criterion or "l2", include or (), exclude or (), round_to, prune_heads, seed)
-    with world() as ranks:
-        writer = ranks.is_writer
-        with terminal.progress(quiet=as_json or verbose or not writer) as show:
-            reporter = Reporter(show, None if as_json or verbose or not writer else decision)
-            program = load(model, reporter=reporter, **given)
-            compiler = Compiler(
-                program,
-                None,
-                CompileOptions(
-                    data=load_labelled(data, program, None, seed, how),
-                    sweep_images=sweep_images,
-                    calibration_images=calibration_images,
-                    sweep_file=beside(out, "sweep.jsonl"),
-                    resume=resume,
-                    seed=seed,
-                ),
-                reporter,
-            )
-            if bits:
-                found = _precision(compiler, settings)
-            else:
-                problem = compiler.problem()
-                space = Space(problem.program, settings, problem.calibrating)
-                rows = to_json(
-                    problem, space, sensitivity_curves(problem, space, wanted, refit or "none", "sensitivity")
-                )
-                found = {"settings": settings.to_json(), "refit": refit or "none", "rates": wanted, "groups": rows}
-    if not writer:
+    make("uniform", criterion=channels.criterion, refit=channels.refit)  # refuses what is unknown before all else
+    settings = _settings(channels, output.seed)
+    with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
+        compiler = _compiler(model, curves, load, output.seed, reporter)
+        if curves.bits:
+            measured = bit_sensitivity(compiler, settings)
+        else:
+            measured = channel_sensitivity(compiler, settings, rates, channels.refit or "none")
+    if not ranks.is_writer:
         return
-    report = {"model": str(model), "sweep": compiler.sweep.to_json(), **found}
+    report = {"model": str(model), "sweep": compiler.sweep.to_json(), **measured}
     write_json(out, report)
-    if as_json:
+    if output.as_json:
         print(json.dumps(report, indent=1))
-    elif bits:
+    elif curves.bits:
         view.precision(report, out)
     else:
         view.sensitivity(report, out)
 
 
-def _precision(compiler: Any, settings: Any) -> dict[str, Any]:
-    """Accuracy and size against bits."""
-    from svitc.passes.policies.bitwidth.search_space import BitSettings, BitSpace
-    from svitc.passes.policies.bitwidth.sensitivity import precision, to_json
+def _settings(channels: ChannelOptions, seed: int) -> Settings:
+    """Return the settings of a search, by which channels are ordered."""
+    from svitc.passes.policies import Settings
 
-    own = BitSettings(exclude=settings.exclude, seed=settings.seed)
-    space = BitSpace(compiler.problem(weights="mixed", exclude=tuple(settings.exclude)), own)
-    alone = precision(space, "precision")
-    return {"settings": own.to_json(), **to_json(space, alone, space.points([space.widest], "precision")[0])}
+    return Settings(
+        channels.criterion or "l2",
+        channels.include or (),
+        channels.exclude or (),
+        channels.round_to,
+        channels.prune_heads,
+        seed,
+    )
+
+
+def _compiler(path: Path, curves: CurveOptions, load: LoadOptions, seed: int, reporter: Reporter) -> Compiler:
+    """Load a model and its images, and return what measures plans of it."""
+    from svitc.driver.compiler import Compiler
+    from svitc.driver.options import CompileOptions
+
+    program = load_program(path, load, reporter)
+    options = CompileOptions(
+        data=load_images(curves.data, program, None, seed, curves),
+        sweep_images=curves.sweep_images,
+        calibration_images=curves.calibration_images,
+        sweep_file=unfinished_file(curves.out, "sweep.jsonl"),
+        resume=curves.resume,
+        seed=seed,
+    )
+    return Compiler(program, None, options, reporter)

@@ -3,61 +3,46 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from svitc.cli import terminal
-from svitc.cli.common import Preparation, load_labelled, start
-from svitc.cli.options import (
-    AsJson,
-    Crop,
-    DataPath,
-    Images,
-    Limit,
-    Mean,
-    Resize,
-    Seed,
-    Std,
-    Verbose,
-)
-from svitc.cli.views.compile import verdict_line
+from svitc.cli.common import load_images, start
+from svitc.cli.options import DataOptions, VerifiedRunOptions, VerifyImages
+from svitc.cli.views.verify import differing_layers, verdict_line
 from svitc.errors import VerifyError
+
+
+@dataclass(frozen=True)
+class VerifyOptions(VerifiedRunOptions):
+    """The same, with more images: there is nothing else to do."""
+
+    verify_images: VerifyImages = 16
 
 
 def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="An output folder of svitc compile.", show_default=False)
     ],
-    data: DataPath = None,
-    limit: Limit = None,
-    mean: Mean = None,
-    std: Std = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    images: Images = 16,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
+    data: DataOptions,
+    output: VerifyOptions,
 ) -> None:
     """Is the ONNX file in FOLDER the same network as its model.safetensors and model.py? Layer by layer, then whole."""
-    start(verbose)
+    start(output.verbose)
     from svitc.driver.output_folder import open_folder, verify_folder
-    from svitc.support.reporter import Reporter
 
-    with terminal.progress(quiet=as_json or verbose) as show:
+    with terminal.reporting(output.quiet) as reporter:
         program, exported = open_folder(folder)
-        labelled = load_labelled(data, program, limit, seed, Preparation(mean, std, resize, crop))
-        verdict = verify_folder(program, exported, labelled, images, seed, Reporter(show))
-    if as_json:
+        images = load_images(data.data, program, data.limit, output.seed, data)
+        verdict = verify_folder(program, exported, images, output.verify_images, output.seed, reporter)
+    if output.as_json:
         print(json.dumps(verdict.to_json(), indent=1))
     else:
         verdict_line(verdict.to_json())
-        for layer in verdict.layers.values():
-            if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
-                terminal.out.print(f"  {asdict(layer)}")
+        differing_layers(verdict)
     if not verdict.passed:
         raise VerifyError(
             f"{folder}/model.onnx is not the same network: it diverges first at {verdict.first_divergence}"

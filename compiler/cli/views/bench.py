@@ -1,4 +1,4 @@
-"""Print times side by side, and where the time goes."""
+"""The times of ``svitc bench`` as tables."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from svitc.cli import terminal
+from svitc.support.hardware import disturbed
+from svitc.support.human import byte_size, milliseconds, share, three_figures
 
 OPERATORS_SHOWN = 12
 
 
 def show_report(report: Mapping[str, Any]) -> None:
-    """Times as a table, what they depend on, and where they go."""
-    from svitc.bench.environment import disturbed
-
-    table = Table(box=None, pad_edge=False)
-    titles = ("", "median", "quartiles", "beside svitc", "quartiles", "memory", "weights", "nodes", "runs", "runtime")
-    for title in titles:
-        table.add_column(title, justify="left" if title in ("", "runtime") else "right", overflow="fold")
+    """Print times as a table, what they depend on, and where they go."""
+    columns = ("", "median", "quartiles", "beside svitc", "quartiles", "memory", "weights", "nodes", "runs", "runtime")
+    table = terminal.make_table(*columns, left={"runtime"}, fold=True)
     for row in report["rows"]:
         if row["reason"]:
             table.add_row(escape(row["name"]), *[""] * 8, f"[yellow]{escape(row['reason'])}[/]")
@@ -28,11 +25,11 @@ def show_report(report: Mapping[str, Any]) -> None:
         table.add_row(
             escape(row["name"]),
             f"[bold]{milliseconds(row['median_ms'])}[/]",
-            f"{number(row['q1_ms'])} to {number(row['q3_ms'])}",
+            f"{three_figures(row['q1_ms'])} to {three_figures(row['q3_ms'])}",
             f"{row['ratio']:.2f} x",
             f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}",
-            terminal.amount(row["memory_bytes"] or 0),
-            "" if row["weight_bytes"] is None else terminal.amount(row["weight_bytes"]),
+            byte_size(row["memory_bytes"] or 0),
+            "" if row["weight_bytes"] is None else byte_size(row["weight_bytes"]),
             "" if row["nodes"] is None else f"{row['nodes']:,}",
             str(row["runs"]),
             escape(row["version"]),
@@ -47,50 +44,33 @@ def show_report(report: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     if disturbed(report):
-        terminal.out.print(
-            f"[yellow]note[/] other processes kept {report['other_processes']:.1f} processors busy meanwhile, which the"
-            " threads needed: do not trust these times",
-            soft_wrap=True,
-        )
+        terminal.disturbance(report["other_processes"])
     if "profile" in report:
         show_profile(report["profile"])
 
 
 def show_profile(profile: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Operators of each file, those that take most first; one pair of columns a file."""
+    """Print the operators of each file, those that take most first; one pair of columns a file."""
     kinds = sorted(
         {kind for operators in profile.values() for kind in operators},
         key=lambda kind: -max(operators.get(kind, {"ms": 0.0})["ms"] for operators in profile.values()),
     )
-    table = Table(
-        title="\nby operator, of one run under ONNX Runtime's profiler", title_justify="left", box=None, pad_edge=False
-    )
-    table.add_column("operator")
-    totals = {name: sum(each["ms"] for each in operators.values()) or 1.0 for name, operators in profile.items()}
-    for name in profile:
-        table.add_column(name, justify="right")
-        table.add_column("nodes", justify="right")
+    columns = [column for name in profile for column in (name, "nodes")]
+    table = terminal.make_table("operator", *columns, title="\nby operator, of one run under ONNX Runtime's profiler")
+    totals = {name: sum(entry["ms"] for entry in operators.values()) or 1.0 for name, operators in profile.items()}
     shown, rest = kinds[:OPERATORS_SHOWN], kinds[OPERATORS_SHOWN:]
     for title, group in [(kind, [kind]) for kind in shown] + ([(f"{len(rest)} others", rest)] if rest else []):
         cells = []
         for name, operators in profile.items():
-            found = [operators[kind] for kind in group if kind in operators]
-            spent = sum(each["ms"] for each in found)
+            entries = [operators[kind] for kind in group if kind in operators]
+            if not entries:
+                cells += ["", ""]
+                continue
+            spent = sum(entry["ms"] for entry in entries)
             cells += [
-                f"{milliseconds(spent)} [dim]{spent / totals[name]:.1%}[/]",
-                f"{sum(each['nodes'] for each in found):,.0f}",
+                f"{milliseconds(spent)} [dim]{share(spent / totals[name])}[/]",
+                f"{sum(entry['nodes'] for entry in entries):,.0f}",
             ]
-            if not found:
-                cells[-2:] = ["", ""]
         table.add_row(escape(title), *cells)
     table.add_row("all", *(cell for name in profile for cell in (milliseconds(totals[name]), "")))
     terminal.out.print(table)
-
-
-def milliseconds(value: float) -> str:
-    return f"{number(value)} ms"
-
-
-def number(value: float) -> str:
-    """Three significant figures, without an exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

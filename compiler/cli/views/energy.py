@@ -1,4 +1,4 @@
-"""What a person sees of an estimate of energy: one line a layer, the sums, and where the energies are from."""
+"""An estimate of energy as tables: one line a layer, the sums, and where the energies are from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from svitc.cli import terminal
+from svitc.support.human import joules, operations, share
 
 READS = {"spikes": "spikes", "counts": "counts", "fixed": "fixed point", "real": "real"}
 PARTS = (
@@ -22,21 +22,20 @@ PARTS = (
 
 
 def energy(report: Mapping[str, Any]) -> None:
-    """Layers, totals, and the table of energies, of what ``svitc energy --json`` prints."""
+    """Print layers, totals, and the table of energies, of what ``svitc energy --json`` prints."""
     against = report["against"]
     layers(report["layers"], None if against is None else {row["name"]: row for row in against["layers"]})
     totals(report)
     constants(report["table"])
     for note in report["notes"]:
-        terminal.out.print(f"[yellow]note[/] {escape(str(note))}", soft_wrap=True)
+        terminal.note(str(note))
 
 
 def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]] | None) -> None:
-    """Layers with weights, matrix products and neurons; what is elementwise in one line."""
-    table = Table(title="one image", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    titles = ["layer", "kind", "reads", "firing", "AC", "integer AC", "MAC", "bits", "compute", "memory"]
-    for title in titles + (["against", "saving"] if others is not None else []):
-        table.add_column(title, justify="left" if title in ("layer", "kind", "reads") else "right", overflow="fold")
+    """Print layers with weights, matrix products and neurons; what is elementwise in one line."""
+    columns = ["layer", "kind", "reads", "firing", "AC", "integer AC", "MAC", "bits", "compute", "memory"]
+    columns += ["against", "saving"] if others is not None else []
+    table = terminal.make_table(*columns, left={"kind", "reads"}, fold=True, title="one image")
     rest = []
     for row in rows:
         if row["reads"] is None and row["rate"] is None:
@@ -47,7 +46,7 @@ def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]
             escape(row["kind"]),
             READS.get(row["reads"] or "", ""),
             "" if row["rate"] is None else f"{row['rate']:.3f}",
-            *(count(row[key]) for key in ("ac", "int_ac", "mac")),
+            *(operations(row[key]) for key in ("ac", "int_ac", "mac")),
             str(row["weight_bits"] or ""),
             joules(row["compute_pj"]),
             joules(row["memory_pj"]),
@@ -62,16 +61,15 @@ def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]
 
 
 def totals(report: Mapping[str, Any]) -> None:
-    """Sums, beside those of the other network where there is one."""
+    """Print sums, beside those of the other network where there is one."""
     against, ours = report["against"], report["totals"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
     shown = [report] if against is None else [against, report]
-    for title in ["", *(str(each["model"]) for each in shown), *(["saving"] if against is not None else [])]:
-        table.add_column(escape(title), justify="left" if not title else "right")
-    table.add_row("weights", *(f"{each['weights']}, in {each['weights_in']}" for each in shown))
-    table.add_row("firing rate", *(f"{each['totals']['rate']:.3f}" for each in shown))
+    columns = [escape(str(side["model"])) for side in shown] + (["saving"] if against is not None else [])
+    table = terminal.make_table("", *columns)
+    table.add_row("weights", *(f"{side['weights']}, in {side['weights_in']}" for side in shown))
+    table.add_row("firing rate", *(f"{side['totals']['rate']:.3f}" for side in shown))
     for name, key in (("AC", "ac"), ("integer AC", "int_ac"), ("MAC", "mac")):
-        table.add_row(name, *(count(each["totals"][key]) or "0" for each in shown))
+        table.add_row(name, *(operations(side["totals"][key]) or "0" for side in shown))
     for name, key in PARTS:
         if against is None:
             table.add_row(name, joules(ours[key]))
@@ -84,13 +82,13 @@ def totals(report: Mapping[str, Any]) -> None:
 
 
 def constants(table: Mapping[str, Any]) -> None:
-    """The energies that all this is made of, and their source."""
+    """Print the energies that all this is made of, and their source."""
     kinds: dict[str, list[str]] = {}
     for name, pj in table["operations"].items():
         kind, _, operation = name.partition(".")
         kinds.setdefault(kind, []).append(f"{operation} {pj:g}")
     operations = "; ".join(f"{kind} {', '.join(parts)}" for kind, parts in kinds.items())
-    levels = ", ".join(f"{each['name']} {each['pj']:g}" for each in table["memories"])
+    levels = ", ".join(f"{level['name']} {level['pj']:g}" for level in table["memories"])
     terminal.out.print(
         f"\npJ of an operation: {escape(operations)}\npJ of {table['access_bits']} bits: {escape(levels)}\n"
         f"from {escape(table['source'])}; {escape(table['process'])}",
@@ -99,22 +97,5 @@ def constants(table: Mapping[str, Any]) -> None:
 
 
 def compared(ours: float, theirs: float) -> list[str]:
-    """The other's energy, and what ours saves of it."""
-    return [joules(theirs), f"{1 - ours / theirs:.1%}" if theirs else ""]
-
-
-def joules(pj: float) -> str:
-    """An energy of so many pJ, as a person reads it."""
-    for unit, size in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)):
-        if pj >= size:
-            return f"{pj / size:.2f} {unit}"
-    return f"{pj:.2f} pJ"
-
-
-def count(number: float) -> str:
-    """A number of operations, in millions or thousands; nothing for none."""
-    if not number:
-        return ""
-    if number >= 1e6:
-        return f"{number / 1e6:,.2f} M"
-    return f"{number / 1e3:,.1f} k" if number >= 1e3 else f"{number:,.0f}"
+    """Return the other's energy, and what ours saves of it."""
+    return [joules(theirs), share(1 - ours / theirs) if theirs else ""]

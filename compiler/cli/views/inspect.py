@@ -1,28 +1,23 @@
-"""Print what ``svitc inspect`` finds in a model."""
+"""What is in a model, as tables."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
-from svitc.cli.terminal import amount, assumptions, out
+from svitc.cli.terminal import assumptions, make_table, out
+from svitc.support.human import byte_size, millions
+
+DEAD_SHOWN = 6
 
 
 def inspection(view: dict[str, Any]) -> None:
-    """What is in a model."""
+    """Print what is in a model."""
     assumptions(view["model"])
-    table = Table(title="layers", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for title, justify in (
-        ("layer", "left"),
-        ("kind", "left"),
-        ("widths", "right"),
-        ("bytes", "right"),
-        ("MMACs", "right"),
-        ("line", "left"),
-    ):
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table = make_table(
+        "layer", "kind", "widths", "bytes", "MMACs", "line", left={"kind", "line"}, fold=True, title="layers"
+    )
     for layer in view["layers"]:
         if layer["kind"].startswith("BatchNorm"):
             continue
@@ -35,15 +30,8 @@ def inspection(view: dict[str, Any]) -> None:
             escape(layer["where"] or ""),
         )
     out.print(table)
-    table = Table(title="\nchannel groups", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for title, justify in (
-        ("group", "left"),
-        ("size", "right"),
-        ("layers", "right"),
-        ("bytes each", "right"),
-        ("prunable", "left"),
-    ):
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    title = "\nchannel groups"
+    table = make_table("group", "size", "layers", "bytes each", "prunable", left={"prunable"}, fold=True, title=title)
     for group in view["groups"]:
         size = f"{group['heads']} x {group['size'] // group['heads']}" if group["heads"] > 1 else str(group["size"])
         why = f"[yellow]no:[/] {escape(group['frozen'])}" if group["frozen"] else "yes"
@@ -52,12 +40,10 @@ def inspection(view: dict[str, Any]) -> None:
         table.add_row(escape(group["name"]), size, str(group["layers"]), f"{group['bytes_each']:,}", why)
     out.print(table)
     out.print(
-        f"\n{view['parameters']:,} parameters, {amount(view['bytes'])} of weights in ONNX, "
-        f"{view['macs'] / 1e6:,.1f} M multiply-accumulates an image, {view['neurons']} neurons"
+        f"\n{view['parameters']:,} parameters, {byte_size(view['bytes'])} of weights in ONNX, "
+        f"{millions(view['macs'])} multiply-accumulates an image, {view['neurons']} neurons"
     )
     dead = view["dead"]
     if dead:
-        out.print(
-            f"{sum(dead.values()):,} more parameters are never used: "
-            f"{escape(', '.join(sorted(dead)[:6]))}{' …' if len(dead) > 6 else ''}"
-        )
+        names = escape(", ".join(sorted(dead)[:DEAD_SHOWN])) + (" …" if len(dead) > DEAD_SHOWN else "")
+        out.print(f"{sum(dead.values()):,} more parameters are never used: {names}")

@@ -1,57 +1,46 @@
-"""Print a prediction of time: one line a layer, one a kind, and how far it is from what was measured."""
+"""A prediction of time as tables: one line a layer, one a kind, and how far it is from what was measured."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from svitc.cli import terminal
+from svitc.support.hardware import disturbed
+from svitc.support.human import share
 
 CLOSE = 0.25  # a prediction that is off by more is said to be off
-DISTURBED = 0.1  # processors
 
 
 def prediction(report: dict[str, Any]) -> None:
-    """Where the time of an exported file should go, and what the file takes."""
-    table = Table(title="predicted", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    columns = (("layer", "left"), ("kind", "left"), ("operators", "right"), ("ms", "right"), ("share", "right"))
-    for title, justify in columns:
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    """Print where the time of an exported file should go, and what the file takes."""
+    columns = ("layer", "kind", "operators", "ms", "share")
+    table = terminal.make_table(*columns, left={"kind"}, fold=True, title="predicted")
     for row in report["layers"]:
         table.add_row(
             escape(row["layer"]),
             row["kind"],
             str(row["operators"]),
             f"{row['predicted_ms']:.3f}",
-            f"{row['share']:.1%}",
+            share(row["share"]),
         )
     terminal.out.print(table)
-    table = Table(title="\nby kind", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for title, justify in (("kind", "left"), ("layers", "right"), ("ms", "right"), ("share", "right")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table = terminal.make_table("kind", "layers", "ms", "share", title="\nby kind")
     for row in report["kinds"]:
-        table.add_row(row["kind"], str(row["layers"]), f"{row['predicted_ms']:.3f}", f"{row['share']:.1%}")
+        table.add_row(row["kind"], str(row["layers"]), f"{row['predicted_ms']:.3f}", share(row["share"]))
     terminal.out.print(table)
     threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
     terminal.out.print(
         f"\n{report['predicted_ms']:.2f} ms predicted, [bold]{report['measured_ms']:.2f} ms measured[/] (median of"
         f" {report['runs']} runs of 1 image, {report['weights']} weights, {threads}): {difference(report['ratio'])}"
     )
-    others = report.get("other_processes") or 0.0
-    if others > DISTURBED and others + report["threads"] > (os.cpu_count() or 1):
-        terminal.out.print(
-            f"[yellow]note[/] other processes kept {others:.1f} processors busy meanwhile, which the threads needed: "
-            "do not"
-            " trust these times",
-            soft_wrap=True,
-        )
+    if disturbed(report):
+        terminal.disturbance(report["other_processes"])
 
 
 def difference(ratio: float) -> str:
-    """How far a prediction is from what was measured, in words."""
+    """Say how far a prediction is from what was measured."""
     off = f"{abs(ratio - 1):.0%} too {'low' if ratio < 1 else 'high'}"
     return (
         f"the prediction is {off}"

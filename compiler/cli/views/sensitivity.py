@@ -1,4 +1,4 @@
-"""Print sensitivity to pruning and to fewer bits."""
+"""Sensitivity as tables: points lost against widths, or against bits."""
 
 from __future__ import annotations
 
@@ -6,75 +6,62 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
-from svitc.cli.terminal import out, share_interval
+from svitc.cli.terminal import make_table, out
+from svitc.support.human import accuracy, points, share, share_interval
 
 
 def sensitivity(report: dict[str, Any], path: Path) -> None:
-    """Sensitivity curves: one line a group, one column a rate."""
-    sweep = report["sweep"]
-    original = sweep["original"]
-    out.print(
-        f"top-1 of the original on {sweep['images']:,} images: {original['accuracy']:.2%}"
-        f" (95% interval {share_interval(original['interval'])})"
-    )
-    table = Table(
-        title="points lost, and share of all bytes saved, when one group alone is pruned",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("group", overflow="fold")
-    table.add_column("size", justify="right")
-    for rate in report["rates"]:
-        table.add_column(f"{rate:.1%}".replace(".0%", "%"), justify="right")
+    """Print sensitivity curves: one line a group, one column a rate."""
+    out.print(original_accuracy(report["sweep"]))
+    rates = [share(rate).replace(".0%", "%") for rate in report["rates"]]
+    title = "points lost, and share of all bytes saved, when one group alone is pruned"
+    table = make_table("group", "size", *rates, fold={"group"}, title=title)
     for group in report["groups"]:
         size = f"{group['heads']} x {group['size']}" if group["heads"] > 1 else str(group["size"])
         cells = []
         for rate in report["rates"]:  # a width is a whole number, so that somewhat more may have been cut
             step = next((s for s in group["steps"] if s["rate"] >= rate - 1e-9), None)
-            cells.append("" if step is None else f"{100 * step['drop']:.1f} [dim]{step['saved']:.1%}[/]")
+            cells.append("" if step is None else lost_and_saved(step))
         table.add_row(escape(group["group"]), size, *cells)
     out.print(table)
-    half = (
-        max((s["drop_interval"][1] - s["drop_interval"][0] for g in report["groups"] for s in g["steps"]), default=0)
-        / 2
-    )
+    intervals = [step["drop_interval"] for group in report["groups"] for step in group["steps"]]
+    half = max((high - low for low, high in intervals), default=0) / 2
     out.print(
-        f"95% intervals of the losses are at most {100 * half:.1f} points wide on either side; all of them are in "
+        f"95% intervals of the losses are at most {points(half)} points wide on either side; all of them are in "
         f"{escape(str(path))}"
     )
 
 
 def precision(report: dict[str, Any], path: Path) -> None:
-    """Accuracy against bits: one line a layer or kind, one column a level."""
-    sweep, at8 = report["sweep"], report["all_at_8"]
-    original = sweep["original"]
-    out.print(
-        f"top-1 of the original on {sweep['images']:,} images: {original['accuracy']:.2%}"
-        f" (95% interval {share_interval(original['interval'])}); all layers at 8 bits: {100 * at8['drop']:.1f} "
-        "points lost"
-    )
-    table = Table(
-        title="points lost, and share of the int8 bytes saved, when one layer or kind alone has fewer than 8 bits",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind")
-    table.add_column("bytes", justify="right")
+    """Print accuracy against bits: one line a layer or kind, one column a level."""
+    at_8 = points(report["all_at_8"]["drop"])
+    out.print(f"{original_accuracy(report['sweep'])}; all layers at 8 bits: {at_8} points lost")
     levels = sorted(
         {step["bits"] for row in (*report["layers"], *report["kinds"]) for step in row["steps"]}, reverse=True
     )
-    for bits in levels:
-        table.add_column(f"{bits} bits", justify="right")
+    title = "points lost, and share of the int8 bytes saved, when one layer or kind alone has fewer than 8 bits"
+    columns = ("layer", "kind", "bytes", *(f"{bits} bits" for bits in levels))
+    table = make_table(*columns, left={"kind"}, fold={"layer"}, title=title)
     for rows in (report["layers"], report["kinds"]):
         for row in rows:
-            found = {step["bits"]: f"{100 * step['drop']:.1f} [dim]{step['saved']:.1%}[/]" for step in row["steps"]}
+            cells = {step["bits"]: lost_and_saved(step) for step in row["steps"]}
             kind = row["kind"] or f"{row['layers']} layers"
-            table.add_row(escape(row["name"]), kind, f"{row['bytes_at_8']:,}", *(found.get(b, "") for b in levels))
+            table.add_row(escape(row["name"]), kind, f"{row['bytes_at_8']:,}", *(cells.get(b, "") for b in levels))
         table.add_section()
     out.print(table)
     out.print(f"all of it, with 95% intervals, is in {escape(str(path))}")
+
+
+def original_accuracy(sweep: dict[str, Any]) -> str:
+    """Say how accurate the original is, on so many images."""
+    original = sweep["original"]
+    return (
+        f"top-1 of the original on {sweep['images']:,} images: {accuracy(original['accuracy'])}"
+        f" (95% interval {share_interval(original['interval'])})"
+    )
+
+
+def lost_and_saved(step: dict[str, Any]) -> str:
+    """Return the cell of a measurement: points lost, and the share of bytes saved."""
+    return f"{points(step['drop'])} [dim]{share(step['saved'])}[/]"

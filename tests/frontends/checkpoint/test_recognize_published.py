@@ -198,7 +198,7 @@ def test_a_bare_checkpoint_is_loaded_and_captured_exactly(write, built, logits, 
 
 
 def test_qkformer_is_refused_for_its_own_mistake_unless_fixed(write, built, logits):
-    """A bare checkpoint is what the published code computes; --fix makes it what the paper means."""
+    """A bare checkpoint is what the published code computes; --rewrite-model makes it what the paper means."""
     model, shape = built("qkformer")
     path, options = write({"model": model.state_dict()}), {"input_shape": shape, "arch_args": {"num_heads": 2, "T": 3}}
     loaded = load_model(path, LoadOptions(**options))
@@ -207,7 +207,9 @@ def test_qkformer_is_refused_for_its_own_mistake_unless_fixed(write, built, logi
     assert not torch.equal(logits(loaded.model, x), logits(model, x)), "neighbours count"
     with pytest.raises(UnsupportedError, match="run together .*so that an image's result depends on its") as caught:
         load(path, **options)
-    assert "stage3.0.attn.proj_lif" in str(caught.value) and "--fix splits time from batch" in str(caught.value)
+    assert "stage3.0.attn.proj_lif" in str(caught.value) and "--rewrite-model splits time from batch" in str(
+        caught.value
+    )
     program = load(path, **options, rewrite_model=True)
     assert torch.equal(program(x), logits(model, x)) and program.info["fixed"] == ["stage3.0.attn.proj_lif"]
     assert any("run together in the model's code, are split" in note for note in program.info["assumptions"])
@@ -312,7 +314,7 @@ def test_time_and_batch_run_together_are_split_where_asked(write, repository, st
     path, options = write(state), {"arch": f"{repository}:mixed", "input_shape": (3, 4, 6)}
     with pytest.raises(UnsupportedError, match="an image's result depends on its neighbours") as caught:
         load(path, **options)
-    assert "--fix splits time from batch" in str(caught.value)
+    assert "--rewrite-model splits time from batch" in str(caught.value)
     program = load(path, **options, rewrite_model=True)
     model = load_model(path, LoadOptions(**options)).model
     assert check_capture(model, program) == 0.0

@@ -1,0 +1,40 @@
+"""The verdict of a verification."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from svitc.cli.terminal import out
+from svitc.support.human import share
+
+if TYPE_CHECKING:
+    from svitc.verification.verdict import Verdict
+
+
+def verdict_line(verify: dict[str, Any]) -> None:
+    """Print whether a file is the same network, and how sure that is."""
+    flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
+    silent = len(verify["silent_neurons"])
+    text = (
+        f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
+        f" top-1 agrees on {share(verify['top1_agreement'])}"
+    )
+    if verify["status"] == "passed":
+        out.print(f"[green]verified[/] {text}")
+    else:
+        out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
+    if silent:
+        out.print(
+            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them on "
+            "real ones"
+        )
+
+
+def differing_layers(verdict: Verdict) -> None:
+    """Print the layers that differ by more than rounding."""
+    for layer in verdict.layers.values():
+        if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
+            out.print(f"  {asdict(layer)}")
