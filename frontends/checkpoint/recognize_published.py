@@ -14,9 +14,9 @@ from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.checkpoint import weights
 from svitc.frontends.checkpoint.reader import Contents
 from svitc.frontends.checkpoint.recognize_spikingjelly import ALIKE, OWN_CODE, Recognized, recognize
-from svitc.frontends.checkpoint.spikingjelly_families import Shapes
 from svitc.frontends.published import FACTORIES, PUBLISHED, Layout, layout
 from svitc.frontends.published.registry import HOME
+from svitc.frontends.state_dict import Shapes
 
 # one of each layout, to compare names with
 EXAMPLES = (

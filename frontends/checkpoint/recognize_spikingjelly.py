@@ -17,8 +17,9 @@ import torch
 
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.checkpoint import spikingjelly_families
-from svitc.frontends.checkpoint.spikingjelly_families import PUBLISHED, Family, Shapes
-from svitc.frontends.checkpoint.weights import first, strip_prefixes
+from svitc.frontends.checkpoint.spikingjelly_families import PUBLISHED, Family
+from svitc.frontends.checkpoint.weights import first
+from svitc.frontends.state_dict import Shapes, divisors, strip_prefixes
 
 ALIKE = 0.8  # share of key patterns in common from which the family is taken as certain
 OWN_CODE = "Give the model's own code: --arch module:factory or path/to/file.py:factory, and --arch-args."
@@ -190,7 +191,7 @@ def _heads(family: Family, args: dict[str, Any]) -> tuple[int | list[int], str]:
         heads, why = near.heads, f"published {near.name}"
     else:
         widths = (width // 4, width // 2, width) if staged else (width,)
-        heads = min(spikingjelly_families.divisors(*widths), key=lambda n: abs(width / n - near.head_width))
+        heads = min(divisors(*widths), key=lambda n: abs(width / n - near.head_width))
         why = f"heads {width // heads} wide, nearest to the {near.head_width} of the published {near.name}"
     if family.name == "SpikeDrivenTransformer":
         why += "; any number computes the same"

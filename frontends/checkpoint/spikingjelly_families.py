@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,9 +13,9 @@ from spikingjelly.activation_based import model as models
 from torch import nn
 
 from svitc.frontends.checkpoint import neuron_json
+from svitc.frontends.state_dict import Shapes, depth, ratio
 
 HOME = "spikingjelly.activation_based.model"
-Shapes = Mapping[str, tuple[int, ...]]
 
 # factory -> the submodule of HOME that defines it
 KNOWN = {
@@ -130,27 +130,6 @@ def family_of(model: nn.Module) -> Family:
     return next(f for f in FAMILIES if type(model).__name__ == f.name and f.stem in keys)
 
 
-def depth(shapes: Shapes, prefix: str) -> int:
-    """Number of blocks ``prefix.0``, ``prefix.1``, …"""
-    found = [int(m[1]) for m in (re.match(rf"{prefix}\.(\d+)\.", key) for key in shapes) if m]
-    return max(found, default=-1) + 1
-
-
-def ratio(pairs: list[tuple[int, int]]) -> float:
-    """The roundest ``r`` with ``int(width * r) == hidden`` for all (width, hidden).
-
-    Raises:
-        KeyError: there is none.
-    """
-    for digits in range(1, 17):
-        for width, hidden in pairs:
-            # rounding the middle of the interval, too: its lower end may round out of it
-            for value in (round(hidden / width, digits), round((hidden + 0.5) / width, digits)):
-                if all(int(w * value) == h for w, h in pairs):
-                    return value
-    raise KeyError("mlp_ratio")
-
-
 def _ends(shapes: Shapes, stem: str) -> dict[str, Any]:
     """What the first and the last layer tell."""
     classes, width = shapes["head.weight"]
@@ -222,8 +201,3 @@ FAMILIES = (
         _maxformer_cifar,
     ),
 )
-
-
-def divisors(*widths: int) -> Iterator[int]:
-    """Numbers that divide every width."""
-    return (n for n in range(1, min(widths) + 1) if all(width % n == 0 for width in widths))

@@ -12,19 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from svitc.errors import InputError
 
-# what wrappers put before every name: nn.DataParallel and its kin, torch.compile, Lightning modules
-PREFIXES = ("module.", "_orig_mod.", "model.")
 COUNTER = "num_batches_tracked"  # only training reads it, and old files do not have it
 SHOWN = 3
 State = Mapping[str, torch.Tensor]
-
-
-def strip_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without the prefixes that wrappers put before all of its names."""
-    result = dict(state)
-    while found := next((p for p in PREFIXES if result and all(key.startswith(p) for key in result)), None):
-        result = {key.removeprefix(found): value for key, value in result.items()}
-    return result
 
 
 def check_tensors(state: Mapping[str, Any], source: str) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 from torch import nn
 
 from svitc.errors import InputError
-from svitc.frontends.checkpoint.spikingjelly_families import divisors
-from svitc.frontends.checkpoint.weights import strip_prefixes
 from svitc.frontends.published.registry import EVENTS, FACTORIES, HOME, PUBLISHED, Published
 from svitc.frontends.published.shape_readers import read
+from svitc.frontends.state_dict import divisors, strip_prefixes
 
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema")

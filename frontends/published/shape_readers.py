@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from svitc.frontends.checkpoint.spikingjelly_families import Shapes, depth, ratio
+from svitc.frontends.state_dict import Shapes, depth, ratio
 
 Read = Callable[[Shapes], tuple[str, dict[str, Any]]]
 

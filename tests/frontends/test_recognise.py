@@ -13,7 +13,8 @@ from torch import nn
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.checkpoint.load import LoadOptions, load_model
 from svitc.frontends.checkpoint.recognize_spikingjelly import recognize
-from svitc.frontends.checkpoint.spikingjelly_families import KNOWN, ratio
+from svitc.frontends.checkpoint.spikingjelly_families import KNOWN
+from svitc.frontends.state_dict import ratio
 
 
 def divisors(number: int) -> list[int]:
