@@ -66,7 +66,7 @@ def test_bits_are_written_and_read(tmp_path):
     mask = np.array([[True, False], [True, True]])
     plan = Plan({"g": mask}, {"policy": "x"}, {"a": 8, "b": 4, "c": 2})
     found = again(plan)
-    assert found.bits == plan.bits and found.made_by == plan.made_by and np.array_equal(found.keep["g"], mask)
+    assert found.bits == plan.bits and found.provenance == plan.provenance and np.array_equal(found.keep["g"], mask)
     assert found.to_json() == plan.to_json() and plan.to_json()["bits"] == {"a": 8, "b": 4, "c": 2}
     assert "bits" not in Plan({"g": mask}).to_json() and again(Plan({"g": mask})).bits == {}
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
@@ -123,7 +123,7 @@ def test_weights_of_one_type_without_images(weights, bits):
     done = compiled(weights)
     narrow = {layer for layer, why in layers().items() if not why}
     assert done.plan.bits == dict.fromkeys(narrow, bits) and len(narrow) == len(layers()) - 2
-    assert done.plan.made_by["weights"] == weights and done.plan.made_by["rounding"] == "nearest"
+    assert done.plan.provenance["weights"] == weights and done.plan.provenance["rounding"] == "nearest"
     found = done.report["weights"]
     assert found["type"] == "mixed" and {k: v["bits"] for k, v in found["layers"].items()} == {
         layer: bits if layer in narrow else 8 for layer in layers()
@@ -142,7 +142,7 @@ def test_weights_of_one_type_without_images(weights, bits):
 def test_fewer_bits_take_fewer_bytes():
     ratios = [compiled(weights).report["memory"]["ratio"] for weights in ("int2", "int4", "int8")]
     assert ratios == sorted(ratios) and ratios[0] < 0.7 * ratios[1] < 0.5 * ratios[2]
-    assert compiled("int8").plan.bits == {} and "rounding" not in compiled("int8").plan.made_by
+    assert compiled("int8").plan.bits == {} and "rounding" not in compiled("int8").plan.provenance
     assert compiled("int8").report["weights"]["type"] == "int8"
 
 
@@ -187,8 +187,8 @@ def test_a_plan_of_mixed_bits():
 
 def test_a_plan_made_with_images_is_replayed_with_them(data):
     done = svitc.compile(program(), policy=make("uniform"), weights="int2", data=data, images=1, **FEW)
-    assert done.plan.made_by["refit"] == "none", "only rounding looks at them"
-    assert done.plan.made_by["rounding"] == "calibrated" and done.verdict.passed
+    assert done.plan.provenance["refit"] == "none", "only rounding looks at them"
+    assert done.plan.provenance["rounding"] == "calibrated" and done.verdict.passed
     assert not any("nearest numbers" in each for each in done.report["decisions"])
     assert done.onnx != compiled("int2").onnx
     replayed = svitc.compile(program(), plan=again(done.plan), data=data, images=1, **FEW)
@@ -287,7 +287,7 @@ def test_a_replayed_plan_keeps_its_bits_and_stays_as_it_is():
     with pytest.raises(UsageError, match="the plan gives each layer its bits"):
         svitc.compile(program, plan=made, weights="int8")
     again = svitc.compile(program, plan=made, weights="int4", images=1)
-    assert json.dumps(made.to_json()) == before and again.plan.made_by["weights"] == "int4"
+    assert json.dumps(made.to_json()) == before and again.plan.provenance["weights"] == "int4"
 
 
 @pytest.mark.parametrize("bits", [[], 0, "", False])

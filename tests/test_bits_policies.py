@@ -120,7 +120,7 @@ def test_qsvit_steps():
     assert {frozenset([layer]) for layer in space.layers} <= units
     for kind in set(space.kinds.values()):
         assert frozenset(n for n in space.layers if space.kinds[n] == kind) in units
-    base = plan.made_by["base"]
+    base = plan.provenance["base"]
     assert base["query"] == 2 and base["mlp"] == 4, "2 bits in both fc2 lose 8 points, 4 bits lose 2"
     guided = [bits for bits, stage in formula.asked if "layer by layer" in stage]
     assert guided and formula.drop(plan.bits) <= 0.021
@@ -136,8 +136,8 @@ def test_qsvit_raises_kinds_that_are_too_much_together():
     asked = problem(formula, 0.021)
     asked.bits = {k: v for k, v in asked.bits.items() if ".attn." in k and "blocks.0" in k}
     plan = make("qsvit").plan(asked)
-    assert plan.made_by["base"].keys() == {"query", "key", "value", "projection"}
-    assert sorted(plan.made_by["base"].values()) == [2, 8, 8, 8]
+    assert plan.provenance["base"].keys() == {"query", "key", "value", "projection"}
+    assert sorted(plan.provenance["base"].values()) == [2, 8, 8, 8]
     assert formula.drop(plan.bits) <= 0.021
 
 
@@ -182,8 +182,8 @@ def test_the_gate_saves_measurements_and_loses_nothing(weak, times):
     without = make("aq-greedy", gate=False).plan(problem(plain, 0.015))
     assert ours.cost(bits=with_gate.bits) <= ours.cost(bits=without.bits)
     assert plain.glanced == plain.drifted == 0
-    search = with_gate.made_by["search"]
-    assert search["full_evaluations"] * times <= without.made_by["search"]["full_evaluations"]
+    search = with_gate.provenance["search"]
+    assert search["full_evaluations"] * times <= without.provenance["search"]["full_evaluations"]
     assert search["full_evaluations"] == len({tuple(b.values()) for b, stage in gated.asked if "the plan" not in stage})
 
 
@@ -213,7 +213,7 @@ def test_beam_is_no_worse_than_greedy():
     asked = problem(Formula(drop), 0.004)
     greedy, beam = make("aq-greedy").plan(asked), make("aq-beam").plan(problem(Formula(drop), 0.004))
     assert drop(beam.bits) <= 0.004 + 0.5 / IMAGES and asked.cost(bits=beam.bits) <= asked.cost(bits=greedy.bits)
-    assert beam.made_by["width"] == 3
+    assert beam.provenance["width"] == 3
 
 
 # ---------------------------------------------------------------- all

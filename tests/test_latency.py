@@ -108,7 +108,7 @@ def search(text, ratio, make=None, original=20.0, **more):
         parse_budget(text),
         WHOLE,
         make or plan,
-        lambda plan: str(plan.made_by["limit"]).encode(),
+        lambda plan: str(plan.provenance["limit"]).encode(),
         lambda: timer,
         said.append,
         **more,
@@ -119,7 +119,7 @@ def search(text, ratio, make=None, original=20.0, **more):
 def test_the_largest_that_is_fast_enough():
     (plan, report), asked, said = search("latency=0.6", lambda share: share)
     assert asked == [50000, 75000, 62500, 56250, 59375, 60937], "halving, six times"
-    assert plan.made_by["limit"] == 59375 == report["parameters"]
+    assert plan.provenance["limit"] == 59375 == report["parameters"]
     assert (report["ratio"], report["original_ms"], report["compiled_ms"]) == (0.5938, 20.0, 11.875)
     assert (report["pairs"], report["threads"], report["limit_share"], report["limit_ms"]) == (10, 2, 0.6, None)
     assert [each["limit"] for each in report["candidates"]] == asked and json.dumps(report)
@@ -129,16 +129,16 @@ def test_the_largest_that_is_fast_enough():
 def test_milliseconds():
     (plan, _), asked, _ = search("latency=10ms", lambda share: share)
     assert asked[0] == WHOLE, "which may be fast enough as it is"
-    assert 46_000 < plan.made_by["limit"] <= 50_000
+    assert 46_000 < plan.provenance["limit"] <= 50_000
     (plan, report), asked, _ = search("latency=25ms", lambda share: share)
-    assert asked == [WHOLE] == [plan.made_by["limit"]] and report["limit_ms"] == 25.0
+    assert asked == [WHOLE] == [plan.provenance["limit"]] and report["limit_ms"] == 25.0
     (plan, _), asked, _ = search("latency=1", lambda share: share)
     assert asked == [WHOLE], "nothing has to go"
 
 
 def test_a_cost_that_no_cut_removes():
     (plan, report), _, _ = search("latency=0.6", lambda share: 0.5 + share / 2)
-    assert plan.made_by["limit"] == 18750 and report["ratio"] <= 0.6
+    assert plan.provenance["limit"] == 18750 and report["ratio"] <= 0.6
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -147,8 +147,8 @@ def test_a_timer_with_noise(seed):
     (plan, report), asked, _ = search("latency=0.6", lambda share: share * random.normal(1, 0.05))
     assert report["ratio"] <= 0.6, "what was chosen was measured to be fast enough, whatever the others were"
     met = [each["limit"] for each in report["candidates"] if each["ratio"] <= 0.6]
-    assert plan.made_by["limit"] == max(met) and len(asked) == 6
-    assert 0.45 * WHOLE < plan.made_by["limit"] < 0.75 * WHOLE
+    assert plan.provenance["limit"] == max(met) and len(asked) == 6
+    assert 0.45 * WHOLE < plan.provenance["limit"] < 0.75 * WHOLE
 
 
 def test_none_is_fast_enough():
@@ -168,7 +168,7 @@ def test_a_policy_that_cannot_cut_as_far():
         return Plan({}, {"limit": limit})
 
     (plan, _), _, said = search("latency=0.8", lambda share: share, make)
-    assert 75_000 <= plan.made_by["limit"] <= 80_000 and len(said) == 5, "the first was refused, and is not timed"
+    assert 75_000 <= plan.provenance["limit"] <= 80_000 and len(said) == 5, "the first was refused, and is not timed"
     with pytest.raises(BudgetError, match="no plan that was tried meets") as caught:
         search("latency=0.5", lambda share: share, make)
     assert "Smaller ones cannot be made" in str(caught.value.hint)
@@ -237,7 +237,7 @@ def test_compile_to_a_latency(digits, by_size, weights):
     assert 0.5 < budget["ratio"] <= 0.6 and done.verdict.passed
     assert done.report["parameters"]["compiled"] <= budget["parameters"]
     assert [s for s in said if "latency=0.6" in s] == [s for s in done.report["decisions"] if "latency=0.6" in s] != []
-    assert done.plan.made_by["budget"] == "latency=0.6"
+    assert done.plan.provenance["budget"] == "latency=0.6"
     again = svitc.compile(digits, plan=Plan.from_json(done.plan.to_json()), weights=weights, images=1)
     assert again.onnx == done.onnx, "a plan is replayed without timing anything"
 

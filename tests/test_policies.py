@@ -142,7 +142,7 @@ def test_psvit_steps(program):
     assert drops == sorted(drops) and all(d <= 0.12 for d in drops[:-1]) and drops[-1] > 0.12
     alone = [cut for cut, _, stage in fake.asked if stage.startswith("sensitivity")]
     assert all(len(cut) == 1 for cut in alone) and {name for cut in alone for name in cut} == set(groups)
-    base = plan.made_by["uniform_rate"]
+    base = plan.provenance["uniform_rate"]
     assert base == round(0.1 * (len(uniform) - 1), 9) > 0
     large = {g.name for g in prunable(program) if g.size >= 32}  # a small one has no width between two rates
     assert all(v > uniform[-2][name] for cut in alone for name, v in cut.items() if name in large)
@@ -236,7 +236,7 @@ def test_auto_steps(program):
     assert {name for cut, _, _ in fake.asked for name in cut} == {g.name for g in prunable(program)}
     assert set(fake.cuts(plan)) == {"blocks.0.mlp.fc1.0"}, "one group is enough, and costs next to nothing"
     assert 0.84 * problem.cost() < kept(problem, plan) <= problem.limit
-    assert plan.made_by["policy"] == "auto"
+    assert plan.provenance["policy"] == "auto"
     evaluations = len({str(cut) for cut, _, _ in fake.asked})
     assert any(f"{evaluations} evaluations, about {round(evaluations / 4)} s" in said for said in fake.said)
 
@@ -386,7 +386,7 @@ def test_a_criterion_in_ten_lines(monkeypatch):
     done = svitc.compile(svitc.load(DIGITS), 0.8, policy=make("uniform", criterion="first-go"), images=1)
     for mask in done.plan.keep.values():
         assert (np.sort(mask, axis=1) == mask).all() and not mask.all()
-    assert done.verdict.passed and done.plan.made_by["criterion"] == "first-go"
+    assert done.verdict.passed and done.plan.provenance["criterion"] == "first-go"
 
 
 # ---------------------------------------------------------------- real networks
@@ -410,7 +410,7 @@ def test_budgets_are_met_with_valid_masks(model, tmp_path):
         done = compiler.compile(budget)
         done.plan.validate(program)
         assert budget - 0.01 < done.report["memory"]["ratio"] <= budget and done.verdict.passed
-        assert done.plan.made_by["policy"] == name == done.report["policy"]["policy"]
+        assert done.plan.provenance["policy"] == name == done.report["policy"]["policy"]
         again = compiler.compile(budget)
         assert again.report["sweep"]["evaluations"] == done.report["sweep"]["evaluations"], "all from the store"
         assert again.onnx == done.onnx and again.plan.to_json() == done.plan.to_json()

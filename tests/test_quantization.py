@@ -165,7 +165,7 @@ def test_compile(digits, whole):
     assert 0.25 < memory["ratio"] < 0.3, "a byte for four, scales, biases and windows"
     weights = report["weights"]
     assert weights["type"] == "int8" and weights["exact_neurons"] == weights["neurons"] == 19
-    assert whole.plan.keep == {} and whole.plan.made_by["weights"] == "int8"
+    assert whole.plan.keep == {} and whole.plan.provenance["weights"] == "int8"
     onnx.checker.check_model(onnx.load_from_string(whole.onnx), full_check=True)
     assert report == json.loads(json.dumps(report))
 

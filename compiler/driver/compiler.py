@@ -135,7 +135,7 @@ class Compiler:
             BudgetError: no plan meets the budget, or none within ``max_drop``.
             InputError: the plan does not fit the program.
         """
-        clock, options, made_by = self.clock, self.options, plan.made_by if plan is not None else None
+        clock, options, made_by = self.clock, self.options, plan.provenance if plan is not None else None
         how = (
             self._how
             if made_by is None
@@ -159,13 +159,13 @@ class Compiler:
         timing: dict[str, Any] = {}
         if wanted is not None and of == "latency" and plan is None:
             plan, timing = self._fast_enough(wanted, decisions)
-        chosen = replace(plan, made_by=dict(plan.made_by)) if plan else self._plan(limit, of, decisions)
-        chosen.made_by.setdefault("reparam", how.reparam)
-        chosen.made_by.setdefault("clean", how.clean)
+        chosen = replace(plan, provenance=dict(plan.provenance)) if plan else self._plan(limit, of, decisions)
+        chosen.provenance.setdefault("reparam", how.reparam)
+        chosen.provenance.setdefault("clean", how.clean)
         if wanted is not None:
-            chosen.made_by["budget"] = wanted.text
+            chosen.provenance["budget"] = wanted.text
         self._complete(chosen, how, decisions, replayed=made_by is not None)
-        refit = str(chosen.made_by.get("refit", "none"))
+        refit = str(chosen.provenance.get("refit", "none"))
         with clock.stage("prune" if refit == "none" else "refit"):
             pruned = self._build(program, chosen, refit, how)
         if "sweep" in self.__dict__:
@@ -225,10 +225,10 @@ class Compiler:
         chosen.validate(self._program(how)[0])
         types.check(chosen.bits)
         chosen.bits = chosen.bits or types.same
-        chosen.made_by.setdefault("weights", self.weights)
+        chosen.provenance.setdefault("weights", self.weights)
         if not replayed and chosen.bits:
-            chosen.made_by["rounding"] = "calibrated" if isinstance(self.choosing, Dataset) else "nearest"
-        if chosen.bits and chosen.made_by.get("rounding") == "nearest":
+            chosen.provenance["rounding"] = "calibrated" if isinstance(self.choosing, Dataset) else "nearest"
+        if chosen.bits and chosen.provenance.get("rounding") == "nearest":
             self._sayer(decisions)(
                 "weights go to the nearest numbers; with --data rounding looks at images, and loses less"
             )
@@ -290,13 +290,13 @@ class Compiler:
             problem = self.problem(None if limit is None else limit - slack, of, say, self.weights)
             with self.clock.stage("plan"):
                 chosen: Plan = self.policy.plan(problem)
-                chosen.made_by.setdefault("refit", getattr(self.policy, "refit", "none"))
+                chosen.provenance.setdefault("refit", getattr(self.policy, "refit", "none"))
             if limit is None or of != "bytes":
                 return chosen
             with self.clock.stage("prune"):
                 self._complete(chosen, self._how, decisions, replayed=False)
                 # scales that lie far apart are stored wider, so a quantized network is built as it will be
-                refit = str(chosen.made_by["refit"]) if self.weights != "fp32" else "none"
+                refit = str(chosen.provenance["refit"]) if self.weights != "fp32" else "none"
                 pruned = self._build(problem.program, chosen, refit, self._how)
                 stored = backend.weight_bytes(self._export(self._weights(pruned, chosen)[0]))
             if stored <= limit:
@@ -337,7 +337,7 @@ class Compiler:
     def _build(self, program: Program, plan: Plan, refit: str, how: PreparationOptions) -> Program:
         """Pruned, refitted and rounded; the last one is kept, since a plan's size is measured on what will be written."""
         if self._built is None or self._built[0] is not plan or self._built[1] != refit:
-            if refit != "none" or (plan.bits and plan.made_by.get("rounding") == "calibrated"):
+            if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
                 sweep = self.sweep if how == self._how else self._sweep(how)
                 self._built = plan, refit, sweep.build(plan, refit)
             else:

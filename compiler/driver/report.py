@@ -42,7 +42,7 @@ def make_report(
             "of": wanted.of if wanted else None,
             "limit": limit,
         },
-        "policy": plan.made_by,
+        "policy": plan.provenance,
         "memory": {"original_bytes": original, "compiled_bytes": stored, "ratio": stored / original},
         "parameters": {
             "original": before,

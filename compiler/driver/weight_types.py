@@ -41,7 +41,7 @@ def resolve_weight_type(asked: str | None, policy: Any, plan: Plan | None, share
         UsageError: a plan or policy that chooses bits and weights of one type, or the other way round.
     """
     if plan is not None and plan.bits:
-        if asked not in (None, "mixed", plan.made_by.get("weights")):
+        if asked not in (None, "mixed", plan.provenance.get("weights")):
             raise UsageError("the plan gives each layer its bits", hint=f"Leave --weights {asked} out.")
         return "mixed"
     if plan is not None:

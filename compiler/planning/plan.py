@@ -26,12 +26,12 @@ class Plan:
 
     Attributes:
         keep: group name -> boolean mask ``[heads, d]``; a group that is not named stays whole.
-        made_by: policy, criterion, budget, seed: how the plan came about. JSON values only.
+        provenance: policy, criterion, budget, seed: how the plan came about. JSON values only.
         bits: layer -> 8, 4 or 2; empty where weights are stored as they are.
     """
 
     keep: dict[str, np.ndarray]
-    made_by: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
 
     def validate(self, program: Program) -> dict[str, np.ndarray]:
@@ -90,7 +90,7 @@ class Plan:
             }
             for name, mask in self.keep.items()
         }
-        found = {"format": FORMAT, "made_by": self.made_by, "groups": groups}
+        found = {"format": FORMAT, "made_by": self.provenance, "groups": groups}
         return found | {"bits": self.bits} if self.bits else found
 
     @classmethod

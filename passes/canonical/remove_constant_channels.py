@@ -69,8 +69,8 @@ def remove_constant_channels(program: Program) -> tuple[Program, dict[str, Any]]
     record["groups"] = {name: each for name, each in groups.items() if any(v for k, v in each.items() if k != "size")}
     for what in ("removed", "folded"):
         record[what] = sum(each[what] for each in groups.values())
-    made_by = {"pass": "remove_constant_channels"}
-    record["plan"] = Plan({name: mask for name, mask in masks.items() if not mask.all()}, made_by).to_json()
+    provenance = {"pass": "remove_constant_channels"}
+    record["plan"] = Plan({name: mask for name, mask in masks.items() if not mask.all()}, provenance).to_json()
     record["seconds"] = round(time.perf_counter() - start, 3)
     log.info("remove silent: %d channels, %d of them into biases", record["removed"], record["folded"])
     return current, record

@@ -71,7 +71,7 @@ class Auto(Settings):
         else:
             index = within()
         plan = space.plan(index)
-        plan.made_by = {"policy": "auto", **self.to_json()}
+        plan.provenance = {"policy": "auto", **self.to_json()}
         return plan
 
     def at(

@@ -82,7 +82,7 @@ class PrimeSVT(Settings):
         if problem.limit is not None:
             space.fill(problem.cost, index, limit, list(reversed(order)))
         plan = space.plan(index)
-        plan.made_by = {"policy": "primesvt", "tolerance": tolerance, **self.to_json()}
+        plan.provenance = {"policy": "primesvt", "tolerance": tolerance, **self.to_json()}
         return plan
 
     def _robust(self, problem: Problem, space: Space, order: list[int], tolerance: float) -> list[int]:

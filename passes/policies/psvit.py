@@ -102,5 +102,5 @@ class PSViT(Settings):
         elif problem.max_drop is not None:
             index = last(problem, space, steps, self.refit, "psvit")
         plan = space.plan(index)
-        plan.made_by = {"policy": "psvit", "uniform_rate": rate, "tolerance": tolerance, **self.to_json()}
+        plan.provenance = {"policy": "psvit", "uniform_rate": rate, "tolerance": tolerance, **self.to_json()}
         return plan

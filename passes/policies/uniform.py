@@ -37,7 +37,7 @@ class Uniform(Settings):
             index = uniform_index(space, problem)
             require(problem, space, index, within, self.refit, "uniform")
         plan = space.plan(index)
-        plan.made_by = {"policy": "uniform", **self.to_json()}
+        plan.provenance = {"policy": "uniform", **self.to_json()}
         return plan
 
 

@@ -300,7 +300,7 @@ def test_compiling_with_and_without(tmp_path):
         assert merged == ({"wide.body.3": True, "rep.body.2.1": False} if how == "auto" else {})
         assert each.verdict.passed and memory["ratio"] <= budget
         assert memory["original_bytes"] == done["off", 1.0].report["memory"]["compiled_bytes"]
-        assert each.plan.made_by["reparam"] == how
+        assert each.plan.provenance["reparam"] == how
         assert ("wide.body.0" in {g["name"] for g in each.report["groups"]}) == (how == "off")
     assert memory["original_bytes"] - done["auto", 1.0].report["memory"]["compiled_bytes"] == saved
     assert done["auto", 0.5].report["memory"]["ratio"] > 0.49 and done["auto", 1.0].plan.keep == {}

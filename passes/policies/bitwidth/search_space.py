@@ -115,7 +115,7 @@ class BitSpace:
             )
         problem.say(f"{name}: {reached / whole:.1%} of the int8 bytes, {100 * found.drop:.1f} points lost")
         plan = self.plan(bits)
-        plan.made_by = {"policy": name, "tolerance": self.tolerance, **about, **self.settings.to_json()}
+        plan.provenance = {"policy": name, "tolerance": self.tolerance, **about, **self.settings.to_json()}
         return plan
 
 
