@@ -26,7 +26,7 @@ from svitc.data.sources import Opened
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
-from svitc.support.user_code import importable, load, raised_at, search_path
+from svitc.support.user_code import import_file, importable, raised_at, search_path
 
 FORM = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
 Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label
@@ -69,7 +69,7 @@ def _import(place: str) -> ModuleType:
     if file is not None and not file.is_file():
         raise UsageError(f"--data: there is no file {place}", hint=FORM)
     try:
-        return load(file) if file is not None else importlib.import_module(place)
+        return import_file(file) if file is not None else importlib.import_module(place)
     except SvitcError:
         raise
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Seconds by stage, and the progress of the stage that runs."""
+"""Timing of the stages of a command, with progress reports."""
 
 from __future__ import annotations
 
@@ -9,18 +9,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 log = logging.getLogger("svitc")
-Progress = Callable[[str, int, int | None], None]  # stage, done, of
+Progress = Callable[[str, int, int | None], None]  # stage, done, total
 
 
 @dataclass
 class Clock:
-    """Seconds by stage, and the progress of the stage that runs."""
+    """A clock that measures the stages of a command and reports their progress.
+
+    Attributes:
+        progress: called as ``(stage, done, total)``; ``total`` is None where it is not known.
+        seconds: stage -> wall time in seconds, summed where a stage runs several times.
+    """
 
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def stage(self, name: str, of: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Time the body of a ``with`` statement as the stage ``name``.
+
+        Args:
+            of: the number of steps in the stage, where it is known.
+
+        Yields:
+            A function to call with the number of steps that are done.
+        """
         start = time.perf_counter()
 
         def step(done: int) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UnsupportedError
 from svitc.frontends.compat.shims import DROPPED, Registry
 from svitc.frontends.compat.stand_ins import Finder, StandIn
-from svitc.support.user_code import INSTALLED, load, raised_at, search_path
+from svitc.support.user_code import INSTALLED, import_file, raised_at, search_path
 
 KEPT = ("__main__", "svitc")
 
@@ -78,7 +78,7 @@ def _imported(path: Path, blame: type[SvitcError]) -> tuple[ModuleType, Registry
         raise blame(f"there is no file {path}")
     with compatible(path) as registry:
         try:
-            return load(path), registry
+            return import_file(path), registry
         except UnsupportedError as error:
             error.where = error.where or raised_at(error, path)
             raise
