@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from itertools import repeat
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import base, layer, neuron
@@ -53,7 +54,7 @@ def multi_step(kind: type[nn.Module], name: str) -> type[nn.Module]:
     def init(self: nn.Module, *args: object, **kwargs: object) -> None:
         kind.__init__(self, **arguments(args, kwargs))
 
-    multi_step_class = _MultiStepMeta(name, (kind,), {"__new__": new, "__init__": init, "kind": kind})
+    multi_step_class: Any = _MultiStepMeta(name, (kind,), {"__new__": new, "__init__": init, "kind": kind})
     return multi_step_class
 
 
