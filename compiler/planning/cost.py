@@ -1,4 +1,4 @@
-"""The cost of a program as a linear function of what its groups keep: parameters, or bytes in ONNX."""
+"""Cost of a plan, in bytes of the exported file or in parameters, computed without building the pruned model."""
 
 from __future__ import annotations
 
@@ -14,45 +14,50 @@ from svitc.ir.program import Program
 
 @dataclass
 class Cost:
-    """An amount as a sum of products of axis sizes, so that any plan's amount is known at once.
+    """A sum of products of axis sizes, which gives the cost of any plan at once.
 
     Attributes:
-        constant: what no plan changes.
-        terms: (bytes or parameters for each element, leaf axes whose sizes multiply, the layer whose weights they
-            are where these may have fewer bits).
-        bits: of layers whose weights have fewer bits in every plan that does not say otherwise.
+        constant: the part that no plan changes.
+        terms: one tuple for each parameter: bytes (or 1, for counting) per element, the leaf axes whose sizes
+            multiply to the number of elements, and the layer, empty unless its weights may have fewer bits.
+        bits: layer -> bits of a weight, unless the plan sets them.
     """
 
     constant: int = 0
     terms: list[tuple[int, tuple[Axis, ...], str]] = field(default_factory=list)
     bits: dict[str, int] = field(default_factory=dict)
 
-    def add(self, each: int, dims: Dims, layer: str = "") -> None:
-        self.terms.append((each, tuple(axis for dim in dims for axis in dim), layer))
+    def add(self, unit: int, dims: Dims, layer: str = "") -> None:
+        """Add a parameter: ``unit`` bytes (or 1) for each element of ``dims``."""
+        self.terms.append((unit, tuple(axis for dim in dims for axis in dim), layer))
 
     def __call__(self, sizes: Mapping[int, int] | None = None, bits: Mapping[str, int] | None = None) -> int:
-        """The amount where the axes with these ids have these sizes and all others their own.
+        """Return the cost of a plan.
 
         Args:
-            bits: of layers whose weights have fewer than 8; what they fill of a last byte counts as a whole one.
+            sizes: id of an axis -> its size after pruning; other axes keep their size.
+            bits: layer -> bits of a weight, for layers with fewer than 8; a partly filled last byte counts as one.
         """
         sizes, narrow = sizes or {}, self.bits | dict(bits or {})
         total = self.constant
-        for each, leaves, layer in self.terms:
-            for axis in leaves:
-                each *= sizes.get(id(axis), axis.size)
-            total += -(-each * narrow[layer] // 8) if layer in narrow else each
+        for unit, leaves, layer in self.terms:
+            amount = unit * math.prod(sizes.get(id(axis), axis.size) for axis in leaves)
+            total += -(-amount * narrow[layer] // 8) if layer in narrow else amount
         return total
 
     def of(self, layer: str) -> int:
-        """The weights of one layer at its own size, in 8 bits."""
-        return sum(each * math.prod(axis.size for axis in leaves) for each, leaves, name in self.terms if name == layer)
+        """Return the bytes of one layer's weights before pruning, in 8 bits."""
+        return sum(unit * math.prod(axis.size for axis in leaves) for unit, leaves, name in self.terms if name == layer)
 
 
 def parameter_cost(program: Program) -> Cost:
-    """Parameters of a program that trains, batch norms included."""
+    """Return the cost of plans in parameters, those of batch norms included.
+
+    Args:
+        program: the program before batch norms are folded.
+    """
     cost = Cost()
-    typed = 0
+    counted = 0
     seen: set[str] = set()
     named = dict(program.module.named_parameters())
     for node in program.graph.nodes:
@@ -61,18 +66,18 @@ def parameter_cost(program: Program) -> Cost:
             if path in named and path not in seen:
                 seen.add(path)
                 cost.add(1, dims)
-                typed += named[path].numel()
-    cost.constant = program.parameter_count() - typed  # a ParametricLIF's one weight, say
+                counted += named[path].numel()
+    cost.constant = program.parameter_count() - counted  # parameters without axes, such as a ParametricLIF's weight
     return cost
 
 
 def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
-    """Bytes of the exported file's weights, for any plan over ``program``.
+    """Return the cost of plans in bytes of the exported file's weights.
 
     Args:
-        program: the program that plans are for.
-        inference: the same program after the inference pipeline, perhaps quantized: its layers are what is stored.
-        exported: bytes measured on the export of ``inference``; what types do not explain is constant.
+        program: the program that plans are made for.
+        inference: the same program after the inference pipeline, perhaps quantized; its layers are those stored.
+        exported: bytes of weights in the exported file of ``inference``; those that no axis explains are constant.
     """
     origin = {str(node.target): program.parameters_of(node) for node in program.graph.nodes}
     cost = Cost()
@@ -82,11 +87,11 @@ def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
             continue
         seen.add(str(node.target))
         for name, dims in inference.parameters_of(node).items():
-            known = origin[str(node.target)]
+            before = origin[str(node.target)]
             value = attribute_of(inference.module, f"{node.target}.{name}" if name else str(node.target))
-            # folding gives a layer a bias that it did not have, quantizing a scale: one for each of its filters
+            # folding may add a bias to a layer, and quantizing adds a scale: one element for each output channel
             layer = str(node.target) if name == "weight" and value.element_size() == 1 else ""
-            cost.add(value.element_size(), known[name] if name in known else (known["weight"][0],), layer)
-            assert axes.shape(dims) == axes.shape(known.get(name, known["weight"][:1]))
+            cost.add(value.element_size(), before[name] if name in before else (before["weight"][0],), layer)
+            assert axes.shape(dims) == axes.shape(before.get(name, before["weight"][:1]))
     cost.constant = exported - cost()
     return cost

@@ -1,4 +1,7 @@
-"""The plan: which elements of every group stay, and in how many bits. JSON, replayable, checked against its program."""
+"""Plans: which elements of every channel group stay, and how many bits the weights of every layer have.
+
+A plan is stored as JSON and can be applied again; it is checked against the program that it is applied to.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,38 +18,39 @@ from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS
+from svitc.support.types import JsonDict
 
 FORMAT = "svitc-plan-1"
 
 
 @dataclass
 class Plan:
-    """What stays.
+    """What a compressed model keeps.
 
     Attributes:
-        keep: group name -> boolean mask ``[heads, d]``; a group that is not named stays whole.
-        provenance: policy, criterion, budget, seed: how the plan came about. JSON values only.
+        keep: group name -> boolean mask ``[heads, d]``; groups without a mask keep all their channels.
+        provenance: how the plan came about: policy, criterion, budget, seed. JSON values.
         bits: layer -> 8, 4 or 2; empty where weights are stored as they are.
     """
 
     keep: dict[str, np.ndarray]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: JsonDict = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
 
     def validate(self, program: Program) -> dict[str, np.ndarray]:
-        """The masks, complete for every group of ``program``.
+        """Check the plan against a program, and return a mask for every group of the program.
 
         Raises:
-            InputError: an unknown layer, an unknown or frozen group, a mask of another size, an empty one, heads that
-                keep different numbers of dimensions, or that must go as a whole and do not, or heads dropped in
-                one group and kept in its partner.
+            InputError: the plan names an unknown layer or group, prunes a frozen group, has a mask that is empty or of
+                the wrong size, keeps different numbers of dimensions in the heads of a group, prunes inside heads that
+                can only be removed whole, or drops a head in one group and keeps it in another that shares the heads.
         """
         groups = {group.name: group for group in program.groups}
         for name in self.keep:
-            _known(name, groups, f"the plan names group {name}, which this model does not have")
+            _check_name(name, groups, f"the plan names group {name}, which this model does not have")
         layers = {str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))}
         for name in self.bits:
-            _known(name, layers, f"the plan gives bits to {name}, which is no layer of this model")
+            _check_name(name, layers, f"the plan gives bits to {name}, which is no layer of this model")
         masks = {name: self._mask(group) for name, group in groups.items()}
         for sharing in head_axes(program.groups).values():
             first = masks[sharing[0].name].any(axis=1)
@@ -57,6 +60,7 @@ class Plan:
         return masks
 
     def _mask(self, group: ChannelGroup) -> np.ndarray:
+        """Return the checked mask of one group, ``[heads, d]``."""
         full = np.ones((group.heads, group.axis.size), dtype=bool)
         mask = self.keep.get(group.name)
         if mask is None:
@@ -82,7 +86,8 @@ class Plan:
             raise InputError(f"the heads of {group.name} must keep the same dimensions, since they are mixed")
         return mask
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """Return the plan as a JSON object."""
         groups = {
             name: {
                 "heads": int(mask.shape[0]),
@@ -91,12 +96,16 @@ class Plan:
             }
             for name, mask in self.keep.items()
         }
-        found = {"format": FORMAT, "made_by": self.provenance, "groups": groups}
-        return found | {"bits": self.bits} if self.bits else found
+        content = {"format": FORMAT, "made_by": self.provenance, "groups": groups}
+        return content | {"bits": self.bits} if self.bits else content
 
     @classmethod
-    def from_json(cls, data: Any) -> Plan:
-        """Raises InputError where ``data`` is not a plan."""
+    def from_json(cls, data: object) -> Plan:
+        """Read a plan from what ``json.loads`` returned.
+
+        Raises:
+            InputError: ``data`` is not a plan.
+        """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or not isinstance(data.get("groups"), Mapping):
             raise InputError("this is not a svitc plan", hint=f'A plan has "format": "{FORMAT}" and "groups".')
         keep = {}
@@ -111,7 +120,7 @@ class Plan:
                 raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
             keep[name] = mask
         bits = data.get("bits", {})
-        if not isinstance(bits, Mapping) or any(type(each) is not int or each not in BITS for each in bits.values()):
+        if not isinstance(bits, Mapping) or any(type(n) is not int or n not in BITS for n in bits.values()):
             raise InputError(
                 "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, BITS))}."
             )
@@ -119,7 +128,11 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan:
-        """Raises InputError where the file is not a plan."""
+        """Read a plan from a JSON file.
+
+        Raises:
+            InputError: the file cannot be read, or is not a plan.
+        """
         try:
             return cls.from_json(json.loads(path.read_text()))
         except OSError as error:
@@ -128,8 +141,8 @@ class Plan:
             raise InputError(f"the plan {path} is not JSON: {error}") from error
 
 
-def _known(name: str, names: Collection[str], problem: str) -> None:
-    """Raises InputError with the closest name where a name is not among those of the model."""
+def _check_name(name: str, names: Collection[str], problem: str) -> None:
+    """Raise InputError, with the closest name as a hint, where a name is not among those of the model."""
     if name not in names:
         close = get_close_matches(name, names, 1)
         raise InputError(problem, hint=f"The closest is {close[0]}." if close else "Is the plan for another model?")

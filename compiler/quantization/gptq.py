@@ -1,4 +1,4 @@
-"""Round weights one column after the other, each correcting the errors of those before (GPTQ, arXiv 2210.17323)."""
+"""Rounding of weights with error compensation: GPTQ."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ import torch
 
 from svitc.quantization.weight_grid import nearest, scales
 
-DAMPING = 0.01  # of the mean of the Hessian's diagonal
-
-
-BLOCK = 128  # columns that errors are passed on within at once
+DAMPING = 0.01  # added to the diagonal of the Hessian, as a fraction of its mean
+BLOCK = 128  # number of columns that are rounded before their errors are passed on to all columns after them
 
 
 def round_weights(weight: torch.Tensor, bits: int, hessian: torch.Tensor | None = None) -> torch.Tensor:
-    """Weights as a scale for each channel times whole numbers.
+    """Round weights to integers times one scale for each output channel.
 
-    With a Hessian the error of each column is made up for by the columns after it (Frantar et al., "GPTQ", ICLR 2023),
-    the most important ones first: with spikes as inputs it is how often two of them fire together.
+    With a Hessian, the columns after a rounded column make up for its error (E. Frantar et al., "GPTQ: Accurate
+    Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023). Columns with large diagonal
+    elements come first. Where the inputs are spikes, the Hessian says how often two inputs spike together.
 
     Args:
         weight: ``[out, in]``.
-        hessian: ``[in, in]``, second moments of the layer's inputs; nearest numbers without it.
+        bits: 8, 4 or 2.
+        hessian: ``[in, in]``, second moments of the layer's inputs, float64. Without it, or with 8 bits, every weight
+            goes to the nearest number.
 
     Returns:
-        of the weight's shape and type.
+        The rounded weights, with the shape and type of ``weight``.
     """
-    flat = weight.double()
+    exact = weight.double()
     if hessian is None or bits == 8 or not bool(hessian.diagonal().sum() > 0):
-        scale = scales(flat, bits)[:, None]
-        return (nearest(flat / scale, bits) * scale).to(weight.dtype)
-    return _compensated(flat, bits, hessian).to(weight.dtype)
+        scale = scales(exact, bits)[:, None]
+        return (nearest(exact / scale, bits) * scale).to(weight.dtype)
+    return _gptq(exact, bits, hessian).to(weight.dtype)
 
 
-def _compensated(weight: torch.Tensor, bits: int, hessian: torch.Tensor) -> torch.Tensor:
+def _gptq(weight: torch.Tensor, bits: int, hessian: torch.Tensor) -> torch.Tensor:
+    """Round weights ``[out, in]``, float64, column by column, with error compensation."""
     diagonal = hessian.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True)
     importance = diagonal + DAMPING * diagonal.mean()
@@ -40,17 +42,17 @@ def _compensated(weight: torch.Tensor, bits: int, hessian: torch.Tensor) -> torc
     damped = hessian[order][:, order].clone()
     damped.diagonal().add_(DAMPING * diagonal.mean())
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-    left = weight[:, order].clone()
-    rounded = torch.empty_like(left)
-    for start in range(0, left.shape[1], BLOCK):
-        end = min(start + BLOCK, left.shape[1])
-        errors = torch.zeros_like(left[:, start:end])
+    remaining = weight[:, order].clone()
+    rounded = torch.empty_like(remaining)
+    for start in range(0, remaining.shape[1], BLOCK):
+        end = min(start + BLOCK, remaining.shape[1])
+        errors = torch.zeros_like(remaining[:, start:end])
         for i in range(start, end):
-            rounded[:, i] = nearest(left[:, i] / scale, bits) * scale
-            error = (left[:, i] - rounded[:, i]) / upper[i, i]
-            left[:, i:end] -= error[:, None] * upper[i, i:end]
+            rounded[:, i] = nearest(remaining[:, i] / scale, bits) * scale
+            error = (remaining[:, i] - rounded[:, i]) / upper[i, i]
+            remaining[:, i:end] -= error[:, None] * upper[i, i:end]
             errors[:, i - start] = error
-        left[:, end:] -= errors @ upper[start:end, end:]
-    found = torch.empty_like(rounded)
-    found[:, order] = rounded
-    return found
+        remaining[:, end:] -= errors @ upper[start:end, end:]
+    result = torch.empty_like(rounded)
+    result[:, order] = rounded
+    return result

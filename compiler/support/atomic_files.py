@@ -1,4 +1,4 @@
-"""Outputs are written beside their place and renamed into it: all of a folder's files, or none."""
+"""Atomic writing: files are written to a temporary place and renamed, so that a folder gets all of them or none."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from svitc.errors import OutputError
 
 
 def writable(out: Path) -> None:
-    """Find out before the work, not after it, whether a folder can be written.
+    """Check that an output folder can be written, so that a long computation does not fail at its end.
+
+    Args:
+        out: the folder, which need not exist yet.
 
     Raises:
-        OutputError: with the reason.
+        OutputError: the path is a file, or there is no permission.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, not a folder", hint="Give another folder with -o.")
@@ -34,12 +37,19 @@ def _existing_parent(path: Path) -> Path:
 
 
 def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    """Write files into a folder; each appears whole, and none does unless all could be written.
+    """Write several files into a folder: all of them appear, each complete, or none does.
+
+    Args:
+        out: the folder, created if it does not exist.
+        contents: file name -> bytes.
+
+    Returns:
+        The paths of the files, in the order of ``contents``.
 
     Raises:
-        OutputError: the disk is full, or the folder is not writable; nothing is left behind.
+        OutputError: the disk is full, or the folder is not writable; no partial file is left behind.
     """
-    made = not out.exists()
+    is_new = not out.exists()
     staging: Path | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,13 +63,13 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
             os.replace(staging / name, out / name)
         return [out / name for name in contents]
     except OSError as error:
-        if made and out.is_dir():
+        if is_new and out.is_dir():
             shutil.rmtree(out, ignore_errors=True)
         raise OutputError(
-            f"cannot write to {out}: {error.strerror}", hint="Free space, or give another folder with -o."
+            f"cannot write to {out}: {error.strerror}", hint="Free some disk space, or give another folder with -o."
         ) from error
     except BaseException:
-        if made and out.is_dir():
+        if is_new and out.is_dir():
             shutil.rmtree(out, ignore_errors=True)
         raise
     finally:
@@ -78,18 +88,18 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_one(path: Path, data: bytes) -> None:
-    """Write one file beside its place and rename it into it.
+    """Write one file under a temporary name in its folder, and rename it when it is complete.
 
     Raises:
-        OutputError: it cannot be written; nothing is left behind.
+        OutputError: the file cannot be written; no partial file is left behind.
     """
-    beside = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
-        os.replace(beside, path)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"cannot write {path}: {error.strerror}", hint="Free space, or give another place."
+            f"cannot write {path}: {error.strerror}", hint="Free some disk space, or give another path."
         ) from error

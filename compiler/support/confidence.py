@@ -1,31 +1,47 @@
-"""How sure an accuracy is: intervals for a share of right answers, and for the difference between two networks."""
+"""Confidence intervals of an accuracy, and of the difference between the accuracies of two networks."""
 
 from __future__ import annotations
 
 import math
 
-Z95 = 1.959963984540054  # 95% of a normal distribution lies within this many deviations
+Z95 = 1.959963984540054  # 95% of a normal distribution lies within this many standard deviations
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """95% confidence interval of an accuracy (Wilson, 1927): stays within [0, 1], right also near its ends."""
+    """Return the 95% confidence interval of an accuracy.
+
+    The interval stays within [0, 1] and holds near both ends, where the normal approximation does not.
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    Args:
+        right: number of correctly classified images.
+        images: number of images; without any, the interval is [0, 1].
+
+    Returns:
+        The lower and the upper end, fractions of the images.
+    """
     if images == 0:
         return 0.0, 1.0
     share, z2 = right / images, Z95**2
-    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
+    center = (share + z2 / (2 * images)) / (1 + z2 / images)
     half = Z95 * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2)) / (1 + z2 / images)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def paired(lost: int, gained: int, images: int) -> tuple[float, float]:
-    """95% interval of the drop in accuracy between two networks on the same images.
+    """Return the 95% confidence interval of the drop in accuracy between two networks on the same images.
+
+    Only the images on which the networks differ are uncertain, so this interval is much narrower than the difference
+    of the two accuracies' separate intervals. Source: Wald's interval for paired proportions, with the correction of
+    A. Agresti and Y. Min, "Simple improved confidence intervals for comparing matched proportions", 2005.
 
     Args:
-        lost: images that only the first gets right.
-        gained: images that only the second gets right.
+        lost: number of images that only the first network classifies correctly.
+        gained: number of images that only the second network classifies correctly.
+        images: number of images in all.
 
-    Only images on which they differ carry any doubt, so that this is far narrower than the two accuracies'
-    own intervals (Wald's interval for paired shares with Agresti and Min's correction, 2005).
+    Returns:
+        The lower and the upper end of the drop, fractions of the images; negative where accuracy rises.
     """
     n, b, c = images + 2, lost + 0.5, gained + 0.5
     drop = (b - c) / n

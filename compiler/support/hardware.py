@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""Facts about this machine and this process: processors, memory and processor time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ DISTURBED_PROCESSORS = 0.1  # fewer that others keep busy do not change a measur
 
 
 def integer_dot_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
-    """Whether it multiplies and adds bytes in one instruction; None where that cannot be told."""
+    """Tell whether the processor multiplies and adds bytes in one instruction, which makes int8 matmuls fast.
+
+    Args:
+        cpuinfo: the file in which Linux describes the processor.
+
+    Returns:
+        None where there is no such file, or none that lists features.
+    """
     try:
         text = cpuinfo.read_text()
     except OSError:
@@ -26,33 +33,37 @@ def integer_dot_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
-    known: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(known(0)) if known is not None else os.cpu_count() or 1
+    """Return the number of processors that this process may use."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now."""
+    """Return the resident memory of this process, in bytes."""
     return _status("VmRSS") or peak()
 
 
 def peak() -> int:
-    """Most resident bytes of this process, since ``forget_peak`` where the system has that."""
-    known = _status("VmHWM")  # not ru_maxrss: it begins with the parent's
-    if known:
-        return known
+    """Return the largest resident memory of this process so far, in bytes.
+
+    On Linux it counts from the last ``forget_peak``.
+    """
+    high_water = _status("VmHWM")  # not ru_maxrss, which starts at the memory of the parent process
+    if high_water:
+        return high_water
     import resource  # noqa: PLC0415  (a module of Unix only)
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def forget_peak() -> None:
+    """Let ``peak`` count from now on; no effect outside Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(key: str) -> int:
-    """A line of Linux's status of this process in bytes, 0 where there is none."""
+    """Return an entry of ``/proc/self/status`` in bytes, or 0 where it does not exist."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
@@ -61,7 +72,11 @@ def _status(key: str) -> int:
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds that all processes together have used, summed over processors; None where nobody says."""
+    """Return the processor time that all processes have used since the machine started.
+
+    Returns:
+        Seconds, summed over processors; None outside Linux.
+    """
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
         user, nice, system, _, _, irq, softirq = (int(field) for field in fields[:7])
@@ -81,7 +96,7 @@ def disturbed(report: Mapping[str, Any]) -> bool:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the name of the processor's model, or its architecture where the system does not tell."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

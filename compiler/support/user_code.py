@@ -1,4 +1,4 @@
-"""Import the user's own Python files, and tell their errors from ours."""
+"""Importing Python files of the user: where they find their imports, and where in them an error was raised."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 
 def search_path(file: Path) -> list[str]:
-    """Folders that a model file imports from: its own, that one's parent, and the root of its package."""
+    """Return the folders from which a model file imports: its folder, the parent, and the root of its package."""
     parents = file.absolute().parents
-    wanted = [parents[0], *parents[1:2], parents[min(_package_depth(file), len(parents) - 1)]]
-    return [str(folder) for folder in dict.fromkeys(wanted)]
+    folders = [parents[0], *parents[1:2], parents[min(_package_depth(file), len(parents) - 1)]]
+    return [str(folder) for folder in dict.fromkeys(folders)]
 
 
 def _package_depth(file: Path) -> int:
-    """How many packages a file is in, going by its relative imports; 0 for a file of its own."""
+    """Count the packages around a file, judging by its relative imports; 0 for a file that has none."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return 0  # importing it says what is wrong
+        return 0  # the import that follows reports what is wrong
     depth = max((node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0)
     parents = file.absolute().parents
     while 0 < depth < len(parents) - 1 and (parents[depth] / "__init__.py").is_file():
@@ -39,7 +39,10 @@ def _package_depth(file: Path) -> int:
 
 
 def import_file(file: Path) -> ModuleType:
-    """Import a model file, within ``compatible(file)``; whatever it raises is the caller's to explain."""
+    """Import a Python file as a module, by its package's name where it has relative imports.
+
+    The folders of ``search_path`` must be on ``sys.path``. Errors of the file's own code are passed on as they are.
+    """
     depth = _package_depth(file)
     if depth:
         packages = [parent.name for parent in file.absolute().parents[:depth]]
@@ -48,13 +51,13 @@ def import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file.absolute())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
+    sys.modules[name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
 
 def raised_at(error: BaseException, file: Path) -> str | None:
-    """``file:line`` of the innermost frame in the file's folders, or None."""
+    """Return ``file:line`` of the innermost frame in the folders of a model file, or None if there is none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     folders = tuple(search_path(file))
@@ -65,7 +68,7 @@ def raised_at(error: BaseException, file: Path) -> str | None:
 
 @contextlib.contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let imports find modules in ``folder`` for a while."""
+    """Put ``folder`` first on ``sys.path`` for the body of a ``with`` statement."""
     entry = os.fspath(folder)
     sys.path.insert(0, entry)
     try:

@@ -1,4 +1,4 @@
-"""What a user names on the command line, as a model with its weights and the shape of its input."""
+"""Loading of a checkpoint: from the file that the user names to a model with weights and the shape of its input."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.checkpoint import model_factory, neuron_json, recognize_published, spikingjelly_families, weights
-from svitc.frontends.checkpoint.model_factory import check_json
-from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, naming, read
+from svitc.frontends.checkpoint.model_factory import check_json, check_json_object
+from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, prefix_errors, read
 from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognize, shape_note
 from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
+from svitc.support.types import Json, JsonDict, JsonMapping
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
 
@@ -50,43 +51,51 @@ class Loaded:
     """A model in eval mode with its weights, on the CPU in float32.
 
     Attributes:
+        model: the model.
+        input: the shape of its input, without the batch dimension.
         info: JSON values: ``arch``, ``arch_args``, ``assumptions`` (sentences), ``normalize``, ``classes``,
             ``num_classes``, ``metrics``, ``format`` (self-describing, state_dict or pickle), ``sha256``.
-        file: the user's model file that the model's class is from, or None.
+        file: the model file that defines the model's class, or None.
     """
 
     model: nn.Module
     input: InputSpec
-    info: dict[str, Any]
+    info: JsonDict
     file: Path | None = None
 
-    def callable_within(self) -> AbstractContextManager[Any]:
-        """Where to call the model: its forward may import what only stands in for a package."""
+    def callable_within(self) -> AbstractContextManager[object]:
+        """Return the context in which the model can be called: its forward may import a missing package."""
         return nullcontext() if self.file is None else compatible(self.file)
 
 
 @dataclass
 class _Draft:
-    """What is to be built.
+    """A model that is to be built.
 
     Attributes:
-        shape: of the input, None where nobody says.
-        notes: what is assumed: name -> a sentence for the user.
+        arch: ``module:factory`` or ``path/to/file.py:factory``.
+        args: arguments of the factory.
+        shape: shape of the input, None where neither the file nor the user gives it.
+        notes: assumptions, name of the argument -> a sentence for the user.
     """
 
     arch: str
-    args: dict[str, Any]
+    args: JsonDict
     shape: tuple[int, ...] | None
     notes: dict[str, str] = field(default_factory=dict)
 
 
 def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
-    """Load a checkpoint as a model: self-describing, a bare state_dict, the user's own, or a trusted pickle.
+    """Load the model of a checkpoint: a self-describing file, a state_dict, or a pickle that the user trusts.
+
+    Args:
+        path: the checkpoint.
+        options: what the user says about the checkpoint.
 
     Raises:
-        InputError: not a checkpoint, damaged, weights that do not fit, an ``arch`` that a file may not name.
-        UsageError: options that make no sense, a factory that cannot be imported or called.
-        UnsupportedError: weights of a family that svitc does not know, without ``arch``.
+        InputError: not a checkpoint, a damaged one, weights that do not fit, or an ``arch`` that a file may not name.
+        UsageError: options that make no sense, or a factory that cannot be imported or called.
+        UnsupportedError: weights of a family that svitc does not recognize, without ``arch``.
     """
     path, options = Path(path), options or LoadOptions()
     _check_options(options)
@@ -94,12 +103,15 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
     source = path.name
     described = contents.arch is not None
     if contents.module is not None:
-        loaded = _pickled(contents, options, source)
+        loaded = _load_pickled(contents, options, source)
     else:
         draft = _draft(contents, options, source)
-        known = spikingjelly_families.known_factory(draft.arch)
-        official = recognize_published.known_factory(draft.arch)
-        loaded = (_known if known else _official if official else _own)(draft, contents, options, source)
+        if spikingjelly_families.known_factory(draft.arch):
+            loaded = _load_spikingjelly(draft, contents, options, source)
+        elif recognize_published.known_factory(draft.arch):
+            loaded = _load_published(draft, contents, options, source)
+        else:
+            loaded = _load_custom(draft, contents, options, source)
     kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
     loaded.info["assumptions"] += contents.notes
     loaded.info |= {"metrics": _metrics(contents.metrics), "format": kind, "sha256": digest}
@@ -120,25 +132,28 @@ def _check_options(options: LoadOptions) -> None:
         _shape(options.input_shape, "--input-shape", UsageError)
 
 
-def _shape(value: Any, what: str, blame: type[SvitcError]) -> tuple[int, ...] | None:
-    """A shape without batch, checked; None stays None."""
+def _shape(value: object, what: str, blame: type[SvitcError]) -> tuple[int, ...] | None:
+    """Check the shape of an input, without the batch dimension, and return it as a tuple; None stays None."""
     if value is None:
         return None
-    listed = isinstance(value, list | tuple) and len(value) in (3, 4)
-    if not listed or any(type(n) is not int or n < 1 for n in value):
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) not in (3, 4)
+        or any(type(n) is not int or n < 1 for n in value)
+    ):
         raise blame(
             f"{what} {value!r} is not the shape of an input",
-            hint="It is C,H,W for images, such as 3,224,224, or T,C,H,W for event frames.",
+            hint="Give C,H,W for images, such as 3,224,224, or T,C,H,W for event frames.",
         )
     return tuple(value)
 
 
 def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
-    """Put together what the file and the user say; the user wins."""
-    asked = dict(options.arch_args or {})
+    """Combine what the file and the user say; where they differ, the user's word counts."""
+    user_args = dict(options.arch_args or {})
     shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
     if options.arch is None and contents.arch is None:
-        return _recognized(contents, options, shape, asked, source)
+        return _recognized(contents, options, shape, user_args, source)
     named = spikingjelly_families.known_factory(contents.arch or "") or recognize_published.known_factory(contents.arch)
     if options.arch is None and named is None:
         raise InputError(
@@ -146,19 +161,20 @@ def _draft(contents: Contents, options: LoadOptions, source: str) -> _Draft:
             f"SpikingJelly's {', '.join(spikingjelly_families.KNOWN)}, or one of svitc's own definitions",
             hint="A file must not choose what code runs. Name the factory of your own model with --arch.",
         )
-    told = {} if contents.arch_args is None else check_json(contents.arch_args, f"{source}: arch_args")
-    if not isinstance(told, dict):
-        raise InputError(f"{source}: arch_args is not an object of names and values")
+    file_args: JsonDict = {}
+    if contents.arch_args is not None:
+        file_args = check_json_object(contents.arch_args, f"{source}: arch_args")
     arch = options.arch or contents.arch
     assert arch is not None
-    known = spikingjelly_families.known_factory(arch)
-    if arch != contents.arch and (known is None or known != spikingjelly_families.known_factory(contents.arch or "")):
-        told = {}  # arguments of another factory
-    shape, steps = _reconcile_time(options, shape, told, asked, source)
-    draft = _Draft(f"{spikingjelly_families.HOME}:{known}" if known else arch, told | asked, shape)
-    if steps is not None and (known or _takes_steps(arch)):
-        if len(shape or ()) != 4 and told.get("T", steps) != steps:
-            draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {told['T']}"
+    factory = spikingjelly_families.known_factory(arch)
+    file_factory = spikingjelly_families.known_factory(contents.arch or "")
+    if arch != contents.arch and (factory is None or factory != file_factory):
+        file_args = {}  # arguments of another factory
+    shape, steps = _reconcile_time(options, shape, file_args, user_args, source)
+    draft = _Draft(f"{spikingjelly_families.HOME}:{factory}" if factory else arch, file_args | user_args, shape)
+    if steps is not None and (factory or _takes_steps(arch)):
+        if len(shape or ()) != 4 and file_args.get("T", steps) != steps:
+            draft.notes["T"] = f"T = {steps}, as asked; the checkpoint was made for T = {file_args['T']}"
         draft.args["T"] = steps
     return draft
 
@@ -167,72 +183,76 @@ def _recognized(
     contents: Contents,
     options: LoadOptions,
     shape: tuple[int, ...] | None,
-    asked: dict[str, Any],
+    user_args: JsonDict,
     source: str,
 ) -> _Draft:
-    """What a bare state dict is of; what the user says is no longer an assumption."""
-    shape, steps = _reconcile_time(options, shape, {}, asked, source)
-    with naming(source):
-        found = recognize_published.recognize_any(contents, shape, steps)
-    if isinstance(found, Layout):
-        notes = {key: note for key, note in found.assumptions.items() if key not in asked}
-        return _Draft(found.arch, found.arguments | asked, found.input_shape, notes)
+    """Recognize the model of a bare state dict; what the user says is not listed as an assumption."""
+    shape, steps = _reconcile_time(options, shape, {}, user_args, source)
+    with prefix_errors(source):
+        recognized = recognize_published.recognize_any(contents, shape, steps)
+    if isinstance(recognized, Layout):
+        notes = {key: note for key, note in recognized.assumptions.items() if key not in user_args}
+        return _Draft(recognized.arch, recognized.arguments | user_args, recognized.input_shape, notes)
     steps = steps or contents.time_steps
-    image = _image_size(asked)
+    image = _image_size(user_args)
     if shape is None and image:
-        found = recognize(contents.state, input_shape=(found.arch_args["in_channels"], *image), time_steps=steps)
-    said = asked.keys() | ({"neurons"} if asked.keys() & set(neuron_json.ARGUMENTS) else set())
-    notes = {key: note for key, note in found.assumptions.items() if key not in said}
-    return _Draft(found.arch, found.arch_args | asked, found.input_shape, notes)
+        shape = (recognized.arch_args["in_channels"], *image)
+        recognized = recognize(contents.state, input_shape=shape, time_steps=steps)
+    settled = user_args.keys() | ({"neurons"} if user_args.keys() & set(neuron_json.ARGUMENTS) else set())
+    notes = {key: note for key, note in recognized.assumptions.items() if key not in settled}
+    return _Draft(recognized.arch, recognized.arch_args | user_args, recognized.input_shape, notes)
 
 
-def _image_size(args: Mapping[str, Any]) -> tuple[int, int] | None:
-    for high, wide in IMAGE_ARGUMENTS:
-        pair = args.get(high), args.get(wide)
-        if all(type(n) is int and n > 0 for n in pair):
-            return pair  # type: ignore[return-value]
+def _image_size(args: JsonMapping) -> tuple[int, int] | None:
+    """Return height and width of the image from a factory's arguments, or None where they do not have them."""
+    for height_name, width_name in IMAGE_ARGUMENTS:
+        height, width = args.get(height_name), args.get(width_name)
+        if type(height) is int and type(width) is int and height > 0 and width > 0:
+            return height, width
     return None
 
 
 def _reconcile_time(
     options: LoadOptions,
     shape: tuple[int, ...] | None,
-    told: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    file_args: JsonMapping,
+    user_args: JsonMapping,
     source: str,
 ) -> tuple[tuple[int, ...] | None, int | None]:
-    """The input's shape and the number of time steps, where somebody says; the user wins.
+    """Return the shape of the input and the number of time steps, each None where it is not given.
+
+    Where the file and the user differ, the user's word counts.
 
     Raises:
-        UsageError: the user says two things.
-        InputError: the file says two things, and the user nothing.
+        UsageError: two options of the user differ.
+        InputError: two entries of the file differ, and the user does not say which is right.
     """
-    in_args = next((asked[name] for name in TIME_NAMES if type(asked.get(name)) is int), None)
-    sayings = {"--time-steps": options.time_steps, "--arch-args": in_args}
+    in_args = next((user_args[name] for name in TIME_NAMES if type(user_args.get(name)) is int), None)
+    by_option = {"--time-steps": options.time_steps, "--arch-args": in_args}
     if options.input_shape is not None and len(options.input_shape) == 4:
-        sayings["--input-shape"] = options.input_shape[0]
-    sayings = {key: value for key, value in sayings.items() if value is not None}
-    if len(set(sayings.values())) > 1:
-        said = ", but ".join(f"{value} in {key}" for key, value in sayings.items())
-        raise UsageError(f"the number of time steps is {said}")
-    steps = next(iter(sayings.values()), None)
+        by_option["--input-shape"] = options.input_shape[0]
+    by_option = {key: value for key, value in by_option.items() if value is not None}
+    if len(set(by_option.values())) > 1:
+        values = ", but ".join(f"{value} in {key}" for key, value in by_option.items())
+        raise UsageError(f"the number of time steps is {values}")
+    steps = next(iter(by_option.values()), None)
     if shape is not None and len(shape) == 4:
-        if steps is None and told.get("T", shape[0]) != shape[0]:
+        if steps is None and file_args.get("T", shape[0]) != shape[0]:
             raise InputError(
-                f"{source}: arch_args says T = {told['T']}, but input_shape has {shape[0]} time steps",
-                hint="Say which with --time-steps.",
+                f"{source}: arch_args says T = {file_args['T']}, but input_shape has {shape[0]} time steps",
+                hint="Give the right number with --time-steps.",
             )
         steps = steps or shape[0]
         shape = (steps, *shape[1:])
     return shape, steps
 
 
-def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
-    """A model of SpikingJelly's, on the meta device until its weights are there."""
+def _load_spikingjelly(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """Build one of SpikingJelly's models and load the weights into it."""
     factory = draft.arch.rpartition(":")[2]
     blame = UsageError if options.arch or options.arch_args else InputError
-    with naming(source, blame is InputError):
-        model = model_factory.build_known(factory, draft.args, blame, len(contents.state))
+    with prefix_errors(source, blame is InputError):
+        model = model_factory.build_spikingjelly(factory, draft.args, blame, len(contents.state))
     try:
         notes = weights.fit(model, contents.state, source, factory)
     except InputError as error:
@@ -243,7 +263,7 @@ def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str)
     shape = draft.shape
     if shape is None:
         shape, why = assumed_input(channels, classes, family)
-        if family.name == "Spikformer":  # the one class that is told its image's size
+        if family.name == "Spikformer":  # the only class that has the image size as an argument
             shape, why = (channels, *model.patch_embed.image_size), "the image size of its factory"  # type: ignore
         if len(shape) == 4:
             shape = (draft.args.get("T", shape[0]), *shape[1:])
@@ -253,14 +273,14 @@ def _known(draft: _Draft, contents: Contents, options: LoadOptions, source: str)
     return Loaded(model.eval(), InputSpec(shape), info)
 
 
-def _official(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
-    """A published model, of our own definitions."""
+def _load_published(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """Build one of svitc's definitions of published models and load the weights into it."""
     factory = draft.arch.rpartition(":")[2]
     if options.time_steps and not _takes_steps(draft.arch) and len(draft.shape or ()) != 4:
         raise UsageError(f"{factory} has no time steps: its spikes are whole numbers, counted in one step")
     blame = UsageError if options.arch or options.arch_args else InputError
-    with naming(source, blame is InputError):
-        model = model_factory.build_official(factory, draft.args, blame, len(contents.state))
+    with prefix_errors(source, blame is InputError):
+        model = model_factory.build_published(factory, draft.args, blame, len(contents.state))
     try:
         notes = weights.fit(model, contents.state, source, factory)
     except InputError as error:
@@ -270,46 +290,48 @@ def _official(draft: _Draft, contents: Contents, options: LoadOptions, source: s
     channels, classes = contents.state[first].shape[1], contents.state["head.weight"].shape[0]
     shape = draft.shape
     if shape is None:
-        raise _shape_wanted(source, channels)
+        raise _no_shape_error(source, channels)
     _check_channels(shape, channels, first, contents, options, source)
     info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)
     return Loaded(model.eval(), InputSpec(shape), info)
 
 
 def _takes_steps(arch: str) -> bool:
-    return recognize_published.known_factory(arch) not in (None, "ESpikeFormer")  # its neurons have no time
+    """Tell whether a published factory takes T; the neurons of ESpikeFormer have no time steps."""
+    return recognize_published.known_factory(arch) not in (None, "ESpikeFormer")
 
 
 def _check_channels(
     shape: tuple[int, ...], channels: int, stem: str, contents: Contents, options: LoadOptions, source: str
 ) -> None:
+    """Raise an error where the weights take another number of input channels than ``shape`` has."""
     if shape[-3] == channels:
         return
-    right = ",".join(map(str, (*shape[:-3], channels, *shape[-2:])))
+    corrected = ",".join(map(str, (*shape[:-3], channels, *shape[-2:])))
     raise (UsageError if options.input_shape else InputError)(
         f"the input shape {','.join(map(str, shape))} does not fit {source}, whose weights take "
         f"{channels} channels ({stem} is {list(contents.state[stem].shape)})",
-        hint=f"Give --input-shape {right}.",
+        hint=f"Give --input-shape {corrected}.",
     )
 
 
-def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
-    """A model of the user's own code."""
+def _load_custom(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """Build a model from the user's own code and load the weights into it."""
     steps = options.time_steps if draft.shape is None or len(draft.shape) == 3 else None
-    saved = contents.time_steps if draft.shape is None or len(draft.shape) == 3 else None
-    model, arguments = model_factory.build_own(draft.arch, draft.args, steps, saved)
+    saved_steps = contents.time_steps if draft.shape is None or len(draft.shape) == 3 else None
+    model, arguments = model_factory.build_custom(draft.arch, draft.args, steps, saved_steps)
     model = model.float().eval()
     try:
         notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
     except InputError as error:
-        check = "Check --arch-args, and that this is the code that the weights come from."
+        check = "Check --arch-args, and that the weights were trained with this code."
         error.hint = error.hint or " ".join(filter(None, (recognize_published.summary(contents), check)))
         raise
     shape = draft.shape
     if shape is None:
         image, channels = _image_size(arguments), _first_channels(model)
         if image is None or channels is None:
-            raise _shape_wanted(draft.arch, channels)
+            raise _no_shape_error(draft.arch, channels)
         shape = (channels, *image)
         draft.notes["input_shape"] = shape_note(shape, "the factory's image size")
     place = draft.arch.rpartition(":")[0]
@@ -318,25 +340,27 @@ def _own(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -
 
 
 def _first_channels(model: nn.Module) -> int | None:
+    """Return the input channels of a model's first convolution, or None where it has none."""
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
 
 
-def _shape_wanted(what: str, channels: int | None) -> UsageError:
+def _no_shape_error(what: str, channels: int | None) -> UsageError:
+    """Return the error for an input shape that neither the file nor the user gives."""
     shape, _ = assumed_input(channels or 3, 1000)
     text = ",".join(map(str, shape))
-    why = f"its first convolution takes {channels} channels" if channels else "ImageNet's"
+    why = f"its first convolution takes {channels} channels" if channels else "as for ImageNet"
     return UsageError(
         f"nothing says what shape of input {what} takes",
         hint=f"Give --input-shape C,H,W, such as {text} ({why}).",
     )
 
 
-def _pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
-    """A whole model out of a pickle that the user trusts."""
+def _load_pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
+    """Take a complete model from a pickle that the user trusts."""
     model = contents.module
     assert model is not None
     if options.arch or options.arch_args:
-        raise UsageError(f"{source} holds a whole model: --arch and --arch-args have no use")
+        raise UsageError(f"{source} holds a whole model: --arch and --arch-args have no effect")
     model = model.float().eval()
     weights.fit(model, {k: v.clone() for k, v in model.state_dict().items()}, source, type(model).__name__)
     shape = options.input_shape or _shape(contents.input_shape, f"{source}: input_shape", InputError)
@@ -347,25 +371,33 @@ def _pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
             raise UsageError(f"the model in {source} has no number of time steps that --time-steps could set")
         setattr(model, name, steps)
     if shape is None:
-        raise _shape_wanted(source, _first_channels(model))
-    kind = type(model)
-    return Loaded(model, InputSpec(shape), _info(f"{kind.__module__}:{kind.__qualname__}", {}, []))
+        raise _no_shape_error(source, _first_channels(model))
+    cls = type(model)
+    return Loaded(model, InputSpec(shape), _info(f"{cls.__module__}:{cls.__qualname__}", {}, []))
 
 
-def _info(arch: str, args: Mapping[str, Any], notes: list[str], classes: int | None = None) -> dict[str, Any]:
+def _info(arch: str, args: JsonMapping, notes: list[str], classes: int | None = None) -> JsonDict:
     return {"arch": arch, "arch_args": dict(args), "assumptions": notes, "num_classes": classes}
 
 
-def _metrics(value: Any) -> Any:
-    """What the file says of its accuracy; for information only, so that what is not JSON is left out."""
+def _metrics(value: object) -> Json:
+    """Return the metrics in a file, or None where they are not JSON: they are information only, so that is no error."""
     try:
         return check_json(value, "metrics")
     except InputError:
         return None
 
 
+def _is_number_list(value: object, count: int) -> TypeGuard[list[float]]:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+    )
+
+
 def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
-    """Add classes and normalisation to the info, where they fit the model. Raises InputError."""
+    """Add class names and normalization to ``loaded.info``. Raises InputError where they do not fit the model."""
     classes, count = contents.classes, loaded.info["num_classes"]
     if classes is not None:
         if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
@@ -376,16 +408,11 @@ def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
     normalize, channels = contents.normalize, loaded.input.shape[-3]
     if normalize is not None:
         normalize = check_json(normalize, f"{source}: normalize")
-        good = isinstance(normalize, dict) and all(
-            isinstance(normalize.get(key), list)
-            and len(normalize[key]) == channels
-            and all(isinstance(x, int | float) and not isinstance(x, bool) for x in normalize[key])
-            for key in ("mean", "std")
-        )
-        if not good or min(normalize["std"]) <= 0:
+        mean, std = (normalize.get("mean"), normalize.get("std")) if isinstance(normalize, dict) else (None, None)
+        if not _is_number_list(mean, channels) or not _is_number_list(std, channels) or min(std) <= 0:
             raise InputError(
                 f'{source}: normalize is not {{"mean": […], "std": […]}} of {channels} numbers, std above 0'
             )
-    scaling = {"resize": contents.resize, "crop_pct": contents.crop_pct}  # load_data looks whether they make sense
+    scaling = {"resize": contents.resize, "crop_pct": contents.crop_pct}  # checked when data are loaded
     loaded.info |= {key: value for key, value in scaling.items() if value is not None}
     loaded.info |= {"normalize": normalize, "classes": None if classes is None else list(classes)}

@@ -1,30 +1,31 @@
-"""Neurons by name: the closed table that lets JSON, and files that nobody vouches for, choose a neuron."""
+"""Neurons by name: the closed table from which JSON arguments, and files of unknown origin, choose a neuron."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.ir import ops
+from svitc.support.types import JsonMapping
 
 NEURONS: dict[str, type[neuron.BaseNode]] = {kind.__name__: kind for kind in ops.NEURONS}
 HOME = "spikingjelly.activation_based.neuron"
-# SpikingJelly asserts that these are floats; JSON writes 1.0 as 1 readily
+# SpikingJelly asserts that these are floats, and JSON writers often turn 1.0 into 1
 _FLOATS = ("tau", "init_tau", "v_threshold", "v_reset")
 _SWITCHES = ("decay_input", "detach_reset")
-# what its SViTs pass on to their neurons, of what JSON can say
+# the arguments that SpikingJelly's SViTs pass on to their neurons, as far as JSON can express them
 ARGUMENTS = ("spiking_neuron", *_FLOATS, *_SWITCHES, "levels")
 
 
-def from_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Factory arguments as SpikingJelly's own SViTs take them, from JSON values.
+def from_json(arguments: JsonMapping) -> dict[str, object]:
+    """Convert JSON values to the arguments that SpikingJelly's SViTs take.
 
-    ``spiking_neuron`` becomes the class that it names, and ``levels`` (D, of an ``ILIFNode``) its surrogate.
+    ``spiking_neuron`` becomes the class that it names, and ``levels`` (D of an ``ILIFNode``, its largest spike count)
+    becomes its surrogate function.
 
     Raises:
-        ValueError: a neuron that is not in the table, ``levels`` without an ``ILIFNode``, a switch that is
+        ValueError: the neuron is not in the table, ``levels`` is given without an ``ILIFNode``, or a switch is
             neither true nor false.
     """
     result = dict(arguments)
@@ -47,8 +48,8 @@ def from_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def to_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``from_json`` for what it knows: classes as names, an ILIF's surrogate as ``levels``."""
+def to_json(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Convert arguments to JSON values, the inverse of ``from_json``; values that it does not convert stay."""
     result = dict(arguments)
     for name, kind in NEURONS.items():
         if result.get("spiking_neuron") is kind:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint that nobody vouches for: tensors and plain values, no more without leave."""
+"""Safe reading of a checkpoint of unknown origin: only tensors and plain values, unless the user trusts the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -26,8 +25,9 @@ from svitc.frontends.checkpoint.weights import check_tensors
 from svitc.frontends.published.recognize import AVERAGED, WEIGHTS, unwrap
 from svitc.support.user_code import importable
 
-TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # what models and scripts call T
-ABOUT: dict[str, type | tuple[type, ...]] = {
+TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # names of T in models and training scripts
+# entries that describe the model, with their types
+DESCRIPTION: dict[str, type | tuple[type, ...]] = {
     "input_shape": (list, tuple),
     "normalize": dict,
     "classes": (list, tuple),
@@ -35,7 +35,7 @@ ABOUT: dict[str, type | tuple[type, ...]] = {
     "resize": int,
     "crop_pct": (int, float),
 }
-# where training scripts keep what was asked of them
+# entries in which training scripts save their options
 OPTIONS = ("args", "opt", "opts", "options", "config", "cfg", "hparams", "hyper_parameters")
 PARTS = (*WEIGHTS, *AVERAGED, "optimizer", "lr_scheduler", "scheduler", "scaler")
 SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-describing file."
@@ -43,38 +43,41 @@ SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-de
 
 @dataclass
 class Contents:
-    """What a file holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        module: a whole pickled model, or None.
-        state: the weights otherwise, names without wrappers' prefixes.
-        options: plain values among those that a training script saved beside the weights.
-        arch: ``module:factory`` as the file has it, and all else that it says of itself, unchecked.
-        notes: what was assumed while reading.
+        module: a complete pickled model, or None.
+        state: the weights where ``module`` is None, under names without the prefixes of wrappers.
+        options: those options of the training script, saved beside the weights, that are plain values.
+        arch: ``module:factory`` as the file names it.
+        arch_args, input_shape, normalize, classes, metrics, resize, crop_pct: the file's description of the model,
+            not yet checked; None where there is none.
+        time_steps: number of time steps in the training script's options, or None.
+        notes: assumptions made while reading, sentences for the user.
     """
 
     module: nn.Module | None = None
     state: dict[str, torch.Tensor] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     arch: str | None = None
-    arch_args: Any = None
-    input_shape: Any = None
-    normalize: Any = None
-    classes: Any = None
-    metrics: Any = None
-    resize: Any = None
-    crop_pct: Any = None
+    arch_args: object = None
+    input_shape: object = None
+    normalize: object = None
+    classes: object = None
+    metrics: object = None
+    resize: object = None
+    crop_pct: object = None
     time_steps: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
-def naming(source: str, yes: bool = True) -> Iterator[None]:
-    """Begin the message of an error with the file that is to blame."""
+def prefix_errors(source: str, enabled: bool = True) -> Iterator[None]:
+    """Put the name of a file in front of the messages of errors in the body of a ``with`` statement."""
     try:
         yield
     except SvitcError as error:
-        if yes:
+        if enabled:
             error.message = f"{source}: {error.message}"
         raise
 
@@ -83,19 +86,20 @@ def read(path: Path, trust_pickle: bool = False, ema: bool = False) -> tuple[Con
     """Read a checkpoint.
 
     Args:
-        trust_pickle: unpickle whatever the file asks for where tensors and plain values do not do.
+        path: the file.
+        trust_pickle: if the file holds more than tensors and plain values, unpickle it, which runs code in it.
         ema: take the averaged weights.
 
     Returns:
-        What it holds, and the file's SHA-256.
+        The contents, and the SHA-256 of the file.
 
     Raises:
-        InputError: not a file, not a checkpoint, damaged, one that only a pickle can read, or without averaged
-            weights where they are asked for.
+        InputError: not a file, not a checkpoint, damaged, in need of unpickling without ``trust_pickle``, or without
+            averaged weights where ``ema`` asks for them.
     """
     try:
         if not path.exists():
-            raise InputError(f"{path} does not exist", hint=_neighbours(path))
+            raise InputError(f"{path} does not exist", hint=_neighbors(path))
         if path.is_dir():
             raise InputError(
                 f"{path} is a folder, not a checkpoint, and holds no model.safetensors",
@@ -109,20 +113,21 @@ def read(path: Path, trust_pickle: bool = False, ema: bool = False) -> tuple[Con
             start = file.read(512)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    _look(path, start)
+    _check_start(path, start)
     content = _safetensors(path) if path.suffix == ".safetensors" else _load(path, trust_pickle)
     return _unwrap(content, path.name, ema), digest
 
 
-def _neighbours(path: Path) -> str | None:
+def _neighbors(path: Path) -> str | None:
+    """List the checkpoints in the folder of a file that does not exist, as a hint."""
     if not path.parent.is_dir():
         return f"There is no folder {path.parent} either."
     near = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".pt", ".pth", ".safetensors"))
     return f"In that folder: {', '.join(near[:5])}." if near else None
 
 
-def _look(path: Path, start: bytes) -> None:
-    """Refuse by the first bytes what torch would answer with a riddle."""
+def _check_start(path: Path, start: bytes) -> None:
+    """Refuse, by its first bytes, a file on which torch.load fails with an unclear message."""
     if not start:
         raise InputError(f"{path} is empty", hint="The copy or the download did not finish.")
     if start.startswith(b"version https://git-lfs"):
@@ -138,10 +143,10 @@ def _look(path: Path, start: bytes) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [name.rpartition("/")[2] for name in archive.namelist()]
-        except Exception as error:  # a damaged directory may hold anything
+        except Exception as error:  # zipfile raises many kinds of errors on a damaged directory
             raise InputError(f"{path} is damaged: {_line(error)}", hint="Copy or download it again.") from error
         if "constants.pkl" in names:
-            raise InputError(f"{path} is a TorchScript archive, which keeps no modules", hint=SAVE)
+            raise InputError(f"{path} is a TorchScript archive, which has no torch modules", hint=SAVE)
         if "data.pkl" not in names:
             raise InputError(f"{path} is a zip file, but not a PyTorch checkpoint", hint=SAVE)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch writes
@@ -149,6 +154,7 @@ def _look(path: Path, start: bytes) -> None:
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors file."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format", "").startswith("svitc-program"):
@@ -158,16 +164,17 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _load(path: Path, trust_pickle: bool) -> Any:
-    # scripts keep their options beside the weights; a Namespace only holds values
+def _load(path: Path, trust_pickle: bool) -> object:
+    """Read what torch.save wrote, safely unless the user trusts the file."""
+    # training scripts save their options as a Namespace, which only holds values and so is safe
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice on a pickle's protocol is not for the user
+        warnings.simplefilter("ignore")  # torch's warnings on the pickle protocol do not help the user
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if not trust_pickle:
                 raise _needs_trust(path, str(error)) from error
-        except Exception as error:  # whatever damage makes of a zip file and a pickle
+        except Exception as error:  # a damaged file may raise anything
             text = f"{path} cannot be read as a PyTorch checkpoint: {_line(error)}"
             raise InputError(text, hint=SAVE) from error
         try:
@@ -181,52 +188,59 @@ def _load(path: Path, trust_pickle: bool) -> Any:
 
 
 def _needs_trust(path: Path, message: str) -> InputError:
-    found = re.search(r"GLOBAL ([\w.]+\w)", message)
-    if found is None:
+    """Return the error for a file that only unpickling can read, from the message of torch.load."""
+    match = re.search(r"GLOBAL ([\w.]+\w)", message)
+    if match is None:
         text = f"{path} is not a PyTorch checkpoint, or is damaged: it holds a pickle that torch did not write"
         return InputError(text, hint=SAVE)
-    part = _part_with(path, found[1])
+    part = _part_with(path, match[1])
     if part in OPTIONS:
         return InputError(
             f"{path} is refused for its entry {part!r}, the training script's options: to read it, Python must import"
-            f" and call {found[1]}, and svitc reads plain values and an argparse.Namespace of them only",
-            hint="Nothing was run. Where the file comes from, save it without that entry: "
+            f" and call {match[1]}, and svitc reads plain values and an argparse.Namespace of them only",
+            hint="Nothing was run. In the training script, save the file without that entry: "
             f"del checkpoint[{part!r}]; torch.save(checkpoint, …). Or read it with --trust-pickle, only if you made "
             "the file: unpickling runs any code that its writer put there, with your rights.",
         )
     return InputError(
-        f"{path} is more than weights: to read it, Python must import and call {found[1]}",
+        f"{path} is more than weights: to read it, Python must import and call {match[1]}",
         hint="Save a state_dict instead (svitc.save). Or read it with --trust-pickle, only if you made the "
         "file: unpickling runs any code that its writer put there, with your rights.",
     )
 
 
 def _part_with(path: Path, name: str) -> str | None:
-    """The entry of a checkpoint in which its pickle names a class, found without unpickling; None if unsure."""
+    """Return the entry of a checkpoint in which its pickle names a class, found without unpickling; None if unsure."""
     part = key = None
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = next(each for each in archive.namelist() if each.rpartition("/")[2] == "data.pkl")
-            for opcode, argument, _ in pickletools.genops(archive.read(inside)):
+            member = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+            for opcode, argument, _ in pickletools.genops(archive.read(member)):
                 if opcode.name in ("BINPUT", "LONG_BINPUT"):
-                    continue  # a number for what comes before it
+                    continue  # these only number the value before them
                 if key in (*OPTIONS, *PARTS) and opcode.name in ("GLOBAL", "EMPTY_DICT", "BINGET", "LONG_BINGET"):
-                    part = key  # a name before a text or a number is not of a part
+                    part = key  # an object follows, so that the string is the key of an entry
                 if opcode.name == "GLOBAL" and str(argument).replace(" ", ".") == name:
                     return part
                 key = argument if opcode.name == "BINUNICODE" else None
-    except Exception:  # damaged, or of the old format: the message does without
+    except Exception:  # damaged, or of the old format: the message does not name the entry
         return None
     return None
 
 
 def _line(error: BaseException) -> str:
+    """Return the class of an error and the first sentence of its message."""
     text = next(iter(str(error).splitlines()), "").partition(". This ")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _unwrap(content: Any, name: str, ema: bool) -> Contents:
-    """Find weights, and what the file says of itself, in what was loaded."""
+def _unwrap(content: object, name: str, ema: bool) -> Contents:
+    """Find the weights, and the description of the model, in what torch.load returned.
+
+    Args:
+        name: name of the file, for messages.
+        ema: take the averaged weights.
+    """
     if isinstance(content, nn.Module) and ema:
         raise InputError(f"{name} holds a whole model, and no averaged weights", hint="Leave out --ema.")
     if isinstance(content, nn.Module):
@@ -234,16 +248,16 @@ def _unwrap(content: Any, name: str, ema: bool) -> Contents:
     if not isinstance(content, Mapping):
         raise InputError(f"{name} holds a {type(content).__name__}, not a state_dict", hint=SAVE)
     result = Contents()
-    where = AVERAGED if ema else WEIGHTS
-    inner = next((key for key in where if isinstance(content.get(key), Mapping | nn.Module)), None)
+    keys = AVERAGED if ema else WEIGHTS
+    inner = next((key for key in keys if isinstance(content.get(key), Mapping | nn.Module)), None)
     if inner is not None:
         arch = content.get("arch")
-        # training scripts put a bare name there, in their own vocabulary; only module:factory describes
+        # training scripts save a model name of their own there; only module:factory describes the model
         if isinstance(arch, str) and (":" in arch or arch in KNOWN or "arch_args" in content):
             result.arch, result.arch_args = arch, content.get("arch_args")
-        for key, kinds in ABOUT.items():
-            # svitc.save's keys must be right; in a script's file the same name may mean something else
-            if result.arch is not None or isinstance(content.get(key), kinds):
+        for key, types in DESCRIPTION.items():
+            # in a file of svitc.save these are checked later; in other files the same key may mean something else
+            if result.arch is not None or isinstance(content.get(key), types):
                 setattr(result, key, content.get(key))
         result.time_steps = _time_steps(content.get("args"))
         if not ema and any(str(key).endswith("_ema") for key in content):
@@ -252,17 +266,17 @@ def _unwrap(content: Any, name: str, ema: bool) -> Contents:
         if isinstance(content[inner], nn.Module):
             result.module = content[inner]
             return result
-    with naming(name):
+    with prefix_errors(name):
         state, result.options = unwrap(content, ema)
     check_tensors(state, name)
     result.state = state
     return result
 
 
-def _time_steps(args: Any) -> int | None:
-    """T from the options that a training script saved beside the weights."""
+def _time_steps(args: object) -> int | None:
+    """Return the number of time steps from the options that a training script saved, or None."""
     values = vars(args) if isinstance(args, argparse.Namespace) else args
     if not isinstance(values, Mapping):
         return None
-    found = next((values[name] for name in TIME_NAMES if type(values.get(name)) is int), None)
-    return found if found is not None and found > 0 else None
+    steps = next((values[name] for name in TIME_NAMES if type(values.get(name)) is int), None)
+    return steps if steps is not None and steps > 0 else None

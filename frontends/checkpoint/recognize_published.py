@@ -1,4 +1,4 @@
-"""Loading a published model from its weights alone: which family they are of, and what else is the matter."""
+"""Recognition of a published model, or one of SpikingJelly's, from the names and shapes of its weights."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import torch
 
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.checkpoint import weights
 from svitc.frontends.checkpoint.reader import Contents
-from svitc.frontends.checkpoint.recognize_spikingjelly import ALIKE, OWN_CODE, Recognized, recognize
+from svitc.frontends.checkpoint.recognize_spikingjelly import MIN_SIMILARITY, OWN_CODE, Recognized, recognize
 from svitc.frontends.published import FACTORIES, PUBLISHED, Layout, layout
 from svitc.frontends.published.registry import HOME
 from svitc.frontends.state_dict import Shapes
+from svitc.support.types import JsonMapping
 
-# one of each layout, to compare names with
+# one published model of each layout, whose names unrecognized weights are compared with
 EXAMPLES = (
     "spikformer_8_384",
     "spikformer_cifar10",
@@ -33,21 +33,25 @@ EXAMPLES = (
 
 
 def known_factory(arch: str | None) -> str | None:
-    """The factory that ``svitc.frontends.official:factory`` names, or None."""
+    """Return the factory that ``svitc.frontends.official:factory`` names, or None for any other ``arch``."""
     home, _, name = (arch or "").rpartition(":")
     return name if home == HOME and name in FACTORIES else None
 
 
 def recognize_any(contents: Contents, shape: tuple[int, ...] | None, steps: int | None) -> Layout | Recognized:
-    """The published model, or else SpikingJelly's, that a bare state dict is of.
+    """Recognize the model of a bare state dict, as a published model or else as one of SpikingJelly's.
+
+    Args:
+        shape: shape of the input, where it is known.
+        steps: number of time steps, where it is known.
 
     Raises:
-        UnsupportedError: none; says which it is most like.
-        InputError: one of SpikingJelly's, but incomplete.
+        UnsupportedError: it is neither; the message names the most similar model.
+        InputError: it is one of SpikingJelly's models, but incomplete.
     """
-    found = layout(contents.state, contents.options, input_shape=shape, time_steps=steps)
-    if found is not None:
-        return found
+    recognized = layout(contents.state, contents.options, input_shape=shape, time_steps=steps)
+    if recognized is not None:
+        return recognized
     try:
         return recognize(contents.state, input_shape=shape, time_steps=steps or contents.time_steps)
     except UnsupportedError as error:
@@ -55,33 +59,34 @@ def recognize_any(contents: Contents, shape: tuple[int, ...] | None, steps: int 
 
 
 def summary(contents: Contents) -> str | None:
-    """A sentence on what the weights are by their own names and shapes, for hints."""
+    """Describe in one sentence, for hints, what model the weights have; None where it is not recognized."""
     try:
-        found = recognize_any(contents, None, None)
+        recognized = recognize_any(contents, None, None)
     except SvitcError:
         return None
-    args: Mapping[str, Any] = found.arguments if isinstance(found, Layout) else found.arch_args
+    is_published = isinstance(recognized, Layout)
+    args: JsonMapping = recognized.arguments if isinstance(recognized, Layout) else recognized.arch_args
     shown = ("embed_dims", "depths", "num_classes", "in_channels", "mlp_ratio")
     sizes = ", ".join(f'"{key}": {json.dumps(args[key])}' for key in shown)
-    kind = f"published {found.family}" if isinstance(found, Layout) else found.family
+    kind = f"published {recognized.family}" if is_published else recognized.family
     return f"By their names and shapes they are a {kind} with {sizes}."
 
 
 def stem(model: torch.nn.Module) -> str:
-    """The key of a published model's first convolution."""
+    """Return the state dict key of a published model's first convolution."""
     return next(f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d))
 
 
 def _like_a_published(state: Mapping[str, torch.Tensor]) -> UnsupportedError | None:
-    """An error that names the published layout that the weights resemble, if they do."""
+    """Return an error that names the most similar published model, or None where the weights resemble none."""
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     patterns = _patterns(shapes)
 
-    def alike(name: str) -> float:
+    def similarity(name: str) -> float:
         return len(patterns & _signature(name)) / max(1, len(patterns | _signature(name)))
 
-    name = max(EXAMPLES, key=alike)
-    if alike(name) < ALIKE / 2:
+    name = max(EXAMPLES, key=similarity)
+    if similarity(name) < MIN_SIMILARITY / 2:
         return None
     unknown = [key for key in shapes if not _patterns({key: ()}) <= _signature(name)]
     lacking = sorted(key.replace("#", "0") for key in _signature(name) - patterns)
@@ -96,7 +101,7 @@ def _like_a_published(state: Mapping[str, torch.Tensor]) -> UnsupportedError | N
 
 
 def _patterns(shapes: Shapes) -> frozenset[str]:
-    """Names without the numbers of blocks and without counters, which old files lack."""
+    """Return the names without block numbers, and without the batch norms' counters, which old files lack."""
     names = (key for key in shapes if not key.endswith(weights.COUNTER) and not key.endswith(".w"))
     return frozenset(re.sub(r"^(\w+)\.\d+\.", r"\1.#.", key) for key in names)
 

@@ -1,48 +1,48 @@
-"""Recognise: which of SpikingJelly's SViTs a bare state dict is of, from the names and shapes of its weights.
+"""Recognition of SpikingJelly's SViTs from the names and shapes of the weights in a bare state dict.
 
-Weights do not tell the number of heads, the time steps, the image's and the patch's size, or the neurons'
-constants. Those are assumed from published configurations; each assumption is written down with the way to
-override it.
+The number of heads, the number of time steps, the sizes of image and patch, and the constants of neurons cannot be
+seen in the weights. They are assumed to be those of published configurations, and each assumption is reported
+together with the option that overrides it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.checkpoint import spikingjelly_families
 from svitc.frontends.checkpoint.spikingjelly_families import PUBLISHED, Family
-from svitc.frontends.checkpoint.weights import first
+from svitc.frontends.checkpoint.weights import COUNTER, first
 from svitc.frontends.state_dict import Shapes, divisors, strip_prefixes
+from svitc.support.types import JsonDict
 
-ALIKE = 0.8  # share of key patterns in common from which the family is taken as certain
+MIN_SIMILARITY = 0.8  # fraction of key patterns in common (intersection over union) that a family needs
 OWN_CODE = "Give the model's own code: --arch module:factory or path/to/file.py:factory, and --arch-args."
-TIME_STEPS = 4  # of every published configuration for static images
-EVENT_SHAPE = (16, 2, 128, 128)  # DVS data sets, as Spikformer and SDT were trained on them
-SMALL_IMAGE = 64  # up to this side published models use patches of 4, and of 16 above it
+TIME_STEPS = 4  # in every published configuration for static images
+EVENT_SHAPE = (16, 2, 128, 128)  # (T, C, H, W) of DVS data sets, as Spikformer and SDT were trained on them
+SMALL_IMAGE_PIXELS = 64  # side of an image; up to it published models use patches of 4 pixels, above it 16
 
 
 @dataclass(frozen=True)
 class Recognized:
-    """What a state dict is of.
+    """The model that a state dict belongs to.
 
     Attributes:
         family: class name of the model.
         arch: ``module:factory`` that builds it.
-        arch_args: its arguments, JSON values.
+        arch_args: arguments of the factory, JSON values.
         input_shape: ``(C, H, W)``, or ``(T, C, H, W)`` for event frames.
-        assumptions: what weights cannot tell: name of the argument -> a sentence for the user.
+        assumptions: what the weights do not show: name of the argument -> a sentence for the user.
     """
 
     family: str
     arch: str
-    arch_args: dict[str, Any]
+    arch_args: JsonDict
     input_shape: tuple[int, ...]
     assumptions: dict[str, str]
 
@@ -53,15 +53,16 @@ def recognize(
     input_shape: tuple[int, ...] | None = None,
     time_steps: int | None = None,
 ) -> Recognized:
-    """Recognise a state dict of one of SpikingJelly's SViTs.
+    """Recognize a state dict of one of SpikingJelly's SViTs.
 
     Args:
-        input_shape: the input's shape where it is known; it is assumed otherwise.
-        time_steps: the number of time steps where it is known.
+        state_dict: name -> tensor.
+        input_shape: shape of the input where it is known; it is assumed otherwise.
+        time_steps: number of time steps where it is known.
 
     Raises:
-        UnsupportedError: not of one of these families; says which it is most like, and what disagrees.
-        InputError: of one of them, but a weight that its sizes are read from is missing.
+        UnsupportedError: it is of none of these families; the message names the most similar one and the differences.
+        InputError: it is of one of them, but a weight that shows a size of the model is missing.
     """
     shapes = {key: tuple(value.shape) for key, value in strip_prefixes(state_dict).items()}
     family = _family(shapes)
@@ -92,7 +93,7 @@ def recognize(
 
 
 def assumed_input(channels: int, classes: int, family: Family | None = None) -> tuple[tuple[int, ...], str]:
-    """The input shape that goes with a number of input channels and classes, and why."""
+    """Return the input shape that usually goes with a number of input channels and classes, and the reason."""
     if channels == 2:
         return EVENT_SHAPE, "two input channels, as event cameras have"
     if channels == 1:
@@ -103,61 +104,60 @@ def assumed_input(channels: int, classes: int, family: Family | None = None) -> 
 
 
 def shape_note(shape: tuple[int, ...], why: str) -> str:
-    """The sentence that an assumed input shape is reported with."""
+    """Return the sentence that reports an assumed input shape."""
     text = ",".join(map(str, shape))
     return f"input shape = {text} ({why}); override with --input-shape {text}"
 
 
 def _family(shapes: Shapes) -> Family:
-    """The family of a state dict. Raises UnsupportedError."""
+    """Return the family of a state dict. Raises UnsupportedError where it is of none."""
     names = [key for key in shapes if not key.endswith(".w")]  # .w: the time constant of a ParametricLIF
     patterns = {spikingjelly_families.pattern(key) for key in names}
 
-    def alike(family: Family) -> tuple[float, float]:
-        words, others = _words(names), _words(family.signature)
-        return _share(patterns, family.signature), _share(words, others)
+    def similarity(family: Family) -> tuple[float, float]:
+        return _overlap(patterns, family.signature), _overlap(_words(names), _words(family.signature))
 
-    family = max(spikingjelly_families.FAMILIES, key=alike)
-    if alike(family)[0] >= ALIKE:
+    family = max(spikingjelly_families.FAMILIES, key=similarity)
+    if similarity(family)[0] >= MIN_SIMILARITY:
         return family
-    known = ", ".join(dict.fromkeys(f.name for f in spikingjelly_families.FAMILIES))
+    families = ", ".join(dict.fromkeys(f.name for f in spikingjelly_families.FAMILIES))
     begin = first(names)
     if not any(re.search(r"attn|attention|qkv|\bq_", key) for key in names):
         raise UnsupportedError(
             "the weights are not a spiking vision transformer's: none belongs to an attention layer (they "
-            f"begin with {begin}); the known families are {known}",
+            f"begin with {begin}); the known families are {families}",
             hint=OWN_CODE,
         )
-    # a block's keys repeat: the first of each pattern is enough to see the difference
+    # the keys of blocks repeat, so block 0 stands for all of them
     unknown = [key for key in names if spikingjelly_families.pattern(key) not in family.signature]
     lacking = sorted(key.replace(".#.", ".0.") for key in family.signature - patterns)
     differences = [f"does not have {first(unknown)}"] if unknown else []
     differences += [f"would have {first(lacking)}"] if lacking else []
     raise UnsupportedError(
-        f"the weights are of no family that svitc knows ({known}). They look most like SpikingJelly's "
+        f"the weights are of no family that svitc knows ({families}). They look most like SpikingJelly's "
         f"{family.title}, which {' and '.join(differences)}",
         hint="An official repository's model is not interchangeable with SpikingJelly's. " + OWN_CODE,
     )
 
 
-def _words(keys: Any) -> set[str]:
+def _words(keys: Iterable[str]) -> set[str]:
     return {word for key in keys for word in key.split(".")}
 
 
-def _share(one: Any, other: Any) -> float:
-    one = {name for name in one if not name.endswith("num_batches_tracked")}
-    other = {name for name in other if not name.endswith("num_batches_tracked")}
+def _overlap(first_names: Iterable[str], second_names: Iterable[str]) -> float:
+    """Return intersection over union of two sets of names, without the batch norms' counters."""
+    one, other = ({name for name in names if not name.endswith(COUNTER)} for names in (first_names, second_names))
     return len(one & other) / max(1, len(one | other))
 
 
-def _override(name: str, value: Any) -> str:
+def _override(name: str, value: object) -> str:
     return f"override with --arch-args '{json.dumps({name: value})}'"
 
 
-def _assume_arguments(family: Family, args: dict[str, Any], shape: tuple[int, ...], notes: dict[str, str]) -> None:
-    """Heads, patches and the kind of attention, in place."""
+def _assume_arguments(family: Family, args: JsonDict, shape: tuple[int, ...], notes: dict[str, str]) -> None:
+    """Add heads, patches and the type of attention to ``args``, and the assumptions to ``notes``."""
     height, width = shape[-2:]
-    small = max(height, width) <= SMALL_IMAGE
+    small = max(height, width) <= SMALL_IMAGE_PIXELS
     size = f"{height}x{width} images"
     if family.name == "Spikformer":
         args |= {"img_size_h": height, "img_size_w": width, "patch_size": 4 if small else 16}
@@ -181,12 +181,16 @@ def _assume_arguments(family: Family, args: dict[str, Any], shape: tuple[int, ..
         notes["num_heads"] = f"num_heads = {json.dumps(heads)} ({why}); " + _override("num_heads", heads)
 
 
-def _heads(family: Family, args: dict[str, Any]) -> tuple[int | list[int], str]:
-    """The number of heads of a published model, or that whose heads are most nearly as wide."""
+def _heads(family: Family, args: JsonDict) -> tuple[int | list[int], str]:
+    """Return the assumed number of heads, and the reason.
+
+    It is that of the published model of the same width. Where there is none, it is the number that gives heads of
+    about the same width as in the most similar published model.
+    """
     staged = isinstance(args["depths"], list)
     width, blocks = args["embed_dims"], sum(args["depths"]) if staged else args["depths"]
-    own = [p for p in PUBLISHED if p.family == family.name]
-    near = min(own, key=lambda p: (abs(p.width - width), abs(p.depth - blocks)))
+    published = [p for p in PUBLISHED if p.family == family.name]
+    near = min(published, key=lambda p: (abs(p.width - width), abs(p.depth - blocks)))
     if near.width == width:
         heads, why = near.heads, f"published {near.name}"
     else:
@@ -198,7 +202,8 @@ def _heads(family: Family, args: dict[str, Any]) -> tuple[int | list[int], str]:
     return ([heads] * 3 if staged else heads), why
 
 
-def _assume_neurons(family: Family, args: dict[str, Any], shapes: Shapes, notes: dict[str, str]) -> None:
+def _assume_neurons(family: Family, args: JsonDict, shapes: Shapes, notes: dict[str, str]) -> None:
+    """Add the neuron class to ``args`` where the weights show it, and the assumptions to ``notes``."""
     if any(key.endswith(".w") for key in shapes):
         args["spiking_neuron"] = "ParametricLIFNode"
         notes["neurons"] = (

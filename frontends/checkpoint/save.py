@@ -1,21 +1,22 @@
-"""Save a model as a self-describing checkpoint: weights, and all that is needed to build the model again."""
+"""Self-describing checkpoints: the weights, and all that svitc needs to build the model again."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from svitc.errors import SvitcError, UsageError
 from svitc.frontends.checkpoint import neuron_json, spikingjelly_families, weights
-from svitc.frontends.checkpoint.model_factory import FORM, build_known, check_json
+from svitc.frontends.checkpoint.model_factory import ARCH_FORM, build_spikingjelly, check_json, check_json_object
 from svitc.support.atomic_files import write_together
+from svitc.support.types import JsonMapping
 
 RESERVED = ("state_dict", "arch", "arch_args", "input_shape")
+SAME_ARGUMENTS = "Give the arch_args that the model was built with."
 
 
 def save(
@@ -23,43 +24,44 @@ def save(
     path: Path | str,
     *,
     arch: str,
-    arch_args: Mapping[str, Any] | None = None,
+    arch_args: Mapping[str, object] | None = None,
     input_shape: Sequence[int],
-    **extra: Any,
+    **extra: object,
 ) -> None:
-    """Write a checkpoint that ``svitc.load`` reads without being told anything.
+    """Write a checkpoint that ``svitc.load`` reads without further options.
 
-    The file appears whole or not at all. A factory of SpikingJelly's is called again with the same
-    arguments, and the model that it gives is compared with yours, so that nothing is lost unnoticed. A file
-    that names any other factory is loaded only where the user names it, too, with ``--arch``: a file must not
-    choose what runs.
+    The file is written completely or not at all. If ``arch`` is a factory of SpikingJelly, it is called with
+    ``arch_args``, and the result is compared with ``model``, so that wrong arguments are noticed now. A file that
+    names any other factory is loaded only if the user names the factory as well, with ``--arch``, because a file must
+    not choose which code runs.
 
     Args:
+        path: the file to write; its folder is created if it does not exist.
         arch: ``module:factory``, such as ``spikingjelly.activation_based.model:Spikformer``.
-        arch_args: arguments of the factory: JSON values, and neuron classes that svitc knows.
+        arch_args: arguments of the factory: JSON values, and neuron classes that svitc supports.
         input_shape: ``(C, H, W)``, or ``(T, C, H, W)`` for event frames.
-        extra: ``normalize`` ({"mean": [...], "std": [...]}), ``classes`` (names in the head's order),
-            ``metrics``, and anything else. JSON values.
+        extra: ``normalize`` ({"mean": [...], "std": [...]}, one number for each channel), ``classes`` (names, in the
+            order of the head's outputs), ``metrics``, or any other JSON value.
 
     Raises:
-        UsageError: arguments that are not JSON values, or that do not give this model again.
+        UsageError: arguments that are not JSON values, or that do not build this model.
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    args = check_json(neuron_json.to_json(dict(arch_args or {})), "arch_args", UsageError)
+    args = check_json_object(neuron_json.to_json(dict(arch_args or {})), "arch_args", UsageError)
     for name in RESERVED:
         if name in extra:
             raise UsageError(f"{name} is given twice")
-    known = spikingjelly_families.known_factory(arch)
-    if known is None and not arch.rpartition(":")[0]:
-        raise UsageError(f"arch {arch!r} does not name a factory", hint=FORM)
+    factory = spikingjelly_families.known_factory(arch)
+    if factory is None and not arch.rpartition(":")[0]:
+        raise UsageError(f"arch {arch!r} does not name a factory", hint=ARCH_FORM)
     if len(input_shape) not in (3, 4) or any(int(n) < 1 for n in input_shape):
         raise UsageError(f"input_shape {list(input_shape)} is neither C,H,W nor T,C,H,W")
     state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-    if known:
-        arch = f"{spikingjelly_families.HOME}:{known}"
-        _compare(model, known, args, state)
-    content = {
+    if factory:
+        arch = f"{spikingjelly_families.HOME}:{factory}"
+        _compare(model, factory, args, state)
+    content: dict[str, object] = {
         "state_dict": state,
         "arch": arch,
         "arch_args": args,
@@ -71,23 +73,23 @@ def save(
     write_together(path.absolute().parent, {path.name: buffer.getvalue()})
 
 
-def _compare(model: nn.Module, factory: str, args: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Raise UsageError where the factory gives another model: another size, neuron, number of heads or T."""
-    again = build_known(factory, args, UsageError, len(state))
+def _compare(model: nn.Module, factory: str, args: JsonMapping, state: weights.State) -> None:
+    """Raise UsageError where the factory builds another model: other sizes, neurons, number of heads or T."""
+    rebuilt = build_spikingjelly(factory, args, UsageError, len(state))
     try:
-        weights.fit(again, state, "the model", f"{factory} with these arch_args")
+        weights.fit(rebuilt, state, "the model", f"{factory} with these arch_args")
     except SvitcError as error:
-        raise UsageError(error.message, hint="Give arch_args as the model was built with.") from error
-    for mine, other in zip(_lines(model), _lines(again), strict=False):
-        if mine != other:
+        raise UsageError(error.message, hint=SAME_ARGUMENTS) from error
+    for line, rebuilt_line in zip(_lines(model), _lines(rebuilt), strict=False):
+        if line != rebuilt_line:
             raise UsageError(
-                f"{factory} with these arch_args is another model: it has {other!r}, and this one {mine!r}",
-                hint="Give arch_args as the model was built with.",
+                f"{factory} with these arch_args is another model: it has {rebuilt_line!r}, and this one {line!r}",
+                hint=SAME_ARGUMENTS,
             )
 
 
 def _lines(model: nn.Module) -> list[str]:
-    """The model as text, with T, and without surrogates of binary neurons, which only shape gradients."""
+    """Print the model as lines, with T, and without surrogates of binary neurons, which only change gradients."""
     lines = [line.strip() for line in repr(model).splitlines()]
     kept = [line for line in lines if "surrogate_function" not in line or "MultiLevel" in line]
     return [f"T={getattr(model, 'T', None)}", *kept]

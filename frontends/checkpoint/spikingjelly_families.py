@@ -1,12 +1,11 @@
-"""The SViTs of SpikingJelly 2.0: the factories that a file may name, and published configurations."""
+"""The spiking vision transformers of SpikingJelly 2.0: factories, published configurations and recognizable sizes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from spikingjelly.activation_based import model as models
@@ -14,10 +13,11 @@ from torch import nn
 
 from svitc.frontends.checkpoint import neuron_json
 from svitc.frontends.state_dict import Shapes, depth, ratio
+from svitc.support.types import JsonDict, JsonMapping
 
 HOME = "spikingjelly.activation_based.model"
 
-# factory -> the submodule of HOME that defines it
+# the factories that a file may name -> the submodule of HOME that defines them
 KNOWN = {
     "Spikformer": "spikformer",
     "spikformer_ti": "spikformer",
@@ -35,11 +35,14 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published configuration: what is assumed of a model of its width.
+    """A published configuration, from which the number of heads of a recognized model is taken.
 
     Attributes:
-        depth: blocks in all.
-        heads: of every stage.
+        name: name of the configuration.
+        family: class name of the model.
+        width: channels of the last stage.
+        depth: number of blocks, all stages together.
+        heads: number of heads in every stage.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Published:
 
     @property
     def head_width(self) -> int:
-        """Channels of a head in the last stage."""
+        """Number of channels of a head in the last stage."""
         return self.width // self.heads
 
 
@@ -65,34 +68,35 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Family:
-    """One of SpikingJelly's SViT classes, and how its sizes show in the shapes of its weights.
+    """One of SpikingJelly's SViT classes, and how the shapes of its weights show its sizes.
 
     Attributes:
-        name: of the class, which is also its factory.
-        variant: told apart by its weights, though the class is the same; "" for the usual one.
-        small: arguments of its smallest instance, whose keys are the family's signature.
-        stem: key of the first convolution.
-        read: shapes -> the arguments that weights can tell. Raises KeyError for a key that is missing.
+        name: name of the class, which is also the factory.
+        variant: a variant of the class with other weights; "" for the usual one.
+        small: arguments of a small instance; the names of its weights are the family's signature.
+        stem: state dict key of the first convolution.
+        read: function from shapes to the arguments that they show. Raises KeyError for a key that is missing.
     """
 
     name: str
     variant: str
-    small: Mapping[str, Any]
+    small: JsonMapping
     stem: str
-    read: Callable[[Shapes], dict[str, Any]]
+    read: Callable[[Shapes], JsonDict]
 
     @property
     def title(self) -> str:
+        """Name of the class, with the variant in parentheses."""
         return f"{self.name} ({self.variant})" if self.variant else self.name
 
     @property
     def signature(self) -> frozenset[str]:
-        """Key patterns of the family, without the neurons' parameters."""
+        """Key patterns of the family (see ``pattern``), without the parameters of neurons."""
         return _signature(self.title)
 
 
 def pattern(key: str) -> str:
-    """A key with the number of its block left out, so that models of different depth compare."""
+    """Return a state dict key without the number of its block, to compare models of different depths."""
     return re.sub(r"^(blocks?|stage\d|layers?)\.\d+\.", r"\1.#.", key)
 
 
@@ -102,22 +106,22 @@ def _signature(title: str) -> frozenset[str]:
     return frozenset(pattern(key) for key in build(family.name, family.small).state_dict())
 
 
-def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """An SViT of the table on the meta device: shapes without memory, so that no size is too large.
+def build(factory: str, arguments: JsonMapping) -> nn.Module:
+    """Build a model on the meta device, where tensors have shapes but no memory.
 
     Args:
-        factory: a name of KNOWN.
-        arguments: JSON values; ``spiking_neuron`` by name.
+        factory: a name of ``KNOWN``.
+        arguments: JSON values; ``spiking_neuron`` is the name of a neuron.
 
     Raises:
-        Exception: whatever the factory raises for arguments that it does not like.
+        Exception: any error that the factory raises for wrong arguments.
     """
     with torch.device("meta"):
         return getattr(models, factory)(**neuron_json.from_json(arguments))
 
 
 def known_factory(arch: str) -> str | None:
-    """The factory of KNOWN that ``module:factory``, or its bare name, stands for, or None."""
+    """Return the factory of ``KNOWN`` that ``module:factory``, or a name without module, stands for, or None."""
     module, colon, name = arch.rpartition(":")
     if name in KNOWN and (not colon or module in (HOME, f"{HOME}.{KNOWN[name]}")):
         return name
@@ -125,30 +129,37 @@ def known_factory(arch: str) -> str | None:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a model that a factory of KNOWN built."""
+    """Return the family of a model that a factory of ``KNOWN`` built."""
     keys = model.state_dict().keys()
     return next(f for f in FAMILIES if type(model).__name__ == f.name and f.stem in keys)
 
 
-def _ends(shapes: Shapes, stem: str) -> dict[str, Any]:
-    """What the first and the last layer tell."""
+def _ends(shapes: Shapes, stem: str) -> JsonDict:
+    """Return the arguments that the first and the last layer show."""
     classes, width = shapes["head.weight"]
     return {"in_channels": shapes[stem][1], "num_classes": classes, "embed_dims": width}
 
 
-def _spikformer(shapes: Shapes) -> dict[str, Any]:
+def _spikformer(shapes: Shapes) -> JsonDict:
     sizes = _ends(shapes, "patch_embed.stages.0.conv_bn.block.0.weight")
     hidden = shapes["blocks.0.mlp.fc1.0.weight"][0]
     return {**sizes, "depths": depth(shapes, "blocks"), "mlp_ratio": ratio([(sizes["embed_dims"], hidden)])}
 
 
-def _sdt(shapes: Shapes) -> dict[str, Any]:
+def _sdt(shapes: Shapes) -> JsonDict:
     sizes = _ends(shapes, "patch_embed.stages.0.0.weight")
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     return {**sizes, "depths": depth(shapes, "blocks"), "mlp_ratio": ratio([(sizes["embed_dims"], hidden)])}
 
 
-def _staged(shapes: Shapes, stem: str, first: str, rest: str) -> dict[str, Any]:
+def _staged(shapes: Shapes, stem: str, first: str, rest: str) -> JsonDict:
+    """Return the arguments that the weights of a model with three stages show.
+
+    Args:
+        stem: state dict key of the first convolution.
+        first: prefix of the MLP in a block of stage 1.
+        rest: prefix of the MLP in a block of the other stages.
+    """
     sizes = _ends(shapes, stem)
     depths = [depth(shapes, f"stage{i}") for i in (1, 2, 3)]
     pairs = []
@@ -158,15 +169,15 @@ def _staged(shapes: Shapes, stem: str, first: str, rest: str) -> dict[str, Any]:
     return {**sizes, "depths": depths, "mlp_ratio": ratio(pairs)}
 
 
-def _qkformer(shapes: Shapes) -> dict[str, Any]:
+def _qkformer(shapes: Shapes) -> JsonDict:
     return _staged(shapes, "patch_embed1.conv1.weight", "mlp.", "mlp.")
 
 
-def _maxformer(shapes: Shapes) -> dict[str, Any]:
+def _maxformer(shapes: Shapes) -> JsonDict:
     return _staged(shapes, "patch_embed1.conv1.weight", "mlp.", "mlp.")
 
 
-def _maxformer_cifar(shapes: Shapes) -> dict[str, Any]:
+def _maxformer_cifar(shapes: Shapes) -> JsonDict:
     return {**_staged(shapes, "patch_embed1.conv.weight", "", "mlp."), "cifar": True}
 
 

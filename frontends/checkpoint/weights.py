@@ -1,10 +1,9 @@
-"""Weights into a model: names, shapes, types and values are checked first, and every mistake is named."""
+"""Loading of weights into a model, after a check of names, shapes, types and values that reports every mistake."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,16 +11,19 @@ from torch.nn.parameter import is_lazy
 
 from svitc.errors import InputError
 
-COUNTER = "num_batches_tracked"  # only training reads it, and old files do not have it
-SHOWN = 3
+COUNTER = "num_batches_tracked"  # only training reads this buffer, and old files do not have it
+MAX_NAMES = 3  # that a message lists
 State = Mapping[str, torch.Tensor]
 
 
-def check_tensors(state: Mapping[str, Any], source: str) -> None:
-    """Refuse what is not an ordinary dense tensor, or pretends to a size that the file does not hold.
+def check_tensors(state: Mapping[str, object], source: str) -> None:
+    """Check that all entries are ordinary dense tensors, no larger than the data that the file holds.
+
+    Args:
+        source: name of the file, for messages.
 
     Raises:
-        InputError: naming the entry.
+        InputError: an entry is not such a tensor; the message names it.
     """
     for key, value in state.items():
         if not isinstance(value, torch.Tensor):
@@ -33,72 +35,74 @@ def check_tensors(state: Mapping[str, Any], source: str) -> None:
                 hint="Save the weights of the float model.",
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            # a few bytes seen through zero strides: a size that the file only claims
+            # zero strides can show a few bytes as a huge tensor
             raise InputError(f"{source}: {key} claims {value.numel()} numbers, which the file does not hold")
 
 
 def fit(model: nn.Module, state: State, source: str, arch: str) -> list[str]:
-    """Load weights strictly, as float32.
+    """Load weights strictly into a model, as float32.
 
-    A model on the meta device takes copies of the tensors as its own; any other is written into, so that
-    parameters that it shares stay shared.
+    A model on the meta device gets copies of the tensors as its parameters. In any other model the values are
+    copied into the parameters, so that parameters that layers share stay shared.
 
     Args:
-        source: the file, for messages.
-        arch: the model, for messages.
+        source: name of the file, for messages.
+        arch: name of the model, for messages.
 
     Returns:
-        What was assumed, for the user to read: that weights of another type were widened.
+        Assumptions, sentences for the user: that weights of another type were converted to float32.
 
     Raises:
-        InputError: missing or unexpected names, other shapes, integers for weights, NaN or infinity.
+        InputError: missing or unexpected names, other shapes, integers for real weights, NaN or infinity.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     state = dict(state)
-    for key in wanted:
+    for key in expected:
         if key.endswith(COUNTER) and key not in state:
             state[key] = torch.zeros((), dtype=torch.int64)
-    _check_names_and_shapes(wanted, state, source, arch)
+    _check_names_and_shapes(expected, state, source, arch)
     for key, value in state.items():
-        if wanted[key].is_floating_point() and not value.is_floating_point():
+        if expected[key].is_floating_point() and not value.is_floating_point():
             raise InputError(
                 f"{source}: {key} holds {_type(value.dtype)}, where the model has real numbers",
                 hint="Quantized weights cannot be compiled; save those of the float model.",
             )
-    kinds = {v.dtype for k, v in state.items() if v.is_floating_point() and wanted[k].is_floating_point()}
-    # copies: the file's tensors may be views of one another, or of an array that others hold
-    state = {key: _copy(value, wanted[key]) for key, value in state.items()}
+    dtypes = {v.dtype for k, v in state.items() if v.is_floating_point() and expected[k].is_floating_point()}
+    # copies, because the file's tensors may be views of one another, or of an array that is used elsewhere
+    state = {key: _copy(value, expected[key]) for key, value in state.items()}
     _check_values(state, source)
     try:
-        model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in wanted.values()))
-    except RuntimeError as error:  # a model's own hooks may object
+        model.load_state_dict(state, strict=True, assign=any(v.is_meta for v in expected.values()))
+    except RuntimeError as error:  # raised by hooks of the model
         raise InputError(f"{source} does not fit {arch}: {str(error).splitlines()[-1].strip()}") from error
-    other = sorted(_type(kind) for kind in kinds - {torch.float32})
-    return [f"weights stored as {' and '.join(other)} are computed in float32"] if other else []
+    converted = sorted(_type(dtype) for dtype in dtypes - {torch.float32})
+    return [f"weights stored as {' and '.join(converted)} are computed in float32"] if converted else []
 
 
-def _copy(value: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    kind = torch.float32 if wanted.is_floating_point() else wanted.dtype
-    return value.detach().to(dtype=kind, copy=True, memory_format=torch.contiguous_format)
+def _copy(value: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor, as float32 where the model has a real number."""
+    dtype = torch.float32 if expected.is_floating_point() else expected.dtype
+    return value.detach().to(dtype=dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _type(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str) -> None:
-    missing = [key for key in wanted if key not in state]
-    extra = [key for key in state if key not in wanted]
+def _check_names_and_shapes(expected: State, state: State, source: str, arch: str) -> None:
+    """Raise InputError, with all differences in one message, where names or shapes differ."""
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {list(state[key].shape)} in the file and {list(value.shape)} in the model"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key in state and not is_lazy(value) and state[key].shape != value.shape
     ]
     parts = []
     if missing:
-        close = [near for key in missing[:SHOWN] for near in get_close_matches(key, extra, 1, 0.5)]
+        close = [key for name in missing[:MAX_NAMES] for key in get_close_matches(name, extra, 1, 0.5)]
         names = first(missing) + (f"; the file has {', '.join(dict.fromkeys(close))}" if close else "")
-        parts.append(f"{len(missing)} of the model's {len(wanted)} tensors {_is(missing)} missing ({names})")
+        parts.append(f"{len(missing)} of the model's {len(expected)} tensors {_is(missing)} missing ({names})")
     if extra:
         parts.append(f"{_count(extra)} in the file {_is(extra)} unknown to the model ({first(extra)})")
     if shapes:
@@ -108,11 +112,12 @@ def _check_names_and_shapes(wanted: State, state: State, source: str, arch: str)
 
 
 def _check_values(state: State, source: str) -> None:
+    """Raise InputError where weights are NaN or infinite, or variances negative."""
     bad = []
     for key, value in state.items():
         if not value.is_floating_point() or not value.numel():
             continue
-        # a finite sum tells at once that all numbers are; one that is not may only have overflowed
+        # if the sum is finite, so are all numbers; an infinite sum may be a mere overflow, so count
         count = 0 if torch.isfinite(value.sum()) else int((~torch.isfinite(value)).sum())
         if count:
             bad.append(f"{key} ({count} of {value.numel()})")
@@ -121,14 +126,15 @@ def _check_values(state: State, source: str) -> None:
     if bad:
         raise InputError(
             f"{source}: NaN or infinity in {first(bad)}",
-            hint="The training that wrote it diverged; use an earlier checkpoint.",
+            hint="The training diverged; use an earlier checkpoint.",
         )
 
 
 def first(names: Iterable[str]) -> str:
-    """The first few of many names, and how many more there are."""
+    """List the first few names as text, with the number of further ones."""
     names = list(names)
-    return (", ".join(names[:SHOWN]) or "nothing") + (f", … {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    rest = len(names) - MAX_NAMES
+    return (", ".join(names[:MAX_NAMES]) or "nothing") + (f", … {rest} more" if rest > 0 else "")
 
 
 def _count(names: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Compatibility: unmodified model files import and run, though much of what they import does not exist any more.
+"""The import system for old model files, which run unchanged though many of their imports do not exist any more.
 
-Within ``compatible``, and only there, stand-ins are found for what is missing (stand_ins.py), neurons take and
-ignore the arguments of old versions, and the file's own folders are on the path. What is installed is never hidden,
-but for timm and torchvision, which are not imported at all.
+Within ``compatible``, and only there, stand-ins take the place of missing packages (stand_ins.py), neurons accept and
+ignore the arguments of old versions, and the folders of the model file are on ``sys.path``. An installed package is
+always used, except for timm and torchvision, which are never imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
@@ -26,22 +25,22 @@ from svitc.frontends.compat.shims import DROPPED, Registry
 from svitc.frontends.compat.stand_ins import Finder, StandIn
 from svitc.support.user_code import INSTALLED, import_file, raised_at, search_path
 
-KEPT = ("__main__", "svitc")
+NEVER_HIDDEN = ("__main__", "svitc")
 
 
 @contextlib.contextmanager
 def compatible(file: Path | None = None) -> Iterator[Registry]:
-    """Old model files can be imported, and their factories called, within.
+    """Let old model files be imported, and their factories be called, in the body of a ``with`` statement.
 
-    Afterwards ``sys.path`` and the import system are as they were, and of ``sys.modules`` nothing is left of the
-    stand-ins or of the file's folders. Installed packages that were imported for the first time stay, as many of
-    them cannot be imported twice.
+    Afterwards ``sys.path`` and the import system are as before, and ``sys.modules`` has neither the stand-ins nor
+    modules from the file's folders. Installed packages that were imported for the first time stay, because many
+    of them cannot be imported twice.
 
     Args:
-        file: a model file, whose folder and its parent are searched for what it imports.
+        file: a model file; its folders are searched for what it imports.
 
     Yields:
-        The factories that are registered within.
+        The registry of the factories that the imported code registers.
     """
     folders = search_path(file) if file is not None else []
     registry = Registry()
@@ -51,7 +50,7 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
     first, last = Finder(registry, folders, first=True), Finder(registry, folders, first=False)
     sys.meta_path[:] = [first, *finders, last]
     sys.path[:0] = folders
-    sys.dont_write_bytecode = True  # the user's folders stay as they are
+    sys.dont_write_bytecode = True  # write no __pycache__ into the user's folders
     try:
         with _old_arguments(), warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
@@ -64,11 +63,15 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
 
 
 def import_model_file(path: Path, blame: type[SvitcError] = InputError) -> ModuleType:
-    """Import a model file with whatever stand-ins it needs.
+    """Import a model file with the stand-ins that it needs.
+
+    Args:
+        blame: class of the error.
 
     Raises:
-        SvitcError: of kind ``blame``: there is no such file, it imports a package that nothing stands in for, or
-            it raises; with the file and line.
+        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a package that is
+            not installed and has no stand-in, or its code raises an error.
+        UnsupportedError: the file uses a stand-in for more than its name.
     """
     return _imported(path, blame)[0]
 
@@ -84,36 +87,40 @@ def _imported(path: Path, blame: type[SvitcError]) -> tuple[ModuleType, Registry
             raise
         except ModuleNotFoundError as error:
             raise blame(
-                f"{path} imports {error.name}, which is not installed and which nothing stands in for",
+                f"{path} imports {error.name}, which is not installed and has no stand-in in svitc",
                 where=raised_at(error, path),
-                hint="Install it, or take the import out.",
+                hint="Install it, or remove the import.",
             ) from error
-        except (Exception, SystemExit) as error:  # the user's file may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise blame(
                 f"importing {path} failed: {type(error).__name__}: {error}", where=raised_at(error, path)
             ) from error
 
 
-def model_factory(path: Path, name: str, blame: type[SvitcError] = InputError) -> Callable[..., Any]:
-    """A factory of a model file: what it registers under a name, or a function or class of that name.
+def find_factory(path: Path, name: str, blame: type[SvitcError] = InputError) -> Callable[..., object]:
+    """Return a factory of a model file: a registered one, or else a function or class of that name.
 
-    What is returned calls it with the stand-ins in place, as old arguments and late imports need them.
+    The result calls the factory with the stand-ins in place, which old arguments and late imports need.
+
+    Args:
+        blame: class of the error.
 
     Raises:
-        SvitcError: of kind ``blame``: as ``import_model_file``, or there is no such factory.
+        SvitcError: of class ``blame``: there is no such factory, or the file cannot be imported
+            (see ``import_model_file``).
     """
     module, registry = _imported(path, blame)
     factory = registry.factories.get(name) or getattr(module, name, None)
     if not callable(factory):
-        there = factories_of(module, registry)
-        close = get_close_matches(name, there, 1)
+        names = factories_of(module, registry)
+        close = get_close_matches(name, names, 1)
         raise blame(
             f"{path} has no factory {name}" + (f"; the closest is {close[0]}" if close else ""),
-            hint=f"It has {', '.join(there[:12])}." if there else "It defines no function and no class.",
+            hint=f"It has {', '.join(names[:12])}." if names else "It defines no function and no class.",
         )
 
     @functools.wraps(factory)
-    def build(*args: Any, **kwargs: Any) -> Any:
+    def build(*args: object, **kwargs: object) -> object:
         with compatible(path):
             return factory(*args, **kwargs)
 
@@ -121,20 +128,20 @@ def model_factory(path: Path, name: str, blame: type[SvitcError] = InputError) -
 
 
 def factories_of(module: ModuleType, registry: Registry) -> list[str]:
-    """What a model may be made with: registered names first, then the file's own functions, then its layers."""
-    own = {
+    """Return the names that can build a model: registered and exported ones, then functions, then layer classes."""
+    defined = {
         name: value
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
     }
-    functions = [name for name, value in own.items() if inspect.isfunction(value)]
-    classes = [name for name, value in own.items() if inspect.isclass(value) and issubclass(value, nn.Module)]
+    functions = [name for name, value in defined.items() if inspect.isfunction(value)]
+    classes = [name for name, value in defined.items() if inspect.isclass(value) and issubclass(value, nn.Module)]
     exported = [name for name in getattr(module, "__all__", ()) if callable(getattr(module, name, None))]
     return list(dict.fromkeys([*registry.factories, *exported, *functions, *classes]))
 
 
-def _home(module: ModuleType | None) -> str | None:
-    """The folder in which a top-level module was found; None for one that is built in or made up."""
+def _folder_of(module: ModuleType | None) -> str | None:
+    """Return the folder in which a top-level module was found; None for built-in modules and stand-ins."""
     spec = getattr(module, "__spec__", None)
     if spec is None or isinstance(module, StandIn):
         return None
@@ -144,67 +151,78 @@ def _home(module: ModuleType | None) -> str | None:
 
 
 def _hide(folders: list[str]) -> dict[str, ModuleType]:
-    """Take out of ``sys.modules`` what another folder's files left there under names that these folders have."""
+    """Remove modules of other folders that have the name of a file in these folders from ``sys.modules``.
+
+    Returns:
+        The removed modules by name, to be put back later.
+    """
     names = {entry.stem if entry.suffix == ".py" else entry.name for f in folders for entry in _entries(f)}
     hidden = {}
     for top in {name.partition(".")[0] for name in sys.modules} & names:
-        home = _home(sys.modules.get(top))
-        if home is None or home in folders or home.startswith(INSTALLED) or top in KEPT:
+        folder = _folder_of(sys.modules.get(top))
+        if folder is None or folder in folders or folder.startswith(INSTALLED) or top in NEVER_HIDDEN:
             continue
-        mine = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
-        hidden.update({name: sys.modules.pop(name) for name in mine})
+        package = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
+        hidden.update({name: sys.modules.pop(name) for name in package})
     return hidden
 
 
 def _entries(folder: str) -> list[Path]:
+    """List what can be imported from a folder: Python files, and folders whose name is an identifier."""
     with contextlib.suppress(OSError):
         return [e for e in Path(folder).iterdir() if e.suffix == ".py" or (e.is_dir() and e.name.isidentifier())]
     return []
 
 
 def _remove(before: dict[str, ModuleType], folders: list[str]) -> None:
-    """Take stand-ins and the user's modules out again, from ``sys.modules`` and from the packages that hold them."""
+    """Remove stand-ins and the user's modules from ``sys.modules`` and from the packages that refer to them.
+
+    Args:
+        before: ``sys.modules`` as it was before the import.
+        folders: the folders of the user's modules.
+    """
     new = {name: module for name, module in sys.modules.items() if before.get(name) is not module}
-    theirs = {name for name in new if "." not in name and _home(new[name]) in folders}
+    user_packages = {name for name in new if "." not in name and _folder_of(new[name]) in folders}
     for name, module in new.items():
         if name in before:
             sys.modules[name] = before[name]
-        elif isinstance(module, StandIn) or name.partition(".")[0] in theirs:
+        elif isinstance(module, StandIn) or name.partition(".")[0] in user_packages:
             del sys.modules[name]
-            owner, _, last = name.rpartition(".")
-            holder = sys.modules.get(owner)
-            if holder is not None and vars(holder).get(last) is module:
-                delattr(holder, last)
+            parent_name, _, last = name.rpartition(".")
+            parent = sys.modules.get(parent_name)
+            if parent is not None and vars(parent).get(last) is module:
+                delattr(parent, last)
 
 
 @contextlib.contextmanager
 def _old_arguments() -> Iterator[None]:
-    """SpikingJelly's neurons take, and ignore, arguments that old versions had and this one does not."""
-    kinds = [
-        kind
-        for kind in vars(neuron).values()
-        if isinstance(kind, type) and issubclass(kind, base.MemoryModule) and "__init__" in vars(kind)
+    """Let SpikingJelly's neurons accept, and ignore, arguments that only old versions have."""
+    classes = [
+        value
+        for value in vars(neuron).values()
+        if isinstance(value, type) and issubclass(value, base.MemoryModule) and "__init__" in vars(value)
     ]
-    plain = {kind: vars(kind)["__init__"] for kind in dict.fromkeys(kinds)}
-    for kind, init in plain.items():
-        kind.__init__ = _without(init)  # type: ignore[misc]
+    constructors = {cls: vars(cls)["__init__"] for cls in dict.fromkeys(classes)}
+    for cls, init in constructors.items():
+        cls.__init__ = _ignoring_old_arguments(init)  # type: ignore[misc]
     added = not hasattr(functional, "set_backend")
     if added:
         functional.set_backend = lambda *_, **__: None
     try:
         yield
     finally:
-        for kind, init in plain.items():
-            kind.__init__ = init  # type: ignore[misc]
+        for cls, init in constructors.items():
+            cls.__init__ = init  # type: ignore[misc]
         if added:
             del functional.set_backend
 
 
-def _without(init: Callable[..., None]) -> Callable[..., None]:
-    gone = [name for name in DROPPED if name not in inspect.signature(init).parameters]
+def _ignoring_old_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a constructor so that it ignores those of ``DROPPED`` that it does not have."""
+    ignored = [name for name in DROPPED if name not in inspect.signature(init).parameters]
 
     @functools.wraps(init)
-    def tolerant(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **{key: value for key, value in kwargs.items() if key not in gone})
+    def tolerant(self: nn.Module, *args: object, **kwargs: object) -> None:
+        init(self, *args, **{key: value for key, value in kwargs.items() if key not in ignored})
 
     return tolerant

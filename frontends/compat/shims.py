@@ -1,7 +1,7 @@
-"""Compatibility, names: what old model files import and what stands for it.
+"""Replacements for the functions and classes that old model files import.
 
-Old spiking code takes neurons from ``spikingjelly.clock_driven`` and helpers from timm. Here are the same names over
-SpikingJelly 2 and PyTorch; nothing of either package is needed.
+Old spiking code takes neurons from ``spikingjelly.clock_driven`` and helpers from timm. The same names are defined
+here on top of SpikingJelly 2 and PyTorch, so that neither old package is needed.
 """
 
 from __future__ import annotations
@@ -16,45 +16,53 @@ import torch
 from spikingjelly.activation_based import base, layer, neuron
 from torch import nn
 
-# arguments of neurons that chose how to compute, or watched; they do not change what is computed
+Factory = Callable[..., nn.Module]
+# old arguments of neurons that select an implementation or record states; the result does not depend on them
 DROPPED = ("backend", "lava_s_cale", "cupy_fp32_inference", "monitor_state")
 
 
 class _MultiStepMeta(type):
-    """Neurons that a multi-step name makes are SpikingJelly's own, and count as instances of the name."""
+    """The class of the multi-step names: SpikingJelly's own neurons in multi-step mode are instances of them."""
 
     kind: type[nn.Module]
 
-    def __instancecheck__(cls, instance: Any) -> bool:
+    def __instancecheck__(cls, instance: object) -> bool:
         if type.__instancecheck__(cls, instance):
             return True
         return "__new__" in vars(cls) and isinstance(instance, cls.kind) and instance.step_mode == "m"
 
 
 def multi_step(kind: type[nn.Module], name: str) -> type[nn.Module]:
-    """``MultiStepLIFNode`` of ``LIFNode``: made in multi-step mode, without the old choice of a backend."""
-    takes = [p for p in inspect.signature(kind).parameters if p not in ("step_mode", "store_v_seq")]
+    """Return the old multi-step class of a neuron, such as ``MultiStepLIFNode`` for ``LIFNode``.
 
-    def arguments(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        given = dict(zip(takes, args, strict=False))  # what comes after them chose a backend
-        return {**given, **{k: v for k, v in kwargs.items() if k not in DROPPED}, "step_mode": "m"}
+    The class builds neurons in multi-step mode, and ignores the old choice of a backend.
 
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        # a subclass of the user's stays one; the name itself makes the neuron that svitc knows
-        return kind.__new__(cls) if cls is not made else kind(**arguments(args, kwargs))
+    Args:
+        kind: the neuron class of SpikingJelly 2.
+        name: the name of the old class.
+    """
+    parameters = [p for p in inspect.signature(kind).parameters if p not in ("step_mode", "store_v_seq")]
 
-    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def arguments(args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
+        positional = dict(zip(parameters, args, strict=False))  # any further ones select a backend
+        return {**positional, **{k: v for k, v in kwargs.items() if k not in DROPPED}, "step_mode": "m"}
+
+    def new(cls: type, *args: object, **kwargs: object) -> nn.Module:
+        # a subclass that the user defines stays one; the old name itself builds a neuron that svitc recognizes
+        return kind.__new__(cls) if cls is not multi_step_class else kind(**arguments(args, kwargs))
+
+    def init(self: nn.Module, *args: object, **kwargs: object) -> None:
         kind.__init__(self, **arguments(args, kwargs))
 
-    made: Any = _MultiStepMeta(name, (kind,), {"__new__": new, "__init__": init, "kind": kind})
-    return made
+    multi_step_class: Any = _MultiStepMeta(name, (kind,), {"__new__": new, "__init__": init, "kind": kind})
+    return multi_step_class
 
 
-def clock_driven(module: str, name: str) -> Any:
-    """A name of ``spikingjelly.clock_driven.<module>`` that SpikingJelly 2 has no more.
+def clock_driven(module: str, name: str) -> object:
+    """Return the replacement of a name of ``spikingjelly.clock_driven.<module>`` that SpikingJelly 2 does not have.
 
     Raises:
-        AttributeError: nothing stands for it.
+        AttributeError: there is no replacement.
     """
     if module == "neuron" and name.startswith("MultiStep"):
         kind = getattr(neuron, name.removeprefix("MultiStep"), None)
@@ -63,11 +71,11 @@ def clock_driven(module: str, name: str) -> Any:
     if module == "layer" and name in ("MultiStepDropout", "MultiStepDropout2d"):
         kind = getattr(layer, name.removeprefix("MultiStep"))
         return lambda p=0.5, *_, **__: kind(p, step_mode="m")
-    raise AttributeError(f"nothing stands for {name} of spikingjelly.clock_driven.{module}")
+    raise AttributeError(f"svitc has no replacement for {name} of spikingjelly.clock_driven.{module}")
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, whole samples of a branch are dropped; in inference, nothing."""
+    """Stochastic depth: drops the branch for randomly chosen samples in training, and does nothing in inference."""
 
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True) -> None:
         super().__init__()
@@ -80,6 +88,7 @@ class DropPath(nn.Module):
 def drop_path(
     x: torch.Tensor, drop_prob: float = 0.0, training: bool = False, scale_by_keep: bool = True
 ) -> torch.Tensor:
+    """Set randomly chosen samples of ``x``, of shape ``[samples, …]``, to 0 in training; see ``DropPath``."""
     if not drop_prob or not training:
         return x
     keep = 1 - drop_prob
@@ -87,37 +96,46 @@ def drop_path(
     return x * (mask / keep if scale_by_keep and keep > 0 else mask)
 
 
-def to_tuple(count: int) -> Callable[[Any], tuple]:
-    """``to_2tuple`` and its like: a number that many times, anything iterable as it is."""
+def to_tuple(count: int) -> Callable[[object], tuple]:
+    """Return timm's ``to_2tuple`` or the like: it repeats a number ``count`` times, and keeps iterables as they are."""
 
-    def convert(x: Any) -> tuple:
+    def convert(x: object) -> tuple:
         return tuple(x) if isinstance(x, Iterable) and not isinstance(x, str) else tuple(repeat(x, count))
 
     return convert
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+def _cfg(url: str = "", **kwargs: object) -> dict[str, object]:
     return {"url": url, **kwargs}
 
 
 class Registry:
-    """The factories that one file registers; another file may register the same names."""
+    """The factories that one model file registers; each file has its own, so that names may repeat.
+
+    Attributes:
+        factories: name -> factory, in the order of registration.
+    """
 
     def __init__(self) -> None:
-        self.factories: dict[str, Callable[..., nn.Module]] = {}
+        self.factories: dict[str, Factory] = {}
 
-    def register_model(self, factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def register_model(self, factory: Factory) -> Factory:
+        """Register a factory under its own name, and return it: timm's decorator of that name."""
         self.factories[factory.__name__] = factory
         return factory
 
-    def create_model(self, name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        """A registered model; arguments of None are left at the factory's defaults, as timm does."""
+    def create_model(self, name: str, pretrained: bool = False, **kwargs: object) -> nn.Module:
+        """Build a registered model. Arguments that are None keep the factory's default, as in timm.
+
+        Raises:
+            ValueError: no factory of that name is registered.
+        """
         if name not in self.factories:
             raise ValueError(f"no model {name!r} is registered; there are {', '.join(self.factories) or 'none'}")
         return self.factories[name](pretrained=pretrained, **{k: v for k, v in kwargs.items() if v is not None})
 
-    def timm(self) -> dict[str, Any]:
-        """The names of timm that stand for something, whatever submodule they are taken from."""
+    def timm(self) -> dict[str, object]:
+        """Return the replacements for names of timm; they serve all its submodules."""
         return {
             **{f"to_{n}tuple": to_tuple(n) for n in (1, 2, 3, 4)},
             "to_ntuple": to_tuple,
@@ -135,5 +153,5 @@ class Registry:
         }
 
 
-# names of PyTorch's own that went away
+# what torch._six held in old versions of PyTorch
 TORCH_SIX = {"inf": math.inf, "nan": math.nan, "string_classes": (str, bytes), "int_classes": int}

@@ -113,7 +113,7 @@ def test_what_cannot_be_imported_or_called(own, arch, text):
 def test_arguments_that_the_factory_does_not_take(own):
     with pytest.raises(UsageError, match="unexpected keyword argument 'widht'; did you mean width?") as caught:
         own("own_code:Net", arch_args={"widht": 4})
-    assert "It is Net(width=4, time_steps=4, img_size=16)." in str(caught.value)
+    assert "Its signature is Net(width=4, time_steps=4, img_size=16)." in str(caught.value)
 
 
 def test_weights_of_another_width(own):

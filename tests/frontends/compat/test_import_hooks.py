@@ -16,7 +16,7 @@ from torch import nn
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.frontends.capture.model_rewrites import reference
-from svitc.frontends.compat.import_hooks import compatible, import_model_file, model_factory
+from svitc.frontends.compat.import_hooks import compatible, find_factory, import_model_file
 from svitc.frontends.compat.stand_ins import StandIn
 from svitc.ir.graph import InputSpec
 from svitc.ir.ops import is_neuron
@@ -141,7 +141,7 @@ def no_trace(tmp_path):
 @pytest.mark.parametrize("name", ["tiny", "again", "Tiny"])
 def test_an_old_model_file_runs(model_file, name):
     torch.manual_seed(0)
-    model = model_factory(model_file, name)(T=3).eval()
+    model = find_factory(model_file, name)(T=3).eval()
     assert [type(m) for m in (model.lif, model.plif, model.relay)] == [
         neuron.LIFNode,
         neuron.ParametricLIFNode,
@@ -169,13 +169,13 @@ def test_the_module_itself(model_file):
 def test_what_nothing_stands_for_says_so_when_it_is_used(model_file):
     for name in ("needs_block", "needs_unused"):
         with pytest.raises(UnsupportedError, match=r"timm.models.vision_transformer.Block is used, and timm is not"):
-            model_factory(model_file, name)()
+            find_factory(model_file, name)()
 
 
 def test_names_of_two_files_do_not_meet(model_file):
     other = model_file.parent / "other.py"
     other.write_text(OLD.replace("self.head = Head(width)", "self.head = Head(width); self.other = True"))
-    first, second = model_factory(model_file, "again"), model_factory(other, "again")
+    first, second = find_factory(model_file, "again"), find_factory(other, "again")
     assert not hasattr(first(), "other") and second().other
 
 
@@ -244,13 +244,13 @@ def test_a_file_that_cannot_be_imported(tmp_path, text):
 
 def test_a_factory_that_does_not_exist(model_file, tmp_path):
     with pytest.raises(UsageError, match="has no factory tinny; the closest is tiny") as caught:
-        model_factory(model_file, "tinny", UsageError)
+        find_factory(model_file, "tinny", UsageError)
     assert caught.value.hint == "It has tiny, again, needs_block, needs_unused, Unused, Tiny."
     with pytest.raises(InputError, match="there is no file"):
         import_model_file(tmp_path / "nothing.py")
     (tmp_path / "empty.py").write_text("WIDTH = 3\n")
     with pytest.raises(InputError, match="has no factory WIDTH") as caught:
-        model_factory(tmp_path / "empty.py", "WIDTH")
+        find_factory(tmp_path / "empty.py", "WIDTH")
     assert caught.value.hint == "It defines no function and no class."
 
 
