@@ -1,7 +1,7 @@
 """How long does one forward pass take on the CPU? Our files, the eager model, its naive export in ONNX Runtime and in
 OpenVINO, on the same images and weights, with the same number of threads.
 
-All of a row's contestants run in turn, in paired rounds, each in a process of its own (svitc.bench_race), and beside
+All of a row's contestants run in turn, in paired rounds, each in a process of its own (svitc.bench.rounds), and beside
 them the machine's own rate of matrix products (uint8 [4096, 1024] by int8 [1024, 1024] in MatMulInteger, and the same
 in float32): what the model's multiply-accumulates alone would take at that rate is the floor that times are compared
 with. Networks have random weights, with batch norms that make neurons fire. What is finished is kept in --work, and a
@@ -24,7 +24,7 @@ import numpy as np
 
 from common import FULL_SIZE, RESULTS, environment, table
 from svitc.bench.compare import OPENVINO, ORT, TITLES, exported
-from svitc.bench.environment import DISTURBED
+from svitc.bench.environment import DISTURBED_PROCESSORS
 from svitc.bench.rounds import quartiles, row, run_rounds
 from svitc.bench.runners import Load, Source, eager, onnx_file, openvino_file
 from svitc.bench.worker import Failed, Ready, Runner, once
@@ -274,7 +274,7 @@ def note_on(records: list[dict[str, Any]]) -> str:
     )
     busy = (
         f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed."
-        if others > DISTURBED
+        if others > DISTURBED_PROCESSORS
         else ""
     )
     return (

@@ -1,7 +1,7 @@
 """How does the time of our file grow with time steps, batch, depth and resolution?
 
 One network, one quantity changed at a time; all points of a quantity run in turn, in paired rounds, each in a process of
-its own (svitc.bench_race). What is finished is kept in --work; --resume goes on there.
+its own (svitc.bench.rounds). What is finished is kept in --work; --resume goes on there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from common import RESULTS, environment, table
 from latency import LIMIT, VARIANTS, canvas, footer, prepare, say
 from svitc.bench.compare import ORT
-from svitc.bench.environment import DISTURBED
+from svitc.bench.environment import DISTURBED_PROCESSORS
 from svitc.bench.rounds import run_rounds
 from svitc.bench.runners import Load, onnx_file
 from svitc.bench.worker import Runner, once
@@ -48,7 +48,7 @@ def scaling(args: argparse.Namespace) -> None:
         others = max(record["other_processes"] or 0.0 for record in records)
         busy = (
             f" Other processes kept {others:g} processors busy meanwhile: these times are disturbed."
-            if others > DISTURBED
+            if others > DISTURBED_PROCESSORS
             else ""
         )
         text = [

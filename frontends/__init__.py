@@ -1,4 +1,8 @@
-"""Frontends: from what a user has (a checkpoint, a model file, an nn.Module) to a program."""
+"""Frontends turn a checkpoint, a model file or an nn.Module into a program.
+
+May import errors, support, ir and serialization. Start reading at ``checkpoint/load.py``, which finds the model that a
+checkpoint is of, and ``capture/capture.py``, which records the model as a program.
+"""
 
 from svitc.frontends.checkpoint.load import Loaded, LoadOptions, load_model
 from svitc.frontends.checkpoint.save import save

@@ -278,7 +278,7 @@ def test_time_and_batch_together_are_refused_unless_fixed():
         capture(model, spec)
     text = str(caught.value)
     assert text.startswith("attn.proj_lif: the neuron's first dimension is not time alone but time and batch")
-    assert "an image's result depends on its neighbours" in text and "--fix splits time from batch" in text
+    assert "an image's result depends on its neighbors" in text and "--fix splits time from batch" in text
     assert "official_parts.py" in (caught.value.where or "")
     program = capture(model, spec, fix=True)
     assert program.info["fixed"] == ["attn.proj_lif"]

@@ -148,7 +148,7 @@ def load_data(
     resize: int | None = None,
     crop: int | None = None,
 ) -> Dataset:
-    """Open labelled images.
+    """Open labeled images.
 
     Pixels are scaled to [0, 1] and normalized with ``info["normalize"]`` where the model has it. Images of
     another size than the model's input are resized: image files are scaled to cover the input and cropped at the

@@ -172,7 +172,7 @@ def _describe(error: BaseException) -> str:
 
 
 class _BatchReader:
-    """Splits batches into labeled images and checks them against the model.
+    """Reader that splits batches into labeled images and checks them against the model.
 
     Attributes:
         time_first: Whether event frames come as ``[T, N, ...]``; None until a batch shows it.

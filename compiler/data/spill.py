@@ -49,8 +49,8 @@ class Spill(Source):
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"{self.name} gives more than fits into {MEMORY_BYTES // 10**9} GB of memory and {tempfile.gettempdir()}: "
-                f"{error.strerror or error}",
+                f"{self.name} gives more than fits into {MEMORY_BYTES // 10**9} GB of memory"
+                f" and {tempfile.gettempdir()}: {error.strerror or error}",
                 hint="Take a sample with --limit, or set TMPDIR to a larger disk.",
             ) from error
 

@@ -1,6 +1,7 @@
-"""Own definitions of the published families, so that an official repository's checkpoint needs no model file.
+"""Definitions of the published families, so that a checkpoint of an official repository needs no model file.
 
-Names of parameters and the numbers that come out are those of the published code; nothing else is.
+Only parameter names and outputs are the same as in the published code. Start reading at ``registry.py``, which lists
+the models; ``recognize.py`` tells which of them a checkpoint is of.
 """
 
 from svitc.frontends.published.e_spikeformer import ESpikeFormer
