@@ -1,6 +1,6 @@
-"""The published models, at the address by which checkpoints name them: ``svitc.frontends.official:Spikformer``.
+"""The published models under the name that checkpoints use for them: ``svitc.frontends.official:Spikformer``.
 
-The code is in ``svitc.frontends.published``. This address is in files that users have, so it stays.
+The code is in ``svitc.frontends.published``. Files of users hold this name, so it stays.
 """
 
 from svitc.frontends.published import ESpikeFormer, MetaSpikeFormer, QKFormer, SpikeDrivenTransformer, Spikformer

@@ -1,6 +1,6 @@
 """What a benchmark can time: an ONNX file in ONNX Runtime or OpenVINO, and the original model in PyTorch.
 
-Each function runs in a process of its own (worker.py) and loads what it times there.
+Each function runs in a process of its own (see ``worker.py``) and loads its model there.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from svitc.frontends.capture.capture import capture
 from svitc.frontends.capture.model_rewrites import logits_of
 from svitc.ir.graph import InputSpec
 from svitc.serialization.writer import load_program
+from svitc.support.types import JsonDict
 
-NO_PROBLEM = 3  # ONNX Runtime's log severity: errors only
+LOG_ERRORS_ONLY = 3  # a log severity of ONNX Runtime
 
 
 @dataclass(frozen=True)
 class Load:
-    """What each contestant is given.
+    """The work of one run.
 
     Attributes:
-        shape: of the input without batch.
-        batch: images in one run.
-        threads: within one operator.
-        seed: of the images.
+        shape: Shape of the input without its batch axis.
+        batch: Images in one run.
+        threads: Threads within one operator.
+        seed: Seed of the images.
     """
 
     shape: tuple[int, ...]
@@ -51,7 +52,7 @@ class Load:
     seed: int = 0
 
     def images(self) -> np.ndarray:
-        """Standard normal pixels, or small counts of events; ``[N, C, H, W]`` or ``[T, N, C, H, W]``."""
+        """Return random float32 images ``[N, C, H, W]``, or event frames of small counts ``[T, N, C, H, W]``."""
         spec = InputSpec(self.shape)
         generator = np.random.default_rng(self.seed)
         x = generator.standard_normal(spec.batched(self.batch), dtype=np.float32)
@@ -60,37 +61,38 @@ class Load:
 
 @dataclass(frozen=True)
 class Source:
-    """The original model: a checkpoint, or an output folder of svitc.
+    """The original model.
 
     Attributes:
-        options: fields of ``svitc.frontends.LoadOptions``.
+        path: A checkpoint, or an output folder of svitc.
+        options: Fields of ``svitc.frontends.LoadOptions``.
     """
 
     path: Path
-    options: dict[str, Any] = field(default_factory=dict)
+    options: JsonDict = field(default_factory=dict)
 
     def input(self) -> InputSpec:
-        """The model's input. Raises like ``svitc.load``."""
+        """Return the model's input. Raises as ``svitc.load`` does."""
         return self._load()[1]
 
     def load(self) -> tuple[nn.Module, bool]:
-        """The model in eval mode, and whether it takes ``[N, T, …]``. To be called once a process."""
-        model, spec, info, within = self._load()
-        within.__enter__()  # for good: the model's forward may import what only stands in for a package
-        if info is not None and spec.events:  # which order of time and batch it takes is found by capturing it
+        """Return the model in eval mode, and whether it takes ``[N, T, ...]``. To be called once per process."""
+        model, spec, info, compatibility = self._load()
+        compatibility.__enter__()  # never left: the model's forward may import stand-ins for missing packages
+        if info is not None and spec.events:  # capturing it shows which order of time and batch it takes
             info = capture(model, spec, info, rewrite_model=bool(self.options.get("rewrite_model"))).info
         return model.eval(), bool((info or {}).get("batch_first"))
 
-    def _load(self) -> tuple[nn.Module, InputSpec, dict[str, Any] | None, contextlib.AbstractContextManager[Any]]:
+    def _load(self) -> tuple[nn.Module, InputSpec, JsonDict | None, contextlib.AbstractContextManager[object]]:
         if (self.path / "model.safetensors").is_file():
             program = load_program(self.path / "model.safetensors")
-            return program.module, program.input, None, contextlib.nullcontext()  # takes the program's own layout
+            return program.module, program.input, None, contextlib.nullcontext()  # it takes the program's layout
         loaded = load_model(self.path, LoadOptions(**self.options))
         return loaded.model, loaded.input, loaded.info, loaded.callable_within()
 
 
 def onnx_file(path: Path, load: Load) -> Ready:
-    """A file in ONNX Runtime."""
+    """Load a file into ONNX Runtime."""
     session = backend.session(path, load.threads)
     name, x = session.get_inputs()[0].name, load.images()
     return Ready(
@@ -101,13 +103,13 @@ def onnx_file(path: Path, load: Load) -> Ready:
 
 
 def profile(path: Path, load: Load, runs: int) -> dict[str, dict[str, float]]:
-    """Milliseconds a run, and number of nodes, of each operator of a file, by ONNX Runtime's own profiler.
+    """Return milliseconds per run and number of nodes of each operator, measured by ONNX Runtime's profiler.
 
-    Operators are those that the runtime has made of the file's by fusing them.
+    Operators are those that the runtime executes, after it has fused those of the file.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = NO_PROBLEM
+        options.log_severity_level = LOG_ERRORS_ONLY
         options.intra_op_num_threads = load.threads
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
@@ -116,22 +118,22 @@ def profile(path: Path, load: Load, runs: int) -> dict[str, dict[str, float]]:
         for _ in range(runs + 1):
             session.run(None, {name: x})
         events = json.loads(Path(session.end_profiling()).read_text())
-    spent: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    durations_us: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            spent[event["args"]["op_name"]][event["name"]].append(event["dur"])
+            durations_us[event["args"]["op_name"]][event["name"]].append(event["dur"])
     rows = {
         kind: {"ms": sum(sum(times[1:]) for times in nodes.values()) / 1e3 / runs, "nodes": len(nodes)}
-        for kind, nodes in spent.items()  # without the first run, which allocates
+        for kind, nodes in durations_us.items()  # without the first run, which allocates
     }
     return dict(sorted(rows.items(), key=lambda row: -row[1]["ms"]))
 
 
 def openvino_file(path: Path, load: Load, precise: bool = False) -> Ready:
-    """A file in OpenVINO, tuned for latency.
+    """Load a file into OpenVINO, tuned for latency.
 
     Args:
-        precise: compute in float32 where OpenVINO would by default take less, as it does on some processors.
+        precise: Compute in float32. By default OpenVINO uses a lower precision on some processors.
     """
     openvino: Any = importlib.import_module("openvino")
     config = {"INFERENCE_NUM_THREADS": load.threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -143,36 +145,36 @@ def openvino_file(path: Path, load: Load, precise: bool = False) -> Ready:
     return Ready(lambda: compiled([x])[0], f"openvino {version('openvino')}, {precision}")
 
 
-def eager(source: Source, load: Load, how: str = "eager") -> Ready:
-    """The original in PyTorch, its membranes reset before each run.
+def eager(source: Source, load: Load, mode: str = "eager") -> Ready:
+    """Load the original model into PyTorch; its membrane potentials are reset before each run.
 
     Args:
-        how: ``eager``, ``compile`` (torch.compile), or ``cuda`` (eager, on the first CUDA device).
+        mode: ``eager``, ``compile`` (torch.compile), or ``cuda`` (eager, on the first CUDA device).
     """
     torch.set_num_threads(load.threads)
     model, x = _model(source, load)
     label = f"torch {torch.__version__}"
-    if how == "cuda":
+    if mode == "cuda":
         model, x = model.cuda(), x.cuda()
         label += f", {torch.cuda.get_device_name()}"
-    call: Callable[[torch.Tensor], Any] = model
-    if how == "compile":
+    call: Callable[[torch.Tensor], object] = model
+    if mode == "compile":
         inductor: Any = importlib.import_module("torch._inductor.config")
-        inductor.compile_threads = 1  # no processes that would outlive this one
+        inductor.compile_threads = 1  # in this process: others would outlive it
         call = torch.compile(model)
 
     def run() -> np.ndarray:
         with torch.inference_mode():
-            y = logits_of(call(x))
-            if how == "cuda":
+            logits = logits_of(call(x))
+            if mode == "cuda":
                 torch.cuda.synchronize()
-        return y.cpu().numpy()
+        return logits.cpu().numpy()
 
     return Ready(run, label, reset=lambda: functional.reset_net(model))
 
 
 def naive_export(source: Source, load: Load, path: Path) -> int:
-    """Write what ``torch.onnx.export`` makes of the original, at the batch that will run; the number of its nodes."""
+    """Export the original model with ``torch.onnx.export``, for the batch that will run; return the number of nodes."""
     model, x = _model(source, load)
     functional.reset_net(model)
     torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False)
@@ -180,11 +182,12 @@ def naive_export(source: Source, load: Load, path: Path) -> int:
 
 
 def _model(source: Source, load: Load) -> tuple[nn.Module, torch.Tensor]:
+    """Load the original model, and images in the layout that it takes."""
     model, batch_first = source.load()
     x = torch.from_numpy(load.images())
     return model, x.transpose(0, 1).contiguous() if batch_first else x
 
 
 def missing(package: str) -> str | None:
-    """Why a package cannot be used, or None."""
+    """Return why a package cannot be used, or None where it can."""
     return None if importlib.util.find_spec(package) else f"{package} is not installed"

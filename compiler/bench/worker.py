@@ -1,8 +1,7 @@
-"""Contestants of a benchmark, each in a process of its own that runs when it is asked to.
+"""Runners of a benchmark, each in a process of its own that runs on request.
 
-A process of its own gives each its own peak of memory, keeps a crash or a hang to one row of the table, and lets what
-it took to get there (a loaded checkpoint, an export) die with it. The rounds stay paired: the parent asks one process
-at a time.
+Separate processes have separate peaks of memory, limit a crash or a hang to one row of the table, and free what loading
+needed (a checkpoint, an export) when they end. Rounds stay paired, as the parent asks one process at a time.
 """
 
 from __future__ import annotations
@@ -24,20 +23,24 @@ import numpy as np
 
 from svitc.errors import SvitcError
 from svitc.support.hardware import forget_peak, peak, resident
+from svitc.support.types import JsonDict
 
-GRACE = 2.0  # s
-RUNS_BEFORE = 2  # the first allocates; the second lets torch.compile specialise on what the first has changed
+GRACE_S = 2.0  # for a process to end by itself
+EXIT_STATUS_S = 5.0  # for a process that has closed its pipe to exit
+WARM_UP_RUNS = 2  # the first allocates; in the second torch.compile specializes on what the first has changed
+MAX_REASON_CHARACTERS = 200
 
 
 @dataclass
 class Ready:
-    """What a contestant is once it is loaded.
+    """A loaded model, ready to run.
 
     Attributes:
-        run: one forward pass of one batch, to its end; the logits.
-        version: of what runs it.
-        reset: called before each run, and not timed.
-        profile: runs so many times under the runtime's profiler: milliseconds a run and number of nodes, by operator.
+        run: Runs one batch to its end and returns the logits.
+        version: Name and version of the runtime.
+        reset: Called before each run, and not timed.
+        profile: Runs a given number of times under the runtime's profiler; returns milliseconds per run (``ms``) and
+            number of nodes (``nodes``) of each operator.
     """
 
     run: Callable[[], np.ndarray]
@@ -48,28 +51,30 @@ class Ready:
 
 @dataclass(frozen=True)
 class Runner:
-    """What is to be timed, as a process is told it: everything here can be pickled.
+    """Something to be timed, in a form that can be pickled and sent to a process.
 
     Attributes:
-        name: of its row.
-        make: a function of a module, called in the process: a ``Ready``, or any value for work without rounds.
-        arguments: of ``make``.
-        imports: modules whose memory is not the contestant's.
-        facts: more columns of its row.
+        name: Name of its row in the table.
+        make: Function at module level, called in the process. It returns a ``Ready``, or any value where it does work
+            that is not timed in rounds.
+        arguments: Arguments of ``make``.
+        imports: Modules to import first, as their memory does not count.
+        facts: Further columns of its row.
     """
 
     name: str
-    make: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    make: Callable[..., object]
+    arguments: tuple[object, ...]
     imports: tuple[str, ...] = ("torch", "svitc.frontends")
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonDict = field(default_factory=dict)
 
 
 class Failed(Exception):
-    """A contestant that cannot go on, with the reason in one line.
+    """Raised where a runner cannot go on.
 
     Attributes:
-        cause: the error, where it is one that the user can mend.
+        reason: One line that says why.
+        cause: The error, where the user can do something about it.
     """
 
     def __init__(self, reason: str, cause: SvitcError | None = None) -> None:
@@ -81,94 +86,101 @@ class Worker:
     """The parent's end of one process, which begins to load at once.
 
     Args:
-        limit: seconds that loading, or one run, may take.
-        loud: leave the process its stderr.
+        runner: What the process loads.
+        limit: Seconds that loading, or one run, may take.
+        loud: Let the process write to stderr.
     """
 
-    def __init__(self, contestant: Runner, limit: float, loud: bool = False) -> None:
-        self.contestant, self.limit = contestant, limit
+    def __init__(self, runner: Runner, limit: float, loud: bool = False) -> None:
+        self.runner, self.limit = runner, limit
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's memory and thread pools
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, contestant, loud), daemon=True)
-        with _deaf():
+        self.connection, child_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child_end, runner, loud), daemon=True)
+        with _interrupts_ignored():
             self.process.start()
-        other.close()
+        child_end.close()
 
-    def ask(self, what: str, *arguments: Any) -> Any:
-        """
+    def ask(self, request: str, *arguments: object) -> Any:
+        """Send a request and return the answer.
+
+        Args:
+            request: ``run`` (with a number of runs; seconds of the last), ``memory`` (peak bytes above those before
+                loading), ``processor`` (seconds of processor time so far) or ``profile`` (with a number of runs).
+
         Raises:
-            Failed: it is too slow, has ended, or raised an error.
+            Failed: The process is too slow, has ended, or raised an error.
         """
-        with contextlib.suppress(OSError):  # it has ended; what it said last is still in the pipe
-            self.connection.send((what, arguments))
+        with contextlib.suppress(OSError):  # the process has ended; its last message is still in the pipe
+            self.connection.send((request, arguments))
         return self.answer()
 
     def answer(self) -> Any:
-        """What is asked, or what loading gave; raises ``Failed`` like ``ask``."""
+        """Return the answer to a request or, the first time, the result of loading. Raises Failed as ``ask`` does."""
         try:
             if not self.connection.poll(self.limit):
                 raise Failed(f"not done after {self.limit:g} s")
             kind, value = self.connection.recv()
         except (EOFError, OSError) as error:
-            self.process.join(5)
+            self.process.join(EXIT_STATUS_S)
             raise Failed(f"its process ended with status {self.process.exitcode}") from error
         if kind == "error":
             raise value
         return value
 
     def close(self) -> None:
-        """End the process, whatever it does."""
-        self.connection.close()  # which one that waits for a question understands
-        self.process.join(GRACE)
+        """End the process, whatever it is doing."""
+        self.connection.close()  # a process that waits for a request then ends by itself
+        self.process.join(GRACE_S)
         self.process.kill()
         self.process.join()
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that start here take no notice of Ctrl-C, not even while they import: the parent ends them."""
-    if threading.current_thread() is not threading.main_thread():  # nobody else may touch signals
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes that start here ignore Ctrl-C, even while they import: the parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may change signal handlers
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def once(contestant: Runner, limit: float, loud: bool = False) -> Any:
-    """Work without rounds in a process of its own: what ``make`` returns. Raises ``Failed``."""
-    worker = Worker(contestant, limit, loud)
+def once(runner: Runner, limit: float, loud: bool = False) -> Any:
+    """Run ``runner.make`` in a process of its own and return its result. Raises Failed."""
+    worker = Worker(runner, limit, loud)
     try:
         return worker.answer()
     finally:
         worker.close()
 
 
-def _serve(connection: Connection, contestant: Runner, loud: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the parent's thread could not see to it
+def _serve(connection: Connection, runner: Runner, loud: bool) -> None:
+    """Load a runner and answer requests until the parent closes its end: the main function of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a parent that is not in its main thread could not do it
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)  # exporters and runtimes print; stdout may be JSON
     if not loud:
         os.dup2(sink, 2)
     try:
-        for module in contestant.imports:
+        for module in runner.imports:
             importlib.import_module(module)
         gc.collect()
-        before, start = resident(), time.perf_counter()
-        ready = contestant.make(*contestant.arguments)
+        bytes_before, start = resident(), time.perf_counter()
+        ready = runner.make(*runner.arguments)
         if not isinstance(ready, Ready):
             connection.send(("done", ready))
             return
         gc.collect()
-        forget_peak()  # of loading, where several copies of the weights may have been held
-        for _ in range(RUNS_BEFORE):
+        forget_peak()  # loading may have held several copies of the weights
+        for _ in range(WARM_UP_RUNS):
             ready.reset()
             first = ready.run()
         loaded = {"logits": np.asarray(first), "version": ready.version, "prepare_seconds": time.perf_counter() - start}
         connection.send(("loaded", loaded))
-        _answer(connection, ready, before)
+        _answer(connection, ready, bytes_before)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed its end
         return
     except BaseException as error:
@@ -176,36 +188,37 @@ def _serve(connection: Connection, contestant: Runner, loud: bool) -> None:
             connection.send(("error", _failure(error)))
 
 
-def _answer(connection: Connection, ready: Ready, before: int) -> None:
+def _answer(connection: Connection, ready: Ready, bytes_before: int) -> None:
+    """Answer the requests that ``Worker.ask`` describes, without end."""
     while True:
-        what, arguments = connection.recv()
-        value: Any
-        if what == "run":
+        request, arguments = connection.recv()
+        value: object
+        if request == "run":
             for _ in range(arguments[0]):
                 ready.reset()
                 start = time.perf_counter()
                 ready.run()
                 value = time.perf_counter() - start
-        elif what == "memory":
-            value = max(0, peak() - before)
-        elif what == "processor":
+        elif request == "memory":
+            value = max(0, peak() - bytes_before)
+        elif request == "processor":
             value = time.process_time()
         else:
             value = ready.profile(*arguments) if ready.profile else None
-        connection.send((what, value))
+        connection.send((request, value))
 
 
 def _failure(error: BaseException) -> Failed:
-    """An error that any parent can unpickle: its first line with something on it."""
+    """Return an error that any parent can unpickle, with the first line of the text that is not empty."""
     if isinstance(error, SvitcError):
         return Failed(error.message, error)
     if isinstance(error, MemoryError):
         return Failed("out of memory")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return Failed(text if len(text) <= 200 else f"{text[:200]}…")
+    return Failed(text if len(text) <= MAX_REASON_CHARACTERS else f"{text[:MAX_REASON_CHARACTERS]}…")
 
 
 def own_seconds(workers: Sequence[Worker]) -> float:
-    """Processor seconds that this process and its workers have used."""
+    """Return the processor seconds that this process and its workers have used."""
     return time.process_time() + sum(worker.ask("processor") for worker in workers)

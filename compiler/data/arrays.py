@@ -1,21 +1,20 @@
-"""Labelled arrays out of an .npz, and the checks of labels and images that other sources share."""
+"""Labeled arrays from an .npz, and the check of labels that other sources share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from svitc.data.sources import LAYOUT, Opened, Scaling, Source
+from svitc.data.sources import EXPECTED_LAYOUT, LabeledSource, Scaling, Source
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
+from svitc.support.types import JsonMapping
 
 
 class Arrays(Source):
-    """Images that are all in memory, ``[N, C, H, W]`` or ``[N, T, C, H, W]``."""
+    """Images in memory, ``[N, C, H, W]``, or event frames, ``[N, T, C, H, W]``."""
 
     def __init__(self, name: str, images: np.ndarray, spec: InputSpec, scaling: Scaling) -> None:
         self.name, self.images, self.scaling = name, images, scaling
@@ -25,49 +24,49 @@ class Arrays(Source):
     def fetch(self, index: int) -> np.ndarray:
         return self.images[index]
 
-    def collate(self, frames: list[Any]) -> torch.Tensor:
+    def collate(self, frames: list[np.ndarray]) -> torch.Tensor:
         x = torch.from_numpy(np.stack(frames).astype(np.float32)).div_(self.scale)
         return x if self.events else self.scaling.array(x, f"an image of {self.name}")
 
-    def mark(self, index: int) -> bytes:
+    def fingerprint(self, index: int) -> bytes:
         image = self.images[index]
         return f"{image.dtype} {image.shape} ".encode() + image.tobytes()
 
 
-def open_arrays(path: Path, spec: InputSpec, info: Mapping[str, Any], scaling: Scaling) -> Opened:
-    """Only arrays are read, never pickled objects.
+def open_arrays(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> LabeledSource:
+    """Open an .npz with arrays ``images`` and ``labels``. Pickled objects in it are never read.
 
     Raises:
-        InputError: not an .npz of images and labels, or none that fit the model.
+        InputError: It is not an .npz of images and labels, or they do not fit the model.
     """
     name = path.name
     try:
         with np.load(path, allow_pickle=False) as file:
-            lacking = [key for key in ("images", "labels") if key not in file.files]
-            if lacking:
-                held = ", ".join(file.files) or "nothing"
-                raise InputError(f"{name} has no {' and no '.join(lacking)} (it has {held})", hint=LAYOUT)
+            missing = [key for key in ("images", "labels") if key not in file.files]
+            if missing:
+                present = ", ".join(file.files) or "nothing"
+                raise InputError(f"{name} has no {' and no '.join(missing)} (it has {present})", hint=EXPECTED_LAYOUT)
             images, labels = file["images"], file["labels"]
     except SvitcError:
         raise
-    except Exception as error:  # a damaged archive may hold anything
-        raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=LAYOUT) from error
+    except Exception as error:  # a damaged archive may raise any exception
+        raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=EXPECTED_LAYOUT) from error
     count = len(images) if images.ndim else 0
     if labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu":
-        have = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{name}: labels are {have}, not {count} whole numbers, one for each image")
+        actual = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{name}: labels are {actual}, not {count} whole numbers, one for each image")
     if not count:
         raise InputError(f"{name} holds no images")
     check_range(name, int(labels.min()), int(labels.max()), info)
     _check_images(name, images, spec)
-    used = not scaling.default and (scaling.asked or images.shape[-2:] != scaling.size)
-    notes = [scaling.note] if used and scaling.note else []
+    scaled = not scaling.default and (scaling.asked or images.shape[-2:] != scaling.size)
+    notes = [scaling.note] if scaled and scaling.note else []
     classes = list(info["classes"]) if info.get("classes") else None
-    return Opened(Arrays(name, images, spec, scaling), labels.astype(np.int64), classes, notes)
+    return LabeledSource(Arrays(name, images, spec, scaling), labels.astype(np.int64), classes, notes)
 
 
-def check_range(name: str, low: int, high: int, info: Mapping[str, Any]) -> None:
-    """Raise InputError for labels, the least and the greatest, that are not the model's classes."""
+def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
+    """Raise InputError unless labels from ``low`` to ``high`` are classes of the model."""
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
     if low < 0 or (count is not None and high >= count):
         head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
@@ -75,12 +74,12 @@ def check_range(name: str, low: int, high: int, info: Mapping[str, Any]) -> None
 
 
 def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
-    """Raise InputError for arrays of another layout, number type or range."""
-    wanted, letters = ["N", *spec.shape], "[N, T, C, H, W]" if spec.events else "[N, C, H, W]"
-    if images.ndim != len(wanted) or images.shape[-3] != spec.shape[-3]:
-        channels_last = images.ndim == len(wanted) and images.shape[-1] == spec.shape[-3]
+    """Raise InputError for images whose layout, data type or range does not fit the model."""
+    expected, letters = ["N", *spec.shape], "[N, T, C, H, W]" if spec.events else "[N, C, H, W]"
+    if images.ndim != len(expected) or images.shape[-3] != spec.shape[-3]:
+        channels_last = images.ndim == len(expected) and images.shape[-1] == spec.shape[-3]
         raise InputError(
-            f"{name}: images are {list(images.shape)}, but the model takes {wanted}, {letters}",
+            f"{name}: images are {list(images.shape)}, but the model takes {expected}, {letters}",
             hint="They look like channels-last images: move the last axis forward." if channels_last else None,
         )
     if spec.events and images.shape[1:] != spec.shape:
@@ -92,7 +91,7 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
         if not spec.events and (low < -1e-6 or high > 1 + 1e-6):
             raise InputError(
                 f"{name}: images go from {low:g} to {high:g}, not from 0 to 1",
-                hint="Store them as uint8, or as floats in [0, 1] before normalisation.",
+                hint="Store them as uint8, or as floats in [0, 1] before normalization.",
             )
     elif images.dtype != np.uint8 and not (spec.events and images.dtype.kind in "iu"):
         raise InputError(f"{name}: images are {images.dtype}; they must be uint8, or floats in [0, 1]")

@@ -1,7 +1,7 @@
-"""Labelled images for accuracy, calibration and fine-tuning: what ``--data`` and ``--train-data`` take.
+"""Labeled images for accuracy, calibration and fine-tuning: what ``--data`` and ``--train-data`` take.
 
-A folder of class folders, a .zip of one, an .npz, or the user's own loader as ``module:factory``. Image files are
-decoded batch by batch, in threads where that is faster, so that a data set need not fit into memory.
+A data set is a folder of class folders, a .zip of one, an .npz, or the user's own loader as ``module:factory``. Image
+files are decoded batch by batch, in threads where that is faster, so that a data set need not fit into memory.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import random
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +19,39 @@ import torch
 from svitc.data.arrays import open_arrays
 from svitc.data.image_files import Archive, Folder, open_files
 from svitc.data.loader_factory import is_factory, open_factory
-from svitc.data.sources import LAYOUT, Opened, Scaling, Source, Unreadable, in_order, scaling
+from svitc.data.sources import (
+    EXPECTED_LAYOUT,
+    LabeledSource,
+    Scaling,
+    Source,
+    UnreadableImage,
+    choose_scaling,
+    fetch_in_order,
+)
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support.types import JsonMapping
 
 __all__ = ["Dataset", "is_factory", "load_data", "split"]
-UNREADABLE = 0.01  # more than this share of unreadable images is an error
+MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
 
 
 @dataclass
 class Dataset:
-    """Labelled images in the layout of a program's input.
+    """Labeled images in the layout of a program's input.
 
     Attributes:
-        name: the file or folder, or the factory.
-        labels: of every image, int64 ``[N]``.
-        classes: names in the order of the model's head, or None where there are only numbers.
-        mean: subtracted from what the source gives, ``[C, 1, 1]``.
-        std: divides it then, ``[C, 1, 1]``.
-        source: gives the images.
-        indices: which of the source's images these are, ``[N]``.
-        notes: what was assumed, for the user to read.
-        unreadable: names of the images that could not be decoded and were skipped, as far as read.
+        name: File or folder name, or the factory.
+        labels: Class of each image, int64 ``[N]``.
+        input: Input of the model that the images are for.
+        classes: Class names in the order of the model's head, or None where classes have only numbers.
+        mean: Subtracted from the source's pixels, ``[C, 1, 1]``.
+        std: Divides them after that, ``[C, 1, 1]``.
+        source: Where the images come from.
+        scaling: How images come to the size of the model's input.
+        indices: Positions of these images in the source, ``[N]``.
+        notes: Assumptions, for the user to read.
+        unreadable: Names of the images that could not be decoded and were skipped so far.
     """
 
     name: str
@@ -60,18 +70,22 @@ class Dataset:
         return len(self.labels)
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalised float32 ``[N, C, H, W]`` or ``[T, N, C, H, W]`` with labels ``[N]``, in a fixed order.
+        """Yield normalized images and their labels, always in the same order.
+
+        Yields:
+            float32 ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and int64 ``[N]``. Unreadable images are left out.
 
         Raises:
-            InputError: more than 1% of the images are unreadable.
+            UsageError: The batch size is not positive.
+            InputError: More than 1% of the images are unreadable.
         """
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size} is not a positive number")
-        frames: list[Any] = []
+        frames: list[np.ndarray] = []
         labels: list[int] = []
-        images = in_order(self.source, self.indices.tolist())
+        images = fetch_in_order(self.source, self.indices.tolist())
         for image, label in zip(images, self.labels.tolist(), strict=True):
-            if isinstance(image, Unreadable):
+            if isinstance(image, UnreadableImage):
                 self._skip(image)
                 continue
             frames.append(image)
@@ -83,41 +97,43 @@ class Dataset:
             yield self._stack(frames), torch.tensor(labels)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Dataset:
-        """The images of these numbers, from 0, in this order."""
+        """Return a data set of the images at these positions, which count from 0, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(
             self, labels=self.labels[chosen], indices=self.indices[chosen], notes=list(self.notes), unreadable=[]
         )
 
     def fingerprint(self) -> str:
-        """A sha256 of the images and of what becomes of them: the same for the same data, wherever they are.
+        """Return a SHA-256 of the images, their labels and their preprocessing.
 
-        Of image files only names, labels and sizes are looked at (in a .zip the checksums too), of arrays and
-        loaders the values. A limit and a seed count by the images that they choose, and by their order.
+        It does not depend on where the data are stored. Image files count by name and size (in a .zip also by
+        checksum), arrays and images of loaders by value. A limit and a seed count by the images that they choose
+        and by their order.
         """
         digest = hashlib.sha256()
 
-        def add(data: bytes) -> None:  # with its length, so that nothing can run into what follows
+        def add(data: bytes) -> None:  # with its length, so that two different sequences cannot hash alike
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
 
+        # the names of the fields of Scaling are part of the hash: renaming one invalidates stored sweeps
         add(repr((self.input.shape, replace(self.scaling, origin=""), self.mean.tolist(), self.std.tolist())).encode())
         add(np.ascontiguousarray(self.labels).tobytes())
         for index in self.indices.tolist():
-            add(self.source.mark(index))
+            add(self.source.fingerprint(index))
         return digest.hexdigest()
 
-    def _stack(self, frames: list[Any]) -> torch.Tensor:
+    def _stack(self, frames: list[np.ndarray]) -> torch.Tensor:
         x = self.source.collate(frames).sub_(self.mean).div_(self.std)
         return x.transpose(0, 1).contiguous() if self.input.events else x
 
-    def _skip(self, error: Unreadable) -> None:
+    def _skip(self, error: UnreadableImage) -> None:
         if error.name not in self.unreadable:
             self.unreadable.append(error.name)
-        if len(self.unreadable) > UNREADABLE * len(self):
-            shown = ", ".join(self.unreadable[:3])
+        if len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self):
+            examples = ", ".join(self.unreadable[:3])
             raise InputError(
-                f"{self.name}: more than 1% of its {len(self)} images cannot be read: {shown}",
+                f"{self.name}: more than 1% of its {len(self)} images cannot be read: {examples}",
                 hint=f"The last of them: {error}.",
             ) from error
 
@@ -125,107 +141,117 @@ class Dataset:
 def load_data(
     path: Path | str,
     input_spec: InputSpec,
-    info: Mapping[str, Any],
+    info: JsonMapping,
     limit: int | None = None,
     seed: int = 0,
     *,
     resize: int | None = None,
     crop: int | None = None,
 ) -> Dataset:
-    """Open labelled images.
+    """Open labeled images.
 
-    Pixels are scaled to [0, 1] and normalised with ``info["normalize"]``, where the model has it. An image
-    file of another size than the model's input is scaled to cover it and cropped at its centre, an array is
-    scaled, unless ``resize``, ``crop`` or the checkpoint say otherwise. Event frames are only normalised.
-    What a factory gives is taken as it is.
+    Pixels are scaled to [0, 1] and normalized with ``info["normalize"]`` where the model has it. Images of
+    another size than the model's input are resized: image files are scaled to cover the input and cropped at the
+    center, arrays are only scaled, unless ``resize``, ``crop`` or the checkpoint say otherwise. Event frames are
+    only normalized. Images from a factory are used unchanged.
 
     Args:
-        path: a folder of class folders or a .zip of one (inside one train/ or test/, say), or an .npz with
-            ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames ``[N, T, C, H, W]``), and
-            ``labels`` ``[N]``; or ``module:factory`` or ``path/to/file.py:factory``, which is run.
-        info: of the program: ``classes``, ``num_classes``, ``normalize``, ``resize`` and ``crop_pct`` are used.
-        limit: take a class-balanced sample of this many. Classes take turns, so that a smaller sample is the
-            beginning of a larger one.
-        seed: of the sample.
-        resize: scale the shorter side to this many pixels first, bicubic, as is usual for ImageNet.
-        crop: cut a square of this side from the centre, by default the model's input; scaled to that if it differs.
+        path: A folder of class folders or a .zip of one (they may lie inside one folder such as train/ or test/);
+            or an .npz with ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames
+            ``[N, T, C, H, W]``), and ``labels`` ``[N]``; or ``module:factory`` or ``path/to/file.py:factory``, which
+            is imported and called.
+        input_spec: Input of the model.
+        info: Metadata of the program, of which ``classes``, ``num_classes``, ``normalize``, ``resize`` and
+            ``crop_pct`` are read.
+        limit: Number of images in a class-balanced sample. Classes take turns, so that a smaller sample is the
+            beginning of a larger one. None takes all images.
+        seed: Seed of the sample.
+        resize: Scale the shorter side to this many pixels first (bicubic), as is usual for ImageNet.
+        crop: Side in pixels of the square that is cut from the center, by default the size of the model's input.
+            A square of another size is scaled to the input.
 
     Raises:
-        InputError: not such a file, no images, labels or sizes that do not fit the model.
-        UsageError: a limit that is not positive or that is more than there is; sizes that make no sense;
-            a factory that is not there or fails.
+        InputError: The file does not exist or holds no images, or labels or sizes do not fit the model.
+        UsageError: The limit is not positive or exceeds the number of images, sizes do not fit together, or a
+            factory does not exist or fails.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no images")
-    scale = scaling(input_spec, info, resize, crop)
+    scaling = choose_scaling(input_spec, info, resize, crop)
     if is_factory(path):
-        if scale.asked:
+        if scaling.asked:
             raise UsageError(
                 f"--resize and --crop do not apply to {path}: a factory gives images as the model takes them"
             )
-        name, scale = str(path), Scaling(scale.size)
-        opened = open_factory(name, input_spec, info, limit, seed)
-        mean, std = _statistics({}, input_spec)
-    else:
-        path = Path(path)
-        name, opened = path.name, _open(path, input_spec, info, scale)
-        mean, std = _statistics(info, input_spec)
-    data = Dataset(
-        name,
-        opened.labels,
-        input_spec,
-        opened.classes,
-        mean,
-        std,
-        opened.source,
-        scale,
-        np.arange(len(opened.labels)),
-        opened.notes,
-    )
-    if limit is None or is_factory(path):
-        return data
-    if limit > len(data):
-        raise UsageError(f"--limit {limit} is more than the {len(data)} images of {path}")
-    return data.subset(_balanced(data.labels, limit, seed))
+        # the factory takes the sample while it runs, and normalizes the images itself
+        labeled = open_factory(str(path), input_spec, info, limit, seed)
+        return _dataset(str(path), labeled, input_spec, {}, Scaling(scaling.size))
+    path = Path(path)
+    dataset = _dataset(path.name, _open(path, input_spec, info, scaling), input_spec, info, scaling)
+    if limit is None:
+        return dataset
+    if limit > len(dataset):
+        raise UsageError(f"--limit {limit} is more than the {len(dataset)} images of {path}")
+    return dataset.subset(_balanced_sample(dataset.labels, limit, seed))
 
 
 def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """A class-balanced sample of ``count`` images, to be held out, and all others in their order.
+    """Hold out a class-balanced sample of ``count`` images.
+
+    Returns:
+        The held-out images, and all others in their order.
 
     Raises:
-        UsageError: not at least one image on either side.
+        UsageError: One of the two sides would be empty.
     """
     if not 0 < count < len(dataset):
         raise UsageError(f"{count} images cannot be held out of the {len(dataset)} of {dataset.name}")
-    held = _balanced(dataset.labels, count, seed)
-    rest = np.setdiff1d(np.arange(len(dataset)), held)
-    return dataset.subset(held), dataset.subset(rest)
+    held_out = _balanced_sample(dataset.labels, count, seed)
+    remaining = np.setdiff1d(np.arange(len(dataset)), held_out)
+    return dataset.subset(held_out), dataset.subset(remaining)
 
 
-def _open(path: Path, spec: InputSpec, info: Mapping[str, Any], scale: Scaling) -> Opened:
+def _dataset(name: str, labeled: LabeledSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:
+    """Return all images of a source, to be normalized as ``info`` says."""
+    mean, std = _mean_and_std(info, spec)
+    return Dataset(
+        name,
+        labeled.labels,
+        spec,
+        labeled.classes,
+        mean,
+        std,
+        labeled.source,
+        scaling,
+        np.arange(len(labeled.labels)),
+        labeled.notes,
+    )
+
+
+def _open(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> LabeledSource:
     try:
         if path.is_dir():
-            return open_files(path.name, Folder(path), spec, info, scale)
+            return open_files(path.name, Folder(path), spec, info, scaling)
         if not path.is_file():
-            raise InputError(f"{path} does not exist", hint=LAYOUT)
+            raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
         if path.suffix == ".npz":
-            return open_arrays(path, spec, info, scale)
+            return open_arrays(path, spec, info, scaling)
         if zipfile.is_zipfile(path):
-            return open_files(path.name, Archive(path), spec, info, scale)
-        raise InputError(f"{path} is neither a folder, nor a .zip, nor an .npz of images", hint=LAYOUT)
+            return open_files(path.name, Archive(path), spec, info, scaling)
+        raise InputError(f"{path} is neither a folder, nor a .zip, nor an .npz of images", hint=EXPECTED_LAYOUT)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _statistics(info: Mapping[str, Any], spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation ``[C, 1, 1]`` of the normalisation; 0 and 1 where the model has none."""
-    stated = info.get("normalize") or {"mean": [0.0] * spec.shape[-3], "std": [1.0] * spec.shape[-3]}
-    mean, std = (torch.tensor(stated[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+def _mean_and_std(info: JsonMapping, spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation ``[C, 1, 1]`` of the normalization; 0 and 1 where the model has none."""
+    statistics = info.get("normalize") or {"mean": [0.0] * spec.shape[-3], "std": [1.0] * spec.shape[-3]}
+    mean, std = (torch.tensor(statistics[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     return mean, std
 
 
-def _balanced(labels: np.ndarray, limit: int, seed: int) -> list[int]:
-    """A class-balanced sample: each class is shuffled, then classes take turns."""
+def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:
+    """Return the positions of a class-balanced sample: each class is shuffled, then classes take turns."""
     generator = random.Random(seed)
     members = {label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels).tolist()}
     for indices in members.values():

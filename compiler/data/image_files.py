@@ -1,4 +1,4 @@
-"""Image files in class folders, or in a .zip of them."""
+"""Image files in class folders, or in a .zip of class folders."""
 
 from __future__ import annotations
 
@@ -7,48 +7,56 @@ import os
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from svitc.data.sources import LAYOUT, Opened, Scaling, Source, Unreadable
+from svitc.data.sources import EXPECTED_LAYOUT, LabeledSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
+from svitc.support.types import JsonMapping
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = ("train", "test", "val", "valid", "validation")
-MODES = {1: "L", 3: "RGB"}
-# Bytes of a typical file above which threads decode: in smaller ones (CIFAR's have 1,000) Pillow's own Python,
-# which holds the interpreter's lock, takes longer than the decoding, and threads were measured to be slower.
-LARGE = 8192
-LOOKED_AT = 15  # files whose size says what is typical
+PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
+# Size of a typical file above which threads decode. For smaller files (CIFAR's have 1,000 bytes) Pillow's own Python
+# code, which holds the interpreter's lock, takes longer than the decoding, and threads were measured to be slower.
+PARALLEL_FILE_BYTES = 8192
+SAMPLED_FILES = 15  # whose median size is taken as typical
 
 
-class Store(ABC):
-    """Files by name; safe to read from in several threads."""
+class FileStore(ABC):
+    """Files by name, which several threads may read at once.
+
+    Attributes:
+        names: Paths of all files below the store's root, with ``/`` between their parts, sorted.
+    """
 
     names: list[str]
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Its content. May raise anything."""
+        """Return a file's content. May raise any exception."""
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Its bytes, or 0 where that cannot be known."""
+        """Return a file's size in bytes, or 0 where it cannot be read."""
 
-    def mark(self, name: str) -> bytes:
-        """What changes when the file does."""
+    def fingerprint(self, name: str) -> bytes:
+        """Return bytes that change when the file's content does, as far as that is cheap to see."""
         return str(self.size(name)).encode()
 
 
-class Folder(Store):
-    """The files below a folder; links to folders are followed. Raises OSError."""
+class Folder(FileStore):
+    """The files below a folder; links to folders are followed.
+
+    Raises:
+        OSError: A folder cannot be listed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,29 +72,30 @@ class Folder(Store):
             return 0
 
 
-def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        listed = list(entries)
-    for entry in listed:
+def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
+    """Yield the path of each file below a folder, after ``prefix``; ``ancestors`` are resolved folders above."""
+    with os.scandir(folder) as iterator:
+        entries = list(iterator)
+    for entry in entries:
         if entry.is_dir():
             real = os.path.realpath(entry.path)
-            if real not in above:  # a link to a folder that it is in
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", above | {real})
+            if real not in ancestors:  # a link to one of them would never end
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {real})
         elif entry.is_file():
             yield prefix + entry.name
 
 
-class Archive(Store):
+class Archive(FileStore):
     """The files in a .zip.
 
     Raises:
-        InputError: damaged or encrypted.
+        InputError: The file is damaged or encrypted.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             self.file = zipfile.ZipFile(path)
-        except Exception as error:  # a damaged directory may hold anything
+        except Exception as error:  # a damaged directory may raise any exception
             raise InputError(f"{path} is damaged: {error}", hint="Copy or download it again.") from error
         self.lock = threading.Lock()
         self.members = {m.filename: m for m in self.file.infolist() if not m.is_dir()}
@@ -95,7 +104,7 @@ class Archive(Store):
         self.names = sorted(self.members)
 
     def read(self, name: str) -> bytes:
-        # opening and closing count readers without a lock of their own; reading and inflating have one or need none
+        # zipfile locks reads itself, but not the count of open members, which opening and closing change
         with self.lock:
             member = self.file.open(self.members[name])
         try:
@@ -107,44 +116,54 @@ class Archive(Store):
     def size(self, name: str) -> int:
         return self.members[name].file_size
 
-    def mark(self, name: str) -> bytes:
+    def fingerprint(self, name: str) -> bytes:
         return b"%d %d" % (self.members[name].file_size, self.members[name].CRC)
 
 
 class ImageFiles(Source):
-    """Image files, decoded with Pillow."""
+    """Image files, decoded with Pillow.
 
-    def __init__(self, store: Store, names: list[str], channels: int, scaling: Scaling) -> None:
-        self.store, self.names, self.mode, self.scaling = store, names, MODES[channels], scaling
-        step = max(1, len(names) // LOOKED_AT)
+    Args:
+        store: Holds the files.
+        names: The images, names in ``store``.
+        channels: Of the model's input, 1 (gray) or 3 (RGB).
+        scaling: How images come to the size of the model's input.
+    """
+
+    def __init__(self, store: FileStore, names: list[str], channels: int, scaling: Scaling) -> None:
+        self.store, self.names, self.mode, self.scaling = store, names, PILLOW_MODES[channels], scaling
+        step = max(1, len(names) // SAMPLED_FILES)
         sizes = sorted(store.size(name) for name in names[::step])
-        self.parallel = sizes[len(sizes) // 2] > LARGE
+        self.parallel = sizes[len(sizes) // 2] > PARALLEL_FILE_BYTES
 
     def fetch(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W]`` or ``[H, W, 3]``."""
+        """Return uint8 ``[H, W]`` or ``[H, W, 3]``. Raises UnreadableImage."""
         name = self.names[index]
         try:
             with Image.open(io.BytesIO(self.store.read(name))) as image:
                 pixels = image.convert(self.mode)
-        except Exception as error:  # a damaged file may make a decoder raise anything
-            raise Unreadable(name, error) from error
+        except Exception as error:  # a damaged file may make a decoder raise any exception
+            raise UnreadableImage(name, error) from error
         return np.array(self.scaling.image(pixels, name))
 
-    def collate(self, frames: list[Any]) -> torch.Tensor:
+    def collate(self, frames: list[np.ndarray]) -> torch.Tensor:
         x = torch.from_numpy(np.stack(frames))
         x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2)
         return x.contiguous().float().div_(255)
 
-    def mark(self, index: int) -> bytes:
+    def fingerprint(self, index: int) -> bytes:
         name = self.names[index]
-        return os.fsencode(name) + b"\0" + self.store.mark(name)
+        return os.fsencode(name) + b"\0" + self.store.fingerprint(name)
 
 
-def open_files(name: str, store: Store, spec: InputSpec, info: Mapping[str, Any], scaling: Scaling) -> Opened:
-    """Image files, each named class/…/file below a root that they share.
+def open_files(name: str, store: FileStore, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> LabeledSource:
+    """Open image files that are named class/…/file below a common root.
+
+    Args:
+        name: What messages call the store.
 
     Raises:
-        InputError: no images, images outside class folders, classes that do not fit the model.
+        InputError: There are no images, images lie outside class folders, or classes do not fit the model.
     """
     if spec.events:
         raise InputError(
@@ -152,28 +171,28 @@ def open_files(name: str, store: Store, spec: InputSpec, info: Mapping[str, Any]
             hint="Give an .npz with images [N, T, C, H, W] and labels.",
         )
     channels = spec.shape[0]
-    if channels not in MODES:
+    if channels not in PILLOW_MODES:
         raise InputError(
             f"{name}: image files have 1 or 3 channels, but the model takes {channels}", hint="Give an .npz."
         )
-    kept = [PurePosixPath(f) for f in store.names if PurePosixPath(f).suffix.lower() in SUFFIXES]
-    kept = [f for f in kept if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
-    if not kept:
-        raise InputError(f"{name} holds no images", hint=LAYOUT)
-    root = _root(name, kept)
-    loose = [f for f in kept if len(f.parts) <= root + 1]
+    files = [PurePosixPath(f) for f in store.names if PurePosixPath(f).suffix.lower() in SUFFIXES]
+    files = [f for f in files if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
+    if not files:
+        raise InputError(f"{name} holds no images", hint=EXPECTED_LAYOUT)
+    root = _root_depth(name, files)
+    loose = [f for f in files if len(f.parts) <= root + 1]
     if loose:
-        raise InputError(f"{name}: image {loose[0]} is in no class folder", hint=LAYOUT)
-    folders = sorted({f.parts[root] for f in kept})
-    order, notes = _order(name, folders, info)
-    labels = np.array([order[f.parts[root]] for f in kept], dtype=np.int64)
-    source = ImageFiles(store, [f.as_posix() for f in kept], channels, scaling)
+        raise InputError(f"{name}: image {loose[0]} is in no class folder", hint=EXPECTED_LAYOUT)
+    folders = sorted({f.parts[root] for f in files})
+    class_of, notes = _class_of_folder(name, folders, info)
+    labels = np.array([class_of[f.parts[root]] for f in files], dtype=np.int64)
+    source = ImageFiles(store, [f.as_posix() for f in files], channels, scaling)
     notes += [scaling.note] if scaling.note else []
-    return Opened(source, labels, list(info.get("classes") or folders), notes)
+    return LabeledSource(source, labels, list(info.get("classes") or folders), notes)
 
 
-def _root(name: str, files: list[PurePosixPath]) -> int:
-    """How many leading folders all files share before their class folders: ``test/``, say."""
+def _root_depth(name: str, files: list[PurePosixPath]) -> int:
+    """Return the number of folders, such as ``test/``, that all files share above their class folders."""
     depth = 0
     while True:
         firsts = {f.parts[depth] for f in files if len(f.parts) > depth + 1}
@@ -189,8 +208,8 @@ def _root(name: str, files: list[PurePosixPath]) -> int:
         depth += 1
 
 
-def _order(name: str, folders: list[str], info: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """Class folder -> index in the model's head."""
+def _class_of_folder(name: str, folders: list[str], info: JsonMapping) -> tuple[dict[str, int], list[str]]:
+    """Return the class of each folder, an index into the model's head, and notes for the user."""
     classes, count = info.get("classes"), info.get("num_classes")
     if classes:
         unknown = [folder for folder in folders if folder not in classes]

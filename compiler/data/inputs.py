@@ -1,4 +1,4 @@
-"""Batches to run a network on: images of a data set, or random ones where there is none."""
+"""Inputs of a program: batches of a data set, or random ones where there is none."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 
 from svitc.ir.program import Program
 
-PIXELS_AT_ONCE = 224 * 224  # a batch whose values, kept layer by layer for two runtimes, stay within a few gigabytes
+MAX_BATCH_PIXELS = 224 * 224  # the values of all layers, for two runtimes, then fit into a few gigabytes
 
 
 class Data(Protocol):
-    """Labelled batches in the program's input layout."""
+    """Labeled images in the layout of the program's input."""
 
-    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield images, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and their labels, ``[N]``."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -31,32 +33,41 @@ def time_average(logits: Logits) -> Logits:
 
 
 def top1(logits: np.ndarray) -> np.ndarray:
-    """Class of each image from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
+    """Return the predicted class of each image, ``[N]``.
+
+    Args:
+        logits: ``[N, classes]``, or ``[T, N, classes]``, which are averaged over time.
+    """
     return time_average(logits).argmax(axis=-1)
 
 
 def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[torch.Tensor]:
-    """Seeded inputs where there is no data: images of standard normal pixels, event frames of small counts."""
+    """Return batches of random inputs: images of standard normal pixels, or event frames of small counts.
+
+    Args:
+        images: Number of images in all.
+        batch: Images in one batch; the last may have fewer.
+    """
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    batches = []
     while images > 0:
         shape = program.input.batched(min(batch, images))
         x = torch.randn(shape, generator=generator)
-        made.append(x.abs().floor() if program.input.events else x)
+        batches.append(x.abs().floor() if program.input.events else x)
         images -= batch
-    return made
+    return batches
 
 
 def some_inputs(program: Program, data: Data | None, images: int, seed: int) -> Iterator[torch.Tensor]:
-    """The first images of a data set, or random inputs where there is none, in batches that fit."""
+    """Yield the first images of a data set, or random inputs where there is none, in batches that fit into memory."""
     pixels = math.prod(program.input.shape[-2:])
-    batch = max(1, min(images, PIXELS_AT_ONCE // pixels))
+    batch = max(1, min(images, MAX_BATCH_PIXELS // pixels))
     if data is None:
         yield from random_inputs(program, images, batch, seed)
         return
     for x, _ in data.batches(batch):
-        n = x.shape[program.input.batch_dim]
-        yield x.narrow(program.input.batch_dim, 0, min(n, images))
-        images -= n
+        count = x.shape[program.input.batch_dim]
+        yield x.narrow(program.input.batch_dim, 0, min(count, images))
+        images -= count
         if images <= 0:
             return

@@ -1,8 +1,8 @@
-"""Data that the user's own code gives, as ``module:factory``: a DataLoader, a Dataset, or batches of any kind.
+"""Data from the user's own code, ``module:factory``: a DataLoader, a Dataset, or any iterable of batches.
 
-The user names the code to run, so that it is run as it is: the real torchvision, none of the stand-ins that old
-model files get. It is iterated once. What it gives is kept, no more than the sample that is asked for, so that every
-later pass sees the same images however the loader shuffles or augments.
+The code runs unchanged, with the real torchvision and not the stand-ins that old model files get. Its data are read
+once, and the requested sample is kept, so that every later pass sees the same images however the loader shuffles or
+augments.
 """
 
 from __future__ import annotations
@@ -12,43 +12,45 @@ import importlib
 import importlib.util
 import random
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import torch
 
 from svitc.data.arrays import check_range
-from svitc.data.sources import Opened
+from svitc.data.sources import LabeledSource
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support.types import JsonMapping
 from svitc.support.user_code import import_file, importable, raised_at, search_path
 
-FORM = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
+FORM_HINT = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
 Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label
 
 
 def is_factory(path: Path | str) -> bool:
-    """Whether ``--data`` names a factory: ``module:name`` or ``file.py:name``, and no file is called that."""
+    """Return whether ``--data`` names a factory, ``module:name`` or ``file.py:name``, and not an existing file."""
     place, _, name = str(path).rpartition(":")
     return bool(place) and name.isidentifier() and not Path(path).exists()
 
 
-def open_factory(text: str, spec: InputSpec, info: Mapping[str, Any], limit: int | None, seed: int) -> Opened:
-    """Import and call a factory and keep what it gives, already in the order of the sample.
+def open_factory(text: str, spec: InputSpec, info: JsonMapping, limit: int | None, seed: int) -> LabeledSource:
+    """Import and call a factory, and keep its images in the order of the sample.
 
     Args:
         text: ``module:factory`` or ``path/to/file.py:factory``.
-        limit: keep a class-balanced sample of this many, found in one pass.
-        seed: of the sample, and of torch's, numpy's and Python's generators while the loader runs.
+        limit: Number of images in a class-balanced sample, taken in one pass; None keeps all.
+        seed: Of the sample, and of torch's, numpy's and Python's generators while the loader runs.
 
     Raises:
-        UsageError: no such file, module or factory; one that raises or needs arguments; fewer images than ``limit``.
-        InputError: what it gives is not labelled images that fit the model, or does not fit on the disk.
+        UsageError: The file, module or factory does not exist, it raises an error or needs arguments, or it gives
+            fewer images than ``limit``.
+        InputError: The data are not labeled images that fit the model, or they do not fit on the disk.
     """
     place, _, name = text.rpartition(":")
     folders = search_path(Path(place)) if place.endswith(".py") else [str(Path.cwd())]
@@ -58,16 +60,17 @@ def open_factory(text: str, spec: InputSpec, info: Mapping[str, Any], limit: int
         stack.enter_context(_seeded(seed))
         module = _import(place)
         file = Path(getattr(module, "__file__", None) or place)
-        given = _given(module, name, text, file)
+        loader = _call_factory(module, name, text, file)
         reader = _BatchParser(text, spec, info)
-        batches = _guarded(lambda: _iterate(given), text, file)
-        return _keep(text, (item for batch in batches for item in reader.items(batch)), info, limit, seed, reader.notes)
+        batches = _with_user_errors(lambda: _iterate(loader), text, file)
+        items = (item for batch in batches for item in reader.items(batch))
+        return _collect(text, items, info, limit, seed, reader.notes)
 
 
 def _import(place: str) -> ModuleType:
     file = Path(place) if place.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise UsageError(f"--data: there is no file {place}", hint=FORM)
+        raise UsageError(f"--data: there is no file {place}", hint=FORM_HINT)
     try:
         return import_file(file) if file is not None else importlib.import_module(place)
     except SvitcError:
@@ -84,7 +87,7 @@ def _import(place: str) -> ModuleType:
             where=where,
             hint="Install it, or take the import out.",
         ) from error
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise any exception
         where = raised_at(error, file or _file_of(place))
         raise UsageError(f"--data: importing {place} failed: {_describe(error)}", where=where) from error
 
@@ -97,23 +100,23 @@ def _file_of(place: str) -> Path:
     return Path(place)
 
 
-def _given(module: ModuleType, name: str, text: str, file: Path) -> Any:
-    """What the factory returns, or the loader itself where the name is one."""
-    found = getattr(module, name, None)
-    if found is not None and not callable(found) and _iterable(found):
-        return found
-    if not callable(found):
+def _call_factory(module: ModuleType, name: str, text: str, file: Path) -> object:
+    """Return the factory's result, or the named object itself where it is a loader already."""
+    factory = getattr(module, name, None)
+    if factory is not None and not callable(factory) and _is_iterable(factory):
+        return factory
+    if not callable(factory):
         public = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
-        here = [k for k, v in public.items() if getattr(v, "__module__", None) == module.__name__]
-        own = here or list(public)
-        close = get_close_matches(name, own, 1)
+        defined_here = [k for k, v in public.items() if getattr(v, "__module__", None) == module.__name__]
+        factories = defined_here or list(public)
+        close = get_close_matches(name, factories, 1)
         raise UsageError(
             f"--data: {text.rpartition(':')[0]} has no factory {name}"
             + (f"; the closest is {close[0]}" if close else ""),
-            hint=f"It has {', '.join(own[:12])}." if own else "It defines no function and no class.",
+            hint=f"It has {', '.join(factories[:12])}." if factories else "It defines no function and no class.",
         )
     try:
-        given = found()
+        loader = factory()
     except SvitcError:
         raise
     except (Exception, SystemExit) as error:
@@ -122,26 +125,28 @@ def _given(module: ModuleType, name: str, text: str, file: Path) -> Any:
             where=raised_at(error, file),
             hint="It is called without arguments." if isinstance(error, TypeError) else None,
         ) from error
-    if not _iterable(given):
+    if not _is_iterable(loader):
         raise UsageError(
-            f"--data: {text} returned a {type(given).__name__}, which gives no images",
+            f"--data: {text} returned a {type(loader).__name__}, which gives no images",
             hint="A torch DataLoader or Dataset, or any iterable of (images, labels).",
         )
-    return given
+    return loader
 
 
-def _iterable(value: Any) -> bool:
+def _is_iterable(value: object) -> TypeGuard[Iterable[object]]:
     return isinstance(value, Iterable) or (hasattr(value, "__getitem__") and hasattr(value, "__len__"))
 
 
-def _iterate(given: Any) -> Iterator[Any]:
+def _iterate(loader: object) -> Iterator[object]:
     # a map-style Dataset is read by number: not all of them raise the IndexError that ends a plain loop
-    by_number = hasattr(given, "__getitem__") and hasattr(given, "__len__") and not hasattr(given, "__iter__")
-    return (given[index] for index in range(len(given))) if by_number else iter(given)
+    if hasattr(loader, "__getitem__") and hasattr(loader, "__len__") and not hasattr(loader, "__iter__"):
+        return (loader[index] for index in range(len(loader)))
+    assert _is_iterable(loader)
+    return iter(loader)
 
 
-def _guarded(start: Callable[[], Iterator[Any]], text: str, file: Path) -> Iterator[Any]:
-    """Iterate, with what the user's code raises turned into an error that names its line."""
+def _with_user_errors(start: Callable[[], Iterator[object]], text: str, file: Path) -> Iterator[object]:
+    """Iterate, and turn exceptions of the user's code into a UsageError that names its line."""
     count, batches = 0, None
     while True:
         try:
@@ -167,155 +172,170 @@ def _describe(error: BaseException) -> str:
 
 
 class _BatchParser:
-    """Takes batches, or single images, apart and checks them against the model."""
+    """Reader that splits batches into labeled images and checks them against the model.
 
-    def __init__(self, text: str, spec: InputSpec, info: Mapping[str, Any]) -> None:
+    Attributes:
+        time_first: Whether event frames come as ``[T, N, ...]``; None until a batch shows it.
+        seen: Number of batches so far.
+        notes: Assumptions, for the user to read.
+    """
+
+    def __init__(self, text: str, spec: InputSpec, info: JsonMapping) -> None:
         self.text, self.spec, self.info = text, spec, info
         self.time_first: bool | None = None
         self.seen = 0
         self.notes: list[str] = []
 
-    def items(self, batch: Any) -> Iterator[Item]:
-        """Raises InputError."""
+    def items(self, batch: object) -> Iterator[Item]:
+        """Yield the images of a batch, or the single image that it is. Raises InputError."""
         self.seen += 1
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            got = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-            raise self._wrong(f"is {got}, not (images, labels)")
+            actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+            raise self._wrong(f"is {actual}, not (images, labels)")
         labels = self._labels(batch[1])
         images = self._images(batch[0])
         if labels.dim() == 0:
             labels, images = labels[None], images[None]
         if labels.dim() != 1 or not len(labels):
             raise self._wrong(f"has labels {list(labels.shape)}, not one number for each image")
-        images = self._fitted(images, len(labels))
+        images = self._images_first(images, len(labels))
         check_range(f"{self.text}: batch {self.seen}", int(labels.min()), int(labels.max()), self.info)
         yield from zip(images.float(), labels.tolist(), strict=True)
 
-    def _wrong(self, what: str, hint: str | None = None) -> InputError:
-        return InputError(f"{self.text}: batch {self.seen} {what}", hint=hint)
+    def _wrong(self, problem: str, hint: str | None = None) -> InputError:
+        return InputError(f"{self.text}: batch {self.seen} {problem}", hint=hint)
 
-    def _labels(self, value: Any) -> torch.Tensor:
+    def _labels(self, value: object) -> torch.Tensor:
         try:
             labels = torch.as_tensor(value).detach().cpu()
-        except Exception as error:  # anything may be in there
+        except Exception as error:  # a batch may hold anything
             raise self._wrong(f"has labels of type {type(value).__name__}, not whole numbers") from error
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise self._wrong(f"has labels of type {labels.dtype}, not whole numbers")
         return labels.long()
 
-    def _images(self, value: Any) -> torch.Tensor:
+    def _images(self, value: object) -> torch.Tensor:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise self._wrong(
-                f"has images of type {kind}, not tensors", hint="Convert and normalise them in the factory."
+                f"has images of type {kind}, not tensors", hint="Convert and normalize them in the factory."
             )
         counts = self.spec.events and value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         if value.dtype not in (torch.float32, torch.float64) and not counts:
             raise self._wrong(
                 f"has images of {str(value.dtype).removeprefix('torch.')}, not float32",
-                hint="A factory gives what the model is given: normalised float32.",
+                hint="A factory gives what the model is given: normalized float32.",
             )
         value = value.detach().cpu()
         if not counts and not torch.isfinite(value).all():
             raise self._wrong("holds NaN or infinity")
         return value
 
-    def _fitted(self, images: torch.Tensor, count: int) -> torch.Tensor:
-        """``[N, *shape]`` as the model takes it."""
-        shape, found = tuple(self.spec.shape), tuple(images.shape)
-        usual = found == (count, *shape)
-        turned = self.spec.events and found == (shape[0], count, *shape[1:])
-        if usual and turned:  # as many images as time steps: as before, or else as most loaders do
+    def _images_first(self, images: torch.Tensor, count: int) -> torch.Tensor:
+        """Return a batch of ``count`` images as ``[N, *shape]``. Raises InputError where it has another shape."""
+        shape, actual = tuple(self.spec.shape), tuple(images.shape)
+        images_first = actual == (count, *shape)
+        time_first = self.spec.events and actual == (shape[0], count, *shape[1:])
+        if images_first and time_first:  # N = T: as in earlier batches, or else as in most loaders
             if self.time_first is None:
                 note = f"event frames of {self.text} are taken as [N, T, C, H, W]"
                 self.notes += [] if note in self.notes else [note]
             return images.transpose(0, 1) if self.time_first else images
-        if not usual and not turned:
-            wanted = "[N, T, C, H, W] or [T, N, C, H, W]" if self.spec.events else "[N, C, H, W]"
+        if not images_first and not time_first:
+            expected = "[N, T, C, H, W] or [T, N, C, H, W]" if self.spec.events else "[N, C, H, W]"
             raise self._wrong(
-                f"has images {list(found)} for {count} labels, but the model takes {list(shape)}, {wanted}"
+                f"has images {list(actual)} for {count} labels, but the model takes {list(shape)}, {expected}"
             )
-        if (self.notes and turned) or self.time_first not in (None, turned):
+        if (self.notes and time_first) or self.time_first not in (None, time_first):
             raise self._wrong(
                 "puts time and batch in another order than those before it",
                 hint="Where a batch has as many images as time steps, the order cannot be seen: change the batch size.",
             )
-        self.time_first = turned
+        self.time_first = time_first
         self.notes.clear()
-        return images.transpose(0, 1) if turned else images
+        return images.transpose(0, 1) if time_first else images
 
 
-def _keep(
-    text: str, items: Iterable[Item], info: Mapping[str, Any], limit: int | None, seed: int, notes: list[str]
-) -> Opened:
-    """Keep all, or the first ``limit`` of the order in which classes take turns, each shuffled."""
-    spill, labels = Spill(text), _Turns(limit, seed)
+def _collect(
+    text: str, items: Iterable[Item], info: JsonMapping, limit: int | None, seed: int, notes: list[str]
+) -> LabeledSource:
+    """Keep all images, or a class-balanced sample of ``limit``."""
+    spill, sample = Spill(text), _BalancedSample(limit, seed)
     for image, label in items:
-        slot = labels.offer(label)
+        slot = sample.offer(label)
         if slot is not None:
             spill.put(slot, image)
-    if not labels.seen:
+    if not sample.seen:
         raise InputError(f"{text} gives no images")
-    if limit is not None and labels.seen < limit:
-        raise UsageError(f"--limit {limit} is more than the {labels.seen} images of {text}")
-    chosen = labels.order()
+    if limit is not None and sample.seen < limit:
+        raise UsageError(f"--limit {limit} is more than the {sample.seen} images of {text}")
+    chosen = sample.order()
     spill.slots = [slot for slot, _ in chosen]
     classes = list(info["classes"]) if info.get("classes") else None
-    return Opened(spill, np.array([label for _, label in chosen], dtype=np.int64), classes, list(notes))
+    return LabeledSource(spill, np.array([label for _, label in chosen], dtype=np.int64), classes, list(notes))
 
 
-class _Turns:
-    """A class-balanced sample out of one pass, of at most ``limit`` at any time.
+class _BalancedSample:
+    """A class-balanced sample taken in one pass, which never holds more than ``limit`` images.
 
-    Each class is shuffled by drawing a key for every image, then classes take turns: the image of rank r in class c
-    comes at (r, c). More images only ever push an image back, so that one beyond ``limit`` never comes back in.
+    Each class is shuffled by drawing a random key for every image; then classes take turns: the image of rank r in
+    class c comes at (r, c). Further images only push an image back, so that one beyond ``limit`` never returns.
+
+    Attributes:
+        kept: Class -> (key, slot) of its images in the sample, sorted.
+        arrived: (slot, label) of all images, where there is no limit.
+        last: The last (rank, class) in the sample.
+        seen: Number of images offered.
+        filled: Number of slots in use.
     """
 
     def __init__(self, limit: int | None, seed: int) -> None:
         self.limit, self.random = limit, random.Random(seed)
-        self.kept: dict[int, list[tuple[float, int]]] = {}  # class -> (key, slot), sorted
+        self.kept: dict[int, list[tuple[float, int]]] = {}
         self.arrived: list[tuple[int, int]] = []
-        self.last = (-1, -1)  # the last (rank, class) of those kept
+        self.last = (-1, -1)
         self.seen = self.filled = 0
 
     def offer(self, label: int) -> int | None:
-        """The slot to put this image into, in place of what is there; None to leave it."""
+        """Return the slot for an image, which replaces the image there, or None where it is not in the sample."""
         self.seen += 1
         if self.limit is None:
             self.arrived.append((self.filled, label))
             self.filled += 1
             return self.filled - 1
-        own, key = self.kept.setdefault(label, []), self.random.random()
-        rank = bisect(own, (key, -1))
+        members, key = self.kept.setdefault(label, []), self.random.random()
+        rank = bisect(members, (key, -1))
         if self.filled < self.limit:
             slot = self.filled
             self.filled += 1
-            self.last = max(self.last, (len(own), label))
-        elif (len(own), label) > self.last:  # the class has its share: the image replaces its last one, or goes
-            if rank == len(own):
+            self.last = max(self.last, (len(members), label))
+        elif (len(members), label) > self.last:  # the class is full: the image replaces its last one, or is left out
+            if rank == len(members):
                 return None
-            slot = own.pop()[1]
+            slot = members.pop()[1]
         else:
             slot = self.kept[self.last[1]].pop()[1]
-            rank = min(rank, len(own))
-        own.insert(rank, (key, slot))
+            rank = min(rank, len(members))
+        members.insert(rank, (key, slot))
         if self.filled == self.limit:
             self.last = max((len(images) - 1, label) for label, images in self.kept.items())
         return slot
 
     def order(self) -> list[tuple[int, int]]:
-        """(slot, label) of what was kept: as it came, or in the order of the turns."""
+        """Return (slot, label) of the images kept: as they came, or in the order in which classes take turns."""
         if self.limit is None:
             return self.arrived
-        turns = sorted((rank, label, slot) for label, own in self.kept.items() for rank, (_, slot) in enumerate(own))
+        turns = sorted(
+            (rank, label, slot) for label, members in self.kept.items() for rank, (_, slot) in enumerate(members)
+        )
         return [(slot, label) for _, label, slot in turns]
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Whatever the loader draws, it draws the same every time; afterwards the generators are as they were."""
+    """Seed Python's, numpy's and torch's generators, and restore their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

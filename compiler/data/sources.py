@@ -1,4 +1,4 @@
-"""What a data set reads from: single images by number, how they are scaled, and what identifies them."""
+"""What a data set reads from: single images by number, how they are scaled, and their fingerprints."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,15 +19,16 @@ from PIL import Image, ImageOps
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
 from svitc.support.hardware import processors
+from svitc.support.types import JsonMapping
 
-LAYOUT = (
+EXPECTED_LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), a .zip of them, an .npz with images and labels, or module:factory."
 )
-AHEAD = 4  # images that each worker may be ahead: memory stays small, and none waits for a slow one
-MOST_WORKERS = 16
+IMAGES_AHEAD = 4  # images that each worker may decode in advance: memory stays small, and none waits for a slow one
+MAX_WORKERS = 16
 
 
-class Unreadable(Exception):
+class UnreadableImage(Exception):
     """An image that cannot be decoded."""
 
     def __init__(self, name: str, cause: Exception) -> None:
@@ -36,29 +37,35 @@ class Unreadable(Exception):
 
 
 class Source(ABC):
-    """Images by number.
+    """Images by number, from 0.
 
     Attributes:
-        parallel: whether ``fetch`` is faster, and allowed, in several threads at once.
+        parallel: Whether several threads may call ``fetch`` at once and are faster so.
     """
 
     parallel = False
 
     @abstractmethod
-    def fetch(self, index: int) -> Any:
-        """One image, as ``collate`` takes it. Raises Unreadable."""
+    def fetch(self, index: int) -> np.ndarray:
+        """Return one image in the form that ``collate`` takes. Raises UnreadableImage."""
 
     @abstractmethod
-    def collate(self, frames: list[Any]) -> torch.Tensor:
-        """A fresh float32 ``[N, C, H, W]`` or ``[N, T, C, H, W]``, not yet normalised."""
+    def collate(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """Return images as a new float32 tensor ``[N, C, H, W]`` or ``[N, T, C, H, W]``, not yet normalized."""
 
     @abstractmethod
-    def mark(self, index: int) -> bytes:
-        """What tells an image from another one, cheaply."""
+    def fingerprint(self, index: int) -> bytes:
+        """Return bytes that tell one image from another, without decoding it."""
 
 
-class Opened(NamedTuple):
-    """A source with its labels, int64 ``[N]``, the names of its classes if known, and what was assumed."""
+class LabeledSource(NamedTuple):
+    """A source and the labels of its images.
+
+    Attributes:
+        labels: int64 ``[N]``.
+        classes: Class names in the order of the model's head, or None where they are not known.
+        notes: Assumptions, for the user to read.
+    """
 
     source: Source
     labels: np.ndarray
@@ -67,21 +74,21 @@ class Opened(NamedTuple):
 
 
 def workers() -> int:
-    """Threads that decode: the processors that this process may use, shared with its ranks on the machine."""
+    """Return the number of decoding threads: this process's share of the processors, which ranks divide among them."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(processors(), MOST_WORKERS) // max(1, int(ranks) if ranks.isdigit() else 1))
+    return max(1, min(processors(), MAX_WORKERS) // max(1, int(ranks) if ranks.isdigit() else 1))
 
 
-def in_order(source: Source, indices: Sequence[int]) -> Iterator[Any | Unreadable]:
-    """Fetch images, several at a time where that pays, and give them in the order of ``indices``.
+def fetch_in_order(source: Source, indices: Sequence[int]) -> Iterator[np.ndarray | UnreadableImage]:
+    """Fetch images, several at a time where that is faster, and yield them in the order of ``indices``.
 
-    An image that cannot be read is given as its exception, so that its place is known.
+    For an image that cannot be read the exception is yielded, so that its place is known.
     """
 
-    def fetch(index: int) -> Any | Unreadable:
+    def fetch(index: int) -> np.ndarray | UnreadableImage:
         try:
             return source.fetch(index)
-        except Unreadable as error:
+        except UnreadableImage as error:
             return error
 
     count = workers() if source.parallel else 1
@@ -90,15 +97,15 @@ def in_order(source: Source, indices: Sequence[int]) -> Iterator[Any | Unreadabl
         return
     Image.init()  # its plugins are imported on first use, which threads should not do together
     pool = ThreadPoolExecutor(min(count, len(indices)), thread_name_prefix="svitc-decode")
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[Future[np.ndarray | UnreadableImage]] = deque()
     try:
         for index in indices:
             waiting.append(pool.submit(fetch, index))
-            if len(waiting) >= count * AHEAD:
+            if len(waiting) >= count * IMAGES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # also where the reader stops early
+    finally:  # also where the consumer stops early
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -108,10 +115,11 @@ class Scaling:
 
     Attributes:
         size: (height, width) of the input.
-        resize: length that the shorter side is scaled to, or None.
-        crop: side of the square that is cut from the centre after that, or None for ``size``.
-        asked: by an argument; then it holds also for arrays that have the input's size already.
-        default: neither argument nor checkpoint says anything: scale to cover, cut at the centre.
+        resize: Length in pixels that the shorter side is scaled to first, or None.
+        crop: Side in pixels of the square that is then cut from the center, or None for ``size``.
+        asked: Whether an argument asks for it; then it also applies to arrays of the input's size.
+        default: Whether neither arguments nor the checkpoint say anything: scale to cover, crop at the center.
+        origin: The arguments or the checkpoint's entry that say so.
     """
 
     size: tuple[int, int]
@@ -123,36 +131,40 @@ class Scaling:
 
     @property
     def note(self) -> str | None:
-        """For the user to read; None for the default."""
+        """Sentence for the user; None for the default."""
         if self.default:
             return None
         height, width = self.window
         parts = [f"scaled to {self.resize} on their shorter side"] if self.resize else []
-        parts.append(f"cropped to {height}x{width} at their centre")
+        parts.append(f"cropped to {height}x{width} at their center")
         parts += [f"scaled to {self.size[0]}x{self.size[1]}"] if self.window != self.size else []
         return f"images are {', '.join(parts)} ({self.origin})"
 
     @property
     def window(self) -> tuple[int, int]:
-        """(height, width) of what is cut out."""
+        """(height, width) of the crop."""
         return (self.crop, self.crop) if self.crop else self.size
 
     def resized(self, height: int, width: int, name: str) -> tuple[int, int]:
-        """(height, width) of a whole image before it is cropped. Raises InputError where the crop is larger."""
+        """Return the (height, width) that an image is scaled to before it is cropped.
+
+        Raises:
+            InputError: The crop is larger.
+        """
         if self.resize:
             short = min(height, width)
             height, width = (int(self.resize * side / short) for side in (height, width))
         if height < self.window[0] or width < self.window[1]:
-            wanted = f"{self.window[0]}x{self.window[1]}"
-            raise InputError(f"{name} is {height}x{width}, too small to crop {wanted} from it", hint="Give --resize.")
+            crop = f"{self.window[0]}x{self.window[1]}"
+            raise InputError(f"{name} is {height}x{width}, too small to crop {crop} from it", hint="Give --resize.")
         return height, width
 
     def corner(self, height: int, width: int) -> tuple[int, int]:
-        """(top, left) of the crop, rounded as torchvision does, so that accuracies compare."""
+        """Return (top, left) of the crop, rounded like torchvision's, so that accuracies are comparable."""
         return round((height - self.window[0]) / 2), round((width - self.window[1]) / 2)
 
     def image(self, pixels: Image.Image, name: str) -> Image.Image:
-        """An image of the input's size. Raises InputError for one that is too small to crop."""
+        """Scale and crop an image to the input's size. Raises InputError where it is too small to crop."""
         height, width = self.size
         if self.default:
             same = pixels.size == (width, height)
@@ -165,10 +177,10 @@ class Scaling:
         return pixels if self.window == self.size else pixels.resize((width, height), Image.Resampling.BICUBIC)
 
     def array(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """``[N, C, H, W]`` in [0, 1] of the input's size: as it is where it has that, else scaled.
+        """Scale and crop ``[N, C, H, W]`` in [0, 1] to the input's size; return it unchanged where it has that size.
 
         Raises:
-            InputError: too small to crop.
+            InputError: The images are too small to crop.
         """
         if tuple(x.shape[-2:]) == self.size and not self.asked:
             return x
@@ -183,19 +195,23 @@ class Scaling:
 def _bicubic(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(x.shape[-2:]) == size:
         return x
-    return F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)  # it overshoots at edges
+    return F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)  # bicubic filters overshoot at edges
 
 
-def scaling(spec: InputSpec, info: Mapping[str, Any], resize: int | None, crop: int | None) -> Scaling:
-    """What the arguments say, else what the checkpoint says (``resize`` or ``crop_pct``), else the default.
+def choose_scaling(spec: InputSpec, info: JsonMapping, resize: int | None, crop: int | None) -> Scaling:
+    """Return the scaling that the arguments ask for, else the checkpoint's, else the default.
+
+    Args:
+        info: Metadata of the program, of which ``resize`` and ``crop_pct`` are read.
+        resize, crop: In pixels; see ``Scaling``.
 
     Raises:
-        UsageError: sizes that make no sense together or for the model.
-        InputError: values in the checkpoint that make no sense.
+        UsageError: Sizes do not fit together or do not fit the model.
+        InputError: The checkpoint's values are invalid.
     """
     height, width = size = (spec.shape[-2], spec.shape[-1])
     if resize is None and crop is None:
-        return _stated(size, info)
+        return _scaling_of_checkpoint(size, info)
     if spec.events:
         raise UsageError("--resize and --crop are for images, but the model takes event frames")
     for flag, value in (("--resize", resize), ("--crop", crop)):
@@ -206,13 +222,13 @@ def scaling(spec: InputSpec, info: Mapping[str, Any], resize: int | None, crop: 
     if resize is not None and resize < (crop or max(size)):
         raise UsageError(
             f"--resize {resize} is smaller than the crop of {crop or f'{height}x{width}'}",
-            hint="The shorter side is scaled to --resize, then the centre is cut out.",
+            hint="The shorter side is scaled to --resize, then the center is cut out.",
         )
     flags = [f"{flag} {value}" for flag, value in (("--resize", resize), ("--crop", crop)) if value is not None]
     return Scaling(size, resize, crop, asked=True, default=False, origin=", ".join(flags))
 
 
-def _stated(size: tuple[int, int], info: Mapping[str, Any]) -> Scaling:
+def _scaling_of_checkpoint(size: tuple[int, int], info: JsonMapping) -> Scaling:
     resize, share = info.get("resize"), info.get("crop_pct")
     if resize is not None:
         if type(resize) is not int or resize < max(size):
@@ -226,6 +242,6 @@ def _stated(size: tuple[int, int], info: Mapping[str, Any]) -> Scaling:
             raise InputError(
                 f"the checkpoint's crop_pct is {share!r}, not a share from 0.1 to 1", hint="Give --resize."
             )
-        longest = math.floor(max(size) / share)
-        return Scaling(size, longest, default=False, origin=f"the checkpoint's crop_pct = {share:g}")
+        shorter_side = math.floor(max(size) / share)
+        return Scaling(size, shorter_side, default=False, origin=f"the checkpoint's crop_pct = {share:g}")
     return Scaling(size)

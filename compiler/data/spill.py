@@ -1,10 +1,10 @@
-"""Images that are given once: in memory up to a bound, and beyond it in a temporary file without a name."""
+"""Keep images that can be read only once: in memory up to a bound, the others in a temporary file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -12,14 +12,17 @@ import torch
 from svitc.data.sources import Source
 from svitc.errors import InputError
 
-MEMORY = 2_000_000_000  # bytes that are held before the disk is used
+MEMORY_BYTES = 2_000_000_000  # held before the disk is used
 
 
 class Spill(Source):
-    """Float32 images of one shape, by number.
+    """float32 images of one shape, kept in numbered slots.
+
+    Args:
+        name: What messages call the data.
 
     Attributes:
-        slots: where the images are that ``fetch`` numbers from 0.
+        slots: Slot of each image, in the order that ``fetch`` counts them.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,11 +34,11 @@ class Spill(Source):
         self._bytes = 0
 
     def put(self, slot: int, image: torch.Tensor) -> None:
-        """Keep an image, in place of what the slot has. Raises InputError where the disk is full."""
-        # a copy: the loader may write its memory again, and a view would keep the whole batch
+        """Put an image into a slot, in place of the one there. Raises InputError where the disk is full."""
+        # a copy: the loader may reuse its memory, and a view would keep its whole batch
         array = np.array(image.numpy(), dtype=np.float32, order="C")
         self._shape, self._bytes = array.shape, array.nbytes
-        if (slot + 1) * self._bytes <= MEMORY:
+        if (slot + 1) * self._bytes <= MEMORY_BYTES:
             self._held[slot] = array
             return
         try:
@@ -46,8 +49,8 @@ class Spill(Source):
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"{self.name} gives more than fits into {MEMORY // 10**9} GB of memory and {tempfile.gettempdir()}: "
-                f"{error.strerror or error}",
+                f"{self.name} gives more than fits into {MEMORY_BYTES // 10**9} GB of memory"
+                f" and {tempfile.gettempdir()}: {error.strerror or error}",
                 hint="Take a sample with --limit, or set TMPDIR to a larger disk.",
             ) from error
 
@@ -56,12 +59,12 @@ class Spill(Source):
         if slot in self._held:
             return self._held[slot]
         assert self._file is not None
-        # the offset is given with each read: no shared position, so that threads do not disturb each other
+        # pread takes the offset: threads would disturb each other at a shared position
         data = os.pread(self._file.fileno(), self._bytes, slot * self._bytes)
         return np.frombuffer(data, dtype=np.float32).reshape(self._shape)
 
-    def collate(self, frames: list[Any]) -> torch.Tensor:
+    def collate(self, frames: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(frames))
 
-    def mark(self, index: int) -> bytes:
+    def fingerprint(self, index: int) -> bytes:
         return self.fetch(index).tobytes()

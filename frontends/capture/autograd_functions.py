@@ -1,10 +1,9 @@
-"""Recorded: what tracing does not see by itself, the forward of autograd functions, records itself."""
+"""Record the forward of autograd functions, which tracing by itself does not see."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,34 +11,34 @@ from torch.autograd import Function
 
 
 class Context:
-    """Stands for ``ctx`` while an autograd function's forward is recorded: it forgets what it is given."""
+    """Stand-in for ``ctx`` while an autograd function's forward is recorded; it ignores what is saved in it."""
 
     needs_input_grad: tuple[bool, ...] = ()
     saved_tensors: tuple[torch.Tensor, ...] = ()
 
-    def _forget(self, *args: Any, **kwargs: Any) -> None:
-        """A capture has no backward."""
+    def _ignore(self, *args: object, **kwargs: object) -> None:
+        """Do nothing, as a capture has no backward."""
 
-    save_for_backward = save_for_forward = mark_dirty = _forget
-    mark_non_differentiable = set_materialize_grads = _forget
+    save_for_backward = save_for_forward = mark_dirty = _ignore
+    mark_non_differentiable = set_materialize_grads = _ignore
 
 
 @contextlib.contextmanager
-def functions_recorded(tracer: fx.Tracer) -> Iterator[None]:
-    """Within, an autograd function that is applied to a proxy records the operations of its forward.
+def record_autograd_functions(tracer: fx.Tracer) -> Iterator[None]:
+    """Record the operations of an autograd function's forward where the function is applied to a proxy.
 
-    Its own backward is lost: whoever makes a layer of the operations gives it its gradient. Each node
-    that is recorded has the function's name in ``meta["function"]``.
+    The function's backward is lost: gradients become those of the operations. Each node that is recorded has the
+    function's name in ``meta["function"]``.
     """
-    plain = Function.__dict__["apply"]
+    original = Function.__dict__["apply"]
 
-    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: type[Function], *args: object, **kwargs: object) -> object:
         if not any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
-            return plain.__get__(None, cls)(*args, **kwargs)
-        before = len(tracer.graph.nodes)
-        with_context = cls.setup_context is Function.setup_context
-        result = cls.forward(*((Context(),) if with_context else ()), *args, **kwargs)
-        for node in list(tracer.graph.nodes)[before:]:
+            return original.__get__(None, cls)(*args, **kwargs)
+        count = len(tracer.graph.nodes)
+        takes_context = cls.setup_context is Function.setup_context
+        result = cls.forward(*((Context(),) if takes_context else ()), *args, **kwargs)
+        for node in list(tracer.graph.nodes)[count:]:
             node.meta["function"] = cls.__name__
         return result
 
@@ -47,4 +46,4 @@ def functions_recorded(tracer: fx.Tracer) -> Iterator[None]:
     try:
         yield
     finally:
-        Function.apply = plain  # type: ignore[method-assign]
+        Function.apply = original  # type: ignore[method-assign]

@@ -1,21 +1,20 @@
-"""Rewrite a raw captured graph into the closed list of canonical operations, typing as it goes.
+"""Rewrite a raw captured graph into the closed list of canonical operations, and type each node.
 
-Layers that SpikingJelly runs over time and batch at once become the plain layer between two rearranges; anything
-outside the list is refused by name, with its line.
+Layers that SpikingJelly runs over time and batch at once become the plain torch layer between two rearranges. Anything
+outside the list is refused by name, with its line in the user's code.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
 
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture.graph_builder import GraphBuilder, has_module
+from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
@@ -26,45 +25,48 @@ def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list
     """Bring a raw program into canonical form, in place, and type it.
 
     Args:
-        fix: split time from batch before a neuron that runs them together.
-        done: filled with the raw operations that were represented.
+        fix: Split time from batch before a neuron that runs over both as one dimension.
+        done: Receives the raw operations that could be represented.
 
     Returns:
-        The neurons that ``fix`` was needed for, and the autograd functions whose own gradient is lost.
+        The neurons that needed ``fix``, and the autograd functions whose own gradient is lost.
 
     Raises:
-        UnsupportedError: an operation or neuron outside the closed list.
+        UnsupportedError: The program has an operation or neuron outside the closed list.
     """
     raw = program.graph
-    raw.eliminate_dead_code(_matters)
-    work = Canonicalizer(program, fix)
-    program.module.graph = work.run(raw, done)
+    raw.eliminate_dead_code(_has_effect)
+    canonicalizer = Canonicalizer(program, fix)
+    program.module.graph = canonicalizer.run(raw, done)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     program.module.delete_all_unused_submodules()
     _drop_unused_parameters(program)
     program.retype()
     program.module.recompile()
-    return work.fixed, sorted({n.meta["function"] for n in raw.nodes if "function" in n.meta})
+    return canonicalizer.fixed, sorted({n.meta["function"] for n in raw.nodes if "function" in n.meta})
 
 
 class Canonicalizer(GraphBuilder):
-    """Rewrites a raw graph node by node.
+    """Rewriter of a raw graph, node by node.
 
     Args:
-        fix: split time from batch before a neuron that runs them together.
+        fix: Split time from batch before a neuron that runs over both as one dimension.
 
     Attributes:
-        fixed: the neurons that it was needed for.
+        fixed: The neurons that needed ``fix``.
+        called: The neurons called so far.
+        layers: Layers by path, as the model defines them: a second call must not see the replacement of the first.
     """
 
     def __init__(self, program: Program, fix: bool = False) -> None:
         super().__init__(program)
         self.fix = fix
         self.fixed: list[str] = []
-        self.fired: set[str] = set()  # neurons that were called
-        self.layers: dict[str, nn.Module | None] = {}  # as the model has them; a second call must see the first's
+        self.called: set[str] = set()
+        self.layers: dict[str, nn.Module | None] = {}
 
     def run(self, raw: fx.Graph, done: list[fx.Node]) -> fx.Graph:
+        """Return the canonical graph, and check each shape against the recorded one."""
         for node in raw.nodes:
             self.origin = node
             new = self.handle(node)
@@ -80,7 +82,8 @@ class Canonicalizer(GraphBuilder):
                     )
         return self.graph
 
-    def handle(self, node: fx.Node) -> Any:
+    def handle(self, node: fx.Node) -> Value:
+        """Emit the canonical operations of a raw node, and return the node, or tuple of nodes, that it became."""
         if node.op == "placeholder":
             x = self.emit("placeholder", str(node.target), name="x")
             return self.permute(x, (1, 0, 2, 3, 4)) if self.program.info.get("batch_first") else x
@@ -102,17 +105,18 @@ class Canonicalizer(GraphBuilder):
         return handler(self, node)
 
     def output(self, node: fx.Node) -> fx.Node:
-        """The logits; what else the model returns, such as an empty dictionary of hooks, is no tensor."""
-        found: list[fx.Node] = []
-        fx.node.map_arg(self.arg(node.args[0]), found.append)
-        if len(found) != 1:
-            raise self.refuse(f"the model must return one tensor of logits; it returns {len(found)}")
-        dims = input_type(found[0])
+        """Emit the output: the one tensor that the model returns, perhaps beside an empty dictionary of hooks."""
+        tensors: list[fx.Node] = []
+        fx.node.map_arg(self.arg(node.args[0]), tensors.append)
+        if len(tensors) != 1:
+            raise self.refuse(f"the model must return one tensor of logits; it returns {len(tensors)}")
+        dims = input_type(tensors[0])
         if not any(len(dim) == 1 and dim[0].kind == axes.Kind.BATCH for dim in dims):
             raise self.refuse(f"the model returns {axes.show(dims)}, which is not one result for each sample")
-        return self.emit("output", "output", (found[0],))
+        return self.emit("output", "output", (tensors[0],))
 
     def call_module(self, node: fx.Node) -> fx.Node:
+        """Emit the call of a layer or neuron, with time and batch merged around a layer in multi-step mode."""
         path = str(node.target)
         module = self.layers.setdefault(path, self.program.module_of(node))
         x = self.arg(node.args[0])
@@ -122,12 +126,12 @@ class Canonicalizer(GraphBuilder):
         if isinstance(module, base.MemoryModule):
             return self.neuron(path, module, x)
         if isinstance(module, (nn.MaxPool3d, nn.AvgPool3d)):
-            return self.pool_each(path, module, x)
+            return self.pool_3d(path, module, x)
         if ops.is_neuron(module):
-            path, module = self.place_of_its_own(path), copy.deepcopy(module)
+            path, module = self.path_of_call(path), copy.deepcopy(module)
         self.replace(path, plain(module))
-        many = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
-        if not many:
+        multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
+        if not multi_step:
             return self.emit("call_module", path, (x,))
         dims = input_type(x)
         merged = self.view(x, ((*dims[0], *dims[1]), *dims[2:]))
@@ -136,23 +140,24 @@ class Canonicalizer(GraphBuilder):
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
     def neuron(self, path: str, module: base.MemoryModule, x: fx.Node) -> fx.Node:
+        """Emit the call of a neuron that has a membrane potential."""
         if not ops.is_neuron(module):
-            known = ", ".join(t.__name__ for t in ops.NEURONS)
+            supported = ", ".join(t.__name__ for t in ops.NEURONS)
             raise self.refuse(
                 f"neuron {path} is a {type(module).__name__}, which svitc does not know",
-                hint=f"Known neurons: {known}.",
+                hint=f"Known neurons: {supported}.",
             )
         if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
             raise self.refuse(
                 f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
             )
-        if path in self.fired:
+        if path in self.called:
             raise self.refuse(
-                f"neuron {path} is called twice in one forward, so that its membrane runs on from one place to the "
-                "other",
+                f"neuron {path} is called twice in one forward, so that its membrane runs on from one place to"
+                " the other",
                 hint="Give each place a neuron of its own.",
             )
-        self.fired.add(path)
+        self.called.add(path)
         module.store_v_seq = False  # type: ignore[assignment]
         dims = input_type(x)
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
@@ -160,7 +165,7 @@ class Canonicalizer(GraphBuilder):
         if not self.fix:
             raise self.refuse(
                 f"the neuron's first dimension is not time alone but time and batch run together ({axes.show(dims)}),"
-                " so that an image's result depends on its neighbours in the batch",
+                " so that an image's result depends on its neighbors in the batch",
                 hint="This is a mistake in the model's own code; one image at a time, it computes what was meant."
                 " --rewrite-model splits time from batch before such neurons.",
             )
@@ -169,32 +174,33 @@ class Canonicalizer(GraphBuilder):
         spikes = self.emit("call_module", path, (self.view(x, ((time,), (batch,), *dims[1:])),))
         return self.view(spikes, dims)
 
-    def place_of_its_own(self, path: str) -> str:
-        """Path for a call of a neuron without state: the second call's is a copy, so that names tell spikes apart."""
-        place, count = path, 0
-        while place in self.fired or (place != path and has_module(self.program.module, place)):
+    def path_of_call(self, path: str) -> str:
+        """Return a path of its own for each call of a stateless neuron, so that spikes can be told apart by name."""
+        unique, count = path, 0
+        while unique in self.called or (unique != path and has_module(self.program.module, unique)):
             count += 1
-            place = f"{path}_{count}"
-        self.fired.add(place)
-        return place
+            unique = f"{path}_{count}"
+        self.called.add(unique)
+        return unique
 
-    def pool_each(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
-        """Pooling over three dimensions whose window is one wide in the first: a pooling over the other two."""
-        dims, flat = input_type(x), _flat_pool(module)
-        if flat is None or len(dims) != 5:
+    def pool_3d(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
+        """Emit a 3D pooling whose window has size 1 in its first dimension as a 2D pooling over the other two."""
+        dims, pool_2d = input_type(x), _as_pool_2d(module)
+        if pool_2d is None or len(dims) != 5:
             raise self.refuse(f"{module} of {axes.show(dims)} pools over three dimensions")
-        self.replace(path, flat)
+        self.replace(path, pool_2d)
         y = self.emit("call_module", path, (self.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
 
-def _matters(node: fx.Node) -> bool:
-    """Whether a raw operation does something though nothing reads its result."""
+def _has_effect(node: fx.Node) -> bool:
+    """Return whether a raw operation has an effect even where nothing reads its result."""
     return node.op in ("placeholder", "output") or _in_place(node)
 
 
 def _in_place(node: fx.Node) -> bool:
+    """Return whether a raw operation changes its input."""
     if node.op == "call_function":
         return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     name = str(node.target)
@@ -202,7 +208,7 @@ def _in_place(node: fx.Node) -> bool:
 
 
 def _drop_unused_parameters(program: Program) -> None:
-    """Bare parameters of containers that no node reads; layers are dropped whole before this."""
+    """Delete parameters and buffers of containers that no node reads; unused layers are already gone."""
     used = {str(n.target) for n in program.graph.nodes if n.op in ("call_module", "get_attr")}
     for path, module in list(program.module.named_modules()):
         if path in used:
@@ -212,7 +218,9 @@ def _drop_unused_parameters(program: Program) -> None:
                 del store[name]
 
 
-def _flat_pool(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
+def _as_pool_2d(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
+    """Return the 2D pooling that equals a 3D one, or None where the first dimension is pooled, too."""
+
     def triple(name: str) -> tuple[int, int, int]:
         value = getattr(module, name, 1)
         return value if isinstance(value, tuple) else (value,) * 3
@@ -223,15 +231,16 @@ def _flat_pool(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
     kernel, stride, padding, dilation = ((b, c) for _, b, c in map(triple, names))
     if isinstance(module, nn.MaxPool3d):
         return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
-    rest = module.ceil_mode, module.count_include_pad, module.divisor_override
-    return nn.AvgPool2d(kernel, stride, padding, *rest)
+    options = module.ceil_mode, module.count_include_pad, module.divisor_override
+    return nn.AvgPool2d(kernel, stride, padding, *options)
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """SpikingJelly's step-mode subclass of a layer as the ``torch.nn`` layer itself, with the same parameters.
+    """Return the ``torch.nn`` layer of one of SpikingJelly's step-mode subclasses, with the same parameters.
 
     Raises:
-        UnsupportedError: a batch norm without statistics, a padding mode other than zeros.
+        UnsupportedError: A batch norm has no running statistics, padding is not with zeros, or a subclass changes
+            what the layer computes.
     """
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
@@ -243,7 +252,7 @@ def plain(module: nn.Module) -> nn.Module:
                 return module
             if type(module).forward is not kind.forward and not isinstance(module, base.StepModule):
                 raise UnsupportedError(f"{type(module).__name__} changes what {kind.__name__} computes")
-            twin = kind.__new__(kind)
-            twin.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode"})
-            return twin
+            layer = kind.__new__(kind)
+            layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode"})
+            return layer
     raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")

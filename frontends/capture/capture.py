@@ -1,9 +1,9 @@
-"""Capture: run the user's ``forward`` once on shapes alone and record it as an ``fx`` graph.
+"""Capture a model: run its ``forward`` once on shapes alone and record it as an ``fx`` graph.
 
 ``torch.fx.symbolic_trace`` fails on spiking vision transformers because they branch on shapes. Here every proxy
 carries a fake tensor (shape and dtype, no data), so that ``x.shape``, ``x.ndim``, ``len`` and arithmetic on sizes
-answer with numbers; layers with weights and neurons are leaves and keep their names. A branch on *values* has no
-answer, and is refused with the user's line.
+give numbers; layers with weights and neurons are leaves and keep their names. A branch on *values* cannot be recorded
+and is refused with its line in the user's code.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ from spikingjelly.activation_based import functional
 from torch import fx, nn
 
 from svitc.errors import SvitcError, UnsupportedError
-from svitc.frontends.capture.autograd_functions import functions_recorded
+from svitc.frontends.capture.autograd_functions import record_autograd_functions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.model_rewrites import prepare
-from svitc.frontends.capture.tracer import PLUMBING, Tracer, ValueProxy, _in_place, einops_recorded, user_line
+from svitc.frontends.capture.tracer import (
+    FRAMEWORK_PATHS,
+    Tracer,
+    ValueProxy,
+    in_place_method,
+    record_einops,
+    user_line,
+)
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.program import Program
+from svitc.support.types import JsonDict
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+    setattr(ValueProxy, f"__{_name}__", in_place_method(getattr(operator, _name)))
 
 
 def capture(
@@ -78,23 +86,23 @@ def capture(
 
 
 def some(what: str, paths: list[str]) -> str:
-    """``8 neurons (a, …)``."""
+    """Return a count and an example of paths, such as ``8 neurons (a, …)``."""
     return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
 
 
 def _capture(
     model: nn.Module,
     input_spec: InputSpec,
-    info: dict[str, Any],
+    info: JsonDict,
     batch_first: bool,
     rewrite_model: bool,
     done: list[fx.Node],
 ) -> Program:
-    """Capture a model that may be changed.
+    """Capture a model, which is changed.
 
     Args:
-        batch_first: it takes ``[N, T, C, H, W]``.
-        done: filled with the operations that could be represented.
+        batch_first: Whether it takes ``[N, T, C, H, W]``.
+        done: Receives the operations that could be represented.
     """
     graph = _trace(model, input_spec, batch_first)
     fuse_integer_spikes(graph, model)
@@ -115,17 +123,18 @@ def _capture(
 
 
 def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Graph:
+    """Record the raw graph of a model. Raises UnsupportedError with the user's line."""
     tracer = Tracer()
     name = _only_input(model)
     example = torch.empty(input_spec.batched(BATCH_PROBE))
     tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
     try:
-        with einops_recorded(tracer), functions_recorded(tracer), _quiet():
+        with record_einops(tracer), record_autograd_functions(tracer), _fake_tensor_log_silenced():
             return tracer.trace(model)
     except SvitcError:
         raise
     except Exception as error:
-        # whatever the user's forward raises on its own input shape is theirs to mend; we add the line
+        # an error of the model's own code, which the user can correct: name its line
         where = _raised_at(error) or user_line()
         raise UnsupportedError(
             f"the model's forward failed on an input of shape {tuple(tracer.example[name].shape)}: "
@@ -136,8 +145,8 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Gra
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch logs a traceback of its own for every operation that does not fit; we name the user's line instead."""
+def _fake_tensor_log_silenced() -> Iterator[None]:
+    """Silence PyTorch's log of tracebacks for operations that do not fit; the error names the user's line instead."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -148,19 +157,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _only_input(model: nn.Module) -> str:
+    """Return the name of the one argument that ``forward`` needs."""
     parameters = list(inspect.signature(model.forward).parameters.values())
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(needed) != 1:
-        names = ", ".join(p.name for p in needed) or "none"
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) != 1:
+        names = ", ".join(p.name for p in required) or "none"
         raise UnsupportedError(f"the model's forward must take one tensor; it takes {names}")
-    return needed[0].name
+    return required[0].name
 
 
 def _raised_at(error: BaseException) -> str | None:
+    """Return ``file.py:line`` of the innermost frame of the model's own code that an error passed through."""
     line, trace = None, error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if not name.startswith(PLUMBING):
+        if not name.startswith(FRAMEWORK_PATHS):
             line = f"{name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return line

@@ -1,14 +1,15 @@
-"""Build a canonical graph node by node, so that the inputs of a node are typed before it is used.
+"""Build a canonical graph node by node, so that a node's inputs are typed before the node is made.
 
-Every view becomes an ``einops.rearrange`` in named axes, worked out from the axis types and not from sizes.
+Every view becomes an ``einops.rearrange`` of named axes, which follows from axis types and not from sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from svitc.errors import UnsupportedError
 from svitc.ir import axes
@@ -17,32 +18,41 @@ from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
+Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
+
 
 class GraphBuilder:
-    """Builds a typed graph.
+    """Builder of a typed graph.
 
     Args:
-        program: whose layers the nodes call.
+        program: Holds the layers that nodes call.
 
     Attributes:
-        graph: the canonical graph so far.
-        done: raw node -> what it became.
-        origin: the raw node that is being rewritten; new nodes take their line and scope from it.
+        graph: The canonical graph so far.
+        done: Raw node -> the canonical node, or nodes, that it became.
+        origin: The raw node that is being rewritten; new nodes get its line and scope.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.graph = fx.Graph()
         self.inference = TypeInference(program.module, program.input)
-        self.done: dict[fx.Node, fx.Node | tuple[fx.Node, ...]] = {}
+        self.done: dict[fx.Node, Value] = {}
         self.origin: fx.Node | None = None
 
-    def arg(self, value: Any) -> Any:
+    def arg(self, value: Argument) -> Any:
+        """Return a raw node's argument with each raw node in it replaced by what it became."""
         return fx.node.map_arg(value, lambda n: self.done[n])
 
     def emit(
-        self, op: str, target: Any, args: tuple = (), kwargs: dict | None = None, name: str | None = None
+        self,
+        op: str,
+        target: Target,
+        args: tuple[Argument, ...] = (),
+        kwargs: dict[str, Argument] | None = None,
+        name: str | None = None,
     ) -> fx.Node:
+        """Append a node to the graph, and type it."""
         node = self.graph.create_node(op, target, args, kwargs or {}, name=name)
         assert self.origin is not None
         node.meta.update({k: self.origin.meta[k] for k in ("source", "scope") if k in self.origin.meta})
@@ -51,16 +61,17 @@ class GraphBuilder:
         return node
 
     def view(self, x: fx.Node, dims: axes.Dims) -> fx.Node:
-        """``x`` with its axes, in their order, grouped as ``dims``; ``x`` itself where nothing changes."""
+        """Return ``x`` with its axes grouped as ``dims``, in their order; ``x`` itself where nothing changes."""
         source, target = regrouped(input_type(x), tuple(axes.resolve(dim) for dim in dims))
         return emit_view(self.emit, x, source, target)
 
     def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
-        """``x`` with its dimensions in another order."""
+        """Return ``x`` with its dimensions in another order."""
         source = tokens(input_type(x))
         return emit_view(self.emit, x, source, tuple(source[i] for i in order))
 
     def reshape(self, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
+        """Return ``x`` with its axes grouped into dimensions of these sizes. Raises UnsupportedError."""
         try:
             dims = axes.factor(input_type(x), sizes)
             return self.view(x, dims)
@@ -68,13 +79,14 @@ class GraphBuilder:
             raise self.refuse(f"reshape of {axes.show(input_type(x))} to {sizes}: {conflict}") from conflict
 
     def refuse(self, text: str, hint: str | None = None) -> UnsupportedError:
+        """Return an error that names the scope and line of the raw node."""
         assert self.origin is not None
         return UnsupportedError(
             f"{self.origin.meta.get('scope') or 'the model'}: {text}", where=self.origin.meta.get("source"), hint=hint
         )
 
     def layer(self, name: str, module: nn.Module) -> str:
-        """Register a layer that the model has as a function only; returns its path."""
+        """Register a layer for what the model computes with a function, and return its path."""
         assert self.origin is not None
         scope = self.origin.meta.get("scope")
         path = base = f"{scope}.{name}" if scope else name
@@ -86,11 +98,13 @@ class GraphBuilder:
         return path
 
     def replace(self, path: str, module: nn.Module) -> None:
+        """Put a module into the program at a path."""
         owner, _, name = path.rpartition(".")
         setattr(self.program.module.get_submodule(owner), name, module)
 
 
 def has_module(model: nn.Module, path: str) -> bool:
+    """Return whether a model has a submodule at a path."""
     try:
         model.get_submodule(path)
     except AttributeError:

@@ -1,14 +1,14 @@
-"""Integer spikes: a value that a model clips and rounds by hand becomes one neuron.
+"""Fuse clipping and rounding, by which a model spells out integer spikes, into one neuron.
 
     round(clamp(x, 0, D)),  clamp(round(x), 0, D)                ->  IntegerSpike(D, "half_even")(x)
     floor(clamp(x, 0, D) + 0.5),  clamp(floor(x + 0.5), 0, D)    ->  IntegerSpike(D, "half_up")(x)
 
-The two of each line are equal for every ``x``. What follows, such as a division by ``D``, stays as it is.
+The two forms of a line are equal for every ``x``. Later operations, such as a division by ``D``, stay as they are.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import fx, nn
 
@@ -16,8 +16,13 @@ from svitc.frontends.capture.graph_builder import has_module
 from svitc.ir import ops
 
 
-class Spike(NamedTuple):
-    """What a node computes: clipped and rounded, or half of that, with None for the missing half."""
+class SpikePattern(NamedTuple):
+    """What a node computes of ``x``: clipping, rounding, or both.
+
+    Attributes:
+        levels: Upper bound of the clipping, or None.
+        rounding: ``half_even`` or ``half_up``, or None.
+    """
 
     x: fx.Node
     levels: int | None = None
@@ -25,56 +30,63 @@ class Spike(NamedTuple):
 
 
 def fuse_integer_spikes(graph: fx.Graph, model: nn.Module) -> None:
-    """Rewrite a raw graph in place; new neurons take the places of the modules of ``model`` that spell them out."""
+    """Rewrite a raw graph in place; new neurons replace the modules of ``model`` that spell them out."""
     for node in list(graph.nodes):
-        found = match(node)
-        if found is None or found.levels is None or found.rounding is None:
+        pattern = match(node)
+        if pattern is None or pattern.levels is None or pattern.rounding is None:
             continue
         scope = str(node.meta.get("scope") or "")
-        path = _place(graph, model, scope, ops.IntegerSpike(found.levels, found.rounding))
+        path = _register(graph, model, scope, ops.IntegerSpike(pattern.levels, pattern.rounding))
         with graph.inserting_after(node):
-            spike = graph.call_module(path, (found.x,))
+            spike = graph.call_module(path, (pattern.x,))
         spike.meta.update({k: v for k, v in node.meta.items() if k != "function"}, scope=path)
         node.replace_all_uses_with(spike)
 
 
-def operation(node: Any) -> str:
-    """Name of what a raw node calls, methods and functions alike."""
+def operation(node: object) -> str:
+    """Return the name of the method or function that a raw node calls, or an empty string."""
     if not isinstance(node, fx.Node) or node.op not in ("call_function", "call_method"):
         return ""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return str(name).strip("_")
 
 
-def match(node: Any) -> Spike | None:
-    """The spike that ends in ``node``, as far as it goes."""
+def match(node: object) -> SpikePattern | None:
+    """Return the pattern of clipping and rounding that ends in ``node``, or None."""
+    if not isinstance(node, fx.Node):
+        return None
     name = operation(node)
     if name in ("clamp", "clip", "hardtanh", "relu6"):
         levels = _levels(node, name)
-        inner = match(node.args[0]) if node.args else None
-        if levels is None or not node.args:
+        value = node.args[0] if node.args else None
+        if levels is None or not isinstance(value, fx.Node):
             return None
+        inner = match(value)
         if inner is not None and inner.levels is None:
-            return Spike(inner.x, levels, inner.rounding)
-        return Spike(node.args[0], levels)
+            return SpikePattern(inner.x, levels, inner.rounding)
+        return SpikePattern(value, levels)
     if name == "round" and len(node.args) == 1 and not node.kwargs:
-        return _rounded(node.args[0], "half_even")
-    if name == "floor" and operation(node.args[0]) in ("add", "iadd") and not node.args[0].kwargs:
-        left, right = node.args[0].args
-        value = right if left == 0.5 else left if right == 0.5 else None
-        return _rounded(value, "half_up") if isinstance(value, fx.Node) else None
+        value = node.args[0]
+        return _rounded(value, "half_even") if isinstance(value, fx.Node) else None
+    if name == "floor":
+        total = node.args[0]
+        if isinstance(total, fx.Node) and operation(total) in ("add", "iadd") and not total.kwargs:
+            left, right = total.args
+            value = right if left == 0.5 else left if right == 0.5 else None
+            return _rounded(value, "half_up") if isinstance(value, fx.Node) else None
     return None
 
 
-def _rounded(value: fx.Node, rounding: str) -> Spike:
+def _rounded(value: fx.Node, rounding: str) -> SpikePattern:
+    """Return the pattern of rounding ``value``, which may be clipped."""
     inner = match(value)
     if inner is not None and inner.rounding is None:
-        return Spike(inner.x, inner.levels, rounding)
-    return Spike(value, None, rounding)
+        return SpikePattern(inner.x, inner.levels, rounding)
+    return SpikePattern(value, None, rounding)
 
 
 def _levels(node: fx.Node, name: str) -> int | None:
-    """The upper bound of a clip that begins at 0 and ends at a whole number."""
+    """Return the upper bound of clipping from 0 to a whole number, or None for other bounds."""
     if name == "relu6":
         return 6
     keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
@@ -84,18 +96,21 @@ def _levels(node: fx.Node, name: str) -> int | None:
     return int(high) if low == 0 and high >= 1 and float(high).is_integer() else None
 
 
-def _place(graph: fx.Graph, model: nn.Module, scope: str, spike: nn.Module) -> str:
-    """Register a neuron where the model has the module that spells it out, or inside it if there is more to that.
+def _register(graph: fx.Graph, model: nn.Module, scope: str, spike: nn.Module) -> str:
+    """Register a neuron in place of the module that spells it out, or inside it if that has other parts.
 
-    A module that is called twice makes two neurons.
+    A module that is called twice becomes two neurons.
+
+    Returns:
+        The neuron's path.
     """
-    while scope and _sole(model, scope):
+    while scope and _is_only_child(model, scope):
         scope = scope.rpartition(".")[0]
     owner = model.get_submodule(scope)
     calls = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-    more = any(True for _ in (*owner.parameters(), *owner.buffers()))
-    more = more or not scope or any(target.startswith(f"{scope}.") for target in calls)
-    path = base = f"{scope}.spike".lstrip(".") if more else scope
+    has_weights = any(True for _ in (*owner.parameters(), *owner.buffers()))
+    keep_owner = has_weights or not scope or any(target.startswith(f"{scope}.") for target in calls)
+    path = base = f"{scope}.spike".lstrip(".") if keep_owner else scope
     count = 0
     while path in calls or (path != scope and has_module(model, path)):
         count += 1
@@ -105,8 +120,8 @@ def _place(graph: fx.Graph, model: nn.Module, scope: str, spike: nn.Module) -> s
     return path
 
 
-def _sole(model: nn.Module, scope: str) -> bool:
-    """Whether a module is all that its parent has: a neuron's surrogate, say."""
+def _is_only_child(model: nn.Module, scope: str) -> bool:
+    """Return whether a module is its parent's only child, such as a neuron's surrogate function."""
     parent = scope.rpartition(".")[0]
     holder = model.get_submodule(parent)
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -1,4 +1,4 @@
-"""Prepare: what is rewritten in a model before it is captured, and the eager model to compare the capture with."""
+"""Rewrite a model before it is captured, and run the eager model that the capture is compared with."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.nn import functional as F
 
 from svitc.ir.program import Program
 
-SAME = 1e-9  # in float64
+TOLERANCE = 1e-9  # absolute, in float64
 
 
 def prepare(model: nn.Module) -> list[str]:
-    """Replace what cannot be captured as it is written by what is equal to it, in place.
+    """Replace modules that cannot be captured by equal ones, in place.
 
-    A batch norm that then writes a border of what it makes of zero (the RepConv of many SViTs) becomes zero
-    padding before batch norm. In inference the two differ by rounding alone.
+    A batch norm after which a border is written, of the norm's output for zero (the RepConv of many SViTs), becomes
+    zero padding before batch norm. In inference the two differ only by rounding.
 
     Returns:
-        Paths of what now rounds otherwise.
+        Paths of the modules whose rounding changes.
     """
-    found = []
+    inexact = []
     for path, module in list(model.named_modules()):
         border, exact = border_of(module)
         if path and border:
@@ -33,22 +33,23 @@ def prepare(model: nn.Module) -> list[str]:
             layers = OrderedDict(pad=nn.ZeroPad2d(border), bn=norm)
             owner, _, name = path.rpartition(".")
             setattr(model.get_submodule(owner), name, nn.Sequential(layers))
-            found += [] if exact else [path]
-    return found
+            inexact += [] if exact else [path]
+    return inexact
 
 
 def border_of(module: nn.Module) -> tuple[int, bool]:
-    """Width of the border that a module writes around its batch norm, by what it does, not by its name; or 0.
+    """Measure the border that a module writes around its batch norm, by running it; its name does not matter.
 
-    Also whether padding before the norm is the same to the last bit.
+    Returns:
+        Width of the border in pixels, 0 where there is none, and whether padding before the norm is bit-exact.
     """
     children = list(module.children())
     if len(children) != 1 or not isinstance(children[0], nn.BatchNorm2d) or children[0].running_mean is None:
         return 0, False
     if isinstance(module, nn.Sequential) or next(module.parameters(recurse=False), None) is not None:
         return 0, False
-    twin = copy.deepcopy(module).double().eval()
-    norm = next(twin.children())
+    double = copy.deepcopy(module).double().eval()
+    norm = next(double.children())
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, norm.num_features, 4, 5, generator=generator, dtype=torch.float64)
@@ -58,30 +59,36 @@ def border_of(module: nn.Module) -> tuple[int, bool]:
         for parameter in norm.parameters():
             parameter.normal_(generator=generator)
         try:
-            y = twin(x)
+            y = double(x)
             border = (y.shape[2] - x.shape[2]) // 2
-            want = norm(F.pad(x, (border,) * 4))
-            same = torch.allclose(y, want, rtol=0, atol=SAME)
+            expected = norm(F.pad(x, (border,) * 4))
+            same = torch.allclose(y, expected, rtol=0, atol=TOLERANCE)
         except Exception:  # the user's code, on an input that it may not expect
             return 0, False
-    return (border, torch.equal(y, want)) if same and border > 0 else (0, False)
+    return (border, torch.equal(y, expected)) if same and border > 0 else (0, False)
 
 
-def logits_of(output: Any) -> Any:
-    """The one tensor in what a model returns, such as ``(logits, hook)``; whatever else it is, unchanged."""
-    parts = output.values() if isinstance(output, dict) else output
+def logits_of(output: object) -> Any:
+    """Return the one tensor in a model's output, such as ``(logits, hook)``, or the output where there is not one."""
     if not isinstance(output, dict | tuple | list):
         return output
+    parts = output.values() if isinstance(output, dict) else output
     tensors = [part for part in parts if isinstance(part, torch.Tensor)]
     return tensors[0] if len(tensors) == 1 else output
 
 
 def reference(model: nn.Module, program: Program, x: torch.Tensor) -> Any:
-    """What the eager model computes, from rest, on a batch in the program's layout.
+    """Run the eager model from rest on a batch in the program's layout.
 
-    The rewrites of ``prepare`` are made to a copy of the model first, so that the program must agree to the last
-    bit. Where ``info["fixed"]`` names neurons that run time and batch together, the two agree on one image at a
-    time only.
+    The rewrites of ``prepare`` are applied to a copy of the model first, so that the program must agree to the last
+    bit. Where ``info["fixed"]`` names neurons, for which the model merges time and batch, the two agree only for a
+    batch of one.
+
+    Args:
+        x: ``[N, C, H, W]`` or ``[T, N, C, H, W]``.
+
+    Returns:
+        Logits ``[N, classes]`` or ``[T, N, classes]``; whatever else the model returns where it is not one tensor.
     """
     eager = copy.deepcopy(model).float().eval()
     prepare(eager)

@@ -1,4 +1,8 @@
-"""Handlers of raw operations, by the name a model calls them: each emits canonical operations."""
+"""Handlers of raw operations, by the name that a model calls them by. A handler emits canonical operations.
+
+A handler takes the graph builder and the raw node, and returns the node, or tuple of nodes, that this becomes. To
+support another operation, write its handler and name it in ``HANDLERS``.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,25 @@ from typing import Any
 import einops
 import torch
 from torch import fx
+from torch.fx.node import Target
 
-from svitc.frontends.capture.graph_builder import GraphBuilder
+from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
 from svitc.ir.views import emit_view, follow, tokens
 
-Handler = Callable[[GraphBuilder, fx.Node], Any]
+Handler = Callable[[GraphBuilder, fx.Node], Value]
 
 
-def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: Any) -> list[Any]:
-    """The arguments of a call by name, its tensor first; positional and keyword calls read the same."""
+def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> list[Any]:
+    """Return the arguments of a call in the order of ``names``, after its tensor, whether passed by keyword or not."""
     args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-    rest = list(args[1:])
+    positional = list(args[1:])
     values = [args[0] if args else kwargs.get("input")]
     for name in names:
-        if rest:
-            values.append(rest.pop(0))
+        if positional:
+            values.append(positional.pop(0))
         elif name in kwargs:
             values.append(kwargs[name])
         else:
@@ -35,7 +40,7 @@ def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: Any) -> list[A
 
 
 def variadic(b: GraphBuilder, node: fx.Node, name: str) -> tuple[fx.Node, tuple[int, ...]]:
-    """``x.f(1, 2)``, ``x.f((1, 2))`` and ``f(x, name=(1, 2))`` alike."""
+    """Return the tensor and numbers of ``x.f(1, 2)``, ``x.f((1, 2))`` or ``f(x, name=(1, 2))``."""
     args, kwargs = b.arg(node.args), b.arg(node.kwargs)
     values = args[1:] or (kwargs[name],)
     if len(values) == 1 and isinstance(values[0], (tuple, list, torch.Size)):
@@ -43,29 +48,37 @@ def variadic(b: GraphBuilder, node: fx.Node, name: str) -> tuple[fx.Node, tuple[
     return args[0], tuple(int(v) for v in values)
 
 
-def rank(b: GraphBuilder, x: fx.Node) -> int:
+def rank(x: fx.Node) -> int:
+    """Return the number of dimensions of a canonical node."""
     return len(input_type(x))
 
 
-def positive(b: GraphBuilder, x: fx.Node, dim: int, extra: int = 0) -> int:
-    return dim % (rank(b, x) + extra)
+def positive(x: fx.Node, dim: int, extra: int = 0) -> int:
+    """Return the number of a dimension counted from 0, where ``dim`` may be negative.
+
+    Args:
+        extra: Dimensions that the operation adds to ``x``.
+    """
+    return dim % (rank(x) + extra)
 
 
 def value_shape(node: fx.Node) -> tuple[int, ...]:
+    """Return the recorded shape of a raw node's value."""
     return tuple(node.meta["val"].shape)
 
 
 def reshape(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """reshape, view, flatten, unflatten: the raw value's shape says what becomes of the axes."""
+    """Emit reshape, view, flatten and unflatten, whose recorded shape determines the axes."""
     return b.reshape(b.arg(node.args[0]), value_shape(node))
 
 
 def same(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """contiguous, clone, detach: nothing to a program."""
+    """Leave out contiguous, clone and detach, which do not change a value."""
     return b.arg(node.args[0])
 
 
 def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Leave out a cast to the type that the tensor has; refuse others."""
     x = node.args[0]
     assert isinstance(x, fx.Node)
     if x.meta["val"].dtype != node.meta["val"].dtype:
@@ -74,22 +87,24 @@ def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def transpose(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit a transposition as a permutation."""
     x, *dims = call(b, node, "dim0", "dim1")
-    order = list(range(rank(b, x)))
-    first, second = (positive(b, x, dim) for dim in dims)
+    order = list(range(rank(x)))
+    first, second = (positive(x, dim) for dim in dims)
     order[first], order[second] = order[second], order[first]
     return b.permute(x, order)
 
 
 def permute(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit a permutation of dimensions."""
     x, order = variadic(b, node, "dims")
-    return b.permute(x, [positive(b, x, i) for i in order])
+    return b.permute(x, [positive(x, i) for i in order])
 
 
 def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """``x.T``, ``x.mT``, ``x.data``: what a proxy does not answer by itself."""
+    """Emit ``x.T``, ``x.mT`` and ``x.data``, attributes that a proxy does not answer by itself."""
     x, name = b.arg(node.args[0]), node.args[1]
-    order = list(range(rank(b, x)))
+    order = list(range(rank(x)))
     if name == "data":
         return x
     if name == "T" or (name == "mT" and len(order) > 1):
@@ -98,69 +113,73 @@ def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def unsqueeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit a new dimension of size 1."""
     x, dim = call(b, node, "dim")
-    dim = positive(b, x, dim, extra=1)
+    dim = positive(x, dim, extra=1)
     dims = input_type(x)
     return b.view(x, (*dims[:dim], (), *dims[dim:]))
 
 
 def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit the removal of a dimension of size 1; a larger one stays."""
     x, dim = call(b, node, "dim")
     dims = input_type(x)
     if dim is None:
         raise b.refuse("squeeze without a dimension depends on sizes; name the dimension")
-    dim = positive(b, x, dim)
+    dim = positive(x, dim)
     if axes.size(dims[dim]) != 1:
         return x
     return b.view(x, dims[:dim] + dims[dim + 1 :])
 
 
 def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """repeat, expand: dimensions of size 1 that become larger; anything else is refused."""
+    """Emit repeat and expand of dimensions of size 1; refuse others."""
     if node.target is einops.repeat:
         return b.emit("call_function", einops.repeat, (b.arg(node.args[0]), node.args[1]), dict(node.kwargs))
     x = b.arg(node.args[0])
-    old, new = input_type(x), value_shape(node)
-    old = ((),) * (len(new) - len(old)) + old
-    grown = [i for i, (dim, size) in enumerate(zip(old, new, strict=True)) if axes.size(dim) != size]
-    if any(old[i] for i in grown):
-        raise b.refuse(f"repeat of {axes.show(old)} to {new} tiles an axis")
-    if not grown and axes.size(old[0]) == 1 and not old[0] and rank(b, x) == 5 and new[0] == 1:
-        grown = [0]  # a static image at a single time step
-    if not grown:
-        return b.view(x, old)
+    dims, sizes = input_type(x), value_shape(node)
+    dims = ((),) * (len(sizes) - len(dims)) + dims
+    repeated = [i for i, (dim, size) in enumerate(zip(dims, sizes, strict=True)) if axes.size(dim) != size]
+    if any(dims[i] for i in repeated):
+        raise b.refuse(f"repeat of {axes.show(dims)} to {sizes} tiles an axis")
+    if not repeated and axes.size(dims[0]) == 1 and not dims[0] and rank(x) == 5 and sizes[0] == 1:
+        repeated = [0]  # a static image at a single time step
+    if not repeated:
+        return b.view(x, dims)
     names: list[str] = []
-    for i, dim in enumerate(old):
+    for i, dim in enumerate(dims):
         letter = dim[0].letter if len(dim) == 1 else f"n{i}" if dim else "1"
         names.append(f"{letter}{i}" if letter in names and dim else letter)
-    source = [name for i, name in enumerate(names) if old[i]]
-    target = [("t" if i == 0 else f"r{i}") if i in grown else name for i, name in enumerate(names)]
-    squeezed = b.view(x, tuple(dim for dim in old if dim))
-    sizes = {target[i]: new[i] for i in grown}
-    return b.emit("call_function", einops.repeat, (squeezed, f"{' '.join(source)} -> {' '.join(target)}"), sizes)
+    source = [name for i, name in enumerate(names) if dims[i]]
+    target = [("t" if i == 0 else f"r{i}") if i in repeated else name for i, name in enumerate(names)]
+    squeezed = b.view(x, tuple(dim for dim in dims if dim))
+    pattern = f"{' '.join(source)} -> {' '.join(target)}"
+    return b.emit("call_function", einops.repeat, (squeezed, pattern), {target[i]: sizes[i] for i in repeated})
 
 
 def chunk(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
+    """Emit the equal parts of a dimension; refuse unequal ones."""
     x, count, dim = call(b, node, "chunks", "dim", dim=0)
-    dim = positive(b, x, dim)
+    dim = positive(x, dim)
     if axes.size(input_type(x)[dim]) % count:
         raise b.refuse(f"chunk({count}) of {axes.size(input_type(x)[dim])} elements is uneven")
     return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
 
 
 def split(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
+    """Emit the parts of a dimension, of a size or of equal sizes; refuse unequal ones."""
     x, sizes, dim = call(b, node, "split_size_or_sections", "dim", dim=0)
-    dim = positive(b, x, dim)
+    dim = positive(x, dim)
     total = axes.size(input_type(x)[dim])
-    each = {sizes} if isinstance(sizes, int) else set(sizes)
-    if len(each) != 1 or total % min(each):
+    part_sizes = {sizes} if isinstance(sizes, int) else set(sizes)
+    if len(part_sizes) != 1 or total % min(part_sizes):
         raise b.refuse(f"split of {total} elements into {sizes} is uneven")
-    count = total // min(each)
+    count = total // min(part_sizes)
     return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
 
 
-def getitem(b: GraphBuilder, node: fx.Node) -> Any:
-    """An entry of a tuple, or one position of a dimension: ``qkv[0]``, ``x[:, :, 1]``."""
+def getitem(b: GraphBuilder, node: fx.Node) -> Value:
+    """Emit an entry of a tuple, or one position of a dimension: ``qkv[0]``, ``x[:, :, 1]``."""
     x, index = b.arg(node.args[0]), node.args[1]
     if isinstance(x, tuple):
         return x[index]  # type: ignore[index]
@@ -178,15 +197,16 @@ def getitem(b: GraphBuilder, node: fx.Node) -> Any:
 
 
 def unbind(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
+    """Emit each position of a dimension."""
     x, dim = call(b, node, "dim", dim=0)
-    dim = positive(b, x, dim)
+    dim = positive(x, dim)
     count = axes.size(input_type(x)[dim])
     parts = [b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count)]
     return tuple(b.view(p, d[:dim] + d[dim + 1 :]) for p in parts for d in [input_type(p)])
 
 
 def pad(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Zeros around pixels."""
+    """Emit padding of pixels with zeros as a layer; refuse other padding."""
     x, sizes, mode, value = call(b, node, "pad", "mode", "value", mode="constant")
     sizes = tuple(sizes)
     while len(sizes) > 4 and sizes[-2:] == (0, 0):
@@ -196,8 +216,8 @@ def pad(b: GraphBuilder, node: fx.Node) -> fx.Node:
     return b.emit("call_module", b.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))
 
 
-def binary(target: Any) -> Handler:
-    """Two tensors, or a tensor and a number; a number that changes nothing is left out."""
+def binary(target: Target) -> Handler:
+    """Return a handler of two tensors, or a tensor and a number; it leaves out a number that changes nothing."""
     neutral = 0 if target in (operator.add, operator.sub) else 1
 
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -215,24 +235,27 @@ def binary(target: Any) -> Handler:
 
 
 def matmul(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit a matrix product."""
     x, y = call(b, node, "other")
     return b.emit("call_function", torch.matmul, (x, y))
 
 
-def reduction(target: Any) -> Handler:
+def reduction(target: Target) -> Handler:
+    """Return a handler of a reduction over dimensions."""
+
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
         x, dim, keepdim = call(b, node, "dim", "keepdim", keepdim=False)
-        dims = range(rank(b, x)) if dim is None else [dim] if isinstance(dim, int) else dim
-        where = tuple(sorted(positive(b, x, i) for i in dims))
+        dims = range(rank(x)) if dim is None else [dim] if isinstance(dim, int) else dim
+        where = tuple(sorted(positive(x, i) for i in dims))
         return b.emit("call_function", target, (x,), {"dim": where, "keepdim": bool(keepdim)})
 
     return handler
 
 
 def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """The model uses einops itself: its pattern is typed like ours, and written as we write it."""
+    """Emit a rearrange that the model calls itself, with its pattern in canonical letters."""
     x, pattern = b.arg(node.args[0]), str(node.args[1])
-    bind_letters(input_type(x), pattern, node.kwargs)  # splits axes where the pattern does
+    bind_letters(input_type(x), pattern, node.kwargs)  # splits axes as the pattern does
     source = tokens(input_type(x))
     return emit_view(b.emit, x, source, follow(source, pattern, node.kwargs))
 

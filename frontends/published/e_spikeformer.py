@@ -1,6 +1,6 @@
 """E-SpikeFormer, the base models of Spike-driven Transformer V3 (TPAMI 2025, arXiv 2411.16061).
 
-Its neurons have no state and fire integers, 0 to 4: a value of n stands for n spikes in n of 4 virtual steps.
+Its neurons have no state and fire integers from 0 to 4: a value of n stands for spikes in n of 4 virtual time steps.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from svitc.frontends.published.layers import check_heads
 from svitc.ir.ops import IntegerSpike
 
 LEVELS = 4
-WIDER = 4  # values are so many times wider than queries and keys
+VALUE_WIDTH_RATIO = 4  # width of values over that of queries and keys
 
 
 class Spike(nn.Module):
-    """``round(clamp(x, 0, 4)) / norm``, halves to even."""
+    """Neuron ``round(clamp(x, 0, 4)) / norm``, where halves round to even."""
 
     def __init__(self, norm: int = LEVELS) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Spike(nn.Module):
 
 
 class DownSampling(nn.Module):
-    """Neuron (not in the first), convolution, batch norm."""
+    """Neuron (except in the first layer of the model), convolution and batch norm."""
 
     def __init__(self, n: int, m: int, kernel_size: int, stride: int, first: bool = False) -> None:
         super().__init__()
@@ -42,21 +42,23 @@ class DownSampling(nn.Module):
         return self.encode_bn(self.encode_conv(self.encode_spike(x)))
 
 
-def normed(conv: nn.Module) -> nn.Sequential:
-    """A convolution with its batch norm."""
+def with_batch_norm(conv: nn.Module) -> nn.Sequential:
+    """Return a convolution followed by a batch norm."""
     return nn.Sequential(conv, nn.BatchNorm2d(len(conv.weight)))  # type: ignore[arg-type]
 
 
 class SeparableConv(nn.Module):
-    """1x1, depthwise, 1x1, at twice the width, with a neuron before each."""
+    """1x1, depthwise and 1x1 convolution at twice the width, with a neuron before each."""
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
         hidden, padding = 2 * dim, kernel_size // 2
         self.spike1, self.spike2, self.spike3 = Spike(), Spike(), Spike()
-        self.pwconv1 = normed(nn.Conv2d(dim, hidden, 1, bias=False))
-        self.dwconv = normed(nn.Conv2d(hidden, hidden, kernel_size, padding=padding, groups=hidden, bias=False))
-        self.pwconv2 = normed(nn.Conv2d(hidden, dim, 1, bias=False))
+        self.pwconv1 = with_batch_norm(nn.Conv2d(dim, hidden, 1, bias=False))
+        self.dwconv = with_batch_norm(
+            nn.Conv2d(hidden, hidden, kernel_size, padding=padding, groups=hidden, bias=False)
+        )
+        self.pwconv2 = with_batch_norm(nn.Conv2d(hidden, dim, 1, bias=False))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pwconv1(self.spike1(x))
@@ -65,7 +67,7 @@ class SeparableConv(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Separable convolution, then two 3x3 convolutions, each added to its input."""
+    """A separable convolution, then a pair of 3x3 convolutions, each added to its input."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -83,10 +85,9 @@ class ConvBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Spiking self-attention with values four times as wide: ``[B, C, H, W]``.
+    """Spiking self-attention with values four times as wide as queries: ``[B, C, H, W]``.
 
-    Spikes are quarters, so that ``(q k^T) v`` and ``q (k^T v)`` are the same in float32; this computes the
-    latter.
+    Spikes are multiples of 1/4, so that ``(q k^T) v`` and ``q (k^T v)`` are equal in float32; this computes the latter.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -94,14 +95,14 @@ class Attention(nn.Module):
         self.num_heads = heads
         self.scale = (dim // heads) ** -0.5 * 2
         self.head_spike = Spike()
-        self.q_conv = normed(nn.Conv2d(dim, dim, 1, bias=False))
-        self.k_conv = normed(nn.Conv2d(dim, dim, 1, bias=False))
-        self.v_conv = normed(nn.Conv2d(dim, WIDER * dim, 1, bias=False))
-        self.proj_conv = normed(nn.Conv2d(WIDER * dim, dim, 1, bias=False))
+        self.q_conv = with_batch_norm(nn.Conv2d(dim, dim, 1, bias=False))
+        self.k_conv = with_batch_norm(nn.Conv2d(dim, dim, 1, bias=False))
+        self.v_conv = with_batch_norm(nn.Conv2d(dim, VALUE_WIDTH_RATIO * dim, 1, bias=False))
+        self.proj_conv = with_batch_norm(nn.Conv2d(VALUE_WIDTH_RATIO * dim, dim, 1, bias=False))
         self.q_spike, self.k_spike, self.v_spike, self.attn_spike = Spike(), Spike(), Spike(), Spike()
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
-        """``[B, h, N, d]``."""
+        """Split ``[B, C, H, W]`` into heads, ``[B, h, N, d]``."""
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Neuron before each projection: ``[B, C, N]``."""
+    """Two projections with a neuron before each: ``[B, C, N]``."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -129,6 +130,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Separable convolution, attention and MLP, each added to its input: ``[B, C, H, W]``."""
+
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.conv = SeparableConv(dim, 3)
@@ -142,15 +145,15 @@ class Block(nn.Module):
 
 
 class ESpikeFormer(FourStages):
-    """``[B, C, H, W]`` to logits ``[B, classes]``; there is no time axis.
+    """E-SpikeFormer: images ``[B, C, H, W]`` to logits ``[B, classes]``, without a time axis.
 
     Args:
-        embed_dims: width of each of the four stages.
-        num_heads: in stages 3 and 4.
-        depths: blocks in stage 3 and in stage 4.
+        embed_dims: Width of each of the four stages.
+        num_heads: Number of heads in stages 3 and 4.
+        depths: Number of blocks in stage 3 and in stage 4.
 
     Raises:
-        ValueError: not four widths and two depths, or widths that the heads do not divide.
+        ValueError: There are not four widths and two depths, or the heads do not divide a width.
     """
 
     def __init__(

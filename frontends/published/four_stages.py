@@ -1,4 +1,4 @@
-"""The skeleton that Meta-SpikeFormer and E-SpikeFormer share: two stages of convolution, two of attention."""
+"""The structure that Meta-SpikeFormer and E-SpikeFormer share: two stages of convolution, two of attention."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-Make = Callable[..., nn.Module]
-# downsampling layers and lists of blocks, in order
-ORDER = (
+Factory = Callable[..., nn.Module]
+# downsampling layers and lists of blocks, in order of execution
+STAGES = (
     "downsample1_1",
     "ConvBlock1_1",
     "downsample1_2",
@@ -22,20 +22,19 @@ ORDER = (
     "downsample4",
     "block4",
 )
-SCALE_DOWN = 16  # of the image's sides, in all
 
 
 class FourStages(nn.Module):
-    """Registers the stages under their published names.
+    """A model's stages, registered under their published names.
 
     Args:
-        embed_dims: width of each stage; the first half of stage 1 is half as wide.
-        depths: blocks in stage 3 and in stage 4.
-        down: makes a downsampling layer of ``(n, m, kernel_size, stride, first)``.
-        conv_block, block: make a block of a width.
+        embed_dims: Width of each stage; the first half of stage 1 is half as wide.
+        depths: Number of blocks in stage 3 and in stage 4.
+        down: Builds a downsampling layer from ``(in_channels, out_channels, kernel_size, stride, first)``.
+        conv_block, block: Build a block of a given width.
 
     Raises:
-        ValueError: not four widths and two depths.
+        ValueError: There are not four widths and two depths.
     """
 
     def __init__(
@@ -43,9 +42,9 @@ class FourStages(nn.Module):
         embed_dims: Sequence[int],
         depths: Sequence[int],
         in_channels: int,
-        down: Make,
-        conv_block: Make,
-        block: Make,
+        down: Factory,
+        conv_block: Factory,
+        block: Factory,
     ) -> None:
         super().__init__()
         if len(embed_dims) != 4 or len(depths) != 2:
@@ -64,7 +63,8 @@ class FourStages(nn.Module):
         self.block4 = nn.ModuleList(block(four) for _ in range(depths[1]))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        for name in ORDER:
+        """Run all stages: ``[..., C, H, W] -> [..., C', H / 16, W / 16]``."""
+        for name in STAGES:
             part = getattr(self, name)
             for layer in part if isinstance(part, nn.ModuleList) else (part,):
                 x = layer(x)

@@ -1,6 +1,6 @@
-"""What the published families share: neurons, layers run over time, self-attention, MLP, RepConv.
+"""Parts that the published families share: neurons, layers run over time, self-attention, MLP, RepConv.
 
-Names of submodules are those of the published checkpoints, and are not ours to choose.
+Names of submodules are those of the published checkpoints and cannot be changed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ Spike = Callable[[float], nn.Module]
 
 
 def lif(threshold: float = 1.0) -> nn.Module:
-    """The neuron of nearly every published model: tau 2, input decayed, hard reset to 0."""
+    """Return the neuron of nearly every published model: LIF, tau 2, decayed input, hard reset to 0."""
     return neuron.LIFNode(tau=2.0, v_threshold=threshold, detach_reset=True, step_mode="m")
 
 
 def plif(threshold: float = 1.0) -> nn.Module:
-    """The same with a learned time constant, ``w`` in the checkpoint."""
+    """Return the same neuron with a learned time constant, ``w`` in the checkpoint."""
     return neuron.ParametricLIFNode(init_tau=2.0, v_threshold=threshold, detach_reset=True, step_mode="m")
 
 
 def over_time(x: torch.Tensor, steps: int) -> torch.Tensor:
-    """``[B, C, H, W]`` shown at every time step; event frames ``[T, B, C, H, W]`` as they are."""
+    """Repeat images ``[B, C, H, W]`` at every time step; return event frames ``[T, B, C, H, W]`` unchanged."""
     return x if x.ndim == 5 else x.unsqueeze(0).repeat(steps, 1, 1, 1, 1)
 
 
 def at_each_step(x: torch.Tensor, layers: Iterable[nn.Module]) -> torch.Tensor:
-    """Layers without state on ``[T, B, ...]``, all time steps in one batch."""
+    """Run stateless layers on ``[T, B, ...]``, with all time steps in one batch."""
     y = x.flatten(0, 1)
     for layer in layers:
         y = layer(y)
@@ -39,20 +39,22 @@ def at_each_step(x: torch.Tensor, layers: Iterable[nn.Module]) -> torch.Tensor:
 
 
 def check_heads(widths: Iterable[int], heads: int) -> None:
-    """Raises ValueError where the heads do not divide a width."""
+    """Raise ValueError where the number of heads does not divide a width."""
     for width in widths:
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
 
 
 def halve() -> nn.Module:
+    """Return a max pooling that halves height and width."""
     return nn.MaxPool2d(3, stride=2, padding=1)
 
 
 class Layers(nn.Module):
-    """Layers kept flat and named alike, as the checkpoints have them: ``q_conv``, ``q_bn``, ``q_lif``.
+    """A module whose layers are direct children named as in the checkpoints: ``q_conv``, ``q_bn``, ``q_lif``.
 
-    A stage is named by a pattern with a gap for the kind of layer, ``"q_{}"`` or ``"proj_{}1"``.
+    A stage (layer, batch norm and neuron) is named by a pattern with a gap for the kind of layer, such as ``"q_{}"`` or
+    ``"proj_{}1"``.
     """
 
     def add(self, stage: str, layer: nn.Module, spike: Spike | None = lif) -> None:
@@ -64,12 +66,14 @@ class Layers(nn.Module):
             self.add_module(stage.format("lif"), spike(1.0))
 
     def fire(self, stage: str, x: torch.Tensor) -> torch.Tensor:
+        """Run a stage's neuron on its input current, and return the spikes."""
         return getattr(self, stage.format("lif"))(x)
 
     def current(self, stage: str, x: torch.Tensor, *then: nn.Module) -> torch.Tensor:
-        """What a stage's neuron is fed with: layer, batch norm and ``then``, of ``[T, B, C, ...]``.
+        """Return the input current of a stage's neuron: layer, batch norm and the layers ``then``.
 
-        A linear layer takes ``[T, B, N, C]``.
+        Args:
+            x: ``[T, B, C, ...]``; ``[T, B, N, C]`` for a linear layer.
         """
         norm = getattr(self, stage.format("bn"))
         linear = getattr(self, stage.format("linear"), None)
@@ -79,6 +83,7 @@ class Layers(nn.Module):
         return y.unflatten(0, x.shape[:2])
 
     def spikes(self, stage: str, x: torch.Tensor) -> torch.Tensor:
+        """Run a stage: layer, batch norm and neuron."""
         return self.fire(stage, self.current(stage, x))
 
 
@@ -89,8 +94,8 @@ class SelfAttention(Layers):
     latter, whatever the published code does.
 
     Args:
-        layer: of the four projections, ``nn.Conv1d`` or ``nn.Linear``.
-        scale: of the product, a power of two, which is exact.
+        layer: Type of the four projections, ``nn.Conv1d`` or ``nn.Linear``.
+        scale: Factor of the product, a power of two, so that scaling is exact.
     """
 
     def __init__(self, dim: int, heads: int, layer: type[nn.Module], scale: float) -> None:
@@ -103,7 +108,7 @@ class SelfAttention(Layers):
         self.add("proj_{}", nn.Linear(dim, dim) if self.linear else nn.Conv1d(dim, dim, 1))
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
-        """``[T, B, h, N, d]``."""
+        """Split the input into heads, ``[T, B, h, N, d]``."""
         if self.linear:
             return x.unflatten(3, (self.num_heads, -1)).transpose(2, 3)
         return x.unflatten(2, (self.num_heads, -1)).transpose(3, 4)
@@ -115,6 +120,7 @@ class SelfAttention(Layers):
         return self.project(self.attn_lif(y))
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the output projection."""
         return self.spikes("proj_{}", x)
 
 
@@ -123,7 +129,7 @@ class MLP(Layers):
 
     Args:
         layer: ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Linear``.
-        name: what the stages are called, ``fc`` or ``mlp``.
+        name: Name of the stages, ``fc`` or ``mlp``.
     """
 
     def __init__(self, dim: int, hidden: int, layer: type[nn.Module], name: str = "fc") -> None:
@@ -142,8 +148,8 @@ class MLP(Layers):
 class BorderNorm(nn.Sequential):
     """A border of zeros, then batch norm: ``[B, C, H, W] -> [B, C, H + 2p, W + 2p]``.
 
-    The published code normalises first and writes into the border what the norm makes of zero. In inference
-    that is the same to 6e-8; in training the statistics here see the border, too.
+    The published code normalizes first and writes the norm's output for zero into the border. In inference the two
+    agree to 6e-8; in training the statistics here include the border.
     """
 
     def __init__(self, channels: int, border: int) -> None:
@@ -151,7 +157,7 @@ class BorderNorm(nn.Sequential):
 
 
 class RepConv(nn.Module):
-    """1x1, border and norm, depthwise 3x3, 1x1, norm: linear end to end, one convolution after training."""
+    """1x1, border and norm, depthwise 3x3, 1x1, norm: linear end to end, and so one convolution in inference."""
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()

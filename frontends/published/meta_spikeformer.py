@@ -12,7 +12,7 @@ from svitc.frontends.published.layers import Layers, RepConv, at_each_step, chec
 
 
 class DownSampling(Layers):
-    """Neuron (not in the first), convolution, batch norm: ``[T, B, C, H, W]``."""
+    """Neuron (except in the first layer of the model), convolution and batch norm: ``[T, B, C, H, W]``."""
 
     def __init__(self, n: int, m: int, kernel_size: int, stride: int, first: bool = False) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class DownSampling(Layers):
 
 
 class SeparableConv(nn.Module):
-    """1x1, neuron, depthwise 7x7, 1x1, at twice the width."""
+    """1x1 convolution, neuron, depthwise 7x7 and 1x1 convolution, at twice the width."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SeparableConv(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Separable convolution, then two 3x3 convolutions, each added to its input."""
+    """A separable convolution, then a pair of 3x3 convolutions, each added to its input."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.attn_lif = lif(0.5)
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
-        """``[T, B, h, N, d]``."""
+        """Split ``[T, B, C, H, W]`` into heads, ``[T, B, h, N, d]``."""
         return x.flatten(3).unflatten(2, (self.num_heads, -1)).transpose(3, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ class Attention(nn.Module):
 
 
 class MLP(Layers):
-    """Neuron before each projection: ``[T, B, C, N]``."""
+    """Two projections with a neuron before each: ``[T, B, C, N]``."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -106,6 +106,8 @@ class MLP(Layers):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each added to its input: ``[T, B, C, H, W]``."""
+
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.attn = Attention(dim, heads)
@@ -117,16 +119,16 @@ class Block(nn.Module):
 
 
 class MetaSpikeFormer(FourStages):
-    """``[B, C, H, W]`` to logits ``[B, classes]``.
+    """Meta-SpikeFormer: images ``[B, C, H, W]`` to logits ``[B, classes]``.
 
     Args:
-        embed_dims: width of each of the four stages.
-        num_heads: in stages 3 and 4.
-        depths: blocks in stage 3 and in stage 4.
-        distilled: a second head, ``head_kd``; the logits are the mean of both, in training, too.
+        embed_dims: Width of each of the four stages.
+        num_heads: Number of heads in stages 3 and 4.
+        depths: Number of blocks in stage 3 and in stage 4.
+        distilled: Add a second head, ``head_kd``; the logits are the mean of both, in training, too.
 
     Raises:
-        ValueError: not four widths and two depths, or widths that the heads do not divide.
+        ValueError: There are not four widths and two depths, or the heads do not divide a width.
     """
 
     def __init__(

@@ -15,9 +15,9 @@ class Embedding(NamedTuple):
     """A patch embedding with its deformed shortcut.
 
     Attributes:
-        path: of each convolution: stage, what its width is of the embedding's, whether it halves the image.
-        fork: the shortcut leaves after so many of them.
-        stride: of the shortcut.
+        path: For each convolution its stage, its width as a share of the embedding's, and whether it halves the image.
+        fork: Number of convolutions before the shortcut leaves.
+        stride: Stride of the shortcut.
     """
 
     path: tuple[tuple[str, float, bool], ...]
@@ -26,12 +26,13 @@ class Embedding(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What differs between the published code for one kind of data and another.
+    """Differences between the published code for ImageNet, CIFAR and event data.
 
     Attributes:
-        stem, later: patch embeddings of the first stage and of the others.
-        widths: of the stages, of the last one's. It has self-attention, those before it token attention.
-        attention, mlp: what they are called in a block of self-attention and in all blocks' MLP.
+        stem, later: Patch embeddings of the first stage and of the others.
+        widths: Width of each stage as a share of the last one's. The last stage has self-attention, the others have
+            token attention.
+        attention, mlp: Name of self-attention in a block, and of the stages of the MLP.
     """
 
     stem: Embedding
@@ -76,7 +77,7 @@ VARIANTS = {
 
 
 class PatchEmbedding(Layers):
-    """``[T, B, c, H, W] -> [T, B, C, H', W']``, the sum of two paths' spikes."""
+    """Patch embedding, the sum of the spikes of two paths: ``[T, B, c, H, W] -> [T, B, C, H', W']``."""
 
     def __init__(self, n: int, dim: int, kind: Embedding) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class PatchEmbedding(Layers):
 
 
 class TokenAttention(Layers):
-    """Q-K token attention, ``[T, B, C, N]``: a head's keys pass where enough of its queries fire."""
+    """Q-K token attention, ``[T, B, C, N]``: a token's keys pass in a head where enough of its queries fire."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class TokenAttention(Layers):
 
 
 class MixedSelfAttention(SelfAttention):
-    """Self-attention as the published code runs it: its last neuron takes time and batch for time."""
+    """Self-attention as the published code runs it: its last neuron runs over time and batch as if both were time."""
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         current = self.current("proj_{}", x)
@@ -121,7 +122,7 @@ class MixedSelfAttention(SelfAttention):
 
 
 class Block(nn.Module):
-    """Attention, under its published name, and MLP, each added to its input: ``[T, B, C, H, W]``."""
+    """Attention (under its published name) and MLP, each added to its input: ``[T, B, C, H, W]``."""
 
     def __init__(self, name: str, attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -135,20 +136,20 @@ class Block(nn.Module):
 
 
 class QKFormer(nn.Module):
-    """``[B, C, H, W]``, or event frames ``[T, B, C, H, W]``, to logits ``[B, classes]``.
+    """QKFormer: images ``[B, C, H, W]`` or event frames ``[T, B, C, H, W]`` to logits ``[B, classes]``.
 
-    The published code feeds the last neuron of self-attention with ``[T * B, C, N]``, so that an image's
-    output depends on its neighbours in the batch. Here it is fed with ``[T, B, C, N]``, as the paper means it,
-    which is equal to the published code at a batch of one.
+    The published code gives the last neuron of self-attention ``[T * B, C, N]``, so that an image's output depends on
+    its neighbors in the batch. Here the neuron gets ``[T, B, C, N]``, as in the paper, which equals the published code
+    for a batch of one.
 
     Args:
-        variant: the published code that the checkpoint comes from, of VARIANTS.
-        depths: blocks in each stage.
-        official_bug: compute what the published code does, as a bare checkpoint's model must; svitc captures it
-            only with ``--rewrite-model``, which mends it.
+        variant: A key of VARIANTS: the published code that the checkpoint comes from.
+        depths: Number of blocks in each stage.
+        official_bug: Compute what the published code computes, as the model of a bare checkpoint must. svitc
+            captures it only with ``--rewrite-model``, which corrects it.
 
     Raises:
-        ValueError: no such variant, not one depth a stage, or widths that the heads do not divide.
+        ValueError: The variant does not exist, there is not one depth per stage, or the heads do not divide a width.
     """
 
     def __init__(

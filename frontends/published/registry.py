@@ -1,11 +1,10 @@
-"""The published models: what builds each, the input it was trained on, and how many parameters it has."""
+"""The published models: their factories, the inputs they were trained on, and their numbers of parameters."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -14,13 +13,14 @@ from svitc.frontends.published.meta_spikeformer import MetaSpikeFormer
 from svitc.frontends.published.qkformer import QKFormer
 from svitc.frontends.published.spike_driven_transformer import SpikeDrivenTransformer
 from svitc.frontends.published.spikformer import Spikformer
+from svitc.support.types import JsonMapping
 
 HOME = "svitc.frontends.official"
 FACTORIES: dict[str, Callable[..., nn.Module]] = {
     factory.__name__: factory
     for factory in (Spikformer, SpikeDrivenTransformer, MetaSpikeFormer, ESpikeFormer, QKFormer)
 }
-# parameters that the published code registers, counts and saves, and that no forward reads
+# parameters that the published code registers, counts and saves, but no forward reads
 DEAD = {
     "Spikformer": r"pos_embed|norm\..*|block\.\d+\.norm[12]\..*",
     "SpikeDrivenTransformer": (
@@ -37,44 +37,44 @@ class Published:
     """A published model.
 
     Attributes:
-        factory: of FACTORIES.
-        arguments: its arguments, JSON values.
+        factory: A key of FACTORIES.
+        arguments: Arguments of the factory, JSON values.
         input: ``(C, H, W)``, or ``(T, C, H, W)`` for event frames.
-        parameters: in all, dead ones among them.
-        dead: those that nothing reads.
+        parameters: Number of parameters, including dead ones.
+        dead: Number of parameters that no forward reads.
     """
 
     factory: str
-    arguments: Mapping[str, Any]
+    arguments: JsonMapping
     input: tuple[int, ...]
     parameters: int
     dead: int = 0
 
-    def build(self, **override: Any) -> nn.Module:
-        """The model, with fresh weights."""
+    def build(self, **override: object) -> nn.Module:
+        """Return the model with newly initialized weights, with some arguments replaced."""
         return FACTORIES[self.factory](**{**self.arguments, **override})
 
 
 def dead_parameters(model: nn.Module) -> dict[str, int]:
-    """Name and size of each parameter of a model of FACTORIES that its forward never reads."""
+    """Return the name and size of each parameter that a published model's forward never reads."""
     pattern = DEAD.get(type(model).__name__)
     named = model.named_parameters()
     return {name: p.numel() for name, p in named if pattern and re.fullmatch(pattern, name)}
 
 
-def _model(factory: str, shape: tuple[int, ...], counts: tuple[int, ...], **arguments: Any) -> Published:
+def _model(factory: str, shape: tuple[int, ...], counts: tuple[int, ...], **arguments: object) -> Published:
     steps = {"T": shape[0]} if len(shape) == 4 else {}
     common = {"T": 4, "num_classes": 1000, "in_channels": shape[-3], "mlp_ratio": 4.0}
     return Published(factory, {**common, **steps, **arguments}, shape, *counts)
 
 
-def _spikformer(dim: int, heads: int, *counts: int, variant: str = "imagenet", **other: Any) -> Published:
+def _spikformer(dim: int, heads: int, *counts: int, variant: str = "imagenet", **other: object) -> Published:
     shape = {"imagenet": IMAGENET, "cifar": CIFAR, "dvs": EVENTS}[variant]
     arguments = {"depths": 8, "variant": variant, "embed_dims": dim, "num_heads": heads}
     return _model("Spikformer", shape, counts, **{**arguments, **other})
 
 
-def _sdt(dim: int, depth: int, *counts: int, shape: tuple[int, ...] = IMAGENET, **other: Any) -> Published:
+def _sdt(dim: int, depth: int, *counts: int, shape: tuple[int, ...] = IMAGENET, **other: object) -> Published:
     arguments = {"pooling_stat": "1111", "dvs_mode": False, "spike_mode": "lif"}
     arguments |= {"embed_dims": dim, "depths": depth, "num_heads": 8}
     return _model("SpikeDrivenTransformer", shape, counts, **{**arguments, **other})
@@ -91,7 +91,7 @@ def _espikeformer(*widths: int, count: int) -> Published:
     return Published("ESpikeFormer", {**arguments, "in_channels": 3, "mlp_ratio": 4.0}, IMAGENET, count)
 
 
-def _qkformer(dim: int, heads: int, *counts: int, variant: str = "imagenet", **other: Any) -> Published:
+def _qkformer(dim: int, heads: int, *counts: int, variant: str = "imagenet", **other: object) -> Published:
     shape = {"imagenet": IMAGENET, "cifar": CIFAR, "dvs": EVENTS}[variant]
     depths = {"imagenet": [1, 2, 7], "cifar": [1, 1, 2], "dvs": [1, 1]}[variant]
     arguments = {"variant": variant, "embed_dims": dim, "num_heads": heads, "depths": depths}

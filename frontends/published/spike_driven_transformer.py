@@ -14,7 +14,7 @@ NEURONS: dict[str, Spike] = {"lif": lif, "plif": plif}
 
 
 class PatchEmbedding(Layers):
-    """``[T, B, c, H, W] -> [T, B, C, H', W']``, membranes. ``rpe_lif`` is never used."""
+    """Patch embedding, which gives currents: ``[T, B, c, H, W] -> [T, B, C, H', W']``. ``rpe_lif`` is never used."""
 
     def __init__(self, in_channels: int, dim: int, pooling: str, spike: Spike) -> None:
         super().__init__()
@@ -33,10 +33,11 @@ class PatchEmbedding(Layers):
 
 
 class Attention(Layers):
-    """``[T, B, C, H, W]``: queries masked by whether keys and values meet in their channel, over all tokens.
+    """Spike-driven self-attention, ``[T, B, C, H, W]``.
 
-    Heads matter only where ``pooled``: then a window slides over tokens and channels of each head, and
-    channels are no longer free of one another. ``talking_heads`` and ``attn_lif`` are never used.
+    A channel's queries pass where its keys and values coincide in enough tokens. Heads matter only where ``pooled``:
+    then a window slides over the tokens and channels of each head, so that channels are no longer independent.
+    ``talking_heads`` and ``attn_lif`` are never used.
     """
 
     def __init__(self, dim: int, heads: int, spike: Spike, pooled: bool) -> None:
@@ -57,22 +58,22 @@ class Attention(Layers):
         if self.pools:
             y = self.pooled(q, k, v)
         else:
-            meet = (k * v).flatten(3).sum(3, keepdim=True)
-            y = q.flatten(3) * self.talking_heads_lif(meet)
+            coincidences = (k * v).flatten(3).sum(3, keepdim=True)
+            y = q.flatten(3) * self.talking_heads_lif(coincidences)
         return x + self.current("proj_{}", y.unflatten(3, x.shape[3:]))
 
     def pooled(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """``[T, B, C, N]``, by way of ``[T, B, h, N, d]``."""
-        of_k, of_v, of_kv, of_all = ((pool,) for pool in self.pools)
-        k, v = at_each_step(k, of_k), at_each_step(v, of_v)
+        """Return attention with pooling, ``[T, B, C, N]``; it works on heads, ``[T, B, h, N, d]``."""
+        pool_k, pool_v, pool_kv, pool_y = ((pool,) for pool in self.pools)
+        k, v = at_each_step(k, pool_k), at_each_step(v, pool_v)
         q, k, v = (s.flatten(3).unflatten(2, (self.num_heads, -1)).transpose(3, 4) for s in (q, k, v))
-        meet = at_each_step(k * v, of_kv).sum(3, keepdim=True)
-        y = at_each_step(q * self.talking_heads_lif(meet), of_all)
+        coincidences = at_each_step(k * v, pool_kv).sum(3, keepdim=True)
+        y = at_each_step(q * self.talking_heads_lif(coincidences), pool_y)
         return y.transpose(3, 4).flatten(2, 3)
 
 
 class MLP(Layers):
-    """``[T, B, C, H, W]``, with one more shortcut where the hidden width is that of the input."""
+    """Two projections with a shortcut, ``[T, B, C, H, W]``, and a second one where the hidden width is the input's."""
 
     def __init__(self, dim: int, hidden: int, spike: Spike) -> None:
         super().__init__()
@@ -88,6 +89,8 @@ class MLP(Layers):
 
 
 class Block(nn.Module):
+    """Attention and MLP, which add their own shortcuts: ``[T, B, C, H, W]``."""
+
     def __init__(self, dim: int, heads: int, hidden: int, spike: Spike, pooled: bool) -> None:
         super().__init__()
         self.attn = Attention(dim, heads, spike, pooled)
@@ -98,15 +101,17 @@ class Block(nn.Module):
 
 
 class SpikeDrivenTransformer(nn.Module):
-    """``[B, C, H, W]``, or event frames ``[T, B, C, H, W]``, to logits ``[B, classes]``, averaged over time.
+    """Spike-driven Transformer: images ``[B, C, H, W]`` or event frames ``[T, B, C, H, W]`` to logits ``[B, classes]``.
+
+    Logits are averaged over time.
 
     Args:
-        pooling_stat: which of the stem's four convolutions halve the image.
+        pooling_stat: A flag for each of the stem's four convolutions, ``1`` where it halves the image.
         spike_mode: ``lif`` or ``plif``.
-        dvs_mode: pool inside attention, as for CIFAR10-DVS (and not for DVS128 Gesture).
+        dvs_mode: Pool inside attention, as for CIFAR10-DVS (but not for DVS128 Gesture).
 
     Raises:
-        ValueError: a neuron or a pooling_stat that does not exist, or a width that the heads do not divide.
+        ValueError: The neuron or the flags do not exist, or the heads do not divide the width.
     """
 
     def __init__(

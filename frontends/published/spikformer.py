@@ -14,12 +14,12 @@ STEM = ("proj_{}", "proj_{}1", "proj_{}2", "proj_{}3")
 
 
 class Variant(NamedTuple):
-    """What differs between the published code for one kind of data and another.
+    """Differences between the published code for ImageNet, CIFAR and event data.
 
     Attributes:
-        pooling: which of the stem's four convolutions halve the image, as the published flags have it.
-        attention, mlp: kind of layer.
-        scale: of attention.
+        pooling: A published flag for each of the stem's four convolutions, ``1`` where it halves the image.
+        attention, mlp: Type of their layers.
+        scale: Scale of attention.
     """
 
     pooling: str
@@ -36,7 +36,7 @@ VARIANTS = {
 
 
 class PatchEmbedding(Layers):
-    """Spiking patch splitting: ``[T, B, c, H, W] -> [T, B, C, H', W']``, spike counts of 0 to 2."""
+    """Spiking patch splitting: ``[T, B, c, H, W] -> [T, B, C, H', W']``, spike counts from 0 to 2."""
 
     def __init__(self, in_channels: int, dim: int, pooling: str) -> None:
         super().__init__()
@@ -62,19 +62,19 @@ class Block(nn.Module):
         self.mlp = MLP(dim, hidden, variant.mlp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attn(x.flatten(3)).unflatten(3, x.shape[3:])  # of tokens, where x is one of pixels
+        x = x + self.attn(x.flatten(3)).unflatten(3, x.shape[3:])  # attention takes tokens, x may have pixels
         return x + self.mlp(x)
 
 
 class Spikformer(nn.Module):
-    """``[B, C, H, W]``, or event frames ``[T, B, C, H, W]``, to logits ``[B, classes]``.
+    """Spikformer: images ``[B, C, H, W]`` or event frames ``[T, B, C, H, W]`` to logits ``[B, classes]``.
 
     Args:
-        variant: the published code that the checkpoint comes from, of VARIANTS.
-        tokens: length of the position embedding that event checkpoints hold and nothing uses.
+        variant: A key of VARIANTS: the published code that the checkpoint comes from.
+        tokens: Length of the position embedding that checkpoints for event data hold and nothing uses.
 
     Raises:
-        ValueError: a variant that does not exist, or a width that the heads do not divide.
+        ValueError: The variant does not exist, or the heads do not divide the width.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Spikformer(nn.Module):
         check_heads([embed_dims], num_heads)
         kind = VARIANTS[variant]
         self.T, self.linear = T, kind.mlp is nn.Linear
-        # tokens rather than pixels between the blocks, in the code for all but ImageNet
+        # the code for all data but ImageNet has tokens rather than pixels between the blocks
         self.tokens = kind.mlp is not nn.Conv2d
         self.patch_embed = PatchEmbedding(in_channels, embed_dims, kind.pooling)
         hidden = int(embed_dims * mlp_ratio)
         self.block = nn.ModuleList(Block(embed_dims, num_heads, hidden, kind) for _ in range(depths))
-        if variant == "dvs":  # both unused
+        if variant == "dvs":  # neither is used
             self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dims))
             self.norm = nn.LayerNorm(embed_dims)
         self.head = nn.Linear(embed_dims, num_classes)

@@ -110,7 +110,7 @@ def test_a_reader_that_stops_early_leaves_no_threads_and_little_decoded(store, t
     assert len(list(islice(batches, 1))) == 1
     batches.close()
     assert threading.active_count() == before
-    assert len(decoded) <= 16 + 2 * sources.AHEAD
+    assert len(decoded) <= 16 + 2 * sources.IMAGES_AHEAD
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -185,7 +185,7 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path, height, wi
     pixels = noise(0, height, width)
     got, notes = one(tmp_path, pixels, resize=73)
     assert np.array_equal(got, reference(pixels, 73, 64))
-    assert notes == ["images are scaled to 73 on their shorter side, cropped to 64x64 at their centre (--resize 73)"]
+    assert notes == ["images are scaled to 73 on their shorter side, cropped to 64x64 at their center (--resize 73)"]
 
 
 def test_the_checkpoint_says_how_and_an_argument_overrides_it(tmp_path):
@@ -210,7 +210,7 @@ def test_a_crop_alone_scales_nothing_and_another_crop_is_scaled_to_the_input(tmp
     got, notes = one(tmp_path, pixels, crop=80)
     inner = Image.fromarray(pixels[5:85, 26:106]).resize((64, 64), Image.Resampling.BICUBIC)
     assert np.array_equal(got, np.array(inner))
-    assert notes == ["images are cropped to 80x80 at their centre, scaled to 64x64 (--crop 80)"]
+    assert notes == ["images are cropped to 80x80 at their center, scaled to 64x64 (--crop 80)"]
 
 
 def test_arrays_are_scaled_likewise_and_left_alone_in_the_models_own_size(tmp_path):

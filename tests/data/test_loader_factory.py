@@ -183,7 +183,7 @@ def test_one_pass_chooses_what_many_would():
         rng = random.Random(trial)
         labels = [min(rng.randrange(6), rng.randrange(6)) for _ in range(rng.randrange(1, 80))]
         limit = rng.randrange(1, len(labels) + 1)
-        turns, held = loader_factory._Turns(limit, trial), {}
+        turns, held = loader_factory._BalancedSample(limit, trial), {}
         for index, label in enumerate(labels):
             slot = turns.offer(label)
             if slot is not None:
@@ -218,7 +218,7 @@ def test_a_shuffling_loader_gives_the_same_every_time_and_disturbs_nothing(own):
 
 
 def test_what_does_not_fit_into_memory_goes_to_the_disk(own, monkeypatch):
-    monkeypatch.setattr(spill, "MEMORY", 10 * 3 * 8 * 8 * 4)
+    monkeypatch.setattr(spill, "MEMORY_BYTES", 10 * 3 * 8 * 8 * 4)
     data = load_data("own_data:loader", SPEC, INFO)
     assert len(data.source._held) == 10
     assert numbers(data) == list(range(50))
@@ -239,7 +239,7 @@ def test_a_full_disk_is_an_error(own, monkeypatch):
         def write(self, _):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spill, "MEMORY", 0)
+    monkeypatch.setattr(spill, "MEMORY_BYTES", 0)
     monkeypatch.setattr(spill.tempfile, "TemporaryFile", Full)
     with pytest.raises(InputError, match=r"more than fits .*No space left on device\n  Take a sample with --limit"):
         load_data("own_data:loader", SPEC, INFO)
@@ -339,7 +339,7 @@ GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
         ((*GOOD, 3), "is 3 values, not"),
         ((GOOD[0].half(), GOOD[1]), "has images of float16, not float32"),
         ((GOOD[0].bfloat16(), GOOD[1]), "has images of bfloat16"),
-        ((GOOD[0].byte(), GOOD[1]), "has images of uint8, not float32\n  .*normalised"),
+        ((GOOD[0].byte(), GOOD[1]), "has images of uint8, not float32\n  .*normalized"),
         ((["a", "b"], GOOD[1]), "has images of type list, not tensors"),
         ((GOOD[0] * float("nan"), GOOD[1]), "holds NaN or infinity"),
         ((GOOD[0][:, :, :4], GOOD[1]), r"has images \[2, 3, 4, 8\] for 2 labels, but the model takes \[3, 8, 8\]"),

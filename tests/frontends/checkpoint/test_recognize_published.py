@@ -312,7 +312,7 @@ def test_a_forward_may_import_too(write, repository, state):
 
 def test_time_and_batch_run_together_are_split_where_asked(write, repository, state, logits):
     path, options = write(state), {"arch": f"{repository}:mixed", "input_shape": (3, 4, 6)}
-    with pytest.raises(UnsupportedError, match="an image's result depends on its neighbours") as caught:
+    with pytest.raises(UnsupportedError, match="an image's result depends on its neighbors") as caught:
         load(path, **options)
     assert "--rewrite-model splits time from batch" in str(caught.value)
     program = load(path, **options, rewrite_model=True)

@@ -204,7 +204,7 @@ def test_time_and_batch_together_are_refused_unless_fixed():
         capture(model, spec)
     text = str(caught.value)
     assert text.startswith("attn.proj_lif: the neuron's first dimension is not time alone but time and batch")
-    assert "an image's result depends on its neighbours" in text and "--rewrite-model splits time from batch" in text
+    assert "an image's result depends on its neighbors" in text and "--rewrite-model splits time from batch" in text
     assert "published_parts.py" in (caught.value.where or "")
     program = capture(model, spec, rewrite_model=True)
     assert program.info["fixed"] == ["attn.proj_lif"]
