@@ -35,7 +35,7 @@ def models(draw):
     channels = draw(st.sampled_from([1, 2, 3]))
     heads = draw(st.sampled_from([1, 2, 4]))
     depth = draw(st.integers(1, 2))
-    head_dim = draw(st.sampled_from([4, 6, 8]))
+    head_dim = draw(st.sampled_from([8, 12, 16]))
     height, width = draw(st.sampled_from([(32, 32), (32, 48), (48, 32)]))
     common = {
         "T": time,
