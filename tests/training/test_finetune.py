@@ -123,7 +123,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
 
     def poison(stage, done, of):  # the second epoch's weights
         if stage == "finetune" and done == (5 + 1) * 16:
-            run.pupil.get_parameter("head.weight").data.fill_(float("nan"))
+            run.trained.get_parameter("head.weight").data.fill_(float("nan"))
 
     made = finetuning._Run.__init__
 
