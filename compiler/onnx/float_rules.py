@@ -192,7 +192,7 @@ def rearrange(b: Builder, node: fx.Node, _: None) -> Stored:
 
 
 def elementwise(b: Builder, node: fx.Node, _: None) -> Stored:
-    """Lower an addition, subtraction, product or quotient of two tensors or of a tensor and a number."""
+    """Lower a sum, difference or product of two tensors, or a product or quotient of a tensor and a number."""
     left, right = node.args
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return _scaled(b, node)

@@ -145,7 +145,7 @@ def rearrange(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
 
 
 def elementwise(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
-    """Lower an addition, subtraction, product or quotient of two tensors or of a tensor and a number.
+    """Lower a sum, difference or product of two tensors, or a product or quotient of a tensor and a number.
 
     Spikes and counts of them are added and multiplied as they are stored, if the target can; products of binary spikes
     are logical; everything else is computed in floats.
