@@ -53,10 +53,10 @@ def remove_constant_channels(program: Program) -> tuple[Program, dict[str, Any]]
     masks = {group.name: np.ones((group.heads, group.axis.size), dtype=bool) for group in program.groups}
     current = program
     # once is nearly always enough: shorter sums have smaller margins, which may prove a little more
-    while silence.found and all(name in masks and _fits(masks[name], mask) for name, mask in silence.found.items()):
+    while silence.changed_masks and all(name in masks and _fits(masks[name], mask) for name, mask in silence.changed_masks.items()):
         record["rounds"] += silence.rounds
         for group in current.groups:
-            if group.name in silence.found:
+            if group.name in silence.changed_masks:
                 groups[group.name]["folded"] += silence.folded(group)
                 masks[group.name] = _within(masks[group.name], silence.masks[group.name])
         current = _without(current, silence)
@@ -107,11 +107,11 @@ def _without(program: Program, silence: RemovableChannels) -> Program:
     """A copy in which biases take over what is always the same, and then all that may go is gone."""
     twin = program.copy()
     nodes = {node.name: node for node in twin.graph.nodes}
-    for reader in silence.readers:
+    for reader in silence.consumers:
         if isinstance(reader, ProjectionConsumer) and len(index := silence.taken_over(reader)):
             _fold(twin, nodes[reader.node.name], index, reader.value)
     twin.retype()  # a layer may have a bias now
-    Prune(Plan(silence.found))(twin)
+    Prune(Plan(silence.changed_masks))(twin)
     return twin
 
 
