@@ -37,7 +37,8 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     Raises:
         UnsupportedError: the logits differ, so that the program is not the model.
     """
-    images = 1 if program.info.get("fixed") else 2  # a model with a fixed batch size of 1 is only right for one image
+    # the code of a model whose mistakes ``capture`` has corrected is only right for single images
+    images = 1 if program.info.get("fixed") else 2
     x = random_inputs(program, images, images, seed)[0]
     expected = reference(model, program, x)
     actual = program(x)
