@@ -3,8 +3,8 @@
     python benchmarks/bits_speed.py [--models spikformer_s …] [--runs 20]
 
 Networks have random weights at their published sizes, with batch norms estimated so that neurons fire; weights are
-rounded to the nearest numbers. Every round runs each file once, in turn; ratios are medians over rounds, against the 8-bit file of the
-same round.
+rounded to the nearest numbers. Every round runs each file once, in turn; ratios are medians over rounds, against the
+8-bit file of the same round.
 """
 
 from __future__ import annotations

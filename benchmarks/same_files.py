@@ -148,7 +148,7 @@ def package(commit: str | None, work: Path) -> Path:
 
 
 def make_models(folder: Path, names: list[str], path: Path) -> None:
-    """Write checkpoints whose neurons fire, and images, most of which have the label that the model itself gives them."""
+    """Write checkpoints whose neurons fire, and images that mostly have the labels that the model itself gives them."""
     sys.path.insert(0, str(path))
     folder.mkdir(exist_ok=True)
     for name in names:

@@ -39,7 +39,7 @@ T_SHORT = 2
 
 
 def jitter(x: torch.Tensor) -> torch.Tensor:
-    """Flip at random, and crop after adding a border of four pixels: one crop for the batch, which is cheap and enough."""
+    """Flip at random, and crop after adding a border of four pixels: once for the batch, which is cheap and enough."""
     flip = torch.rand(len(x)) < 0.5
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
     dy, dx = torch.randint(0, 9, (2,)).tolist()
