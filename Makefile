@@ -15,7 +15,7 @@ help: ## list the targets
 venv: $(READY) ## create the environment with the versions in constraints.txt
 	@echo "$(VENV) is ready"
 
-# torch on its own and by its exact version first: a range may resolve to a CUDA build of several gigabytes.
+# torch first, at its exact version: a range may resolve to a CUDA build of several gigabytes.
 $(READY): setup.cfg constraints.txt
 	@echo "== environment in $(VENV), once; takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
@@ -32,8 +32,8 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
 
-# One thread for each test process, each file in one process, as its tests share what they build.
-# Not `python -m pytest`: it would put the root on sys.path.
+# One thread per test process; all tests of a file run in one process, since they share what they build.
+# Not `python -m pytest`, which would put the root on sys.path.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 test: lint ## lint, check types and run the tests
@@ -53,7 +53,7 @@ lint: $(READY) types ## ruff, mypy and the order of imports
 	@echo "== import-linter"
 	@PYTHONPATH=build/types $(BIN)/lint-imports
 
-# The package as mypy and import-linter want to see it: one folder, linked together from the three.
+# mypy and import-linter need the package as one folder: links to the contents of the three.
 types:
 	@rm -rf build/types
 	@mkdir -p build/types/svitc

@@ -1,10 +1,10 @@
-"""Files of 4 and 2 bits beside the 8-bit one: time of an image, time to load, bytes, in one run.
+"""Compare files of 4 and 2 bits with the 8-bit file: time per image, time to load, and bytes, in one run.
 
     python benchmarks/bits_speed.py [--models spikformer_s …] [--runs 20]
 
-Networks have random weights at their published sizes, with batch norms warmed so that they fire; weights are rounded to
-nearest numbers. Every round runs each file once, in turn; ratios are medians over rounds, against the 8-bit file of the
-same round.
+Networks have random weights at their published sizes, with batch norms estimated so that neurons fire; weights are
+rounded to the nearest numbers. Every round runs each file once, in turn; ratios are medians over rounds, against the
+8-bit file of the same round.
 """
 
 from __future__ import annotations

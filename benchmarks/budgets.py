@@ -1,4 +1,4 @@
-"""Do budgets hold? Every family at its published size, at four budgets: the achieved ratio, on the written bytes."""
+"""Check budgets: every family at its published size, at four budgets, and the ratio that the written bytes achieve."""
 
 from __future__ import annotations
 

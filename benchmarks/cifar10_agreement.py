@@ -1,6 +1,6 @@
-"""Does the ONNX file classify real images as the eager model does? The unpruned export of a trained checkpoint in ONNX
-Runtime against SpikingJelly's eager model, on every test image, with every neuron checked layer by layer. With
-`--weights int8` the file of whole-numbered sums, whose spikes must be those of its model.py bit for bit."""
+"""Check that the ONNX file classifies real images as the eager model does: the unpruned export of a trained checkpoint
+in ONNX Runtime against SpikingJelly's eager model, on every test image, with every neuron checked layer by layer. With
+`--weights int8`, the file with integer sums, whose spikes must equal those of its model.py bit for bit."""
 
 from __future__ import annotations
 

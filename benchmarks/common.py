@@ -1,4 +1,4 @@
-"""What every benchmark shares: models that fire, versions, results as JSON and a Markdown table."""
+"""Helpers of all benchmarks: models that fire, versions, results as JSON and as a Markdown table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FULL_SIZE = {
 
 
 def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
-    """A model at its published size with random weights, in eval mode."""
+    """Return a model at its published size with random weights, in eval mode."""
     factory, shape = FULL_SIZE[name]
     torch.manual_seed(seed)
     return factory().eval(), shape
@@ -61,7 +61,7 @@ def warm(model: nn.Module, shape: Sequence[int], batches: int = 2, size: int = 2
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on, without naming the machine."""
+    """Return what a result depends on, without naming the machine."""
     return {
         "command": " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)]),
         "python": platform.python_version(),
@@ -83,12 +83,12 @@ def _processor() -> str:
 
 
 def peak_memory() -> int:
-    """Most resident bytes of this process so far."""
+    """Return the peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a Markdown table; columns from the first."""
+    """Return rows as a Markdown table, with the columns of the first row."""
     columns = list(rows[0])
 
     def cell(value: Any) -> str:

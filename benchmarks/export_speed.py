@@ -1,4 +1,4 @@
-"""How long from a PyTorch model to an ONNX file? svitc (capture, analysis, pruning to 0.78, export) beside
+"""Time the way from a PyTorch model to an ONNX file: svitc (capture, analysis, pruning to 0.78, export) beside
 torch.onnx.export(dynamo=True) alone, each in a fresh process, on the same model with the same weights."""
 
 from __future__ import annotations

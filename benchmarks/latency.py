@@ -1,13 +1,13 @@
-"""How long does one forward pass take on the CPU? Our files, the eager model, its naive export in ONNX Runtime and in
-OpenVINO, on the same images and weights, with the same number of threads.
+"""Time one forward pass on the CPU: svitc's files, the eager model, its naive export in ONNX Runtime and in OpenVINO,
+on the same images and weights, with the same number of threads.
 
 All of a row's contestants run in turn, in paired rounds, each in a process of its own (svitc.bench.rounds), and beside
 them the machine's own rate of matrix products (uint8 [4096, 1024] by int8 [1024, 1024] in MatMulInteger, and the same
 in float32): what the model's multiply-accumulates alone would take at that rate is the floor that times are compared
-with. Networks have random weights, with batch norms that make neurons fire. What is finished is kept in --work, and a
-run that was cut short goes on there with --resume; checkpoints and naive exports are reused in any case.
+with. Networks have random weights, with batch norms that make neurons fire. Finished results are kept in --work,
+and --resume continues an interrupted run; checkpoints and naive exports are reused in any case.
 
-latency_scaling.py asks how our file's time grows with time steps, batch, depth and resolution.
+latency_scaling.py measures how the time of svitc's file grows with time steps, batch, depth and resolution.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARCH = "spikingjelly.activation_based.model:"
 def prepare(
     factory: str, arguments: dict[str, Any], shape: tuple[int, ...], place: Path, variants: list[str]
 ) -> dict[str, Any]:
-    """Make a network's checkpoint, once, and compile its variants: what is known of each file."""
+    """Write a network's checkpoint, once, and compile its variants; return the facts about each file."""
     import torch
     from spikingjelly.activation_based import model as sj
 
@@ -91,7 +91,7 @@ def prepare(
 
 
 def products(kind: str, threads: int) -> Ready:
-    """One matrix product in ONNX Runtime; its second factor is a constant, as weights are."""
+    """Return a session of one matrix product, whose second factor is a constant, as weights are."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -126,7 +126,7 @@ def products(kind: str, threads: int) -> Ready:
 def contestants(
     name: str, batch: int, known: dict[str, Any], args: argparse.Namespace
 ) -> tuple[list[Runner], list[dict]]:
-    """All of a model at a batch, and rows of those that cannot run."""
+    """Return the contestants for a model at a batch size, and rows for those that cannot run."""
     source = Source(args.work / f"{name}.pt")
     load = Load(FULL_SIZE[name][1], batch, args.threads)
     found = [
@@ -156,7 +156,7 @@ def contestants(
 
 
 def one(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """The record of a model at a batch, from --work where it is finished."""
+    """Return the record of a model at a batch size, from --work if it is there."""
     done = args.work / f"{name}-b{batch}.json"
     if args.resume and done.is_file():
         return dict(json.loads(done.read_text()))
@@ -189,14 +189,14 @@ def one(name: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def rates(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Billions of operations a second, two for each multiply-accumulate."""
+    """Return billions of operations per second, two for each multiply-accumulate."""
     medians = {each["name"]: each["median_ms"] for each in rows}
     operations = 2 * math.prod(PRODUCT)
     return {kind: operations / medians[title] / 1e6 if medians.get(title) else None for kind, title in PRODUCTS.items()}
 
 
 def lines(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table's rows of a record."""
+    """Return the table rows of a record."""
     by_name = {each["name"]: each for each in record["rows"]}
 
     def faster(each: dict[str, Any], than: str) -> Any:
@@ -255,7 +255,7 @@ COLUMNS = (
 
 
 def profiles(record: dict[str, Any], most: int = 10) -> str:
-    """Where the time goes, by operator, ours and the naive export's."""
+    """Return where the time goes, by operator, in svitc's file and in the naive export."""
     rows = []
     for name, operators in record.get("profile", {}).items():
         if name in PRODUCTS.values():
@@ -291,7 +291,7 @@ def note_on(records: list[dict[str, Any]]) -> str:
 
 
 def publish(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """JSON, Markdown and SVG; rewritten after each record, so that a crash loses nothing."""
+    """Write JSON, Markdown and SVG, after each record, so that a crash loses nothing."""
     env = environment() | {"threads": args.threads}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps({"environment": env, "records": records}, indent=1) + "\n")
@@ -334,7 +334,7 @@ def canvas(columns: int) -> tuple[Any, Any, Any]:
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """How many times faster than eager, one panel a batch, one group of bars a model; no eager, no plot."""
+    """Plot the speed relative to eager PyTorch, one panel per batch size; without eager there is no plot."""
     ratios = {
         (record["model"], record["batch"], each["name"]): quartiles(
             [a / b for a, b in zip(base["times_ms"], each["times_ms"], strict=True)]

@@ -1,7 +1,7 @@
-"""How does the time of our file grow with time steps, batch, depth and resolution?
+"""Measure how the time of svitc's file grows with time steps, batch, depth and resolution.
 
 One network, one quantity changed at a time; all points of a quantity run in turn, in paired rounds, each in a process
-of its own (svitc.bench.rounds). What is finished is kept in --work; --resume goes on there.
+of its own (svitc.bench.rounds). Finished results are kept in --work; --resume continues from them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BASE = {"T": 4, "batch": 1, "depth": 8, "resolution": 224}
 
 
 def scaling(args: argparse.Namespace) -> None:
-    """One network, one quantity changed at a time; all points of a quantity race in the same rounds."""
+    """Measure one network with one quantity changed at a time; all its points run in the same rounds."""
     variant = args.variant
     records = []
     for quantity in args.quantities:
@@ -131,7 +131,7 @@ def scaling_lines(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds an image against each quantity, and what growth in proportion would be."""
+    """Plot milliseconds per image against each quantity, beside proportional growth."""
     plt, figure, panels = canvas(len(records))
     for panel, record in zip(panels, records, strict=True):
         good = [

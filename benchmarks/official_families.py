@@ -1,6 +1,6 @@
-"""Do the official families compile at their published sizes? For each, a bare checkpoint with random weights, as its
-repository saves it, goes through `svitc compile --budget 0.78` in a process of its own, without data: seconds from
-start to exit, peak memory, and what is in the model before and after."""
+"""Check that the official families compile at their published sizes. For each, a bare checkpoint with random weights,
+as its repository saves it, goes through `svitc compile --budget 0.78` in a process of its own, without data: seconds
+from start to exit, peak memory, and what is in the model before and after."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python benchmarks/policies.py spikformer-cifar10.pt --train cifar10-train.zip --test cifar10-test.zip --epochs 1
 
-Plans are chosen, refitted and fine-tuned on the training images alone; the test images are looked at once for every
+Plans are chosen, refitted and fine-tuned on the training images alone; the test images are used once for every
 figure in the table, when its file is written. Jobs run side by side, one thread each. A finished job is on disk
-(`--work`), so that a run that was cut short goes on where it was.
+(`--work`), so that an interrupted run continues where it was.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from common import environment
 from study import accuracy_cells, arguments, canvas, kept, save
 
-# (name, policy, budget, options): the published savings for the published policies, and ours beyond them. What is
-# little changed gains nothing in one epoch, and takes more of them; both were chosen on held-out training images.
+# (name, policy, budget, options): the published savings for the published policies, and ours beyond them. A model
+# that pruning changed little gains nothing in one epoch and gets more; both were chosen on held-out training images.
 JOBS = [
     ("psvit", "psvit", 0.776, {}),
     ("primesvt", "primesvt", 0.7332, {}),
@@ -36,7 +36,7 @@ TUNED = {"psvit": 1, "primesvt": 1, "auto 0.55": 3, "auto 0.35": 1}  # times --e
 
 
 def work(job: tuple[str, str, float | None, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """One row: the compiled model, and the same plan fine-tuned."""
+    """Return one row: the compiled model, and the same plan fine-tuned."""
     name, policy, budget, extra = job
     done = args.work / f"{name.replace(' ', '-')}.json"
     if done.is_file():

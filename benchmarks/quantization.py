@@ -1,11 +1,11 @@
-"""Policies of bits, and of channels and bits, on one trained model: memory and energy saved against accuracy.
+"""Compare policies for bits, and for channels and bits, on one trained model: memory and energy saved, and accuracy.
 
     python benchmarks/quantization.py spikformer-cifar10.pt --train cifar10-train.zip --test cifar10-test.zip
 
-Bits are chosen, weights rounded and networks fine-tuned on the training images alone; the test images are looked at
+Bits are chosen, weights rounded and networks fine-tuned on the training images alone; the test images are used
 once for every figure in the table, when its file is written. ``aq-greedy, no gate`` is the same search with every
-setting measured on all images. Jobs run one after another; a finished one is on disk (`--work`), so that a run that was
-cut short goes on where it was.
+setting measured on all images. Jobs run one after another; a finished one is on disk (`--work`), so that an
+interrupted run continues where it was.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ KEYS = (
 
 
 def work(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One row: the compiled model, and the same plan fine-tuned."""
+    """Return one row: the compiled model, and the same plan fine-tuned."""
     policy, own, budget, extra = JOBS[name]
     stem = name.replace(" ", "-").replace(",", "")
     done = args.work / f"{stem}.json"

@@ -4,8 +4,8 @@
     python benchmarks/same_files.py f866f8d HEAD --large
 
 For a change that must change nothing: moves, renames, refactorings. Each commit runs the same commands on the same
-checkpoints in a process of its own. Compared are exit statuses, the five files of every output folder and what the
-commands print. Times are left out, and so are the paths and lines of svitc's own sources, since a move changes them.
+checkpoints in a process of its own. It compares exit statuses, the five files of every output folder and what
+the commands print, and leaves out times, and the paths and lines of svitc's own sources, which a move changes.
 """
 
 from __future__ import annotations
@@ -95,13 +95,13 @@ TIMED = re.compile(r"seconds|_s$|^time")
 
 
 def main() -> int:
-    """Return 0 where nothing differs."""
+    """Compare two commits; return 0 where nothing differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before")
     parser.add_argument("after", nargs="?", help="a commit; by default the working tree")
-    parser.add_argument("--only", default="", help="names of models, with commas")
+    parser.add_argument("--only", default="", help="names of models, separated by commas")
     parser.add_argument("--large", action="store_true", help="also spikformer_s at 224 x 224, fp32 and int8")
-    parser.add_argument("--work", type=Path, help="keep models and outputs here; outputs there are not made again")
+    parser.add_argument("--work", type=Path, help="keep models and outputs here, and reuse those that are there")
     arguments = parser.parse_args()
     if arguments.before == "--worker":
         raise AssertionError
@@ -148,7 +148,7 @@ def package(commit: str | None, work: Path) -> Path:
 
 
 def make_models(folder: Path, names: list[str], path: Path) -> None:
-    """Write checkpoints whose neurons fire, and images that the models themselves labelled for the most part."""
+    """Write checkpoints whose neurons fire, and images that mostly have the labels that the model itself gives them."""
     sys.path.insert(0, str(path))
     folder.mkdir(exist_ok=True)
     for name in names:
@@ -247,7 +247,7 @@ def work_through(models: Path, out: Path, names: list[str]) -> None:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Print every file that differs; return 1 where there is one."""
+    """Print every file that differs; return 1 if there is one, else 0."""
     names = {str(p.relative_to(side)) for side in (before, after) for p in side.rglob("*") if p.is_file()}
     different = 0
     for name in sorted(names - {"done"}):

@@ -1,5 +1,5 @@
-"""Does analysis grow linearly with depth? Capture, canonical passes, groups and re-typing of a Spikformer of width 384
-at 224x224, depth 8 against depth 24."""
+"""Check that analysis time grows linearly with depth: capture, canonical passes, groups and re-typing of a Spikformer
+of width 384 at 224x224, depth 8 against depth 24."""
 
 from __future__ import annotations
 

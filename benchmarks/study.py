@@ -1,4 +1,4 @@
-"""The studies of policies on a trained model: shared arguments, what they keep of a report, cells and axes."""
+"""Helpers of the studies of policies on a trained model: arguments, values kept from a report, table cells, plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common import RESULTS
 
 
 def arguments(about: str | None, name: str) -> argparse.ArgumentParser:
-    """A parser of what every study takes; ``name`` of its work folder and results."""
+    """Return a parser of the arguments that every study takes; ``name`` names its work folder and results."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--train", type=Path, required=True)
@@ -28,14 +28,14 @@ def arguments(about: str | None, name: str) -> argparse.ArgumentParser:
 
 
 def kept(report: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """What a table and a plot need of a report."""
+    """Return what a table and a plot need from a report."""
     found = {key: report[key] for key in keys}
     found["verify"] = {k: report["verify"][k] for k in ("status", "flips_beyond_rounding")}
     return found
 
 
 def accuracy_cells(each: dict[str, Any] | None) -> list[str]:
-    """Top-1 and the drop with its interval; dashes where nothing was measured."""
+    """Return top-1 and the drop with its interval; dashes where nothing was measured."""
     if each is None:
         return ["-", "-"]
     accuracy = each["accuracy"]
@@ -44,7 +44,7 @@ def accuracy_cells(each: dict[str, Any] | None) -> list[str]:
 
 
 def canvas(title: str) -> tuple[Any, Any]:
-    """A figure and axes of memory saved against points lost."""
+    """Return a figure and axes of memory saved against points lost."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -60,7 +60,7 @@ def canvas(title: str) -> tuple[Any, Any]:
 
 
 def save(figure: Any, axes: Any, path: Path, **legend: Any) -> None:
-    """The legend, the line of no loss, and the file."""
+    """Add the legend and the line of no loss, and write the file."""
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.legend(**legend)
     figure.tight_layout()

@@ -1,10 +1,10 @@
-"""The sweep beside the plain way: how long sensitivity takes, and whether it gives the same accuracies.
+"""Compare the sweep with the plain method: how long sensitivity takes, and whether the accuracies are the same.
 
     python benchmarks/sweep_speed.py spikformer-cifar10.pt cifar10-train.zip --images 500
 
 Plain: each pruned network in eager PyTorch over the same images, from the image on. Ours: exported, cut down to what
 follows the neurons that fire as before, in ONNX Runtime, export and session included. Both take the same points in
-turn, so that whatever else the machine does falls on both. With `--ranks`, the whole command `svitc sensitivity` on
+turn, so that other load on the machine affects both alike. With `--ranks`, the whole command `svitc sensitivity` on
 one core, on one process with two cores, and on two ranks with one core each.
 """
 
@@ -59,7 +59,7 @@ def points(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 class Both:
-    """An evaluator that also measures the plain way."""
+    """An evaluator that also measures with the plain method."""
 
     def __init__(self, inner: Any, call: Any) -> None:
         self.inner, self.call = inner, call

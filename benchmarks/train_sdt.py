@@ -3,8 +3,8 @@
     python benchmarks/train_sdt.py cifar10-train.zip sdt-cifar10.pt --epochs 10
 
 The first epochs run at T=2, the last ones at the model's own T=4. The learning rate follows the wall clock where
-`--minutes` is given, so that a short run still ends annealed. The last weights are written: no image that
-the benchmarks measure on chooses anything.
+`--minutes` is given, so that even a short run ends with a low learning rate. The last weights
+are written: no image that the benchmarks measure on chooses anything.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T_SHORT = 2
 
 
 def jitter(x: torch.Tensor) -> torch.Tensor:
-    """Random flips, and crops after a border of four pixels: one for the whole batch, which is cheap and enough."""
+    """Flip at random, and crop after adding a border of four pixels: once for the batch, which is cheap and enough."""
     flip = torch.rand(len(x)) < 0.5
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
     dy, dx = torch.randint(0, 9, (2,)).tolist()

@@ -14,7 +14,7 @@ INPUT_SHAPE = [1, SIZE, SIZE]
 
 
 class Split(NamedTuple):
-    """Images are float32 [N, 1, 16, 16] in [0, 1], not normalised; labels are int64 [N]."""
+    """Images, float32 [N, 1, 16, 16] in [0, 1], not normalized, and labels, int64 [N]."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -25,7 +25,7 @@ class Split(NamedTuple):
 def load_split() -> Split:
     """Hold out the same stratified 20% on every call: 1,437 images to train on, 360 to test."""
     digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # grey levels are 0 to 16
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # gray levels are 0 to 16
     images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
     labels = torch.tensor(digits.target, dtype=torch.int64)
     train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)

@@ -41,7 +41,7 @@ def jitter(images: Tensor) -> Tensor:
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Average the output over time, and leave the neurons' membranes at rest for the next batch."""
+    """Return the output averaged over time, and reset the membranes for the next batch."""
     output = model(images).mean(0)
     functional.reset_net(model)
     return output
@@ -49,7 +49,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy in percent."""
+    """Return the top-1 accuracy in percent."""
     model.eval()
     right = sum(
         int((logits(model, x).argmax(1) == y).sum()) for x, y in zip(images.split(120), labels.split(120), strict=True)
@@ -58,7 +58,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int, lr: float) -> None:
-    """AdamW with one warm-up and decay of the learning rate."""
+    """Train with AdamW, and one warm-up and decay of the learning rate."""
     steps = len(labels) // batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps, pct_start=0.1)
