@@ -34,7 +34,7 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 
 # One thread for each test process, each file in one process, as its tests share what they build.
 # Not `python -m pytest`: it would put the root on sys.path.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 test: lint ## lint, check types and run the tests
 	@echo "== pytest"

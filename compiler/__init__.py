@@ -27,8 +27,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.ir.pass_manager import Pass, PassResult, Pipeline
     from svitc.ir.program import Program, Stage
     from svitc.onnx.export import export
+    from svitc.passes.policies.policy import Policy
     from svitc.passes.policies.uniform import Uniform
     from svitc.planning.plan import Plan
+    from svitc.support.reporter import Reporter
     from svitc.verification.float_check import verify
 
     __version__: str
@@ -67,7 +69,9 @@ __all__ = [
     "PassResult",
     "Pipeline",
     "Plan",
+    "Policy",
     "Program",
+    "Reporter",
     "Stage",
     "SvitcError",
     "Uniform",

@@ -1,11 +1,11 @@
-"""What the commands share: the start of a command, and what they make of their options."""
+"""Steps that the commands share: logging, loading the model, loading the images."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from svitc.cli.options import LoadOptions, PreparationOptions
 from svitc.errors import UsageError
@@ -19,17 +19,17 @@ state: dict[str, bool] = {"verbose": False}
 
 
 def start(verbose: bool) -> None:
-    """Set up the log of a command; ``verbose`` logs each stage, and lets errors show their tracebacks."""
+    """Set up logging for a command; ``verbose`` logs each stage and makes errors show their tracebacks."""
     if verbose:
         state["verbose"] = True
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("svitc").setLevel(logging.DEBUG if verbose else logging.WARNING)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU build
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # we say what does not fit
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # svitc reports shape errors itself
 
 
 def load_program(path: Path, options: LoadOptions, reporter: Reporter) -> Program:
-    """Load a checkpoint or an output folder as its options say."""
+    """Load a checkpoint or an output folder with the options of the command line."""
     from svitc.driver.load import load
 
     return load(path, reporter=reporter, **options.arguments())
@@ -38,10 +38,20 @@ def load_program(path: Path, options: LoadOptions, reporter: Reporter) -> Progra
 def load_images(
     path: Path | None, program: Program, limit: int | None, seed: int, preparation: PreparationOptions
 ) -> Dataset | None:
-    """Load the images of ``--data`` or ``--train-data`` as the program takes them; None where there are none.
+    """Load the images of ``--data`` or ``--train-data`` in the program's input format.
+
+    Args:
+        path: value of the option; None if it was not used.
+        program: its input shape and its ``info`` (classes, normalization) are used; ``info`` is updated.
+        limit: size of the class-balanced sample; None for all images.
+        seed: seed of the sample.
+        preparation: the options that turn images into inputs.
+
+    Returns:
+        The dataset, or None without a path.
 
     Raises:
-        UsageError: ``--mean`` and ``--std`` do not fit.
+        UsageError: ``--mean`` and ``--std`` are malformed, or ``path`` names a factory, which normalizes by itself.
     """
     if path is None:
         return None
@@ -50,10 +60,13 @@ def load_images(
     normalization = preparation.normalization(program.input.shape[-3])
     if normalization is not None:
         if is_factory(path):
-            raise UsageError(f"--mean and --std do not apply to {path}: a factory gives images as the model takes them")
+            raise UsageError(
+                f"--mean and --std do not apply to {path}: a factory yields images as the model takes them"
+            )
         program.info["normalize"] = normalization
     elif program.info.get("normalize") is None and not is_factory(path):
-        notes: list[Any] = program.info.setdefault("assumptions", [])
+        notes: list[str] = program.info.setdefault("assumptions", [])
+        # The spelling is part of the file format: output folders of 0.1.0 hold this sentence, which is noted once.
         note = "images are only scaled to [0, 1], as nothing says how they are normalised; give --mean and --std"
         if note not in notes:
             notes.append(note)
@@ -63,5 +76,5 @@ def load_images(
 
 
 def unfinished_file(out: Path, suffix: str) -> Path:
-    """Return the path of a file with a run's unfinished work: ``svitc-out.sweep.jsonl``."""
+    """Return the path of the file with a run's unfinished work, such as ``svitc-out.sweep.jsonl``."""
     return out.parent / f"{out.name}.{suffix}"

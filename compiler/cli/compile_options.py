@@ -1,10 +1,10 @@
-"""The option groups of ``svitc compile`` alone."""
+"""The option groups that only ``svitc compile`` has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from svitc.cli.options import (
     SweepOptions,
 )
 from svitc.errors import UsageError
+from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.passes.policies import Policy
@@ -28,7 +29,7 @@ MAX_DROP_POINTS = 100
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """A plan to replay, and the lossless rewrites before pruning, which a plan brings with it."""
+    """A plan to replay, and the lossless rewrites before pruning, which are part of a plan."""
 
     plan: Annotated[
         Path | None,
@@ -38,8 +39,8 @@ class PlanOptions:
         str,
         typer.Option(
             metavar="auto|off",
-            help="Make one convolution of a row of them (a RepConv) where that is smaller or faster, exactly and before "
-            "pruning: [bold]auto[/] or [bold]off[/].",
+            help="Merge a chain of convolutions (a RepConv) into one where that is smaller or faster, exactly and "
+            "before pruning: [bold]auto[/] or [bold]off[/].",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = "auto"
@@ -47,8 +48,8 @@ class PlanOptions:
         str,
         typer.Option(
             metavar="auto|off",
-            help="Before pruning remove neurons that no input can make fire, and fold those that always fire into their "
-            "readers: proved from the weights, lossless: [bold]auto[/] or [bold]off[/].",
+            help="Before pruning, remove neurons that no input can make fire, and fold those that always fire into "
+            "the layers that read them. Lossless, proved from the weights: [bold]auto[/] or [bold]off[/].",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = "auto"
@@ -56,7 +57,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class BudgetOptions(PruningOptions, PlanOptions):
-    """How small the model is to be, and who decides what goes."""
+    """How small the model is to become, and which policy decides what is removed."""
 
     budget: Annotated[
         str | None,
@@ -65,47 +66,48 @@ class BudgetOptions(PruningOptions, PlanOptions):
             "-b",
             help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes "
             "([bold]12MB[/]), parameters ([bold]params=8M[/], [bold]params=78%[/]), or the time that ONNX Runtime is "
-            "measured to take for an image on this machine ([bold]latency=0.6[/] of what the original takes with the "
-            "same --weights, [bold]latency=50ms[/]). Several with commas make a front: [bold]0.9,0.78,0.6[/].",
+            "measured to take per image on this machine ([bold]latency=0.6[/] of what the original takes with the "
+            "same --weights, [bold]latency=50ms[/]). Several with commas between give a front: [bold]0.9,0.78,0.6[/].",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What writes the plan. Channels: [bold]auto[/] (with images), [bold]psvit[/], [bold]primesvt[/], "
-            "[bold]uniform[/] (without). Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], [bold]aq-beam[/]. "
-            "Both, for small budgets: [bold]auto[/].",
+            help="The policy that writes the plan. Channels: [bold]auto[/] (with images), [bold]psvit[/], "
+            "[bold]primesvt[/], [bold]uniform[/] (without). Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], "
+            "[bold]aq-beam[/]. Both, for small budgets: [bold]auto[/].",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Lose at most this many points of top-1, before fine-tuning. Without --budget: as small as that "
-            "allows.",
+            help="Lose at most this many points of top-1, before fine-tuning. Without --budget: as small as "
+            "that allows.",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
 
     @property
     def max_drop_share(self) -> float | None:
-        """The same as a share: 0.03 for three points."""
+        """``max_drop`` as a share: 0.03 for three points."""
         return None if self.max_drop is None else self.max_drop / 100
 
     def check(self, with_images: bool, smaller_anyway: bool) -> None:
-        """Check what was asked, before anything is loaded.
+        """Check the options before anything is loaded.
 
         Args:
-            with_images: there are images to choose a plan on.
-            smaller_anyway: the file becomes another without a budget, too.
+            with_images: whether there are images to choose a plan on.
+            smaller_anyway: whether the file differs from the original even without a budget.
 
         Raises:
-            UsageError: options that make no sense, alone or together.
+            UsageError: an option makes no sense, alone or with the others.
         """
         if self.budget is None and self.plan is None and self.max_drop is None and not smaller_anyway:
             raise UsageError(
-                "what should be kept?", hint="Give --budget, such as --budget 0.78, or --plan to replay a plan."
+                "nothing says how much to keep",
+                hint="Give --budget, such as --budget 0.78, or --plan to replay a plan.",
             )
         for flag, value in (("--reparam", self.reparam), ("--remove-dead-channels", self.remove_dead_channels)):
             if value not in ("auto", "off"):
@@ -118,10 +120,13 @@ class BudgetOptions(PruningOptions, PlanOptions):
             raise UsageError(f"--refit {self.refit} looks at images", hint="Give them with --data.")
 
     def budgets(self) -> list[Budget | None]:
-        """Parse the budgets: one, several for a front, or None alone.
+        """Parse ``--budget``.
+
+        Returns:
+            One budget, several for a front, or None alone where the option was not used.
 
         Raises:
-            UsageError: a malformed budget, or several with a plan.
+            UsageError: a budget is malformed, or there are several with ``--plan``.
         """
         from svitc.planning.budget import parse_budget
 
@@ -133,10 +138,10 @@ class BudgetOptions(PruningOptions, PlanOptions):
         return budgets
 
     def make_policy(self, with_images: bool, seed: int) -> Policy:
-        """Make the policy: by default ``auto`` where there are images, else ``uniform``.
+        """Create the policy: by default ``auto`` where there are images, else ``uniform``.
 
         Raises:
-            UsageError: an unknown policy, or options that it does not take.
+            UsageError: the policy, its criterion or its refit is unknown.
         """
         from svitc.passes.policies import make
 
@@ -154,7 +159,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Where the files go, and how the ONNX file stores weights."""
+    """Where the files are written, and how the ONNX file stores weights."""
 
     out: Annotated[
         Path,
@@ -170,10 +175,10 @@ class FileOptions:
         typer.Option(
             "--weights",
             metavar="fp32|int8|int4|int2|mixed",
-            help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: whole numbers of so many bits, exact "
-            "sums, the same spikes in every runtime, and several times the speed on a processor with integer dot products. "
-            "[bold]mixed[/]: each layer's own bits, chosen by the policy. By default fp32, or mixed where the policy chooses "
-            "bits or int8 alone would not meet the budget.",
+            help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: integers of that many bits, "
+            "exact sums, the same spikes in every runtime, and several times the speed on a processor with integer dot "
+            "products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or mixed where the "
+            "policy chooses bits or int8 alone would not meet the budget.",
         ),
     ] = None
     min_weight_bits: Annotated[
@@ -181,7 +186,8 @@ class FileOptions:
         typer.Option(
             "--min-weight-bits",
             metavar="8|4|2",
-            help="The fewest bits that the file stores weights in: 2 needs ONNX Runtime 1.24, 4 needs 1.23, 8 runs on any.",
+            help="The fewest bits that the file stores weights in: 2 needs ONNX Runtime 1.24, 4 needs 1.23, 8 runs on "
+            "any.",
         ),
     ] = None
     target: Annotated[
@@ -189,17 +195,19 @@ class FileOptions:
         typer.Option(
             "--target",
             metavar="cpu|cuda",
-            help="Which provider of ONNX Runtime has a kernel for every node of the file: [bold]cpu[/] or [bold]cuda[/].",
+            help="The provider of ONNX Runtime that has a kernel for every node of the file: [bold]cpu[/] or "
+            "[bold]cuda[/].",
         ),
     ] = "cpu"
 
     @property
     def as_original(self) -> bool:
-        """Whether weights and operators are what they are without any option."""
+        """Whether weights and operators are the same as without these options."""
         return self.weights in (None, "fp32") and self.target == "cpu"
 
     def check(self) -> None:
-        """
+        """Check the type of the weights and the target.
+
         Raises:
             UsageError: there is no such type of weights, or no such target.
         """
@@ -213,7 +221,7 @@ class FileOptions:
 
 @dataclass(frozen=True)
 class CompileDataOptions(PreparationOptions, SweepOptions):
-    """Images to report on and to train on, how they become inputs, and how plans are measured on them."""
+    """Images to evaluate and to train on, how they become inputs, and how plans are measured on them."""
 
     data: DataPath = None
     train_data: Annotated[
@@ -233,7 +241,7 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How the pruned model is fine-tuned."""
+    """How the pruned model is fine-tuned; no fine-tuning by default."""
 
     finetune: Annotated[
         int,
@@ -246,36 +254,37 @@ class TrainingOptions:
     lr: Annotated[
         float, typer.Option(min=0, help="Highest learning rate of fine-tuning.", rich_help_panel=TRAINING_PANEL)
     ] = 1e-3
-    batch: Annotated[int, typer.Option(min=2, help="Images a step of fine-tuning.", rich_help_panel=TRAINING_PANEL)] = (
-        64
-    )
+    batch: Annotated[
+        int, typer.Option(min=2, help="Images per step of fine-tuning.", rich_help_panel=TRAINING_PANEL)
+    ] = 64
     distil: Annotated[
         float,
         typer.Option(
             min=0,
             max=1,
-            help="Weight of the original's answers in the loss, beside the labels.",
+            help="Weight of the original model's answers in the loss, beside the labels.",
             rich_help_panel=TRAINING_PANEL,
         ),
     ] = 0.5
     augment: Annotated[
         str,
         typer.Option(
-            help="Of training images: auto (flip,crop for colour images), none, flip, crop, or flip,crop.",
+            help="Augmentation of training images: auto (flip,crop for color images), none, flip, crop, or flip,crop.",
             rich_help_panel=TRAINING_PANEL,
         ),
     ] = "auto"
 
     def check(self, train_data: Path | None) -> None:
-        """
+        """Check that there are images to train on.
+
         Raises:
-            UsageError: there is nothing to train on.
+            UsageError: there are none.
         """
         if self.finetune and train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of ``svitc.training.finetune``; none where there is no fine-tuning."""
+    def arguments(self) -> JsonDict:
+        """Return ``finetune_options`` of ``svitc.CompileOptions``; empty without fine-tuning."""
         if not self.finetune:
             return {}
         return {"lr": self.lr, "batch": self.batch, "distil": self.distil, "augment": self.augment}

@@ -1,5 +1,4 @@
-"""The command line. Exit statuses: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met,
-6 verification failed, 7 output cannot be written, 70 a fault of svitc, 130 interrupted."""
+"""The command line: the list of commands, and the exit status of every outcome (``EPILOG`` explains them)."""
 
 from __future__ import annotations
 
@@ -27,7 +26,8 @@ EPILOG = (
 )
 COMMANDS = (compile, sensitivity, bench, energy, inspect, verify)  # in the order of --help
 app = typer.Typer(
-    help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock runtimes.",
+    help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock "
+    "runtimes.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -39,8 +39,8 @@ for command in COMMANDS:
     app.command(command.__name__, epilog=EPILOG)(grouped(command))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"svitc {svitc.__version__}")
         raise typer.Exit
 
@@ -51,18 +51,25 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    """Handle the options of ``svitc`` itself; each command handles its own."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit status. Bad input never gives a traceback (``-v`` shows one)."""
+    """Run the command line; bad input gives a message, and a traceback only with ``-v``.
+
+    Args:
+        argv: arguments without the name of the program; None for those of the process.
+
+    Returns:
+        The exit status.
+    """
     state["verbose"] = False
     try:
         app(args=argv, prog_name="svitc")
     except SystemExit as done:
         if done.code == INTERRUPTED:
             terminal.err.print(
-                "interrupted; no half-written file is left, and --resume goes on with what was measured or trained"
+                "interrupted; no half-written file is left, and --resume continues from what was measured or trained"
             )
         return int(done.code or 0)
     except SvitcError as problem:
@@ -73,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as problem:
         fault = InternalError(
             f"{type(problem).__name__}: {problem}",
-            hint="This is a fault of svitc; -v shows where. Please report it.",
+            hint="This is a bug in svitc; -v shows where. Please report it.",
         )
         terminal.error(fault)
         if state["verbose"]:

@@ -1,7 +1,7 @@
 """Groups of options: frozen dataclasses that a command takes as one parameter each.
 
-typer reads a command's options from its signature and has no groups. ``grouped`` gives a command the signature that
-typer needs, one parameter for each field, and calls the command with its groups filled.
+typer reads a command's options from its signature and has no groups of options. ``grouped`` gives a command the
+signature that typer needs, one parameter for each field, and calls the command with instances of its groups.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter that is a dataclass by its fields, for typer.
+    """Replace each parameter that is a dataclass by the fields of that dataclass, for typer.
 
-    Fields stand in ``--help`` in the order of the parameters; within a group its own fields come before those of the
-    groups that it extends.
+    ``--help`` lists the fields in the order of the parameters. Within a group, the fields that it declares itself come
+    before those that it inherits.
 
     Args:
-        command: its parameters are annotated with dataclasses, or as typer wants them.
+        command: a function whose parameters are annotated with dataclasses, or as typer expects.
 
     Returns:
-        A function of keywords, with a signature for typer.
+        A function of keyword arguments, with the signature that typer reads.
     """
     hints = get_type_hints(command, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -38,24 +38,24 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(_keyword(name, annotation, parameter.default))
 
     @functools.wraps(command)
-    def call(**values: Any) -> None:
+    def call(**values: object) -> None:
         filled = {
             name: kind(**{field: values.pop(field) for field in fields}) for name, (kind, fields) in groups.items()
         }
         command(**values, **filled)
 
-    del call.__dict__["__wrapped__"]  # typer would look through it, at the signature with groups
+    del call.__dict__["__wrapped__"]  # otherwise typer would find the signature with groups
     call.__dict__["__signature__"] = inspect.Signature(parameters)
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
 
 
 def field_parameters(group: type) -> list[inspect.Parameter]:
-    """Return the fields of a group as parameters: its own first, then those of its bases."""
+    """Return the fields of a group as parameters: declared ones first, then inherited ones."""
     hints = get_type_hints(group, include_extras=True)
     names = dict.fromkeys(name for base in group.__mro__ for name in inspect.get_annotations(base))
     return [_keyword(name, hints[name], getattr(group, name)) for name in names]
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _keyword(name: str, annotation: object, default: object) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

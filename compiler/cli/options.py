@@ -1,15 +1,16 @@
-"""The option groups that more than one command has, with their help and their checks."""
+"""The option groups that several commands share, with their help texts and their checks."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from svitc.errors import UsageError
+from svitc.support.types import JsonDict
 
 SOURCE_PANEL = "Where the model comes from"
 PRUNING_PANEL = "What is removed"
@@ -17,11 +18,11 @@ SWEEP_PANEL = "How plans are measured"
 TRAINING_PANEL = "Fine-tuning"
 
 RENAMED = {"narrowest": "min-weight-bits", "clean": "remove-dead-channels", "fix": "rewrite-model"}
-"""Options by the names that they once had, which are still accepted, without dashes."""
+"""Former names of options, which are still accepted, and their current names; without the leading dashes."""
 
 
 def current_name(option: str) -> str:
-    """Return today's name of an option, as click passes names: without dashes."""
+    """Return the current name of an option; click passes names without the leading dashes."""
     return RENAMED.get(option, option)
 
 
@@ -34,8 +35,8 @@ DataPath = Annotated[
     typer.Option(
         "--data",
         metavar="PATH|MODULE:FACTORY",
-        help="Labelled images: a folder of class folders, a .zip of one, an .npz with images and labels, or a factory "
-        "of a DataLoader by name, which is run.",
+        help="Labeled images: a folder of class folders, a .zip of one, an .npz with images and labels, or the name of "
+        "a factory of a DataLoader, which is run.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use a class-balanced sample of this many images.")]
@@ -46,7 +47,7 @@ VerifyImages = Annotated[
 Criterion = Annotated[
     str | None,
     typer.Option(
-        help="Which channels of a group go first: l2, l1, bn-scale, taylor, firing, reconstruction, random. "
+        help="Which channels of a group are removed first: l2, l1, bn-scale, taylor, firing, reconstruction, random. "
         "By default the policy's own.",
         rich_help_panel=PRUNING_PANEL,
     ),
@@ -54,9 +55,9 @@ Criterion = Annotated[
 Refit = Annotated[
     str | None,
     typer.Option(
-        help="What makes up for a cut, in closed form, on calibration images: none, batch-norm (statistics), readers "
-        "(the weights behind it), full (both). By default the policy's own: full for auto, none "
-        "for the published policies.",
+        help="How to compensate for removed channels, in closed form, on calibration images: none, batch-norm "
+        "(statistics), readers (weights of the layers that read them), full (both). By default the policy's own: full "
+        "for auto, none for the published policies.",
         rich_help_panel=PRUNING_PANEL,
     ),
 ]
@@ -64,14 +65,14 @@ Refit = Annotated[
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Where a model comes from; the fields of ``svitc.frontends.LoadOptions``, as typed."""
+    """Where the model comes from: the fields of ``svitc.frontends.LoadOptions``, as the user typed them."""
 
     arch: Annotated[
         str | None,
         typer.Option(
             metavar="MODULE:FACTORY",
             help="Your model's factory, as an importable module or path/to/file.py:factory, unmodified. "
-            "Needed where the weights do not tell.",
+            "Needed where the weights do not show the family.",
             rich_help_panel=SOURCE_PANEL,
         ),
     ] = None
@@ -120,13 +121,13 @@ class LoadOptions:
         bool,
         typer.Option(
             "--rewrite-model",
-            help="Mend a mistake in the model's own code that svitc refuses and names: time and batch run together by a "
-            "neuron, as in QKFormer's attention. One image at a time gives the same as before.",
+            help="Fix a mistake in the model's own code that svitc otherwise refuses: a neuron that runs time and "
+            "batch together, as in QKFormer's attention. One image at a time gives the same result as before.",
             rich_help_panel=SOURCE_PANEL,
         ),
     ] = False
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> JsonDict:
         """Return the keyword arguments of ``svitc.load``.
 
         Raises:
@@ -143,19 +144,21 @@ class LoadOptions:
         }
 
     def check(self) -> None:
-        """
+        """Check the options before anything is loaded.
+
         Raises:
             UsageError: ``--arch-args`` or ``--input-shape`` is malformed.
         """
         self.arguments()
 
     def check_unused(self) -> None:
-        """
+        """Check that no option is set, for a command without a model to load.
+
         Raises:
-            UsageError: an option is set, though there is no model that it could be about.
+            UsageError: an option is set.
         """
         if any(value not in (None, False) for value in self.arguments().values()):
-            raise UsageError("options on where the model comes from need a model", hint="Give it with --against.")
+            raise UsageError("options that say how to load the model need a model", hint="Give it with --against.")
 
 
 @dataclass(frozen=True)
@@ -175,14 +178,17 @@ class PreparationOptions:
         int | None, typer.Option(min=1, help="Scale the shorter side of each image to this first, as for ImageNet.")
     ] = None
     crop: Annotated[
-        int | None, typer.Option(min=1, help="Cut a square of this side from the centre; by default the model's input.")
+        int | None, typer.Option(min=1, help="Cut a square of this side from the center; by default the model's input.")
     ] = None
 
     def normalization(self, channels: int) -> dict[str, list[float]] | None:
-        """Return ``mean`` and ``std``, one number a channel; None where they are not set.
+        """Return ``mean`` and ``std``, each with one number per channel; None where they are not set.
+
+        Args:
+            channels: channels of the model's input.
 
         Raises:
-            UsageError: they are not numbers, not as many as channels, or one is there without the other.
+            UsageError: they are not numbers, there is not one per channel, or one is set without the other.
         """
         if (self.mean is None) != (self.std is None):
             raise UsageError("--mean and --std go together")
@@ -190,13 +196,13 @@ class PreparationOptions:
             return None
         values = {"mean": parse_floats("--mean", self.mean), "std": parse_floats("--std", self.std)}
         if {len(numbers) for numbers in values.values()} != {channels} or min(values["std"]) <= 0:
-            raise UsageError(f"--mean and --std must be {channels} numbers each, one a channel, --std above 0")
+            raise UsageError(f"--mean and --std must be {channels} numbers each, one per channel, --std above 0")
         return values
 
 
 @dataclass(frozen=True)
 class DataOptions(PreparationOptions):
-    """Labelled images, and how they become inputs."""
+    """Labeled images, and how they become inputs."""
 
     data: DataPath = None
     limit: Limit = None
@@ -213,13 +219,13 @@ class SweepOptions:
         ),
     ] = 1000
     calibration_images: Annotated[
-        int, typer.Option(min=1, help="Criteria and refits look at this many others.", rich_help_panel=SWEEP_PANEL)
+        int, typer.Option(min=1, help="Criteria and refits use this many other images.", rich_help_panel=SWEEP_PANEL)
     ] = 256
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on after a kill: finished measurements and epochs are on disk beside --out.",
+            help="Continue an interrupted run: finished measurements and epochs are on disk beside --out.",
             rich_help_panel=SWEEP_PANEL,
         ),
     ] = False
@@ -227,7 +233,7 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class PruningOptions:
-    """Which channels may go, and what makes up for them."""
+    """Which channels may be removed, and how the network compensates for them."""
 
     criterion: Criterion = None
     refit: Refit = None
@@ -260,14 +266,14 @@ class PruningOptions:
 class OutputOptions:
     """What a command prints."""
 
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON on stdout and nothing else there.")
-    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on stdout.")] = (
+        False
+    )
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage on stderr; show tracebacks.")] = False
 
     @property
     def quiet(self) -> bool:
-        """Whether progress and decisions are not shown: JSON stands alone, and the log says the same."""
+        """Whether progress and decisions are hidden: JSON is printed alone, and the log shows them already."""
         return self.as_json or self.verbose
 
 
@@ -280,16 +286,16 @@ class RunOptions(OutputOptions):
 
 @dataclass(frozen=True)
 class VerifiedRunOptions(RunOptions):
-    """How much is verified, the seed of a run, and what it prints."""
+    """How many images are verified, the seed of a run, and what it prints."""
 
     verify_images: VerifyImages = 4
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """Parse ``--input-shape``: three or four positive numbers.
+    """Parse ``--input-shape``: three or four positive numbers, separated by commas.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the text is not such a shape.
     """
     if text is None:
         return None
@@ -306,10 +312,14 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def parse_floats(flag: str, text: str) -> list[float]:
-    """Parse numbers with commas between.
+    """Parse numbers that are separated by commas.
+
+    Args:
+        flag: name of the option, for the message.
+        text: value of the option.
 
     Raises:
-        UsageError: one of them is no number; ``flag`` names the option.
+        UsageError: one of them is not a number.
     """
     try:
         return [float(part) for part in text.split(",")]
@@ -317,11 +327,11 @@ def parse_floats(flag: str, text: str) -> list[float]:
         raise UsageError(f"{flag} {text!r} is not a list of numbers", hint="For example 0.485,0.456,0.406.") from None
 
 
-def parse_json_object(text: str | None) -> dict[str, Any] | None:
+def parse_json_object(text: str | None) -> JsonDict | None:
     """Parse ``--arch-args``.
 
     Raises:
-        UsageError: it is not a JSON object.
+        UsageError: the text is not a JSON object.
     """
     if text is None:
         return None

@@ -1,11 +1,10 @@
-"""The terminal: consoles, progress, errors, and the look of tables and notes."""
+"""Output to the terminal: consoles, progress, errors, and the style of tables and notes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +13,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -23,14 +23,15 @@ from rich.table import Table
 from svitc.errors import SvitcError
 from svitc.support.reporter import Progress as ProgressCallback
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonMapping
 
-# where nobody watches (a pipe, a log) nothing is cut or wrapped
+# 200 columns where the output goes to a pipe or a file, so that tables are neither cut nor wrapped
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 200)
 
 
 def error(problem: SvitcError) -> None:
-    """Print an error: what, where, and the way out."""
+    """Print an error: what is wrong, where, and the way out."""
     err.print(f"[bold red]error:[/] {escape(problem.message)}", soft_wrap=True)
     if problem.where:
         err.print(f"  [dim]at[/] {escape(problem.where)}", soft_wrap=True)
@@ -40,7 +41,7 @@ def error(problem: SvitcError) -> None:
 
 @contextmanager
 def progress() -> Iterator[ProgressCallback]:
-    """Show a progress line on stderr, for a callback ``(stage, done, total)``."""
+    """Show a progress line on stderr; the ``with`` statement yields a callback ``(stage, done, total)``."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -50,7 +51,7 @@ def progress() -> Iterator[ProgressCallback]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True) as bar:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
@@ -64,7 +65,7 @@ def progress() -> Iterator[ProgressCallback]:
 
 @contextmanager
 def reporting(quiet: bool) -> Iterator[Reporter]:
-    """Show the progress and the decisions of a command on stderr; nothing where ``quiet``."""
+    """Show the progress and the decisions of a command on stderr, unless ``quiet``."""
     if quiet:
         yield Reporter()
         return
@@ -73,12 +74,12 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
 
 
 def decision(sentence: str) -> None:
-    """Print what was decided, as a command goes on."""
+    """Print a decision while the command runs."""
     err.print(f"[dim]{escape(sentence)}[/]", soft_wrap=True)
 
 
-def assumptions(info: dict[str, Any]) -> None:
-    """Print what was assumed of a model."""
+def assumptions(info: JsonMapping) -> None:
+    """Print what was assumed about a model."""
     for assumption in info.get("assumptions", []):
         out.print(f"[yellow]assumed[/] {escape(str(assumption))}")
 
@@ -89,23 +90,23 @@ def note(text: str) -> None:
 
 
 def disturbance(processors: float) -> None:
-    """Print that other processes kept so many processors busy during a measurement."""
+    """Print a note that other processes kept this many processors busy during a measurement."""
     note(
-        f"other processes kept {processors:.1f} processors busy meanwhile, which the threads needed: do not trust these"
-        " times"
+        f"other processes kept {processors:.1f} processors busy meanwhile, which the threads needed: do not trust"
+        " these times"
     )
 
 
 def make_table(
     *columns: str, left: Collection[str] = (), fold: bool | Collection[str] = False, title: str | None = None
 ) -> Table:
-    """Make a table without lines.
+    """Return an empty table without lines.
 
     Args:
-        columns: titles.
-        left: columns that are aligned to the left beside the first one; all others are numbers.
-        fold: columns whose text is folded where the terminal is too narrow, or whether all are.
-        title: above the table.
+        columns: titles of the columns.
+        left: columns that are left-aligned, besides the first; all others hold numbers and are right-aligned.
+        fold: columns whose text is wrapped where the terminal is too narrow; True for all of them.
+        title: text above the table.
     """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for position, column in enumerate(columns):

@@ -43,6 +43,7 @@ from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
+from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 from svitc.training.finetune import Finetuned, FinetuneOptions, finetune
@@ -274,6 +275,7 @@ class Compiler:
         return {"accuracy": accuracy, "energy": energy_report(energy, original)}
 
 
+@renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")
 def compile(
     program: Program,
     budget: str | float | Budget | None = None,

@@ -1,4 +1,4 @@
-"""Latency of a program on this machine: a prediction, a measurement, and what else ran meanwhile."""
+"""Latency of a program on this machine: prediction, measurement, and the load of other processes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from svitc.support.reporter import Reporter
 
 
 def predict_undisturbed(program: Program, weights: str, threads: int | None, reporter: Reporter) -> dict[str, Any]:
-    """Predict and measure the latency of the exported file, and watch what other processes take meanwhile.
+    """Predict and measure the latency of the exported file, and the load of other processes meanwhile.
 
     Args:
-        program: one that trains, or a quantized one.
+        program: a trainable or a quantized program.
         weights: ``fp32`` or ``int8``.
-        threads: of ONNX Runtime; None for one a processor.
+        threads: threads of ONNX Runtime; None for one per processor.
+        reporter: told of the stages.
 
     Returns:
-        What ``svitc.latency.predict.predict`` returns, and ``other_processes``: how many processors other processes kept
-        busy, or None where that cannot be read.
+        The result of ``svitc.latency.predict.predict``, and ``other_processes``: how many processors other processes
+        kept busy, or None where that cannot be read.
     """
     others = BackgroundLoad({})
     prediction = predict(program, weights, threads, reporter=reporter)

@@ -16,6 +16,7 @@ from svitc.ir.program import Program
 from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
 from svitc.serialization.writer import load_program
+from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonMapping
 
@@ -62,6 +63,7 @@ def run_canonical_passes(program: Program) -> Pipeline:
     return pipeline
 
 
+@renamed_keywords(fix="rewrite_model")
 def load(
     path: Path | str,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import fx
@@ -15,7 +15,7 @@ from svitc.errors import UsageError
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import WEIGHTS
 from svitc.latency.microbenchmarks import LARGE, UNITS, Speeds, measure_speeds
-from svitc.latency.operator_costs import by_layer, optimized
+from svitc.latency.operator_costs import LayerCost, by_layer, optimized
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
@@ -99,7 +99,7 @@ def predict(
     return {"weights": weights, "threads": threads, "batch": 1, "runs": runs, **_report(rows, times, operator_speeds)}
 
 
-def _report(rows: list[JsonDict], times: list[float], speeds: Speeds) -> JsonDict:
+def _report(rows: Sequence[LayerCost], times: list[float], speeds: Speeds) -> JsonDict:
     """Return what was predicted and measured, as JSON values.
 
     Args:

@@ -1,6 +1,6 @@
-"""One command a file: parse, call the driver, show.
+"""The commands, one in each file: parse the options, call the driver, show the result.
 
-Imports: ``cli`` beside it at module level; what loads torch inside the command.
+Imports: the rest of ``cli`` at the top of a file; modules that load torch only inside the commands.
 
 Start with ``verify.py``, the shortest.
 """

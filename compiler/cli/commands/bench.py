@@ -1,4 +1,4 @@
-"""``svitc bench``."""
+"""``svitc bench``: time the compiled file beside other runtimes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from svitc.cli.views.bench import show_report
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """What is timed, and how."""
+    """The runtimes to time, and how."""
 
     peers: Annotated[
         str | None,
@@ -25,26 +25,26 @@ class TimingOptions:
             metavar="NAME,…",
             help="What runs the original: [bold]eager[/] (PyTorch), [bold]torch.compile[/], [bold]torch.onnx[/] "
             "(torch.onnx.export, then ONNX Runtime), [bold]openvino[/] (the same export), [bold]cuda[/] (eager, on a "
-            "GPU). By default all that are there but torch.compile, which may compile for minutes.",
+            "GPU). By default all that are installed except torch.compile, which may compile for minutes.",
             show_default=False,
         ),
     ] = None
     batch: Annotated[int, typer.Option(help="Images in one run.")] = 1
     threads: Annotated[
-        int | None, typer.Option(help="Threads of each runtime; by default one a processor.", show_default=False)
+        int | None, typer.Option(help="Threads of each runtime; by default one per processor.", show_default=False)
     ] = None
-    runs: Annotated[int, typer.Option(help="Rounds; each runs every contestant once.")] = 20
+    runs: Annotated[int, typer.Option(help="Number of rounds; in each, every runtime runs once.")] = 20
     limit: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="What takes longer than this to load, export or run once is left out."),
+        typer.Option(metavar="SECONDS", help="Leave out what takes longer than this to load, export or run once."),
     ] = 600
     profile: Annotated[
-        bool, typer.Option("--profile", help="Show which operators take the time, in ours and in torch.onnx's file.")
+        bool, typer.Option("--profile", help="Show which operators take the time, in svitc's file and in torch.onnx's.")
     ] = False
 
     @property
     def peer_names(self) -> list[str] | None:
-        """The peers, one by one; None for those that are there."""
+        """The names in ``--peers``; None for all that are installed."""
         return None if self.peers is None else [name.strip() for name in self.peers.split(",") if name.strip()]
 
 
@@ -69,11 +69,11 @@ def bench(
     load: LoadOptions,
     output: RunOptions,
 ) -> None:
-    """How fast is the compiled file, beside the original in PyTorch, in ONNX Runtime and in OpenVINO?
+    """Compare the speed of the compiled file with the original in PyTorch, ONNX Runtime and OpenVINO.
 
     [dim]svitc bench svitc-out --against model.pt[/]
 
-    All are timed in one run and in turn, on the same random images, each in a process of its own.
+    All are timed in one run, in turn, on the same random images, each in a process of its own.
     """
     start(output.verbose)
     arguments = load.arguments()

@@ -1,11 +1,11 @@
-"""``svitc compile``."""
+"""``svitc compile``: prune, quantize, export and verify a model."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start, unfinished_file
@@ -13,6 +13,7 @@ from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOpt
 from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
 from svitc.cli.views.compile import front, summary
 from svitc.errors import BudgetError, SvitcError, VerifyError
+from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.driver.compiler import Compiler
@@ -69,31 +70,32 @@ def compile(
 
 @dataclass
 class Results:
-    """What became of the budgets.
+    """The outcome of every budget.
 
     Attributes:
-        reports: of the budgets that could be met.
-        paths: the files of the last one.
-        diverged: folders whose file is not the same network, and where it first differs.
-        unmet: an error for each budget that cannot be met.
+        reports: the reports of the budgets that could be met.
+        paths: the files that were written for the last of them.
+        diverged: folders whose ONNX file is not the same network, with the layer at which it first differs.
+        unmet: one error for each budget that cannot be met.
     """
 
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[JsonDict] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     diverged: list[tuple[Path, str | None]] = field(default_factory=list)
     unmet: list[SvitcError] = field(default_factory=list)
 
     def raise_failures(self) -> None:
-        """
+        """Raise the most serious failure, if there is one.
+
         Raises:
-            VerifyError: a file is not the same network.
-            BudgetError: a budget cannot be met; all such errors but the last are printed.
+            VerifyError: an ONNX file is not the same network.
+            BudgetError: a budget cannot be met. Where several cannot, all errors but the last are printed.
         """
         if self.diverged:
             folder, place = self.diverged[0]
             raise VerifyError(
                 f"the ONNX file is not the same network: it diverges first at {place}",
-                hint=f"The files are in {folder} for a look; do not deploy them. Please report this.",
+                hint=f"The files are in {folder} for inspection; do not deploy them. Please report this.",
             )
         for problem in self.unmet[:-1]:
             terminal.error(problem)
@@ -109,7 +111,12 @@ def _checked(
     load: LoadOptions,
     seed: int,
 ) -> tuple[Policy, list[Budget | None], Plan | None]:
-    """Refuse, before anything is loaded, what does not go together; return policy, budgets and the plan to replay."""
+    """Check all options before anything is loaded; return the policy, the budgets and the plan to replay.
+
+    Raises:
+        UsageError: an option makes no sense, alone or with the others.
+        OutputError: the output folder cannot be written.
+    """
     from svitc.driver.weight_types import resolve_weight_type
     from svitc.passes.policies import POLICIES
     from svitc.planning.plan import Plan
@@ -137,7 +144,7 @@ def _compile_options(
     training: TrainingOptions,
     output: VerifiedRunOptions,
 ) -> CompileOptions:
-    """Read the images and say how to compile."""
+    """Open the images and translate the options into those of the compiler."""
     from svitc.driver.options import CompileOptions
 
     return CompileOptions(
@@ -163,7 +170,7 @@ def _compile_options(
 def _compile_all(
     compiler: Compiler, budgets: list[Budget | None], plan: Plan | None, out: Path, is_writer: bool
 ) -> Results:
-    """Compile to each budget and write its files; in a front, a budget that cannot be met stops no other.
+    """Compile for each budget and write its files; a budget that cannot be met does not stop the others.
 
     Raises:
         BudgetError: the only budget cannot be met.

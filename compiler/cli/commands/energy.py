@@ -1,11 +1,11 @@
-"""``svitc energy``."""
+"""``svitc energy``: estimate the energy of one image."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EnergyOptions(PreparationOptions):
-    """The images that energy is counted on, and what an operation costs."""
+    """The images on which operations are counted, and the energies of the operations."""
 
     data: DataPath = None
     limit: Limit = None
@@ -37,13 +37,14 @@ class EnergyOptions(PreparationOptions):
     ] = None
 
     def check(self) -> None:
-        """
+        """Check that there are images.
+
         Raises:
-            UsageError: there are no images.
+            UsageError: there are none.
         """
         if self.data is None:
             raise UsageError(
-                "how much fires is measured on images",
+                "svitc energy measures firing rates on images",
                 hint="Give them with --data; --limit 100 is enough for a first look.",
             )
 
@@ -54,8 +55,8 @@ def energy(
         Path | None,
         typer.Option(
             metavar="MODEL",
-            help="Another to compare with, such as the original: a checkpoint, or an output folder of "
-            "svitc. It sees the same images.",
+            help="Another model to compare with, such as the original: a checkpoint, or an output folder of svitc. "
+            "It gets the same images.",
             rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
@@ -64,11 +65,11 @@ def energy(
     load: LoadOptions,
     output: RunOptions,
 ) -> None:
-    """What does one image cost in energy, by what really fires? Layer by layer, operations and memory apart.
+    """Estimate the energy that one image takes, from what really fires: by layer, for operations and for memory.
 
     [dim]svitc energy svitc-out --against model.pt --data val/[/]
 
-    An estimate from counts and a table of energies, not a measurement of a chip.
+    This is an estimate from counts and a table of energies, not a measurement of a chip.
     """
     start(output.verbose)
     options.check()
@@ -76,7 +77,7 @@ def energy(
     from svitc.energy.comparison import compare
     from svitc.energy.cost_table import load_table
 
-    costs = load_table(options.table)  # before a model is loaded for nothing
+    costs = load_table(options.table)  # a bad table is refused before a model is loaded
     with terminal.reporting(output.quiet) as reporter:
         estimates, notes = [], dict[str, None]()
         for path in (model, against):
@@ -99,10 +100,11 @@ def energy(
 def _estimate(
     path: Path, options: EnergyOptions, load: LoadOptions, seed: int, costs: Table, reporter: Reporter
 ) -> tuple[Energy, list[str]]:
-    """Load a model and estimate its energy; also what was assumed."""
+    """Load a model and estimate its energy; return that, and what was assumed about model and images."""
     from svitc.energy.estimate import energy
 
     program = load_program(path, load, reporter)
-    images: Any = load_images(options.data, program, options.limit, seed, options)
+    images = load_images(options.data, program, options.limit, seed, options)
+    assert images is not None  # EnergyOptions.check refuses a run without images
     estimate = energy(program, images, costs, reporter=reporter)
     return estimate, [*program.info.get("assumptions", ()), *images.notes]

@@ -1,4 +1,4 @@
-"""``svitc inspect``."""
+"""``svitc inspect``: show what is in a model."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from svitc.errors import UsageError
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What of a model is shown."""
+    """What to show of the model."""
 
-    program: Annotated[bool, typer.Option("--program", help="Print the typed program instead, one line a node.")] = (
+    program: Annotated[bool, typer.Option("--program", help="Print the typed program instead, one line per node.")] = (
         False
     )
     latency: Annotated[
         bool,
         typer.Option(
             "--latency",
-            help="Show instead where the time of the exported file should go on this machine, layer by layer, beside "
-            "what "
-            "it is measured to take.",
+            help="Show instead where the time of the exported file should go on this machine, layer by layer, and "
+            "what the file is measured to take.",
         ),
     ] = False
     weights: Annotated[
         str,
         typer.Option(
             metavar="fp32|int8",
-            help="Type of the stored weights. [bold]int8[/]: one byte each, sums of whole numbers, the same spikes in every "
+            help="Type of the stored weights. [bold]int8[/]: one byte each, integer sums, the same spikes in every "
             "runtime, and several times the speed on a processor with integer dot products.",
         ),
     ] = "fp32"
     threads: Annotated[
         int | None,
-        typer.Option(help="With --latency: threads of ONNX Runtime; by default one a processor.", show_default=False),
+        typer.Option(help="With --latency: threads of ONNX Runtime; by default one per processor.", show_default=False),
     ] = None
 
     def check(self) -> None:
-        """
+        """Check the options before anything is loaded.
+
         Raises:
-            UsageError: options that do not go together, or an unknown type of weights.
+            UsageError: options do not go together, or the type of the weights is unknown.
         """
         if self.latency and self.program:
             raise UsageError("--latency and --program show different things", hint="Give one of them.")
         if not self.latency and (self.threads is not None or self.weights != "fp32"):
-            raise UsageError("--weights and --threads are for what --latency times", hint="Give --latency, too.")
+            raise UsageError("--weights and --threads need --latency", hint="Give --latency as well.")
         if self.latency:
             from svitc.latency.predict import check_settings
 
@@ -61,7 +61,7 @@ class ViewOptions:
 
 
 def inspect(model: ModelPath, view: ViewOptions, load: LoadOptions, output: OutputOptions) -> None:
-    """Show what is in a model: layers, channel groups, bytes, multiply-accumulates, what is prunable and why not.
+    """Show what is in a model: layers, channel groups, bytes, multiply-accumulates, what can be pruned and why not.
 
     [dim]svitc inspect model.pt[/]
 

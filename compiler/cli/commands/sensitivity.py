@@ -1,4 +1,4 @@
-"""``svitc sensitivity``."""
+"""``svitc sensitivity``: measure what each channel group or layer costs in accuracy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChannelOptions(PruningOptions):
-    """Which channels go first; here a criterion, not a policy's own."""
+    """Which channels are removed first; there is no policy whose own criterion could be the default."""
 
     criterion: Criterion = "l2"
     refit: Refit = "none"
@@ -41,11 +41,12 @@ class ChannelOptions(PruningOptions):
 
 @dataclass(frozen=True)
 class CurveOptions(PreparationOptions, SweepOptions):
-    """What is measured, on which images, and where the curves go."""
+    """What is measured, on which images, and where the curves are written."""
 
     data: DataPath = None
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The curves, as JSON; the measurements lie beside it for --resume.")
+        Path,
+        typer.Option("--out", "-o", help="File for the curves, as JSON; measurements are kept beside it for --resume."),
     ] = Path("sensitivity.json")
     rates: Annotated[str, typer.Option(help="Pruning rates to measure, ascending.", metavar="R,R,…")] = (
         "0.125,0.25,0.375,0.5,0.625,0.75,0.875"
@@ -54,18 +55,21 @@ class CurveOptions(PreparationOptions, SweepOptions):
         bool,
         typer.Option(
             "--bits",
-            help="Measure bits instead of widths: each layer and each kind of layer at 4 and 2, all else at 8.",
+            help="Measure bits instead of widths: each layer and each kind of layer at 4 and 2 bits, all others at 8.",
         ),
     ] = False
 
     def check(self, include: list[str] | None) -> list[float]:
-        """Check what was asked, before anything is loaded, and return the rates.
+        """Check the options before anything is loaded, and return the pruning rates.
+
+        Args:
+            include: value of ``--include``.
 
         Raises:
-            UsageError: no images, rates that are not ascending shares, or ``--include`` with ``--bits``.
+            UsageError: there are no images, the rates are not ascending shares, or ``--include`` comes with ``--bits``.
         """
         if self.data is None:
-            raise UsageError("sensitivity is measured on labelled images", hint="Give them with --data.")
+            raise UsageError("sensitivity is measured on labeled images", hint="Give them with --data.")
         try:
             rates = [float(part) for part in self.rates.split(",")]
         except ValueError:
@@ -76,7 +80,7 @@ class CurveOptions(PreparationOptions, SweepOptions):
             )
         if self.bits and include:
             raise UsageError(
-                "--include names groups whose width is measured; with --bits there are none", hint="See --exclude."
+                "--include names groups whose width is measured, and --bits measures no widths", hint="See --exclude."
             )
         return rates
 
@@ -84,13 +88,13 @@ class CurveOptions(PreparationOptions, SweepOptions):
 def sensitivity(
     model: ModelPath, channels: ChannelOptions, curves: CurveOptions, load: LoadOptions, output: RunOptions
 ) -> None:
-    """How much accuracy each channel group costs, and what it saves, rate by rate, all else whole.
+    """Measure how much accuracy pruning each channel group alone costs, and what it saves, at each rate.
 
     [dim]svitc sensitivity model.pt --data val/[/]
 
     [dim]svitc sensitivity model.pt --data val/ --bits[/]
 
-    A group whose loss passes 30 points is not pruned further.
+    A group that loses more than 30 points is not pruned further.
     """
     start(output.verbose)
     rates = curves.check(channels.include)
@@ -102,7 +106,9 @@ def sensitivity(
 
     out = curves.out
     writable(out.parent / f"{out.name}.part")
-    make("uniform", criterion=channels.criterion, refit=channels.refit)  # refuses what is unknown before all else
+    make(
+        "uniform", criterion=channels.criterion, refit=channels.refit
+    )  # refuses unknown names before anything is loaded
     settings = _settings(channels, output.seed)
     with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
         compiler = _compiler(model, curves, load, output.seed, reporter)
@@ -123,7 +129,7 @@ def sensitivity(
 
 
 def _settings(channels: ChannelOptions, seed: int) -> Settings:
-    """Return the settings of a search, by which channels are ordered."""
+    """Return the settings that order the channels."""
     from svitc.passes.policies import Settings
 
     return Settings(
@@ -137,7 +143,7 @@ def _settings(channels: ChannelOptions, seed: int) -> Settings:
 
 
 def _compiler(path: Path, curves: CurveOptions, load: LoadOptions, seed: int, reporter: Reporter) -> Compiler:
-    """Load a model and its images, and return what measures plans of it."""
+    """Load the model and its images, and return the compiler that measures plans."""
     from svitc.driver.compiler import Compiler
     from svitc.driver.options import CompileOptions
 

@@ -1,4 +1,4 @@
-"""``svitc verify``."""
+"""``svitc verify``: check a compiled file against its source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from svitc.errors import VerifyError
 
 @dataclass(frozen=True)
 class VerifyOptions(VerifiedRunOptions):
-    """The same, with more images: there is nothing else to do."""
+    """The options of a verified run, with more images by default, as verifying is all that is done."""
 
     verify_images: VerifyImages = 16
 
@@ -30,7 +30,10 @@ def verify(
     data: DataOptions,
     output: VerifyOptions,
 ) -> None:
-    """Is the ONNX file in FOLDER the same network as its model.safetensors and model.py? Layer by layer, then whole."""
+    """Check that the ONNX file in FOLDER is the same network as its model.safetensors and model.py.
+
+    Layer by layer, then as a whole.
+    """
     start(output.verbose)
     from svitc.driver.output_folder import open_folder, verify_folder
 

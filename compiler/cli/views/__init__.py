@@ -1,6 +1,8 @@
-"""What a person sees of each command's result: from the report's plain values to tables on a terminal.
+"""The results of commands as tables on a terminal, one file for each command.
 
-Imports: ``cli.terminal`` and small modules without torch. A view computes nothing.
+A view gets the values of a report and computes nothing.
+
+Imports: ``cli.terminal`` and small modules that do not load torch.
 
 Start with ``inspect.py``.
 """

@@ -1,21 +1,21 @@
-"""The times of ``svitc bench`` as tables."""
+"""Tables of the times that ``svitc bench`` measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.markup import escape
 
 from svitc.cli import terminal
 from svitc.support.hardware import disturbed
 from svitc.support.human import byte_size, milliseconds, share, three_figures
+from svitc.support.types import JsonMapping
 
 OPERATORS_SHOWN = 12
 
 
-def show_report(report: Mapping[str, Any]) -> None:
-    """Print times as a table, what they depend on, and where they go."""
+def show_report(report: JsonMapping) -> None:
+    """Print the times as a table, what they depend on, and the profile where there is one."""
     columns = ("", "median", "quartiles", "beside svitc", "quartiles", "memory", "weights", "nodes", "runs", "runtime")
     table = terminal.make_table(*columns, left={"runtime"}, fold=True)
     for row in report["rows"]:
@@ -50,7 +50,7 @@ def show_report(report: Mapping[str, Any]) -> None:
 
 
 def show_profile(profile: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print the operators of each file, those that take most first; one pair of columns a file."""
+    """Print the operators of each file, slowest first, with two columns for each file."""
     kinds = sorted(
         {kind for operators in profile.values() for kind in operators},
         key=lambda kind: -max(operators.get(kind, {"ms": 0.0})["ms"] for operators in profile.values()),

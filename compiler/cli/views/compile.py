@@ -1,9 +1,8 @@
-"""The result of a compilation, or of a front of them, as a table."""
+"""Tables of the result of a compilation, or of a front of several."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
@@ -11,9 +10,10 @@ from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.verify import verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
+from svitc.support.types import JsonDict
 
 
-def summary(report: dict[str, Any], paths: list[Path]) -> None:
+def summary(report: JsonDict, paths: list[Path]) -> None:
     """Print the result of a compilation."""
     assumptions(report["model"])
     memory, parameters = report["memory"], report["parameters"]
@@ -53,8 +53,8 @@ def summary(report: dict[str, Any], paths: list[Path]) -> None:
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
 
 
-def lossless(report: dict[str, Any]) -> None:
-    """Print how many channels were removed without loss, and how much of an int8 network is exact."""
+def lossless(report: JsonDict) -> None:
+    """Print how many channels were removed without loss, and how many neurons of an int8 network are exact."""
     clean, weights = report["clean"], report["weights"]
     if clean.get("removed"):
         folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
@@ -65,8 +65,8 @@ def lossless(report: dict[str, Any]) -> None:
         out.print(f"int8: {text} the same, bit for bit, in every runtime")
         if weights["streams"]:
             out.print(
-                f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is rounded "
-                "to 8 bits for them (weights.streams in report.json)"
+                f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is "
+                "rounded to 8 bits for them (weights.streams in report.json)"
             )
         if integer_dot_products() is False:
             out.print(
@@ -77,8 +77,8 @@ def lossless(report: dict[str, Any]) -> None:
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
 
 
-def front(reports: list[dict[str, Any]], out_folder: Path) -> None:
-    """Print the results of several budgets, one line a budget."""
+def front(reports: list[JsonDict], out_folder: Path) -> None:
+    """Print the results of several budgets, one line for each."""
     columns = (
         "budget",
         "weights in ONNX",

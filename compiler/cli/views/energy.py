@@ -1,14 +1,14 @@
-"""An estimate of energy as tables: one line a layer, the sums, and where the energies are from."""
+"""Tables of an energy estimate: one line per layer, the totals, and the source of the energies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.markup import escape
 
 from svitc.cli import terminal
 from svitc.support.human import joules, operations, share
+from svitc.support.types import JsonMapping
 
 READS = {"spikes": "spikes", "counts": "counts", "fixed": "fixed point", "real": "real"}
 PARTS = (
@@ -21,8 +21,8 @@ PARTS = (
 )
 
 
-def energy(report: Mapping[str, Any]) -> None:
-    """Print layers, totals, and the table of energies, of what ``svitc energy --json`` prints."""
+def energy(report: JsonMapping) -> None:
+    """Print the report that ``svitc energy --json`` prints: layers, totals, and the table of energies."""
     against = report["against"]
     layers(report["layers"], None if against is None else {row["name"]: row for row in against["layers"]})
     totals(report)
@@ -31,8 +31,8 @@ def energy(report: Mapping[str, Any]) -> None:
         terminal.note(str(note))
 
 
-def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]] | None) -> None:
-    """Print layers with weights, matrix products and neurons; what is elementwise in one line."""
+def layers(rows: list[JsonMapping], others: Mapping[str, JsonMapping] | None) -> None:
+    """Print one line for each layer with weights, matrix product and neuron, and one for all elementwise operations."""
     columns = ["layer", "kind", "reads", "firing", "AC", "integer AC", "MAC", "bits", "compute", "memory"]
     columns += ["against", "saving"] if others is not None else []
     table = terminal.make_table(*columns, left={"kind", "reads"}, fold=True, title="one image")
@@ -60,8 +60,8 @@ def layers(rows: list[Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]
     terminal.out.print(table)
 
 
-def totals(report: Mapping[str, Any]) -> None:
-    """Print sums, beside those of the other network where there is one."""
+def totals(report: JsonMapping) -> None:
+    """Print the totals, beside those of the other network where there is one."""
     against, ours = report["against"], report["totals"]
     shown = [report] if against is None else [against, report]
     columns = [escape(str(side["model"])) for side in shown] + (["saving"] if against is not None else [])
@@ -81,8 +81,8 @@ def totals(report: Mapping[str, Any]) -> None:
     terminal.out.print(f"mean of {report['images']:,} images", soft_wrap=True)
 
 
-def constants(table: Mapping[str, Any]) -> None:
-    """Print the energies that all this is made of, and their source."""
+def constants(table: JsonMapping) -> None:
+    """Print the energies that the estimate is based on, and their source."""
     kinds: dict[str, list[str]] = {}
     for name, pj in table["operations"].items():
         kind, _, operation = name.partition(".")
@@ -97,5 +97,5 @@ def constants(table: Mapping[str, Any]) -> None:
 
 
 def compared(ours: float, theirs: float) -> list[str]:
-    """Return the other's energy, and what ours saves of it."""
+    """Return two cells: the energy of the other network, and the share of it that ours saves."""
     return [joules(theirs), share(1 - ours / theirs) if theirs else ""]

@@ -1,19 +1,18 @@
-"""What is in a model, as tables."""
+"""Tables of what is in a model."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.markup import escape
 
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.support.human import byte_size, millions
+from svitc.support.types import JsonDict
 
 DEAD_SHOWN = 6
 
 
-def inspection(view: dict[str, Any]) -> None:
-    """Print what is in a model."""
+def inspection(view: JsonDict) -> None:
+    """Print the layers and channel groups of a model, and its totals."""
     assumptions(view["model"])
     table = make_table(
         "layer", "kind", "widths", "bytes", "MMACs", "line", left={"kind", "line"}, fold=True, title="layers"

@@ -1,20 +1,19 @@
-"""A prediction of time as tables: one line a layer, one a kind, and how far it is from what was measured."""
+"""Tables of a latency prediction by layer and by kind, and how far it is from the measurement."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.markup import escape
 
 from svitc.cli import terminal
 from svitc.support.hardware import disturbed
 from svitc.support.human import share
+from svitc.support.types import JsonDict
 
-CLOSE = 0.25  # a prediction that is off by more is said to be off
+CLOSE = 0.25  # relative error up to which a prediction is shown without a warning
 
 
-def prediction(report: dict[str, Any]) -> None:
-    """Print where the time of an exported file should go, and what the file takes."""
+def prediction(report: JsonDict) -> None:
+    """Print where the time of an exported file should go, and what the file is measured to take."""
     columns = ("layer", "kind", "operators", "ms", "share")
     table = terminal.make_table(*columns, left={"kind"}, fold=True, title="predicted")
     for row in report["layers"]:
@@ -40,7 +39,11 @@ def prediction(report: dict[str, Any]) -> None:
 
 
 def difference(ratio: float) -> str:
-    """Say how far a prediction is from what was measured."""
+    """Return a sentence on how far the prediction is from the measurement.
+
+    Args:
+        ratio: predicted time over measured time.
+    """
     off = f"{abs(ratio - 1):.0%} too {'low' if ratio < 1 else 'high'}"
     return (
         f"the prediction is {off}"

@@ -1,18 +1,18 @@
-"""Sensitivity as tables: points lost against widths, or against bits."""
+"""Tables of sensitivity: points lost against pruning rates, or against bits."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
 from svitc.cli.terminal import make_table, out
 from svitc.support.human import accuracy, points, share, share_interval
+from svitc.support.types import JsonDict
 
 
-def sensitivity(report: dict[str, Any], path: Path) -> None:
-    """Print sensitivity curves: one line a group, one column a rate."""
+def sensitivity(report: JsonDict, path: Path) -> None:
+    """Print sensitivity curves: one line per group, one column per rate."""
     out.print(original_accuracy(report["sweep"]))
     rates = [share(rate).replace(".0%", "%") for rate in report["rates"]]
     title = "points lost, and share of all bytes saved, when one group alone is pruned"
@@ -20,7 +20,7 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
     for group in report["groups"]:
         size = f"{group['heads']} x {group['size']}" if group["heads"] > 1 else str(group["size"])
         cells = []
-        for rate in report["rates"]:  # a width is a whole number, so that somewhat more may have been cut
+        for rate in report["rates"]:  # a width is a whole number, so slightly more than the rate may have been removed
             step = next((s for s in group["steps"] if s["rate"] >= rate - 1e-9), None)
             cells.append("" if step is None else lost_and_saved(step))
         table.add_row(escape(group["group"]), size, *cells)
@@ -33,8 +33,8 @@ def sensitivity(report: dict[str, Any], path: Path) -> None:
     )
 
 
-def precision(report: dict[str, Any], path: Path) -> None:
-    """Print accuracy against bits: one line a layer or kind, one column a level."""
+def precision(report: JsonDict, path: Path) -> None:
+    """Print accuracy against bits: one line per layer or kind, one column per number of bits."""
     at_8 = points(report["all_at_8"]["drop"])
     out.print(f"{original_accuracy(report['sweep'])}; all layers at 8 bits: {at_8} points lost")
     levels = sorted(
@@ -53,8 +53,8 @@ def precision(report: dict[str, Any], path: Path) -> None:
     out.print(f"all of it, with 95% intervals, is in {escape(str(path))}")
 
 
-def original_accuracy(sweep: dict[str, Any]) -> str:
-    """Say how accurate the original is, on so many images."""
+def original_accuracy(sweep: JsonDict) -> str:
+    """Return a sentence on the accuracy of the original, with the number of images."""
     original = sweep["original"]
     return (
         f"top-1 of the original on {sweep['images']:,} images: {accuracy(original['accuracy'])}"
@@ -62,6 +62,6 @@ def original_accuracy(sweep: dict[str, Any]) -> str:
     )
 
 
-def lost_and_saved(step: dict[str, Any]) -> str:
-    """Return the cell of a measurement: points lost, and the share of bytes saved."""
+def lost_and_saved(step: JsonDict) -> str:
+    """Return the table cell of a measurement: points lost, and the share of bytes saved."""
     return f"{points(step['drop'])} [dim]{share(step['saved'])}[/]"

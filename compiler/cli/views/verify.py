@@ -1,21 +1,22 @@
-"""The verdict of a verification."""
+"""The verdict of a verification, as lines of text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from svitc.cli.terminal import out
 from svitc.support.human import share
+from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.verification.verdict import Verdict
 
 
-def verdict_line(verify: dict[str, Any]) -> None:
-    """Print whether a file is the same network, and how sure that is."""
+def verdict_line(verify: JsonDict) -> None:
+    """Print whether the file is the same network, and on how many spikes and images that was checked."""
     flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
     silent = len(verify["silent_neurons"])
     text = (
@@ -28,13 +29,13 @@ def verdict_line(verify: dict[str, Any]) -> None:
         out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
     if silent:
         out.print(
-            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them on "
-            "real ones"
+            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them "
+            "on real ones"
         )
 
 
 def differing_layers(verdict: Verdict) -> None:
-    """Print the layers that differ by more than rounding."""
+    """Print the layers that differ by more than rounding explains."""
     for layer in verdict.layers.values():
         if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
             out.print(f"  {asdict(layer)}")
