@@ -13,7 +13,7 @@ import torch
 
 from svitc import onnx as backend
 from svitc.bench import runners
-from svitc.bench.rounds import row, run_rounds
+from svitc.bench.rounds import empty_row, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
@@ -35,7 +35,7 @@ class Settings:
     """Settings of a benchmark.
 
     Attributes:
-        peers: runners to compare with, of ``PEERS``; None for the available ones of ``DEFAULT_PEERS``.
+        peers: Runners to compare with, of ``PEERS``; None for the available ones of ``DEFAULT_PEERS``.
         batch: Images in one run.
         threads: Threads of each runtime; None for one per processor.
         runs: Number of rounds; each runner has one timed run per round.
@@ -219,7 +219,7 @@ def find_peers(
         "cuda": Runner(TITLES["cuda"], runners.eager, (source, load, "cuda")),
     }
     ready = [peers[name] for name in PEERS if name in names and reasons.get(name) is None]
-    return ready, [row(peers[name], str(reason)) for name, reason in reasons.items() if name in names and reason]
+    return ready, [empty_row(peers[name], str(reason)) for name, reason in reasons.items() if name in names and reason]
 
 
 def exported(source: Source, load: Load, path: Path, limit: float, verbose: bool = False) -> JsonDict:

@@ -30,7 +30,7 @@ UNTIMED_BELOW_S = 3.0  # if the slowest runner takes less, each timed run follow
 PROFILED_RUNS = 5
 
 
-def row(runner: Runner, reason: str | None = None) -> JsonDict:
+def empty_row(runner: Runner, reason: str | None = None) -> JsonDict:
     """Return a row without times; its ``reason`` says why it will have none, if that is known."""
     empty: JsonDict = dict.fromkeys(
         (
@@ -73,7 +73,7 @@ def run_rounds(
     """
     reporter = reporter or Reporter()
     with contextlib.ExitStack() as stack:
-        bench = _Bench(reporter, {runner.name: row(runner) for runner in runners})
+        bench = _Bench(reporter, {runner.name: empty_row(runner) for runner in runners})
         for runner in runners:  # one after the other, as loading takes memory and every processor
             bench.load(runner, limit, verbose, stack)
         estimates = [seconds for name in list(bench.workers) if (seconds := bench.ask(name, "run", 1)) is not None]

@@ -1,6 +1,6 @@
 """Compilation: from a program and a budget to the files of an output folder, with a report of every step.
 
-The steps are the same for each budget: prepare, search a plan, apply it, lower the network to a file, verify the file,
+The steps are the same for each budget: prepare, search for a plan, apply it, lower the network to a file, verify the file,
 report.
 """
 
@@ -152,7 +152,7 @@ class Compiler:
         Args:
             budget: the largest size or latency, such as ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"`` or
                 ``"latency=0.6"``. None where there is a ``plan``, or where ``max_drop`` limits the lost accuracy.
-            plan: a plan to replay instead of searching one.
+            plan: a plan to replay instead of searching for one.
             finetune_file: the checkpoint that fine-tuning writes after every epoch.
 
         Raises:
