@@ -72,7 +72,7 @@ def test_what_does_not_factor_is_refused():
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.data())
 def test_factoring_is_row_major(sizes, data):
-    """Merging neighbours and splitting them again gives back the same axes in the same order."""
+    """Merging neighbors and splitting them again gives back the same axes in the same order."""
     dims = tuple((channel(n),) for n in sizes)
     cut = data.draw(st.integers(0, len(sizes)))
     merged = factor(dims, (math.prod(sizes[:cut]), math.prod(sizes[cut:])))
