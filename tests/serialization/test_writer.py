@@ -107,7 +107,7 @@ def test_folders_of_the_user_do_not_get_into_the_file(saved):
 def test_a_folded_program_is_not_saved():
     program = canonicalised()
     Pipeline(inference_passes())(program)
-    with pytest.raises(UsageError, match="stage inference no longer trains"):
+    with pytest.raises(UsageError, match="stage inference can no longer be trained"):
         to_bytes(program)
 
 
