@@ -126,6 +126,7 @@ class ProgramReader:
         target = _field(entry, "target", str, what)
         args = _field(entry, "args", list, what)
         kwargs = _field(entry, "kwargs", dict, what)
+        assert isinstance(entry, dict)  # else the first field would have been refused
         if not _is_name(name) or name in self.values:
             raise InputError(f"{name!r} is not a valid name for a node, or two nodes have it")
         if op not in OPS:

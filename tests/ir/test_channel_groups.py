@@ -1,4 +1,4 @@
-"""What is coupled, for each family, as its own source says: the table of docs/families.md, by name."""
+"""Which channels are coupled in each family, as in the table of docs/families.md, by the names of layers."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_dimensions_that_leave_their_heads_are_shared():
 
 
 class Windowed(nn.Module):
-    """A window over channels: over all, over those of each head, or over heads, too."""
+    """A window over all channels, over the channels of each head, or also over heads."""
 
     def __init__(self, shape: tuple[int, int], kernel: tuple[int, int]) -> None:
         super().__init__()

@@ -37,9 +37,9 @@ def test_round_trip(case, tmp_path):
     again = reload(program, tmp_path)
     assert again.stage == Stage.QUANTIZED
     assert_same(program, again)
-    found = again.module.state_dict()
+    state = again.module.state_dict()
     for name, value in program.module.state_dict().items():
-        assert torch.equal(found[name], value) and found[name].dtype == value.dtype
+        assert torch.equal(state[name], value) and state[name].dtype == value.dtype
     for node in program.graph.nodes:
         if node.op == "call_module":
             assert repr(program.module_of(node)) == repr(again.module.get_submodule(str(node.target)))

@@ -44,9 +44,9 @@ def test_round_trip_of_every_neuron(kind, tmp_path):
     again = reload(program, tmp_path)
     assert_same(program, again)
     for node in program.neurons():
-        old, new = program.module_of(node), again.module.get_submodule(str(node.target))
-        assert type(old) is type(new) and old.extra_repr() == new.extra_repr()
-        assert repr(old.surrogate_function) == repr(new.surrogate_function)
+        saved_neuron, loaded_neuron = program.module_of(node), again.module.get_submodule(str(node.target))
+        assert type(saved_neuron) is type(loaded_neuron) and saved_neuron.extra_repr() == loaded_neuron.extra_repr()
+        assert repr(saved_neuron.surrogate_function) == repr(loaded_neuron.surrogate_function)
 
 
 def test_round_trip_of_events(tmp_path):
