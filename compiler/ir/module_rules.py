@@ -16,7 +16,8 @@ from svitc.ir.graph import input_type
 Rule: TypeAlias = Callable[[fx.Node, Any], Dims]
 Windowed: TypeAlias = nn.Conv1d | nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbors"
-WINDOW = "a window slides over it, so that neighbors count"
+# in reports, whose texts stay as they are
+WINDOW = "a window slides over it, so that neighbours count"
 
 
 def window(node: fx.Node, module: Windowed, dim: Dim, i: int, letter: str) -> Dim:

@@ -151,7 +151,7 @@ class Windowed(nn.Module):
 def test_what_a_window_slides_over(shape, kernel, what):
     program = program_of(Windowed(shape, kernel))
     group = next(g for g in program.groups if g.name == "a")
-    why = "a window slides over it, so that neighbors count"
+    why = "a window slides over it, so that neighbours count"
     assert (group.frozen, group.whole_heads) == (
         why if what == "frozen" else None,
         why if what == "whole_heads" else None,

@@ -207,7 +207,7 @@ def test_only_whole_heads_go_where_attention_pools_over_their_dimensions():
     """CIFAR10-DVS: a window slides over the tokens and channels of each head."""
     program = captured("sdt-dvs")
     group = next(g for g in program.groups if g.name == "block.0.attn.q_conv")
-    assert group.frozen is None and group.whole_heads == "a window slides over it, so that neighbors count"
+    assert group.frozen is None and group.whole_heads == "a window slides over it, so that neighbours count"
     for head in range(group.heads):
         keep = np.ones((group.heads, group.axis.size), dtype=bool)
         keep[head] = False
