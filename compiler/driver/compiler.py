@@ -1,7 +1,7 @@
 """Compilation: from a program and a budget to the files of an output folder, with a report of every step.
 
-The steps are the same for each budget: prepare, search for a plan, apply it, lower the network to a file, verify the file,
-report.
+The steps are the same for each budget: prepare, search for a plan, apply it, lower the network to a file, verify the
+file, report.
 """
 
 from __future__ import annotations
