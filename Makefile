@@ -32,9 +32,9 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
 
-# One thread per test process; all tests of a file run in one process, since they share what they build.
+# One thread per test process; tests of a file mostly stay together, since they share what they build.
 # Not `python -m pytest`, which would put the root on sys.path.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 test: lint ## lint, check types and run the tests
 	@echo "== pytest"

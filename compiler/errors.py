@@ -1,16 +1,16 @@
-"""What can go wrong, each with a documented exit status, the place it happened and the way out."""
+"""Errors that are shown to the user, with a documented exit status, the place in the user's code and a hint."""
 
 from __future__ import annotations
 
 
 class SvitcError(Exception):
-    """A mistake that the user can mend.
+    """Base class of errors that the user can do something about.
 
     Attributes:
         message: what is wrong, naming the layer, key or file.
-        hint: the way out, one sentence, or None.
+        hint: what the user can do about it, or None.
         where: ``file.py:line`` in the user's model, or None.
-        exit_status: status of the command line for this kind of error.
+        exit_status: exit status of the command line for this kind of error.
     """
 
     exit_status = 1
@@ -29,45 +29,45 @@ class SvitcError(Exception):
 
 
 class UsageError(SvitcError):
-    """An option or argument that makes no sense (status 2)."""
+    """Raised for an invalid option or argument (exit status 2)."""
 
     exit_status = 2
 
 
 class InputError(SvitcError):
-    """A file that cannot be read as what it should be (status 3)."""
+    """Raised for a file that is missing, damaged or of the wrong kind (exit status 3)."""
 
     exit_status = 3
 
 
 class UnsupportedError(SvitcError):
-    """A model that svitc cannot represent: an unknown neuron, an op outside the list (status 4)."""
+    """Raised for a model that svitc cannot represent, with an unknown neuron or operator (exit status 4)."""
 
     exit_status = 4
 
 
 class BudgetError(SvitcError):
-    """A budget that no plan meets (status 5)."""
+    """Raised for a budget that no plan meets (exit status 5)."""
 
     exit_status = 5
 
 
 class VerifyError(SvitcError):
-    """A compiled file that is not the same network (status 6)."""
+    """Raised for a compiled file that does not compute the same network (exit status 6)."""
 
     exit_status = 6
 
 
 class OutputError(SvitcError):
-    """An output that cannot be written (status 7)."""
+    """Raised for an output that cannot be written (exit status 7)."""
 
     exit_status = 7
 
 
 class InternalError(SvitcError):
-    """A stage check that failed: a fault of svitc or of a user's pass, never of the model (status 70)."""
+    """Raised for a failed internal check: a bug in svitc or in a user's pass, not in the model (exit status 70)."""
 
     exit_status = 70
 
 
-INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT, as in shells

@@ -1,7 +1,8 @@
-"""Passes: one rewrite a file, in folders by when they run.
+"""Passes: rewrites of a program, one in each file, in folders by when they run.
 
-``canonical`` before anything is pruned, ``pruning`` for the plan, ``inference`` once training is over, ``quantization``
-for integer weights, ``lowering`` for the exported file alone. ``policies`` choose the plan.
+``canonical`` passes run before pruning, ``pruning`` passes carry out the plan, ``inference`` passes run once training
+is over, ``quantization`` passes produce integer weights, and ``lowering`` passes run for the exported file alone.
+``policies`` choose the plan.
 
 Imports: ``analysis``, ``planning``, ``quantization``, ``ir`` and what is below them; never ``frontends``.
 
@@ -68,7 +69,7 @@ _OLD_NAMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Return a pass by the name that it had before 0.2."""
+    """Return a pass by the name that it had before version 0.2."""
     if name in _OLD_NAMES:
         return _OLD_NAMES[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The pipelines that every compilation runs, in order: what each is for is said here, once."""
+"""Pipelines: the passes that every compilation runs, in order, and the purpose of each sequence."""
 
 from __future__ import annotations
 
@@ -22,33 +22,38 @@ from svitc.passes.quantization.quantize_weights import QuantizeWeights
 
 
 def canonical_passes() -> list[Pass]:
-    """What every captured program goes through before anything looks at its groups."""
+    """Return the passes that bring every captured program to one form, before its channel groups are used."""
     return [MergeViews(), SplitFusedProjection(), MergeViews()]
 
 
 def inference_passes() -> list[Pass]:
-    """From a program that trains to one that is exported."""
+    """Return the passes that turn a program that can be trained into one for inference."""
     return [HoistRepeat(), MergeViews(), FoldBatchNorm(), FoldBatchNormIntoConsumers(), MergePadding()]
 
 
 def lowering_passes() -> list[Pass]:
-    """From there to what the ONNX lowering gets: the same layers, joined where one operation does for several."""
+    """Return the passes that prepare a program for the ONNX lowering by sharing views and joining layers."""
     return [ReassociateMatmuls(), ShareViews(), FuseQKV(), MergeViews()]
 
 
 def quantization_passes(bits: Mapping[str, int] | None = None) -> list[Pass]:
-    """From a program for inference to one of integer weights and whole-numbered sums; ``bits`` where they are not 8."""
+    """Return the passes that turn a program for inference into one of integer weights and integer sums.
+
+    Args:
+        bits: layer -> bits of its weights, where that is not 8.
+    """
     return [FoldNeuronScale(), QuantizeInput(), QuantizeWeights(bits)]
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
-    """An integer network with the program's weights; the program is not changed.
+    """Return an integer network with the program's weights; the program is not changed.
 
     Args:
-        bits: layer -> 4 or 2 where its weights are not to have 8.
+        program: a program that can be trained.
+        bits: layer -> 4 or 2 where its weights do not get 8.
 
     Returns:
-        a program at stage QUANTIZED, and what its passes did and refused.
+        a program at stage QUANTIZED, and the pipeline with the results and refusals of its passes.
 
     Raises:
         UnsupportedError: weights that are infinite or not a number.
@@ -60,10 +65,11 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
 
 
 def exportable_program(program: Program, keep: bool = True) -> Program:
-    """What the ONNX lowering gets: of a program that trains, or of a quantized one.
+    """Return the program that the ONNX lowering takes.
 
     Args:
-        keep: leave the program as it is; else it is used up.
+        program: a program that can be trained, or a quantized one.
+        keep: leave the program as it is; otherwise it is changed in place.
     """
     twin = program.copy() if keep else program
     if twin.stage < Stage.QUANTIZED:

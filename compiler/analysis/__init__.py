@@ -1,9 +1,9 @@
-"""What can be known about a program without changing it.
+"""Analyses: facts about a program, found without changing it.
 
-Integer ranges (which values are whole numbers, and how large), intervals (the least and the most that a channel can
-be), rounding errors, the moments of calibration images, consumers of channels, operation counts.
+Integer ranges (which values are integers, and how large), intervals (lower and upper bounds of each channel), rounding
+errors, second moments on calibration images, consumers of channels, layer statistics.
 
-Imports: ``ir`` and what is below it. Never passes, which act on what is found here.
+Imports: ``ir`` and what is below it. Never passes, which act on these facts.
 
-Start with ``integer_range.py``, on which quantization stands, then ``intervals.py``.
+Start with ``integer_range.py``, the basis of quantization, then ``intervals.py``.
 """

@@ -1,8 +1,8 @@
-"""Calibration: what the original does on a few hundred images, as the criteria and the refit need it.
+"""Calibration: statistics of the original program on a few hundred images, for the pruning criteria and the refit.
 
-One pass over the images collects, for every projection, the second moments of what it reads (with spikes: how
-often two inputs fire together), for every product of two activations, the moments of its terms, and for every
-neuron, how often each channel fires. Gradients are taken only when they are asked for.
+One pass over the images collects, for every projection, the second moments of its input (for spikes: how often two
+inputs fire together), for every product of two activations, the moments of its terms, and for every neuron, how often
+each channel fires. Gradients are computed only on demand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +19,24 @@ from torch import fx
 from svitc.analysis import im2col
 from svitc.data.inputs import time_average
 from svitc.ir import ops
-from svitc.ir.axes import Dims, Kind
+from svitc.ir.axes import Axis, Dims, Kind
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.ir.program import Program
 
-BATCH = 32
-ROWS = 8_192  # positions that one layer's moments are taken over, at least,
-ROWS_EACH = 16  # and for each of its inputs
-WIDEST = 6_000  # inputs of a layer, kernel included, beyond which its moments would not fit
+BATCH_IMAGES = 32
+ROWS = 8_192  # least number of positions for the moments of one layer
+ROWS_PER_INPUT = 16  # least number of positions for each input of the layer
+WIDEST = 6_000  # largest number of inputs of a layer, kernel included, whose moments fit in memory
 
 
 @dataclass
 class Moments:
-    """Of what a projection reads, columns ordered as ``weight.flatten(1)``.
+    """First and second moments of a projection's input, columns ordered as in ``weight.flatten(1)``.
 
     Attributes:
-        rows: positions seen.
-        total: sum over them ``[D]``.
-        products: sum of outer products ``[D, D]``.
+        rows: number of positions.
+        total: sum over the positions, ``[D]``.
+        products: sum of the outer products, ``[D, D]``.
     """
 
     rows: int
@@ -46,26 +45,29 @@ class Moments:
 
     @property
     def mean(self) -> torch.Tensor:
+        """Return the mean of each input, ``[D]``."""
         return self.total / self.rows
 
     @property
     def covariance(self) -> torch.Tensor:
+        """Return the covariance of the inputs, ``[D, D]``."""
         return self.products / self.rows - torch.outer(self.mean, self.mean)
 
 
 class Calibration:
-    """Statistics of a program on labelled images, in float64.
+    """Statistics of a program on labeled images, in float64.
 
     Args:
-        program: the original, at a stage that trains.
+        program: the original, at a stage at which it can be trained.
         inputs: images in its input layout.
         labels: ``[N]``; only gradients need them.
+        seed: seeds the choice of positions.
 
     Attributes:
-        moments: layer -> moments of what it reads.
-        terms: name of a matrix product -> ``[heads, d, d]``: inner products of the terms that the contracted
-            axis sums up, so that leaving out a set of them costs the sum over the set's square.
-        rates: neuron -> mean spikes a step, in the layout of its value's leaf axes that are channels.
+        moments: layer -> moments of its input.
+        terms: name of a matrix product -> ``[heads, d, d]``: inner products of the terms that the contracted axis sums
+            up. Leaving out a set of terms costs the sum over the block of that set.
+        rates: neuron -> spikes in a time step, summed over the images, over the channel leaf axes of its value.
     """
 
     def __init__(self, program: Program, inputs: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> None:
@@ -84,20 +86,31 @@ class Calibration:
         program.reset()
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        batch = self.program.input.at_once(BATCH)
+        batch = self.program.input.at_once(BATCH_IMAGES)
         return zip(self.inputs.split(batch, self.program.input.batch_dim), self.labels.split(batch), strict=True)
 
     def firing(self, group: ChannelGroup) -> np.ndarray | None:
-        """Spikes a step of each channel ``[heads, d]``, summed over the group's neurons; None if it has none."""
+        """Return the mean spikes in a time step of each channel, summed over the group's neurons.
+
+        Returns:
+            ``[heads, d]``, or None where the group has no neuron.
+        """
         return self._spread(group, self.rates, 1 / self.images)
 
     def taylor(self, group: ChannelGroup) -> np.ndarray | None:
-        """Size of the loss' first-order change if a channel fell silent ``[heads, d]`` (Molchanov et al., 2019)."""
+        """Return the first-order estimate of how much the loss changes if a channel is removed.
+
+        Returns:
+            ``[heads, d]``, or None where the group has no neuron.
+
+        Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019.
+        """
         if self._taylor is None:
             self._taylor = self._gradients()
         return self._spread(group, self._taylor, 1 / self.images)
 
     def _spread(self, group: ChannelGroup, values: dict[str, torch.Tensor], scale: float) -> np.ndarray | None:
+        """Sum the values of the neurons of a group over the group's channels, ``[heads, d]``, times ``scale``."""
         total = None
         for node in self.program.neurons():
             dims = self.program.type_of(node)
@@ -107,32 +120,33 @@ class Calibration:
         return None if total is None else total * scale
 
     def _gradients(self) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
+        """Return, for each neuron, the absolute value of spikes times gradient, summed over the images."""
+        taylor: dict[str, torch.Tensor] = {}
         for x, labels in self._batches():
             self.program.reset()
-            keeper = _Keeper(self.program.module)
+            recorder = _SpikeRecorder(self.program.module)
             with torch.enable_grad():
-                logits = keeper.run(x)
+                logits = recorder.run(x)
                 loss = F.cross_entropy(time_average(logits), labels, reduction="sum")
-                values = list(keeper.values.items())
+                values = list(recorder.values.items())
                 gradients = torch.autograd.grad(loss, [v for _, v in values], allow_unused=True) if values else ()
             for (node, value), gradient in zip(values, gradients, strict=True):
                 if gradient is not None:
                     dims = self.program.type_of(node)
-                    each = (value * gradient).detach().double()
-                    found[str(node.target)] = found.get(str(node.target), 0) + _sum(each, dims, each_image=True)
+                    product = (value * gradient).detach().double()
+                    taylor[str(node.target)] = taylor.get(str(node.target), 0) + _sum(product, dims, each_image=True)
         self.program.reset()
-        return found
+        return taylor
 
 
-class _Keeper(fx.Interpreter):
-    """Keeps every neuron's spikes with their history."""
+class _SpikeRecorder(fx.Interpreter):
+    """Interpreter that keeps every neuron's spikes together with their autograd history."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.values: dict[fx.Node, torch.Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n.op == "call_module" and ops.is_neuron(self.fetch_attr(str(n.target))) and value.requires_grad:
             self.values[n] = value
@@ -140,47 +154,61 @@ class _Keeper(fx.Interpreter):
 
 
 class _Observer(fx.Interpreter):
+    """Interpreter that adds the moments and rates of one batch to a calibration."""
+
     def __init__(self, calibration: Calibration, share: float, generator: torch.Generator) -> None:
         super().__init__(calibration.program.module)
-        self.to, self.share, self.generator = calibration, share, generator
+        self.calibration, self.share, self.generator = calibration, share, generator
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
-        to = self.to
+        calibration = self.calibration
         if n.op == "call_module":
             name, module = str(n.target), self.fetch_attr(str(n.target))
             if ops.is_neuron(module):
-                to.rates[name] = to.rates.get(name, 0) + _sum(value.double(), to.program.type_of(n), means=True)
+                calibration.rates[name] = calibration.rates.get(name, 0) + _sum(
+                    value.double(), calibration.program.type_of(n), means=True
+                )
             elif im2col.solvable(module) and module.weight[0].numel() <= WIDEST:
-                most = int(self.share * max(ROWS, ROWS_EACH * module.weight[0].numel()))
-                s, _ = im2col.rows(module, self.env[n.all_input_nodes[0]], value, most, self.generator)
-                old = to.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
-                to.moments[name] = Moments(
-                    old.rows + len(s), old.total + s.sum(0).double(), old.products + (s.T @ s).double()
+                max_rows = int(self.share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))
+                rows, _ = im2col.rows(module, self.env[n.all_input_nodes[0]], value, max_rows, self.generator)
+                previous = calibration.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
+                calibration.moments[name] = Moments(
+                    previous.rows + len(rows),
+                    previous.total + rows.sum(0).double(),
+                    previous.products + (rows.T @ rows).double(),
                 )
         elif n.target in (torch.matmul, operator.matmul):
             self._product(n)
         return value
 
     def _product(self, n: fx.Node) -> None:
+        """Add the inner products of the terms of a matrix product."""
         left, right = n.args[:2]
         assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-        dims = self.to.program.type_of(left)
+        dims = self.calibration.program.type_of(left)
         a, b = self.env[left], self.env[right]
         both = ((a.mT @ a) * (b @ b.mT)).double()
         keep = [i for i, dim in enumerate(dims[:-2]) if any(axis.kind == Kind.CHANNEL for axis in dim)]
         summed = both.sum([i for i in range(both.ndim - 2) if i not in keep])
-        self.to.terms[n.name] = self.to.terms.get(n.name, 0) + summed.reshape(-1, *both.shape[-2:]).numpy()
+        self.calibration.terms[n.name] = (
+            self.calibration.terms.get(n.name, 0) + summed.reshape(-1, *both.shape[-2:]).numpy()
+        )
 
 
-def channel_leaves(dims: Dims) -> tuple:
+def channel_leaves(dims: Dims) -> tuple[Axis, ...]:
+    """Return the channel axes of a type, in order."""
     return tuple(axis for dim in dims for axis in dim if axis.kind == Kind.CHANNEL)
 
 
 def _sum(value: torch.Tensor, dims: Dims, means: bool = False, each_image: bool = False) -> torch.Tensor:
-    """A value's channel leaves, all else summed up; positions averaged with ``means``.
+    """Sum a value over all axes other than its channel leaves.
 
-    With ``each_image`` it is the sum of each image's absolute value.
+    Args:
+        value: of the shape that ``dims`` says.
+        dims: its type.
+        means: take the mean over the positions instead of their sum.
+        each_image: sum the absolute values of the sums of each image.
     """
     leaves = [axis for dim in dims for axis in dim]
     split = value.reshape([-1 if axis.kind == Kind.BATCH else axis.size for axis in leaves])
@@ -193,11 +221,11 @@ def _sum(value: torch.Tensor, dims: Dims, means: bool = False, each_image: bool 
     return total * (split.shape[batch] * total.numel() / split.numel()) if means else total
 
 
-def over_channels(values: torch.Tensor, leaves: tuple, group: ChannelGroup) -> np.ndarray:
-    """Values over channel leaves as ``[heads, d]`` of a group, other leaves summed up."""
-    grid = values.double().numpy()
+def over_channels(values: torch.Tensor, leaves: tuple[Axis, ...], group: ChannelGroup) -> np.ndarray:
+    """Return values over channel leaves as ``[heads, d]`` of a group, summed over the other leaves."""
+    array = values.double().numpy()
     order = [i for i, axis in enumerate(leaves) if axis is group.head_axis]
     order += [i for i, axis in enumerate(leaves) if axis is group.axis]
-    rest = [i for i in range(len(leaves)) if i not in order]
-    moved = grid.transpose(*order, *rest).reshape(*(leaves[i].size for i in order), -1).sum(-1)
+    others = [i for i in range(len(leaves)) if i not in order]
+    moved = array.transpose(*order, *others).reshape(*(leaves[i].size for i in order), -1).sum(-1)
     return np.array(np.broadcast_to(moved.reshape(-1, group.axis.size), (group.heads, group.axis.size)))

@@ -1,4 +1,4 @@
-"""Readers: the places at which channels are summed up, and whether they would notice that one is gone."""
+"""Channel consumers: the places at which channels are summed up, and which channels they do not depend on."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from svitc.ir.channel_slicing import Chosen
 from svitc.ir.graph import describe
 from svitc.ir.program import Program
 
-# what keeps channels apart: one that is 0 makes no other channel different; pools that slide over some have frozen them
+# Operations that keep channels apart: a channel that is 0 changes no other channel. Channels that a pool slides over
+# are frozen anyway.
 APART_MODULES = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.NEURONS, *ops.STATELESS_NEURONS)
 APART = (*ops.ELEMENTWISE, *ops.VIEWS, ops.take_block)
 
 
 @dataclass
 class ChannelConsumer:
-    """A place where channels are summed up.
+    """A place at which channels are summed up.
 
     Attributes:
-        parts: for each operand which of its elements are 0 for every input, and the axes of that array's dimensions.
-        summed: the ids of the axes that end here.
+        node: the operation that sums them up.
+        parts: for each operand, which of its elements are 0 for every input, and the axes of that array.
+        summed: ids of the axes that are summed up here.
     """
 
     node: fx.Node
@@ -36,30 +38,30 @@ class ChannelConsumer:
     summed: set[int]
 
     def refresh(self, chosen: Chosen) -> None:
-        """Look again, now that some of the channels that are made here are gone."""
+        """Update after channels were removed; ``chosen`` gives the remaining output channels of a dimension."""
 
     def allows(self, *axes: Axis | None) -> torch.Tensor:
-        """Whether elements along ``axes`` (heads and their dimensions; None for no heads) may go."""
+        """Return whether elements along ``axes`` (heads and their dimensions; None for no heads) can be removed."""
         return torch.stack(torch.broadcast_tensors(*(onto(flags, of, axes) for flags, of in self.parts))).any(0)
 
     def reasons(self, *axes: Axis | None) -> Iterator[tuple[torch.Tensor, str]]:
-        """Which elements may not go, and why; the first that applies counts."""
+        """Yield which elements must stay, and why; the first reason that applies to an element counts."""
         yield ~self.allows(*axes), f"{describe(self.node)} sums it up with others"
 
 
 class ProjectionConsumer(ChannelConsumer):
-    """A layer with weights.
+    """A convolution or linear layer.
 
     Attributes:
-        value: what an input is, if it is the same for every input of the network, else 0.
-        folds: whether it would go into the bias.
+        value: value of each input that is the same for every image, else 0.
+        folds: whether that value would be added to the bias.
     """
 
     def __init__(self, program: Program, node: fx.Node, module: nn.Module, x: Interval) -> None:
         assert isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
         source = program.type_of(node.all_input_nodes[0])
         at = 1 if isinstance(module, ops.CONVOLUTIONS) else len(source) - 1
-        low, high = (over_inputs(source, at, v, most) for v, most in ((x.low, False), (x.high, True)))
+        low, high = (over_inputs(source, at, v, upper) for v, upper in ((x.low, False), (x.high, True)))
         low, high = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
         self.leaves = list(source[at])
         self.silent, self.constant = (low == 0) & (high == 0), (low == high) & low.isfinite()
@@ -83,29 +85,39 @@ class ProjectionConsumer(ChannelConsumer):
 
     @property
     def shape(self) -> list[int]:
+        """Return the sizes of the axes of the dimension that is summed up."""
         return [axis.size for axis in self.leaves]
 
     def needs_fold(self, *axes: Axis | None) -> torch.Tensor:
+        """Return whether elements along ``axes`` are removed only by adding their value to the bias."""
         return ~onto(~self.folds.reshape(self.shape), self.leaves, axes)
 
     def reasons(self, *axes: Axis | None) -> Iterator[tuple[torch.Tensor, str]]:
-        no, name = ~self.allows(*axes), describe(self.node)
+        stays, name = ~self.allows(*axes), describe(self.node)
         if not self.once:
-            yield no & onto(self.constant.reshape(self.shape), self.leaves, axes), f"{name} is called more than once"
-        yield no & onto(self.borders, self.leaves, axes), f"{name} pads zeros around it"
-        yield no, f"{name} gets other signals in it"
+            yield stays & onto(self.constant.reshape(self.shape), self.leaves, axes), f"{name} is called more than once"
+        yield stays & onto(self.borders, self.leaves, axes), f"{name} pads zeros around it"
+        yield stays, f"{name} gets other signals in it"
 
 
 def onto(flags: torch.Tensor, of: Sequence[Axis], axes: Sequence[Axis | None]) -> torch.Tensor:
-    """Flags ``[size of each of of]`` that hold all along other axes: ``[size of each of axes]``, 1 where it has none.
+    """Return flags that hold everywhere along the other axes.
 
-    An axis may stand twice, as in a table of channels by channels. Its last place is the one that is asked about.
+    An axis may occur twice, as in a table of channels by channels. Its last place is the one that is reduced to.
+
+    Args:
+        flags: one dimension for each axis of ``of``.
+        of: axes of the flags.
+        axes: axes of the result; None for a dimension of size 1.
+
+    Returns:
+        one dimension for each of ``axes``, of size 1 where ``of`` does not have the axis.
     """
     last = {id(axis): i for i, axis in enumerate(of)}
     places = [last.get(id(axis)) for axis in axes]
     for j, i in enumerate(places):
         if i is not None and i != len(of) - 1 and sum(axis is axes[j] for axis in of) > 1:
-            places[j] = None  # not the one that is summed up: then it must hold for all
+            places[j] = None  # not the place that is summed up: the flag must hold for all
     for i in reversed(range(len(of))):
         if i not in places:
             flags = flags.all(i)
@@ -115,10 +127,11 @@ def onto(flags: torch.Tensor, of: Sequence[Axis], axes: Sequence[Axis | None]) -
 
 
 def consumers_of(program: Program, bounds: dict[fx.Node, Interval]) -> Iterator[ChannelConsumer]:
+    """Yield the places of a program at which channels are summed up, in order."""
     for node in program.graph.nodes:
         module = program.module_of(node)
         if ops.is_projection(module):
-            if getattr(module, "groups", 1) == 1:  # else depthwise, which sums up nothing, or frozen
+            if getattr(module, "groups", 1) == 1:  # else depthwise, which sums up no channels, or frozen
                 yield ProjectionConsumer(program, node, module, bounds[node.all_input_nodes[0]])
         elif node.target is torch.matmul:
             yield _sum(program, bounds, node, [(node.args[0], -1), (node.args[1], -2)])
@@ -130,7 +143,7 @@ def consumers_of(program: Program, bounds: dict[fx.Node, Interval]) -> Iterator[
 
 
 def _unknown(program: Program, node: fx.Node) -> Iterator[ChannelConsumer]:
-    """The output, and any operation that is not known to keep channels apart: nothing that it reads may go."""
+    """Yield a consumer that lets nothing be removed: the output, or an operation that may mix channels."""
     for x in node.all_input_nodes:
         of = channels(program.type_of(x))
         yield ChannelConsumer(
@@ -141,7 +154,7 @@ def _unknown(program: Program, node: fx.Node) -> Iterator[ChannelConsumer]:
 def _sum(
     program: Program, bounds: dict[fx.Node, Interval], node: fx.Node, operands: list[tuple[fx.Node, int]]
 ) -> ChannelConsumer:
-    """A reader of one dimension of each operand."""
+    """Return the consumer of one dimension of each operand."""
     parts, summed = [], set()
     for x, at in operands:
         dims = list(program.type_of(x))

@@ -1,4 +1,4 @@
-"""Quantization: from a program that trains to the integer network that defines what its ONNX file computes."""
+"""Exactness: which neurons of a quantized program fire the same in every runtime, and which layers can be narrower."""
 
 from __future__ import annotations
 
@@ -14,65 +14,66 @@ from svitc.ir.quantized_modules import EXACT
 
 
 def inexact(program: Program) -> dict[str, str]:
-    """Neurons, and ``logits``, whose values depend on the order of float sums, each with the reason.
+    """Return the neurons, and ``logits``, whose values depend on the order of float sums, each with the reason.
 
-    All other neurons fire the same, bit for bit, in every runtime that keeps to IEEE float32: what lies between spikes
-    is sums of whole numbers below 2^24, and elementwise operations, which round in one way only.
+    All other neurons fire the same, bit for bit, in every runtime that conforms to IEEE float32: between spikes there
+    are only sums of integers below 2^24, and elementwise operations, which have exactly one correctly rounded result.
     """
-    known = integer_ranges(program)
+    ranges = integer_ranges(program)
     why: dict[fx.Node, str] = {}
-    found: dict[str, str] = {}
+    inexact_neurons: dict[str, str] = {}
     for node in program.graph.nodes:
-        reason = next((why[each] for each in node.all_input_nodes if each in why), None) or _own(program, node, known)
+        inherited = next((why[source] for source in node.all_input_nodes if source in why), None)
+        reason = inherited or _reason_of(program, node, ranges)
         if reason is not None:
             why[node] = reason
             if ops.is_neuron(program.module_of(node)):
-                found[str(node.target)] = reason
+                inexact_neurons[str(node.target)] = reason
             elif node.op == "output":
-                found["logits"] = reason
-    return found
+                inexact_neurons["logits"] = reason
+    return inexact_neurons
 
 
-def _own(program: Program, node: fx.Node, known: dict[fx.Node, IntegerRange]) -> str | None:
-    """Why an operation's result depends on the order of its sum, or None."""
+def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRange]) -> str | None:
+    """Return why an operation's result depends on the order of its sum, or None."""
     inputs = node.all_input_nodes
     module: Any = program.module_of(node)
     where = str(node.target) if module is not None else node.meta.get("scope") or "the model"
     if ops.is_projection(module):
-        grid = known.get(inputs[0])
-        if grid is None:
+        input_range = ranges.get(inputs[0])
+        if input_range is None:
             return f"{where} sums real numbers"
         if not ops.is_quantized(module):
             return f"{where} is not quantized"
-        largest = int(module.weight.flatten(1).int().abs().sum(1).max()) * grid.bound
+        largest = int(module.weight.flatten(1).int().abs().sum(1).max()) * input_range.bound
         return None if largest < EXACT else f"{where} could pass 2^24"
     if ops.is_batch_norm(module):
         return f"{where} is a batch norm, which runtimes compute in different ways"
     if isinstance(module, nn.AvgPool2d) or node.target is torch.mean:
-        # a share of a sum: exact only where the divisor is a power of two
-        return None if node in known and _small(known[node]) else f"a mean in {where}"
+        # a mean is exact only where its divisor is a power of two
+        return None if node in ranges and _small(ranges[node]) else f"a mean in {where}"
     if node.target in (torch.sum, torch.matmul):
         what = "sum" if node.target is torch.sum else "matrix product"
-        if any(each not in known for each in inputs):
+        if any(source not in ranges for source in inputs):
             return f"a {what} of real numbers in {where}"
-        return None if _small(known[node]) else f"a {what} in {where} could pass 2^24"
+        return None if _small(ranges[node]) else f"a {what} in {where} could pass 2^24"
     return None
 
 
-def _small(grid: IntegerRange) -> bool:
-    return grid.bound < EXACT
+def _small(value_range: IntegerRange) -> bool:
+    return value_range.bound < EXACT
 
 
 def narrowable(program: Program) -> dict[str, str]:
-    """Layers of a quantized program, each with the reason why its weights must stay at 8 bits, or an empty text."""
-    known = integer_ranges(program)
-    found = {}
+    """Return the layers of a quantized program, each with why its weights must stay at 8 bits, or an empty text."""
+    ranges = integer_ranges(program)
+    reasons = {}
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
         if ops.is_quantized(module):
-            floats = runs_in_floats(module, known.get(node.all_input_nodes[0]))
-            found[str(node.target)] = "it reads real numbers, or channel by channel" if floats else ""
-    return found
+            floats = runs_in_floats(module, ranges.get(node.all_input_nodes[0]))
+            reasons[str(node.target)] = "it reads real numbers, or channel by channel" if floats else ""
+    return reasons
 
 
 __all__ = ["inexact", "narrowable"]

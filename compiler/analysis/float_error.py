@@ -1,9 +1,9 @@
-"""How far float32 may stray: rounding bounds for the input of every neuron, from magnitudes.
+"""Float32 rounding error: how far the input of each neuron may lie from its exact value, from magnitudes.
 
 A sum of n products computed in floating point differs from the exact one by at most ``lambda sqrt(n) u`` times
 the sum of the magnitudes, with overwhelming probability (Higham and Mary, "A new approach to probabilistic rounding
-error analysis", SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4), u being half a unit in the last place. The magnitudes
-come from running the program itself with every weight, mean and bias made positive.
+error analysis", SIAM J. Sci. Comput. 41(5), 2019, theorem 2.4), where u is half a unit in the last place. The
+magnitudes come from running the program itself with every weight, mean and bias made positive.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 UNIT = 2.0**-24
-LAMBDA = 8.0  # both sides stray; a chance of 2 exp(-lambda^2 / 2) a sum and side, with half of it each
+# The file and the reference both round, so that each may use half of the bound. A single sum exceeds a bound of lambda
+# with a probability of 2 exp(-lambda^2 / 2).
+LAMBDA = 8.0
 
 
 def magnitudes(program: Program) -> Program:
-    """A copy that computes, for each value between neurons, a bound on the sum of its magnitudes.
+    """Return a copy that computes, for each value between neurons, a bound on the sum of its magnitudes.
 
-    Run it with the absolute input and the reference's spikes at each neuron.
+    Run it with the absolute input and with the reference's spikes at each neuron.
     """
     twin = program.copy()
     with torch.no_grad():
@@ -54,23 +56,24 @@ def magnitudes(program: Program) -> Program:
 
 
 def sum_lengths(program: Program) -> dict[str, int]:
-    """For each neuron (and ``logits``): how many terms are added up between the spikes before it and its input."""
+    """Return, for each neuron and ``logits``, how many terms are summed between the spikes before it and its input."""
     depth: dict[fx.Node, int] = {}
     lengths: dict[str, int] = {}
     for node in program.graph.nodes:
-        before = max((depth[n] for n in node.all_input_nodes), default=0)
+        terms_before = max((depth[n] for n in node.all_input_nodes), default=0)
         module = program.module_of(node)
         if ops.is_neuron(module):
-            lengths[str(node.target)] = before + 1
+            lengths[str(node.target)] = terms_before + 1
             depth[node] = 0
             continue
         if node.op == "output":
-            lengths["logits"] = before + 1
-        depth[node] = before + _terms(program, node, module)
+            lengths["logits"] = terms_before + 1
+        depth[node] = terms_before + _terms(program, node, module)
     return lengths
 
 
 def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
+    """Return how many terms an operation adds to the sums that pass through it."""
     if ops.is_projection(module):
         return math.prod(module.weight.shape[1:]) + 1
     if ops.is_batch_norm(module):
@@ -79,28 +82,35 @@ def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
         return program.shape_of(node.all_input_nodes[0])[-1]
     if node.target in ops.REDUCTIONS:
         dims = program.type_of(node.all_input_nodes[0])
-        gone: Any = node.kwargs["dim"]
-        return math.prod(axes.size(dims[i]) for i in gone)
+        reduced: Any = node.kwargs["dim"]
+        return math.prod(axes.size(dims[dim]) for dim in reduced)
     return 1 if node.target in ops.ELEMENTWISE or isinstance(module, nn.AvgPool2d) else 0
 
 
 def bound(magnitude: np.ndarray, terms: int) -> np.ndarray:
-    """The most that rounding moves a value of this magnitude."""
+    """Return the largest rounding error of values with these magnitudes.
+
+    Args:
+        magnitude: sums of the magnitudes of the terms, of any shape.
+        terms: number of terms in each sum.
+    """
     return LAMBDA * math.sqrt(terms) * UNIT * magnitude
 
 
-def margins(module: nn.Module, current: np.ndarray, spikes: np.ndarray, magnitude: np.ndarray, terms: int):
-    """Distance of each charged membrane from its nearest threshold, and how far rounding may move it.
+def margins(
+    module: nn.Module | None, current: np.ndarray, spikes: np.ndarray, magnitude: np.ndarray, terms: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance of each charged membrane from its nearest threshold, and how far rounding may move it.
 
     Args:
         module: the neuron.
-        current: its input, ``[T, …]``, of any form if it has no state.
-        spikes: what the reference fired, in that form; resets follow these.
-        magnitude: magnitudes of ``current``.
+        current: its input, ``[T, ...]``; any shape if the neuron has no state.
+        spikes: the spikes of the reference, of that shape; the resets follow these.
+        magnitude: magnitudes of ``current``, of that shape.
         terms: length of the sums behind it.
 
     Returns:
-        ``distance, allowed``, both in that form, float64.
+        ``distance, allowed``, both of that shape, float64.
     """
     neuron = dynamics_of(module)
     if not neuron.has_state:

@@ -1,4 +1,4 @@
-"""A projection as a matrix product: the rows that its weights are multiplied with, and the outputs they give."""
+"""Projections as matrix products: the rows that the weights are multiplied with, and the outputs they give."""
 
 from __future__ import annotations
 
@@ -10,50 +10,53 @@ from svitc.ir import ops
 
 
 def solvable(module: nn.Module | None) -> bool:
-    """Whether a layer's output is one matrix product: a linear layer, or a convolution that is not grouped."""
+    """Return whether a layer is one matrix product: a linear layer, or a convolution that is not grouped."""
     return isinstance(module, nn.Linear) or (isinstance(module, ops.CONVOLUTIONS) and module.groups == 1)
 
 
 def rows(
-    module: nn.Module, x: torch.Tensor, y: torch.Tensor, most: int, generator: torch.Generator
+    module: nn.Module, x: torch.Tensor, y: torch.Tensor, max_rows: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and outputs of a layer, position by position.
+    """Return the inputs and outputs of a layer, position by position.
 
     Args:
-        x: the layer's input.
-        y: values at its output's positions: ``[N, C', ...]``, or ``[..., C']`` for a linear layer.
-        most: at most about this many positions, drawn at random.
+        module: a layer for which ``solvable`` holds.
+        x: its input.
+        y: values at the positions of its output: ``[N, C', ...]``, or ``[..., C']`` for a linear layer.
+        max_rows: draw about this many positions at random, or take all if there are fewer.
+        generator: the source of randomness.
 
     Returns:
-        ``[rows, D]``, columns ordered as ``weight.flatten(1)``'s, and ``[rows, C']``.
+        ``[rows, D]``, columns ordered as in ``weight.flatten(1)``, and ``[rows, C']``.
     """
     if isinstance(module, nn.Linear):
         flat, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        index = _draw(len(flat), most, generator)
+        index = _draw(len(flat), max_rows, generator)
         return flat[index], out[index]
     assert isinstance(module, ops.CONVOLUTIONS)
-    flat1d = isinstance(module, nn.Conv1d)  # as an image of one row
-    kernel, dilation, padding, stride = (  # capture leaves no padding that is given by name
+    flat1d = isinstance(module, nn.Conv1d)  # handled as an image of one row
+    kernel, dilation, padding, stride = (  # after capture, padding is always numbers, not "same" or "valid"
         (first, *map(int, value)) if flat1d else tuple(map(int, value))
         for first, value in ((1, module.kernel_size), (1, module.dilation), (0, module.padding), (1, module.stride))
     )
-    share = max(1, most // len(x))
+    share = max(1, max_rows // len(x))
     parts_in, parts_out = [], []
-    for start in range(0, len(x), 16):  # unfolding copies kernel-size times; never everything at once
-        some = x[start : start + 16]
-        some = some.unsqueeze(2) if flat1d else some
+    for start in range(0, len(x), 16):  # in chunks, since unfolding takes kernel-size times the memory
+        chunk = x[start : start + 16]
+        chunk = chunk.unsqueeze(2) if flat1d else chunk
         if max(kernel) == 1 and max(padding) == 0:
-            patches = some[:, :, :: stride[0], :: stride[1]].flatten(2)
+            patches = chunk[:, :, :: stride[0], :: stride[1]].flatten(2)
         else:
-            patches = F.unfold(some, kernel, dilation, padding, stride)
+            patches = F.unfold(chunk, kernel, dilation, padding, stride)
         out = y[start : start + 16].flatten(2)
-        index = torch.stack([_draw(out.shape[2], share, generator) for _ in range(len(some))])[:, None]
+        index = torch.stack([_draw(out.shape[2], share, generator) for _ in range(len(chunk))])[:, None]
         parts_in.append(patches.gather(2, index.expand(-1, patches.shape[1], -1)).mT.flatten(0, 1))
         parts_out.append(out.gather(2, index.expand(-1, out.shape[1], -1)).mT.flatten(0, 1))
     return torch.cat(parts_in), torch.cat(parts_out)
 
 
-def _draw(count: int, most: int, generator: torch.Generator) -> torch.Tensor:
-    if count <= most:
+def _draw(count: int, limit: int, generator: torch.Generator) -> torch.Tensor:
+    """Return ``limit`` of ``count`` indices at random, or all of them in order if there are fewer."""
+    if count <= limit:
         return torch.arange(count)
-    return torch.randperm(count, generator=generator)[:most]
+    return torch.randperm(count, generator=generator)[:limit]

@@ -1,4 +1,4 @@
-"""The input current of a neuron: the layers that make it, and what carries it from them."""
+"""Input currents: the layers whose outputs add up to the input of a neuron, and the operations in between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svitc.ir import ops
 from svitc.ir.graph import describe
 from svitc.ir.program import Program
 
-CARRIERS = (*ops.VIEWS, ops.take_block, ops.take_range)  # any factor passes through them
+CARRIERS = (*ops.VIEWS, ops.take_block, ops.take_range)  # a factor can be moved across them
 
 
 class Current(NamedTuple):
@@ -21,10 +21,10 @@ class Current(NamedTuple):
     Attributes:
         values: all of them.
         sources: projections, and products with a number.
-        bare: values without a factor of their own that get one (a matrix product, spikes that are added).
+        bare: values that have no factor and get one (a matrix product, spikes that are added).
         readers: neurons.
-        exits: (value, node) for all else that reads one of the values.
-        pooled: whether a maximum is taken of some, which only factors above 0 pass through.
+        exits: (value, node) for every other node that reads one of the values.
+        pooled: whether the maximum of some of them is taken, so that only positive factors can be moved.
         blocked: why they cannot be scaled, or None.
     """
 
@@ -37,13 +37,15 @@ class Current(NamedTuple):
     blocked: str | None
 
 
-def current_of(program: Program, start: fx.Node, known: dict[fx.Node, IntegerRange]) -> Current:
-    """What must be scaled together with the input of a neuron.
+def current_of(program: Program, start: fx.Node, integer_values: dict[fx.Node, IntegerRange]) -> Current:
+    """Return what must be scaled together with the input of a neuron.
 
     Args:
-        known: the program's grids. Whole numbers stay whole: a product of them is what is scaled.
+        program: the program.
+        start: the neuron.
+        integer_values: the program's integer ranges. Integers stay integers: their product is scaled, not its factors.
     """
-    found = Current([], [], [], [], [], False, None)
+    current = Current([], [], [], [], [], False, None)
     blocked, pooled = None, False
     todo, seen = [start.all_input_nodes[0]], set()
     while todo:
@@ -51,38 +53,38 @@ def current_of(program: Program, start: fx.Node, known: dict[fx.Node, IntegerRan
         if node in seen:
             continue
         seen.add(node)
-        found.values.append(node)
+        current.values.append(node)
         module = program.module_of(node)
         pooled |= isinstance(module, nn.MaxPool2d)
-        if node in known and not by_number(node):
-            found.bare.append(node)
-            found.readers.extend(each for each in node.users if each is start)
+        if node in integer_values and not by_number(node):
+            current.bare.append(node)
+            current.readers.extend(user for user in node.users if user is start)
             continue
         for user in node.users:
             if ops.has_state(program.module_of(user)):
-                if user not in found.readers:
-                    found.readers.append(user)
-            elif _carries(program, user) and user not in known:
+                if user not in current.readers:
+                    current.readers.append(user)
+            elif _carries(program, user) and user not in integer_values:
                 todo.append(user)
             else:
-                found.exits.append((node, user))
+                current.exits.append((node, user))
         if _carries(program, node):
             todo += node.all_input_nodes
         elif by_number(node) or (ops.is_projection(module) and program.called_once(node)):
-            found.sources.append(node)
+            current.sources.append(node)
         else:
             blocked = blocked or f"{describe(node)} is part of the current and has no factor"
-    return found._replace(pooled=pooled, blocked=blocked)
+    return current._replace(pooled=pooled, blocked=blocked)
 
 
 def by_number(node: fx.Node) -> bool:
-    """Whether a node is a value times or over a number."""
-    numbers = [each for each in node.args if not isinstance(each, fx.Node)]
+    """Return whether a node multiplies or divides a value by a number."""
+    numbers = [arg for arg in node.args if not isinstance(arg, fx.Node)]
     return node.target in (operator.mul, operator.truediv) and len(numbers) == 1
 
 
 def _carries(program: Program, node: fx.Node) -> bool:
-    """Whether an operation gives twice as much for inputs twice as large, and is no source itself."""
+    """Return whether an operation is linear without a factor of its own: a sum, a view, a maximum, padding."""
     if node.target in (operator.add, operator.sub):
         return True
     return node.target in CARRIERS or isinstance(program.module_of(node), (nn.MaxPool2d, nn.ZeroPad2d))

@@ -1,7 +1,7 @@
-"""Grids: which values of a program are whole numbers, times one known factor, and how large they can become.
+"""Integer ranges: which values of a program are integers times one fixed unit, and how large these can become.
 
-Spikes are 0 or 1; pools, sums, products and matrix products of whole numbers are whole numbers. What is computed on a
-grid is exact in float32 while it stays below 2^24 units, whatever the order.
+Spikes are 0 or 1; pools, sums, products and matrix products of integers are integers. A sum of integers is exact in
+float32, in any order, as long as it stays below 2^24 units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from svitc.ir.program import Program
 
 @dataclass(frozen=True)
 class IntegerRange:
-    """A value that is ``unit`` times a whole number from ``low`` to ``high``."""
+    """A value that is ``unit`` times an integer from ``low`` to ``high``."""
 
     unit: float
     low: int
@@ -29,53 +29,53 @@ class IntegerRange:
 
     @property
     def bound(self) -> int:
+        """Return the largest magnitude of the integers."""
         return max(-self.low, self.high)
 
     @property
     def is_byte(self) -> bool:
-        """Whether the numbers fit uint8 or int8."""
+        """Return whether the integers fit uint8 or int8."""
         return (self.low >= 0 and self.high <= 255) or self.is_signed_byte
 
     @property
     def is_signed_byte(self) -> bool:
-        """Whether they fit int8 and only int8."""
+        """Return whether some integers are negative and all fit int8."""
         return -128 <= self.low < 0 and self.high <= 127
 
     def times(self, other: IntegerRange, terms: int = 1) -> IntegerRange:
-        """Of a sum of ``terms`` products."""
+        """Return the range of a sum of ``terms`` products of the two values."""
         corners = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
         return IntegerRange(self.unit * other.unit, terms * min(corners), terms * max(corners))
 
 
 def integer_ranges(program: Program) -> dict[fx.Node, IntegerRange]:
-    """The grid of every value that lies on one; a value that is missing is real."""
-    found: dict[fx.Node, IntegerRange] = {}
+    """Return the integer range of every value that has one; a value that is missing is real."""
+    ranges: dict[fx.Node, IntegerRange] = {}
     for node in program.graph.nodes:
-        grid = _grid(program, node, found)
-        if grid is not None:
-            found[node] = grid
-    return found
+        value_range = _range_of(program, node, ranges)
+        if value_range is not None:
+            ranges[node] = value_range
+    return ranges
 
 
-def _grid(program: Program, node: fx.Node, found: dict[fx.Node, IntegerRange]) -> IntegerRange | None:
+def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRange]) -> IntegerRange | None:
     module = program.module_of(node)
     if module is not None:
-        return _of_layer(module, found.get(node.all_input_nodes[0]))
-    inputs = [found.get(each) for each in node.all_input_nodes]
-    if not inputs or None in inputs:
+        return _of_layer(module, ranges.get(node.all_input_nodes[0]))
+    if not node.all_input_nodes or any(source not in ranges for source in node.all_input_nodes):
         return None
-    first: Any = inputs[0]
+    first = ranges[node.all_input_nodes[0]]
     if node.op == "output" or node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
         return first
     if node.target in ops.REDUCTIONS:
-        gone: Any = node.kwargs["dim"]
-        size = axes.size(a for i in gone for a in program.type_of(node.all_input_nodes[0])[i])
+        reduced: Any = node.kwargs["dim"]
+        size = axes.size(axis for dim in reduced for axis in program.type_of(node.all_input_nodes[0])[dim])
         total = IntegerRange(first.unit, first.low * size, first.high * size)
         return _scaled(total, 1 / size) if node.target is torch.mean else total
-    if len(node.args) == 2 and not all(isinstance(each, fx.Node) for each in node.args):
-        number: Any = next(each for each in node.args if not isinstance(each, fx.Node))
+    if len(node.args) == 2 and not all(isinstance(arg, fx.Node) for arg in node.args):
+        number: Any = next(arg for arg in node.args if not isinstance(arg, fx.Node))
         return _scaled(first, 1 / number if node.target is operator.truediv else number)
-    second: Any = found[node.args[1]]  # type: ignore[index]
+    second = ranges[node.args[1]]  # type: ignore[index]
     if node.target is torch.matmul:
         return first.times(second, program.shape_of(node.all_input_nodes[0])[-1])
     if node.target is operator.mul:
@@ -97,25 +97,29 @@ def _of_layer(module: nn.Module, source: IntegerRange | None) -> IntegerRange | 
     if isinstance(module, nn.MaxPool2d):
         return source
     if isinstance(module, nn.AvgPool2d):
-        window = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-        size = math.prod(window)
+        size = math.prod(_pair(module.kernel_size))
         if module.divisor_override or module.ceil_mode or (any(_pair(module.padding)) and not module.count_include_pad):
-            return None  # not every window has the same divisor
+            return None  # the windows have different divisors
         return _scaled(IntegerRange(source.unit, min(0, source.low) * size, max(0, source.high) * size), 1 / size)
     if isinstance(module, nn.ZeroPad2d):
         return replace(source, low=min(0, source.low), high=max(0, source.high))
     return None
 
 
-def _scaled(grid: IntegerRange, factor: float) -> IntegerRange | None:
-    """By a power of two exactly; by any other number the product would round."""
-    return replace(grid, unit=grid.unit * factor) if factor > 0 and math.frexp(factor)[0] == 0.5 else None
+def _scaled(value_range: IntegerRange, factor: float) -> IntegerRange | None:
+    """Return the range times a power of two; None for any other factor, whose products would be rounded."""
+    return replace(value_range, unit=value_range.unit * factor) if factor > 0 and math.frexp(factor)[0] == 0.5 else None
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def runs_in_floats(layer: Any, grid: IntegerRange | None) -> bool:
-    """Whether a layer is lowered to a float operation instead of an integer matrix product; ``grid`` of its input."""
-    return getattr(layer, "groups", 1) > 1 or grid is None or not grid.is_byte
+def runs_in_floats(layer: nn.Module, input_range: IntegerRange | None) -> bool:
+    """Return whether a layer is lowered to a float operation instead of an integer matrix product.
+
+    Args:
+        layer: a convolution or linear layer.
+        input_range: integer range of its input; None where that is real.
+    """
+    return getattr(layer, "groups", 1) > 1 or input_range is None or not input_range.is_byte

@@ -1,4 +1,4 @@
-"""Bounds of layers: what a convolution, a batch norm or a pool makes of a bound on its input; see intervals.py."""
+"""Intervals of layers: the interval of the output of a convolution, a batch norm or a pool; see intervals.py."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from svitc.ir.program import Program
 
 
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A product in which 0 times infinity is 0: infinity stands for some number."""
+    """Return a product in which 0 times infinity is 0, since infinity stands for an unknown finite number."""
     return torch.where((a == 0) | (b == 0), 0.0, a * b)
 
 
 def by_taps(module: nn.Module) -> torch.Tensor:
-    """The weight ``[outputs, inputs, taps]``; a linear layer has one tap."""
+    """Return the weight as ``[outputs, inputs, taps]``; a linear layer has one tap."""
     assert isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
     weight = module.weight.detach()
     return weight.flatten(2) if weight.ndim > 2 else weight.unsqueeze(-1)
 
 
 def padded_taps(module: nn.Module, before: Dims, after: Dims) -> torch.Tensor:
-    """Which taps of a window ever lie on padding: ``[taps]``, all False for a linear layer."""
+    """Return which taps of a window ever lie on padding, ``[taps]``; all False for a linear layer.
+
+    Args:
+        module: a convolution or linear layer.
+        before: type of its input.
+        after: type of its output.
+    """
     assert isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
     hit = torch.zeros((), dtype=torch.bool)
     for i, k in enumerate(module.weight.shape[2:]):
@@ -39,54 +45,68 @@ def padded_taps(module: nn.Module, before: Dims, after: Dims) -> torch.Tensor:
     return hit.reshape(-1)
 
 
-def over_inputs(dims: Dims, at: int, values: torch.Tensor, most: bool) -> torch.Tensor:
-    """One end of a bound for every input of a layer that reads dimension ``at``: ``[..., inputs]``.
+def over_inputs(dims: Dims, at: int, values: torch.Tensor, upper: bool) -> torch.Tensor:
+    """Return one end of an interval for every input of a layer, ``[..., inputs]``.
 
-    For a convolution, dimension 1, pixels are joined: ``[rest, inputs]``. An axis of pixels within the dimension
-    repeats the channel's bound.
+    For a convolution, which reads dimension 1, pixels are joined: ``[rest, inputs]``. An axis of pixels within the
+    dimension repeats the bound of the channel.
+
+    Args:
+        dims: type of the layer's input.
+        at: the dimension that the layer reads.
+        values: that end of the interval.
+        upper: whether it is an upper end.
     """
     if at == 1 and values.ndim > 2:
         others = tuple(range(2, values.ndim))
-        values = values.amax(others) if most else values.amin(others)
+        values = values.amax(others) if upper else values.amin(others)
     dim = dims[at]
     if not dim:
         return values
-    known = [axis.size if axis.kind == Kind.CHANNEL else 1 for axis in dim]
-    values = values.reshape(*values.shape[:-1], *known)
+    sizes = [axis.size if axis.kind == Kind.CHANNEL else 1 for axis in dim]
+    values = values.reshape(*values.shape[:-1], *sizes)
     return values.expand(*values.shape[: values.ndim - len(dim)], *(axis.size for axis in dim)).flatten(-len(dim))
 
 
 def projection(program: Program, node: fx.Node, module: nn.Module, x: Interval) -> Interval:
+    """Return the interval of the output of a convolution or linear layer."""
     assert isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))
     source = node.all_input_nodes[0]
     dims, at = program.type_of(source), 1 if isinstance(module, ops.CONVOLUTIONS) else len(x.low.shape) - 1
     groups = module.groups if isinstance(module, ops.CONVOLUTIONS) else 1
     low, high, magnitude = (
-        over_inputs(dims, at, values, most).unflatten(-1, (groups, -1)).movedim(-2, 0)
-        for values, most in ((x.low, False), (x.high, True), (x.magnitude, True))
+        over_inputs(dims, at, values, upper).unflatten(-1, (groups, -1)).movedim(-2, 0)
+        for values, upper in ((x.low, False), (x.high, True), (x.magnitude, True))
     )  # [groups, ..., inputs of a group]
     weight = by_taps(module).unflatten(0, (groups, -1))  # [groups, outputs, inputs, taps]
-    least = most = mass = torch.zeros((), dtype=torch.float64)
+    total_low = total_high = total_magnitude = torch.zeros((), dtype=torch.float64)
     padded = padded_taps(module, dims, program.type_of(node))
     for taps, ends in ((~padded, (low, high)), (padded, (low.clamp(max=0), high.clamp(min=0)))):
         if not taps.any():
             continue
         part = weight if taps.all() else weight[..., taps]
         up, down = (half.sum(-1, dtype=torch.float64) for half in (part.clamp(min=0), part.clamp(max=0)))
-        least = least + _dot(up, ends[0], -math.inf) + _dot(down, ends[1], -math.inf)
-        most = most + _dot(up, ends[1], math.inf) + _dot(down, ends[0], math.inf)
-        mass = mass + _dot(up - down, magnitude, math.inf)
-    least, most, mass = (v.movedim(0, -2).flatten(-2) for v in (least, most, mass))
+        total_low = total_low + _dot(up, ends[0], -math.inf) + _dot(down, ends[1], -math.inf)
+        total_high = total_high + _dot(up, ends[1], math.inf) + _dot(down, ends[0], math.inf)
+        total_magnitude = total_magnitude + _dot(up - down, magnitude, math.inf)
+    total_low, total_high, total_magnitude = (
+        v.movedim(0, -2).flatten(-2) for v in (total_low, total_high, total_magnitude)
+    )
     if module.bias is not None:
         bias = module.bias.detach().double()
-        least, most, mass = least + bias, most + bias, mass + bias.abs()
+        total_low, total_high, total_magnitude = total_low + bias, total_high + bias, total_magnitude + bias.abs()
     if at == 1:
-        least, most, mass = (v.reshape(*v.shape, *[1] * (x.low.ndim - 2)) for v in (least, most, mass))
-    return Interval(least, most, mass, x.terms + math.prod(module.weight.shape[1:]) + 1)
+        total_low, total_high, total_magnitude = (
+            v.reshape(*v.shape, *[1] * (x.low.ndim - 2)) for v in (total_low, total_high, total_magnitude)
+        )
+    return Interval(total_low, total_high, total_magnitude, x.terms + math.prod(module.weight.shape[1:]) + 1)
 
 
 def _dot(weight: torch.Tensor, values: torch.Tensor, infinity: float) -> torch.Tensor:
-    """``weight [g, o, i]`` times ``values [g, ..., i]``: ``[g, ..., o]``; a weight of 0 takes nothing from infinity."""
+    """Return ``weight [g, o, i]`` times ``values [g, ..., i]``: ``[g, ..., o]``.
+
+    An infinite value counts as ``infinity``, and as nothing where its weight is 0.
+    """
     shape = values.shape
     values = values.flatten(1, -2) if values.ndim > 2 else values.unsqueeze(1)
     unbounded = values.isinf()
@@ -97,6 +117,7 @@ def _dot(weight: torch.Tensor, values: torch.Tensor, infinity: float) -> torch.T
 
 
 def batch_norm(module: nn.Module, x: Interval) -> Interval:
+    """Return the interval of the output of a batch norm in inference."""
     assert isinstance(module, ops.BATCH_NORMS) and module.running_mean is not None
     shape = (-1, *[1] * (x.low.ndim - 2))
     scale, shift = (value.reshape(shape) for value in scale_and_shift(module))
@@ -108,13 +129,16 @@ def batch_norm(module: nn.Module, x: Interval) -> Interval:
 
 
 def window(module: nn.Module, x: Interval) -> Interval | None:
-    """Pools and padding: what is padded with -inf never wins, what is padded with zeros counts."""
+    """Return the interval of the output of a pool or of padding; None where nothing is known.
+
+    Max pooling pads with -inf, which never wins; zeros that pad other layers count.
+    """
     if isinstance(module, nn.MaxPool2d):
         return x
     if isinstance(module, ops.PADS):
         return x.with_zero()
     if not isinstance(module, nn.AvgPool2d) or module.divisor_override is not None:
         return None
-    sides = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-    x = Interval(x.low, x.high, x.magnitude, x.terms + math.prod(sides))
+    kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
+    x = Interval(x.low, x.high, x.magnitude, x.terms + math.prod(kernel))
     return x if module.padding in (0, (0, 0)) and not module.ceil_mode else x.with_zero()

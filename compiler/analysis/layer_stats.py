@@ -1,4 +1,4 @@
-"""What a program holds and does, layer by layer: parameters, stored bytes, multiply-accumulates."""
+"""Layer statistics: parameters, stored bytes and multiply-accumulates of each layer of a program."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Layer:
     Attributes:
         name: path of the layer, or scope of the product.
         kind: class or function name.
-        widths: channels in and out, as text.
-        parameters: numbers that train.
-        bytes: fp32 bytes when stored with its batch norm folded (a batch norm of its own counts whole).
+        widths: input and output channels, as text.
+        parameters: number of trainable parameters.
+        bytes: stored size in fp32 once its batch norm is folded; a batch norm itself counts 0.
         macs: multiply-accumulates for one image over all time steps.
         where: ``file.py:line`` of the user's model.
     """
@@ -37,50 +37,29 @@ class Layer:
 
 
 def layers(program: Program) -> list[Layer]:
-    """Every layer with weights and every matrix product, in order."""
-    found = []
+    """Return every layer with weights and every matrix product, in order of execution."""
+    result = []
     for node in program.graph.nodes:
         module = program.module_of(node)
         if ops.is_projection(module):
-            found.append(_projection(program, node, module))
+            result.append(_projection(program, node, module))
         elif ops.is_batch_norm(module):
-            found.append(
-                Layer(
-                    str(node.target),
-                    type(module).__name__,
-                    str(module.num_features),
-                    _count(module),
-                    0,
-                    0,
-                    _where(node),
-                )
-            )
+            kind, width = type(module).__name__, str(module.num_features)
+            result.append(Layer(str(node.target), kind, width, _count(module), 0, 0, _where(node)))
         elif node.target is torch.matmul:
-            a, b = (
-                (program.shape_of(n) for n in node.all_input_nodes[:2])
-                if len(node.all_input_nodes) > 1
-                else (None, None)
-            )
-            if a and b:
+            if len(node.all_input_nodes) > 1:
+                a, b = (program.shape_of(operand) for operand in node.all_input_nodes[:2])
                 macs = math.prod(a) * b[-1] // BATCH_PROBE
-                found.append(
-                    Layer(
-                        node.meta.get("scope") or "",
-                        "matmul",
-                        f"{a[-2]}x{a[-1]}x{b[-1]}",
-                        0,
-                        0,
-                        macs,
-                        _where(node),
-                    )
-                )
+                sizes = f"{a[-2]}x{a[-1]}x{b[-1]}"
+                result.append(Layer(node.meta.get("scope") or "", "matmul", sizes, 0, 0, macs, _where(node)))
         elif node.op == "get_attr":
             n = math.prod(program.shape_of(node))
-            found.append(Layer(str(node.target), "parameter", str(n), n, 4 * n, 0, _where(node)))
-    return found
+            result.append(Layer(str(node.target), "parameter", str(n), n, 4 * n, 0, _where(node)))
+    return result
 
 
 def _projection(program: Program, node: fx.Node, module: nn.Module) -> Layer:
+    """Return the statistics of a convolution or linear layer."""
     weight, bias = module.weight, module.bias
     assert isinstance(weight, torch.Tensor)
     out = math.prod(program.shape_of(node)) // BATCH_PROBE
@@ -99,14 +78,16 @@ def _projection(program: Program, node: fx.Node, module: nn.Module) -> Layer:
 
 
 def _count(module: nn.Module) -> int:
+    """Return the number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())
 
 
 def _where(node: fx.Node) -> str | None:
+    """Return the last folder, file and line of the code that a node comes from."""
     source = node.meta.get("source")
     return "/".join(str(source).split("/")[-2:]) if source else None
 
 
 def macs(program: Program) -> int:
-    """Multiply-accumulates for one image over all time steps."""
+    """Return the multiply-accumulates for one image over all time steps."""
     return sum(layer.macs for layer in layers(program))

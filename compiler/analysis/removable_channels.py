@@ -1,14 +1,15 @@
-"""Silence: which channels of a program may go for nothing, by the bounds of every value and by who reads them.
+"""Removable channels: which channels can be removed without changing the output, by intervals and consumers.
 
-A channel that is removed is one that is computed as zero (the contract of Prune). That is exact where each place at
-which channels are summed up gets nothing from it, or a number that can be given otherwise:
+Removing a channel means computing as if it were zero (the contract of Prune). That is exact where every consumer gets
+nothing from the channel, or a constant that it can get in another way:
 
-    projection    its value is 0, or all weights that surviving outputs have for it are 0, or it is the same number for
-                  every input and every place, and goes into the bias: not where zeros are padded around it
-    matmul, sum   its value is 0, in either operand of a product
+    projection    the channel is 0, or all weights that remaining outputs have for it are 0, or it is the same number
+                  for every input and position, and is added to the bias (not where the layer pads with zeros)
+    matmul, sum   the channel is 0, in either operand of a product
 
-All else, such as neurons, batch norms and residual additions, keeps channels apart. What nothing surviving reads makes
-others unread, so that this runs to its fixed point; the bounds themselves do not change, as what goes gave nothing.
+Everything else, such as neurons, batch norms and residual additions, keeps channels apart. A channel that only removed
+channels use can be removed, too, so the search runs to its fixed point. The intervals themselves do not change, since
+removed channels contribute nothing.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ Masks = dict[str, np.ndarray]
 
 
 class RemovableChannels:
-    """What may go from a program, and why the rest stays.
+    """The channels that can be removed from a program, and the reasons why the others stay.
 
     Attributes:
-        masks: what stays of every group, ``[heads, d]``.
-        rounds: until nothing more went.
-        spikes: axes and bounds of what neurons fire, where some of it is the same for every input.
+        masks: the channels of every group that stay, ``[heads, d]``.
+        rounds: rounds until nothing more could be removed.
+        spikes: axes and intervals of the neurons' outputs that are partly the same for every input.
     """
 
     def __init__(self, program: Program) -> None:
         self.program, self.bounds, self.rounds = program, all_intervals(program), 0
-        self.readers = list(consumers_of(program, self.bounds))
+        self.consumers = list(consumers_of(program, self.bounds))
         spikes = ((channels(program.type_of(node)), self.bounds[node]) for node in program.neurons())
         self.spikes = [(of, bound) for of, bound in spikes if bound.constant.any()]
         self.masks: Masks = {g.name: np.ones((g.heads, g.axis.size), dtype=bool) for g in program.groups}
@@ -49,15 +50,16 @@ class RemovableChannels:
             self.rounds += 1
 
     @property
-    def found(self) -> Masks:
+    def changed_masks(self) -> Masks:
+        """Return the masks of the groups from which something can be removed."""
         return {name: mask for name, mask in self.masks.items() if not mask.all()}
 
     def _round(self) -> bool:
-        """Take all that may go now; what went in earlier rounds stays gone, since others went for it."""
+        """Remove what can be removed now; earlier removals stand, since others were removed because of them."""
         if self.rounds:
             chosen, _ = selection(self.program, self.masks)
-            for reader in self.readers:
-                reader.refresh(chosen)
+            for consumer in self.consumers:
+                consumer.refresh(chosen)
         before = sum(int(mask.sum()) for mask in self.masks.values())
         heads = {key: self._heads(sharing) for key, sharing in head_axes(self.program.groups).items()}
         for group in self.program.groups:
@@ -66,73 +68,84 @@ class RemovableChannels:
         return sum(int(mask.sum()) for mask in self.masks.values()) < before
 
     def reading(self, axis: Axis | None) -> list[ChannelConsumer]:
-        return [reader for reader in self.readers if id(axis) in reader.summed]
+        """Return the consumers that sum up an axis."""
+        return [consumer for consumer in self.consumers if id(axis) in consumer.summed]
 
     def _heads(self, sharing: list[ChannelGroup]) -> np.ndarray:
-        """Which heads stay: one goes where all that is in it may, in every group that has heads of these."""
+        """Return which heads stay: a head is removed where all its channels can be, in every group with these heads."""
         axis = sharing[0].head_axis
         assert axis is not None
-        there = np.asarray(self.masks[sharing[0].name].any(axis=1))
+        present = np.asarray(self.masks[sharing[0].name].any(axis=1))
         if axis.frozen or axis.intact or any(group.frozen for group in sharing):
-            return there
+            return present
         free = np.ones(axis.size, dtype=bool)
-        for reader in self.reading(axis):
-            free &= reader.allows(axis).numpy()
-        return _without(there, free, axis.size - 1, np.zeros(axis.size))
+        for consumer in self.reading(axis):
+            free &= consumer.allows(axis).numpy()
+        return _without(present, free, axis.size - 1, np.zeros(axis.size))
 
     def allowed(self, group: ChannelGroup) -> tuple[np.ndarray, np.ndarray]:
-        """``[heads, d]`` each: which elements may go, and how many layers would have to take them into their biases."""
+        """Return which elements can be removed, and how many layers would have to add them to their biases.
+
+        Returns:
+            two arrays, ``[heads, d]`` each.
+        """
         free, fold = np.ones((group.heads, group.axis.size), dtype=bool), np.zeros((group.heads, group.axis.size))
-        for reader in self.reading(group.axis):
-            free &= reader.allows(group.head_axis, group.axis).numpy()
-            if isinstance(reader, ProjectionConsumer):
-                fold += reader.needs_fold(group.head_axis, group.axis).numpy()
+        for consumer in self.reading(group.axis):
+            free &= consumer.allows(group.head_axis, group.axis).numpy()
+            if isinstance(consumer, ProjectionConsumer):
+                fold += consumer.needs_fold(group.head_axis, group.axis).numpy()
         return free, fold
 
     def _keep(self, group: ChannelGroup, heads: np.ndarray) -> np.ndarray:
+        """Return the mask of a group in this round, with as many channels in each remaining head."""
         mask: np.ndarray = self.masks[group.name] & heads[:, None]
         if group.frozen is not None or group.whole_heads is not None:
             return mask
         free, fold = self.allowed(group)
-        if group.shared:  # mixed heads lose the same dimensions
-            there, common = np.asarray(mask[heads].any(axis=0)), np.asarray(free[heads].all(axis=0))
-            row = _without(there, common, group.axis.size - 1, fold.max(axis=0))
+        if group.shared:  # heads that are mixed lose the same dimensions
+            present, common = np.asarray(mask[heads].any(axis=0)), np.asarray(free[heads].all(axis=0))
+            row = _without(present, common, group.axis.size - 1, fold.max(axis=0))
             return heads[:, None] & row
         count = min(int(free[heads].sum(axis=1).min()), group.axis.size - 1)
         for head in np.flatnonzero(heads):
             mask[head] = _without(mask[head], free[head], count, fold[head])
         return mask
 
-    def taken_over(self, reader: ProjectionConsumer) -> np.ndarray:
-        """Inputs of a layer that go and whose value its bias must take over, as indices."""
+    def taken_over(self, consumer: ProjectionConsumer) -> np.ndarray:
+        """Return the indices of removed inputs of a layer whose value its bias must take over."""
         chosen, _ = selection(self.program, self.masks)
-        gone = reader.folds.numpy().copy()
-        stays = chosen(tuple(reader.leaves))
-        gone[slice(None) if stays is None else stays] = False
-        return np.flatnonzero(gone)
+        removed = consumer.folds.numpy().copy()
+        stays = chosen(tuple(consumer.leaves))
+        removed[slice(None) if stays is None else stays] = False
+        return np.flatnonzero(removed)
 
     def folded(self, group: ChannelGroup) -> int:
-        """How many elements of a group go into biases."""
+        """Return how many removed elements of a group are added to biases."""
         _, fold = self.allowed(group)
         return int((~self.masks[group.name] & (fold > 0)).sum())
 
     def refused(self, group: ChannelGroup, which: np.ndarray) -> dict[str, int]:
-        """Why elements ``which [heads, d]`` stay: reason -> how many."""
+        """Return why elements stay: reason -> how many.
+
+        Args:
+            group: the group.
+            which: the elements that are asked about, ``[heads, d]``.
+        """
         left: np.ndarray = which & self.masks[group.name]
         if group.frozen or group.whole_heads:
             return {group.frozen or group.whole_heads or "": int(left.sum())} if left.any() else {}
-        found: Counter[str] = Counter()
-        for reader in self.reading(group.axis):
-            for flags, why in reader.reasons(group.head_axis, group.axis):
+        counts: Counter[str] = Counter()
+        for consumer in self.reading(group.axis):
+            for flags, why in consumer.reasons(group.head_axis, group.axis):
                 hit = left & flags.numpy()
-                found[why] += int(hit.sum())
+                counts[why] += int(hit.sum())
                 left &= ~hit
         rest = "every head must keep as many" if not group.shared else "mixed heads must keep the same dimensions"
-        found["at least one channel must stay" if group.axis.size == 1 else rest] += int(left.sum())
-        return {why: n for why, n in found.items() if n}
+        counts["at least one channel must stay" if group.axis.size == 1 else rest] += int(left.sum())
+        return {why: n for why, n in counts.items() if n}
 
     def firing(self, group: ChannelGroup, test: Callable[[Interval], torch.Tensor]) -> np.ndarray:
-        """Elements ``[heads, d]`` of a group at which some neuron passes a test on its spikes."""
+        """Return the elements of a group, ``[heads, d]``, at which the spikes of some neuron pass a test."""
         result = np.zeros((group.heads, group.axis.size), dtype=bool)
         for of, bound in self.spikes:
             if any(axis is group.axis for axis in of):
@@ -142,7 +155,7 @@ class RemovableChannels:
 
 
 def _without(mask: np.ndarray, free: np.ndarray, count: int, cost: np.ndarray) -> np.ndarray:
-    """``mask`` less ``count`` elements that are free: first those that are gone, then the cheapest."""
+    """Return ``mask`` without ``count`` of the elements that are free: removed ones first, then the cheapest."""
     order = np.lexsort((np.arange(len(mask)), cost, mask, ~free))
     result = mask.copy()
     result[order[: min(count, int(free.sum()))]] = False

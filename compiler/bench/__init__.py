@@ -1,4 +1,4 @@
-"""Times of a compiled file beside those of other runtimes, measured in turn in one run (``svitc bench``).
+"""Benchmark of a compiled file against other runtimes, which take turns in one run (``svitc bench``).
 
 Imports: ``onnx``, ``frontends``, ``serialization`` and what is below them; not ``driver``.
 

@@ -1,4 +1,4 @@
-"""Side by side: a compiled file, and what else could run the same model, timed in one run and in turn."""
+"""Comparison of a compiled file with other ways to run the same model, timed in turn in one run."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 
 from svitc import onnx as backend
-from svitc.bench import runners as peers_
-from svitc.bench.rounds import row, run_rounds
+from svitc.bench import runners
+from svitc.bench.rounds import empty_row, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
 OURS = "svitc"
 PEERS = ("eager", "torch.compile", "torch.onnx", "openvino", "cuda")
 DEFAULT_PEERS = ("eager", "torch.onnx", "openvino", "cuda")
 TITLES = {"torch.onnx": "torch.onnx + ONNX Runtime", "cuda": "eager cuda", "openvino": "torch.onnx + OpenVINO"}
-ORT = ("torch", "onnxruntime", "svitc.onnx")  # what a process imports, so that only the model counts as its memory
-OPENVINO = ("torch", "svitc.onnx", "openvino")
+# modules that a process imports first, so that only the model counts as its memory
+ORT_IMPORTS = ("torch", "onnxruntime", "svitc.onnx")
+OPENVINO_IMPORTS = ("torch", "svitc.onnx", "openvino")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to time.
+    """Settings of a benchmark.
 
     Attributes:
-        peers: of ``PEERS``; None for those of ``DEFAULT_PEERS`` that are there.
-        batch: images in one run.
-        threads: of each runtime, None for one a processor.
-        runs: rounds, and so timed runs of each contestant.
-        seed: of the images.
-        limit: seconds that loading or exporting, or one run, of a peer may take.
-        profile: also ask ONNX Runtime's profiler where the time goes.
+        peers: Runners to compare with, of ``PEERS``; None for the available ones of ``DEFAULT_PEERS``.
+        batch: Images in one run.
+        threads: Threads of each runtime; None for one per processor.
+        runs: Number of rounds; each runner has one timed run per round.
+        seed: Seed of the images.
+        limit: Seconds that a peer may take to load, to export, or for one run.
+        profile: Also profile the operators with ONNX Runtime's profiler.
     """
 
     peers: Sequence[str] | None = None
@@ -52,9 +53,10 @@ class Settings:
     profile: bool = False
 
     def check(self) -> None:
-        """
+        """Check the settings.
+
         Raises:
-            UsageError: a number or name that makes no sense.
+            UsageError: A number is not positive, or a peer is unknown.
         """
         for name in ("batch", "threads", "runs", "limit"):
             value = getattr(self, name)
@@ -66,6 +68,7 @@ class Settings:
 
     @property
     def all_threads(self) -> int:
+        """Threads of each runtime."""
         return self.threads or processors()
 
 
@@ -75,38 +78,39 @@ def measure(
     settings: Settings | None = None,
     reporter: Reporter | None = None,
     verbose: bool = False,
-) -> dict[str, Any]:
+) -> JsonDict:
     """Time an ONNX file beside the model that it was compiled from.
 
     Args:
-        file: an .onnx file, or a folder with a ``model.onnx``.
-        against: the original model; None to time the file alone.
-        reporter: told what is being loaded and timed.
-        verbose: let the runners' processes write to stderr.
+        file: An .onnx file, or a folder with a ``model.onnx``.
+        against: The original model; None to time the file alone.
+        settings: How to time.
+        reporter: Told what is being loaded and timed.
+        verbose: Let the runners' processes write to stderr.
 
     Returns:
         The report, as JSON values; see docs/bench.md for the keys.
 
     Raises:
-        UsageError: settings that make no sense.
-        InputError: not an ONNX file, one that does not run, or a model of another input shape.
+        UsageError: Invalid settings.
+        InputError: The file is not an ONNX file or does not run, or the original has another input shape.
     """
     settings, reporter = settings or Settings(), reporter or Reporter()
     settings.check()
     if against is None and settings.peers:
         raise UsageError("peers run the original model", hint="Give it with --against.")
     path = model_file(file)
-    shape, facts = look(path, settings.batch)
+    shape, facts = read_model(path, settings.batch)
     if against is not None:
-        wanted = against.input().shape
-        if wanted != shape:
-            given, taken = (",".join(map(str, s)) for s in (shape, wanted))
+        expected = against.input().shape
+        if expected != shape:
+            file_shape, model_shape = (",".join(map(str, sizes)) for sizes in (shape, expected))
             raise InputError(
-                f"{path} takes an input of {given}, but {against.path} one of {taken}",
+                f"{path} takes an input of {file_shape}, but {against.path} one of {model_shape}",
                 hint="Give --against the model that was compiled, or its --input-shape or --time-steps.",
             )
     load = Load(shape, settings.batch, settings.all_threads, settings.seed)
-    ours = Runner(OURS, peers_.onnx_file, (path, load), ORT, facts)
+    ours = Runner(OURS, runners.onnx_file, (path, load), ORT_IMPORTS, facts)
     with tempfile.TemporaryDirectory() as folder:
         others, rows = (
             ([], []) if against is None else find_peers(against, load, settings, Path(folder), reporter, verbose)
@@ -130,26 +134,37 @@ def measure(
 
 
 def model_file(file: Path) -> Path:
-    """The ONNX file that a path means. Raises ``InputError``."""
+    """Return the ONNX file of an output folder, or the file itself.
+
+    Raises:
+        InputError: There is no such file.
+    """
     path = file / "model.onnx" if file.is_dir() else file
     if not path.is_file():
         raise InputError(f"{path} does not exist", hint="Give an output folder of svitc compile, or an .onnx file.")
     return path
 
 
-def look(path: Path, batch: int) -> tuple[tuple[int, ...], dict[str, Any]]:
-    """A file's input shape without batch, and what its row says of it: ``nodes`` and ``weight_bytes``.
+def read_model(path: Path, batch: int) -> tuple[tuple[int, ...], JsonDict]:
+    """Return the input shape of an ONNX file, without its batch axis, and facts for its row.
+
+    Args:
+        path: The file.
+        batch: Images in one run.
+
+    Returns:
+        The shape, and ``nodes`` and ``weight_bytes``.
 
     Raises:
-        InputError: not a model with one float32 input of images or event frames.
-        UsageError: it takes batches of another size only.
+        InputError: The file is not a model with one float32 input of images or event frames.
+        UsageError: It only takes batches of another size.
     """
     hint = "Give an output folder of svitc compile, or an .onnx file."
     try:
         proto = onnx.load(path)
         stored = {tensor.name for tensor in proto.graph.initializer}
         facts = {"nodes": backend.node_count(proto), "weight_bytes": backend.weight_bytes(proto)}
-    except Exception as error:  # protobuf's errors have no common class across its implementations
+    except Exception as error:  # implementations of protobuf have no common class of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read an ONNX model from {path}: {reason}", hint=hint) from error
     inputs = [value for value in proto.graph.input if value.name not in stored]
@@ -158,9 +173,9 @@ def look(path: Path, batch: int) -> tuple[tuple[int, ...], dict[str, Any]]:
     dims = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]
     if len(dims) not in (4, 5):
         raise InputError(f"{path} takes neither [N, C, H, W] nor [T, N, C, H, W]", hint=hint)
-    own = dims.pop(0 if len(dims) == 4 else 1)
-    if own not in (None, 0, batch):
-        raise UsageError(f"{path} takes batches of {own} only", hint=f"Give --batch {own}.")
+    fixed_batch = dims.pop(0 if len(dims) == 4 else 1)
+    if fixed_batch not in (None, 0, batch):
+        raise UsageError(f"{path} takes batches of {fixed_batch} only", hint=f"Give --batch {fixed_batch}.")
     shape = tuple(size for size in dims if size)
     if len(shape) != len(dims):
         raise InputError(f"{path} leaves more than the batch open in its input, {dims}", hint=hint)
@@ -169,39 +184,52 @@ def look(path: Path, batch: int) -> tuple[tuple[int, ...], dict[str, Any]]:
 
 def find_peers(
     source: Source, load: Load, settings: Settings, folder: Path, reporter: Reporter, verbose: bool
-) -> tuple[list[Runner], list[dict[str, Any]]]:
-    """The peers that can run, and rows of those that cannot."""
-    wanted = settings.peers
-    if wanted is None:
-        wanted = [name for name in DEFAULT_PEERS if name != "cuda" or torch.cuda.is_available()]
+) -> tuple[list[Runner], list[JsonDict]]:
+    """Return runners of the peers that can run, and rows of those that cannot.
+
+    Args:
+        source: The original model.
+        load: The work of one run.
+        settings: Which peers.
+        folder: Folder for the file of ``torch.onnx.export``.
+        reporter: Told what is being exported.
+        verbose: Let the exporting process write to stderr.
+    """
+    names = settings.peers
+    if names is None:
+        names = [name for name in DEFAULT_PEERS if name != "cuda" or torch.cuda.is_available()]
     reasons = {
-        "torch.onnx": peers_.missing("onnxscript"),
-        "openvino": peers_.missing("onnxscript") or peers_.missing("openvino"),
+        "torch.onnx": runners.missing("onnxscript"),
+        "openvino": runners.missing("onnxscript") or runners.missing("openvino"),
         "cuda": None if torch.cuda.is_available() else "no CUDA device",
     }
     path, facts = folder / "naive.onnx", {}
-    if any(name in wanted and reasons[name] is None for name in ("torch.onnx", "openvino")):
+    if any(name in names and reasons[name] is None for name in ("torch.onnx", "openvino")):
         reporter.progress("torch.onnx.export", 0)
         try:
             facts = exported(source, load, path, settings.limit, verbose)
         except Failed as failure:
             for name in ("torch.onnx", "openvino"):
                 reasons[name] = reasons[name] or f"torch.onnx.export: {failure.reason}"
-    made = {
-        "eager": Runner("eager", peers_.eager, (source, load)),
-        "torch.compile": Runner("torch.compile", peers_.eager, (source, load, "compile")),
-        "torch.onnx": Runner(TITLES["torch.onnx"], peers_.onnx_file, (path, load), ORT, facts),
-        "openvino": Runner(TITLES["openvino"], peers_.openvino_file, (path, load), OPENVINO, facts),
-        "cuda": Runner(TITLES["cuda"], peers_.eager, (source, load, "cuda")),
+    peers = {
+        "eager": Runner("eager", runners.eager, (source, load)),
+        "torch.compile": Runner("torch.compile", runners.eager, (source, load, "compile")),
+        "torch.onnx": Runner(TITLES["torch.onnx"], runners.onnx_file, (path, load), ORT_IMPORTS, facts),
+        "openvino": Runner(TITLES["openvino"], runners.openvino_file, (path, load), OPENVINO_IMPORTS, facts),
+        "cuda": Runner(TITLES["cuda"], runners.eager, (source, load, "cuda")),
     }
-    ready = [made[name] for name in PEERS if name in wanted and reasons.get(name) is None]
-    return ready, [row(made[name], str(reason)) for name, reason in reasons.items() if name in wanted and reason]
+    ready = [peers[name] for name in PEERS if name in names and reasons.get(name) is None]
+    return ready, [empty_row(peers[name], str(reason)) for name, reason in reasons.items() if name in names and reason]
 
 
-def exported(source: Source, load: Load, path: Path, limit: float, verbose: bool = False) -> dict[str, Any]:
-    """Write the naive export in a process of its own; the facts of its row. Raises ``Failed``."""
+def exported(source: Source, load: Load, path: Path, limit: float, verbose: bool = False) -> JsonDict:
+    """Export the original with ``torch.onnx.export`` in another process, and return facts for its row.
+
+    Raises:
+        Failed: The export failed or took too long.
+    """
     start = time.perf_counter()
-    nodes = once(Runner("torch.onnx.export", peers_.naive_export, (source, load, path)), limit, verbose)
+    nodes = once(Runner("torch.onnx.export", runners.naive_export, (source, load, path)), limit, verbose)
     return {
         "nodes": nodes,
         "weight_bytes": backend.weight_bytes(path),

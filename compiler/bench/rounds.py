@@ -1,12 +1,12 @@
-"""Runners take turns, and what their times come to.
+"""Rounds of a benchmark, in which runners take turns, and statistics of their times.
 
-Rounds are paired: each runs every runner once, so that what disturbs the machine disturbs all. A runner is a process
-of its own (bench_worker.py), and between two of them there is a pause: threads of ONNX Runtime and OpenMP spin for a
-while after their work is done, on the processors that the next one needs. Switching the spinning off would do that as
-well, but would time no runtime as it comes. What a pause and the others' turns leave behind (threads asleep, cold
-caches) is made up for by one untimed run before the timed one, wherever that is affordable. Seen with spikformer_ti
-on two processors, one of them shared: medians were within 4% of each runner's alone, with or without the pause;
-without the untimed run eager PyTorch took 12% longer and an ONNX file 17%.
+Every round runs each runner once, so that other load on the machine affects all alike, and ratios of times are taken
+within a round. Each runner has a process of its own (worker.py). Between two runs there is a pause, as threads of ONNX
+Runtime and OpenMP spin for a while after their work, on the processors that the next runner needs. (Spinning could be
+switched off, but then runtimes would not be timed with their default settings.) After the pause and the turns of the
+others, threads are asleep and caches are cold, so that each timed run follows an untimed one unless that takes too
+long. Measured with spikformer_ti on two processors, one of them shared: medians were within 4% of those of each
+runner alone, with and without the pause; without the untimed run, eager PyTorch took 12% and an ONNX file 17% longer.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import numpy as np
 from svitc.bench.environment import BackgroundLoad, environment
 from svitc.bench.worker import Failed, Runner, Worker
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
 PAUSE_S = 0.02
-UNTIMED_BELOW_S = 3.0  # that the slowest takes
+UNTIMED_BELOW_S = 3.0  # if the slowest runner takes less, each timed run follows an untimed one
 PROFILED_RUNS = 5
 
 
-def row(runner: Runner, reason: str | None = None) -> dict[str, Any]:
-    """Return a row without times. Its ``reason`` says why it stays so."""
-    empty: dict[str, Any] = dict.fromkeys(
+def empty_row(runner: Runner, reason: str | None = None) -> JsonDict:
+    """Return a row without times; its ``reason`` says why it will have none, if that is known."""
+    empty: JsonDict = dict.fromkeys(
         (
             "median_ms",
             "q1_ms",
@@ -57,21 +58,22 @@ def run_rounds(
     profile: bool = False,
     reporter: Reporter | None = None,
     verbose: bool = False,
-) -> dict[str, Any]:
-    """Run runners in turn; rows in their order, the first of which the others are compared with.
+) -> JsonDict:
+    """Run runners in turn and return the report on their times, as JSON values.
 
-    One that fails or exceeds the limit keeps a row with the reason, and the others go on.
+    A runner that fails or exceeds the time limit keeps a row with the reason, and the others go on.
 
     Args:
-        runs: rounds, and so timed runs of each.
-        limit: seconds that loading one, or one run, may take.
-        profile: also ask the runtimes' profilers where the time goes.
-        reporter: told what is being loaded, how many rounds are done, and what is profiled.
-        verbose: let the runners' processes write to stderr.
+        runners: What to time; rows are in this order, and the first is what the others are compared with.
+        runs: Number of rounds; each runner has one timed run per round.
+        limit: Seconds that a runner may take to load, or for one run.
+        profile: Also profile operators, for runtimes that have a profiler.
+        reporter: Told what is being loaded, how many rounds are done, and what is profiled.
+        verbose: Let the runners' processes write to stderr.
     """
     reporter = reporter or Reporter()
     with contextlib.ExitStack() as stack:
-        bench = _Bench(reporter, {runner.name: row(runner) for runner in runners})
+        bench = _Bench(reporter, {runner.name: empty_row(runner) for runner in runners})
         for runner in runners:  # one after the other, as loading takes memory and every processor
             bench.load(runner, limit, verbose, stack)
         estimates = [seconds for name in list(bench.workers) if (seconds := bench.ask(name, "run", 1)) is not None]
@@ -95,17 +97,18 @@ def run_rounds(
 
 @dataclass
 class _Bench:
-    """The runners that are still running, and what is known of all.
+    """The state of a benchmark.
 
     Attributes:
-        rows: by runner.
-        workers: processes that answer; one that fails is closed and left out.
-        logits: by runner, of the same images.
-        times: seconds of each timed run.
+        reporter: Told what is being done.
+        rows: Runner -> row of the report.
+        workers: Runner -> process; a process that fails is closed and removed.
+        logits: Runner -> logits, all of the same images.
+        times: Runner -> seconds of each timed run.
     """
 
     reporter: Reporter
-    rows: dict[str, dict[str, Any]]
+    rows: dict[str, JsonDict]
     workers: dict[str, Worker] = field(default_factory=dict)
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
@@ -123,10 +126,10 @@ class _Bench:
             self.logits[name] = loaded.pop("logits")
             self.rows[name] |= loaded | {"prepare_seconds": round(loaded["prepare_seconds"], 1)}
 
-    def ask(self, name: str, what: str, *arguments: Any) -> Any:
-        """Return a runner's answer, or None where it failed."""
+    def ask(self, name: str, request: str, *arguments: object) -> Any:
+        """Return a runner's answer to a request (see ``Worker.ask``), or None where it failed."""
         with _reported(self.rows[name]):
-            return self.workers[name].ask(what, *arguments)
+            return self.workers[name].ask(request, *arguments)
         self.workers.pop(name).close()
         return None
 
@@ -135,7 +138,7 @@ class _Bench:
         for number in range(runs):
             self.reporter.progress("rounds", number, runs)
             names = list(self.workers)
-            turn = number % max(1, len(names))  # so that nobody always follows the same one
+            turn = number % max(1, len(names))  # so that no runner always follows the same one
             for name in names[turn:] + names[:turn]:
                 time.sleep(PAUSE_S)
                 seconds = self.ask(name, "run", repeats)
@@ -143,8 +146,8 @@ class _Bench:
                     self.times[name].append(seconds)
         self.reporter.progress("rounds", runs, runs)
 
-    def profiles(self) -> dict[str, Any]:
-        """Return what the profilers of the runtimes that have one say."""
+    def profiles(self) -> JsonDict:
+        """Return runner -> operators with their times, for runtimes that have a profiler."""
         profiles = {}
         for name in list(self.workers):
             self.reporter.progress(f"profile {name}", 0)
@@ -154,34 +157,39 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _reported(into: dict[str, Any]) -> Iterator[None]:
-    """A failure becomes the row's reason; what comes after the ``with`` runs only then."""
+def _reported(row: JsonDict) -> Iterator[None]:
+    """Turn a failure into the row's reason; statements after a ``with`` block that returns run only on failure."""
     try:
         yield
     except Failed as failure:
-        into["reason"] = failure.reason
+        row["reason"] = failure.reason
 
 
-def _summarize(
-    rows: dict[str, dict[str, Any]], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]
-) -> None:
+def _summarize(rows: dict[str, JsonDict], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]) -> None:
+    """Add statistics to the rows.
+
+    Args:
+        rows: Runner -> row of the report; changed in place.
+        times: Runner -> seconds of each timed run.
+        logits: Runner -> logits, all of the same images.
+    """
     first = next(iter(rows))
     reference = logits.get("eager")
-    for name, each in rows.items():
-        if each["reason"] or not times[name]:
+    for name, row in rows.items():
+        if row["reason"] or not times[name]:
             continue
-        each["times_ms"] = [round(1e3 * seconds, 4) for seconds in times[name]]
-        each["runs"] = len(times[name])
-        each["q1_ms"], each["median_ms"], each["q3_ms"] = quartiles(each["times_ms"])
-        if not rows[first]["reason"]:  # medians over rounds, not of medians: both sides of a ratio are of one moment
+        row["times_ms"] = [round(1e3 * seconds, 4) for seconds in times[name]]
+        row["runs"] = len(times[name])
+        row["q1_ms"], row["median_ms"], row["q3_ms"] = quartiles(row["times_ms"])
+        if not rows[first]["reason"]:  # quartiles of ratios within a round, not a ratio of medians
             pairs = zip(times[name], times[first], strict=True)
-            each["ratio_q1"], each["ratio"], each["ratio_q3"] = quartiles([a / b for a, b in pairs])
+            row["ratio_q1"], row["ratio"], row["ratio_q3"] = quartiles([a / b for a, b in pairs])
         if reference is not None and logits[name].shape == reference.shape:
-            each["max_logit_difference"] = float(abs(logits[name] - reference).max())
+            row["max_logit_difference"] = float(abs(logits[name] - reference).max())
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile, to four significant figures."""
-    found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    low, middle, high = (float(f"{value:.4g}") for value in found)
+    """Return lower quartile, median and upper quartile, rounded to four significant figures."""
+    cuts = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    low, middle, high = (float(f"{value:.4g}") for value in cuts)
     return low, middle, high

@@ -88,14 +88,14 @@ class Worker:
     Args:
         runner: What the process loads.
         limit: Seconds that loading, or one run, may take.
-        loud: Let the process write to stderr.
+        verbose: Let the process write to stderr.
     """
 
-    def __init__(self, runner: Runner, limit: float, loud: bool = False) -> None:
+    def __init__(self, runner: Runner, limit: float, verbose: bool = False) -> None:
         self.runner, self.limit = runner, limit
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's memory and thread pools
         self.connection, child_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child_end, runner, loud), daemon=True)
+        self.process = context.Process(target=_serve, args=(child_end, runner, verbose), daemon=True)
         with _interrupts_ignored():
             self.process.start()
         child_end.close()
@@ -148,21 +148,21 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def once(runner: Runner, limit: float, loud: bool = False) -> Any:
+def once(runner: Runner, limit: float, verbose: bool = False) -> Any:
     """Run ``runner.make`` in a process of its own and return its result. Raises Failed."""
-    worker = Worker(runner, limit, loud)
+    worker = Worker(runner, limit, verbose)
     try:
         return worker.answer()
     finally:
         worker.close()
 
 
-def _serve(connection: Connection, runner: Runner, loud: bool) -> None:
+def _serve(connection: Connection, runner: Runner, verbose: bool) -> None:
     """Load a runner and answer requests until the parent closes its end: the main function of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a parent that is not in its main thread could not do it
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)  # exporters and runtimes print; stdout may be JSON
-    if not loud:
+    if not verbose:
         os.dup2(sink, 2)
     try:
         for module in runner.imports:

@@ -1,7 +1,7 @@
-"""The program as readable PyTorch source: ``model.py``, which needs torch, spikingjelly and einops, but not svitc.
+"""Programs as readable PyTorch source: ``model.py``, which needs torch, spikingjelly and einops, but not svitc.
 
 Imports: ``serialization``, ``ir`` and what is below them.
 
-Start with ``module.py``, then ``operations.py`` (each node as a line) and ``partition.py`` (which parts become a
-class).
+Start with ``module.py``, then ``operations.py`` (nodes as statements) and ``partition.py`` (which parts of a model
+become a class).
 """

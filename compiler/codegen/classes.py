@@ -1,4 +1,4 @@
-"""Classes of a generated source: one for all units of a structure, with arguments where numbers differ."""
+"""Classes of a generated source: one for all units of the same structure, with arguments for numbers that differ."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from svitc.codegen.constructors import Call, Constructors, Neurons, is_name
+from svitc.codegen.constructors import Call, Constructors, Key, Neurons, Number, is_name
 from svitc.codegen.operations import StatementBuilder
 from svitc.codegen.partition import Letters, Partition, Tree, Unit
 from svitc.codegen.quantized_classes import QUANTIZED_NAMES
@@ -19,64 +18,76 @@ SLOT = re.compile("\ue000(\\d+)\ue000")
 
 
 class Slots:
-    """Numbers of a unit, in the order of its text, each as a mark to be filled in."""
+    """Numbers in a unit's source, in the order of the text. Calling this object returns a placeholder for a number.
+
+    Attributes:
+        numbers: (number, key of what it counts) for each placeholder.
+    """
 
     def __init__(self) -> None:
-        self.found: list[tuple[Any, tuple]] = []
+        self.numbers: list[tuple[float, Key]] = []
 
-    def __call__(self, value: Any, key: tuple) -> str:
-        self.found.append((value, key))
-        return f"\ue000{len(self.found) - 1:02}\ue000"
+    def __call__(self, value: float, key: Key) -> str:
+        self.numbers.append((value, key))
+        return f"\ue000{len(self.numbers) - 1:02}\ue000"
 
 
 @dataclass(eq=False)
 class Draft:
-    """A unit's class with marks for its numbers.
+    """Class of a unit, with placeholders for its numbers.
 
     Attributes:
-        made: (name, constructor) of each attribute.
+        unit: the part of the model.
+        assignments: (name, constructor) of each attribute.
         body: lines of ``forward``.
-        arguments: of ``forward``.
-        slots: (number, what it counts).
+        arguments: argument names of ``forward``.
+        slots: (number, key of what it counts) for each placeholder.
     """
 
     unit: Unit
-    made: list[tuple[str, Call | str]]
+    assignments: list[tuple[str, Call | str]]
     body: list[str]
     arguments: list[str]
-    slots: list[tuple[Any, tuple]]
+    slots: list[tuple[float, Key]]
 
     @property
     def template(self) -> str:
-        parts = [f"{name} = {made}" for name, made in self.made]
+        """The text with placeholders, which is equal for units that can share a class."""
+        parts = [f"{name} = {constructor}" for name, constructor in self.assignments]
         return "\n".join([*parts, *self.body, *self.arguments, str(self.unit.tree.numbered)])
 
 
 @dataclass(eq=False)
 class Class:
-    """A class of the source, and the units that are its instances.
+    """Class of the generated source, and the units that are its instances.
 
     Attributes:
-        arguments: name of a constructor argument -> (what it is, its slots).
+        drafts: one for each unit.
+        name: name of the class.
+        arguments: name of a constructor argument -> (its meaning, indices of its slots).
     """
 
     drafts: list[Draft]
     name: str = ""
     arguments: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
 
-    def values(self, draft: Draft) -> dict[str, Any]:
-        """The constructor's arguments for one unit."""
+    def values(self, draft: Draft) -> dict[str, float]:
+        """Return the constructor's arguments for a unit."""
         return {name: draft.slots[slots[0]][0] for name, (_, slots) in self.arguments.items()}
 
 
 class Classes:
-    """The classes of a program's units.
+    """All classes for the units of a program.
 
     Args:
-        partition: of the program.
-        neurons: of the program.
-        letters: names of axes.
-        steps: T.
+        partition: units of the program.
+        neurons: neurons of the program.
+        letters: letters of axes in comments and patterns.
+        steps: number of time steps T, or None if there is no single one.
+
+    Attributes:
+        all: the classes, in the order of the source.
+        of_unit: path of a unit -> its class and its draft.
     """
 
     def __init__(self, partition: Partition, neurons: Neurons, letters: Letters, steps: int | None) -> None:
@@ -92,47 +103,51 @@ class Classes:
             by_template.setdefault(draft.template, Class([])).drafts.append(draft)
         classes = list(by_template.values())
         taken = {"Model", "Layers", "Path", "Integer", "IntegerSpike", *QUANTIZED_NAMES}
-        for each in classes:
-            paths = [draft.unit.tree.path for draft in each.drafts]
-            full = list(dict.fromkeys(class_name(path) for path in paths))
-            name = full[0] if len(full) == 1 else full[0].rstrip("0123456789") or "Part"
-            each.name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 1000))) if n not in taken)
-            taken.add(each.name)
-            if len(each.drafts) > 1:
-                each.arguments = self._arguments(each)
+        for class_ in classes:
+            paths = [draft.unit.tree.path for draft in class_.drafts]
+            names = list(dict.fromkeys(class_name(path) for path in paths))
+            name = names[0] if len(names) == 1 else names[0].rstrip("0123456789") or "Part"
+            class_.name = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 1000))) if n not in taken)
+            taken.add(class_.name)
+            if len(class_.drafts) > 1:
+                class_.arguments = self._arguments(class_)
         return classes
 
     def _draft(self, unit: Unit) -> Draft:
         slots = Slots()
         constructors = Constructors(self.program, self.neurons)
-        made = attributes(unit.tree, constructors, slots)
-        steps = StatementBuilder(self.program, unit.tree, self.letters, slots, self.T)
+        assignments = attributes(unit.tree, constructors, slots)
+        statements = StatementBuilder(self.program, unit.tree, self.letters, slots, self.T)
         body = Body(
-            steps.of(unit.nodes),
-            [steps.value(n) for n in unit.inputs],
-            [steps.value(n) for n in unit.outputs],
+            statements.of(unit.nodes),
+            [statements.value(n) for n in unit.inputs],
+            [statements.value(n) for n in unit.outputs],
         )
-        return Draft(unit, made, body.lines(), list(POOL[: len(unit.inputs)]), slots.found)
+        return Draft(unit, assignments, body.lines(), list(POOL[: len(unit.inputs)]), slots.numbers)
 
-    def _arguments(self, each: Class) -> dict[str, tuple[str, list[int]]]:
-        """Numbers in which the units differ, by what they count."""
+    def _arguments(self, class_: Class) -> dict[str, tuple[str, list[int]]]:
+        """Return the constructor arguments of a class: numbers that differ between its units, by what they count.
+
+        Returns:
+            name of an argument -> (its meaning, indices of its slots).
+        """
         differing: dict[tuple, list[int]] = {}
-        for i in range(len(each.drafts[0].slots)):
-            if len({draft.slots[i][0] for draft in each.drafts}) > 1:
-                key = tuple(draft.slots[i][1] if draft.slots[i][1] != ("scale",) else i for draft in each.drafts)
+        for i in range(len(class_.drafts[0].slots)):
+            if len({draft.slots[i][0] for draft in class_.drafts}) > 1:
+                key = tuple(draft.slots[i][1] if draft.slots[i][1] != ("scale",) else i for draft in class_.drafts)
                 differing.setdefault(key, []).append(i)
         result: dict[str, tuple[str, list[int]]] = {}
         for slots in differing.values():
-            name, meaning = self._meaning(each.drafts[0], slots[0])
+            name, meaning = self._meaning(class_.drafts[0], slots[0])
             taken = {*result, *RESERVED, *self.neurons.names}
-            if any(self._in_body(each.drafts[0], slot) for slot in slots):
-                taken.update(each.drafts[0].unit.tree.children)  # it becomes an attribute beside them
+            if any(self._in_body(class_.drafts[0], slot) for slot in slots):
+                taken.update(class_.drafts[0].unit.tree.children)  # the argument becomes an attribute like them
             name = next(n for n in (name, *(f"{name}{i}" for i in range(2, 1000))) if n not in taken)
             result[name] = (meaning, slots)
         return result
 
     def _meaning(self, draft: Draft, slot: int) -> tuple[str, str]:
-        """A name for an argument, and what it counts."""
+        """Return a name for the argument that replaces a slot, and its meaning."""
         key = draft.slots[slot][1]
         if key == ("scale",):
             return "scale", "a factor"
@@ -148,22 +163,23 @@ class Classes:
             return name, f"{name} of pixels" if name != "size" else "elements of an axis"
         if key[-1] in entering:
             return ("width", "channels in and out") if key[-1] in leaving else ("width_in", "channels in")
-        inside = [p for p in group.producers if tuple(p.split(".")[:prefix]) == unit.tree.path]
-        paths = [p.split(".")[prefix:] for p in inside]
+        producers = [p for p in group.producers if tuple(p.split(".")[:prefix]) == unit.tree.path]
+        paths = [p.split(".")[prefix:] for p in producers]
         if key[-1] in leaving:
             return "width", "channels out"
         labels = list(dict.fromkeys(label(path) for path in paths)) or ["size"]
-        name = "".join(labels) if all(len(each) == 1 for each in labels) else labels[0]
+        name = "".join(labels) if all(len(text) == 1 for text in labels) else labels[0]
         return name, "channels of " + ", ".join(".".join(path) for path in paths)
 
-    def lines(self, each: Class) -> list[str]:
-        first = each.drafts[0]
-        names = {slot: name for name, (_, slots) in each.arguments.items() for slot in slots}
+    def lines(self, class_: Class) -> list[str]:
+        """Return the source of a class."""
+        first = class_.drafts[0]
+        names = {slot: name for name, (_, slots) in class_.arguments.items() for slot in slots}
 
         def fill(text: str) -> str:
             return SLOT.sub(lambda m: names.get(int(m[1]), repr(first.slots[int(m[1])][0])), text)
 
-        stored = [name for name, (_, slots) in each.arguments.items() if any(self._in_body(first, s) for s in slots)]
+        stored = [name for name, (_, slots) in class_.arguments.items() if any(self._in_body(first, s) for s in slots)]
 
         def fill_body(text: str) -> str:
             return SLOT.sub(
@@ -175,13 +191,14 @@ class Classes:
             " and ".join(shape(self.letters.layout(n)) for n in nodes)
             for nodes in (first.unit.inputs, first.unit.outputs)
         ]
-        head = f"{runs([d.unit.tree.name for d in each.drafts])}: {shapes[0]} -> {shapes[1]}."
-        arguments = "".join(f", {name}" for name in each.arguments)
-        made = [(name, m.with_text(fill) if isinstance(m, Call) else fill(m)) for name, m in first.made]
+        head = f"{runs([d.unit.tree.name for d in class_.drafts])}: {shapes[0]} -> {shapes[1]}."
+        arguments = "".join(f", {name}" for name in class_.arguments)
+        meanings = [f"{name}: {meaning}" for name, (meaning, _) in class_.arguments.items()]
+        assignments = [(name, c.with_text(fill) if isinstance(c, Call) else fill(c)) for name, c in first.assignments]
         return [
-            *class_head(each.name, first.unit.tree, head, [f"{n}: {what}" for n, (what, _) in each.arguments.items()]),
+            *class_head(class_.name, first.unit.tree, head, meanings),
             f"    def __init__(self{arguments}):",
-            *constructor_lines(first.unit.tree, made),
+            *constructor_lines(first.unit.tree, assignments),
             *(f"        self.{name} = {name}" for name in stored),
             "",
             f"    def forward(self, {', '.join(first.arguments)}):",
@@ -193,42 +210,57 @@ class Classes:
         return any(int(m[1]) == slot for line in draft.body for m in SLOT.finditer(line))
 
     def instance(self, tree: Tree) -> str | None:
-        """The call that makes a unit, None for any other part."""
+        """Return the expression that creates a unit, None for any other part of the model."""
         if tree.path not in self.of_unit:
             return None
-        each, draft = self.of_unit[tree.path]
-        return f"{each.name}({', '.join(f'{name}={value!r}' for name, value in each.values(draft).items())})"
+        class_, draft = self.of_unit[tree.path]
+        return f"{class_.name}({', '.join(f'{name}={value!r}' for name, value in class_.values(draft).items())})"
 
 
-def literal(value: Any, key: tuple) -> str:
+def literal(value: float, _: Key) -> str:
+    """Return a number as text."""
     return repr(value)
 
 
-def attributes(tree: Tree, constructors: Constructors, number: Any) -> list[tuple[str, Call | str]]:
-    """Name and constructor of each part directly below a class."""
+def attributes(tree: Tree, constructors: Constructors, number: Number) -> list[tuple[str, Call | str]]:
+    """Return name and constructor of each attribute of a class; for a list, the names are empty.
+
+    Args:
+        tree: the part of the model that the class represents.
+        constructors: writes the constructors.
+        number: writes numbers.
+    """
     if tree.numbered:
         return [("", item) for item in constructors.listed(tree, number)]
     return [(name, constructors.part(child, number)) for name, child in tree.children.items()]
 
 
 def class_head(name: str, tree: Tree, head: str, arguments: list[str]) -> list[str]:
+    """Return the first lines of a class: its name, base class and docstring.
+
+    Args:
+        name: name of the class.
+        tree: the part of the model that the class represents.
+        head: first line of the docstring.
+        arguments: lines of the docstring about arguments.
+    """
     base = "nn.ModuleList" if tree.numbered else "nn.Module"
     lines = [f"class {name}({base}):", f'    """{head}']
     if arguments:
-        lines += ["", *(f"    {each}" for each in arguments), '    """', ""]
+        lines += ["", *(f"    {line}" for line in arguments), '    """', ""]
     else:
         lines[-1] += '"""'
         lines.append("")
     return lines
 
 
-def constructor_lines(tree: Tree, made: list[tuple[str, Call | str]]) -> list[str]:
-    """The body of ``__init__``."""
+def constructor_lines(tree: Tree, assignments: list[tuple[str, Call | str]]) -> list[str]:
+    """Return the body of ``__init__``, which sets the attributes that ``attributes`` returns."""
     indent = " " * 8
     if tree.numbered:
-        return list(Call("super().__init__([", [(None, item) for _, item in made], "])").lines("", indent))
+        return list(Call("super().__init__([", [(None, item) for _, item in assignments], "])").lines("", indent))
     lines = [f"{indent}super().__init__()"]
-    for name, item in made:
+    for name, item in assignments:
         parameter = tree.children[name].parameter
         if parameter is not None and not str(item).startswith("nn.Parameter("):
             lines.append(f'{indent}self.register_buffer("{name}", {item})')
@@ -243,7 +275,7 @@ def constructor_lines(tree: Tree, made: list[tuple[str, Call | str]]) -> list[st
 
 
 def class_name(path: Sequence[str]) -> str:
-    """``Block`` for ``blocks.0``, ``Stage3`` for ``stage3.4``, ``PatchEmbed`` for ``patch_embed``."""
+    """Return the name of a class: ``Block`` for ``blocks.0``, ``Stage3`` for ``stage3.4``."""
     words = [part for part in path if not part.isdecimal()]
     last = words[-1] if words else "part"
     if path[-1].isdecimal() and last.endswith("s") and not last.endswith("ss"):
@@ -253,14 +285,14 @@ def class_name(path: Sequence[str]) -> str:
 
 
 def label(path: Sequence[str]) -> str:
-    """The argument's name for what a layer makes: ``fc1`` of mlp.fc1.0, ``q`` of attn.q_conv."""
+    """Return an argument name for the channels of a layer: ``fc1`` for ``mlp.fc1.0``, ``q`` for ``attn.q_conv``."""
     words = [part for part in path if not part.isdecimal()]
     last = re.sub(r"(_(conv|bn|linear|proj))+$", "", words[-1]) if words else ""
     return last.replace("-", "_") if is_name(last.replace("-", "_")) and last not in POOL else "size"
 
 
 def runs(names: Sequence[str]) -> str:
-    """``blocks.0 to blocks.7, head``."""
+    """Return paths as text, with ranges for consecutive numbers: ``blocks.0 to blocks.7, head``."""
     texts: list[str] = []
     for _, group in itertools.groupby(enumerate(names), lambda p: (p[1].rpartition(".")[0], _number(p[1]) - p[0])):
         members = [name for _, name in group]
@@ -276,4 +308,5 @@ def _number(name: str) -> int:
 
 
 def shape(layout: Sequence[str]) -> str:
+    """Return a layout as text: ``[t, b, c, n]``."""
     return f"[{', '.join(layout)}]"

@@ -1,4 +1,4 @@
-"""Constructors: the tree of a model's layers as the expressions that make them."""
+"""Constructors: expressions that create the layers of a model, and functions that create its neurons."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import keyword
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from torch import fx, nn
 
 from svitc.codegen.partition import Tree, bare_parameter
 from svitc.codegen.quantized_classes import definition, fixed_point
 from svitc.ir import ops, standalone_layers
+from svitc.ir.axes import Dim
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import describe_layer
+from svitc.support.types import JsonDict
 
-WIDTH = 100
+WIDTH_CHARS = 100  # longest line of the generated source, without comments
 NEURON_NAMES = {"LIFNode": "lif", "IFNode": "if_node", "ParametricLIFNode": "plif", "ILIFNode": "ilif"}
 DEFAULTS = {
     "stride": 1,
@@ -31,16 +33,19 @@ DEFAULTS = {
     "count_include_pad": True,
     "divisor_override": None,
 }
-Number = Callable[[Any, tuple], str]  # a number and what it counts -> its text
+# Identifies what a number counts: ids of axes, or a tuple of strings. Equal keys mean the same quantity.
+Key: TypeAlias = tuple[object, ...]
+Number: TypeAlias = Callable[[float, Key], str]  # function from a number and its key to the text for it
 
 
 @dataclass
 class Call:
-    """A call as text that can be broken over lines.
+    """Call expression that can be broken into several lines.
 
     Attributes:
-        head, tail: ``nn.Sequential(`` and ``)``.
+        head: text before the arguments, such as ``nn.Sequential(``.
         items: (keyword or None, argument).
+        tail: text after the arguments, such as ``)``.
     """
 
     head: str
@@ -51,9 +56,15 @@ class Call:
         return self.head + ", ".join(f"{k}={v}" if k else str(v) for k, v in self.items) + self.tail
 
     def lines(self, before: str, indent: str, after: str = "") -> Iterator[str]:
-        """``before`` and the call, on one line if it fits, else one argument a line."""
+        """Yield the lines of the call: one line if it fits, else one line for each argument.
+
+        Args:
+            before: text before the call.
+            indent: spaces before each line.
+            after: text after the call.
+        """
         text = f"{indent}{before}{self}{after}"
-        if len(text) <= WIDTH or not self.items:
+        if len(text) <= WIDTH_CHARS or not self.items:
             yield text
             return
         yield f"{indent}{before}{self.head}"
@@ -67,41 +78,52 @@ class Call:
         yield f"{indent}{self.tail}{after}"
 
     def with_text(self, change: Callable[[str], str]) -> Call:
-        """The call with every text in it changed."""
+        """Return a copy of the call in which ``change`` was applied to all texts."""
         items = [(k, v.with_text(change) if isinstance(v, Call) else change(v)) for k, v in self.items]
         return Call(change(self.head), items, self.tail)
 
 
 def is_name(text: str) -> bool:
+    """Return whether a text can be used as a Python name."""
     return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def access(tree: Tree, path: Sequence[str]) -> str:
-    """The expression for what lies at a path below ``self``."""
-    text, here = "self", tree
+    """Return the expression that accesses a layer or parameter through ``self``.
+
+    Args:
+        tree: the part of the model that ``self`` represents.
+        path: components of the path from ``tree`` on.
+    """
+    text, parent = "self", tree
     for part in path:
-        if here.numbered:
+        if parent.numbered:
             text += f"[{part}]"
         else:
             text = f"{text}.{part}" if is_name(part) else f'getattr({text}, "{part}")'
-        here = here.children.get(part, Tree())
+        parent = parent.children.get(part, Tree())
     return text
 
 
 class Neurons:
-    """One short function for each kind of neuron in a program; thresholds that differ are its argument.
+    """Functions of the source that create neurons, one for each kind of neuron; the threshold can be an argument.
 
-    What only matters in training, surrogates and ``detach_reset``, is left out where the program does not train.
+    Arguments that only matter for training, the surrogate and ``detach_reset``, are left out if the program cannot be
+    trained.
 
     Attributes:
-        kinds: of neurons with membranes.
-        integer: whether there are neurons without, which need a class of their own.
+        kinds: descriptions of the different neurons with membranes, without their thresholds.
+        names: name of the function for each kind.
+        usual: most common threshold of each kind.
+        several: for each kind, whether there are different thresholds.
+        integer: whether there are neurons without membranes, which need a class in the source.
+        trains: whether the program can be trained.
     """
 
     def __init__(self, program: Program) -> None:
         self.integer = False
         self.trains = program.stage < Stage.INFERENCE
-        self.kinds: list[dict[str, Any]] = []
+        self.kinds: list[JsonDict] = []
         thresholds: list[Counter[float]] = []
         for node in program.neurons():
             module = program.module_of(node)
@@ -124,14 +146,16 @@ class Neurons:
             used[name] += 1
             self.names.append(name if used[name] == 1 else f"{name}{used[name]}")
 
-    def _kind(self, entry: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    def _kind(self, entry: JsonDict) -> tuple[JsonDict, float]:
+        """Return a neuron's description without its threshold, and the threshold."""
         dropped = {"v_threshold"} if self.trains else {"v_threshold", "detach_reset"}
-        if not self.trains and entry["surrogate"]["type"] != "MultiLevelSpikeCount":  # that one counts the spikes
+        # MultiLevelSpikeCount matters for inference, too: it limits the number of spikes
+        if not self.trains and entry["surrogate"]["type"] != "MultiLevelSpikeCount":
             dropped.add("surrogate")
         return {k: v for k, v in entry.items() if k not in dropped}, entry["v_threshold"]
 
-    def text(self, entry: dict[str, Any]) -> str:
-        """The call that makes a neuron."""
+    def text(self, entry: JsonDict) -> str:
+        """Return the expression that creates the neuron of a description."""
         if entry["type"] == ops.IntegerSpike.__name__:
             return f"IntegerSpike({entry['levels']}{', half_up=True' if entry['rounding'] == 'half_up' else ''})"
         kind, threshold = self._kind(entry)
@@ -139,6 +163,7 @@ class Neurons:
         return f"{self.names[i]}({'' if threshold == self.usual[i] else threshold})"
 
     def definitions(self) -> Iterator[str]:
+        """Yield the lines of the functions and classes for neurons."""
         if self.integer:
             yield from definition(standalone_layers.Integer)
             yield from definition(standalone_layers.IntegerSpike)
@@ -160,8 +185,8 @@ class Neurons:
             yield ""
 
 
-def surrogate_text(entry: dict[str, Any]) -> str:
-    """``surrogate.ATan(alpha=2.0)``."""
+def surrogate_text(entry: JsonDict) -> str:
+    """Return the expression that creates a surrogate function, such as ``surrogate.ATan(alpha=2.0)``."""
     values = {k: v for k, v in entry.items() if k != "type"}
     if entry["type"] == "MultiLevelSpikeCount":
         levels, window = values["max_spike_count"], (values["grad_min"], values["grad_max"])
@@ -171,12 +196,12 @@ def surrogate_text(entry: dict[str, Any]) -> str:
 
 
 class Constructors:
-    """Makes the expression for any part of the tree.
+    """Writer of the expressions that create the parts of a model.
 
     Args:
         program: typed.
-        neurons: of the program.
-        unit: part of the tree -> the call that makes it where it is a unit of its own.
+        neurons: neurons of the program.
+        unit: function from a part of the model to the expression that creates it, or None if it is not a unit.
     """
 
     def __init__(
@@ -185,10 +210,10 @@ class Constructors:
         self.program, self.neurons, self.unit = program, neurons, unit
 
     def part(self, tree: Tree, number: Number) -> Call | str:
-        """The constructor of a part; ``number`` writes channel counts."""
-        made = self.unit(tree)
-        if made is not None:
-            return made
+        """Return the constructor of a part of the model; ``number`` writes channel counts."""
+        unit_call = self.unit(tree)
+        if unit_call is not None:
+            return unit_call
         if tree.layer is not None:
             return self.layer(tree.layer, number)
         if tree.parameter is not None:
@@ -204,28 +229,30 @@ class Constructors:
         named: list[tuple[str | None, Call | str]] = []
         odd: list[tuple[str | None, Call | str]] = []
         for name, child in tree.children.items():
-            made_child = self.part(child, number)
+            constructor = self.part(child, number)
             if is_name(name):
-                named.append((name, made_child))
+                named.append((name, constructor))
             else:
-                odd.append((None, f'"{name}": {made_child}'))
+                odd.append((None, f'"{name}": {constructor}'))
         if odd:
             named.append((None, Call("**{", odd, "}")))
         return Call("Layers(", named)
 
     def listed(self, tree: Tree, number: Number) -> list[Call | str]:
-        """The elements of a list; what fell away in the capture (dropout) is an identity."""
+        """Return the constructors of a list's elements; removed elements, such as dropout, become an identity."""
         last = max(map(int, tree.children))
         present = {int(name): child for name, child in tree.children.items()}
         return [self.part(present[i], number) if i in present else "nn.Identity()" for i in range(last + 1)]
 
     def parameter(self, tree: Tree) -> str:
+        """Return the expression that creates a bare parameter or buffer."""
         value, learns = bare_parameter(self.program, tree)
         kind = "" if str(value.dtype) == "torch.float32" else f", dtype={value.dtype}"
         zeros = f"torch.zeros({tuple(value.shape)}{kind})"
         return f"nn.Parameter({zeros})" if learns else zeros
 
     def layer(self, node: fx.Node, number: Number) -> Call | str:
+        """Return the constructor of the layer that a node calls, without arguments that have the default value."""
         module = self.program.module_of(node)
         assert module is not None
         entry = describe_layer(str(node.target), module)
@@ -251,8 +278,9 @@ class Constructors:
         else:
             dims = self.program.parameters_of(node)
             source, target = self.program.type_of(node.all_input_nodes[0]), self.program.type_of(node)
-            where = -1 if isinstance(module, nn.Linear) else 1
-            counts = {"in": _key(source[where]), "out": _key(target[where]), "num": _key(target[where])}
+            channel_dim = -1 if isinstance(module, nn.Linear) else 1
+            target_key = _key(target[channel_dim])
+            counts = {"in": _key(source[channel_dim]), "out": target_key, "num": target_key}
             for key in [k for k in entry if k.endswith(("_channels", "_features"))]:
                 items.append((None, number(entry.pop(key), counts[key.partition("_")[0]])))
             if "kernel_size" in entry:
@@ -266,7 +294,7 @@ class Constructors:
         return Call(f"{kind}(" if ops.is_quantized(module) else f"nn.{kind}(", items)
 
 
-def _key(dim: tuple) -> tuple:
+def _key(dim: Dim) -> Key:
     return tuple(id(axis) for axis in dim)
 
 

@@ -1,11 +1,11 @@
-"""A program as readable PyTorch source, without svitc: torch, einops, spikingjelly, safetensors.
+"""Programs as readable PyTorch source that does not need svitc, only torch, einops, spikingjelly and safetensors.
 
-It trains, or, where the program is quantized, is the reference that the ONNX file equals.
+The source can be trained; for a quantized program, it is the reference with the same output as the ONNX file.
 
-The graph is split by scope into units (source_units), each unit's layers become a constructor (source_layers)
-and its operations a ``forward`` (source_steps, source_code). Units of one structure share one class, whose
-arguments are the numbers in which they differ (source_classes). Paths of layers stay as they are, so that
-weights load by name.
+The graph is split by scope into units (partition.py). The layers of a unit become a constructor (constructors.py),
+and its operations become a ``forward`` (operations.py, statements.py). Units of the same structure share a class,
+whose arguments are the numbers in which they differ (classes.py). The paths of layers stay the same, so that weights
+load by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import itertools
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 
@@ -22,7 +21,7 @@ from svitc.codegen.classes import Classes, attributes, class_head, constructor_l
 from svitc.codegen.constructors import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
 from svitc.codegen.operations import StatementBuilder, call_unit, time_steps
 from svitc.codegen.partition import Letters, Partition, Unit
-from svitc.codegen.quantized_classes import EXACTLY, Quantized
+from svitc.codegen.quantized_classes import REFERENCE_NOTE, Quantized
 from svitc.codegen.statements import Body, Role, Statement
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import stored_info
@@ -35,8 +34,8 @@ def load(path=Path(__file__).with_name("model.safetensors")):
     return model.eval()
 '''
 
-TRAINS = "It trains: batch norms are apart, and neurons have surrogate gradients."
-MEMBRANES = (
+TRAINING_NOTE = "It trains: batch norms are apart, and neurons have surrogate gradients."
+MEMBRANES_NOTE = (
     "Neurons keep their membranes from call to call: before each batch, as ever in SpikingJelly,",
     "",
     "    spikingjelly.activation_based.functional.reset_net(model)",
@@ -45,17 +44,16 @@ MEMBRANES = (
 
 
 def program_source(program: Program) -> str:
-    """The source of a program that still trains, or is quantized: a module with ``Model`` and ``load``.
+    """Return the source of a program that can be trained or is quantized: a module with ``Model`` and ``load``.
 
-    ``Model().state_dict()`` has the keys of the tensors that ``svitc.serialization`` writes, and its ``forward``
-    computes the same, bit for bit, as the program. The same program gives the same text, also after it was
-    saved and loaded.
+    ``Model().state_dict()`` has the same keys as the tensors that ``svitc.serialization`` writes, and the output of
+    ``Model`` equals that of the program, bit for bit. Equal programs give equal text, also after saving and loading.
     """
     return Source(program).text()
 
 
 class Source:
-    """Writes one program."""
+    """Writer of the source of a program."""
 
     def __init__(self, program: Program) -> None:
         self.partition = Partition(program)
@@ -69,34 +67,35 @@ class Source:
 
     def _model_lines(self) -> list[str]:
         tree = self.partition.tree
-        made = attributes(tree, Constructors(self.program, self.neurons, self.classes.instance), literal)
-        steps = StatementBuilder(self.program, tree, self.letters, literal, self.T)
-        found: list[Statement] = []
+        assignments = attributes(tree, Constructors(self.program, self.neurons, self.classes.instance), literal)
+        builder = StatementBuilder(self.program, tree, self.letters, literal, self.T)
+        statements: list[Statement] = []
         for part in loops(self.partition.steps):
             if isinstance(part, fx.Node):
                 continue
             if isinstance(part, Unit):
-                found.append(call_unit(part, steps))
+                statements.append(call_unit(part, builder))
             elif isinstance(part, tuple):
-                found.append(loop(part, steps))
+                statements.append(loop(part, builder))
             else:
-                found += steps.of(part)
+                statements += builder.of(part)
         source = next(n for n in self.program.graph.nodes if n.op == "placeholder")
         output = next(n for n in self.program.graph.nodes if n.op == "output").all_input_nodes[0]
-        body = Body(found, [steps.value(source)], [steps.value(output)])
+        body = Body(statements, [builder.value(source)], [builder.value(output)])
         head = f"{shape(self.letters.layout(source))} -> logits {shape(self.letters.layout(output))}."
         return [
             *class_head("Model", tree, head, []),
             "    def __init__(self):",
-            *constructor_lines(tree, made),
+            *constructor_lines(tree, assignments),
             "",
             "    def forward(self, x):",
             *body.lines(),
         ]
 
     def text(self) -> str:
+        """Return the complete source."""
         model = self._model_lines()
-        blocks = [line for each in self.classes.all for line in [*self.classes.lines(each), "", ""]]
+        blocks = [line for class_ in self.classes.all for line in [*self.classes.lines(class_), "", ""]]
         body = "\n".join([*blocks, *model])
         lines = [*self._docstring(), "", "from pathlib import Path", ""]
         lines += ["import torch"] if "torch.zeros(" in body or self.neurons.integer or self.quantized.weights else []
@@ -107,29 +106,30 @@ class Source:
         lines += [f"from einops import {', '.join(views)}"] if views else []
         lines += ["from safetensors.torch import load_file"]
         if self.neurons.kinds:
-            used = ("neuron", "surrogate") if any("surrogate" in kind for kind in self.neurons.kinds) else ("neuron",)
-            lines += [f"from spikingjelly.activation_based import {', '.join(used)}"]
+            with_surrogate = any("surrogate" in kind for kind in self.neurons.kinds)
+            modules = ("neuron", "surrogate") if with_surrogate else ("neuron",)
+            lines += [f"from spikingjelly.activation_based import {', '.join(modules)}"]
         lines += ["from torch import nn", ""]
         lines += [f"T = {self.T}  # time steps", "", ""] if self.T is not None else [""]
-        for wanted, name, pattern in (
+        for is_used, name, pattern in (
             (merging, "merge_time", '"t b ... -> (t b) ..."'),
             (splitting, "split_time", '"(t b) ... -> t b ...", t=T'),
         ):
-            lines += [f"def {name}(x):", f"    return rearrange(x, {pattern})", "", ""] if wanted else []
+            lines += [f"def {name}(x):", f"    return rearrange(x, {pattern})", "", ""] if is_used else []
         lines += [*self.neurons.definitions(), *self.quantized.definitions()]
         if "Layers(" in body:
-            bare = any(n.op == "get_attr" for n in self.program.graph.nodes)
-            lines += [LAYERS_CLASS if bare else LAYERS_CLASS_SHORT, ""]
+            has_bare_parameters = any(n.op == "get_attr" for n in self.program.graph.nodes)
+            lines += [LAYERS_CLASS if has_bare_parameters else LAYERS_CLASS_SHORT, ""]
         lines += [body, "", "", LOAD]
         return "\n".join(lines)
 
     def _counted(self) -> str:
-        """``1,000 parameters``, or ``1,000 int8 weights and 8 parameters``."""
+        """Return the size as text: ``1,000 parameters``, or ``1,000 int8 weights and 8 parameters``."""
         kinds = {"int8 weights": self.quantized.weights, "parameters": self._parameters()}
         return " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "0 parameters"
 
     def _parameters(self) -> int:
-        """Parameters by path, so that weights which two layers share count as the file stores them."""
+        """Return the number of parameters, counting shared weights once for each path, as the file stores them."""
         paths = {str(n.target) for n in self.program.graph.nodes if n.op in ("call_module", "get_attr")}
         named = self.program.module.named_parameters(remove_duplicate=False)
         return sum(p.numel() for name, p in named if name in paths or name.rpartition(".")[0] in paths)
@@ -146,7 +146,7 @@ class Source:
         )
         wrapped = [textwrap.wrap(note, 96, initial_indent="  - ", subsequent_indent="    ") for note in notes]
         assumed = ["", "Assumed of the original:", *itertools.chain(*wrapped)] if notes else []
-        used = sorted(
+        used_letters = sorted(
             {
                 letter
                 for node in self.program.graph.nodes
@@ -163,7 +163,7 @@ class Source:
             "x": "columns",
             "n": "pixels (y x)",
         }
-        axes_text = ", ".join(f"{letter} {meaning[letter]}" for letter in meaning if letter in used)
+        axes_text = ", ".join(f"{letter} {meaning[letter]}" for letter in meaning if letter in used_letters)
         return [
             f'"""{arch}, {self.program.stage.name.lower()} by svitc: {self._counted()}.',
             "",
@@ -171,22 +171,31 @@ class Source:
             "    model = load()  # weights of model.safetensors beside this file, in eval mode",
             "",
             f"The input is {batch}, {sizes} without its batch.",
-            *(MEMBRANES if self.neurons.kinds else ["Neurons have no membranes: nothing is kept from call to call."]),
-            *([TRAINS] if trains else EXACTLY),
+            *(
+                MEMBRANES_NOTE
+                if self.neurons.kinds
+                else ["Neurons have no membranes: nothing is kept from call to call."]
+            ),
+            *([TRAINING_NOTE] if trains else REFERENCE_NOTE),
             f"Axes in comments: {axes_text}.",
             *assumed,
             '"""',
         ]
 
 
-def plain(value: Any) -> str:
-    """Foreign text as it may stand in a docstring."""
+def plain(value: object) -> str:
+    """Return a user's text on one line, without characters that could end a docstring or escape in it."""
     text = " ".join(str(value).split())
     return "".join(c for c in text if c.isprintable()).replace("\\", "/").replace('"', "'")
 
 
 def loops(steps: Sequence[fx.Node | Unit]) -> list[list[fx.Node] | Unit | tuple[Unit, ...]]:
-    """The root's steps with runs of nodes together, and runs of units that are a whole list as a tuple."""
+    """Group the root's steps.
+
+    Returns:
+        consecutive nodes as a list; units that are all elements of a list, called in turn, as a tuple; other units as
+        they are.
+    """
     result: list[list[fx.Node] | Unit | tuple[Unit, ...]] = []
     i = 0
     while i < len(steps):
@@ -209,25 +218,25 @@ def loops(steps: Sequence[fx.Node | Unit]) -> list[list[fx.Node] | Unit | tuple[
 
 
 def _follows(first: Unit, second: fx.Node | Unit) -> bool:
-    """Whether ``second`` is the next of the same list and alone takes what ``first`` gives."""
+    """Return whether ``second`` is the next element in the list of ``first``, and the only reader of its output."""
     if not isinstance(second, Unit) or len(first.outputs) != 1 or len(first.inputs) != 1 or len(second.outputs) != 1:
         return False
     *parent, name = first.tree.path
     *other, following = second.tree.path
-    alone = second.inputs == first.outputs and set(first.outputs[0].users) <= set(second.nodes)
-    return parent == other and name.isdecimal() and following.isdecimal() and int(following) == int(name) + 1 and alone
+    is_next = parent == other and name.isdecimal() and following.isdecimal() and int(following) == int(name) + 1
+    return is_next and second.inputs == first.outputs and set(first.outputs[0].users) <= set(second.nodes)
 
 
-def loop(chain: tuple[Unit, ...], steps: StatementBuilder) -> Statement:
-    """Calls of all the units of a list in turn."""
-    step = call_unit(chain[0], steps)
-    step.outputs = [steps.value(chain[-1].outputs[0])]
-    step.role = Role.CALL
+def loop(chain: tuple[Unit, ...], builder: StatementBuilder) -> Statement:
+    """Return the statement that calls all units of a list in turn."""
+    statement = call_unit(chain[0], builder)
+    statement.outputs = [builder.value(chain[-1].outputs[0])]
+    statement.role = Role.CALL
     *parent, _ = chain[0].tree.path
-    where = re.sub(r"\[0\]$", "", step.code([])[0].removesuffix("()"))
+    units = re.sub(r"\[0\]$", "", statement.code([])[0].removesuffix("()"))
     element = parent[-1][:-1].lower() if parent and parent[-1].endswith("s") else "block"
-    step.loop = (where, element if is_name(element) and len(element) > 1 and element != "self" else "block")
-    return step
+    statement.loop = (units, element if is_name(element) and len(element) > 1 and element != "self" else "block")
+    return statement
 
 
 __all__ = ["program_source"]

@@ -1,17 +1,17 @@
-"""Units of a program: the parts that become one class each in its generated source.
+"""Units of a program: the parts of the model that become classes in its generated source.
 
-A unit is a top-level part of the model's tree of layers (``patch_embed``) or an element of a list of large
-parts (``blocks.0``). The graph is shared out among units by the scope of each node; whatever lies between is
-the root's.
+A unit is a top-level part of the model's tree of layers (``patch_embed``), or an element of a list of large
+parts (``blocks.0``). The scope of each node determines the unit that it belongs to; nodes outside of all units belong
+to the root, which is the class ``Model``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import einops
+import torch
 from torch import fx, nn
 
 from svitc.ir import axes, ops
@@ -20,22 +20,20 @@ from svitc.ir.graph import attribute_of, readers_through
 from svitc.ir.program import Program
 from svitc.ir.views import regrouped, retarget
 
-SMALL, LARGE = (
-    3,
-    5,
-)  # layers: a unit of fewer is no class; a list of parts of at least this many is a list of units
-MOST_INPUTS, MOST_OUTPUTS = 3, 2
+MIN_UNIT_LAYERS = 3  # a part with fewer layers does not become a class
+MIN_ELEMENT_LAYERS = 5  # a list becomes a list of units if an element has at least this many layers
+MAX_INPUTS, MAX_OUTPUTS = 3, 2  # values that enter and leave a unit
 
 
 @dataclass(eq=False)
 class Tree:
-    """A part of the model by its path: a layer, a bare parameter, or what holds them.
+    """Part of the model: a layer, a bare parameter, or a container of layers and parameters.
 
     Attributes:
-        path: components from the model down.
-        children: by name, in the order of the graph.
-        layer: call node of the layer here.
-        parameter: node of the bare parameter here.
+        path: components of the path from the model on.
+        children: name -> part, in graph order.
+        layer: node that calls the layer, if this part is one.
+        parameter: node that reads the bare parameter, if this part is one.
     """
 
     path: tuple[str, ...] = ()
@@ -45,15 +43,17 @@ class Tree:
 
     @property
     def is_leaf(self) -> bool:
+        """Whether this part is a layer or a bare parameter."""
         return self.layer is not None or self.parameter is not None
 
     @property
     def name(self) -> str:
+        """The path with dots."""
         return ".".join(self.path)
 
     @property
     def numbered(self) -> bool:
-        """Whether the children are 0, 1, …, with few left out: a list."""
+        """Whether this part is a list: the names of the children are 0, 1, …, with few gaps."""
         names = list(self.children)
         if self.is_leaf or not names or not all(n.isascii() and n.isdecimal() and str(int(n)) == n for n in names):
             return False
@@ -62,20 +62,21 @@ class Tree:
 
     @property
     def sequential(self) -> bool:
-        """Whether this is a list of layers alone."""
+        """Whether this part is a list that contains only layers."""
         return self.numbered and all(c.layer is not None for c in self.children.values())
 
     def count(self) -> int:
-        """Number of layers."""
+        """Return the number of layers in this part."""
         return int(self.layer is not None) + sum(c.count() for c in self.children.values())
 
     def has_large_list(self) -> bool:
-        """Whether there is a list of large parts somewhere in here."""
-        if self.numbered and any(c.count() >= LARGE for c in self.children.values()):
+        """Return whether this part is, or contains, a list with large elements."""
+        if self.numbered and any(c.count() >= MIN_ELEMENT_LAYERS for c in self.children.values()):
             return True
         return any(c.has_large_list() for c in self.children.values())
 
     def at(self, path: tuple[str, ...]) -> Tree:
+        """Return the part at a path that is relative to this one."""
         tree = self
         for part in path:
             tree = tree.children[part]
@@ -83,13 +84,13 @@ class Tree:
 
 
 def tree_of(program: Program) -> Tree:
-    """The tree of a program's layers and bare parameters."""
+    """Return the tree of a program's layers and bare parameters."""
     root = Tree()
     layers = {str(n.target) for n in program.graph.nodes if n.op == "call_module"}
     for node in program.graph.nodes:
         target = str(node.target)
-        own = node.op == "get_attr" and target.rpartition(".")[0] not in layers
-        if node.op != "call_module" and not own:
+        is_bare_parameter = node.op == "get_attr" and target.rpartition(".")[0] not in layers
+        if node.op != "call_module" and not is_bare_parameter:
             continue
         tree = root
         for part in target.split("."):
@@ -103,12 +104,13 @@ def tree_of(program: Program) -> Tree:
 
 @dataclass(eq=False)
 class Unit:
-    """One part of the model that becomes an instance of a class.
+    """Part of the model that becomes an instance of a class.
 
     Attributes:
-        tree: its layers.
-        nodes: its operations, in order.
-        inputs, outputs: values that enter, and that leave.
+        tree: layers of the unit.
+        nodes: operations of the unit, in graph order.
+        inputs: nodes outside of the unit whose values it reads.
+        outputs: nodes of the unit whose values are read outside of it.
     """
 
     tree: Tree
@@ -118,37 +120,38 @@ class Unit:
 
 
 def find_units(tree: Tree) -> Iterator[Tree]:
-    """Parts that are to be units, none within another."""
+    """Yield the parts that should become units. No unit contains another one."""
     for child in tree.children.values():
         if child.is_leaf:
             continue
-        if child.numbered and any(c.count() >= LARGE for c in child.children.values()):
+        if child.numbered and any(c.count() >= MIN_ELEMENT_LAYERS for c in child.children.values()):
             parts = list(child.children.values())
         elif child.has_large_list():
             parts = [child]
         else:
             parts = []
-            if child.count() >= SMALL:
+            if child.count() >= MIN_UNIT_LAYERS:
                 yield child
         for part in parts:
             if part is child or part.has_large_list():
                 yield from find_units(part)
-            elif part.count() >= SMALL:
+            elif part.count() >= MIN_UNIT_LAYERS:
                 yield part
 
 
 class Partition:
-    """A program's nodes shared out among units, such that units can be called one after the other.
+    """Assignment of a program's nodes to units, so that the units can be called one after the other.
 
     Attributes:
-        program: a twin with its own graph and the same layers.
-        tree: of all layers.
+        program: copy of the program that shares its layers, but not its graph.
+        tree: the tree of all layers.
+        owner: node -> its unit, or None if it belongs to the root.
         units: in the order of calls.
-        steps: the root's own nodes, and units, in an order that computes.
+        steps: the root's nodes and the units, in an order in which they can be computed.
     """
 
     def __init__(self, program: Program) -> None:
-        self.program = shadow(program)
+        self.program = copy_graph(program)
         self.tree = tree_of(self.program)
         self.owner: dict[fx.Node, Unit | None] = {}
         self.units = [Unit(tree) for tree in find_units(self.tree)]
@@ -156,27 +159,27 @@ class Partition:
         self._share_views()
         self._chain_views()
         self._hoist_views()
-        while (wrong := self._wrong()) is not None:
-            for node in wrong.nodes:
+        while (invalid := self._invalid_unit()) is not None:
+            for node in invalid.nodes:
                 self.owner[node] = None
-            self.units.remove(wrong)
+            self.units.remove(invalid)
         self.steps = self._schedule()
         self.units = [step for step in self.steps if isinstance(step, Unit)]
 
     def _assign(self) -> None:
         by_path = {unit.tree.path: unit for unit in self.units}
         for node in self.program.graph.nodes:
-            where = str(node.target) if node.op in ("call_module", "get_attr") else str(node.meta.get("scope") or "")
-            path = tuple(where.split("."))
-            found = (by_path.get(path[:i]) for i in range(len(path), 0, -1))
-            unit = None if node.op in ("placeholder", "output") else next((u for u in found if u), None)
+            scope = str(node.target) if node.op in ("call_module", "get_attr") else str(node.meta.get("scope") or "")
+            path = tuple(scope.split("."))
+            candidates = (by_path.get(path[:i]) for i in range(len(path), 0, -1))
+            unit = None if node.op in ("placeholder", "output") else next((u for u in candidates if u), None)
             self.owner[node] = unit
         for node in self.program.graph.nodes:
             unit = self.owner[node.all_input_nodes[0]] if self._unowned_view(node) else None
             if unit is not None and all(
                 self.owner[reader] is unit for reader in readers_through(node, self._unowned_view)
             ):
-                self.owner[node] = unit  # a repeat that was moved to behind a unit's first layer
+                self.owner[node] = unit  # a repeat that a pass has moved behind the first layer of a unit
         for node in self.program.graph.nodes:
             if node.op == "get_attr" and any(self.owner[user] is not self.owner[node] for user in node.users):
                 self.owner[node] = None
@@ -186,7 +189,7 @@ class Partition:
         return node.target in ops.VIEWS and self.owner[node] is None
 
     def _collect(self) -> None:
-        """Fill in nodes, inputs and outputs of every unit."""
+        """Set the nodes, inputs and outputs of every unit."""
         for unit in self.units:
             unit.nodes = [n for n in self.program.graph.nodes if self.owner[n] is unit]
             inside = set(unit.nodes)
@@ -195,8 +198,8 @@ class Partition:
             unit.outputs = [n for n in unit.nodes if n.op != "get_attr" and not inside.issuperset(n.users)]
 
     def _share_views(self) -> None:
-        """One rearrange where several of a unit are the same."""
-        seen: dict[Any, fx.Node] = {}
+        """Merge equal views within a unit."""
+        seen: dict[tuple, fx.Node] = {}
         for node in list(self.program.graph.nodes):
             if node.target not in ops.VIEWS:
                 continue
@@ -209,10 +212,10 @@ class Partition:
         self._collect()
 
     def _chain_views(self) -> None:
-        """Where a unit views one value in several ways, let the view that keeps time apart come first.
+        """Chain several views of a value within a unit: the others read the view that keeps time as a dimension.
 
-        The others then read it. All of them only merge or split adjacent axes, so that memory layouts stay as
-        they were, and with them every bit of the result.
+        Only views that merge or split adjacent axes are chained. They do not change the memory layout, so that
+        the result stays the same, bit for bit.
         """
         for value in list(self.program.graph.nodes):
             readers: dict[int, list[fx.Node]] = {}
@@ -227,15 +230,15 @@ class Partition:
                 for node in views:
                     types = [self.program.type_of(n) for n in (first, node)]
                     flat = [[axis for dim in dims for axis in dim] for dims in types]
-                    if node is not first and flat[0] == flat[1]:  # an axis of size 1 may have gone
+                    if node is not first and flat[0] == flat[1]:  # they differ if an axis of size 1 was removed
                         retarget(node, first, *regrouped(*types))
         self.program.retype()
         self._collect()
 
     def _hoist_views(self) -> None:
-        """Leave the first view of a unit to the root, where the like units of the same list do without it.
+        """Move the first view of a unit to the root, if other units of the same list do not have it.
 
-        The first block of a stage often begins with the view from pixels to tokens.
+        For example, the first block of a stage often begins with the view from pixels to tokens.
         """
         layouts: dict[tuple[str, ...], list[tuple]] = {}
         for unit in self.units:
@@ -251,39 +254,45 @@ class Partition:
                     self.owner[readers[0]] = None
         self._collect()
 
-    def _dims(self, node: fx.Node) -> tuple:
-        """Kinds of a value's axes, dimension by dimension."""
+    def _dims(self, node: fx.Node) -> tuple[tuple[axes.Kind, ...], ...]:
+        """Return the kinds of the axes in each dimension of a value."""
         return tuple(tuple(axis.kind for axis in dim) for dim in self.program.type_of(node))
 
     def _merges_time(self, node: fx.Node) -> bool:
         return any(len(dim) > 1 and any(a.kind == axes.Kind.TIME for a in dim) for dim in self.program.type_of(node))
 
     def _keeps_order(self, node: fx.Node) -> bool:
-        """Whether a view only merges and splits: by its pattern, as one axis may stand in two dimensions."""
+        """Return whether a view only merges and splits axes.
+
+        The pattern decides, because an axis can occur in two dimensions of a value.
+        """
         left, right = parse_pattern(str(node.args[1]))
         return [letter for dim in left for letter in dim] == [letter for dim in right for letter in dim]
 
-    def _wrong(self) -> Unit | None:
-        """A unit that cannot be one call: too many values in or out, or an output leads back into it."""
+    def _invalid_unit(self) -> Unit | None:
+        """Return a unit that cannot be a single call, or None.
+
+        Such a unit has too many inputs or outputs, or one of its inputs depends on one of its outputs.
+        """
         self._collect()
         for unit in sorted(self.units, key=lambda u: len(u.nodes)):
-            if not 1 <= len(unit.inputs) <= MOST_INPUTS or not 1 <= len(unit.outputs) <= MOST_OUTPUTS:
+            if not 1 <= len(unit.inputs) <= MAX_INPUTS or not 1 <= len(unit.outputs) <= MAX_OUTPUTS:
                 return unit
-            seen: set[fx.Node] = set()
-            todo = [user for out in unit.outputs for user in out.users if self.owner[user] is not unit]
-            while todo:
-                node = todo.pop()
+            visited: set[fx.Node] = set()
+            pending = [user for out in unit.outputs for user in out.users if self.owner[user] is not unit]
+            while pending:
+                node = pending.pop()
                 other = self.owner[node]
                 if other is unit:
                     return unit
                 for reached in other.nodes if other else [node]:
-                    if reached not in seen:
-                        seen.add(reached)
-                        todo += [user for user in reached.users if other is None or self.owner[user] is not other]
+                    if reached not in visited:
+                        visited.add(reached)
+                        pending += [user for user in reached.users if other is None or self.owner[user] is not other]
         return None
 
     def _schedule(self) -> list[fx.Node | Unit]:
-        """The root's nodes, and units as one step each, in the graph's order as far as it computes."""
+        """Return the root's nodes and the units, in graph order as far as their inputs are available."""
         done: set[fx.Node] = set()
         waiting: list[fx.Node | Unit] = list(dict.fromkeys(self.owner[n] or n for n in self.program.graph.nodes))
         steps: list[fx.Node | Unit] = []
@@ -295,8 +304,8 @@ class Partition:
         return steps
 
 
-def shadow(program: Program) -> Program:
-    """A twin with a graph of its own, to be rearranged for reading; it shares the layers."""
+def copy_graph(program: Program) -> Program:
+    """Return a copy of a program that shares its layers, but has another graph, which can be changed."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
@@ -307,7 +316,12 @@ def shadow(program: Program) -> Program:
 
 
 class Letters:
-    """Names of axes: t, b, c, h and d within heads, y, x, and n for pixels together."""
+    """Letters of axes in comments and patterns: t, b, c, y and x; h and d for heads; n for all pixels.
+
+    Attributes:
+        heads: ids of the axes of attention heads.
+        inner: ids of the axes of the channels in a head.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -315,7 +329,7 @@ class Letters:
         self.inner = {id(g.axis) for g in program.groups if g.head_axis is not None}
 
     def of(self, dim: axes.Dim, otherwise: str = "c") -> str:
-        """One letter for a product of axes."""
+        """Return one letter for a product of axes, ``otherwise`` if the axes are of different kinds."""
         kinds = {axis.kind for axis in dim}
         if kinds == {axes.Kind.TIME}:
             return "t"
@@ -330,7 +344,7 @@ class Letters:
         return otherwise
 
     def layout(self, node: fx.Node) -> tuple[str, ...]:
-        """Each dimension of a value as text: ``("t", "b", "(h d)", "n")``."""
+        """Return the dimensions of a value as texts: ``("t", "b", "(h d)", "n")``."""
         texts = []
         for dim in self.program.type_of(node):
             parts: list[str] = []
@@ -344,8 +358,8 @@ class Letters:
         return tuple(texts)
 
 
-def bare_parameter(program: Program, tree: Tree) -> tuple[Any, bool]:
-    """The value of a bare parameter, and whether it is one (else it is a buffer)."""
+def bare_parameter(program: Program, tree: Tree) -> tuple[torch.Tensor, bool]:
+    """Return the value of a bare parameter or buffer, and whether it is a parameter."""
     assert tree.parameter is not None
     value = attribute_of(program.module, str(tree.parameter.target))
     return value, isinstance(value, nn.Parameter)

@@ -1,7 +1,7 @@
-"""Statements: a data flow of steps as lines of readable Python.
+"""Statements: a graph of operations as lines of readable Python.
 
-A step's value is written where it is used if that is once and the line stays short; else it gets a variable,
-whose name is reused as soon as the value in it is no longer needed.
+A value that is used once is written directly in the expression that uses it, as long as the line stays short. Other
+values get a variable, whose name is used again as soon as the value is no longer needed.
 """
 
 from __future__ import annotations
@@ -10,40 +10,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
+from typing import TypeAlias
 
-WIDTH = 100
+WIDTH_CHARS = 100  # longest line of the generated source, without comments
 POOL = ("x", "y", "z", "u", "w", *(f"x{i}" for i in range(2, 1000)))
 
 
 class Rank(IntEnum):
-    """How tightly an expression binds: what needs parentheses within what."""
+    """Operator precedence of an expression, which decides where parentheses are necessary."""
 
     SUM = 1
     PRODUCT = 2
     ATOM = 3
 
 
-Text = tuple[str, Rank]
+Text: TypeAlias = tuple[str, Rank]
+Code: TypeAlias = Callable[[Sequence[Text]], Text]  # function from the texts of the inputs to the text of the result
 
 
 class Role(IntEnum):
-    """What a step is, as far as its looks go."""
+    """Kind of a statement, which decides how it is written."""
 
-    VIEW = 0  # moves values only
+    VIEW = 0  # only moves values
     LAYER = 1
-    NEURON = 2  # ends a line: spikes are what flows between layers
-    SUM = 3  # ends a line: a residual addition
+    NEURON = 2  # ends a line, because spikes are the signals between layers
+    SUM = 3  # residual addition; ends a line
     OTHER = 4
-    CALL = 5  # of a unit: always a line of its own
+    CALL = 5  # call of a unit; always on a separate line
 
 
 @dataclass(eq=False)
 class Value:
-    """What a step computes.
+    """Value of a statement.
 
     Attributes:
         layout: letters of each dimension, for comments.
-        constant: the expression that always stands for it (a bare parameter), or None.
+        constant: expression that is always written for the value (for a bare parameter), or None.
     """
 
     layout: tuple[str, ...] = ()
@@ -52,19 +54,20 @@ class Value:
 
 @dataclass(eq=False)
 class Statement:
-    """One operation.
+    """Operation that is written as an expression or as a line.
 
     Attributes:
-        inputs, outputs: values.
-        code: texts of the inputs -> text of the expression.
+        inputs: values that the operation reads.
+        outputs: values that the operation computes.
+        code: writes the expression.
         role: decides where lines end.
-        hint: a variable name that would suit the value, or None.
-        loop: (list, name of its element) where the step calls every element of a list in turn.
+        hint: a suitable variable name for the value, or None.
+        loop: (list, variable for its element) if the statement calls every element of a list in turn.
     """
 
     inputs: list[Value]
     outputs: list[Value]
-    code: Callable[[Sequence[Text]], Text]
+    code: Code
     role: Role = Role.OTHER
     hint: str | None = None
     loop: tuple[str, str] | None = None
@@ -72,12 +75,15 @@ class Statement:
 
 @dataclass
 class Body:
-    """The body of one ``forward``.
+    """Body of a ``forward`` method.
 
     Attributes:
-        steps: in an order that computes.
+        steps: statements, in an order in which they can be computed.
         inputs: values of the arguments.
         outputs: values to return.
+        indent: spaces before each line.
+        maker: value -> the statement that computes it.
+        kept: values that get a variable.
     """
 
     steps: list[Statement]
@@ -98,12 +104,13 @@ class Body:
                 self.reader[value] = step
         for value in self.outputs:
             self.uses[value] = self.uses.get(value, 0) + 1
-            self.reader[value] = None  # read by return
-        self._keep()
+            self.reader[value] = None  # read by the return statement
+        self._choose_variables()
 
     # which values get variables
 
-    def _keep(self) -> None:
+    def _choose_variables(self) -> None:
+        """Set ``kept``."""
         for step in self.steps:
             if step.role == Role.CALL or len(step.outputs) > 1:
                 self.kept.update(step.outputs)
@@ -122,25 +129,30 @@ class Body:
         self._shorten(self.outputs, self._return)
 
     def _shorten(self, inputs: Sequence[Value], text: Callable[[], str]) -> None:
-        """Give variables to parts of an expression until its line is short enough."""
-        while len(self.indent + text()) > WIDTH:
+        """Give variables to parts of an expression until its line is short enough.
+
+        Args:
+            inputs: values that the expression reads.
+            text: returns the line.
+        """
+        while len(self.indent + text()) > WIDTH_CHARS:
             inner = [v for v in self._inner(inputs) if self.maker[v].role not in (Role.VIEW, Role.OTHER)]
             inner = inner or self._inner(inputs)
             if not inner:
                 return
-            whole = len(text())
+            total = len(text())
             lengths = {v: len(self._expression(v)[0]) for v in inner}
-            boundary = min(inner, key=lambda v: max(lengths[v], whole - lengths[v]))
+            boundary = min(inner, key=lambda v: max(lengths[v], total - lengths[v]))
             self.kept.add(boundary)
             self._shorten(self.maker[boundary].inputs, partial(self._line, self.maker[boundary]))
 
     def _inner(self, inputs: Sequence[Value]) -> list[Value]:
-        """Values that are written within an expression of these inputs."""
-        found: list[Value] = []
+        """Return the values without variables that are written within an expression of these inputs."""
+        inner: list[Value] = []
         for value in inputs:
             if value in self.maker and value not in self.kept:
-                found += [*self._inner(self.maker[value].inputs), value]
-        return found
+                inner += [*self._inner(self.maker[value].inputs), value]
+        return inner
 
     # text
 
@@ -155,26 +167,26 @@ class Body:
         return step.code([self._expression(value) for value in step.inputs])
 
     def _line(self, step: Statement) -> str:
-        """The statement as long as it will be, under a name of one letter."""
+        """Return the line of a statement, with a variable of one letter; used to measure its length."""
         return "x = " + self._code(step)[0]
 
     def _return(self) -> str:
         return "return " + ", ".join(self._expression(value)[0] for value in self.outputs)
 
     def _variables(self, inputs: Sequence[Value]) -> list[Value]:
-        """Variables that an expression of these inputs reads."""
-        found: list[Value] = []
+        """Return the values with variables that an expression of these inputs reads."""
+        variables: list[Value] = []
         for value in inputs:
             if value.constant is not None:
                 continue
             if value in self.kept or value not in self.maker:
-                found.append(value)
+                variables.append(value)
             else:
-                found += self._variables(self.maker[value].inputs)
-        return list(dict.fromkeys(found))
+                variables += self._variables(self.maker[value].inputs)
+        return list(dict.fromkeys(variables))
 
     def _hint(self, step: Statement) -> str | None:
-        """The name that suits the step, or the one layer that it is a function of."""
+        """Return the name hint of a statement, or of the layer whose output it processes."""
         while step.hint is None and len(step.inputs) == 1:
             value = step.inputs[0]
             if value in self.kept or value not in self.maker:
@@ -183,7 +195,7 @@ class Body:
         return step.hint
 
     def lines(self) -> list[str]:
-        """The statements, indented, with the axes in a comment wherever the layout has changed."""
+        """Return the indented lines, with the axes in a comment wherever the layout changes."""
         statements = [step for step in self.steps if self.kept.issuperset(step.outputs)]
         reads = [self._variables(step.inputs) for step in statements] + [self._variables(self.outputs)]
         last = {value: i for i, values in enumerate(reads) for value in values}
@@ -214,14 +226,21 @@ class Body:
             layout = step.outputs[-1].layout
             if layout != shown:
                 comment = f"  # [{', '.join(layout)}]"
-                if len(line + comment) <= WIDTH + 10:
+                if len(line + comment) <= WIDTH_CHARS + 10:
                     line += comment
                 shown = layout
             lines.append(line)
         return [*lines, self.indent + self._return()]
 
     def _name(self, step: Statement, ending: list[str], alive: dict[str, Value], unary: bool) -> str:
-        """A name for a step's value: what suits it, else that of the value it replaces, else a free one."""
+        """Return a variable for a statement's value: its hint, else the name of a value it replaces, else a free name.
+
+        Args:
+            step: the statement.
+            ending: names of values that are not read after this statement.
+            alive: name -> value that is still needed.
+            unary: whether the statement reads only one variable.
+        """
         hint = self._hint(step)
         if hint is not None:
             return next(n for n in (hint, *(f"{hint}{i}" for i in range(2, 1000))) if n not in alive)

@@ -1,7 +1,10 @@
-"""The driver: what a command does, as functions that a program can call as well.
+"""The driver: what each command does, as functions that other programs can call.
 
-``compiler.py`` takes one budget through all steps: ``prepare.py`` (what budgets share), ``plan_search.py``,
-``apply.py`` and ``report.py``; ``artifacts.py`` writes what comes out. ``load.py`` and ``inspect.py`` are what
-comes before, and ``output_folder.py`` opens what was written. May import every room but ``cli``. A newcomer starts
-with ``Compiler.compile``.
+``compiler.py`` takes one budget through all steps: ``prepare.py`` (what all budgets share), ``plan_search.py``,
+``apply.py`` and ``report.py``; ``artifacts.py`` writes the output folder, and ``output_folder.py`` opens it.
+``load.py`` loads a checkpoint and ``inspect.py`` describes it.
+
+Imports: everything but ``cli``.
+
+Start with ``Compiler.compile``.
 """

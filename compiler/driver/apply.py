@@ -1,4 +1,4 @@
-"""From a plan to a network: cut, refitted, rounded, and with weights as they are stored."""
+"""Application of a plan: prune, refit and round a network, and give its weights the type that is stored."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from svitc.support.reporter import Reporter
 
 
 def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str) -> Program:
-    """Return a pruned copy, refitted and rounded as the plan says, on images where either looks at them.
+    """Return a pruned copy of the prepared program, refitted and rounded as the plan says.
+
+    Args:
+        workspace: gives the images, where the refit or the rounding uses them.
+        prepared: the program that the plan is for.
+        plan: what to keep, and the bits of weights.
+        refit: ``none``, ``batch-norm``, ``readers`` or ``full``.
 
     Raises:
         InputError: images are needed, and there are none.
     """
     if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
         return workspace.sweep(prepared).build(plan, refit)
-    return cut_and_round(prepared.program, plan)
+    return prune_and_round(prepared.program, plan)
 
 
-def cut_and_round(program: Program, plan: Plan) -> Program:
-    """Return a pruned copy, with weights rounded to the plan's bits without images."""
+def prune_and_round(program: Program, plan: Plan) -> Program:
+    """Return a pruned copy of a program, with weights rounded to the plan's bits without images."""
     pruned = program.copy()
     Prune(plan)(pruned)
     if plan.bits:
@@ -33,7 +39,7 @@ def cut_and_round(program: Program, plan: Plan) -> Program:
 
 
 def quantized(pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> tuple[Program, WeightsReport]:
-    """Return the program whose weights have the type that is stored, and what the report says of them."""
+    """Return the program with weights of the stored type, and the report's section on them."""
     if weights == "fp32":
         return pruned, WeightsReport("fp32")
     with reporter.stage("quantize"):
@@ -41,4 +47,4 @@ def quantized(pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> 
         return final, weights_report(final, pipeline)
 
 
-__all__ = ["apply_plan", "cut_and_round", "quantized"]
+__all__ = ["apply_plan", "prune_and_round", "quantized"]

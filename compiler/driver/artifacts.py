@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from svitc.codegen.module import program_source
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import to_bytes as program_bytes
 from svitc.support.atomic_files import to_json_bytes, write_together
+from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
 
 
@@ -20,21 +20,21 @@ class Compiled:
     """A finished compilation.
 
     Attributes:
-        program: pruned; still trains, unless its weights are int8.
-        onnx: the file's bytes; empty on all ranks of a distributed run but the first.
-        plan: what stayed.
-        report: see docs/report.md for the keys.
-        verdict: of the verification.
+        program: the pruned program; it can be trained further unless its weights are quantized.
+        onnx: bytes of the ONNX file; empty on all ranks of a distributed run but the first.
+        plan: what was kept.
+        report: JSON values; see docs/report.md for the keys.
+        verdict: the result of the verification.
     """
 
     program: Program
     onnx: bytes
     plan: Plan
-    report: dict[str, Any]
+    report: JsonDict
     verdict: Verdict
 
     def write(self, out: Path) -> list[Path]:
-        """Write the five files of the output folder, all or none.
+        """Write the five files of the output folder, all or none, and return their paths.
 
         Raises:
             OutputError: the folder cannot be written.

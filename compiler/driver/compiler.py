@@ -1,6 +1,7 @@
-"""Compilation: from a program and budgets to the files of an output folder, with a report of every step.
+"""Compilation: from a program and a budget to the files of an output folder, with a report of every step.
 
-Each budget takes the same way: prepare, search a plan, apply it, lower the network to a file, verify that, report.
+The steps are the same for each budget: prepare, search for a plan, apply it, lower the network to a file, verify
+the file, report.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
+from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 from svitc.training.finetune import Finetuned, FinetuneOptions, finetune
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -51,11 +54,11 @@ from svitc.verification.verdict import Verdict
 
 @dataclass(frozen=True)
 class Applied:
-    """A plan, applied.
+    """A network after its plan was applied.
 
     Attributes:
-        pruned: still trains; fine-tuned where that was asked for.
-        tuned: what fine-tuning gave, or None.
+        pruned: the pruned program, which can still be trained; fine-tuned where that was asked for.
+        tuned: the result of fine-tuning, or None.
     """
 
     pruned: Program
@@ -67,10 +70,10 @@ class Lowered:
     """A network as it is deployed.
 
     Attributes:
-        program: with weights of the type that is stored.
-        weights: the report's section on them.
-        exported: the file.
-        stored_bytes: of its weights.
+        program: the program with weights of the stored type.
+        weights: the report's section on the weights.
+        exported: the ONNX file.
+        stored_bytes: bytes of the weights in the file.
     """
 
     program: Program
@@ -80,17 +83,17 @@ class Lowered:
 
 
 class Compiler:
-    """Compiles one program to any number of budgets; what does not depend on the budget is done once.
+    """Compiles one program for any number of budgets; work that does not depend on the budget is done once.
 
     Args:
-        program: as ``svitc.load`` gives it; not changed.
-        policy: what writes plans: by default ``auto`` where there are images, else ``uniform``.
-        options: all else.
-        reporter: told of stages, their progress and decisions; its seconds so far go into the reports, too.
+        program: the program, as ``svitc.load`` returns it; not changed.
+        policy: the policy that makes plans; by default ``auto`` where there are images, otherwise ``uniform``.
+        options: all other options.
+        reporter: told about stages, progress and decisions; times that it holds already go into the reports as well.
 
     Raises:
         InputError: the program is quantized already.
-        UsageError: options that make no sense.
+        UsageError: invalid options.
     """
 
     def __init__(
@@ -119,19 +122,19 @@ class Compiler:
 
     @property
     def sweep(self) -> Sweep:
-        """What measures plans of the prepared program; the images are read on first use."""
+        """The sweep, which measures plans of the prepared program; images are read on first use."""
         return self.workspace.sweep()
 
     def problem(
         self, limit: int | None = None, of: str = "bytes", weights: str = "fp32", exclude: tuple[str, ...] = ()
     ) -> Problem:
-        """Return what a policy is asked.
+        """Return the problem that a policy solves.
 
         Args:
-            limit: the most bytes or parameters that may be kept; None for as little as a drop allows.
-            of: ``bytes`` or ``parameters``.
+            limit: the most bytes or parameters that may be kept; None to keep as little as ``max_drop`` allows.
+            of: what the limit counts, ``bytes`` or ``parameters``.
             weights: type of the stored weights.
-            exclude: globs over layers that stay as they are; by default the policy's.
+            exclude: globs over ignored layers, which are not changed; by default the policy's.
         """
         exclude = exclude or tuple(self.policy.exclude)
         task = Task(self.workspace.prepared(), None, limit, weights, exclude)
@@ -147,10 +150,10 @@ class Compiler:
         """Prune to a budget, refit, fine-tune, export and verify.
 
         Args:
-            budget: at most this much: ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"``, ``"latency=0.6"``. None with
-                ``plan``, or where ``max_drop`` says how far to go.
-            plan: replay this plan instead.
-            finetune_file: where the epochs of fine-tuning go.
+            budget: the largest size or latency, such as ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"`` or
+                ``"latency=0.6"``. None where there is a ``plan``, or where ``max_drop`` limits the lost accuracy.
+            plan: a plan to replay instead of searching for one.
+            finetune_file: the checkpoint that fine-tuning writes after every epoch.
 
         Raises:
             BudgetError: no plan meets the budget, or none within ``max_drop``.
@@ -158,11 +161,11 @@ class Compiler:
         """
         reporter = self.reporter.for_budget()
         task = self.task(budget, plan, reporter)
-        # before any plan is made: its passes say what they leave as it is
+        # the passes of the cost model say which layers they do not change
         refused = self.workspace.costs(task.prepared, task.weights, task.exclude).refused
         searched = search_plan(self.workspace, self.policy, task, reporter)
         applied = self._apply(task, searched, finetune_file, reporter)
-        if not current().is_writer:  # the first rank exports, verifies and reports; this one only shared the work
+        if not current().is_writer:  # only the first rank exports, verifies and reports
             return Compiled(applied.pruned, b"", searched.plan, {}, Verdict())
         lowered = self._lower(task, searched.plan, applied.pruned, reporter)
         sections = self._sections(task, searched, applied, lowered)
@@ -178,19 +181,19 @@ class Compiler:
         return Compiled(lowered.program, lowered.exported, searched.plan, report.to_json(), verdict)
 
     def task(self, budget: str | float | Budget | None, plan: Plan | None, reporter: Reporter) -> Task:
-        """Return what a compilation is asked for, with the type of its weights."""
+        """Return the task of one compilation: its budget and limit, its weight type and its prepared program."""
         options, preparation = self.options, self.options.preparation
         if plan is not None:
-            said = plan.provenance
-            preparation = PreparationOptions(said.get("reparam", "off"), said.get("clean", "off"))
+            provenance = plan.provenance
+            preparation = PreparationOptions(provenance.get("reparam", "off"), provenance.get("clean", "off"))
         prepared = self.workspace.prepared(preparation)
         if budget is None and plan is None and options.max_drop is None and not self.policy.chooses_bits:
             budget = 1.0
         if not (budget is None or isinstance(budget, Budget)):
             budget = parse_budget(budget)
         of = budget.of if budget is not None else "bytes"
-        whole = self.workspace.original_bytes if of == "bytes" else self.program.parameter_count()
-        limit = budget.limit(whole) if budget is not None and of != "latency" else None
+        original = self.workspace.original_bytes if of == "bytes" else self.program.parameter_count()
+        limit = budget.limit(original) if budget is not None and of != "latency" else None
         share = None if limit is None or of != "bytes" else limit / self.workspace.original_bytes
         weights = resolve_weight_type(options.weights, self.policy, plan, share, options.sampled)
         if weights == "mixed" and options.weights is None and share is not None and self.policy.joint:
@@ -198,7 +201,7 @@ class Compiler:
         return Task(prepared, budget, limit, weights, tuple(self.policy.exclude), plan)
 
     def _apply(self, task: Task, searched: SearchedPlan, finetune_file: Path | None, reporter: Reporter) -> Applied:
-        """Prune, refit and fine-tune."""
+        """Prune, refit and fine-tune the program."""
         plan, refit = searched.plan, searched.refit
         with reporter.stage("prune" if refit == "none" else "refit"):
             pruned = searched.pruned or apply_plan(self.workspace, task.prepared, plan, refit)
@@ -221,22 +224,22 @@ class Compiler:
         return Applied(tuned.program, tuned)
 
     def _lower(self, task: Task, plan: Plan, pruned: Program, reporter: Reporter) -> Lowered:
-        """Give weights the type that is stored, and export."""
+        """Give weights their stored type, and export the program."""
         final, weights = quantized(pruned, plan, task.weights, reporter)
         with reporter.stage("export"):
             exported = self.workspace.export(final)
             return Lowered(final, weights, exported, backend.weight_bytes(exported))
 
     def _verify(self, task: Task, lowered: Lowered, reporter: Reporter) -> Verdict:
-        """Run the file beside the program that it was made from."""
+        """Compare the file with the program that it was exported from."""
         images = self.options.images
         with reporter.stage("verify", images) as step:
             check = verify if task.weights == "fp32" else verify_exact
             inputs = some_inputs(lowered.program, self.options.data, images, self.options.seed)
             return check(lowered.program, lowered.exported, inputs, step)
 
-    def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> dict[str, Any]:
-        """Return the report's sections on what was done."""
+    def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
+        """Return the report's sections on what was done, by their names in ``Report``."""
         program, pruned, budget = self.program, applied.pruned, task.budget
         text, of = (None, None) if budget is None else (budget.text, budget.of)
         nodes = backend.node_count(self.workspace.original), backend.node_count(lowered.exported)
@@ -261,8 +264,8 @@ class Compiler:
             "finetune": applied.tuned.report if applied.tuned is not None else None,
         }
 
-    def _measurements(self, lowered: Lowered, reporter: Reporter) -> dict[str, Any]:
-        """Return the report's sections on what the file was measured to do."""
+    def _measurements(self, lowered: Lowered, reporter: Reporter) -> JsonDict:
+        """Return the report's sections on the accuracy and energy of the file."""
         data = self.options.data
         if data is None:
             return {"accuracy": NoAccuracy(), "energy": None}
@@ -272,6 +275,7 @@ class Compiler:
         return {"accuracy": accuracy, "energy": energy_report(energy, original)}
 
 
+@renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")
 def compile(
     program: Program,
     budget: str | float | Budget | None = None,
@@ -297,15 +301,18 @@ def compile(
     images: int = 4,
     seed: int = 0,
 ) -> Compiled:
-    """Prune a program to a budget, export it and verify the export; ``Compiler`` for several budgets.
+    """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
 
-    ``Compiler`` describes ``program``, ``policy`` and ``reporter``, its ``compile`` ``budget``, ``plan`` and
-    ``finetune_file``; all other arguments are fields of ``CompileOptions`` and described there.
+    Args:
+        program, policy, reporter: see ``Compiler``.
+        budget, plan, finetune_file: see ``Compiler.compile``.
+        data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
+            weights, min_weight_bits, target, reparam, remove_dead_channels, images, seed: see ``CompileOptions``.
 
     Raises:
         BudgetError: no plan meets the budget.
         InputError: the plan does not fit the program.
-        UsageError: options that make no sense.
+        UsageError: invalid options.
     """
     options = CompileOptions(
         data=data,

@@ -1,9 +1,8 @@
-"""Inspection: what is in a model, and what of it may be pruned."""
+"""Inspection: the layers of a model, and the channel groups that may be pruned."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import layers, macs
@@ -13,10 +12,15 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
 from svitc.passes.pipelines import inference_passes
 from svitc.planning.cost import byte_cost
+from svitc.support.types import JsonDict
 
 
-def inspect(program: Program) -> dict[str, Any]:
-    """Return layers, groups, bytes and multiply-accumulates of a program, as JSON values."""
+def inspect(program: Program) -> JsonDict:
+    """Return layers, channel groups, bytes and multiply-accumulates of a program, as JSON values.
+
+    Raises:
+        InputError: the program is quantized.
+    """
     if program.stage >= Stage.INFERENCE:
         raise InputError(
             "this model is quantized already",

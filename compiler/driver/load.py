@@ -1,10 +1,8 @@
-"""The driver: what a command does first: load, capture and check a model, look at it, open what was written."""
+"""Loading: read a checkpoint, capture its model as a program, and check the program against the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -18,22 +16,33 @@ from svitc.ir.program import Program
 from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
 from svitc.serialization.writer import load_program
+from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonMapping
 
 __all__ = ["check_capture", "load", "run_canonical_passes"]
 
 
 def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
-    """Largest difference between the eager model's logits and the captured program's on a random input: 0.0.
+    """Compare the captured program with the eager model on a random input.
+
+    Args:
+        model: the eager model.
+        program: the program that was captured from it.
+        seed: seed of the input.
+
+    Returns:
+        The largest difference of logits, which is 0.0.
 
     Raises:
-        UnsupportedError: they differ, so that the capture is not the model.
+        UnsupportedError: the logits differ, so that the program is not the model.
     """
-    images = 1 if program.info.get("fixed") else 2  # the model's own mistake is none for one image at a time
+    # the code of a model whose mistakes ``capture`` has corrected is only right for single images
+    images = 1 if program.info.get("fixed") else 2
     x = random_inputs(program, images, images, seed)[0]
-    want = reference(model, program, x)
-    got = program(x)
-    difference = float((got - want).abs().max()) if got.shape == want.shape else float("inf")
+    expected = reference(model, program, x)
+    actual = program(x)
+    difference = float((actual - expected).abs().max()) if actual.shape == expected.shape else float("inf")
     if difference != 0.0:
         raise UnsupportedError(
             f"the captured program differs from the model by {difference:g} on a random input",
@@ -43,41 +52,46 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
 
 
 def run_canonical_passes(program: Program) -> Pipeline:
-    """Bring a freshly captured program to the form in which its groups are as free as they can be."""
+    """Bring a captured program to its canonical form, in which as many channel groups as possible can be pruned.
+
+    Returns:
+        The pipeline that ran, with the time and the result of each pass.
+    """
     check(program, "capture")
     pipeline = Pipeline(canonical_passes())
     pipeline(program)
     return pipeline
 
 
+@renamed_keywords(fix="rewrite_model")
 def load(
     path: Path | str,
     *,
     reporter: Reporter | None = None,
     arch: str | None = None,
-    arch_args: Mapping[str, Any] | None = None,
+    arch_args: JsonMapping | None = None,
     input_shape: tuple[int, ...] | None = None,
     time_steps: int | None = None,
     trust_pickle: bool = False,
     ema: bool = False,
     rewrite_model: bool = False,
 ) -> Program:
-    """Load, capture and check a checkpoint: a program whose groups are ready to be pruned.
+    """Load a checkpoint and return its program, whose channel groups are ready to be pruned.
 
     Args:
         path: a checkpoint, or an output folder of svitc.
-        reporter: told of the stages.
-        arch: ``module:factory`` or ``path/to/file.py:factory``: code that the user vouches for.
-        arch_args: arguments of the factory, JSON values.
+        reporter: told about the stages.
+        arch: the model's factory, as ``module:factory`` or ``path/to/file.py:factory``. This runs its code.
+        arch_args: arguments of the factory, as JSON values.
         input_shape: ``(C, H, W)`` for images, ``(T, C, H, W)`` for event frames.
-        time_steps: how often a static image is shown.
-        trust_pickle: unpickle a whole model, which runs code from the file.
-        ema: take the averaged weights that a training script saved beside the last ones.
-        rewrite_model: let ``capture`` mend what is wrong in the model's own code, where it offers to.
+        time_steps: number of time steps that a static image is shown for.
+        trust_pickle: unpickle a whole model, which may run any code from the file.
+        ema: use the averaged weights (EMA) that a training script saved beside the last ones.
+        rewrite_model: let ``capture`` correct mistakes in the model's code, where it knows how to.
 
     Raises:
-        InputError: not a checkpoint, or one that does not fit its architecture.
-        UnsupportedError: a model that cannot be represented, with its file and line.
+        InputError: the file is not a checkpoint, or does not fit its architecture.
+        UnsupportedError: the model cannot be represented; the error names file and line.
     """
     reporter, path = reporter or Reporter(), Path(path)
     if (path / "model.safetensors").is_file():

@@ -1,18 +1,18 @@
-"""How to compile, beyond what and how small."""
+"""Options of a compilation, apart from the program and the budget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import Data
+from svitc.support.types import JsonDict
 
 
 @dataclass(frozen=True)
 class PreparationOptions:
-    """What is done before pruning, losslessly: fields of ``CompileOptions``."""
+    """Lossless simplifications before pruning; the fields are described in ``CompileOptions``."""
 
     reparam: str
     remove_dead_channels: str
@@ -20,29 +20,29 @@ class PreparationOptions:
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """How to compile, beyond what and how small.
+    """Options of a compilation, apart from the program and the budget.
 
     Attributes:
-        data: labelled images that accuracies are reported on; verification looks at the first of them.
-        train_data: images to fine-tune on. Where they are given plans are chosen on them, too, so that
-            ``data`` stays unseen.
-        max_drop: the most accuracy that a plan may lose before fine-tuning, a share.
-        sweep_images: plans are chosen on so many images.
-        calibration_images: refits and criteria look at so many others.
-        sweep_file: where finished points of the sweep go; None keeps them in memory.
-        resume: go on with what is in ``sweep_file``, and with an unfinished fine-tuning.
-        finetune: epochs; 0 for none.
-        finetune_options: more fields of ``FinetuneOptions``.
-        weights: ``fp32``; ``int8``, ``int4`` or ``int2``: whole numbers of so many bits, with exact sums;
-            or ``mixed``: each layer's own. None leaves it to the policy and the budget (weight_types.py).
-        min_weight_bits: the fewest bits that the file stores weights in, for an ONNX Runtime that lacks the type.
-        target: ``cpu``, or ``cuda``: operators and types that ONNX Runtime's CUDA provider has (docs/targets.md).
-        reparam: ``auto`` makes one convolution of a row of them, before pruning, where that is smaller or
-            faster; ``off`` does not. A plan that is replayed brings its own.
-        remove_dead_channels: ``auto`` first removes neurons that no input can make fire, and folds those that
-            always fire into their consumers, which loses nothing (passes/canonical); ``off`` does not.
-        images: how many images verification looks at.
-        seed: of everything random.
+        data: labeled images that accuracies are reported on; the first of them are used for verification.
+        train_data: labeled images to fine-tune on. Plans are then chosen on them as well, so that ``data`` stays
+            unseen.
+        max_drop: the most accuracy that a plan may lose before fine-tuning, as a share.
+        sweep_images: number of images that plans are chosen on.
+        calibration_images: number of other images, which refits and criteria use.
+        sweep_file: file for finished measurements of the sweep; None keeps them in memory.
+        resume: use the measurements in ``sweep_file``, and continue an unfinished fine-tuning.
+        finetune: epochs of fine-tuning; 0 for none.
+        finetune_options: further fields of ``FinetuneOptions``.
+        weights: ``fp32``; ``int8``, ``int4`` or ``int2`` for integers of this many bits, whose sums are exact; or
+            ``mixed``, where bits differ between layers. None to choose by policy and budget (weight_types.py).
+        min_weight_bits: the fewest bits that the file stores weights in, for ONNX Runtimes without narrower types.
+        target: ``cpu``, or ``cuda`` for the operators and types of ONNX Runtime's CUDA provider (docs/targets.md).
+        reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
+            ``off`` does not. A plan that is replayed overrides this.
+        remove_dead_channels: ``auto`` removes neurons that never fire for any input and folds those that always fire
+            into their consumers, both without changing the output (passes/canonical); ``off`` does not.
+        images: number of images that verification uses.
+        seed: seed of all random choices.
     """
 
     data: Data | None = None
@@ -53,7 +53,7 @@ class CompileOptions:
     sweep_file: Path | None = None
     resume: bool = False
     finetune: int = 0
-    finetune_options: dict[str, Any] = field(default_factory=dict)
+    finetune_options: JsonDict = field(default_factory=dict)
     weights: str | None = None
     min_weight_bits: int | None = None
     target: str = "cpu"
@@ -64,12 +64,12 @@ class CompileOptions:
 
     @property
     def preparation(self) -> PreparationOptions:
-        """What is done before pruning."""
+        """The lossless simplifications before pruning."""
         return PreparationOptions(self.reparam, self.remove_dead_channels)
 
     @property
     def sampled(self) -> bool:
-        """Whether plans can be chosen on images: images of a user's own class serve for the report alone."""
+        """Whether plans can be chosen on images; a user-defined class of images is used for the report only."""
         return isinstance(self.choosing, Dataset)
 
     @property

@@ -1,4 +1,4 @@
-"""An output folder: its files opened together, and the ONNX file verified against its program."""
+"""Output folders: open the files of one together, and verify its ONNX file against its program."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from svitc.verification.verdict import Verdict
 
 
 def open_folder(folder: Path) -> tuple[Program, bytes]:
-    """The program and the ONNX file of an output folder, read without running anything from it.
+    """Return the program and the ONNX file of an output folder, without running any code from the folder.
 
     Raises:
-        InputError: a file is missing or malformed, or model.py is not the source of this program.
+        InputError: a file is missing or damaged, or model.py is not the source of the program.
     """
-    wanted = ("model.onnx", "model.safetensors", "model.py")
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    required = ("model.onnx", "model.safetensors", "model.py")
+    missing = [name for name in required if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"{folder} is not an output folder of svitc: {', '.join(missing)} missing",
@@ -40,7 +40,16 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
 def verify_folder(
     program: Program, exported: bytes, data: Data | None, images: int, seed: int, reporter: Reporter
 ) -> Verdict:
-    """Verify an exported file against its program, on data or on random inputs."""
+    """Verify an exported file against its program.
+
+    Args:
+        program: the program.
+        exported: the ONNX file.
+        data: where inputs come from; None for random inputs.
+        images: number of inputs.
+        seed: seed of random inputs.
+        reporter: told about progress.
+    """
     check = verify_exact if program.stage == Stage.QUANTIZED else verify
     return check(
         program,

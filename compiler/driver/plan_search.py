@@ -1,12 +1,11 @@
-"""The plan search: a policy's plan whose written file, not its predicted one, meets the budget."""
+"""The plan search: ask a policy for plans until the size or latency of the exported file meets the budget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from svitc import onnx as backend
-from svitc.driver.apply import apply_plan, cut_and_round, quantized
+from svitc.driver.apply import apply_plan, prune_and_round, quantized
 from svitc.driver.prepare import Prepared, Workspace
 from svitc.errors import InternalError
 from svitc.ir.channel_slicing import selection
@@ -18,20 +17,21 @@ from svitc.passes.policies.policy import Policy
 from svitc.planning.budget import Budget
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
-ATTEMPTS = 8  # each time at least one width smaller; one is nearly always enough
+MAX_ATTEMPTS = 8  # one is nearly always enough; each further plan is at least one channel smaller
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one compilation is asked for.
+    """The task of one compilation.
 
     Attributes:
         prepared: the program that the plan is for.
-        budget: as the user gave it, or None.
-        limit: the most bytes or parameters, or None.
+        budget: the budget, or None.
+        limit: the most bytes or parameters that may be kept, or None.
         weights: type of the stored weights.
-        exclude: globs over layers that stay as they are.
+        exclude: globs over ignored layers, which are not changed.
         replayed: the plan to replay, or None.
     """
 
@@ -45,20 +45,21 @@ class Task:
 
 @dataclass(frozen=True)
 class SearchedPlan:
-    """A plan, complete.
+    """The result of a plan search.
 
     Attributes:
-        pruned: the program as the plan makes it, where the search built it.
-        timing: what the report's ``budget`` says of a search in time.
+        plan: the plan, with the bits of weights and its provenance.
+        pruned: the program after the plan was applied, where the search has built it.
+        timing: entries on a search by latency in the report's ``budget``.
     """
 
     plan: Plan
     pruned: Program | None = None
-    timing: dict[str, Any] = field(default_factory=dict)
+    timing: JsonDict = field(default_factory=dict)
 
     @property
     def refit(self) -> str:
-        """How the pruned network is refitted."""
+        """The refit of the pruned network: ``none``, ``batch-norm``, ``readers`` or ``full``."""
         return str(self.plan.provenance.get("refit", "none"))
 
 
@@ -71,21 +72,28 @@ def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Repo
     """
     budget = task.budget
     if task.replayed is not None:
-        found = SearchedPlan(task.replayed)
+        searched = SearchedPlan(task.replayed)
     elif budget is not None and budget.of == "latency":
-        found = _within_time(workspace, policy, task, budget, reporter)
+        searched = _within_time(workspace, policy, task, budget, reporter)
     else:
         of = budget.of if budget is not None else "bytes"
-        found = _within_limit(workspace, policy, task, task.limit, of, reporter)
+        searched = _within_limit(workspace, policy, task, task.limit, of, reporter)
     preparation = task.prepared.options
-    plan = _with(found.plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
+    plan = _with(searched.plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
     if budget is not None:
         plan.provenance["budget"] = budget.text
-    return replace(found, plan=complete(workspace, task, plan, reporter, replayed=task.replayed is not None))
+    return replace(searched, plan=complete(workspace, task, plan, reporter, replayed=task.replayed is not None))
 
 
 def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, replayed: bool = False) -> Plan:
-    """Return a plan with what its policy did not say: bits of one type, and whether rounding looks at images.
+    """Return a plan with what its policy left open: the bits of a uniform weight type, and the kind of rounding.
+
+    Args:
+        workspace: gives the weight types.
+        task: the task of the compilation.
+        plan: a policy's plan, or one to replay.
+        reporter: told where weights are rounded without images.
+        replayed: whether the plan is replayed, so that its kind of rounding does not change.
 
     Raises:
         InputError: the plan does not fit the program.
@@ -104,7 +112,7 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
 
 
 def _with(plan: Plan, **defaults: str) -> Plan:
-    """Return a copy of a plan that says these things of itself, too, where it does not yet."""
+    """Return a copy of a plan, with entries added to its provenance that it does not have yet."""
     provenance = dict(plan.provenance)
     for name, value in defaults.items():
         provenance.setdefault(name, value)
@@ -112,7 +120,15 @@ def _with(plan: Plan, **defaults: str) -> Plan:
 
 
 def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter: Reporter) -> Problem:
-    """Return what a policy is asked: to keep at most ``limit`` bytes or parameters, or as little as a drop allows."""
+    """Return a policy's problem: keep at most ``limit`` bytes or parameters, or as little as ``max_drop`` allows.
+
+    Args:
+        workspace: gives costs, weight types and the sweep.
+        task: the task of the compilation.
+        limit: the most bytes or parameters that may be kept, or None.
+        of: what the limit counts, ``bytes`` or ``parameters``.
+        reporter: told about decisions.
+    """
     prepared, mixed = task.prepared, task.weights == "mixed"
     problem = Problem(
         prepared.program,
@@ -132,9 +148,9 @@ def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter:
 def _within_limit(
     workspace: Workspace, policy: Policy, task: Task, limit: int | None, of: str, reporter: Reporter
 ) -> SearchedPlan:
-    """Plan and export until the written bytes, not the predicted ones, are within the limit."""
+    """Return a plan within a limit; plan and export again until the bytes of the exported file meet it as well."""
     slack = stored = 0
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
             plan = _with(policy.plan(problem), refit=policy.refit)
@@ -142,28 +158,28 @@ def _within_limit(
             return SearchedPlan(plan)
         with reporter.stage("prune"):
             plan = complete(workspace, task, plan, reporter)
-            # scales that lie far apart are stored wider, so a quantized network is built as it will be
+            # scales that differ much are stored in a wider type, so the bytes of quantized weights depend on the refit
             refit = str(plan.provenance["refit"]) if task.weights != "fp32" else "none"
             pruned = apply_plan(workspace, task.prepared, plan, refit)
             stored = backend.weight_bytes(workspace.export(quantized(pruned, plan, task.weights, reporter)[0]))
         if stored <= limit:
             return SearchedPlan(plan, pruned if refit == plan.provenance["refit"] else None)
         _, sizes = selection(problem.program, plan.validate(problem.program))
-        # what the closed form does not see: shape constants, of which the file stores equal ones once
+        # the cost model ignores shape constants, of which the file stores equal ones once
         slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))
     raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
 
 
 def _within_time(workspace: Workspace, policy: Policy, task: Task, budget: Budget, reporter: Reporter) -> SearchedPlan:
-    """Return the plan whose file is measured to meet a latency."""
+    """Return a plan whose exported file is measured to meet a latency budget."""
     original, target, seed = workspace.program, workspace.options.target, workspace.options.seed
 
     def make(limit: int) -> Plan:
         plan = _within_limit(workspace, policy, task, limit, "parameters", reporter).plan
         return complete(workspace, task, plan, reporter, replayed=True)
 
-    def build(plan: Plan) -> bytes:  # a refit changes weights, not the time they take
-        pruned = cut_and_round(task.prepared.program, plan)
+    def build(plan: Plan) -> bytes:  # without a refit, which does not change the latency
+        pruned = prune_and_round(task.prepared.program, plan)
         return workspace.export(quantized(pruned, plan, task.weights, reporter)[0])
 
     plan, timing = within_latency(

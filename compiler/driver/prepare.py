@@ -1,9 +1,8 @@
-"""Preparation: what all budgets of one program share, each part made once, on first use."""
+"""Preparation: the work that all budgets of one program share, each part done once, on first use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,33 +24,34 @@ from svitc.passes.pipelines import inference_passes
 from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A program that plans are for.
+    """A program after its lossless simplifications; plans are made for it.
 
     Attributes:
-        options: what was done.
-        program: the result, not to be changed.
+        options: which simplifications were applied.
+        program: the result; must not be changed.
         reparam: the report's section on merged convolutions.
         removed: the report's section on removed channels.
     """
 
     options: PreparationOptions
     program: Program
-    reparam: dict[str, Any]
-    removed: dict[str, Any]
+    reparam: JsonDict
+    removed: JsonDict
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What plans cost.
+    """The costs of plans.
 
     Attributes:
-        bytes: of the file's weights.
-        parameters: of the program that trains.
-        refused: layer -> why a pass that makes the network smaller left it as it is.
+        bytes: cost in bytes of the exported file's weights.
+        parameters: cost in parameters of the program.
+        refused: layer -> why a pass that makes the network smaller did not change it.
     """
 
     bytes: Cost
@@ -64,7 +64,7 @@ class Costs:
 
 
 def prepare(program: Program, options: PreparationOptions, reporter: Reporter) -> Prepared:
-    """Make a program smaller or faster where that loses nothing."""
+    """Apply the lossless simplifications to a copy of a program."""
     with reporter.stage("analyse"):
         merged, rows = reparameterize(program) if options.reparam == "auto" else (program, {})
         clean, removed = remove_constant_channels(merged) if options.remove_dead_channels == "auto" else (merged, {})
@@ -72,16 +72,16 @@ def prepare(program: Program, options: PreparationOptions, reporter: Reporter) -
 
 
 class Workspace:
-    """What all budgets of one program share.
+    """The results that all budgets of one program share, computed on first use.
 
     Args:
         program: the original; not changed.
         options: how to compile.
-        reporter: told of all that is done here.
+        reporter: told about stages, progress and decisions.
 
     Attributes:
-        original: the original's file.
-        original_bytes: of its weights.
+        original: the original's ONNX file.
+        original_bytes: bytes of the weights in that file.
     """
 
     def __init__(self, program: Program, options: CompileOptions, reporter: Reporter) -> None:
@@ -97,26 +97,30 @@ class Workspace:
             self.original_bytes = backend.weight_bytes(self.original)
 
     def export(self, program: Program) -> bytes:
-        """Return the file of a program, for the target and with the types of the options."""
+        """Return the ONNX file of a program, for the target and with the weight types of the options."""
         return export(program, self.options.target, self.options.min_weight_bits)
 
     def prepared(self, options: PreparationOptions | None = None) -> Prepared:
-        """Return the program that plans are for; by default as the options say."""
+        """Return the program that plans are made for.
+
+        Args:
+            options: simplifications to apply; by default those of the compile options.
+        """
         options = options or self.options.preparation
         if options not in self._prepared:
             self._prepared[options] = prepare(self.program, options, self.reporter)
         return self._prepared[options]
 
     def weight_types(self, prepared: Prepared, weights: str, exclude: tuple[str, ...]) -> WeightTypes:
-        """Return which layers may have which bits; not for ``fp32``."""
+        """Return the bits that each layer may have, for any weight type but ``fp32``."""
         key = prepared.options, weights, exclude
         if key not in self._types:
-            target, narrowest = self.options.target, self.options.min_weight_bits
-            self._types[key] = WeightTypes(prepared.program, weights, exclude, target, narrowest)
+            target, min_weight_bits = self.options.target, self.options.min_weight_bits
+            self._types[key] = WeightTypes(prepared.program, weights, exclude, target, min_weight_bits)
         return self._types[key]
 
     def costs(self, prepared: Prepared, weights: str, exclude: tuple[str, ...]) -> Costs:
-        """Return what plans cost with weights of a type."""
+        """Return the costs of plans with weights of a type."""
         key = prepared.options, weights, exclude
         if key not in self._costs:
             with self.reporter.stage("analyse"):
@@ -140,7 +144,7 @@ class Workspace:
         return Costs(cost, parameter_cost(program), refused)
 
     def sweep(self, prepared: Prepared | None = None) -> Sweep:
-        """Return what measures plans; the images are read on first use.
+        """Return the sweep, which measures plans; images are read on first use.
 
         Raises:
             InputError: there are no images to choose plans on.
@@ -152,7 +156,7 @@ class Workspace:
 
     @property
     def opened_sweep(self) -> Sweep | None:
-        """What measured plans so far, if anything did."""
+        """The sweep, if any plan was measured so far."""
         return self._sweeps.get(self.options.preparation)
 
     def _open_sweep(self, program: Program) -> Sweep:
@@ -162,22 +166,22 @@ class Workspace:
                 "the plan was made with images, which its refit looks at", hint="Give the same --data or --train-data."
             )
         with self.reporter.stage("read images"):
-            of = [data.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
+            subject = [data.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
             path = options.sweep_file if current().is_writer else None
-            store = Store(path, fingerprint(program, *of), options.resume)
+            store = Store(path, fingerprint(program, *subject), options.resume)
         seen = data is options.data
         settings = SweepSettings(options.sweep_images, options.calibration_images, options.seed, seen)
         return open_sweep(program, data, store, settings, self.reporter)
 
     def original_classes(self) -> list[np.ndarray]:
-        """Return the class that the original gives each reported image, batch by batch."""
+        """Return the classes that the original predicts for the reported images, batch by batch."""
         assert self.options.data is not None
         if self._classes is None:
             self._classes = classify(self.program, self.options.data, self.reporter)
         return self._classes
 
     def original_energy(self) -> Energy | None:
-        """Return what an image costs the original; None without data of ours."""
+        """Return the energy of the original for one image; None unless there is a ``Dataset``."""
         if self._energy is None:
             self._energy = energy_of(self.program, self.options.data, self.options.seed, self.reporter)
         return self._energy

@@ -1,4 +1,4 @@
-"""The report: what was done, what it cost, and how sure that is. Its keys are in docs/report.md."""
+"""The report on a compilation: its steps, and its results with confidence intervals; docs/report.md lists the keys."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from svitc.planning.plan import Plan
 from svitc.quantization.weight_grid import stored_bits
 from svitc.support.confidence import paired, wilson
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
-BATCH = 64
+BATCH_IMAGES = 64
 ENERGY_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; its fields are the keys."""
+    """A part of the report, whose fields are the keys."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values, in the order of the fields."""
+    def to_json(self) -> JsonDict:
+        """Return the fields as JSON values, in their order."""
         return {field.name: _json(getattr(self, field.name)) for field in fields(self)}
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> object:
     if isinstance(value, Section):
         return value.to_json()
     return [_json(item) for item in value] if isinstance(value, list) else value
@@ -44,7 +45,7 @@ def _json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class InputReport(Section):
-    """The input without batch, and whether it is event frames."""
+    """The input shape without its batch axis, and whether inputs are event frames."""
 
     shape: list[int]
     events: bool
@@ -52,26 +53,27 @@ class InputReport(Section):
 
 @dataclass(frozen=True)
 class BudgetReport(Section):
-    """What was asked for.
+    """The budget.
 
     Attributes:
         text, of: as in ``Budget``.
-        limit: bytes or parameters.
-        timing: what a search in time adds.
+        limit: the most bytes or parameters.
+        timing: entries on a search by latency.
     """
 
     text: str | None
     of: str | None
     limit: int | None
-    timing: dict[str, Any]
+    timing: JsonDict
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """See ``Section``; timing is not nested."""
         return {"text": self.text, "of": self.of, "limit": self.limit, **self.timing}
 
 
 @dataclass(frozen=True)
 class MemoryReport(Section):
-    """Bytes of the files' weights."""
+    """Bytes of the weights in the exported files."""
 
     original_bytes: int
     compiled_bytes: int
@@ -80,7 +82,7 @@ class MemoryReport(Section):
 
 @dataclass(frozen=True)
 class ParametersReport(Section):
-    """Parameters of the programs that train, and those that the model never uses."""
+    """Numbers of parameters before batch norms are folded; ``dead`` are those that the model never uses."""
 
     original: int
     compiled: int
@@ -91,7 +93,7 @@ class ParametersReport(Section):
 
 @dataclass(frozen=True)
 class BeforeAfter(Section):
-    """A count, of the original and of what was compiled."""
+    """A count for the original and for the compiled network."""
 
     original: int
     compiled: int
@@ -99,7 +101,7 @@ class BeforeAfter(Section):
 
 @dataclass(frozen=True)
 class GroupReport(Section):
-    """What a plan keeps of a channel group."""
+    """A channel group, and how many of its channels a plan keeps."""
 
     name: str
     heads: int
@@ -113,29 +115,30 @@ class WeightsReport(Section):
     """The stored weights.
 
     Attributes:
-        type: ``fp32``, ``int8`` or ``mixed``; all else is of quantized weights only.
+        type: ``fp32``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
         layers: layer -> bits and shape.
-        streams: residual stream -> its step.
-        exact_neurons, neurons: how many neurons sum whole numbers exactly, and how many there are.
+        streams: residual stream -> its quantization step.
+        exact_neurons, neurons: number of neuron layers whose integer sums are exact, and of all neuron layers.
         inexact: neuron -> why its sums are rounded.
-        refused: layer -> why a pass left it as it is.
+        refused: layer -> why a pass did not change it.
     """
 
     type: str
-    layers: dict[str, Any] = field(default_factory=dict)
+    layers: JsonDict = field(default_factory=dict)
     streams: dict[str, float] = field(default_factory=dict)
     exact_neurons: int = 0
     neurons: int = 0
     inexact: Mapping[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """See ``Section``; for ``fp32`` there is only the type."""
         return {"type": self.type} if self.type == "fp32" else super().to_json()
 
 
 @dataclass(frozen=True)
 class NoAccuracy(Section):
-    """There are no images to report accuracies on."""
+    """The section on accuracy where there are no images to report it on."""
 
     original: None = None
     pruned: None = None
@@ -144,7 +147,12 @@ class NoAccuracy(Section):
 
 @dataclass(frozen=True)
 class AccuracyReport(Section):
-    """Top-1 of the original in PyTorch and of the file in ONNX Runtime, on the same images; intervals are of 95%."""
+    """Top-1 accuracies of the original in PyTorch and of the file in ONNX Runtime, with 95% confidence intervals.
+
+    Attributes:
+        notes: remarks of the data set.
+        unreadable: number of images that could not be read.
+    """
 
     original: float
     original_interval: tuple[float, float]
@@ -159,7 +167,7 @@ class AccuracyReport(Section):
 
 @dataclass(frozen=True)
 class EnergyReport(Section):
-    """Sums for one image, in pJ, operations and bytes."""
+    """Energy for one image in pJ, with numbers of operations and bytes."""
 
     images: int
     table: str
@@ -170,28 +178,28 @@ class EnergyReport(Section):
 
 @dataclass(frozen=True)
 class Report(Section):
-    """What was done, what it cost, and how sure that is; docs/report.md describes each key."""
+    """The whole report; docs/report.md describes each key."""
 
     svitc: str
-    model: dict[str, Any]
+    model: JsonDict
     input: InputReport
     budget: BudgetReport
-    policy: dict[str, Any]
+    policy: JsonDict
     memory: MemoryReport
     parameters: ParametersReport
     macs: BeforeAfter
     versions: dict[str, str]
     nodes: BeforeAfter
     refused: dict[str, str]
-    reparam: dict[str, Any]
-    clean: dict[str, Any]
+    reparam: JsonDict
+    clean: JsonDict
     weights: WeightsReport
     target: str
     decisions: list[str]
     groups: list[GroupReport]
-    sweep: dict[str, Any] | None
-    finetune: dict[str, Any] | None
-    verify: dict[str, Any]
+    sweep: JsonDict | None
+    finetune: JsonDict | None
+    verify: JsonDict
     accuracy: AccuracyReport | NoAccuracy
     energy: EnergyReport | None
     seconds: dict[str, float]
@@ -203,7 +211,7 @@ def package_versions() -> dict[str, str]:
 
 
 def memory_report(original: int, compiled: int) -> MemoryReport:
-    """Compare the bytes of two files' weights."""
+    """Compare the bytes of the weights in two files."""
     return MemoryReport(original, compiled, compiled / original)
 
 
@@ -215,62 +223,64 @@ def parameters_report(program: Program, pruned: Program) -> ParametersReport:
 
 
 def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
-    """Return what a plan keeps of each channel group."""
+    """Return how many channels of each group a plan keeps."""
     masks = plan.validate(program)
     return [GroupReport(g.name, g.heads, g.size, int(masks[g.name].sum()), g.frozen) for g in program.groups]
 
 
 def classify(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
-    """Return the class that a program in PyTorch gives each image, batch by batch."""
+    """Return the classes that a program predicts for images in PyTorch, batch by batch."""
     classes: list[np.ndarray] = []
     seen = 0
     with reporter.stage("accuracy of the original", len(data)) as step:
-        for x, _ in data.batches(program.input.at_once(BATCH)):
+        for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
             classes.append(top1(program(x).numpy()))
             step(seen := seen + len(classes[-1]))
     return classes
 
 
 def accuracy_report(original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter) -> AccuracyReport:
-    """Measure a file on images.
+    """Measure the accuracy of an exported file, and compare it with the original's.
 
     Args:
-        original: classes that the original gives the images, batch by batch.
-        exported: the file.
+        original: classes that the original predicts, batch by batch.
+        exported: the ONNX file.
+        data: labeled images.
+        reporter: told about progress.
     """
     session = backend.session(exported)
-    before = after = lost = gained = seen = 0
+    total_original = total = lost = gained = images = 0
     with reporter.stage("accuracy", len(data)) as step:
-        for (x, labels), first in zip(data.batches(len(original[0])), original, strict=True):
-            want = labels.numpy()
-            was = first == want
-            now = top1(session.run(None, {backend.INPUT: x.numpy()})[0]) == want
-            before, after = before + int(was.sum()), after + int(now.sum())
-            lost, gained = lost + int((was & ~now).sum()), gained + int((now & ~was).sum())
-            step(seen := seen + len(want))
+        for (x, labels), predicted in zip(data.batches(len(original[0])), original, strict=True):
+            expected = labels.numpy()
+            original_right = predicted == expected
+            right = top1(session.run(None, {backend.INPUT: x.numpy()})[0]) == expected
+            total_original, total = total_original + int(original_right.sum()), total + int(right.sum())
+            lost, gained = lost + int((original_right & ~right).sum()), gained + int((right & ~original_right).sum())
+            step(images := images + len(expected))
     return AccuracyReport(
-        original=before / seen,
-        original_interval=wilson(before, seen),
-        pruned=after / seen,
-        pruned_interval=wilson(after, seen),
-        drop=(before - after) / seen,
-        drop_interval=paired(lost, gained, seen),
-        images=seen,
+        original=total_original / images,
+        original_interval=wilson(total_original, images),
+        pruned=total / images,
+        pruned_interval=wilson(total, images),
+        drop=(total_original - total) / images,
+        drop_interval=paired(lost, gained, images),
+        images=images,
         notes=list(getattr(data, "notes", ())),
         unreadable=len(getattr(data, "unreadable", ())),
     )
 
 
 def energy_of(program: Program, data: Data | None, seed: int, reporter: Reporter) -> Energy | None:
-    """Return what an image costs, on a class-balanced sample of the data; None without data of ours."""
+    """Return the energy for one image, on a class-balanced sample of the data; None unless that is a ``Dataset``."""
     if not isinstance(data, Dataset):
         return None
-    few = split(data, ENERGY_IMAGES, seed)[0] if len(data) > ENERGY_IMAGES else data
-    return energy(program, few, reporter=reporter)
+    sample = split(data, ENERGY_IMAGES, seed)[0] if len(data) > ENERGY_IMAGES else data
+    return energy(program, sample, reporter=reporter)
 
 
 def energy_report(compiled: Energy | None, original: Energy | None) -> EnergyReport | None:
-    """Compare the energy of two networks; None where it was not measured."""
+    """Compare the energies of two networks; None where they were not measured."""
     if compiled is None or original is None:
         return None
     saved = saving(compiled, original)
@@ -281,9 +291,10 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     """Describe the weights of a quantized program.
 
     Args:
-        pipeline: that quantized it.
+        program: the quantized program.
+        pipeline: the passes that quantized it.
     """
-    layers: dict[str, Any] = {}
+    layers: JsonDict = {}
     streams: dict[str, float] = {}
     for node in program.graph.nodes:
         module: Any = program.module_of(node)
@@ -291,14 +302,14 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
             layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
         elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
             streams |= {str(user.target): module.step for user in node.users}
-    open_ends = inexact(program)
+    inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(
         type="int8" if all(layer["bits"] == 8 for layer in layers.values()) else "mixed",
         layers=layers,
         streams=streams,
-        exact_neurons=sum(name not in open_ends for name in neurons),
+        exact_neurons=sum(name not in inexact_neurons for name in neurons),
         neurons=len(neurons),
-        inexact=open_ends,
+        inexact=inexact_neurons,
         refused=pipeline.refused,
     )

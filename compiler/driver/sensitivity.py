@@ -1,9 +1,8 @@
-"""Sensitivity: accuracy and size against the width of each channel group, or against the bits of each layer."""
+"""Sensitivity: accuracy and size by the pruning ratio of each channel group, or by the bits of each layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from svitc.driver.compiler import Compiler
 from svitc.passes.policies import Settings
@@ -12,16 +11,17 @@ from svitc.passes.policies.bitwidth.sensitivity import precision
 from svitc.passes.policies.bitwidth.sensitivity import to_json as precision_json
 from svitc.passes.policies.search_space import Space
 from svitc.passes.policies.sensitivity import sensitivity_curves, to_json
+from svitc.support.types import JsonDict
 
 
-def channel_sensitivity(compiler: Compiler, settings: Settings, rates: Sequence[float], refit: str) -> dict[str, Any]:
-    """Measure what pruning each channel group alone costs and saves.
+def channel_sensitivity(compiler: Compiler, settings: Settings, rates: Sequence[float], refit: str) -> JsonDict:
+    """Measure the lost accuracy and the saved size where each channel group alone is pruned.
 
     Args:
-        compiler: gives what measures plans.
-        settings: which groups, and what goes first in them.
-        rates: pruning rates, ascending, each between 0 and 1.
-        refit: what makes up for a cut.
+        compiler: the compiler of the program.
+        settings: which channel groups, and the importance criterion.
+        rates: pruning ratios, ascending, each between 0 and 1.
+        refit: how pruned networks are refitted.
 
     Returns:
         JSON values: ``settings``, ``refit``, ``rates`` and ``groups``.
@@ -37,12 +37,12 @@ def channel_sensitivity(compiler: Compiler, settings: Settings, rates: Sequence[
     }
 
 
-def bit_sensitivity(compiler: Compiler, settings: Settings) -> dict[str, Any]:
-    """Measure what fewer bits cost and save, for each layer and each kind of layer alone, with all others at 8 bits.
+def bit_sensitivity(compiler: Compiler, settings: Settings) -> JsonDict:
+    """Measure the lost accuracy and the saved size where each layer, or kind of layer, alone has fewer than 8 bits.
 
     Args:
-        compiler: gives what measures plans.
-        settings: of which ``exclude`` and ``seed`` count.
+        compiler: the compiler of the program.
+        settings: only ``exclude`` and ``seed`` are used.
 
     Returns:
         JSON values: ``settings``, ``all_at_8``, ``layers`` and ``kinds``.

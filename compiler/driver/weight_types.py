@@ -1,4 +1,4 @@
-"""The type of the stored weights: what ``--weights`` asks for, and which layers may have fewer bits."""
+"""Types of the stored weights: choose one for a compilation, and find the layers that may have fewer than 8 bits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 
 WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
-JOINT = 0.26  # of the fp32 bytes: smaller budgets than int8 alone meets are for channels and bits together
+# share of the fp32 bytes that weights of int8 need; for smaller budgets, channels and bits are chosen together
+MIN_INT8_SHARE = 0.26
 
 
 def check_weight_type(name: str) -> None:
-    """Raises UsageError where there is no such type."""
+    """Check the name of a weight type.
+
+    Raises:
+        UsageError: there is no such type.
+    """
     if name not in WEIGHT_TYPES:
         raise UsageError(
             f"weights {name!r} are not a type",
@@ -34,13 +39,14 @@ def resolve_weight_type(
     """Return the type of a compilation's weights.
 
     Args:
-        asked: what the user said, if anything.
-        plan: that is replayed.
-        share: of the original's bytes that may be kept, where there is such a budget.
+        asked: the type that the user asks for, or None.
+        policy: the policy that makes plans.
+        plan: the plan that is replayed, or None.
+        share: share of the original's bytes that may be kept, or None where bytes are not limited.
         sampled: whether there are images that a policy can measure plans on.
 
     Raises:
-        UsageError: a plan or policy that chooses bits and weights of one type, or the other way round.
+        UsageError: the type does not fit a plan or policy that chooses bits, or one that does not.
     """
     if plan is not None and plan.bits:
         if asked not in (None, "mixed", plan.provenance.get("weights")):
@@ -58,28 +64,29 @@ def resolve_weight_type(
         raise UsageError(
             f"policy {name!r} does not choose bits", hint="Give --data and --policy auto, qsvit, aq-greedy or aq-beam."
         )
-    if asked is None and joint and share is not None and share < JOINT:
+    if asked is None and joint and share is not None and share < MIN_INT8_SHARE:
         return "mixed"
     return asked or "fp32"
 
 
 class WeightTypes:
-    """Which layers of a program may have which bits.
+    """The bits that each layer of a program may have.
 
     Args:
-        program: that plans are for.
-        weights: a key of TYPES but ``fp32``.
-        exclude: globs over layers that stay at 8 bits.
-        target, min_weight_bits: of the file.
+        program: the program that plans are made for.
+        weights: a key of ``WEIGHT_TYPES``, except ``fp32``.
+        exclude: globs over ignored layers, which stay at 8 bits.
+        target: target of the exported file.
+        min_weight_bits: the fewest bits that the file may store weights in.
 
     Attributes:
         inference: the program, quantized to 8 bits.
-        refused: by its passes, with reasons.
-        reasons: layer -> why it must stay at 8 bits, or an empty text.
+        refused: layer -> why a pass of the quantization did not change it.
+        reasons: layer -> why it must stay at 8 bits; an empty string if it need not.
         narrow: layer -> the bits that it may have, ascending.
 
     Raises:
-        UsageError: an excluded layer that does not exist.
+        UsageError: a glob of ``exclude`` matches no layer.
     """
 
     def __init__(
@@ -94,14 +101,14 @@ class WeightTypes:
         self.refused = pipeline.refused
         self.weights = weights
         self.reasons = reasons = narrowable(self.inference)
-        known = [*reasons, *(m.module for g in program.groups for m in g.members), *(g.name for g in program.groups)]
+        names = [*reasons, *(m.module for g in program.groups for m in g.members), *(g.name for g in program.groups)]
         for glob in exclude:
-            if not any(fnmatchcase(name, glob) for name in known):
-                close = get_close_matches(glob, dict.fromkeys(known), 3)
+            if not any(fnmatchcase(name, glob) for name in names):
+                close = get_close_matches(glob, dict.fromkeys(names), 3)
                 near = f"The closest are {', '.join(close)}." if close else "svitc inspect lists all."
                 raise UsageError(f"{glob!r} matches no group or layer", hint=near)
-        least = target_of(target, min_weight_bits).narrowest
-        allowed = sorted(each for each in BITS if each >= least)
+        min_bits = target_of(target, min_weight_bits).narrowest
+        allowed = sorted(bits for bits in BITS if bits >= min_bits)
         self.narrow = {
             layer: allowed
             for layer, reason in reasons.items()
@@ -109,19 +116,23 @@ class WeightTypes:
         }
 
     def check(self, bits: Mapping[str, int]) -> None:
-        """Raises InputError where a layer is given bits that it cannot have."""
-        for layer, each in bits.items():
+        """Check the bits of a plan.
+
+        Raises:
+            InputError: a layer has bits that it cannot have.
+        """
+        for layer, width in bits.items():
             reason = self.reasons.get(layer, "it cannot be quantized")
-            if each < 8 and reason:
-                raise InputError(f"the plan gives {layer} {each} bits, but its weights must stay at 8: {reason}")
+            if width < 8 and reason:
+                raise InputError(f"the plan gives {layer} {width} bits, but its weights must stay at 8: {reason}")
 
     @property
     def same(self) -> dict[str, int]:
-        """Every layer's bits where all have the same; empty for int8 and mixed weights."""
+        """Layer -> bits, where the weight type sets them; empty for int8 and mixed weights."""
         bits = WEIGHT_TYPES[self.weights]
         if bits is None or bits == 8:
             return {}
         return {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
 
 
-__all__ = ["JOINT", "WEIGHT_TYPES", "WeightTypes", "check_weight_type", "resolve_weight_type"]
+__all__ = ["MIN_INT8_SHARE", "WEIGHT_TYPES", "WeightTypes", "check_weight_type", "resolve_weight_type"]

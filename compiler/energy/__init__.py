@@ -1,4 +1,4 @@
-"""The energy of one image: operations and memory accesses, counted on real spikes and priced by a table.
+"""Energy of one image: operations and memory accesses, counted on real spikes and priced by a table.
 
 Imports: ``passes``, ``analysis``, ``data``, ``quantization``, ``ir`` and what is below them.
 

@@ -1,8 +1,6 @@
-"""Energy of two networks side by side: what one saves of the other's, and why the figures may mislead."""
+"""Energy of two networks side by side: the share that one saves, and why the figures may mislead."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from svitc.energy.estimate import Energy, saving
 
@@ -10,12 +8,16 @@ from svitc.energy.estimate import Energy, saving
 def compare(energy: Energy, original: Energy) -> tuple[dict[str, float | None], list[str]]:
     """Compare the energy of a network with that of another, such as the original.
 
+    Args:
+        energy: of the network.
+        original: of the other network.
+
     Returns:
-        The shares saved, as ``svitc.energy.estimate.saving`` gives them; and a note where the weights of the two lie in
-        different memories, as that is a large step of the table.
+        the shares saved, as from ``svitc.energy.estimate.saving``, and notes: one where the weights of the two are in
+        different memories, since that is a large step of the table.
     """
     shares = saving(energy, original)
-    same_memory: Any = shares["total_same_memory"]
+    same_memory = shares["total_same_memory"]
     if energy.weights_in == original.weights_in or same_memory is None:
         return shares, []
     return shares, [

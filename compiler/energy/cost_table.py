@@ -1,7 +1,7 @@
-"""Energy tables: what one operation and one memory access cost, in pJ, read from YAML.
+"""Energy tables: the energy of one operation and of one memory access, in pJ, read from YAML.
 
-The one that comes with svitc is Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, for
-45 nm (energy_tables/horowitz-2014.yaml); ``--table`` takes another with the same keys.
+The built-in table is Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014, for 45 nm
+(energy_tables/horowitz-2014.yaml); ``--table`` takes another one with the same keys.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from svitc.errors import InputError
+from svitc.support.types import JsonDict, JsonMapping
 
 DEFAULT = Path(__file__).parent / "energy_tables" / "horowitz-2014.yaml"
-NEEDED = ("float32", "int32", "int8")  # number types that svitc prices
-KNOWN = ("float32", "float16", "int32", "int8")
-HINT = "A table has the keys of the one that svitc brings along: docs/energy.md shows it."
+REQUIRED_TYPES = ("float32", "int32", "int8")  # number types that svitc needs prices for
+ALL_TYPES = ("float32", "float16", "int32", "int8")
+HINT = "An energy table has the same keys as the built-in one: see docs/energy.md."
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Memory:
 
     Attributes:
         name: such as ``SRAM 32 kB``, or ``DRAM``.
-        bytes: what it holds; None for DRAM, which holds anything.
-        pj: energy of one access.
+        bytes: capacity; None for DRAM, which holds anything.
+        pj: energy of one access, pJ.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Table:
-    """What operations and memory accesses cost.
+    """Energy of operations and memory accesses.
 
     Attributes:
         name, source, process: where the figures are from.
-        operations: pJ of each, by name: ``float32.add``, ``int8.mult``, …
+        operations: energy of each operation, pJ, by name: ``float32.add``, ``int8.mult``, ...
         memories: the levels, smallest first, DRAM last.
         access_bits: bits that one access moves.
     """
@@ -56,22 +56,26 @@ class Table:
     access_bits: int
 
     def holding(self, size: float) -> Memory:
-        """The smallest memory for a buffer of ``size`` bytes."""
-        return next(each for each in self.memories if each.bytes is None or size <= each.bytes)
+        """Return the smallest memory for a buffer of ``size`` bytes."""
+        return next(memory for memory in self.memories if memory.bytes is None or size <= memory.bytes)
 
     def moving(self, moved: float, held: float) -> float:
-        """pJ to move ``moved`` bytes into or out of a buffer of ``held`` bytes."""
+        """Return the energy, pJ, to move ``moved`` bytes into or out of a buffer of ``held`` bytes."""
         return moved * 8 / self.access_bits * self.holding(held).pj
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """Return the table as JSON values."""
         return asdict(self)
 
 
 def load_table(path: Path | None = None) -> Table:
-    """Read a table of energies; without a path the one that comes with svitc.
+    """Read a table of energies.
+
+    Args:
+        path: a YAML file; None for the built-in table.
 
     Raises:
-        InputError: the file cannot be read, is not YAML, or has a key that is missing, unknown or no such number.
+        InputError: the file cannot be read or is not YAML, or a key is missing, unknown or has a wrong value.
     """
     path = path or DEFAULT
     try:
@@ -84,14 +88,15 @@ def load_table(path: Path | None = None) -> Table:
 
 
 class _TableParser:
-    """Checks a table key by key, and names the first that is wrong."""
+    """Parser that checks a table key by key and reports the first error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def table(self, content: Any) -> Table:
+    def table(self, content: object) -> Table:
+        """Return the table that a YAML document holds."""
         top = self._mapping(content, "", ("name", "source", "operations", "memory"), ("process",))
-        types = self._mapping(top["operations"], "operations", NEEDED, KNOWN)
+        types = self._mapping(top["operations"], "operations", REQUIRED_TYPES, ALL_TYPES)
         operations = {}
         for kind in types:
             costs = self._mapping(types[kind], f"operations.{kind}", ("add", "mult"))
@@ -106,58 +111,60 @@ class _TableParser:
             self._text(top.get("process", "not stated"), "process"),
             operations,
             tuple(levels),
-            self._whole(memory["access_bits"], "memory.access_bits"),
+            self._integer(memory["access_bits"], "memory.access_bits"),
         )
 
-    def _sram(self, levels: Any) -> list[Memory]:
+    def _sram(self, levels: object) -> list[Memory]:
         if not isinstance(levels, list):
             raise self._wrong("memory.sram", levels, "a list of memories, each with bytes and pj")
-        found: list[Memory] = []
-        for i, each in enumerate(levels):
+        memories: list[Memory] = []
+        for i, entry in enumerate(levels):
             key = f"memory.sram[{i}]"
-            self._mapping(each, key, ("bytes", "pj"))
-            size = self._whole(each["bytes"], f"{key}.bytes")
-            if found and size <= (found[-1].bytes or 0):
+            level = self._mapping(entry, key, ("bytes", "pj"))
+            size = self._integer(level["bytes"], f"{key}.bytes")
+            if memories and size <= (memories[-1].bytes or 0):
                 raise self._wrong(f"{key}.bytes", size, "larger than the one before it")
-            found.append(Memory(f"SRAM {capacity(size)}", size, self._number(each["pj"], f"{key}.pj")))
-        return found
+            memories.append(Memory(f"SRAM {capacity(size)}", size, self._number(level["pj"], f"{key}.pj")))
+        return memories
 
-    def _mapping(self, value: Any, key: str, needed: tuple[str, ...], known: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    def _mapping(
+        self, value: object, key: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+    ) -> JsonMapping:
         if not isinstance(value, dict):
-            raise self._wrong(key, value, f"a mapping with {', '.join(needed)}")
-        below = f"{key}." if key else ""
-        for each in needed:
-            if each not in value:
-                raise InputError(f"{self.path}: {below}{each} is missing", hint=HINT)
-        for each in value:
-            if each not in (*needed, *known):
-                raise InputError(f"{self.path}: {below}{each} is not a key of an energy table", hint=HINT)
+            raise self._wrong(key, value, f"a mapping with {', '.join(required)}")
+        prefix = f"{key}." if key else ""
+        for name in required:
+            if name not in value:
+                raise InputError(f"{self.path}: {prefix}{name} is missing", hint=HINT)
+        for name in value:
+            if name not in (*required, *optional):
+                raise InputError(f"{self.path}: {prefix}{name} is not a key of an energy table", hint=HINT)
         return value
 
-    def _number(self, value: Any, key: str) -> float:
+    def _number(self, value: object, key: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
             raise self._wrong(key, value, "a number of pJ, 0 or more")
         return float(value)
 
-    def _whole(self, value: Any, key: str) -> int:
+    def _integer(self, value: object, key: str) -> int:
         if type(value) is not int or value < 1:
             raise self._wrong(key, value, "a whole number above 0")
         return value
 
-    def _text(self, value: Any, key: str) -> str:
+    def _text(self, value: object, key: str) -> str:
         if not isinstance(value, str) or not value.strip():
             raise self._wrong(key, value, "a text")
         return value
 
-    def _wrong(self, key: str, value: Any, wanted: str) -> InputError:
+    def _wrong(self, key: str, value: object, expected: str) -> InputError:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return InputError(f"{self.path}: {key or 'the file'} is {shown}, not {wanted}", hint=HINT)
+        return InputError(f"{self.path}: {key or 'the file'} is {shown}, not {expected}", hint=HINT)
 
 
 def capacity(size: int) -> str:
-    """A memory's size in the powers of two that memories come in."""
-    for unit, each in (("MB", 1 << 20), ("kB", 1 << 10)):
-        if size >= each:
-            return f"{size / each:g} {unit}"
+    """Return the size of a memory as text, in powers of two, as memories are sold."""
+    for unit, unit_bytes in (("MB", 1 << 20), ("kB", 1 << 10)):
+        if size >= unit_bytes:
+            return f"{size / unit_bytes:g} {unit}"
     return f"{size} B"

@@ -1,9 +1,9 @@
-"""Energy: what one image costs, layer by layer, from what really fires on given images and a table of energies.
+"""Energy estimate: the energy of one image, layer by layer, from the real spikes on images and a table of energies.
 
 Operations are counted on images (operation_counts.py), memory traffic follows from the graph (memory_traffic.py), and a
-table says what each costs (cost_table.py). The network that is looked at is the one that is deployed: batch norms
-folded, what does not change over time computed once. It is an estimate of arithmetic and memory; control, clocks,
-leakage and the network on the chip are left out, as in all figures of this kind.
+table gives the energy of each (cost_table.py). The network is measured as it is deployed: batch norms are folded, and
+what does not change over time is computed once. The estimate covers arithmetic and memory; control, clocks, leakage and
+the network on the chip are left out, as is usual for such figures.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes.pipelines import inference_passes
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
-BATCH = 32
+BATCH_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,17 @@ class Row:
         name: path of the layer, or scope and name of the function.
         kind: class or function name.
         calls: how often the network calls it.
-        reads: what its synapses read: ``spikes``, ``counts``, ``fixed``, ``real``; None where it has none.
-        rate: mean of what a layer reads, if spikes or counts, or of what a neuron emits in a step: the firing rate.
+        reads: kind of the input of its synapses: ``spikes``, ``counts``, ``fixed``, ``real``; None where it has none.
+        rate: mean of a layer's input, if that is spikes or counts, or of a neuron's output in a time step: the firing
+            rate.
         nonzero: share of those values that are not 0.
-        values: how many they are.
+        values: number of those values.
         ac: accumulates that spikes cause.
         int_ac: accumulates that counts cause, v for a value v.
         mac: multiply-accumulates.
-        operations: all operations, those of the synapses included, by what they are: ``float32.add``, ``int8.mult``, …
-        weight_bits: bits that each weight is stored in, 0 without weights.
-        weight_bytes, activation_bytes, membrane_bytes: moved; weights are read once for each call.
+        operations: all operations, those of the synapses included, by name: ``float32.add``, ``int8.mult``, ...
+        weight_bits: bits in which each weight is stored, 0 without weights.
+        weight_bytes, activation_bytes, membrane_bytes: bytes moved; weights are read once for each call.
         compute_pj, weight_pj, activation_pj, membrane_pj: energy, pJ.
     """
 
@@ -71,13 +73,16 @@ class Row:
 
     @property
     def memory_pj(self) -> float:
+        """Return the energy of all memory accesses, pJ."""
         return self.weight_pj + self.activation_pj + self.membrane_pj
 
     @property
     def pj(self) -> float:
+        """Return the energy of operations and memory accesses, pJ."""
         return self.compute_pj + self.memory_pj
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """Return the row as JSON values, sums included."""
         return {**asdict(self), "memory_pj": self.memory_pj, "pj": self.pj}
 
 
@@ -99,14 +104,14 @@ SUMMED = (
 
 @dataclass(frozen=True)
 class Energy:
-    """What one image costs.
+    """Energy of one image.
 
     Attributes:
-        images: how many it is the mean of.
-        weights: ``fp32``, or ``int8`` for a network on whole numbers, ``int8/4/2`` with all the widths in it.
-        weights_in: name of the memory that all weights fit in.
-        rows: in the order of the network.
-        table: what the energies are from.
+        images: number of images that the figures are the mean of.
+        weights: ``fp32``, or ``int8`` for an integer network, ``int8/4/2`` with all its weight widths.
+        weights_in: name of the memory that holds all weights.
+        rows: layers, neurons and functions, in the order of the network.
+        table: the energies of operations and memory accesses.
     """
 
     images: int
@@ -116,14 +121,18 @@ class Energy:
     table: Table
 
     def totals(self) -> dict[str, float]:
-        """Sums over the rows, per image: operations, bytes and pJ, by the rows' names; ``rate``, mean spikes a step."""
+        """Return sums over the rows, per image, by the names of the row's fields.
+
+        ``rate`` is the mean number of spikes in a time step, over all neurons.
+        """
         neurons = [row for row in self.rows if row.reads is None and row.rate is not None]
         emitted = sum(row.values for row in neurons)
         spikes = sum((row.rate or 0.0) * row.values for row in neurons)
-        found = {name: float(sum(getattr(row, name) for row in self.rows)) for name in SUMMED}
-        return {"rate": spikes / emitted if emitted else 0.0, **found}
+        sums = {name: float(sum(getattr(row, name) for row in self.rows)) for name in SUMMED}
+        return {"rate": spikes / emitted if emitted else 0.0, **sums}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """Return the figures as JSON values: what ``svitc energy --json`` prints."""
         return {
             "images": self.images,
             "weights": self.weights,
@@ -136,27 +145,27 @@ class Energy:
 
 def energy(
     program: Program,
-    data: Data | Iterable[Any],
+    data: Data | Iterable[object],
     table: Table | None = None,
     images: int | None = None,
     reporter: Reporter | None = None,
 ) -> Energy:
-    """Measure what one image costs, on average over images.
+    """Measure the energy of one image, on average over images.
 
     Args:
-        program: one that trains (its form for inference is measured), or a quantized one; not changed.
-        data: labelled images, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
-        table: what operations and accesses cost; by default Horowitz 2014.
-        images: look at so many of them; by default at all.
-        reporter: told how many images were seen, and how long it took.
+        program: a program that can be trained (its form for inference is measured), or a quantized one; not changed.
+        data: labeled images, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
+        table: energies of operations and accesses; by default Horowitz 2014.
+        images: number of images to measure; by default all.
+        reporter: shows the progress and the time taken.
 
     Raises:
         UsageError: there are no images.
         InputError: images of another shape than the program takes.
     """
     if images is not None and images < 1:
-        raise UsageError(f"{images} images are none to measure on")
-    batches = getattr(data, "batches", None)
+        raise UsageError(f"cannot measure energy on {images} images: at least one is needed")
+    batches: Any = getattr(data, "batches", None)
     total = len(data) if batches is not None else None  # type: ignore[arg-type]
     if images is not None:
         total = images if total is None else min(images, total)
@@ -165,7 +174,8 @@ def energy(
         network = deployed(program)
         network.module.eval()
         counting = Counting(network)
-        for x in _inputs(network, data if batches is None else batches(network.input.at_once(BATCH)), images):
+        source: Any = data if batches is None else batches(network.input.at_once(BATCH_IMAGES))
+        for x in _inputs(network, source, images):
             network.reset()
             counting.run(x)
             step(seen := seen + x.shape[network.input.batch_dim])
@@ -176,7 +186,7 @@ def energy(
 
 
 def deployed(program: Program) -> Program:
-    """The form in which a program is deployed: batch norms folded. A quantized program is that already."""
+    """Return the form in which a program is deployed: with batch norms folded. A quantized program already is."""
     if program.stage >= Stage.INFERENCE:
         return program
     twin = program.copy()
@@ -184,79 +194,81 @@ def deployed(program: Program) -> Program:
 
 
 def saving(ours: Energy, theirs: Energy) -> dict[str, float | None]:
-    """Share of another network's energy that ours saves: ``compute``, ``memory``, ``total``; None of nothing.
+    """Return the share of another network's energy that ours saves.
 
-    ``total_same_memory`` is what it would be if the other's weights were read from the memory that ours lie in: without
-    the step of the table between SRAM and DRAM.
+    Returns:
+        ``compute``, ``memory`` and ``total``, each None where the other uses none; and ``total_same_memory``, the total
+        if the other's weights were read from the memory that holds ours: without the step of the table between SRAM and
+        DRAM.
     """
     a, b = ours.totals(), theirs.totals()
     names = {"compute": "compute_pj", "memory": "memory_pj", "total": "pj"}
-    found = {name: 1 - a[key] / b[key] if b[key] else None for name, key in names.items()}
-    like = b["pj"]
+    shares = {name: 1 - a[key] / b[key] if b[key] else None for name, key in names.items()}
+    comparable = b["pj"]
     if a["weight_bytes"]:
-        like += b["weight_bytes"] * a["weight_pj"] / a["weight_bytes"] - b["weight_pj"]
-    return {**found, "total_same_memory": 1 - a["pj"] / like if like else None}
+        comparable += b["weight_bytes"] * a["weight_pj"] / a["weight_bytes"] - b["weight_pj"]
+    return {**shares, "total_same_memory": 1 - a["pj"] / comparable if comparable else None}
 
 
-def _inputs(network: Program, batches: Any, images: int | None) -> Iterator[torch.Tensor]:
-    """Batches without labels, and no more images than are wanted."""
+def _inputs(network: Program, batches: Iterable[object], images: int | None) -> Iterator[torch.Tensor]:
+    """Yield the inputs of batches without their labels, up to a number of images."""
     spec = network.input
-    left = images
+    remaining = images
     for batch in batches:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        x: Any = batch[0] if isinstance(batch, (tuple, list)) else batch
         if x.ndim <= spec.batch_dim or tuple(x.shape) != spec.batched(x.shape[spec.batch_dim]):
             raise InputError(f"images of shape {list(x.shape)}, but the model takes {list(spec.shape)} and a batch")
-        if left is not None:
-            x = x.narrow(spec.batch_dim, 0, min(left, x.shape[spec.batch_dim]))
-            left -= x.shape[spec.batch_dim]
+        if remaining is not None:
+            x = x.narrow(spec.batch_dim, 0, min(remaining, x.shape[spec.batch_dim]))
+            remaining -= x.shape[spec.batch_dim]
         yield x
-        if left == 0:
+        if remaining == 0:
             return
 
 
 def _priced(network: Program, counting: Counting, table: Table, images: int) -> Energy:
-    """Rows with energies, from counts over so many images."""
+    """Return the energy of one image from counts over ``images`` images."""
     passing = currents(network)
-    held: dict[int, tuple[Work, list[Traffic], list[Traffic]]] = {}
+    accesses: dict[int, tuple[Work, list[Traffic], list[Traffic]]] = {}
     stored: dict[int, tuple[int, int]] = {}
     for node, work in counting.work.items():
-        _, moved, kept = held.setdefault(id(work), (work, [], []))
-        moved += activations(network, node, counting.grids, passing)
-        kept += membranes(network, node)
+        _, activation_traffic, membrane_traffic = accesses.setdefault(id(work), (work, [], []))
+        activation_traffic += activations(network, node, counting.ranges, passing)
+        membrane_traffic += membranes(network, node)
         stored[id(work)] = weights(network, node)
-    size = sum(each for _, each in stored.values())
+    all_weight_bytes = sum(layer_bytes for _, layer_bytes in stored.values())
 
     def moving(traffic: Iterable[Traffic]) -> float:
-        return sum(table.moving(each.moved, each.held) for each in traffic)
+        return sum(table.moving(access.moved, access.held) for access in traffic)
 
     rows = []
-    for key, (work, moved, kept) in held.items():
-        width, each = stored[key]
+    for key, (work, activation_traffic, membrane_traffic) in accesses.items():
+        weight_bits, layer_bytes = stored[key]
         operations = {name: count / images for name, count in sorted(work.operations.items())}
-        known = work.values and work.reads not in ("fixed", "real")
+        has_rate = work.values and work.reads not in ("fixed", "real")
         row = Row(
             work.name,
             work.kind,
             work.calls,
             work.reads,
-            work.total / work.values if known else None,
+            work.total / work.values if has_rate else None,
             work.nonzero / work.values if work.values else None,
             work.values / images,
             work.ac / images,
             work.int_ac / images,
             work.mac / images,
             operations,
-            width,
-            each * work.calls,
-            sum(one.moved for one in moved),
-            sum(one.moved for one in kept),
+            weight_bits,
+            layer_bytes * work.calls,
+            sum(access.moved for access in activation_traffic),
+            sum(access.moved for access in membrane_traffic),
             sum(table.operations[name] * count for name, count in operations.items()),
-            table.moving(each * work.calls, size),
-            moving(moved),
-            moving(kept),
+            table.moving(layer_bytes * work.calls, all_weight_bytes),
+            moving(activation_traffic),
+            moving(membrane_traffic),
         )
         if any(chain((row.pj, row.activation_bytes), operations.values())):
             rows.append(row)
-    widths = sorted({r.weight_bits for r in rows if 0 < r.weight_bits < REAL}, reverse=True)
+    widths = sorted({row.weight_bits for row in rows if 0 < row.weight_bits < REAL}, reverse=True)
     kind = f"int{'/'.join(map(str, widths))}" if widths else "fp32"
-    return Energy(images, kind, table.holding(size).name, tuple(rows), table)
+    return Energy(images, kind, table.holding(all_weight_bytes).name, tuple(rows), table)

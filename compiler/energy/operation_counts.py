@@ -1,15 +1,15 @@
-"""Counting for energy: what every layer does on given images, as whole operations, before anything has a price.
+"""Operation counts: what every layer does on given images, in whole operations, before they are priced.
 
-What a layer reads decides how its synapses are counted:
+The input of a layer decides how its synapses are counted:
 
-    spikes   0 or 1                        an accumulate (AC) for every synapse that a spike reaches
-    counts   whole numbers from 0 to 255   a value v is v events: v accumulates for each of its synapses ("integer AC")
-    fixed    whole numbers beyond that     a multiply-accumulate (MAC) for every synapse, zeros and border included
-    real     anything else                 the same
+    spikes   0 or 1                    an accumulate (AC) for every synapse that a spike reaches
+    counts   integers from 0 to 255    a value v is v events: v accumulates for each of its synapses ("integer AC")
+    fixed    other integers            a multiply-accumulate (MAC) for every synapse, zeros and border included
+    real     anything else             the same
 
 Counts are sums of spikes in a residual stream, integer neurons, small pools; fixed are the image in steps and means
-over many pixels. Which is which is proved from the graph (integer_range.py), not read off the images; only event
-frames, of which nothing is known beforehand, are looked at.
+over many pixels. The kind is derived from the graph (integer_range.py), not observed on the images; only event frames,
+about which the graph says nothing, are examined.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint
 
-MEMBRANE = "float32"  # what neurons compute in, whatever the weights are
+MEMBRANE = "float32"  # type in which neurons compute, for any type of weights
 
 
 @dataclass
 class Work:
-    """What a layer, a neuron or a function does, summed over the images that were seen.
+    """Operations of a layer, a neuron or a function, summed over the images.
 
     Attributes:
         name: path of the layer, or scope and name of the function.
         kind: class or function name.
         calls: nodes of the graph that call it.
-        reads: what a layer's synapses read: ``spikes``, ``counts``, ``fixed``, ``real``; None for all else.
-        values, nonzero, total: of what a layer reads, or of what a neuron emits: how many values, how many of them are
-            not 0, and their sum (of counts in their units).
+        reads: kind of the input of a layer's synapses: ``spikes``, ``counts``, ``fixed``, ``real``; None for others.
+        values, nonzero, total: of a layer's input or a neuron's output: the number of values, of those that are not 0,
+            and their sum (for counts, in their units).
         ac, int_ac, mac: synaptic operations.
-        operations: all operations, synapses included, by what they are: ``float32.add``, ``int8.mult``, …
+        operations: all operations, those of the synapses included, by name: ``float32.add``, ``int8.mult``, ...
     """
 
     name: str
@@ -61,36 +61,39 @@ class Work:
     operations: dict[str, float] = field(default_factory=dict)
 
     def see(self, x: torch.Tensor, unit: float) -> None:
+        """Add the values of a tensor, in units of ``unit``, to the statistics."""
         self.values += x.numel()
         self.nonzero += int(x.count_nonzero())
         self.total += float(x.sum(dtype=torch.float64)) / unit
 
-    def does(self, number: str, adds: float = 0, mults: float = 0) -> None:
-        for name, count in ((f"{number}.add", adds), (f"{number}.mult", mults)):
+    def does(self, number_type: str, adds: float = 0, mults: float = 0) -> None:
+        """Add operations on numbers of a type."""
+        for name, count in ((f"{number_type}.add", adds), (f"{number_type}.mult", mults)):
             if count:
                 self.operations[name] = self.operations.get(name, 0) + count
 
 
-def stream(grid: IntegerRange | None) -> str:
-    """``spikes``, ``counts``, ``fixed`` or ``real``; see this module."""
-    if grid is None:
+def stream(value_range: IntegerRange | None) -> str:
+    """Return the kind of a value, ``spikes``, ``counts``, ``fixed`` or ``real``; see the top of this module."""
+    if value_range is None:
         return "real"
-    if grid.low < 0 or not grid.is_byte:
+    if value_range.low < 0 or not value_range.is_byte:
         return "fixed"
-    return "spikes" if grid.high <= 1 else "counts"
+    return "spikes" if value_range.high <= 1 else "counts"
 
 
 class Counting(fx.Interpreter):
-    """Runs a program for inference and counts what it does; the results add up over batches.
+    """Interpreter that runs a program for inference and counts its operations; batches add up.
 
     Attributes:
-        work: node -> its counts; nodes that call one layer share them, and views do no work.
+        ranges: integer ranges of the program.
+        work: node -> its counts; nodes that call the same layer share them, and views have none.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.module)
-        self.program, self.grids = program, integer_ranges(program)
-        self.whole = program.stage >= Stage.QUANTIZED
+        self.program, self.ranges = program, integer_ranges(program)
+        self.on_integers = program.stage >= Stage.QUANTIZED
         self.work: dict[fx.Node, Work] = {}
         self._fans: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
         named: dict[str, Work] = {}
@@ -108,7 +111,7 @@ class Counting(fx.Interpreter):
             self.work[node] = named.setdefault(name, Work(name, kind))
             self.work[node].calls += 1
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         work, module = self.work.get(n), self.program.module_of(n)
         if work is None:
@@ -123,17 +126,19 @@ class Counting(fx.Interpreter):
             self._elementwise(n, work, module, value)
         return value
 
-    def _projection(self, n: fx.Node, work: Work, module: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _projection(self, n: fx.Node, work: Work, module: nn.Conv2d, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Count a convolution or linear layer on one batch."""
         source = n.all_input_nodes[0]
-        grid = self.grids.get(source)
-        kind, unit = stream(grid), 1.0 if grid is None else grid.unit
+        input_range = self.ranges.get(source)
+        kind, unit = stream(input_range), 1.0 if input_range is None else input_range.unit
         scale = self._frames(source)
         if scale is not None and bool(((x * scale).round() == x * scale).all() and (x >= 0).all()):
             kind, unit = "counts", 1 / scale
         work.reads = kind
         work.see(x, unit)
         quantized = ops.is_quantized(module)
-        number = "int32" if quantized and grid is not None else "float32"  # int8 weights of real inputs become floats
+        # int8 weights that meet real inputs become floats
+        number = "int32" if quantized and input_range is not None else "float32"
         if kind in ("spikes", "counts"):
             events = float((x.sum(0, dtype=torch.float64) * self._fan(n, module, x)).sum()) / unit
             if kind == "spikes":
@@ -144,19 +149,21 @@ class Counting(fx.Interpreter):
         else:
             macs = y.numel() * module.weight[0].numel()
             work.mac += macs
-            if number == "int32" and grid is not None:  # int8 by n bytes: n products of int8, each summed up in int32
-                wide = math.ceil((grid.bound.bit_length() + (grid.low < 0)) / 8)
-                work.does("int8", mults=wide * macs)
-                work.does("int32", adds=wide * macs)
+            if number == "int32" and input_range is not None:
+                # int8 times n bytes: n products of int8, each added in int32
+                input_bytes = math.ceil((input_range.bound.bit_length() + (input_range.low < 0)) / 8)
+                work.does("int8", mults=input_bytes * macs)
+                work.does("int32", adds=input_bytes * macs)
             else:
                 work.does("float32", macs, macs)
         if quantized or module.bias is not None:
             work.does("float32", y.numel(), y.numel() if quantized else 0)  # sum * scale + bias
 
-    def _fan(self, n: fx.Node, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """Synapses of each input: ``[C, H, W]``, ``[C, N]``, or one number for a linear layer.
+    def _fan(self, n: fx.Node, module: nn.Conv2d | nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        """Return the number of synapses of each input: ``[C, H, W]``, ``[C, N]``, or one number for a linear layer.
 
-        The derivative of all outputs' sum when every weight is 1, so that borders, strides and groups are exact.
+        It is the derivative of the sum of all outputs with every weight at 1, so that borders, strides and groups are
+        exact.
         """
         if isinstance(module, nn.Linear):
             return torch.tensor(float(module.out_features), dtype=torch.float64)
@@ -169,7 +176,7 @@ class Counting(fx.Interpreter):
         return self._fans[key][0]
 
     def _frames(self, source: fx.Node) -> float | None:
-        """By what a value must be multiplied to be counts of events, if it is the event frames themselves."""
+        """Return the factor that turns a value into counts of events, or None if it is not the event frames."""
         origin = base(source)
         module = self.program.module_of(origin)
         if not self.program.input.events or not (origin.op == "placeholder" or isinstance(module, FixedPoint)):
@@ -177,51 +184,58 @@ class Counting(fx.Interpreter):
         return module.step if isinstance(module, FixedPoint) else 1.0
 
     def _product(self, n: fx.Node, work: Work, out: torch.Tensor) -> None:
-        """Two of spikes: an accumulate where both fire. One of them: one for each spike and value that it meets.
-        Counts by what is neither spikes nor smaller counts: v for each value v. Else a multiply-accumulate."""
-        known: list[Any] = [self.grids.get(each) for each in n.args]  # type: ignore[arg-type]
-        values: list[torch.Tensor] = [self.env[each] for each in n.args]  # type: ignore[index]
+        """Count a matrix product of two values.
+
+        If both are spikes, an accumulate where both fire. Else, if one is spikes, an accumulate for each product of a
+        spike. Else, if one is counts, v accumulates for each product of a value v; if both are, for the values of the
+        one with the smaller range. Else a multiply-accumulate for each product.
+        """
+        ranges: list[Any] = [self.ranges.get(arg) for arg in n.args]  # type: ignore[arg-type]
+        values: list[torch.Tensor] = [self.env[arg] for arg in n.args]  # type: ignore[index]
         inner = values[0].shape[-1]
-        every = out.numel() * inner
-        number = "int32" if self.whole and None not in known else "float32"
-        kinds = [stream(each) for each in known]
+        products = out.numel() * inner
+        number = "int32" if self.on_integers and None not in ranges else "float32"
+        kinds = [stream(value_range) for value_range in ranges]
         work.reads = min(kinds, key=("spikes", "counts", "fixed", "real").index)
         if kinds == ["spikes", "spikes"]:
-            work.ac += (events := float(out.sum(dtype=torch.float64)) / (known[0].unit * known[1].unit))
+            work.ac += (events := float(out.sum(dtype=torch.float64)) / (ranges[0].unit * ranges[1].unit))
         elif work.reads in ("spikes", "counts"):
-            which = min((i for i in (0, 1) if kinds[i] == work.reads), key=lambda i: known[i].high)
+            which = min((i for i in (0, 1) if kinds[i] == work.reads), key=lambda i: ranges[i].high)
             x = values[which]
-            work.see(x, known[which].unit)
-            # each value meets as many others as there are products for it
-            events = float(x.sum(dtype=torch.float64)) / known[which].unit * (every / x.numel())
+            work.see(x, ranges[which].unit)
+            # each value takes part in as many products
+            events = float(x.sum(dtype=torch.float64)) / ranges[which].unit * (products / x.numel())
             if work.reads == "spikes":
                 work.ac += events
             else:
                 work.int_ac += events
         else:
-            work.mac += every
-            work.does(number, every, every)
+            work.mac += products
+            work.does(number, products, products)
             return
         if kinds == ["spikes", "spikes"]:
-            for x, grid in zip(values, known, strict=True):
-                work.see(x, grid.unit)
+            for x, value_range in zip(values, ranges, strict=True):
+                work.see(x, value_range.unit)
         work.does(number, adds=events)
 
-    def _elementwise(self, n: fx.Node, work: Work, module: Any, out: torch.Tensor) -> None:
-        """All else: additions of streams, sums and means, pools, gates, scales. A comparison counts as an addition."""
-        inputs = [each for each in n.args if isinstance(each, fx.Node)]
-        whole = self.whole and n in self.grids and all(each in self.grids for each in inputs)
-        number, size = "int32" if whole else "float32", out.numel()
+    def _elementwise(self, n: fx.Node, work: Work, module: nn.Module | None, out: torch.Tensor) -> None:
+        """Count any other operation: additions of streams, sums and means, pools, gates, scales.
+
+        A comparison counts as an addition.
+        """
+        inputs = [arg for arg in n.args if isinstance(arg, fx.Node)]
+        on_integers = self.on_integers and n in self.ranges and all(source in self.ranges for source in inputs)
+        number, size = "int32" if on_integers else "float32", out.numel()
         x = self.env[inputs[0]]
-        scales = 0 if whole else size  # on a grid a factor is a power of two: the point moves
+        scales = 0 if on_integers else size  # between integer ranges a factor is a power of two, a shift
         if n.target in (operator.add, operator.sub):
             work.does(number, adds=size)
         elif n.target in (operator.mul, operator.truediv):
-            if len(inputs) == 2 and any(stream(self.grids.get(each)) == "spikes" for each in inputs):
-                return  # a spike lets a value through or not
+            if len(inputs) == 2 and any(stream(self.ranges.get(source)) == "spikes" for source in inputs):
+                return  # a spike gates a value
             work.does(number, mults=size if len(inputs) == 2 else scales)
         elif n.target in ops.REDUCTIONS:
-            event_driven = stream(self.grids.get(inputs[0])) in ("spikes", "counts")
+            event_driven = stream(self.ranges.get(inputs[0])) in ("spikes", "counts")
             work.does(number, int(x.count_nonzero()) if event_driven else x.numel() - size)
             work.does(number, mults=scales if n.target is torch.mean else 0)
         elif isinstance(module, ops.POOLS):
@@ -231,15 +245,15 @@ class Counting(fx.Interpreter):
         elif ops.is_batch_norm(module):
             work.does("float32", size, size)
         elif isinstance(module, FixedPoint):
-            work.does("float32", 2 * size, size)  # times 1 / step, and two ends to clamp at
+            work.does("float32", 2 * size, size)  # times 1 / step, and two comparisons to clamp
 
 
-def update(module: Any) -> tuple[int, int]:
-    """Additions and multiplications of one neuron in one time step, a comparison with its threshold included.
+def update(module: nn.Module | None) -> tuple[int, int]:
+    """Return the additions and multiplications of one neuron in one time step, its threshold comparison included.
 
     IF: charge, compare. LIF: ``v + (x - v) / tau``, or ``v (1 - 1 / tau) + x`` where the input does not decay; a reset
-    to another voltage than 0 is one addition more. A hard reset is a choice; what a soft one subtracts is counted by
-    spikes. An integer spike is one comparison.
+    to a voltage other than 0 is one more addition. A hard reset is a selection; the subtractions of a soft one are
+    counted by spikes. An integer spike is one comparison.
     """
     neuron = dynamics_of(module)
     if not neuron.has_state:
@@ -249,7 +263,8 @@ def update(module: Any) -> tuple[int, int]:
     return 2 + neuron.decay_input + bool(neuron.rest), 1
 
 
-def _neuron(work: Work, module: Any, spikes: torch.Tensor) -> None:
+def _neuron(work: Work, module: nn.Module | None, spikes: torch.Tensor) -> None:
+    """Count a neuron on one batch of its spikes."""
     adds, mults = update(module)
     work.see(spikes, 1.0)
     work.does(MEMBRANE, adds * spikes.numel(), mults * spikes.numel())

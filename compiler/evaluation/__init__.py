@@ -1,4 +1,4 @@
-"""The accuracy of many pruned and quantized networks on the same images, measured on the files that would be written.
+"""Accuracy of many pruned and quantized networks on the same images, measured on the ONNX files that would be written.
 
 Imports: ``onnx``, ``passes``, ``analysis``, ``data``, ``planning`` and what is below them.
 

@@ -1,7 +1,7 @@
-"""The evaluator: the accuracy of many pruned networks on the same images, each from the first layer that differs.
+"""The evaluator: the accuracy of many pruned networks on the same images, each run from the first layer that differs.
 
-The original runs once. Its spikes are kept, one bit each. A candidate is exported as it would be written,
-cut down to what follows the neurons that fire as they did (onnx/surgery/suffix.py), and run in ONNX Runtime.
+The original runs once, and its spikes are kept, one bit each. A candidate is exported as it would be written, reduced
+to the layers behind the neurons whose spikes cannot have changed (onnx/surgery/suffix.py), and run in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import fx
 
@@ -21,21 +21,22 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export_proto
 from svitc.onnx.surgery import suffix
 from svitc.support.confidence import paired, wilson
+from svitc.support.types import JsonDict
 
 CACHE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measured network.
+    """The accuracy of a network, compared with the original's on the same images.
 
     Attributes:
-        right: images that it classifies rightly.
-        images: of so many.
-        lost: images that only the original gets right.
-        gained: images that only this network gets right.
-        loss: mean cross-entropy, nats.
-        divergence: mean Kullback-Leibler divergence from the original's class probabilities, nats.
+        right: number of images that it classifies correctly.
+        images: number of images in total.
+        lost: number of images that only the original classifies correctly.
+        gained: number of images that only this network classifies correctly.
+        loss: mean cross-entropy, in nats.
+        divergence: mean Kullback-Leibler divergence of the class probabilities from the original's, in nats.
     """
 
     right: int
@@ -47,14 +48,16 @@ class Measurement:
 
     @property
     def accuracy(self) -> float:
+        """Top-1 accuracy, a share."""
         return self.right / self.images
 
     @property
     def drop(self) -> float:
-        """Accuracy lost against the original, a share."""
+        """Accuracy lost compared with the original, a share."""
         return (self.lost - self.gained) / self.images
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """Return JSON values, with 95% confidence intervals."""
         low, high = wilson(self.right, self.images)
         less, more = paired(self.lost, self.gained, self.images)
         return {
@@ -67,7 +70,11 @@ class Measurement:
 
 
 class Packed:
-    """A spike tensor as bits, or bytes where a neuron fires more than once a step."""
+    """A spike tensor, stored as bits, or as bytes where a neuron may emit several spikes in one time step.
+
+    Args:
+        values: whole numbers from 0 to 255, of any shape.
+    """
 
     def __init__(self, values: np.ndarray) -> None:
         self.shape, self.binary = values.shape, bool(((values == 0) | (values == 1)).all())
@@ -76,32 +83,37 @@ class Packed:
         self.data = np.packbits(small.reshape(-1)) if self.binary else small.reshape(-1)
 
     def unpack(self) -> np.ndarray:
+        """Return the tensor in float32."""
         count = int(np.prod(self.shape))
         flat = np.unpackbits(self.data, count=count) if self.binary else self.data
         return flat.astype(np.float32).reshape(self.shape)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities ``[N, classes]`` from ``[N, classes]``, or ``[T, N, classes]`` averaged over time."""
+    """Return log-probabilities ``[N, classes]``.
+
+    Args:
+        logits: ``[N, classes]``, or ``[T, N, classes]``, which is averaged over time first.
+    """
     mean = time_average(logits).astype(np.float64)
     mean -= mean.max(axis=-1, keepdims=True)
     return mean - np.log(np.exp(mean).sum(axis=-1, keepdims=True))
 
 
 class Evaluator:
-    """Measures pruned copies of one program on one set of labelled images.
+    """Measures pruned or quantized copies of one program on one set of labeled images.
 
     Args:
-        program: the original, at a stage that trains.
+        program: the original, at a stage that can be trained.
         batches: images in the program's input layout with their labels; all are kept in memory.
-        threads: of ONNX Runtime, by default all cores.
-        cache_bytes: the most that kept spikes may take; the earliest layers' go first.
-        progress: called with the number of images that the original has seen.
+        threads: threads of ONNX Runtime, by default all cores.
+        cache_bytes: largest size of the cached spikes; those of the first layers are left out first.
+        progress: called with the number of images that the original has classified.
 
     Attributes:
-        original: the original's own point.
-        seconds: that the original took on all images.
-        spikes: of the original, for each batch: those that are kept, by the path of their neuron.
+        original: the measurement of the original.
+        seconds: time that the original took for all images.
+        spikes: for each batch, neuron -> cached spikes of the original.
     """
 
     def __init__(
@@ -120,8 +132,7 @@ class Evaluator:
         self._logs: list[np.ndarray] = []
         self._state = {name: value.clone() for name, value in program.module.state_dict().items()}
         model = export_proto(program.copy())
-        wanted = self._affordable(model, cache_bytes)
-        exposed = suffix.expose(model, wanted)
+        exposed = suffix.expose(model, self._cacheable(model, cache_bytes))
         session = backend.session(model.SerializeToString(), threads)
         done, start = 0, time.perf_counter()
         for x, labels in self.chunks:
@@ -134,80 +145,84 @@ class Evaluator:
         self.seconds = time.perf_counter() - start
         self.original = self._point(self._logs)
 
-    def _affordable(self, model: Any, cache_bytes: int) -> set[str]:
-        """Neurons whose spikes are kept: the latest that fit, by the size that the first batch shows."""
-        probe = type(model)()
+    def _cacheable(self, model: onnx.ModelProto, cache_bytes: int) -> set[str]:
+        """Return the neurons whose spikes are cached: the last ones that fit, by their size for one image."""
+        probe = onnx.ModelProto()
         probe.CopyFrom(model)
-        found = suffix.expose(probe, {each.path for each in suffix.spikes(model)})
+        exposed = suffix.expose(probe, {spike.path for spike in suffix.spikes(model)})
         x = self.chunks[0][0]
         batch = self.program.input.batch_dim
-        one = backend.session(probe.SerializeToString(), self.threads).run(
-            [each.value for each in found], {backend.INPUT: np.take(x, [0], axis=batch)}
+        values = backend.session(probe.SerializeToString(), self.threads).run(
+            [spike.value for spike in exposed], {backend.INPUT: np.take(x, [0], axis=batch)}
         )
         kept: set[str] = set()
-        for each, value in reversed(list(zip(found, one, strict=True))):
+        for spike, value in reversed(list(zip(exposed, values, strict=True))):
             cache_bytes -= value.size * self.images // (8 if value.max(initial=0) <= 1 else 1)
             if cache_bytes < 0:
                 break
-            kept.add(each.path)
+            kept.add(spike.path)
         return kept
 
     def __call__(self, candidate: Program, images: int | None = None) -> Measurement:
-        """Measure a pruned copy of the program, or a quantized one; the copy is used up.
+        """Measure a pruned or quantized copy of the program; the copy is consumed.
 
         Args:
-            images: look at the first so many only, and what completes their batch.
+            candidate: the copy.
+            images: measure on this many images only, rounded up to whole batches.
         """
-        rounded = candidate.stage >= Stage.QUANTIZED  # each neuron fires otherwise; its file is the faster one anyhow
-        known = set() if rounded else self.unchanged(candidate) & self.spikes[0].keys()
+        quantized = candidate.stage >= Stage.QUANTIZED  # all spikes may differ, so that the whole file has to run
+        cached = set() if quantized else self.unchanged(candidate) & self.spikes[0].keys()
         model = export_proto(candidate)
-        taken = [] if rounded else suffix.suffix(model, known)
+        suffix_inputs = [] if quantized else suffix.suffix(model, cached)
         session = backend.session(model.SerializeToString(), self.threads)
-        image = any(given.name == backend.INPUT for given in session.get_inputs())
+        takes_image = any(value.name == backend.INPUT for value in session.get_inputs())
         logs = []
         for (x, labels), spikes in zip(self.chunks, self.spikes, strict=True):
             if images is not None and images <= 0:
                 break
-            feed = {each.value: spikes[each.path].unpack() for each in taken}
-            if image:
+            feed = {spike.value: spikes[spike.path].unpack() for spike in suffix_inputs}
+            if takes_image:
                 feed[backend.INPUT] = x
             logs.append(log_softmax(session.run([backend.OUTPUT], feed)[0]))
             images = None if images is None else images - len(labels)
         return self._point(logs)
 
     def unchanged(self, candidate: Program) -> set[str]:
-        """Neurons of a candidate that must fire as the original's: nothing that feeds them differs."""
-        ours = {node.name: node for node in self.program.graph.nodes}
+        """Return the neurons of a candidate whose spikes equal the original's, as nothing in front of them differs."""
+        originals = {node.name: node for node in self.program.graph.nodes}
         changed = {
             name.rpartition(".")[0] or name
             for name, value in candidate.module.state_dict().items()
             if value.shape != self._state[name].shape or not torch.equal(value, self._state[name])
         }
         dirty: set[fx.Node] = set()
-        clean = set()
+        unchanged = set()
         for node in candidate.graph.nodes:
-            like = ours[node.name]
+            original = originals[node.name]
             literals = [a for a in node.args if not isinstance(a, fx.Node)]
-            same = node.kwargs == like.kwargs and literals == [a for a in like.args if not isinstance(a, fx.Node)]
-            own = str(node.target) in changed or (
+            same = node.kwargs == original.kwargs and literals == [
+                a for a in original.args if not isinstance(a, fx.Node)
+            ]
+            differs = str(node.target) in changed or (
                 node.op == "get_attr" and str(node.target).rpartition(".")[0] in changed
             )
-            if not same or own or any(source in dirty for source in node.all_input_nodes):
+            if not same or differs or any(source in dirty for source in node.all_input_nodes):
                 dirty.add(node)
             elif node.op == "call_module":
-                clean.add(str(node.target))
-        return clean
+                unchanged.add(str(node.target))
+        return unchanged
 
     def _point(self, logs: list[np.ndarray]) -> Measurement:
+        """Compare log-probabilities, batch by batch, with the labels and with the original's."""
         right = lost = gained = 0
         loss = divergence = 0.0
-        seen = 0
+        images = 0
         for log, reference, (_, labels) in zip(logs, self._logs, self.chunks, strict=False):
-            seen += len(labels)
-            now, before = log.argmax(axis=-1) == labels, reference.argmax(axis=-1) == labels
-            right += int(now.sum())
-            lost += int((before & ~now).sum())
-            gained += int((now & ~before).sum())
+            images += len(labels)
+            right_now, right_before = log.argmax(axis=-1) == labels, reference.argmax(axis=-1) == labels
+            right += int(right_now.sum())
+            lost += int((right_before & ~right_now).sum())
+            gained += int((right_now & ~right_before).sum())
             loss -= float(np.take_along_axis(log, labels[:, None], axis=-1).sum())
             divergence += float((np.exp(reference) * (reference - log)).sum())
-        return Measurement(right, seen, lost, gained, loss / seen, divergence / seen)
+        return Measurement(right, images, lost, gained, loss / images, divergence / images)

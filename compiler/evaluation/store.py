@@ -1,4 +1,4 @@
-"""Finished measurements on disk, so that ``--resume`` never measures a plan twice."""
+"""Finished measurements on disk, so that ``--resume`` measures no plan twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,16 +14,22 @@ from svitc.errors import InputError, OutputError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
+from svitc.support.types import JsonDict
 
 FORMAT = "svitc-sweep-1"
 
 
-def fingerprint(program: Program, *more: Any) -> str:
-    """A digest of a program, its weights and whatever else decides a measurement."""
+def fingerprint(program: Program, *more: object) -> str:
+    """Return a digest of a program, its weights and all else that a measurement depends on.
+
+    Args:
+        program: the program that is measured.
+        more: JSON values, such as the fingerprint of the images and the settings.
+    """
     digest = hashlib.sha256()
-    for node in program.graph.nodes:  # time steps, heads, thresholds: what weights do not tell
-        called = getattr(node.target, "__name__", node.target)
-        digest.update(f"{node.name} {called} {node.args} {node.kwargs} {program.shape_of(node)}".encode())
+    for node in program.graph.nodes:  # time steps, heads and thresholds, which are not among the weights
+        name = getattr(node.target, "__name__", node.target)
+        digest.update(f"{node.name} {name} {node.args} {node.kwargs} {program.shape_of(node)}".encode())
         digest.update(repr(program.module_of(node)).encode())
     for name, value in sorted(program.module.state_dict().items()):
         digest.update(name.encode())
@@ -34,55 +39,70 @@ def fingerprint(program: Program, *more: Any) -> str:
 
 
 class Store:
-    """Finished points in a file, one JSON line each, the first line saying of what.
+    """Finished measurements in a file of JSON lines; the first line identifies model, images and settings.
 
     Args:
-        path: the file; None keeps points in memory only.
-        of: fingerprint of the model, the images and the settings.
-        resume: go on with what the file holds; else the first new point begins it anew.
+        path: the file; None keeps measurements in memory only.
+        subject: fingerprint of the model, the images and the settings.
+        resume: keep the measurements that the file holds; otherwise the first new one overwrites the file.
+
+    Attributes:
+        points: key of a plan (``key_of``) -> its measurement.
 
     Raises:
-        InputError: the file is of another model, other images or other settings.
-        OutputError: it cannot be written.
+        InputError: the file holds measurements of another model, other images or other settings.
+        OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None, of: str, resume: bool = False) -> None:
-        self.path, self.points = path, {}  # type: ignore[var-annotated]
-        self._head = json.dumps({"format": FORMAT, "of": of}) + "\n"  # still to be written
+    def __init__(self, path: Path | None, subject: str, resume: bool = False) -> None:
+        self.path = path
+        self.points: dict[str, Measurement] = {}
+        self._head = json.dumps({"format": FORMAT, "of": subject}) + "\n"  # empty once it is written
         if path is not None and resume and path.is_file() and path.stat().st_size:
-            self._read(path, of)
+            self._read(path, subject)
             self._head = ""
 
-    def _read(self, path: Path, of: str) -> None:
+    def _read(self, path: Path, subject: str) -> None:
+        """Read the measurements of a file, and cut off a last line that is incomplete."""
         try:
-            whole = path.read_text(errors="replace")
+            content = path.read_text(errors="replace")
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        lines = whole.split("\n")[:-1]  # what does not end in a new line was cut short by a kill
+        lines = content.split("\n")[:-1]  # a last line without a line feed is incomplete: the process was killed
         try:
             head = json.loads(lines[0]) if lines else {}
         except json.JSONDecodeError:
             head = {}
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise InputError(f"{path} holds no points of a sweep", hint="Remove it, or leave --resume out.")
-        if head.get("of") != of:
+        if head.get("of") != subject:
             raise InputError(
                 f"{path} is of another model, other images or other settings",
                 hint="Leave --resume out to begin anew, or give the same command as before.",
             )
-        good = len(lines[0]) + 1
+        valid_characters = len(lines[0]) + 1
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
                 self.points[entry["key"]] = Measurement(**entry["point"])
             except (json.JSONDecodeError, KeyError, TypeError):
                 break
-            good += len(line) + 1
-        if good < len(whole):
+            valid_characters += len(line) + 1
+        if valid_characters < len(content):
             with path.open("r+") as file:
-                file.truncate(good)
+                file.truncate(valid_characters)
 
-    def add(self, key: str, point: Measurement, about: dict[str, Any]) -> None:
+    def add(self, key: str, point: Measurement, about: JsonDict) -> None:
+        """Add a measurement and write it to the disk.
+
+        Args:
+            key: key of the plan, as ``key_of`` returns it.
+            point: the measurement.
+            about: further keys of its line, for readers of the file.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         self.points[key] = point
         if self.path is not None:
             try:
@@ -99,7 +119,7 @@ class Store:
 
 
 def key_of(plan: Plan, refit: str) -> str:
-    """Of what is measured: masks that remove something, bits, and the refit."""
+    """Return the key of a measurement: a digest of the masks that remove something, the bits and the refit."""
     digest = hashlib.sha256(refit.encode())
     if plan.bits:
         digest.update(json.dumps(plan.bits, sort_keys=True).encode())

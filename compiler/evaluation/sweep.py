@@ -1,7 +1,8 @@
-"""The sweep: plans measured in numbers, every finished point on disk, the work shared among ranks.
+"""The sweep: measures plans, stores every measurement on disk, and shares the work among ranks.
 
-A point is stored under what was measured (the plan's masks and the refit) in a file that says what it was measured
-on. Whoever asks again, another budget, another policy or the same command after a kill, gets it from there.
+A measurement is stored under a key of what was measured (the plan's masks and bits, and the refit), in a file that
+identifies the model, images and settings. Later requests for the same plan (for another budget, by another policy, or
+by the same command after it was interrupted) are answered from the file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -25,10 +25,11 @@ from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.support.distributed import DistributedContext, current
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
-ALONE = DistributedContext()
-FEW = 16  # images that drift is measured on
-BATCH = 50  # images at once: larger batches leave the processor's caches
+SINGLE_RANK = DistributedContext()
+DRIFT_IMAGES = 16
+BATCH_IMAGES = 50  # larger batches do not fit into the processor's caches
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class SweepSettings:
     """Which images plans are chosen on.
 
     Attributes:
-        images: how many plans are measured on.
-        calibration_images: how many others refits and criteria look at.
-        seed: of the samples.
-        seen: the images are those that accuracies are reported on.
+        images: number of images that plans are measured on.
+        calibration_images: number of other images, which refits and criteria use.
+        seed: seed of the samples.
+        seen: whether these are the images that accuracies are reported on.
     """
 
     images: int = 1000
@@ -53,16 +54,16 @@ class Sweep:
 
     Args:
         program: the original.
-        evaluator: of the images that plans are chosen on.
-        calibration: of the images that refits use.
-        store: where finished points go.
+        evaluator: measures networks on the images that plans are chosen on.
+        calibration: statistics on the images that refits use.
+        store: where finished measurements go.
         world: ranks to share the work with.
-        reporter: told how far the measuring is.
+        reporter: told about progress.
+        seen: whether plans are chosen on the images that accuracies are reported on.
 
     Attributes:
-        measured: evaluations made now, those from the store not counted.
-        seconds: they took.
-        seen: the images are those that accuracies are reported on.
+        measured: number of evaluations, without those that were answered from the store.
+        seconds: time that the evaluations took.
         silent: layers whose inputs never fired in calibration, so that their weights were rounded without data.
     """
 
@@ -72,7 +73,7 @@ class Sweep:
         evaluator: Evaluator,
         calibration: Calibration,
         store: Store,
-        world: DistributedContext = ALONE,
+        world: DistributedContext = SINGLE_RANK,
         reporter: Reporter | None = None,
         seen: bool = False,
     ) -> None:
@@ -89,19 +90,20 @@ class Sweep:
 
     @property
     def original(self) -> Measurement:
+        """The measurement of the original."""
         return self.evaluator.original
 
     @property
     def seconds_each(self) -> float:
-        """What one evaluation takes at most: the whole original on all images, shared by the ranks."""
+        """Upper bound of the time of one evaluation: that of the original on all images, divided by the ranks."""
         return self.evaluator.seconds / self.world.size
 
     def pending(self, plans: Sequence[Plan], refit: str) -> int:
-        """How many of these plans are not measured yet."""
+        """Return how many of these plans are not measured yet."""
         return len({key_of(plan, refit) for plan in plans} - self.store.points.keys())
 
-    def to_json(self) -> dict[str, Any]:
-        """What the plans were chosen on, and the work it took."""
+    def to_json(self) -> JsonDict:
+        """Return the images that plans were chosen on and the number and time of evaluations, as JSON values."""
         return {
             "images": self.evaluator.images,
             "calibration_images": self.calibration.images,
@@ -113,9 +115,12 @@ class Sweep:
         }
 
     def build(self, plan: Plan, refit: str) -> Program:
-        """The pruned program, refitted: ``none``, ``batch-norm``, ``readers`` (closed form) or ``full``, both.
+        """Return the pruned program, refitted, with weights rounded to the plan's bits on the calibration images.
 
-        Weights that the plan gives bits are rounded, looking at the calibration images.
+        Args:
+            plan: what to keep.
+            refit: ``none``, ``batch-norm`` (statistics are re-estimated), ``readers`` (the weights of consumers are
+                solved in closed form) or ``full`` (both).
         """
         pruned = self.program.copy()
         Prune(plan)(pruned)
@@ -125,101 +130,121 @@ class Sweep:
             self._round(pruned, plan)
         if refit in ("batch-norm", "full"):
             spec, inputs = self.program.input, self.calibration.inputs
-            some = inputs.narrow(spec.batch_dim, 0, spec.at_once(self.calibration.images))  # all values live at once
-            ReestimateBatchNorm(self.program, plan, some)(pruned)
+            # all intermediate values are in memory at the same time
+            batch = inputs.narrow(spec.batch_dim, 0, spec.at_once(self.calibration.images))
+            ReestimateBatchNorm(self.program, plan, batch)(pruned)
         return pruned
 
     def _final(self, plan: Plan, refit: str) -> Program:
-        """What would be exported: of a plan with bits the integer network."""
+        """Return the program that would be exported; for a plan with bits, the integer network."""
         built = self.build(plan, refit)
         return quantize(built, plan.bits)[0] if plan.bits else built
 
     def _round(self, pruned: Program, plan: Plan) -> None:
-        """Round weights; moments are the pruned program's own, and what is rounded of the whole one is kept."""
-        cut = any(not mask.all() for mask in plan.keep.values())
-        seen: Calibration | None = self.calibration
-        if cut:  # 8 bits lose so little that looking at images is not worth a run over them
+        """Round weights by moments of the pruned program; rounded weights of the unpruned program are cached."""
+        pruned_channels = any(not mask.all() for mask in plan.keep.values())
+        calibration: Calibration | None = self.calibration
+        if pruned_channels:  # 8 bits lose so little that a calibration run is not worth its time
             images, labels, seed = self.calibration.inputs, self.calibration.labels, self.calibration.seed
-            seen = Calibration(pruned, images, labels, seed) if min(plan.bits.values()) < 8 else None
-        rounding = RoundWeights(plan.bits, seen, {} if cut else self._rounded)
+            calibration = Calibration(pruned, images, labels, seed) if min(plan.bits.values()) < 8 else None
+        rounding = RoundWeights(plan.bits, calibration, {} if pruned_channels else self._rounded)
         rounding(pruned)
         self.silent.update(rounding.silent)
 
     def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Measurement]:
-        """Measure plans, in order; those that the store has are not measured again."""
+        """Measure plans and return their measurements in the same order; plans in the store are not measured again.
+
+        Args:
+            plans: what to measure.
+            refit: how to refit the pruned networks, as in ``build``.
+            stage: name of the stage for progress reports.
+        """
         keys = [key_of(plan, refit) for plan in plans]
         todo = [(k, p) for k, p in dict(zip(keys, plans, strict=True)).items() if k not in self.store.points]
         size, rank = self.world.size, self.world.rank
         for start in range(0, len(todo), size):
             self.reporter.progress(stage, len(plans) - len(todo) + start, len(plans))
             batch = todo[start : start + size]
-            begun = time.perf_counter()
-            mine = None
+            start_time = time.perf_counter()
+            result_here = None
             if rank < len(batch):
                 key, plan = batch[rank]
-                mine = (key, self.evaluator(self._final(plan, refit)), {"refit": refit, **_widths(plan)})
-            for each in self.world.gather(mine):
-                if each is not None:
-                    self._keep(each, writer=rank == 0)
+                result_here = (key, self.evaluator(self._final(plan, refit)), {"refit": refit, **_widths(plan)})
+            for result in self.world.gather(result_here):
+                if result is not None:
+                    self._keep(result, writer=rank == 0)
             self.measured += len(batch)
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.perf_counter() - start_time
         if todo:
             self.reporter.progress(stage, len(plans), len(plans))
         return [self.store.points[key] for key in keys]
 
     def glance(self, plan: Plan, images: int) -> Measurement:
-        """A plan measured on the first images only, every rank for itself; kept in memory."""
+        """Measure a plan on the first images only. Each rank does so for itself; the result is cached in memory."""
         key = f"{key_of(plan, 'none')}@{images}"
         if key not in self._glances:
             self._glances[key] = self.evaluator(self._final(plan, "none"), images)
         return self._glances[key]
 
     def drift(self, plan: Plan) -> float:
-        """How far the membranes of a plan that cuts nothing are from the original's, in thresholds, on a few images."""
+        """Return the drift of the membrane potentials of a plan that removes no channels, in thresholds (``Drift``)."""
         key = f"{key_of(plan, 'none')}~"
         if key not in self._drifts:
             if self._drift is None:
                 spec = self.program.input
-                few = self.calibration.inputs.narrow(spec.batch_dim, 0, min(self.calibration.images, spec.at_once(FEW)))
-                self._drift = Drift(self.program, few)
+                inputs = self.calibration.inputs.narrow(
+                    spec.batch_dim, 0, min(self.calibration.images, spec.at_once(DRIFT_IMAGES))
+                )
+                self._drift = Drift(self.program, inputs)
             self._drifts[key] = self._drift(self.build(plan, "none"))
         return self._drifts[key]
 
-    def _keep(self, found: tuple[str, Measurement, dict[str, Any]], writer: bool) -> None:
-        key, point, about = found
+    def _keep(self, result: tuple[str, Measurement, JsonDict], writer: bool) -> None:
+        key, point, about = result
         if writer:
             self.store.add(key, point, about)
         else:
             self.store.points[key] = point
 
 
-def _widths(plan: Plan) -> dict[str, Any]:
+def _widths(plan: Plan) -> JsonDict:
+    """Return what a plan keeps, in the form of a line of the store."""
     keeps = {name: f"{int(mask.sum())}/{mask.size}" for name, mask in plan.keep.items() if not mask.all()}
     return {"keeps": keeps} | ({"bits": plan.bits} if plan.bits else {})
 
 
 def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSettings, reporter: Reporter) -> Sweep:
-    """Return a sweep on two class-balanced samples of a data set: plans are measured on one, refits look at the other.
+    """Return a sweep on two class-balanced samples of a data set: one to measure plans on, one for calibration.
+
+    Args:
+        program: the original.
+        data: images to choose plans on.
+        store: where finished measurements go.
+        settings: sizes and seed of the samples.
+        reporter: told about progress.
 
     Raises:
-        InputError: no image can be read.
+        InputError: the data set is too small, or no image can be read.
     """
     total = min(len(data), settings.images + settings.calibration_images)
     if total < 4:
         raise InputError(f"{data.name} has {len(data)} images, too few to choose a plan on", hint="Give more.")
     calibration = min(settings.calibration_images, total // 2)
-    # classes take turns in a balanced sample, so that a part of it is balanced, too
+    # classes alternate in a balanced sample, so that a part of it is balanced as well
     sample = split(data, total if total < len(data) else total - 1, settings.seed)[0]
-    batch = program.input.at_once(BATCH)
+    batch = program.input.at_once(BATCH_IMAGES)
     batches = list(sample.batches(batch))
     x = torch.cat([x for x, _ in batches], dim=program.input.batch_dim)
     y = torch.cat([y for _, y in batches])
     dim = program.input.batch_dim
-    rest = len(y) - calibration
-    threads = torch.get_num_threads()  # ranks, and whoever runs several of these, have set it to their share
-    with reporter.stage("run the original", rest) as step:
+    measured_images = len(y) - calibration
+    # ranks and other callers with several sweeps have set the number of threads to their share of the cores
+    threads = torch.get_num_threads()
+    with reporter.stage("run the original", measured_images) as step:
         chunks = list(
-            zip(x.narrow(dim, calibration, rest).split(batch, dim), y[calibration:].split(batch), strict=True)
+            zip(
+                x.narrow(dim, calibration, measured_images).split(batch, dim), y[calibration:].split(batch), strict=True
+            )
         )
         evaluator = Evaluator(program, chunks, threads=threads, progress=step)
     with reporter.stage("calibrate"):

@@ -1,9 +1,9 @@
-"""Axis types: what each dimension of each value is, and which axes are one and the same.
+"""Axis types: the meaning of each dimension of each value, and which axes are identical.
 
 A dimension is an ordered product of axes, ``(h d)`` in einops notation. Axes are variables of a
-unification: two axes of one size can be found to be the same (a residual addition), and an axis can
-be found to be a product (a reshape into heads). Nothing is ever guessed from a size alone: a reshape is
-row-major, so that its factors follow from order.
+unification: two axes of the same size can turn out to be identical (in a residual addition), and an axis can
+turn out to be a product (in a reshape into heads). Nothing is guessed from a size alone: a reshape is
+row-major, so the order of the elements determines its factors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What the elements of an axis are."""
+    """Meaning of the elements of an axis."""
 
     TIME = "time"
     BATCH = "batch"
@@ -23,14 +23,16 @@ class Kind(StrEnum):
 
 
 class Axis:
-    """One named, sized dimension; after unification perhaps an alias of, or a product of, others.
+    """Named axis of a fixed size. Unification can turn it into an alias for another axis, or into a product of axes.
 
     Attributes:
-        name: where it comes from, such as ``blocks.0.mlp.fc1.0``.
-        size: number of elements. For the batch, a probe; the real one is dynamic.
-        letter: the preferred einops letter.
-        frozen: why it must not be pruned, or None.
-        intact: why it stands as a whole or goes as a whole, with the head that it is the dimension of; or None.
+        name: origin of the axis, such as ``blocks.0.mlp.fc1.0``.
+        size: number of elements. For the batch axis a placeholder, because the real batch size is dynamic.
+        kind: meaning of the elements.
+        letter: preferred letter in einops patterns.
+        frozen: reason why the axis must not be pruned, or None.
+        intact: reason why single elements must not be removed (the axis can only be removed completely, together
+            with its attention head), or None.
     """
 
     __slots__ = ("_bound", "_frozen", "_intact", "kind", "letter", "name", "size")
@@ -43,33 +45,35 @@ class Axis:
 
     @property
     def frozen(self) -> str | None:
+        """Reason why the axis must not be pruned, or None."""
         return next((leaf._frozen for leaf in self.leaves() if leaf._frozen is not None), None)
 
     @property
     def intact(self) -> str | None:
+        """Reason why single elements of the axis must not be removed, or None."""
         return next((leaf._intact for leaf in self.leaves() if leaf._intact is not None), None)
 
     def leaves(self) -> Dim:
-        """The axes that this one is a product of: itself, unless it was unified away or split."""
+        """Return the axes whose product this axis is: the axis itself, unless it was unified with others or split."""
         if self._bound is None:
             return (self,)
         self._bound = tuple(leaf for axis in self._bound for leaf in axis.leaves())
         return self._bound
 
     def freeze(self, reason: str) -> None:
-        """Never prune this axis; the first reason given is kept."""
+        """Forbid pruning this axis. Of several reasons, the first one is kept."""
         for leaf in self.leaves():
             if leaf._frozen is None:
                 leaf._frozen = reason
 
     def keep_intact(self, reason: str) -> None:
-        """Never prune elements of this axis; the first reason given is kept."""
+        """Forbid removing single elements of this axis. Of several reasons, the first one is kept."""
         for leaf in self.leaves():
             if leaf._intact is None:
                 leaf._intact = reason
 
     def bind(self, product: Dim) -> None:
-        """Record that this leaf is ``product``. Its reasons to stay whole pass to the factors."""
+        """Replace this leaf by ``product``. The factors inherit the reasons why it must not be pruned."""
         assert self._bound is None and math.prod(a.size for a in product) == self.size
         self._bound = product
         for axis in product:
@@ -79,7 +83,12 @@ class Axis:
                 axis.keep_intact(self._intact)
 
     def split(self, sizes: Sequence[int], letters: Sequence[str]) -> Dim:
-        """Factor this leaf into new axes, outermost first."""
+        """Factor this leaf into new axes and return them.
+
+        Args:
+            sizes: size of each factor, outermost first.
+            letters: preferred letter of each factor.
+        """
         parts = tuple(
             Axis(f"{self.name}/{letter}", size, self.kind, letter) for size, letter in zip(sizes, letters, strict=True)
         )
@@ -90,31 +99,34 @@ class Axis:
         return f"{self.name}:{self.size}"
 
 
-Dim = tuple[Axis, ...]  # an ordered product of axes, outermost first; () has size 1
-Dims = tuple[Dim, ...]
+Dim = tuple[Axis, ...]  # one dimension: an ordered product of axes, outermost first; () has size 1
+Dims = tuple[Dim, ...]  # the type of a value: all its dimensions
 
 
 class AxisConflict(Exception):
-    """Two dimensions that cannot be the same thing; the reason is the message."""
+    """Two dimensions that cannot be identical, or an operation that does not fit the types of its inputs."""
 
 
 def resolve(dim: Iterable[Axis]) -> Dim:
+    """Return a dimension as a product of leaf axes."""
     return tuple(leaf for axis in dim for leaf in axis.leaves())
 
 
 def size(dim: Iterable[Axis]) -> int:
+    """Return the number of elements of a dimension."""
     return math.prod(axis.size for axis in dim)
 
 
 def shape(dims: Iterable[Dim]) -> tuple[int, ...]:
+    """Return the shape of a value of type ``dims``."""
     return tuple(size(dim) for dim in dims)
 
 
 def unify(left: Dim, right: Dim) -> Dim:
-    """Find that two dimensions are the same, element by element, and return the common product.
+    """Make two dimensions identical, element by element, and return their common product of axes.
 
     Raises:
-        AxisConflict: sizes differ, kinds differ, or the factors do not nest (8 x 48 against 3 x 128).
+        AxisConflict: sizes or kinds differ, or the factors do not nest (8 x 48 and 3 x 128).
     """
     if size(left) != size(right):
         raise AxisConflict(f"sizes {size(left)} and {size(right)} differ")
@@ -132,79 +144,87 @@ def unify(left: Dim, right: Dim) -> Dim:
         if p.kind != q.kind:
             raise AxisConflict(f"{p.kind} axis {p.name} meets {q.kind} axis {q.name}")
         if p.size == q.size:
-            # a head or a head dimension keeps its letter when it is found to be plain channels
-            stays, goes = (q, p) if p.letter == "c" != q.letter else (p, q)
-            goes.bind((stays,))
-            common.append(stays)
+            # an axis of heads, or of the channels in a head, keeps its letter when unified with plain channels
+            representative, alias = (q, p) if p.letter == "c" != q.letter else (p, q)
+            alias.bind((representative,))
+            common.append(representative)
             continue
-        # the larger one is a product that begins with the smaller one
-        big, small = (p, q) if p.size > q.size else (q, p)
-        if big.size % small.size:
+        # the larger axis is a product whose outermost factor is the smaller axis
+        large, small = (p, q) if p.size > q.size else (q, p)
+        if large.size % small.size:
             raise AxisConflict(f"{p.name} ({p.size}) and {q.name} ({q.size}) are factored differently")
-        _, rest = big.split((small.size, big.size // small.size), (small.letter, big.letter))
-        if big is p:
+        _, rest = large.split((small.size, large.size // small.size), (small.letter, large.letter))
+        if large is p:
             a.append(rest)
         else:
             b.append(rest)
-        head = resolve((big,))[0]
-        head.bind((small,))
+        outermost = resolve((large,))[0]
+        outermost.bind((small,))
         common.append(small)
     return resolve(common)
 
 
-def take(stream: list[Axis], wanted: int, letters: Sequence[str] = ("h", "d")) -> Dim:
-    """Take axes of total size ``wanted`` off the end of ``stream`` (innermost axis first in the list).
+def take(stream: list[Axis], target_size: int, letters: Sequence[str] = ("h", "d")) -> Dim:
+    """Remove axes with a product of ``target_size`` elements from the end of ``stream``, and return them.
 
-    An axis that is too large is split in two, named by ``letters``.
+    Args:
+        stream: axes, innermost first, so that the outermost one is at the end; changed in place.
+        target_size: number of elements to take.
+        letters: letters of the outer and the inner part, where an axis that is too large is split in two.
 
     Raises:
         AxisConflict: no product of leading factors has that size.
     """
-    got: list[Axis] = []
-    have = 1
-    if wanted == 1 and stream and stream[-1].size == 1:  # one time step, say
+    taken: list[Axis] = []
+    taken_size = 1
+    if target_size == 1 and stream and stream[-1].size == 1:  # such as a single time step
         return (stream.pop(),)
-    while have < wanted:
+    while taken_size < target_size:
         if not stream:
-            raise AxisConflict(f"needs {wanted} elements, has {have}")
+            raise AxisConflict(f"needs {target_size} elements, has {taken_size}")
         axis = stream.pop()
-        if wanted % (have * axis.size) == 0:
-            got.append(axis)
-            have *= axis.size
+        if target_size % (taken_size * axis.size) == 0:
+            taken.append(axis)
+            taken_size *= axis.size
             continue
-        part = wanted // have
-        if wanted % have or axis.size % part:
-            raise AxisConflict(f"cannot take {wanted} elements from {axis.name} ({axis.size})")
+        part = target_size // taken_size
+        if target_size % taken_size or axis.size % part:
+            raise AxisConflict(f"cannot take {target_size} elements from {axis.name} ({axis.size})")
         outer, inner = axis.split((part, axis.size // part), letters)
         stream.append(inner)
-        got.append(outer)
-        have = wanted
-    return tuple(got)
+        taken.append(outer)
+        taken_size = target_size
+    return tuple(taken)
 
 
 def factor(dims: Sequence[Dim], sizes: Sequence[int]) -> Dims:
-    """The dimensions of a row-major reshape of ``dims`` to ``sizes``.
+    """Return the type of a row-major reshape of ``dims`` to ``sizes``.
 
     Raises:
         AxisConflict: an axis straddles two of the new dimensions and does not factor.
     """
     stream = [axis for dim in reversed(dims) for axis in reversed(resolve(dim))]
-    out = tuple(take(stream, wanted) for wanted in sizes)
+    out = tuple(take(stream, new_size) for new_size in sizes)
     if size(stream) != 1:
         raise AxisConflict(f"{size(stream)} elements are left over")
     return tuple(resolve(dim) for dim in out)
 
 
 def show(dims: Sequence[Dim], names: dict[int, str] | None = None) -> str:
-    """``[t, b, (h d), n]`` with sizes: ``[t=4, b, (h=12 d=32), n=196]``."""
+    """Return a type as text, such as ``[t=4, b, (h=12 d=32), n=196]``.
 
-    def one(axis: Axis) -> str:
+    Args:
+        dims: the type.
+        names: ``id`` of a channel axis -> the name to print instead of its letter.
+    """
+
+    def axis_text(axis: Axis) -> str:
         label = axis.letter if axis.kind != Kind.CHANNEL or names is None else names.get(id(axis), axis.letter)
         return label if axis.kind == Kind.BATCH else f"{label}={axis.size}"
 
     texts = []
     for dim in dims:
         leaves = resolve(dim)
-        body = " ".join(one(axis) for axis in leaves)
+        body = " ".join(axis_text(axis) for axis in leaves)
         texts.append(body if len(leaves) == 1 else f"({body})" if leaves else "1")
     return "[" + ", ".join(texts) + "]"

@@ -1,4 +1,4 @@
-"""What an inference-mode batch norm does to a channel, as one product and one sum."""
+"""Batch norms in inference mode, as a scale and a shift for each channel."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from svitc.ir import ops
 
 
 def scale_and_shift(norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """``batch_norm(x) = x * scale + shift``, one of each for a channel, in float64.
+    """Return scale and shift of a batch norm in inference mode, ``batch_norm(x) = x * scale + shift``.
 
         scale = gamma / sqrt(var + eps)    shift = beta - mean * scale
 
+    Returns:
+        two float64 tensors of shape ``[num_features]``.
+
     Raises:
-        InternalError: not a batch norm, or one without statistics.
+        InternalError: the module is not a batch norm, or has no running statistics.
     """
     if not isinstance(norm, ops.BATCH_NORMS) or norm.running_mean is None or norm.running_var is None:
         raise InternalError(f"{norm} is no batch norm with statistics")
@@ -30,7 +33,13 @@ def scale_and_shift(norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def set_weights(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Give a layer other weights, rounded to the type of its own; they no longer train."""
+    """Replace weight and bias of a layer by frozen ones, rounded to the layer's data type.
+
+    Args:
+        layer: a convolution or linear layer, changed in place.
+        weight: of the layer's weight shape.
+        bias: of shape ``[channels]``.
+    """
     dtype = layer.weight.dtype
     layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)  # type: ignore[arg-type]
     layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Channel groups: all parameter axes that must keep the same elements.
+"""Channel groups: parameter dimensions that must keep the same channels when the model is pruned.
 
-A group is one leaf channel axis after inference. Where the axis lies inside heads, ``(h d)``, the group's
-elements are all ``h * d`` of them: each head may keep its own dimensions, as many in every head, and heads
-that are dropped are dropped from every group that shares the head axis.
+A group is one leaf channel axis after type inference. If the axis lies inside attention heads, ``(h d)``, the group
+has ``h * d`` elements: each head can keep different channels, but the same number of them, and a head that is
+removed is removed from every group that shares the head axis.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from svitc.ir.graph import module_of, parameters_of, type_of
 
 @dataclass(frozen=True)
 class Member:
-    """One parameter dimension that carries a group.
+    """Parameter dimension that belongs to a channel group.
 
     Attributes:
-        module: path of the layer, or of the bare parameter.
+        module: path of the layer, or of the bare parameter (one that belongs to no canonical layer).
         param: ``weight``, ``running_mean``, …; empty for a bare parameter.
-        dim: which dimension.
-        produces: whether the group's channels come from here (else they are read, or pass through).
+        dim: index of the dimension.
+        produces: whether this parameter produces the group's channels; otherwise it reads them or passes them on.
     """
 
     module: str
@@ -38,16 +38,16 @@ class Member:
 
 @dataclass
 class ChannelGroup:
-    """Channels that stand or fall together.
+    """Channels that can only be removed from all members of the group at once.
 
     Attributes:
-        name: path of the first layer that produces them.
-        axis: the leaf axis; within heads, the head dimension.
+        name: path of the first layer that produces the channels.
+        axis: the leaf axis; within attention heads, the axis of the channels in a head.
         head_axis: the axis of heads around it, or None.
-        shared: within heads, every head must keep the same dimensions.
+        shared: whether every head must keep the same channels.
         members: parameter dimensions, in graph order.
-        frozen: why nothing can be removed, or None.
-        whole_heads: why only whole heads can be removed, or None.
+        frozen: reason why nothing can be removed, or None.
+        whole_heads: reason why only complete heads can be removed, or None.
     """
 
     name: str
@@ -60,30 +60,36 @@ class ChannelGroup:
 
     @property
     def heads(self) -> int:
+        """Number of attention heads, 1 where there are none."""
         return self.head_axis.size if self.head_axis is not None else 1
 
     @property
     def size(self) -> int:
-        """Number of elements, all heads together."""
+        """Number of channels, over all heads."""
         return self.heads * self.axis.size
 
     @property
     def producers(self) -> list[str]:
-        """Layers whose filters make these channels, once each."""
+        """Paths of the layers that produce these channels, without duplicates."""
         return list(dict.fromkeys(m.module for m in self.members if m.produces))
 
     def named(self, glob: str) -> bool:
-        """Whether a user's glob names this group."""
-        return _fits(self.name, glob)
+        """Return whether the user's glob matches the name of this group."""
+        return _matches(self.name, glob)
 
     def touches(self, glob: str) -> bool:
-        """Whether a user's glob names a layer whose shape this group changes."""
-        return self.named(glob) or any(_fits(member.module, glob) for member in self.members)
+        """Return whether the user's glob matches a layer whose shape depends on this group."""
+        return self.named(glob) or any(_matches(member.module, glob) for member in self.members)
 
     def mask(self, dim: Dim, keep: np.ndarray) -> np.ndarray:
-        """Elements of a parameter dimension that stay, for a boolean ``keep`` of shape ``[heads, d]``.
+        """Return which elements of a parameter dimension remain after pruning this group.
 
-        Axes of the dimension that are not this group's are kept whole.
+        Args:
+            dim: type of the dimension. Axes that do not belong to this group are kept completely.
+            keep: boolean mask of the group, of shape ``[heads, channels per head]``.
+
+        Returns:
+            a boolean mask of shape ``[size of dim]``.
         """
         shape = [1] * len(dim)
         order = []
@@ -101,17 +107,18 @@ class ChannelGroup:
         return np.broadcast_to(values.reshape(shape), [axis.size for axis in dim]).reshape(-1)
 
 
-def _fits(name: str, glob: str) -> bool:
+def _matches(name: str, glob: str) -> bool:
     return fnmatchcase(name, glob) or fnmatchcase(name, glob + ".*")
 
 
 def channel_groups(module: fx.GraphModule) -> list[ChannelGroup]:
-    """Return the groups of a typed graph, in the order in which the graph makes them. Linear in the graph."""
-    contexts: dict[int, set[int]] = defaultdict(set)  # leaf -> head axes seen around it in one parameter
+    """Return the channel groups of a typed graph, in graph order. The run time is linear in the size of the graph."""
+    # all axes are keyed by id
+    contexts: dict[int, set[int]] = defaultdict(set)  # leaf -> head axes around it in parameters; 0 for no heads
     seen: dict[int, Axis] = {}
     alone: set[int] = set()  # leaves that occur in a value without their heads
-    around: dict[int, set[int]] = {}
-    carriers: dict[int, list[tuple[fx.Node, str, int]]] = defaultdict(list)
+    around: dict[int, set[int]] = {}  # axis -> axes that occur in every value together with it
+    carriers: dict[int, list[tuple[fx.Node, str, int]]] = defaultdict(list)  # axis -> parameter dimensions with it
 
     for node in module.graph.nodes:
         for name, dims in parameters_of(node).items():
@@ -141,7 +148,8 @@ def channel_groups(module: fx.GraphModule) -> list[ChannelGroup]:
             axis.freeze("it is split into heads in more than one way")
         if head is not None and id(head) not in around.get(key, set()):
             alone.add(key)
-        mixed = key in alone or (head is not None and head.intact is not None)  # by a window over heads, say
+        # heads that are mixed, such as by a sum or a window over them, must keep the same channels
+        mixed = key in alone or (head is not None and head.intact is not None)
         group = ChannelGroup(axis.name, axis, head, mixed, frozen=axis.frozen)
         if axis.intact is not None and head is not None and head.frozen is None and head.intact is None:
             group.whole_heads = axis.intact
@@ -153,7 +161,7 @@ def channel_groups(module: fx.GraphModule) -> list[ChannelGroup]:
             group.name = group.producers[0]
         elif group.frozen is None:
             group.frozen = "no layer of the model produces it"
-        while group.name in taken:  # the axis of blocks beside the axis inside them, of one fused layer
+        while group.name in taken:  # a fused layer has an axis of blocks and an axis of channels within a block
             group.name += f"/{axis.letter}"
         taken.add(group.name)
         groups.append(group)
@@ -169,7 +177,7 @@ def _produces(module: fx.GraphModule, node: fx.Node, dim: int) -> bool:
 
 
 def head_axes(groups: list[ChannelGroup]) -> dict[int, list[ChannelGroup]]:
-    """Groups by the head axis that they share."""
+    """Return ``id`` of a head axis -> the groups that share this axis."""
     shared: dict[int, list[ChannelGroup]] = defaultdict(list)
     for group in groups:
         if group.head_axis is not None:

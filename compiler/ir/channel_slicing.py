@@ -1,8 +1,9 @@
-"""Slicing: cut the parameters of one layer down to chosen elements, widths and all."""
+"""Slicing: reduce the parameters of a layer to selected channels, and update its channel counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,19 +11,25 @@ from torch import nn
 
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dim
+from svitc.ir.channel_groups import ChannelGroup
 from svitc.ir.program import Program
 
-Chosen = Callable[[Dim], np.ndarray | None]
+# function from a dimension to the indices of the elements that remain; None where all of them remain
+Chosen: TypeAlias = Callable[[Dim], np.ndarray | None]
 
 
 def selection(program: Program, masks: Mapping[str, np.ndarray]) -> tuple[Chosen, dict[int, int]]:
-    """What a plan's complete masks leave of any dimension of ``program``.
+    """Return which elements of any dimension of ``program`` remain after pruning.
+
+    Args:
+        program: typed.
+        masks: name of each channel group -> boolean mask of shape ``[heads, channels per head]``.
 
     Returns:
-        a function from a dimension to the indices that stay, None for all of them; and the new size of each
-        axis that a group has, by its id.
+        a function from a dimension to the indices of the elements that remain, None for all of them; and
+        ``id`` of each axis of a group -> the new size of the axis.
     """
-    by_axis: dict[int, tuple] = {}
+    by_axis: dict[int, tuple[ChannelGroup, np.ndarray]] = {}
     sizes: dict[int, int] = {}
     for group in program.groups:
         mask = masks[group.name]
@@ -33,21 +40,22 @@ def selection(program: Program, masks: Mapping[str, np.ndarray]) -> tuple[Chosen
             sizes[id(group.head_axis)] = int(mask.any(axis=1).sum())
 
     def chosen(dim: Dim) -> np.ndarray | None:
-        # the head dimension's mask covers its heads; heads alone only where no group of theirs is here
-        found = [by_axis[id(axis)] for axis in dim if id(axis) in by_axis]
-        inner = [(group, mask) for group, mask in found if group.axis in dim] or found[:1]
-        if not inner or all(mask.all() for _, mask in inner):
+        # A group's mask covers its heads, too. A mask for heads alone is needed only if the dimension contains
+        # the head axis, but not the axis of a group within the heads.
+        pruned = [by_axis[id(axis)] for axis in dim if id(axis) in by_axis]
+        relevant = [(group, mask) for group, mask in pruned if group.axis in dim] or pruned[:1]
+        if not relevant or all(mask.all() for _, mask in relevant):
             return None
-        total = np.ones(axes.size(dim), dtype=bool)
-        for group, mask in inner:
-            total &= group.mask(dim, mask)
-        return np.flatnonzero(total)
+        remaining = np.ones(axes.size(dim), dtype=bool)
+        for group, mask in relevant:
+            remaining &= group.mask(dim, mask)
+        return np.flatnonzero(remaining)
 
     return chosen, sizes
 
 
 def slice_tensor(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> torch.Tensor:
-    """The elements at ``index`` along each dimension (None keeps all), contiguous."""
+    """Return the elements of a tensor at ``index`` along each dimension, as a contiguous tensor; None keeps all."""
     for dim, chosen in enumerate(index):
         if chosen is not None and len(chosen) != tensor.shape[dim]:
             tensor = tensor.index_select(dim, torch.from_numpy(np.ascontiguousarray(chosen)))
@@ -55,15 +63,22 @@ def slice_tensor(tensor: torch.Tensor, index: Sequence[np.ndarray | None]) -> to
 
 
 def slice_module(module: nn.Module, chosen: Mapping[str, Sequence[np.ndarray | None]]) -> None:
-    """Cut each named parameter or buffer of ``module`` in place, and set its widths from what is left."""
+    """Slice parameters and buffers of ``module`` in place, and set its channel counts to the new shapes.
+
+    Args:
+        module: a convolution, linear layer or batch norm.
+        chosen: name of a parameter or buffer -> indices to keep in each dimension, None for all.
+    """
     depthwise = isinstance(module, ops.CONVOLUTIONS) and module.groups == module.in_channels > 1
     with torch.no_grad():
         for name, index in chosen.items():
-            old = getattr(module, name)
-            new = slice_tensor(old.detach(), index)
-            if isinstance(old, nn.Parameter):
-                new = nn.Parameter(new.clone() if new is old else new, requires_grad=old.requires_grad)
-            setattr(module, name, new)
+            tensor = getattr(module, name)
+            sliced = slice_tensor(tensor.detach(), index)
+            if isinstance(tensor, nn.Parameter):
+                sliced = nn.Parameter(
+                    sliced.clone() if sliced is tensor else sliced, requires_grad=tensor.requires_grad
+                )
+            setattr(module, name, sliced)
     if isinstance(module, ops.CONVOLUTIONS):
         module.out_channels = module.weight.shape[0]
         if depthwise:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import cast
 
 from svitc.ir import axes
 from svitc.ir.axes import AxisConflict, Dim, Dims
@@ -12,7 +13,7 @@ TOKEN = re.compile(r"\(|\)|[A-Za-z_]\w*|1")
 
 
 def parse_side(side: str) -> list[list[str]]:
-    """One side of an einops pattern as letters for each dimension; ``1`` and ``()`` are empty."""
+    """Return the letters of each dimension on one side of an einops pattern; ``1`` and ``()`` have no letters."""
     dims: list[list[str]] = []
     group: list[str] | None = None
     for token in TOKEN.findall(side):
@@ -30,26 +31,37 @@ def parse_side(side: str) -> list[list[str]]:
 
 
 def parse_pattern(pattern: str) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the letters of each dimension on the left and on the right side of an einops pattern."""
     left, right = pattern.split("->")
     return parse_side(left), parse_side(right)
 
 
-def bind_letters(x: Dims, pattern: str, sizes: Any) -> dict[str, Dim]:
-    """What each letter of a pattern's left side stands for, splitting axes of ``x`` as the sizes say."""
+def bind_letters(x: Dims, pattern: str, sizes: Mapping[str, object]) -> dict[str, Dim]:
+    """Return the axes that each letter on the left side of a pattern stands for, splitting axes of ``x`` if needed.
+
+    Args:
+        x: type of the input.
+        pattern: ``"b (h d) n -> b h n d"``.
+        sizes: letter -> its size, an int, as in the keyword arguments of ``einops.rearrange``.
+
+    Raises:
+        AxisConflict: the pattern or the sizes do not fit ``x``.
+    """
+    sizes = cast("Mapping[str, int]", sizes)
     left, _ = parse_pattern(pattern)
     if len(left) != len(x):
         raise AxisConflict(f"the pattern {pattern!r} does not fit {axes.show(x)}")
     bound: dict[str, Dim] = {}
     for letters, dim in zip(left, x, strict=True):
-        total, known = axes.size(dim), 1
+        total, product = axes.size(dim), 1
         for name in letters:
-            known *= sizes.get(name, 1)
+            product *= sizes.get(name, 1)
         free = [name for name in letters if name not in sizes]
-        if len(free) > 1 or (total % known if free else total != known):
+        if len(free) > 1 or (total % product if free else total != product):
             raise AxisConflict(f"the pattern {pattern!r} with {dict(sizes)} does not fit {axes.show(x)}")
         stream = list(reversed(axes.resolve(dim)))
         for name in letters:
             last = name is letters[-1]
-            wanted = sizes.get(name, total // known)
-            bound[name] = tuple(reversed(stream)) if last else axes.take(stream, wanted, (name, letters[-1]))
+            size = sizes.get(name, total // product)
+            bound[name] = tuple(reversed(stream)) if last else axes.take(stream, size, (name, letters[-1]))
     return {name: axes.resolve(dim) for name, dim in bound.items()}

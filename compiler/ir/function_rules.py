@@ -1,9 +1,8 @@
-"""Type inference: the transfer rules of functions, by the function that a node calls."""
+"""Transfer rules of functions for type inference, by the function that a node calls."""
 
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import einops
 import torch
@@ -17,12 +16,13 @@ from svitc.ir.module_rules import ACROSS_BATCH, Rule
 
 
 def rearrange(node: fx.Node, _: None) -> Dims:
-    """Views split and merge products; they never create or unify anything."""
+    """Return the type of ``einops.rearrange``, which splits and merges axes but never creates or unifies any."""
     bound = bind_letters(input_type(node.args[0]), str(node.args[1]), node.kwargs)
     return tuple(tuple(a for name in dim for a in bound[name]) for dim in parse_pattern(str(node.args[1]))[1])
 
 
 def repeat(node: fx.Node, _: None) -> Dims:
+    """Return the type of ``einops.repeat``, which adds an axis: time in front, else pixels."""
     pattern = str(node.args[1])
     x = input_type(node.args[0])
     bound = bind_letters(x, pattern, {k: v for k, v in node.kwargs.items() if k in pattern.split("->")[0]})
@@ -39,6 +39,11 @@ def repeat(node: fx.Node, _: None) -> Dims:
 
 
 def elementwise(node: fx.Node, _: None) -> Dims:
+    """Return the type of ``x + y``, ``x - y``, ``x * y`` or ``x / y``; dimensions that meet become identical.
+
+    Raises:
+        AxisConflict: the dimensions do not fit, or the result would not be zero for a removed channel.
+    """
     left, right = node.args
     if not isinstance(right, fx.Node) or not isinstance(left, fx.Node):
         scaled = left if isinstance(left, fx.Node) else right
@@ -75,18 +80,21 @@ def elementwise(node: fx.Node, _: None) -> Dims:
 
 
 def adopt_kinds(node: fx.Node, other: Dims) -> None:
-    """A bare parameter does not say what its dimensions are: it takes the kinds of what it meets."""
+    """Set the kinds of a bare parameter's axes to those of the value that it is combined with.
+
+    The shape of a parameter does not say what its dimensions mean.
+    """
     if node.op != "get_attr":
         return
-    own = node.meta["dims"]
-    for dim, model in zip(reversed(own), reversed(other), strict=False):
-        leaves, theirs = axes.resolve(dim), axes.resolve(model)
-        if leaves and theirs and len({axis.kind for axis in theirs}) == 1:
+    for dim, other_dim in zip(reversed(node.meta["dims"]), reversed(other), strict=False):
+        leaves, other_leaves = axes.resolve(dim), axes.resolve(other_dim)
+        if leaves and other_leaves and len({axis.kind for axis in other_leaves}) == 1:
             for axis in leaves:
-                axis.kind = theirs[0].kind
+                axis.kind = other_leaves[0].kind
 
 
 def matmul(node: fx.Node, _: None) -> Dims:
+    """Return the type of ``x @ y``, whose inner dimensions become identical."""
     a, b = input_type(node.args[0]), input_type(node.args[1])
     if len(a) != len(b) or len(a) < 2:
         raise AxisConflict(f"a product of {axes.show(a)} and {axes.show(b)} is not supported")
@@ -98,20 +106,22 @@ def matmul(node: fx.Node, _: None) -> Dims:
 
 
 def reduction(node: fx.Node, _: None) -> Dims:
+    """Return the type of a mean or a sum over dimensions."""
     x = input_type(node.args[0])
     dim, keep = node.kwargs["dim"], node.kwargs["keepdim"]
-    gone = set(dim)  # type: ignore[arg-type]
-    if any(axis.kind == Kind.BATCH for i in gone for axis in x[i]):
+    reduced = set(dim)  # type: ignore[arg-type]
+    if any(axis.kind == Kind.BATCH for i in reduced for axis in x[i]):
         raise AxisConflict(f"it runs {ACROSS_BATCH}")
     if node.target is torch.mean:
-        for i in gone:
+        for i in reduced:
             for axis in x[i]:
                 if axis.kind == Kind.CHANNEL:
                     axis.freeze("a mean is taken over it, whose divisor would change")
-    return tuple(() if i in gone else d for i, d in enumerate(x) if keep or i not in gone)
+    return tuple(() if i in reduced else d for i, d in enumerate(x) if keep or i not in reduced)
 
 
 def block(node: fx.Node, _: None) -> Dims:
+    """Return the type of ``take_block``, which selects one of several equal blocks of a dimension."""
     source, dim, count = node.args[0], node.args[1], node.args[3]
     x = input_type(source)
     assert isinstance(dim, int) and isinstance(count, int)
@@ -125,6 +135,7 @@ def block(node: fx.Node, _: None) -> Dims:
 
 
 def part(node: fx.Node, _: None) -> Dims:
+    """Return the type of ``take_range``; neither the dimension nor the part of it can be pruned any more."""
     x = input_type(node.args[0])
     dim, start, stop = node.args[1], node.args[2], node.args[3]
     assert isinstance(dim, int) and isinstance(start, int) and isinstance(stop, int)
@@ -134,7 +145,7 @@ def part(node: fx.Node, _: None) -> Dims:
     return (*x[:dim], (taken,), *x[dim + 1 :])
 
 
-FUNCTION_RULES: dict[Any, Rule] = {
+FUNCTION_RULES: dict[object, Rule] = {
     einops.rearrange: rearrange,
     einops.repeat: repeat,
     **dict.fromkeys(ops.ELEMENTWISE, elementwise),

@@ -1,9 +1,9 @@
-"""Type inference: the transfer rules of layers, by the class of their module."""
+"""Transfer rules of layers for type inference, by the class of their module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import fx, nn
 
@@ -11,15 +11,29 @@ from svitc.ir import axes, ops
 from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
 from svitc.ir.graph import input_type
 
-Rule = Callable[[fx.Node, Any], Dims]
-ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbours"
-WINDOW = "a window slides over it, so that neighbours count"
+# The second argument is the module that the node calls, or None for functions. Each rule takes the module class that
+# it is registered for, which a common signature cannot express.
+Rule: TypeAlias = Callable[[fx.Node, Any], Dims]
+Windowed: TypeAlias = nn.Conv1d | nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
+ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbors"
+WINDOW = "a window slides over it, so that neighbors count"
 
 
-def window(node: fx.Node, module: Any, dim: Dim, i: int, letter: str) -> Dim:
-    """A pixel axis after a sliding window; the same axis where its size does not change."""
+def window(node: fx.Node, module: Windowed, dim: Dim, i: int, letter: str) -> Dim:
+    """Return the dimension after a sliding window; the same axes where the window does not change them.
 
-    def pick(value: Any) -> int:
+    Args:
+        node: the call of ``module``.
+        module: the layer with the window.
+        dim: the dimension that the window slides over.
+        i: index of the window's dimension: 0 is the height, or the length in one dimension.
+        letter: preferred letter of the new axis.
+
+    Raises:
+        AxisConflict: the window slides over the batch, or is larger than the input.
+    """
+
+    def pick(value: int | tuple[int, ...]) -> int:
         return int(value[i] if isinstance(value, tuple) else value)
 
     if isinstance(module.padding, str):
@@ -46,7 +60,8 @@ def window(node: fx.Node, module: Any, dim: Dim, i: int, letter: str) -> Dim:
     return (Axis(f"{node.name}/{letter}", out, kind, letter, frozen),)
 
 
-def convolution(node: fx.Node, module: Any) -> Dims:
+def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
+    """Return the type of a convolution, with a new channel axis unless it is depthwise."""
     x = input_type(node.args[0])
     spatial = module.weight.ndim - 2
     if len(x) != spatial + 2:
@@ -67,26 +82,28 @@ def convolution(node: fx.Node, module: Any) -> Dims:
             per_group = (Axis(f"{node.target}/in", module.weight.shape[1], Kind.CHANNEL, "c", frozen=frozen),)
     sizes = module.weight.shape[2:]
     kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(sizes))
-    node.meta["params"] = {"weight": (out, per_group, *kernel)} | _each_channel(module, out)
+    node.meta["params"] = {"weight": (out, per_group, *kernel)} | _per_channel_parameters(module, out)
     pixels = tuple(window(node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
     return (x[0], out, *pixels)
 
 
 def linear(node: fx.Node, module: nn.Linear) -> Dims:
+    """Return the type of a linear layer, with a new channel axis."""
     x = input_type(node.args[0])
     if axes.size(x[-1]) != module.in_features:
         raise AxisConflict(f"expects {module.in_features} features, got {axes.size(x[-1])}")
     out = (Axis(str(node.target), module.out_features, Kind.CHANNEL, "c"),)
-    node.meta["params"] = {"weight": (out, x[-1])} | _each_channel(module, out)
+    node.meta["params"] = {"weight": (out, x[-1])} | _per_channel_parameters(module, out)
     return (*x[:-1], out)
 
 
-def _each_channel(module: nn.Module, out: Dim) -> dict[str, Dims]:
-    """What a projection has one of for each channel: a bias, and a scale where it is quantized."""
+def _per_channel_parameters(module: nn.Module, out: Dim) -> dict[str, Dims]:
+    """Return the types of a projection's bias, and of its scale if it is quantized."""
     return {name: (out,) for name in ("bias", "scale") if getattr(module, name, None) is not None}
 
 
-def batch_norm(node: fx.Node, module: Any) -> Dims:
+def batch_norm(node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Dims:
+    """Return the type of a batch norm, which is that of its input."""
     x = input_type(node.args[0])
     if len(x) < 2 or axes.size(x[1]) != module.num_features:
         raise AxisConflict(f"expects {module.num_features} channels in dimension 1 of {axes.show(x)}")
@@ -95,7 +112,8 @@ def batch_norm(node: fx.Node, module: Any) -> Dims:
     return x
 
 
-def pool(node: fx.Node, module: Any) -> Dims:
+def pool(node: fx.Node, module: nn.MaxPool2d | nn.AvgPool2d) -> Dims:
+    """Return the type of a pooling layer, with new pixel axes where the size changes."""
     x = input_type(node.args[0])
     if len(x) != 4:
         raise AxisConflict(f"expects 4 dimensions, got {len(x)}")
@@ -103,24 +121,31 @@ def pool(node: fx.Node, module: Any) -> Dims:
 
 
 def zero_pad(node: fx.Node, module: nn.ZeroPad2d) -> Dims:
+    """Return the type of zero padding, with new pixel axes where zeros are added."""
     x = input_type(node.args[0])
     left, right, top, bottom = module.padding
     if len(x) < 3 or min(module.padding) < 0:
         raise AxisConflict(f"padding of {axes.show(x)} by {module.padding} is not supported")
     out = []
-    for dim, more, letter in zip(x[-2:], (top + bottom, left + right), "yx", strict=True):
-        if more and any(axis.kind != Kind.PIXEL for axis in dim):
-            raise AxisConflict(f"zeros are added to {axes.show([dim])}, which is not one of pixels")
-        wider = Axis(f"{node.name}/{letter}", axes.size(dim) + more, Kind.PIXEL, letter)
-        out.append((wider,) if more else dim)
+    for dim, zeros, letter in zip(x[-2:], (top + bottom, left + right), "yx", strict=True):
+        if zeros and any(axis.kind != Kind.PIXEL for axis in dim):
+            raise AxisConflict(f"zeros are added to {axes.show([dim])}, which is not a dimension of pixels")
+        padded = Axis(f"{node.name}/{letter}", axes.size(dim) + zeros, Kind.PIXEL, letter)
+        out.append((padded,) if zeros else dim)
     return (*x[:-2], *out)
 
 
-def stateless_neuron(node: fx.Node, module: Any) -> Dims:
+def stateless_neuron(node: fx.Node, _: nn.Module) -> Dims:
+    """Return the type of a neuron without membrane, which is that of its input."""
     return input_type(node.args[0])
 
 
-def spiking_neuron(node: fx.Node, module: Any) -> Dims:
+def spiking_neuron(node: fx.Node, _: nn.Module) -> Dims:
+    """Return the type of a neuron with a membrane, which is that of its input.
+
+    Raises:
+        AxisConflict: the first dimension is not time alone.
+    """
     x = input_type(node.args[0])
     if not x or len(x[0]) != 1 or x[0][0].kind != Kind.TIME:
         raise AxisConflict(

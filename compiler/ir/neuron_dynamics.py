@@ -1,4 +1,4 @@
-"""Neuron dynamics: the equations of a neuron module, decoded once for analyses, lowering, training and verification.
+"""Neuron dynamics: the equations of a neuron module, in one form for analysis, lowering, training and verification.
 
 Every neuron with a membrane charges, fires and resets at every time step:
 
@@ -6,8 +6,8 @@ Every neuron with a membrane charges, fires and resets at every time step:
     s = h >= threshold                                    ILIF: s = round(clip(h / threshold, 0, max_spikes))
     v = reset where s, else h   (hard reset)   or   h - s * threshold   (soft reset);   v = rest before the first step
 
-with keep = 1 and gain = 1 for IF, else keep = 1 - 1/tau, and gain = 1/tau where the input decays, else 1. An integer
-spike has no membrane: s = round(clip(x, 0, max_spikes)).
+where keep = 1 and gain = 1 for IF; otherwise keep = 1 - 1/tau, and gain = 1/tau if the input decays, else 1. An
+integer spike has no membrane: s = round(clip(x, 0, max_spikes)).
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class NeuronDynamics:
-    """The equations of one neuron layer.
+    """Equations of a neuron layer.
 
     Attributes:
         kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF`` or ``IntegerSpike``.
-        tau: time constant in steps; None where there is no leak, and for PLIF, which learns it.
-        decay_input: whether the input is multiplied by 1/tau as well.
-        threshold: voltage at which it fires; 1 for ``IntegerSpike``.
-        reset: voltage after a spike; None where the threshold is subtracted (soft reset), or there is no membrane.
-        max_spikes: most spikes in one step; spikes are whole numbers from 0 on, never negative.
-        half_up: whether halves are rounded up instead of to even numbers; only ``IntegerSpike`` may.
-        fires: whether the output is spikes; not so for a surrogate function with ``spiking=False``.
-        learned: PLIF's parameter w, whose sigmoid is 1/tau; read when it is asked for, on its own device.
+        tau: time constant in time steps; None without a leak, and for PLIF, which learns it.
+        decay_input: whether the input is multiplied by 1/tau, too.
+        threshold: membrane voltage at which the neuron fires; 1 for ``IntegerSpike``.
+        reset: membrane voltage after a spike; None for a soft reset, which subtracts the threshold, and for neurons
+            without membrane.
+        max_spikes: largest number of spikes in one time step. Numbers of spikes are non-negative integers.
+        half_up: whether halves are rounded up instead of to the nearest even number; only for ``IntegerSpike``.
+        fires: whether the output consists of spikes; False for a surrogate function with ``spiking=False``.
+        learned: PLIF's parameter w, where 1/tau = sigmoid(w); on the module's device, and up to date.
     """
 
     kind: str
@@ -58,12 +59,12 @@ class NeuronDynamics:
 
     @property
     def has_state(self) -> bool:
-        """Whether there is a membrane."""
+        """Whether the neuron has a membrane."""
         return self.kind != "IntegerSpike"
 
     @property
     def counts(self) -> bool:
-        """Whether it fires whole numbers of spikes instead of 0 or 1."""
+        """Whether the neuron fires any number of spikes in a time step, instead of 0 or 1."""
         return self.kind in ("ILIF", "IntegerSpike")
 
     @property
@@ -72,25 +73,25 @@ class NeuronDynamics:
 
     @property
     def rest(self) -> float:
-        """Voltage at which the membrane starts, and to which it leaks."""
+        """Membrane voltage before the first time step, to which the membrane decays."""
         return 0.0 if self.reset is None else self.reset
 
     @property
     def rate(self) -> float:
-        """1/tau in float64, for bounds; 0 where there is no leak."""
+        """1/tau in float64, for bounds; 0 without a leak."""
         if self.learned is not None:
             return float(self.learned.detach().double().sigmoid())
         return 0.0 if self.tau is None else 1.0 / self.tau
 
     @property
     def float32_rate(self) -> torch.Tensor:
-        """Return PLIF's 1/tau, rounded to float32 as PyTorch does at run time; its last bits differ from ``rate``."""
+        """PLIF's 1/tau, rounded to float32 as PyTorch does at run time; its last bits differ from ``rate``."""
         assert self.learned is not None
         return self.learned.detach().float().sigmoid()
 
     @property
     def keep(self) -> float:
-        """Factor of the membrane of the step before."""
+        """Factor of the membrane voltage of the previous time step."""
         return 1.0 - self.rate
 
     @property
@@ -105,26 +106,27 @@ class NeuronDynamics:
 
 
 def dynamics_of(module: nn.Module | None) -> NeuronDynamics:
-    """Decode a neuron.
+    """Return the equations of a neuron module.
 
     Raises:
-        TypeError: the module is none of the neurons of ``ops``; a subclass may behave differently.
+        TypeError: the module is not one of the neurons in ``ops``. Subclasses of them are refused, too, because they
+            may behave differently.
     """
-    m: Any = module
-    kind = _KINDS.get(type(m))
+    layer: Any = module  # SpikingJelly's attributes have no types
+    kind = _KINDS.get(type(layer))
     if kind is None:
-        raise TypeError(f"{type(m).__name__} is not a neuron")
-    if isinstance(m, ops.IntegerSpike):
-        return NeuronDynamics(kind, max_spikes=int(m.levels), half_up=m.rounding == "half_up")
+        raise TypeError(f"{type(layer).__name__} is not a neuron")
+    if isinstance(layer, ops.IntegerSpike):
+        return NeuronDynamics(kind, max_spikes=int(layer.levels), half_up=layer.rounding == "half_up")
     return NeuronDynamics(
         kind,
-        tau=float(m.tau) if kind in ("LIF", "ILIF") else None,
-        decay_input=kind in ("LIF", "PLIF") and bool(m.decay_input),
-        threshold=float(m.v_threshold),
-        reset=None if m.v_reset is None else float(m.v_reset),
-        max_spikes=int(m.surrogate_function.max_spike_count) if kind == "ILIF" else 1,
-        fires=bool(getattr(m.surrogate_function, "spiking", True)),
-        learned=m.w if kind == "PLIF" else None,
+        tau=float(layer.tau) if kind in ("LIF", "ILIF") else None,
+        decay_input=kind in ("LIF", "PLIF") and bool(layer.decay_input),
+        threshold=float(layer.v_threshold),
+        reset=None if layer.v_reset is None else float(layer.v_reset),
+        max_spikes=int(layer.surrogate_function.max_spike_count) if kind == "ILIF" else 1,
+        fires=bool(getattr(layer.surrogate_function, "spiking", True)),
+        learned=layer.w if kind == "PLIF" else None,
     )
 
 

@@ -1,18 +1,18 @@
-"""The closed list of canonical operations. Whatever is not here is refused by name, never guessed.
+"""The complete list of canonical operations. Any other operation is refused with a message that names it.
 
 Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
     IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
-    dimension is time; IntegerSpike, a neuron without state, on values of any dimensions;
-    quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
+    dimension is time; IntegerSpike, a neuron without state, for inputs with any dimensions;
+    in quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
 Functions (``call_function``)
-    einops.rearrange(x, pattern, **sizes)   any chain of views, in named axes
-    einops.repeat(x, pattern, **sizes)      a static image shown at every time step
+    einops.rearrange(x, pattern, **sizes)   any chain of views, with named axes
+    einops.repeat(x, pattern, **sizes)      a static image, repeated at every time step
     operator.add, sub, mul (x, y)           two tensors, broadcast; mul and truediv also by a number
     torch.matmul(x, y)
     torch.mean, torch.sum (x, dim=(…), keepdim=…)   dims are not negative
     take_block(x, dim, index, count)        one of ``count`` equal blocks of a dimension
-    take_range(x, dim, start, stop)         part of a dimension; only before export, where widths are final
+    take_range(x, dim, start, stop)         part of a dimension; only for export, when channel counts are final
 Parameters (``get_attr``)
     a parameter or buffer that is added or multiplied, such as a layer scale.
 """
@@ -20,7 +20,7 @@ Parameters (``get_attr``)
 from __future__ import annotations
 
 import operator
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import einops
 import torch
@@ -42,23 +42,23 @@ VIEWS = (einops.rearrange, einops.repeat)
 
 
 def take_block(x: torch.Tensor, dim: int, index: int, count: int) -> torch.Tensor:
-    """Block ``index`` of the ``count`` equal blocks of dimension ``dim``: ``x.chunk(count, dim)[index]``."""
+    """Return block ``index`` of the ``count`` equal blocks of dimension ``dim``: ``x.chunk(count, dim)[index]``."""
     if x.shape[dim] % count:
         raise ValueError(f"{x.shape[dim]} elements do not make {count} equal blocks")
     return x.chunk(count, dim)[index]
 
 
 def take_range(x: torch.Tensor, dim: int, start: int, stop: int) -> torch.Tensor:
-    """Elements ``start`` to ``stop`` of dimension ``dim``; only in programs that no longer train."""
+    """Return elements ``start`` to ``stop`` (exclusive) of dimension ``dim``. Used only in programs for inference."""
     return x.narrow(dim, start, stop - start)
 
 
 class IntegerSpike(standalone_layers.IntegerSpike):
-    """A neuron without state that fires 0 to ``levels`` spikes at once: its input, clipped and rounded.
+    """Neuron without state that fires 0 to ``levels`` spikes at once: its input, clipped and rounded.
 
     Args:
-        levels: the most spikes.
-        rounding: of halves, ``half_even`` or ``half_up``; the latter is ``floor(x + 0.5)``.
+        levels: largest number of spikes.
+        rounding: how halves are rounded, ``half_even`` or ``half_up``; the latter is ``floor(x + 0.5)``.
     """
 
     ROUNDINGS = ("half_even", "half_up")
@@ -71,7 +71,7 @@ class IntegerSpike(standalone_layers.IntegerSpike):
         self.rounding = rounding
 
     def reset(self) -> None:
-        """There is no membrane."""
+        """Do nothing, as there is no membrane. SpikingJelly's functions call this method on every neuron."""
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, rounding={self.rounding!r}"
@@ -82,25 +82,26 @@ MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STA
 FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range)
 
 
-def is_neuron(module: Any) -> bool:
-    """Whether ``module`` is one of the neurons that svitc knows; a subclass may behave differently and is not."""
+def is_neuron(module: object) -> bool:
+    """Return whether ``module`` is a canonical neuron. Subclasses are not, because they may behave differently."""
     return type(module) in (*NEURONS, *STATELESS_NEURONS)
 
 
-def has_state(module: Any) -> bool:
-    """Whether ``module`` is a neuron whose membrane runs on from step to step, along its first dimension."""
+def has_state(module: object) -> bool:
+    """Return whether ``module`` is a canonical neuron with a membrane, which keeps state between time steps."""
     return type(module) in NEURONS
 
 
-def is_batch_norm(module: Any) -> TypeGuard[nn.BatchNorm2d]:
+def is_batch_norm(module: object) -> TypeGuard[nn.BatchNorm2d]:
+    """Return whether ``module`` is a batch norm."""
     return isinstance(module, BATCH_NORMS)
 
 
-def is_projection(module: Any) -> TypeGuard[nn.Conv2d]:
-    """A layer with weights that makes new channels from old ones: convolution or linear."""
+def is_projection(module: object) -> TypeGuard[nn.Conv2d]:
+    """Return whether ``module`` is a layer with weights that computes new channels: a convolution or linear layer."""
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 
-def is_quantized(module: Any) -> bool:
-    """Whether ``module`` is a layer with int8 weights."""
+def is_quantized(module: object) -> bool:
+    """Return whether ``module`` is a layer with int8 weights."""
     return isinstance(module, tuple(QUANTIZED.values()))

@@ -1,7 +1,8 @@
-"""The pass contract: what a pass declares, and what is done around every one of them.
+"""Interface of passes, and the pipeline that runs them.
 
-A pass names what it matches (``match``), says why it refuses a place (``why_not``) and rewrites the others
-(``rewrite``). The base class owns re-typing, the stage check, timing and dumps, for users' passes too.
+A pass selects nodes (``match``), gives a reason for nodes that it leaves alone (``why_not``) and rewrites the others
+(``rewrite``). The base class infers the types again, checks the stage, measures the time and writes dumps, also for
+users' passes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ log = logging.getLogger("svitc")
 
 @dataclass
 class PassResult:
-    """What a pass did.
+    """Result of running a pass.
 
     Attributes:
-        name: the pass.
-        changed: each place that was rewritten, as its user knows it.
-        refused: place -> the first reason that applies.
-        seconds: wall time, checks included.
+        name: name of the pass.
+        changed: places that were rewritten, as ``describe`` names them.
+        refused: place that was left alone -> the first reason for it.
+        seconds: wall time, including checks.
     """
 
     name: str
@@ -40,11 +41,14 @@ class PassResult:
 
 
 class Pass:
-    """One rewrite of a program, place by place.
+    """Rewrite of a program, node by node.
 
-    Subclasses set ``requires`` (stages in which the pass may run) and ``ensures`` (the stage that it brings
-    the program to, None to leave it), and ``name`` where reports call it otherwise than its class, and implement
-    ``match`` and ``rewrite``, and ``why_not`` where some matched place must be left alone.
+    Subclasses implement ``match`` and ``rewrite``, and ``why_not`` if some matched nodes must be left alone.
+
+    Attributes:
+        requires: first and last stage in which the pass can run.
+        ensures: stage of the program after the pass, or None if the pass does not change it.
+        name: name in reports and messages; by default the name of the class.
     """
 
     requires: tuple[Stage, Stage] = (Stage.CAPTURED, Stage.EXPORTABLE)
@@ -55,19 +59,22 @@ class Pass:
         cls.name = cls.__dict__.get("name", cls.__name__)
 
     def match(self, program: Program, node: fx.Node) -> bool:
-        """Whether this pass is about ``node`` at all."""
-        raise InternalError(f"{self.name} does not say what it matches")
+        """Return whether this pass applies to ``node``."""
+        raise InternalError(f"{self.name} does not implement match()")
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
-        """The first reason to leave a matched node alone, or None."""
+        """Return the first reason to leave a matched node alone, or None."""
         return None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
-        """Rewrite at ``node``. May erase it and nodes before it; later matches see the rewritten graph."""
-        raise InternalError(f"{self.name} does not say how it rewrites")
+        """Rewrite the graph at ``node``.
+
+        The method can erase the node and nodes before it. Later matches see the rewritten graph.
+        """
+        raise InternalError(f"{self.name} does not implement rewrite()")
 
     def apply(self, program: Program) -> PassResult:
-        """Run over the whole program, in graph order; a program-wide pass overrides this."""
+        """Run on all nodes, in graph order. A pass that is not local to nodes overrides this method."""
         result = PassResult(self.name)
         for node in list(program.graph.nodes):
             if node._erased or not self.match(program, node):
@@ -82,10 +89,10 @@ class Pass:
         return result
 
     def __call__(self, program: Program) -> PassResult:
-        """Apply, then re-type and check.
+        """Apply the pass to ``program`` in place, infer the types again, and check the result.
 
         Raises:
-            InternalError: the program is at the wrong stage, or its check fails afterwards.
+            InternalError: the program is at the wrong stage, or the check after the pass fails.
         """
         low, high = self.requires
         if not low <= program.stage <= high:
@@ -117,10 +124,14 @@ def _is_impure(node: fx.Node) -> bool:
 
 
 class Pipeline:
-    """Passes in order, each with the same checks.
+    """Sequence of passes.
+
+    Args:
+        passes: in the order in which they run.
+        dump_to: folder that gets the program as text after every pass, or None.
 
     Attributes:
-        results: what each pass did, in order.
+        results: result of each pass, in order.
     """
 
     def __init__(self, passes: Sequence[Pass], dump_to: Path | None = None) -> None:
@@ -128,20 +139,21 @@ class Pipeline:
         self.results: list[PassResult] = []
 
     def __call__(self, program: Program) -> Program:
-        """Run every pass on ``program``, in place, and return it."""
-        for i, each in enumerate(self.passes):
-            self.results.append(each(program))
+        """Run all passes on ``program`` in place, and return it."""
+        for i, step in enumerate(self.passes):
+            self.results.append(step(program))
             if self.dump_to is not None:
                 self.dump_to.mkdir(parents=True, exist_ok=True)
-                (self.dump_to / f"{i:02}-{each.name}.txt").write_text(str(program) + "\n")
+                (self.dump_to / f"{i:02}-{step.name}.txt").write_text(str(program) + "\n")
         return program
 
     @property
     def refused(self) -> dict[str, str]:
-        """Every place that some pass left alone, with the reason, unless a later pass rewrote it after all."""
-        found: dict[str, str] = {}
-        done: set[str] = set()
-        for r in reversed(self.results):
-            found = {f"{r.name}: {place}": why for place, why in r.refused.items() if place not in done} | found
-            done.update(r.changed)
-        return found
+        """Reasons by pass and place, for each place that a pass left alone and no later pass rewrote."""
+        reasons: dict[str, str] = {}
+        rewritten: set[str] = set()
+        for result in reversed(self.results):
+            refused = {place: reason for place, reason in result.refused.items() if place not in rewritten}
+            reasons = {f"{result.name}: {place}": reason for place, reason in refused.items()} | reasons
+            rewritten.update(result.changed)
+        return reasons

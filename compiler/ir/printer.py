@@ -1,4 +1,4 @@
-"""A program as text: one line a node, with its type and the line of the user's model it came from."""
+"""Programs as text: one line for each node, with its type and the line of the user's model that it comes from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from svitc.ir.graph import module_of, type_of
 
 
 def dump(module: fx.GraphModule, groups: Sequence[ChannelGroup], title: str) -> str:
-    """Return a typed graph as text, one line a node; channel axes are named by their group."""
-    short = {id(group.axis): f"C{i}" for i, group in enumerate(groups)}
+    """Return a typed graph as text, one line for each node, with a table of the channel groups.
+
+    Args:
+        module: typed.
+        groups: of the graph; the n-th group's axis is printed as ``Cn``.
+        title: first line of the text.
+    """
+    axis_names = {id(group.axis): f"C{i}" for i, group in enumerate(groups)}
     for group in groups:
         if group.head_axis is not None:
-            short.setdefault(id(group.head_axis), "h")
+            axis_names.setdefault(id(group.head_axis), "h")
     lines = [title]
-    lines += [f"  {_node(module, node, short)}" for node in module.graph.nodes]
+    lines += [f"  {_node_line(module, node, axis_names)}" for node in module.graph.nodes]
     lines.append(f"{len(groups)} channel groups")
     for i, group in enumerate(groups):
         size = f"{group.heads} heads x {group.axis.size}" if group.head_axis is not None else str(group.size)
@@ -29,9 +35,9 @@ def dump(module: fx.GraphModule, groups: Sequence[ChannelGroup], title: str) -> 
     return "\n".join(lines)
 
 
-def _node(module: fx.GraphModule, node: fx.Node, short: dict[int, str]) -> str:
+def _node_line(module: fx.GraphModule, node: fx.Node, axis_names: dict[int, str]) -> str:
     args = ", ".join(f"%{a.name}" if isinstance(a, fx.Node) else repr(a) for a in node.args)
-    extra = "".join(f", {k}={v}" for k, v in node.kwargs.items())
+    kwargs = "".join(f", {k}={v}" for k, v in node.kwargs.items())
     if node.op == "call_module":
         call = f"{type(module_of(module, node)).__name__}[{node.target}]"
     elif node.op == "call_function":
@@ -39,6 +45,6 @@ def _node(module: fx.GraphModule, node: fx.Node, short: dict[int, str]) -> str:
     else:
         call = f"{node.op} {node.target}"
     source = node.meta.get("source")
-    return f"%{node.name}: {axes.show(type_of(node), short)} = {call}({args}{extra})" + (
+    return f"%{node.name}: {axes.show(type_of(node), axis_names)} = {call}({args}{kwargs})" + (
         f"  # {source.rsplit('/', 1)[-1]}" if source else ""
     )

@@ -1,4 +1,4 @@
-"""The program: a captured model as an ``fx.GraphModule`` in canonical form, with an axis type on every value."""
+"""Programs: captured models as ``fx.GraphModule`` in canonical form, with an axis type on every value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -17,90 +16,92 @@ from svitc.ir.channel_groups import ChannelGroup, channel_groups
 from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
 from svitc.ir.printer import dump
 from svitc.ir.type_inference import infer
+from svitc.support.types import JsonDict
 
 
 class Stage(IntEnum):
-    """How far a program has come; each stage's graph is checked against its specification (verifier.py)."""
+    """Stage of a program in the compilation. verifier.py checks the graph against the rules of its stage."""
 
-    CAPTURED = 0  # canonical operations, batch norms apart, trains
-    PRUNED = 1  # the same, at the widths of a plan
-    INFERENCE = 2  # batch norms folded, time-invariant work hoisted; no longer trains
-    QUANTIZED = 3  # int8 weights, leaks and thresholds folded into them
-    EXPORTABLE = 4  # layers joined where one operation does for several; widths are final
+    CAPTURED = 0  # canonical operations with separate batch norms; can be trained
+    PRUNED = 1  # the same, with the channel counts of a plan
+    INFERENCE = 2  # batch norms folded, time-invariant operations hoisted; can no longer be trained
+    QUANTIZED = 3  # int8 weights, into which leaks and thresholds are folded
+    EXPORTABLE = 4  # layers fused into single operations where possible; channel counts are final
 
 
 @dataclass
 class Program:
-    """A captured model.
+    """Captured model.
 
     Attributes:
-        module: the canonical graph; runs on any batch size, trains while ``stage`` is at most PRUNED.
+        module: the canonical graph; runs with any batch size, and can be trained up to the stage PRUNED.
         input: shape of the input without batch.
-        stage: how far the passes have come.
-        info: what the frontend knows of the model: ``arch``, ``assumptions``, ``dead`` parameters,
+        stage: stage that the passes have reached.
+        info: information from the frontend about the model: ``arch``, ``assumptions``, ``dead`` parameters,
             ``normalize``, ``classes``. JSON values only.
     """
 
     module: fx.GraphModule
     input: InputSpec
     stage: Stage = Stage.CAPTURED
-    info: dict[str, Any] = field(default_factory=dict)
+    info: JsonDict = field(default_factory=dict)
     _groups: list[ChannelGroup] | None = None
     _calls: Counter[str] | None = None
 
     @property
     def graph(self) -> fx.Graph:
+        """The graph of ``module``."""
         return self.module.graph
 
     def module_of(self, node: fx.Node) -> nn.Module | None:
-        """The module that a ``call_module`` node calls, None for any other node."""
+        """Return the module that a ``call_module`` node calls, None for any other node."""
         return module_of(self.module, node)
 
     def type_of(self, node: fx.Node) -> axes.Dims:
-        """The dimensions of a node's value, each a product of axes, resolved now."""
+        """Return the type of a node's value: its dimensions, as products of leaf axes."""
         return type_of(node)
 
     def shape_of(self, node: fx.Node) -> tuple[int, ...]:
-        """The value's shape, with ``BATCH_PROBE`` for the batch."""
+        """Return the shape of a node's value, with ``BATCH_PROBE`` as the batch size."""
         return axes.shape(self.type_of(node))
 
     def parameters_of(self, node: fx.Node) -> dict[str, axes.Dims]:
-        """Name of each parameter and per-channel buffer of a node's module -> its dimensions."""
+        """Return name -> type of each parameter and per-channel buffer of a node's module."""
         return parameters_of(node)
 
     def called_once(self, node: fx.Node) -> bool:
-        """Whether no other node calls a node's layer, so that its weights may be changed for this one.
+        """Return whether only this node calls its layer, so that a pass can change the layer's weights.
 
-        Calls are counted once for a typed graph: what a pass has erased since still counts.
+        Calls are counted once after each type inference, so nodes that a pass has erased since then still count.
         """
         if self._calls is None:
-            self._calls = Counter(str(each.target) for each in self.graph.nodes if each.op == "call_module")
+            self._calls = Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
         return self._calls[str(node.target)] == 1
 
     def neurons(self) -> Iterator[fx.Node]:
-        """Neuron nodes, in execution order."""
+        """Return the nodes that call neurons, in execution order."""
         return (n for n in self.graph.nodes if ops.is_neuron(self.module_of(n)))
 
     def retype(self) -> None:
-        """Infer every axis type anew from the graph and the real parameter shapes."""
+        """Infer all axis types again, from the graph and the shapes of the parameters."""
         self._groups = self._calls = None
         infer(self.module, self.input)
 
     @property
     def groups(self) -> list[ChannelGroup]:
-        """The channel groups, in the order of the graph."""
+        """The channel groups, in graph order."""
         if self._groups is None:
             self._groups = channel_groups(self.module)
         return self._groups
 
     def copy(self) -> Program:
-        """An independent copy: weights, graph and types."""
+        """Return an independent copy, including weights, graph and types."""
         twin = Program(copy.deepcopy(self.module), self.input, self.stage, copy.deepcopy(self.info))
         twin.retype()
         return twin
 
     def parameter_count(self) -> int:
-        """Parameters that the graph uses (batch-norm statistics are buffers and do not count)."""
+        """Return the number of parameters in the graph. Statistics of batch norms are buffers and do not count."""
         return sum(p.numel() for p in self.module.parameters())
 
     def reset(self) -> None:
@@ -110,7 +111,14 @@ class Program:
                 module.reset()  # type: ignore[operator]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Run on a batch, from reset membranes, in inference."""
+        """Run inference on a batch, with all membranes reset before and afterwards.
+
+        Args:
+            x: of shape ``input.batched(N)`` for any batch size N.
+
+        Returns:
+            the model's output, such as logits of shape ``[N, classes]`` or ``[T, N, classes]``.
+        """
         self.module.eval()
         self.reset()
         with torch.inference_mode():

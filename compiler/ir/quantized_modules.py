@@ -1,9 +1,10 @@
-"""Layers on whole numbers: int8 weights, exact sums, one scale and one bias for each channel.
+"""Quantized layers with integer arithmetic: int8 weights, exact sums, a scale and a bias for each channel.
 
-These modules are the reference that defines what a quantized network computes. A sum of products of int8 weights
-and whole-numbered inputs stays below 2^24 (passes/quantization/quantize_weights.py sees to it), where float32 is exact
-in any order; the scale has so few bits that its product with the sum is exact, too; the addition of the bias rounds
-once. So every runtime that keeps to IEEE float32 gives the same bits, fused or not.
+These modules are the reference that defines the output of a quantized network. A sum of products of int8 weights
+and integer inputs stays below 2^24 (passes/quantization/quantize_weights.py ensures this), so that float32 computes it
+exactly in any order of summation. The scale has so few bits that its product with the sum is exact, too. Only the
+addition of the bias rounds, once. Therefore every runtime that follows IEEE float32 gives the same bits, whether or
+not it fuses these operations.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from svitc.ir import standalone_layers
 from svitc.ir.standalone_layers import QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
 WEIGHTS = ("fp32", "int8")
-EXACT = 1 << 24  # whole numbers up to here are exact in float32, and so are their sums in any order
+EXACT = 1 << 24  # float32 represents integers up to this one exactly, so sums below it are exact in any order
 
 
 class FixedPoint(standalone_layers.FixedPoint):
-    """A real input as a whole number of steps, ``clamp(round(x / step), -limit, limit)``, halves to even numbers.
+    """Conversion of a real input to an integer number of steps: ``clamp(round(x / step), -limit, limit)``.
+
+    Halves are rounded to even numbers.
 
     Args:
-        step: a power of two, so that the quotient is exact.
-        limit: the largest number.
+        step: input value of one step; a power of two, so that the quotient is exact.
+        limit: largest number of steps.
     """
 
     step: float
@@ -37,8 +40,8 @@ class FixedPoint(standalone_layers.FixedPoint):
 
 QUANTIZED = {nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
 
-BITS = (8, 4, 2)
-LEVELS = {8: 127, 4: 7, 2: 3}  # the largest whole number
+BITS = (8, 4, 2)  # number of bits of a weight
+LEVELS = {8: 127, 4: 7, 2: 3}  # bits -> largest integer weight
 
 __all__ = [
     "BITS",

@@ -1,7 +1,7 @@
-"""Layers that a written model.py defines for itself: it contains the source of these classes, letter by letter.
+"""Layers whose source is copied to model.py without changes.
 
-So they use nothing but torch, have no annotations, and what they say is meant for the reader of a model.py. The program
-itself runs the same classes; what it needs besides is added by subclasses in ``ops`` and ``quantized_modules``.
+Therefore these classes need only torch and have no type annotations, and their docstrings address the reader of a
+model.py. Programs run the same classes; subclasses in ``ops`` and ``quantized_modules`` add what only svitc needs.
 """
 
 from __future__ import annotations

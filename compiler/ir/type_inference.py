@@ -1,4 +1,7 @@
-"""Axis-type inference: one transfer rule for each canonical operation. The rules are the whole coupling analysis."""
+"""Inference of axis types, with a transfer rule for each canonical operation.
+
+The rules also determine which channels are coupled; there is no separate analysis for it.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from svitc.ir.module_rules import MODULE_RULES, Rule
 
 
 class TypeInference:
-    """Types the nodes of a graph in order, with fresh axes.
+    """Inference of the types of a graph's nodes, one after the other, with new axes.
 
     Args:
-        module: whose layers and parameters the nodes call.
+        module: module that contains the layers and parameters of the nodes.
         input: shape of the input without batch.
     """
 
@@ -27,10 +30,11 @@ class TypeInference:
         self._seen: dict[str, dict[str, Dims]] = {}
 
     def visit(self, node: fx.Node) -> None:
-        """Type one node; its inputs are typed already.
+        """Infer the type of a node whose inputs already have types.
 
         Raises:
-            UnsupportedError: the operation cannot be what its inputs' types say, with the user's line.
+            UnsupportedError: the operation does not fit the types of its inputs; names the line in the user's model.
+            InternalError: the operation is not canonical.
         """
         try:
             if node.op == "placeholder":
@@ -50,13 +54,14 @@ class TypeInference:
         node.meta["dims"] = tuple(axes.resolve(dim) for dim in dims)
 
     def share(self, node: fx.Node) -> None:
-        """Weights that two nodes share have one type."""
+        """Make the types of a layer's parameters identical in all nodes that call the layer."""
         params = node.meta.get("params", {})
-        for name, dims in self._seen.setdefault(str(node.target), params).items():
-            for mine, first in zip(params[name], dims, strict=True):
-                axes.unify(mine, first)
+        for name, first_dims in self._seen.setdefault(str(node.target), params).items():
+            for dim, first_dim in zip(params[name], first_dims, strict=True):
+                axes.unify(dim, first_dim)
 
     def placeholder(self, node: fx.Node) -> Dims:
+        """Return the type of the model's input."""
         *time, channels, height, width = self.input.shape
         batch = Axis("batch", BATCH_PROBE, Kind.BATCH, "b")
         image = (
@@ -69,6 +74,7 @@ class TypeInference:
         return ((batch,), *image)
 
     def output(self, node: fx.Node) -> Dims:
+        """Return the type of the model's output, whose channels must not be pruned."""
         dims = input_type(node.args[0])
         for dim in dims:
             for axis in dim:
@@ -77,7 +83,10 @@ class TypeInference:
         return dims
 
     def attribute(self, node: fx.Node) -> Dims:
-        """A bare parameter: its last dimensions become channels or pixels by what it meets."""
+        """Return the type of a bare parameter.
+
+        All its axes start as channels; ``function_rules.adopt_kinds`` corrects them later.
+        """
         value = attribute_of(self.module, str(node.target))
         dims = tuple(
             () if n == 1 else (Axis(f"{node.target}.{i}", n, Kind.CHANNEL, "c"),) for i, n in enumerate(value.shape)
@@ -86,15 +95,19 @@ class TypeInference:
         return dims
 
 
-def _rule(node: fx.Node, found: Iterator[Rule]) -> Rule:
-    rule = next(found, None)
+def _rule(node: fx.Node, candidates: Iterator[Rule]) -> Rule:
+    rule = next(candidates, None)
     if rule is None:
         raise InternalError(f"{describe(node)} is not a canonical operation", where=node.meta.get("source"))
     return rule
 
 
 def infer(module: fx.GraphModule, input: InputSpec) -> None:
-    """Give every node its axis type in ``node.meta["dims"]``, and its parameters' in ``node.meta["params"]``."""
+    """Store the types of all nodes in ``node.meta["dims"]``, and those of their parameters in ``node.meta["params"]``.
+
+    Raises:
+        UnsupportedError: an operation does not fit the types of its inputs.
+    """
     inference = TypeInference(module, input)
     for node in module.graph.nodes:
         node.meta.pop("params", None)

@@ -1,6 +1,8 @@
-"""Stage checks: what a program's graph must satisfy, looked at after every pass. There is no off switch."""
+"""Checks of a program's graph against the rules of its stage, after every pass. They cannot be switched off."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import fx, nn
 
@@ -11,32 +13,40 @@ from svitc.ir.program import Program, Stage
 
 
 def check(program: Program, after: str) -> None:
-    """Check a typed program against its stage.
+    """Check a typed program against the rules of its stage.
 
     Args:
         program: typed.
         after: name of the pass that ran last, for the message.
 
     Raises:
-        InternalError: naming the node and what is wrong with it.
+        InternalError: a node breaks a rule; the message names the node and the problem.
     """
-    known = {node: i for i, node in enumerate(program.graph.nodes)}
+    positions = {node: i for i, node in enumerate(program.graph.nodes)}
     called: set[str] = set()
     for node in program.graph.nodes:
-        for problem in _problems(program, node, known, called):
+        for problem in _problems(program, node, positions, called):
             raise InternalError(f"after {after}: {node.name} ({node.target}): {problem}", where=node.meta.get("source"))
 
 
-def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called: set[str]):
-    for used in node.all_input_nodes:
-        if used not in known:
-            yield f"uses {used.name}, which is not in the graph"
-        elif known[used] >= known[node]:
-            yield f"uses {used.name} before it is defined"
-        if node not in used.users:
-            yield f"uses {used.name}, which does not list it as a user"
+def _problems(program: Program, node: fx.Node, positions: dict[fx.Node, int], called: set[str]) -> Iterator[str]:
+    """Yield every problem of a node.
+
+    Args:
+        program: typed.
+        node: the node to check.
+        positions: node -> index in the graph.
+        called: paths of the layers that earlier nodes call; this node's layer is added.
+    """
+    for source in node.all_input_nodes:
+        if source not in positions:
+            yield f"uses {source.name}, which is not in the graph"
+        elif positions[source] >= positions[node]:
+            yield f"uses {source.name} before it is defined"
+        if node not in source.users:
+            yield f"uses {source.name}, which does not list it as a user"
     for user in node.users:
-        if user not in known or node not in user.all_input_nodes:
+        if user not in positions or node not in user.all_input_nodes:
             yield f"lists {user.name} as a user, which does not use it"
     if "dims" not in node.meta:
         yield "has no axis type"
@@ -46,7 +56,7 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
         if not isinstance(module, ops.MODULES):
             yield f"{type(module).__name__} is not a canonical module"
         if ops.is_neuron(module) and str(node.target) in called:
-            yield "a neuron is called twice: its membrane would run on, and no name would tell its spikes apart"
+            yield "a neuron is called twice: the second call would continue with the membrane of the first one"
         called.add(str(node.target))
         if program.stage >= Stage.INFERENCE and ops.is_batch_norm(module) and _foldable(program, node):
             yield "a batch norm was not folded"
@@ -57,7 +67,7 @@ def _problems(program: Program, node: fx.Node, known: dict[fx.Node, int], called
     for name, dims in program.parameters_of(node).items():
         value = attribute_of(program.module, f"{node.target}.{name}" if name else str(node.target))
         if tuple(value.shape) != axes.shape(dims):
-            yield f"{name or 'value'} has shape {tuple(value.shape)}, its type says {axes.shape(dims)}"
+            yield f"{name or 'value'} has shape {tuple(value.shape)}, but its type has {axes.shape(dims)}"
     yield from _widths(module)
 
 
@@ -66,19 +76,19 @@ def _foldable(program: Program, node: fx.Node) -> bool:
     return ops.is_projection(program.module_of(source)) and len(source.users) == 1 and program.called_once(source)
 
 
-def _widths(module: nn.Module | None):
-    """Modules carry their widths twice, in attributes and in parameter shapes."""
+def _widths(module: nn.Module | None) -> Iterator[str]:
+    """Yield the difference between a module's channel counts as attributes and in the shapes of its parameters."""
     if isinstance(module, ops.CONVOLUTIONS):
-        want = (module.out_channels, module.in_channels // module.groups)
-        if tuple(module.weight.shape[:2]) != want:
-            yield f"weight {tuple(module.weight.shape)} does not fit its widths {want}"
+        expected = (module.out_channels, module.in_channels // module.groups)
+        if tuple(module.weight.shape[:2]) != expected:
+            yield f"weight {tuple(module.weight.shape)} does not fit the channel counts {expected}"
     elif isinstance(module, nn.Linear):
         if tuple(module.weight.shape) != (module.out_features, module.in_features):
-            yield f"weight {tuple(module.weight.shape)} does not fit its widths"
+            yield f"weight {tuple(module.weight.shape)} does not fit in_features and out_features"
     elif ops.is_batch_norm(module):
-        counted = 0 if module.running_mean is None else module.running_mean.shape[0]
-        if counted != module.num_features:
-            yield f"statistics of {counted} channels, num_features says {module.num_features}"
+        channels = 0 if module.running_mean is None else module.running_mean.shape[0]
+        if channels != module.num_features:
+            yield f"statistics of {channels} channels, but num_features is {module.num_features}"
 
 
 __all__ = ["check"]

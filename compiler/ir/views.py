@@ -1,10 +1,12 @@
-"""Views: from two axis types to the one einops pattern between them."""
+"""Views: the einops pattern that leads from one axis type to another.
+
+The functions here use types "by place" (see ``tokens``): each place in a type has an axis of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
 
 import einops
 from torch import fx
@@ -19,42 +21,47 @@ Emit = Callable[..., fx.Node]
 
 
 def pattern_between(source: Dims, target: Dims) -> tuple[str, dict[str, int]]:
-    """The coarsest pattern that takes ``source`` to ``target``, and the sizes that einops cannot infer.
+    """Return the shortest einops pattern that rearranges ``source`` to ``target``.
 
-    Both are by place (``tokens``), so that no axis stands twice.
+    Axes that are adjacent in both types share one letter. In each input dimension, one letter is left for einops to
+    infer: the batch if there is one, else the innermost channels, so that no channel count becomes a literal.
 
-    Axes that stay together in both share one letter. In each input dimension one letter is left for einops to
-    infer: the batch where it is there, else the innermost channels, so that no channel count is a literal.
+    Args:
+        source: type of the input, by place.
+        target: type of the output, by place.
+
+    Returns:
+        the pattern; and letter -> size, for the letters that einops cannot infer.
     """
     runs = _runs(source, target)
     letters = _letters(runs)
-    owner = {id(axis): i for i, run in enumerate(runs) for axis in run}
-    kept = {id(axis) for dim in target for axis in dim}  # an axis of size 1 may go
+    run_of = {id(axis): i for i, run in enumerate(runs) for axis in run}
+    kept = {id(axis) for dim in target for axis in dim}  # axes of size 1 can disappear
 
     def side(dims: Dims) -> tuple[str, list[list[int]]]:
         texts, indices = [], []
         for dim in dims:
-            ids = list(dict.fromkeys(owner[id(axis)] for axis in dim if id(axis) in kept))
-            names = [letters[i] for i in ids]
+            run_indices = list(dict.fromkeys(run_of[id(axis)] for axis in dim if id(axis) in kept))
+            names = [letters[i] for i in run_indices]
             texts.append(names[0] if len(names) == 1 else f"({' '.join(names)})" if names else "1")
-            indices.append(ids)
+            indices.append(run_indices)
         return " ".join(texts), indices
 
-    left, left_ids = side(source)
+    left, left_indices = side(source)
     right, _ = side(target)
     sizes: dict[str, int] = {}
-    for ids in left_ids:
-        if len(ids) < 2:
+    for run_indices in left_indices:
+        if len(run_indices) < 2:
             continue
-        free = next((i for i in ids if runs[i][0].kind == Kind.BATCH), None)
+        free = next((i for i in run_indices if runs[i][0].kind == Kind.BATCH), None)
         if free is None:
-            free = next((i for i in reversed(ids) if runs[i][0].kind == Kind.CHANNEL), ids[-1])
-        sizes.update({letters[i]: axes.size(runs[i]) for i in ids if i != free})
+            free = next((i for i in reversed(run_indices) if runs[i][0].kind == Kind.CHANNEL), run_indices[-1])
+        sizes.update({letters[i]: axes.size(runs[i]) for i in run_indices if i != free})
     return f"{left} -> {right}", sizes
 
 
 def _runs(source: Dims, target: Dims) -> list[Dim]:
-    """Maximal runs of axes that are adjacent, in order, in one dimension of both types."""
+    """Return the longest runs of axes that are adjacent, in the same order, within a dimension of both types."""
     follows = {id(a): id(b) for dim in target for a, b in pairwise(dim)}
     runs: list[list[Axis]] = []
     for dim in source:
@@ -83,22 +90,37 @@ def _letters(runs: list[Dim]) -> list[str]:
 
 
 def tokens(dims: Dims) -> Dims:
-    """A private axis for every place in a type. One axis may stand in two dimensions of a value (tokens by tokens,
-    channels by channels), where only its place says which of the two a view moves."""
+    """Return a type by place: with a new axis for each place in ``dims``.
+
+    An axis can occur in two dimensions of a value (tokens by tokens, or channels by channels). Then only the place
+    tells which of the two a view moves.
+    """
     return tuple(tuple(Axis(a.name, a.size, a.kind, a.letter) for a in axes.resolve(dim)) for dim in dims)
 
 
-def follow(view: Dims, pattern: str, sizes: Any) -> Dims:
-    """Where a pattern takes each place."""
+def follow(view: Dims, pattern: str, sizes: Mapping[str, object]) -> Dims:
+    """Return the type by place after a rearrange.
+
+    Args:
+        view: type of the input, by place.
+        pattern: einops pattern of the rearrange.
+        sizes: letter -> its size, an int.
+    """
     bound = bind_letters(view, pattern, sizes)
     return tuple(tuple(a for name in dim for a in bound[name]) for dim in parse_pattern(pattern)[1])
 
 
 def regrouped(source: Dims, target: Dims) -> tuple[Dims, Dims]:
-    """Two types with the same axes in the same order, by place; axes of size 1 may come and go."""
+    """Return two types by place that have the same axes in the same order, except for axes of size 1.
+
+    Raises:
+        InternalError: ``target`` does not have the axes of ``source`` in the same order.
+    """
     places = tokens(source)
     stream = [
-        (leaf, token) for dim, own in zip(source, places, strict=True) for leaf, token in zip(dim, own, strict=True)
+        (leaf, token)
+        for dim, place_dim in zip(source, places, strict=True)
+        for leaf, token in zip(dim, place_dim, strict=True)
     ]
     out = []
     for dim in target:
@@ -106,8 +128,8 @@ def regrouped(source: Dims, target: Dims) -> tuple[Dims, Dims]:
         for leaf in dim:
             while stream[0][0] is not leaf and stream[0][0].size == 1:
                 stream.pop(0)
-            found, token = stream.pop(0)
-            if found is not leaf:
+            next_leaf, token = stream.pop(0)
+            if next_leaf is not leaf:
                 raise InternalError(f"{axes.show(target)} does not have the axes of {axes.show(source)} in order")
             taken.append(token)
         out.append(tuple(taken))
@@ -115,7 +137,14 @@ def regrouped(source: Dims, target: Dims) -> tuple[Dims, Dims]:
 
 
 def emit_view(emit: Emit, x: fx.Node, source: Dims, target: Dims) -> fx.Node:
-    """Emit the rearrange between two types by place (``tokens``), or return ``x`` where nothing moves."""
+    """Return a new node that rearranges ``x``, or ``x`` itself if the types are equal.
+
+    Args:
+        emit: creates a node, with the arguments of ``fx.Graph.create_node``.
+        x: the input.
+        source: type of ``x``, by place.
+        target: type of the result, by place.
+    """
     if source == target:
         return x
     pattern, sizes = pattern_between(source, target)
@@ -123,10 +152,11 @@ def emit_view(emit: Emit, x: fx.Node, source: Dims, target: Dims) -> fx.Node:
 
 
 def composed(program: Program, chain: list[fx.Node]) -> tuple[Dims, Dims]:
-    """What a chain of rearranges does from end to end, by place.
+    """Return the types by place of the input and of the output of a chain of rearranges.
 
     Args:
-        chain: rearranges in order; each reads the one before it.
+        program: typed.
+        chain: rearranges in order; each one reads the previous one.
     """
     source = view = tokens(program.type_of(chain[0].all_input_nodes[0]))
     for node in chain:
@@ -135,7 +165,14 @@ def composed(program: Program, chain: list[fx.Node]) -> tuple[Dims, Dims]:
 
 
 def retarget(node: fx.Node, x: fx.Node, source: Dims, target: Dims) -> None:
-    """Make the rearrange ``node`` read ``x`` and take ``source`` to ``target``, both by place."""
+    """Change a rearrange so that it reads ``x``.
+
+    Args:
+        node: the rearrange, changed in place.
+        x: the new input.
+        source: type of ``x``, by place.
+        target: type of the result, by place.
+    """
     pattern, sizes = pattern_between(source, target)
     node.args = (x, pattern)
     node.kwargs = dict(sorted(sizes.items()))

@@ -1,4 +1,4 @@
-"""Two files timed in alternation, so that what disturbs the machine disturbs both."""
+"""Timing of two files in alternation, so that other load on the machine affects both alike."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from svitc import onnx as backend
 from svitc.errors import UsageError
@@ -17,21 +17,21 @@ from svitc.latency.predict import milliseconds, one_image
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
 
-PAIRS = (10, 30)  # at least and at most
-CANDIDATE_S = 2.0  # for the pairs of one candidate, but for the least
-PAUSE_S = 0.02  # threads of one session spin for a while after its run, on the processors that the other one needs
-UNTIMED_BELOW_S = 1.0  # a run before the timed one wakes up the session's own threads, where that is affordable
+PAIRS = (10, 30)  # smallest and largest number
+CANDIDATE_S = 2.0  # time for the pairs of one candidate, where that is more than the smallest number
+PAUSE_S = 0.02  # after a run, threads of a session spin for a while on the processors that the other session needs
+UNTIMED_BELOW_S = 1.0  # faster files run once untimed before each timed run, which wakes up the session's threads
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Two files, run in alternation.
+    """Times of two files that ran in alternation.
 
     Attributes:
-        original_ms, compiled_ms: median of one run, for one image.
-        ratio: median over pairs of the second's time over the first's, in the same pair.
-        pairs: how many.
-        threads: of ONNX Runtime.
+        original_ms, compiled_ms: median time of one run, on one image.
+        ratio: median over pairs of the compiled file's time divided by the original's.
+        pairs: number of pairs of runs.
+        threads: threads of ONNX Runtime.
     """
 
     original_ms: float
@@ -45,12 +45,12 @@ Timer = Callable[[bytes], Timing]
 
 
 class PairedTimer:
-    """Times files beside one original, so that what disturbs the machine disturbs both.
+    """Times files beside one original, in alternation.
 
     Args:
         original: the file that others are compared with.
         x: the input of every run.
-        threads: of each session.
+        threads: threads of each session.
     """
 
     def __init__(self, original: bytes, x: np.ndarray, threads: int) -> None:
@@ -58,37 +58,38 @@ class PairedTimer:
         self.original = backend.session(original, threads)
 
     def __call__(self, file: bytes) -> Timing:
-        both = (self.original, backend.session(file, self.threads))
-        slowest = max(self._once(session) for session in both)
+        """Time a file beside the original."""
+        sessions = (self.original, backend.session(file, self.threads))
+        slowest = max(self._once(session) for session in sessions)
         untimed = slowest < 1e3 * UNTIMED_BELOW_S
-        pair = 2 * (PAUSE_S + (1 + untimed) * slowest / 1e3)
-        pairs = max(PAIRS[0], min(PAIRS[1], int(CANDIDATE_S / pair)))
+        pair_s = 2 * (PAUSE_S + (1 + untimed) * slowest / 1e3)
+        pairs = max(PAIRS[0], min(PAIRS[1], int(CANDIDATE_S / pair_s)))
         times: tuple[list[float], list[float]] = ([], [])
         for number in range(pairs):
             for which in (0, 1) if number % 2 == 0 else (1, 0):
                 time.sleep(PAUSE_S)
                 if untimed:
-                    self._once(both[which])
-                times[which].append(self._once(both[which]))
+                    self._once(sessions[which])
+                times[which].append(self._once(sessions[which]))
         ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
         return Timing(statistics.median(times[0]), statistics.median(times[1]), ratio, pairs, self.threads)
 
-    def _once(self, session: Any) -> float:
+    def _once(self, session: onnxruntime.InferenceSession) -> float:
         return milliseconds(lambda: session.run(None, self.feed))
 
 
 def paired_timer(original: bytes, program: Program, target: str, seed: int, reporter: Reporter) -> Timer:
-    """Return what times files beside this one: on one image, with all processors.
+    """Return a timer that times files beside the original, on one image and with all processors.
 
     Args:
-        original: the file that others are timed beside.
-        program: which it is of.
-        target: what files are made for.
-        seed: of the image.
+        original: the original's file.
+        program: the original.
+        target: the target that files are exported for.
+        seed: seed of the image.
         reporter: told how long the timing takes.
 
     Raises:
-        UsageError: the files are for another target than this machine's processors.
+        UsageError: the target is not ``cpu``.
     """
     if target != "cpu":
         raise UsageError(

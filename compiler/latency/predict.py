@@ -1,11 +1,10 @@
-"""Where the time of an exported file goes: a prediction for each layer, beside the measured time of the file."""
+"""Latency of each layer of an exported file, predicted, beside the measured latency of the whole file."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import fx
@@ -16,37 +15,40 @@ from svitc.errors import UsageError
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import WEIGHTS
 from svitc.latency.microbenchmarks import LARGE, UNITS, Speeds, measure_speeds
-from svitc.latency.operator_costs import by_layer, optimized
+from svitc.latency.operator_costs import LayerCost, by_layer, optimized
 from svitc.passes.pipelines import exportable_program, quantize
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
 
-RUNS = 10
-MOST_THREADS = 256
+TIMED_RUNS = 10
+UNTIMED_RUNS = 2  # of a new session, which warms up
+MAX_THREADS = 256
 
 
 def one_image(program: Program, seed: int = 0) -> np.ndarray:
-    """The input of a timed run: one random image, or one sequence of event frames."""
+    """Return the input of a timed run: one random image, or one sequence of event frames."""
     return random_inputs(program, 1, 1, seed)[0].numpy()
 
 
-def milliseconds(run: Callable[[], Any]) -> float:
-    """What one call takes."""
+def milliseconds(run: Callable[[], object]) -> float:
+    """Return the time of one call, in ms."""
     start = time.perf_counter()
     run()
     return 1e3 * (time.perf_counter() - start)
 
 
 def check_settings(weights: str, threads: int | None) -> None:
-    """
+    """Check the type of weights and the number of threads.
+
     Raises:
-        UsageError: an unknown type of weights, or a number of threads that makes no sense.
+        UsageError: an unknown type of weights, or a number of threads out of range.
     """
     if weights not in WEIGHTS:
         raise UsageError(f"--weights {weights!r} is not a type", hint=f"Types are {', '.join(WEIGHTS)}.")
-    if threads is not None and not 0 < threads <= MOST_THREADS:
+    if threads is not None and not 0 < threads <= MAX_THREADS:
         raise UsageError(
-            f"--threads {threads} is not a number from 1 to {MOST_THREADS}", hint="For example --threads 2."
+            f"--threads {threads} is not a number from 1 to {MAX_THREADS}", hint="For example --threads 2."
         )
 
 
@@ -54,26 +56,26 @@ def predict(
     program: Program,
     weights: str = "fp32",
     threads: int | None = None,
-    runs: int = RUNS,
+    runs: int = TIMED_RUNS,
     speeds: Callable[[int], Speeds] = measure_speeds,
     reporter: Reporter | None = None,
-) -> dict[str, Any]:
-    """Predict what each layer of the exported file takes on this machine, and measure what the file takes.
+) -> JsonDict:
+    """Predict the latency of each layer of the exported file on this machine, and measure that of the whole file.
 
     Args:
-        program: one that trains, or a quantized one, whose weights are what they are.
-        weights: ``fp32`` or ``int8``.
-        threads: of ONNX Runtime; by default one a processor.
-        runs: timed runs of the whole file. Half of them come before the operators are timed and half after, so that
-            a machine that slows down or speeds up meanwhile does so for both.
-        speeds: measures the operators.
-        reporter: told of each stage.
+        program: a program that can still be trained, or a quantized one.
+        weights: ``fp32`` or ``int8``; ignored for a quantized program.
+        threads: threads of ONNX Runtime; by default one per processor.
+        runs: timed runs of the whole file. Half of them run before the operators are timed and half after, so that
+            a drift in the machine's speed affects both.
+        speeds: measures the speed of operators with a number of threads.
+        reporter: told about each stage.
 
     Returns:
         JSON values; see docs/latency.md for the keys.
 
     Raises:
-        UsageError: an unknown type of weights, or a number of threads that makes no sense.
+        UsageError: an unknown type of weights, or a number of threads out of range.
     """
     check_settings(weights, threads)
     threads = processors() if threads is None else threads
@@ -90,20 +92,20 @@ def predict(
     reporter.progress("time the file", 0)
     times = timed(file, x, threads, runs - runs // 2)
     reporter.progress("time operators", 0)
-    known = speeds(threads)
+    operator_speeds = speeds(threads)
     reporter.progress("time the file", 0)
     times += timed(file, x, threads, runs // 2)
-    rows = by_layer(optimized(file), known, kinds)
-    return {"weights": weights, "threads": threads, "batch": 1, "runs": runs, **_report(rows, times, known)}
+    rows = by_layer(optimized(file), operator_speeds, kinds)
+    return {"weights": weights, "threads": threads, "batch": 1, "runs": runs, **_report(rows, times, operator_speeds)}
 
 
-def _report(rows: list[dict[str, Any]], times: list[float], speeds: Speeds) -> dict[str, Any]:
+def _report(rows: Sequence[LayerCost], times: list[float], speeds: Speeds) -> JsonDict:
     """Return what was predicted and measured, as JSON values.
 
     Args:
-        rows: one a layer, with predicted ``seconds``.
-        times: of runs of the whole file, ms.
-        speeds: of the operators.
+        rows: one for each layer, with predicted ``seconds``.
+        times: times of runs of the whole file, in ms.
+        speeds: speeds of the operators.
     """
     predicted = 1e3 * sum(row["seconds"] for row in rows)
     measured = statistics.median(times)
@@ -135,13 +137,15 @@ def _report(rows: list[dict[str, Any]], times: list[float], speeds: Speeds) -> d
 
 
 def timed(file: bytes, x: np.ndarray, threads: int, runs: int) -> list[float]:
-    """Milliseconds of so many runs, one after the other, in a session of their own; two more before are not counted."""
+    """Return the times of consecutive runs in a new session, in ms, after two untimed runs."""
     session = backend.session(file, threads)
-    return [milliseconds(lambda: session.run(None, {backend.INPUT: x})) for _ in range(2 + runs)][2:]
+    return [milliseconds(lambda: session.run(None, {backend.INPUT: x})) for _ in range(UNTIMED_RUNS + runs)][
+        UNTIMED_RUNS:
+    ]
 
 
 def layer_kinds(program: Program) -> dict[str, str]:
-    """What the nodes of the exported file are named for, with the kind of each: a class or function."""
+    """Return layer or operation, as nodes of the exported file are named after it -> its class or function."""
     kinds = {}
     for node in program.graph.nodes:
         if node.op == "call_module":
@@ -152,16 +156,16 @@ def layer_kinds(program: Program) -> dict[str, str]:
 
 
 def _label(node: fx.Node) -> str:
-    """``blocks.0.add``: as the lowering names what it emits for an operation."""
+    """Return the name that the lowering gives to the ONNX nodes of an operation, such as ``blocks.0.add``."""
     return f"{node.meta.get('scope') or ''}.{getattr(node.target, '__name__', 'op')}".lstrip(".")
 
 
-def _kinds(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same by kind, what takes most first."""
-    found: dict[str, dict[str, Any]] = {}
+def _kinds(layers: list[JsonDict]) -> list[JsonDict]:
+    """Sum rows of layers by kind, the slowest kind first."""
+    kinds: dict[str, JsonDict] = {}
     for row in layers:
-        into = found.setdefault(row["kind"], {"kind": row["kind"], "layers": 0, "predicted_ms": 0.0, "share": 0.0})
-        into["layers"] += 1
+        total = kinds.setdefault(row["kind"], {"kind": row["kind"], "layers": 0, "predicted_ms": 0.0, "share": 0.0})
+        total["layers"] += 1
         for key in ("predicted_ms", "share"):
-            into[key] = round(into[key] + row[key], 5)
-    return sorted(found.values(), key=lambda row: -row["predicted_ms"])
+            total[key] = round(total[key] + row[key], 5)
+    return sorted(kinds.values(), key=lambda row: -row["predicted_ms"])

@@ -1,10 +1,10 @@
-"""The ONNX graph under construction: names, constants, and where each value of the program lies."""
+"""The ONNX graph under construction: names, constants, and the layout of each value of the program."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -21,18 +21,27 @@ from svitc.onnx.neuron_functions import AnyKind
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
+Attributes = Mapping[str, int | float | Sequence[int]]
+
+
+class FunctionKind(Protocol):
+    """A kind of neuron, which can be hashed and writes its own model-local function."""
+
+    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
+        """Write the function under a name that is not among ``used_names``."""
+        ...
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A value of the program, as it lies in the ONNX graph.
+    """A value of the program and its layout in the ONNX graph.
 
     Attributes:
-        value: the ONNX value, None for a constant that no node has read yet.
-        dims: how it lies. A token of ``view`` that is missing here is an axis along which it does not change
-            (a static image shown at every time step).
-        view: the dimensions that the program gives it, in the same tokens. Views change only this.
-        parameter: path of the parameter that this is, which no node computes.
+        value: the ONNX value; None for a parameter that no node has read yet.
+        dims: the layout in which it is stored. A token of ``view`` that is missing here is an axis along which the
+            value does not change (a static image that is shown at every time step).
+        view: its dimensions in the program, in the same tokens. View operations change only this.
+        parameter: path of the parameter, for a value that no node computes.
     """
 
     value: ir.Value | None
@@ -42,37 +51,41 @@ class Stored:
 
     @property
     def constant_along(self) -> Dim:
-        there = set(layout.flat(self.dims))
-        return tuple(token for token in layout.flat(self.view) if token not in there)
+        """Return the axes of the view along which the value does not change, so that they are not stored."""
+        stored = set(layout.flat(self.dims))
+        return tuple(token for token in layout.flat(self.view) if token not in stored)
 
     @property
     def in_order(self) -> bool:
-        """Whether it lies as the program sees it but for the grouping of dimensions."""
+        """Return whether the elements are stored in the program's order; dimensions may be grouped differently."""
         return layout.flat(self.dims) == layout.flat(layout.without(self.view, self.constant_along))
 
 
 class Names:
-    """Unique names: the second ``add`` is ``add_2``."""
+    """A source of unique names: the second ``add`` becomes ``add_2``."""
 
     def __init__(self) -> None:
         self._count: dict[str, int] = {}
 
-    def __call__(self, wanted: str) -> str:
-        name = wanted
+    def __call__(self, base: str) -> str:
+        """Return ``base``, or ``base`` with the first free number, and mark the name as used."""
+        name = base
         while name in self._count:
-            self._count[wanted] += 1
-            name = f"{wanted}_{self._count[wanted]}"
+            self._count[base] += 1
+            name = f"{base}_{self._count[base]}"
         self._count[name] = 1
         return name
 
 
 class Builder:
-    """Emits ONNX nodes in order; rules (rules.py) call it, one for each node of the program.
+    """Emits ONNX nodes in order; the rules (float_rules.py) call it, one rule for each node of the program.
 
     Attributes:
-        target: what the file is made for.
-        nodes, initializers, functions: what was emitted.
-        name: the ONNX name of the node being lowered.
+        target: what the file is written for.
+        nodes, initializers, functions: what was emitted so far.
+        cache: values that were emitted before, by what was asked for.
+        stored: the layout of each lowered node's value.
+        name: ONNX name of the main node of the layer that is being lowered.
     """
 
     def __init__(self, program: Program, target: Target = CPU) -> None:
@@ -80,8 +93,8 @@ class Builder:
         self.target = target
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
-        self.functions: dict[AnyKind, ir.Function] = {}
-        self.cache: dict[Any, Any] = {}
+        self.functions: dict[FunctionKind, ir.Function] = {}
+        self.cache: dict[Hashable, Any] = {}
         self.stored: dict[fx.Node, Stored] = {}
         self.name = ""
         self._scope = ""
@@ -95,41 +108,50 @@ class Builder:
                     self._names[node] = self._node_names(_label(node))
 
     def enter(self, node: fx.Node) -> None:
-        """Name what follows after ``node``."""
+        """Name the nodes emitted from now on after ``node``."""
         self.name = self._names.get(node, str(node.target))
         self._scope = _scope(node)
 
     # values of the program
 
-    def at(self, node: Any) -> Stored:
+    def at(self, node: object) -> Stored:
+        """Return the stored value of a node.
+
+        Args:
+            node: argument of another node.
+
+        Raises:
+            InternalError: the argument is not a tensor that was lowered.
+        """
         if not isinstance(node, fx.Node) or node not in self.stored:
             raise InternalError(f"{self.name} reads {node!r}, which is not a tensor that was lowered")
         return self.stored[node]
 
     def store(self, value: ir.Value, dims: Dims, view: Dims | None = None) -> Stored:
+        """Record a value with its layout; ``view`` is the layout itself unless it is given."""
         return Stored(value, dims, dims if view is None else view)
 
     def read(self, stored: Stored, dims: Dims) -> ir.Value:
-        """The value in the layout ``dims``, with the views that this takes; the same request is met once."""
+        """Return the value in the layout ``dims``, emitting the view operations that this takes, once each."""
         if stored.constant_along:
             return self._repeated(stored, dims)
         if stored.value is None:
             return self._parameter(stored, dims)
         value = stored.value
-        for step in layout.steps(stored.dims, dims):
-            key = (value, step.op, step.dims)
+        for view in layout.view_operations(stored.dims, dims):
+            key = (value, view.op, view.dims)
             if key not in self.cache:
-                if step.op == "Reshape":
-                    target = self.integers("shape", step.operand)
-                    self.cache[key] = self.op("Reshape", [value, target], step.dims, helper="reshape")
+                if view.op == "Reshape":
+                    target = self.integers("shape", view.operand)
+                    self.cache[key] = self.op("Reshape", [value, target], view.dims, helper="reshape")
                 else:
-                    perm = {"perm": list(step.operand)}
-                    self.cache[key] = self.op("Transpose", [value], step.dims, perm, helper="transpose")
+                    perm = {"perm": list(view.operand)}
+                    self.cache[key] = self.op("Transpose", [value], view.dims, perm, helper="transpose")
             value = self.cache[key]
         return value
 
     def _repeated(self, stored: Stored, dims: Dims) -> ir.Value:
-        """Write out the axes along which a value does not change."""
+        """Repeat a value along the axes along which it does not change."""
         new = stored.constant_along
         bare = Stored(stored.value, stored.dims, layout.without(stored.view, new), stored.parameter)
         key = (stored.parameter or stored.value, "repeat", dims)
@@ -140,24 +162,24 @@ class Builder:
             copies = [self.read(bare, layout.without(dims, new))] * new[0].size
             value = self.op("Concat", copies, dims, {"axis": 0}, helper="repeat")
         else:
-            each = tuple((token,) for token in layout.flat(dims))
-            target = self.integers("shape", [token.size if token in new else 1 for (token,) in each])
-            thin = self.read(bare, layout.without(each, new))
-            value = self.op("Expand", [thin, target], each, helper="repeat")
-            value = self.read(self.store(value, each), dims)
+            split = tuple((token,) for token in layout.flat(dims))
+            target = self.integers("shape", [token.size if token in new else 1 for (token,) in split])
+            thin = self.read(bare, layout.without(split, new))
+            value = self.op("Expand", [thin, target], split, helper="repeat")
+            value = self.read(self.store(value, split), dims)
         self.cache[key] = value
         return value
 
     def _parameter(self, stored: Stored, dims: Dims) -> ir.Value:
-        """A parameter in the layout ``dims``: moved here, so that the file need not move it."""
+        """Return a parameter in the layout ``dims``, rearranged now instead of in every run of the file."""
         key = (stored.parameter, dims)
         if key not in self.cache:
             values = as_array(attribute_of(self.program.module, stored.parameter))
             values = values.reshape(axes.shape(stored.dims))
-            for step in layout.steps(stored.dims, dims):
-                if step.op == "Transpose":
-                    values = values.transpose(step.operand)
-                values = values.reshape(axes.shape(step.dims))
+            for view in layout.view_operations(stored.dims, dims):
+                if view.op == "Transpose":
+                    values = values.transpose(view.operand)
+                values = values.reshape(axes.shape(view.dims))
             self.cache[key] = self.initializer(stored.parameter, values)
         return self.cache[key]
 
@@ -168,12 +190,12 @@ class Builder:
         operator: str | ir.Function,
         inputs: Sequence[ir.Value],
         dims: Dims,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Attributes | None = None,
         *,
         helper: str | None = None,
         dtype: ir.TensorType = FLOAT,
     ) -> ir.Value:
-        """Emit one node with one output, named for the layer, or for ``helper`` within its scope."""
+        """Emit one node with one output; ``dims`` is its layout, see ``ops`` for the other arguments."""
         return self.ops(operator, inputs, [dims], attributes, helper=helper, dtype=dtype)[0]
 
     def ops(
@@ -181,53 +203,59 @@ class Builder:
         operator: str | ir.Function,
         inputs: Sequence[ir.Value],
         dims: Sequence[Dims],
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Attributes | None = None,
         *,
         helper: str | None = None,
         dtype: ir.TensorType = FLOAT,
     ) -> list[ir.Value]:
-        """Emit one node.
+        """Emit one node and return its outputs.
 
         Args:
-            operator: of the default domain, or a function of the model to call.
-            inputs: values that it reads.
-            dims: the layout of each of its outputs.
-            attributes: of the operator.
-            helper: name of the node within its scope; None for the node that does the layer's own work.
-            dtype: of the outputs' elements.
+            operator: an operator of the default domain, or a model-local function to call.
+            inputs: values that the node reads.
+            dims: layout of each output.
+            attributes: the operator's attributes.
+            helper: name of the node within the layer's scope; None for the layer's main node, which is named by
+                the layer's path.
+            dtype: element type of the outputs.
         """
         name = self._main_name() if helper is None else self._node_names(f"{self._scope}.{helper}".lstrip("."))
         labels = [name] if len(dims) == 1 else [f"{name}.{i}" for i in range(len(dims))]
         outputs = [
-            ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(each)), type=dtype)
-            for label, each in zip(labels, dims, strict=True)
+            ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(output)), type=dtype)
+            for label, output in zip(labels, dims, strict=True)
         ]
         domain, op_type = (operator.domain, operator.name) if isinstance(operator, ir.Function) else ("", operator)
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name))
         return outputs
 
     def _main_name(self) -> str:
-        """The name of the node that does the layer's own work."""
+        """Return the name of the layer's main node."""
         return self.name
 
     def call(self, kind: AnyKind, inputs: Sequence[ir.Value], dims: Dims) -> ir.Value:
-        """Call the function of a kind of neuron, which is written on its first call."""
+        """Emit a call of the function of a kind of neuron."""
+        return self.op(self.function_of(kind), inputs, dims)
+
+    def function_of(self, kind: FunctionKind) -> ir.Function:
+        """Return the function of a kind of neuron; it is written when it is first asked for."""
         if kind not in self.functions:
-            taken = {function.name for function in self.functions.values()}
-            self.functions[kind] = kind.function(taken, self.target.opset)
-        return self.op(self.functions[kind], inputs, dims)
+            used_names = {function.name for function in self.functions.values()}
+            self.functions[kind] = kind.function(used_names, self.target.opset)
+        return self.functions[kind]
 
     # constants
 
     def initializer(self, name: str, values: np.ndarray) -> ir.Value:
+        """Add a constant to the file, under a unique name."""
         name = self._value_names(name)
-        values = np.ascontiguousarray(values).reshape(values.shape)  # which makes vectors of scalars
+        values = np.ascontiguousarray(values).reshape(values.shape)  # ascontiguousarray makes scalars vectors
         value = ir.val(name, const_value=ir.tensor(values, name=name))
         self.initializers.append(value)
         return value
 
     def weight(self, path: str, tensor: torch.Tensor, transpose: bool = False) -> ir.Value:
-        """A parameter as float32; layers that share it share one initializer."""
+        """Return a parameter as a float32 constant; layers that share it share one initializer."""
         key = ("weight", id(tensor) if isinstance(tensor, torch.nn.Parameter) else path, transpose)
         if key not in self.cache:
             values = as_array(tensor)
@@ -235,7 +263,7 @@ class Builder:
         return self.cache[key]
 
     def scalar(self, name: str, number: float) -> ir.Value:
-        """A float32 scalar; one initializer for each name and value."""
+        """Return a float32 scalar constant; there is one initializer for each name and value."""
         values = np.array(number, np.float32)
         key = ("scalar", name, values.tobytes())
         if key not in self.cache:
@@ -243,7 +271,7 @@ class Builder:
         return self.cache[key]
 
     def integers(self, name: str, numbers: Sequence[int]) -> ir.Value:
-        """An int64 vector: the shape, axes or repeats that some operators take as an input."""
+        """Return an int64 vector constant: a shape, axes or sizes that an operator takes as an input."""
         key = (name, tuple(numbers))
         if key not in self.cache:
             label = f"{name}.{'_'.join(map(str, numbers))}"
@@ -252,16 +280,17 @@ class Builder:
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values as a float32 array on the CPU."""
     return tensor.detach().to("cpu", torch.float32).numpy()
 
 
 def _scope(node: fx.Node) -> str:
-    """Path of the layer that a node belongs to."""
+    """Return the path of the layer that a node belongs to."""
     return str(node.target if node.op == "call_module" else node.meta.get("scope") or "")
 
 
 def _label(node: fx.Node) -> str:
-    """``blocks.0.mlp.fc1`` for a layer, ``blocks.0.add`` for an operation within one."""
+    """Return ``blocks.0.mlp.fc1`` for a layer, ``blocks.0.add`` for an operation within one."""
     if node.op == "call_module":
         return str(node.target)
     return f"{_scope(node)}.{getattr(node.target, '__name__', 'op')}".lstrip(".")

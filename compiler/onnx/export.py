@@ -1,4 +1,4 @@
-"""Export: from a program to an ONNX model, by the pipelines that every written file goes through."""
+"""Export a program to an ONNX model, through the passes that every written file goes through."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from svitc.passes.pipelines import exportable_program
 
 
 def exportable(program: Program, keep: bool = True, target: str = "cpu", narrowest: int | None = None) -> ir.Model:
-    """The ONNX model of a program that trains, or of a quantized one.
+    """Return the ONNX model of a trainable or quantized program.
 
     Args:
-        keep: leave the program as it is; else it is used up.
-        target: ``cpu`` or ``cuda``: which of ONNX Runtime's providers has a kernel for every node.
-        narrowest: the fewest bits that the file may store weights in.
+        program: the program to export.
+        keep: leave the program unchanged; otherwise it is consumed, which saves a copy.
+        target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
+        narrowest: smallest number of bits in which the file may store a weight.
 
     Raises:
-        UsageError: there is no such target, or no such type.
+        UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
-    made_for = backend.target_of(target, narrowest)  # before the work
-    return backend.lower(exportable_program(program, keep), made_for)
+    resolved = backend.target_of(target, narrowest)  # first, so that a wrong name is refused before the passes run
+    return backend.lower(exportable_program(program, keep), resolved)
 
 
 def export(program: Program, target: str = "cpu", narrowest: int | None = None) -> bytes:
-    """The ONNX file of a program that trains, or of a quantized one; the program is not changed.
+    """Return the ONNX file of a trainable or quantized program, which is left unchanged.
+
+    Args:
+        program: the program to export.
+        target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
+        narrowest: smallest number of bits in which the file may store a weight.
 
     Raises:
-        UsageError: there is no such target.
+        UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
     return backend.to_bytes(exportable(program, target=target, narrowest=narrowest))
 
 
 def export_proto(program: Program) -> onnx.ModelProto:
-    """The ONNX model of a program that is used up by it."""
+    """Return the ONNX model of a program, which is consumed."""
     return ir.to_proto(exportable(program, keep=False))

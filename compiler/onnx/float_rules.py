@@ -1,11 +1,14 @@
-"""One rule for each canonical operation: how it reads its inputs, what it emits and how that lies."""
+"""Rules that lower a float program, one for each canonical operation.
+
+A rule reads its inputs in the layout that it needs, emits nodes and says in which layout the result is stored.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -17,26 +20,43 @@ from svitc.ir.axes import Dim, Dims, size
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
-from svitc.onnx.builder import Builder, Stored
+from svitc.onnx.builder import Attributes, Builder, Stored
 from svitc.onnx.neuron_functions import AnyKind, integer_kind_of, kind_of
 
-Rule = Callable[[Builder, fx.Node, Any], Stored]
+BuilderT = TypeVar("BuilderT", bound=Builder)
+ResultT = TypeVar("ResultT")
+# (builder, node, the node's module or None) -> the stored value; each rule expects its own class of module
+LoweringRule = Callable[[BuilderT, fx.Node, Any], ResultT]
+Rule = LoweringRule[Builder, Stored]
 
 
-def apply_rule(b: Any, node: fx.Node, modules: Any, functions: Any, lowering: str) -> Any:
-    """What the rule for a node's layer or function gives.
+def apply_rule(
+    b: BuilderT,
+    node: fx.Node,
+    modules: Mapping[type, LoweringRule[BuilderT, ResultT]],
+    functions: Mapping[Any, LoweringRule[BuilderT, ResultT]],
+    lowering: str,
+) -> ResultT:
+    """Lower one node by the rule for its layer or function.
+
+    Args:
+        b: builder that the rule emits nodes to.
+        node: a call of a layer or function.
+        modules: rules by class of layer; the first that matches applies.
+        functions: rules by function.
+        lowering: name of the lowering, for the error message.
 
     Raises:
-        InternalError: there is none.
-        UnsupportedError: the rule's own, with the user's line.
+        InternalError: no rule applies.
+        UnsupportedError: the rule refuses the node; the error names the line of the user's code.
     """
     module = b.program.module_of(node)
     rule = functions.get(node.target)
     if module is not None:
         rule = next((r for kind, r in modules.items() if isinstance(module, kind)), None)
     if rule is None:
-        what = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-        raise InternalError(f"{b.name}: {what} has no {lowering} lowering", where=node.meta.get("source"))
+        operation = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        raise InternalError(f"{b.name}: {operation} has no {lowering} lowering", where=node.meta.get("source"))
     try:
         return rule(b, node, module)
     except UnsupportedError as error:
@@ -48,7 +68,8 @@ def apply_rule(b: Any, node: fx.Node, modules: Any, functions: Any, lowering: st
 
 
 def convolution(b: Builder, node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Stored:
-    attributes: dict[str, Any] = {
+    """Lower a convolution to Conv."""
+    attributes: dict[str, int | list[int]] = {
         "kernel_shape": list(module.kernel_size),
         "pads": [int(p) for p in module.padding] * 2,
         "strides": list(module.stride),
@@ -61,6 +82,7 @@ def convolution(b: Builder, node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Sto
 
 
 def linear(b: Builder, node: fx.Node, module: nn.Linear) -> Stored:
+    """Lower a linear layer: Gemm for an input of two dimensions, otherwise MatMul and an addition of the bias."""
     if len(layout.physical(b.at(node.args[0]).view)) == 2:
         return _layer(b, node, "Gemm", _parameters(b, node, module, ("weight", "bias")), {"transB": 1})
     product = _layer(b, node, "MatMul", [b.weight(f"{node.target}.weight", module.weight, transpose=True)])
@@ -72,11 +94,15 @@ def linear(b: Builder, node: fx.Node, module: nn.Linear) -> Stored:
 
 
 def batch_norm(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> Stored:
+    """Lower a batch norm in evaluation mode."""
     return _layer(b, node, "BatchNormalization", norm_weights(b, node, module), {"epsilon": float(module.eps)})
 
 
 def norm_weights(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> list[ir.Value]:
-    """Scale, shift, mean and variance of a batch norm."""
+    """Return the inputs of BatchNormalization after the first: scale, shift, mean and variance.
+
+    A batch norm without learned scale and shift gets 1 and 0.
+    """
     one = torch.ones(module.num_features)
     values = {
         "weight": one if module.weight is None else module.weight,
@@ -84,26 +110,32 @@ def norm_weights(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNor
         "running_mean": module.running_mean,
         "running_var": module.running_var,
     }
-    return [b.weight(f"{node.target}.{name}", each) for name, each in values.items() if each is not None]
+    return [b.weight(f"{node.target}.{name}", value) for name, value in values.items() if value is not None]
 
 
 def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
+    """Lower a max pooling layer."""
     if module.return_indices:
         raise UnsupportedError(f"{node.target}: a pooling layer that returns indices has no lowering")
-    attributes = window(module)
+    attributes: dict[str, int | list[int]] = {**window(module)}
     if pair_of(module.dilation) != [1, 1]:
         attributes["dilations"] = pair_of(module.dilation)
-    return _layer(b, node, "MaxPool", (), attributes | ({"ceil_mode": 1} if module.ceil_mode else {}))
+    if module.ceil_mode:
+        attributes["ceil_mode"] = 1
+    return _layer(b, node, "MaxPool", (), attributes)
 
 
 def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
-    attributes = window(module)
+    """Lower an average pooling layer."""
+    attributes: dict[str, int | list[int]] = {**window(module)}
     if module.divisor_override is not None:
-        raise UnsupportedError(f"{node.target}: average pooling with a divisor of its own has no lowering")
-    if module.ceil_mode and _partial(b.at(node.args[0]).view[2:], attributes):
         raise UnsupportedError(
-            f"{node.target}: average pooling over windows that are cut off (ceil_mode) has no lowering",
-            hint="Runtimes differ in what they divide by there; use ceil_mode=False.",
+            f"{node.target}: average pooling with a divisor of its own (divisor_override) has no lowering"
+        )
+    if module.ceil_mode and _has_cut_windows(b.at(node.args[0]).view[2:], window(module)):
+        raise UnsupportedError(
+            f"{node.target}: average pooling over windows that are cut off at the border (ceil_mode) has no lowering",
+            hint="Runtimes divide such windows by different numbers; use ceil_mode=False.",
         )
     if module.count_include_pad:
         attributes["count_include_pad"] = 1
@@ -111,28 +143,34 @@ def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
 
 
 def zero_pad(b: Builder, node: fx.Node, module: nn.ZeroPad2d) -> Stored:
+    """Lower zero padding of rows and columns."""
     left, right, top, bottom = module.padding
     rest = [0] * (len(layout.physical(b.at(node.args[0]).view)) - 2)
     return _layer(b, node, "Pad", [b.integers("pads", [*rest, top, left, *rest, bottom, right])])
 
 
 def integer_spike(b: Builder, node: fx.Node, module: ops.IntegerSpike) -> Stored:
-    """It works on elements: any layout will do that keeps their order, by which they are compared (neuron_split.py)."""
+    """Lower a neuron without a membrane.
+
+    It is elementwise, so its input is read as it is stored if the elements are in the program's order, on which the
+    comparison with the reference relies (surgery/neuron_split.py).
+    """
     source = b.at(node.args[0])
-    as_it_lies = source.in_order and not source.constant_along and source.value is not None
-    dims = source.dims if as_it_lies else layout.physical(source.view, keep=0)
+    usable = source.in_order and not source.constant_along and source.value is not None
+    dims = source.dims if usable else layout.physical(source.view, keep=0)
     kind = integer_kind_of(module)
     return b.store(b.call(kind, [b.read(source, dims), *_scalars(b, kind)], dims), dims, source.view)
 
 
 def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
+    """Lower a neuron with a membrane to a call of its kind's function; a static input is given once."""
     source = b.at(node.args[0])
     time = source.view[0]
     static = source.constant_along == time != ()
     if static:
         source = Stored(source.value, source.dims, layout.without(source.view, time), source.parameter)
     outermost = static or (len(source.dims) > 0 and source.dims[0][: len(time)] == time)
-    # it works on elements, so that any grouping of the dimensions will do
+    # elementwise but for time, so any grouping of the other dimensions will do
     dims = source.dims if source.in_order and outermost else layout.physical(source.view, keep=0)
     kind = kind_of(str(node.target), module, size(time), static)
     inputs = [b.read(source, dims)]
@@ -147,25 +185,26 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
 
 
 def rearrange(b: Builder, node: fx.Node, _: None) -> Stored:
-    """A view emits nothing; what reads it finds the shortest way from how the value lies."""
+    """Lower a view, which emits nothing: the readers rearrange the stored value as they need it."""
     source = b.at(node.args[0])
     view = layout.rearranged(source.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
     return Stored(source.value, source.dims, view, source.parameter)
 
 
 def elementwise(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower a sum, difference or product of two tensors, or a product or quotient of a tensor and a number."""
     left, right = node.args
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return _scaled(b, node)
     op_type = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}[node.target]  # type: ignore[index]
     pair = (b.at(left), b.at(right))
-    dims, wanted, view = common_layout(*pair)
-    inputs = [b.read(stored, each) for stored, each in zip(pair, wanted, strict=True)]
+    dims, operand_dims, view = common_layout(*pair)
+    inputs = [b.read(stored, operand) for stored, operand in zip(pair, operand_dims, strict=True)]
     return b.store(b.op(op_type, inputs, dims), dims, view)
 
 
 def _scaled(b: Builder, node: fx.Node) -> Stored:
-    """A tensor times or over a number."""
+    """Lower a tensor multiplied or divided by a number."""
     left, right = node.args
     number = left if isinstance(right, fx.Node) else right
     x = b.at(right if isinstance(right, fx.Node) else left)
@@ -174,13 +213,14 @@ def _scaled(b: Builder, node: fx.Node) -> Stored:
         return x
     divide = node.target is operator.truediv and abs(math.frexp(number)[0]) != 0.5
     if node.target is operator.truediv and not divide:
-        number = 1 / number  # a power of two: the product is the quotient
+        number = 1 / number  # a power of two: the product has the same bits as the quotient
     factor = b.scalar(f"{'divisor' if divide else 'factor'}.{number:g}", float(number))
     value = x.value if x.value is not None else b.read(x, x.dims)
     return b.store(b.op("Div" if divide else "Mul", [value, factor], x.dims), x.dims, x.view)
 
 
 def matmul(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower a matrix product of two activations."""
     left, right = b.at(node.args[0]), b.at(node.args[1])
     view = layout.fresh((*left.view[:-1], right.view[-1]))
     inputs = [b.read(s, layout.physical(s.view, keep=2)) for s in (left, right)]
@@ -189,22 +229,24 @@ def matmul(b: Builder, node: fx.Node, _: None) -> Stored:
 
 
 def reduction(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower a mean or sum over dimensions."""
     x = b.at(node.args[0])
-    gone, keep = set(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
-    lost = layout.flat([dim for i, dim in enumerate(x.view) if i in gone])  # type: ignore[arg-type]
-    view = tuple(() if i in gone else dim for i, dim in enumerate(x.view) if keep or i not in gone)
-    if not lost:
+    reduced, keep = set(node.kwargs["dim"]), bool(node.kwargs["keepdim"])  # type: ignore[arg-type]
+    tokens = layout.flat(tuple(dim for i, dim in enumerate(x.view) if i in reduced))
+    view = tuple(() if i in reduced else dim for i, dim in enumerate(x.view) if keep or i not in reduced)
+    if not tokens:
         return Stored(x.value, x.dims, view, x.parameter)  # over dimensions of size 1
     start = x.dims if not x.constant_along and x.value is not None else layout.physical(x.view)
-    dims = tuple(part for dim in start for part in runs(dim, lost))  # only a mixed dimension is split
-    over = [i for i, dim in enumerate(dims) if dim and dim[0] in lost]
+    dims = tuple(run for dim in start for run in runs(dim, tokens))  # only a mixed dimension is split
+    reduced_axes = [i for i, dim in enumerate(dims) if dim and dim[0] in tokens]
     op_type = "ReduceMean" if node.target is torch.mean else "ReduceSum"
-    out = tuple(() if i in over else dim for i, dim in enumerate(dims) if keep or i not in over)
-    value = b.op(op_type, [b.read(x, dims), b.integers("axes", over)], out, {} if keep else {"keepdims": 0})
+    out = tuple(() if i in reduced_axes else dim for i, dim in enumerate(dims) if keep or i not in reduced_axes)
+    value = b.op(op_type, [b.read(x, dims), b.integers("axes", reduced_axes)], out, {} if keep else {"keepdims": 0})
     return b.store(value, out, view)
 
 
 def block(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower one of the equal blocks of a dimension; one Split gives all of them."""
     source, dim, index, count = node.args
     assert isinstance(dim, int) and isinstance(count, int) and isinstance(index, int)
     x = b.at(source)
@@ -214,7 +256,7 @@ def block(b: Builder, node: fx.Node, _: None) -> Stored:
         dims, axis = x.view, dim
     rest = layout.blocks(dims[axis], count)
     out = (*dims[:axis], rest, *dims[axis + 1 :])
-    key = ("blocks", source, dim, count)  # one Split makes them all
+    key = ("blocks", source, dim, count)
     if key not in b.cache:
         attributes = {"axis": axis, "num_outputs": count}
         b.cache[key] = b.ops("Split", [b.read(x, dims)], [out] * count, attributes, helper="split")
@@ -222,7 +264,7 @@ def block(b: Builder, node: fx.Node, _: None) -> Stored:
 
 
 def part(b: Builder, node: fx.Node, _: None) -> Stored:
-    """A range of a dimension; one Split makes all the ranges that tile it."""
+    """Lower a range of a dimension; one Split gives all ranges, which together must cover it."""
     source, dim = node.args[0], node.args[1]
     assert isinstance(source, fx.Node) and isinstance(dim, int)
     readers = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[arg-type]
@@ -231,7 +273,7 @@ def part(b: Builder, node: fx.Node, _: None) -> Stored:
     dims = layout.physical(x.view, keep=0)
     axis = dim - (len(x.view) - len(dims))
     if sum(sizes) != axes.size(dims[axis]):
-        raise InternalError(f"{b.name}: the ranges of {source.target} do not tile it")
+        raise InternalError(f"{b.name}: the ranges of {source.target} do not cover its dimension {dim} exactly")
     key = ("ranges", source, dim)
     if key not in b.cache:
         rests = [layout.fresh(b.program.type_of(u))[dim] for u in readers]
@@ -244,7 +286,7 @@ def part(b: Builder, node: fx.Node, _: None) -> Stored:
 
 
 def attribute(b: Builder, node: fx.Node, _: None) -> Stored:
-    """A bare parameter; it is written in the layout in which it is read."""
+    """Lower a parameter that the program reads directly; it is written in the layout in which it is read."""
     dims = layout.fresh(b.program.type_of(node))
     return Stored(None, dims, dims, str(node.target))
 
@@ -257,9 +299,9 @@ def _layer(
     node: fx.Node,
     op_type: str,
     weights: Sequence[ir.Value],
-    attributes: dict[str, Any] | None = None,
+    attributes: Attributes | None = None,
 ) -> Stored:
-    """One node that reads the physical form of the layer's input and gives that of its output."""
+    """Emit one node that reads the layer's input and writes its output, both in their physical layout."""
     source = b.at(node.args[0])
     view = layout.fresh(b.program.type_of(node))
     dims = layout.physical(view)
@@ -268,19 +310,23 @@ def _layer(
 
 
 def _parameters(b: Builder, node: fx.Node, module: nn.Module, names: Sequence[str]) -> list[ir.Value]:
-    found = [(name, getattr(module, name)) for name in names]
-    return [b.weight(f"{node.target}.{name}", value) for name, value in found if value is not None]
+    """Return the constants of a layer's parameters, without those that the layer does not have."""
+    parameters = [(name, getattr(module, name)) for name in names]
+    return [b.weight(f"{node.target}.{name}", value) for name, value in parameters if value is not None]
 
 
 def _scalars(b: Builder, kind: AnyKind) -> list[ir.Value]:
+    """Return the scalar inputs of a neuron's function."""
     return [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
 
 def pair_of(value: int | tuple[int, ...]) -> list[int]:
+    """Return a pooling option as one number for each of the two dimensions."""
     return [value] * 2 if isinstance(value, int) else list(value)
 
 
-def window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
+def window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, list[int]]:
+    """Return the ONNX attributes of a pooling layer's windows."""
     return {
         "kernel_shape": pair_of(module.kernel_size),
         "pads": pair_of(module.padding) * 2,
@@ -288,20 +334,21 @@ def window(module: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
     }
 
 
-def _partial(pixels: Dims, window: dict[str, Any]) -> bool:
+def _has_cut_windows(pixels: Dims, window: Mapping[str, list[int]]) -> bool:
+    """Return whether the last windows of a pooling layer reach beyond its padded input."""
     spans = zip(pixels, window["pads"][:2], window["kernel_shape"], window["strides"], strict=True)
     return any((size(dim) + 2 * pad - kernel) % stride for dim, pad, kernel, stride in spans)
 
 
-def runs(dim: Dim, lost: Dim) -> list[Dim]:
-    """A dimension in runs of tokens that are reduced and tokens that stay."""
-    runs: list[Dim] = []
+def runs(dim: Dim, reduced: Dim) -> list[Dim]:
+    """Split a dimension into maximal runs of tokens that are reduced and of tokens that are not."""
+    parts: list[Dim] = []
     for token in dim:
-        if runs and (runs[-1][-1] in lost) == (token in lost):
-            runs[-1] += (token,)
+        if parts and (parts[-1][-1] in reduced) == (token in reduced):
+            parts[-1] += (token,)
         else:
-            runs.append((token,))
-    return runs or [()]
+            parts.append((token,))
+    return parts or [()]
 
 
 MODULE_RULES: dict[type, Rule] = {

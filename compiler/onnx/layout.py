@@ -1,12 +1,13 @@
-"""Layout: how a value lies in memory, against what its axis type says, and the cheapest way between two.
+"""Layout: how a value is stored, apart from its shape in the program, and the cheapest way from one layout to another.
 
-Time and batch are the two leading dimensions of almost every value in a spiking model. They lie in memory as
-one dimension ``(t b)``, so that convolutions, batch norms and matrix products see an ordinary batch, and a
-view that only merges or splits the two costs nothing.
+Time and batch are the two leading dimensions of almost every value in a spiking model. They are stored as one
+dimension ``(t b)``, so that convolutions, batch norms and matrix products see an ordinary batch, and a view that
+only merges or splits the two costs nothing.
 
-A layout is a tuple of dimensions, each an ordered product of *tokens*. A token is a private ``Axis`` that
-belongs to one value: in a type one axis may stand twice (channels by channels, pixels by pixels), where only
-its place says which is meant. Axes of size 1 have no token: ``()`` is a dimension of size 1.
+A layout is a tuple of dimensions, each of which is an ordered product of *tokens*. A token is an ``Axis`` that belongs
+to one value alone. The axes of the program's types would not do: in a type one axis may occur twice (channels by
+channels, pixels by pixels), and only its place tells which one is meant. Axes of size 1 have no token: ``()`` is a
+dimension of size 1.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class ViewOperation:
 
     Attributes:
         op: ``Reshape`` or ``Transpose``.
-        dims: the layout after it.
-        operand: Reshape: the target, where 0 copies a dimension and -1 takes what is left, so that the batch
-            stays dynamic. Transpose: the permutation.
+        dims: the layout after the operation.
+        operand: for Reshape the target shape, where 0 copies a dimension and -1 takes the remaining elements, so that
+            the batch stays dynamic; for Transpose the permutation.
     """
 
     op: str
@@ -40,7 +41,7 @@ class ViewOperation:
 
 
 def fresh(dims: Dims) -> Dims:
-    """Tokens for a value of this type: one for each axis that is not of size 1."""
+    """Return new tokens for a value of this type: one for each axis that is not of size 1, and for the batch."""
     return tuple(
         tuple(Axis(a.name, a.size, a.kind, a.letter) for a in dim if a.size != 1 or a.kind == Kind.BATCH)
         for dim in dims
@@ -48,11 +49,17 @@ def fresh(dims: Dims) -> Dims:
 
 
 def flat(dims: Dims) -> Dim:
+    """Return all tokens of a layout, in order."""
     return tuple(token for dim in dims for token in dim)
 
 
 def physical(view: Dims, keep: int = 1) -> Dims:
-    """``[t, b, rest...]`` as ``[(t b), rest...]``, any other form as it is; the last ``keep`` stay apart."""
+    """Return the layout in which operators read a view: ``[t, b, rest...]`` as ``[(t b), rest...]``.
+
+    Args:
+        view: the value's dimensions in the program; any other form is returned as it is.
+        keep: number of last dimensions that must not be merged.
+    """
     if len(view) - keep < 2:
         return view
     time, batch = view[:2]
@@ -61,27 +68,32 @@ def physical(view: Dims, keep: int = 1) -> Dims:
     return view
 
 
-def without(dims: Dims, gone: Iterable[Axis]) -> Dims:
-    """The same dimensions less some tokens."""
-    lost = set(gone)
-    return tuple(tuple(token for token in dim if token not in lost) for dim in dims)
+def without(dims: Dims, tokens: Iterable[Axis]) -> Dims:
+    """Return the layout without some of its tokens."""
+    removed = set(tokens)
+    return tuple(tuple(token for token in dim if token not in removed) for dim in dims)
 
 
 def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> Dims:
-    """A view after an einops pattern, with new tokens for the letters that only its right side has.
+    """Return a view after an einops pattern, with new tokens for letters that only the right side has.
+
+    Args:
+        view: the dimensions before.
+        pattern: einops pattern.
+        sizes: sizes of the pattern's letters.
 
     Raises:
-        InternalError: a letter takes part of a token, which inference would have split.
+        InternalError: a letter stands for part of a token, although type inference should have split that axis.
     """
     left, right = parse_pattern(pattern)
     bound: dict[str, Dim] = {}
     for letters, dim in zip(left, view, strict=True):
-        known = 1
+        known_size = 1
         for letter in letters:
-            known *= sizes.get(letter, 1)
+            known_size *= sizes.get(letter, 1)
         rest = list(dim)
         for letter in letters:
-            bound[letter] = _take(rest, sizes.get(letter, axes.size(dim) // known), pattern)
+            bound[letter] = _take(rest, sizes.get(letter, axes.size(dim) // known_size), pattern)
     for position, letters in enumerate(right):
         for letter in letters:
             if letter not in bound:
@@ -90,24 +102,32 @@ def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> Dims:
     return tuple(flat(tuple(bound[letter] for letter in letters)) for letters in right)
 
 
-def _take(tokens: list[Axis], wanted: int, pattern: str) -> Dim:
-    got: list[Axis] = []
-    while axes.size(got) < wanted and tokens:
-        got.append(tokens.pop(0))
-    if axes.size(got) != wanted:
+def _take(tokens: list[Axis], size: int, pattern: str) -> Dim:
+    """Remove the first tokens whose product is ``size`` from the list and return them."""
+    taken: list[Axis] = []
+    while axes.size(taken) < size and tokens:
+        taken.append(tokens.pop(0))
+    if axes.size(taken) != size:
         raise InternalError(f"{pattern!r} does not fit the axes of its input")
-    return tuple(got)
+    return tuple(taken)
 
 
 def blocks(dim: Dim, count: int) -> Dim:
-    """What is left of a dimension in each of its ``count`` equal blocks."""
+    """Return the tokens that remain of a dimension in each of its ``count`` equal blocks."""
     rest = list(dim)
     _take(rest, count, f"{count} blocks")
     return tuple(rest)
 
 
-def steps(source: Dims, target: Dims) -> list[ViewOperation]:
-    """The fewest view operations from one layout to another of the same tokens: none, one, two or three."""
+def view_operations(source: Dims, target: Dims) -> list[ViewOperation]:
+    """Return the shortest list of view operations from one layout to another of the same tokens.
+
+    Returns:
+        at most three operations; none for equal layouts.
+
+    Raises:
+        InternalError: the layouts do not have the same tokens.
+    """
     if source == target:
         return []
     before, after = flat(source), flat(target)
@@ -115,24 +135,24 @@ def steps(source: Dims, target: Dims) -> list[ViewOperation]:
         return [_reshape(source, target)]
     if set(map(id, before)) != set(map(id, after)):
         raise InternalError(f"{axes.show(source)} does not have the axes of {axes.show(target)}")
-    if _together(source, after):  # each input dimension moves as a whole
-        middle = _sorted(source, after)
+    if _is_contiguous(source, after):  # every input dimension moves as a unit
+        middle = _ordered(source, after)
         if middle == tuple(dim for dim in target if dim) and len(source) == len(target):
             middle = target
         else:
             middle = ((),) * source.count(()) + middle
-        found = [_transpose(source, middle)]
-        return found if middle == target else [*found, _reshape(middle, target)]
-    if _together(target, before):  # each output dimension comes as a whole
-        middle = ((),) * target.count(()) + _sorted(target, before)
+        operations = [_transpose(source, middle)]
+        return operations if middle == target else [*operations, _reshape(middle, target)]
+    if _is_contiguous(target, before):  # every output dimension moves as a unit
+        middle = ((),) * target.count(()) + _ordered(target, before)
         return [_reshape(source, middle), _transpose(middle, target)]
     runs = _runs(before, after)
-    first, last = _sorted(runs, before), _sorted(runs, after)
+    first, last = _ordered(runs, before), _ordered(runs, after)
     return [_reshape(source, first), _transpose(first, last), _reshape(last, target)]
 
 
 def shape(dims: Dims) -> Shape:
-    """Sizes, with ``N`` or ``4*N`` where the batch is."""
+    """Return the ONNX shape of a layout, with ``N`` or, for example, ``4*N`` for a dimension with the batch."""
     sizes: list[int | str] = []
     for dim in dims:
         rest = axes.size(a for a in dim if a.kind != Kind.BATCH)
@@ -142,33 +162,36 @@ def shape(dims: Dims) -> Shape:
 
 
 def _reshape(source: Dims, target: Dims) -> ViewOperation:
+    """Return the Reshape between two layouts with the same order of tokens."""
     sizes = [0 if dim and source[i : i + 1] == (dim,) else axes.size(dim) for i, dim in enumerate(target)]
     free = [i for i, n in enumerate(sizes) if n != 0 and target[i]]
     dynamic = [i for i in free if any(token.kind == Kind.BATCH for token in target[i])]
-    for i in (dynamic or free)[-1:]:  # else the last, so that layers of every width share one target
+    for i in (dynamic or free)[-1:]:  # -1 for the batch, otherwise for the last: layers of every width share a target
         sizes[i] = -1
     return ViewOperation("Reshape", target, tuple(sizes))
 
 
 def _transpose(source: Dims, target: Dims) -> ViewOperation:
+    """Return the Transpose between two layouts with the same dimensions."""
     spare = [i for i, dim in enumerate(source) if not dim]
     place = {dim: i for i, dim in enumerate(source) if dim}
     return ViewOperation("Transpose", target, tuple(place[dim] if dim else spare.pop(0) for dim in target))
 
 
-def _together(dims: Dims, order: Dim) -> bool:
+def _is_contiguous(dims: Dims, order: Dim) -> bool:
+    """Return whether the tokens of every dimension follow one another in ``order``."""
     at = {id(token): i for i, token in enumerate(order)}
     return all(at[id(b)] == at[id(a)] + 1 for dim in dims for a, b in pairwise(dim))
 
 
-def _sorted(dims: Dims, order: Dim) -> Dims:
-    """The dimensions that are not empty, in the order of their first tokens."""
+def _ordered(dims: Dims, order: Dim) -> Dims:
+    """Return the dimensions that are not empty, sorted by the place of their first token in ``order``."""
     at = {id(token): i for i, token in enumerate(order)}
     return tuple(sorted((dim for dim in dims if dim), key=lambda dim: at[id(dim[0])]))
 
 
 def _runs(before: Dim, after: Dim) -> Dims:
-    """Maximal runs of tokens that stay side by side."""
+    """Split ``before`` into maximal runs of tokens that follow one another in ``after`` too."""
     follows = {(id(a), id(b)) for a, b in pairwise(after)}
     runs: list[list[Axis]] = [[before[0]]]
     for a, b in pairwise(before):

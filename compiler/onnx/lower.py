@@ -1,7 +1,7 @@
-"""Lower a program to one ONNX model of default-domain operators, and look at the file that comes out.
+"""Lower a program to one ONNX model.
 
-Neurons are calls of model-local functions, whose bodies hold default-domain operators too, so that any
-runtime runs the file and any viewer shows a neuron as one node.
+Neurons are calls of model-local functions. Their bodies, like everything else, consist of default-domain operators, so
+that any runtime runs the file and any viewer shows a neuron as one node.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
 from svitc.onnx.unrolled.step_gain import step_gains
 
-IR_VERSIONS = {INT2_OPSET: 13}  # what that opset came with,
-IR_VERSION = 10  # and opset 21; read by every ONNX Runtime from 1.18 on
+IR_VERSIONS = {INT2_OPSET: 13}  # the IR version that this opset was released with
+IR_VERSION = 10  # that of opset 21, which every ONNX Runtime since 1.18 reads
 INPUT, OUTPUT = "x", "logits"
 
 
 def lower(program: Program, target: Target = CPU) -> ir.Model:
-    """The ONNX model of a program at any stage, in float32 or, of a quantized one, integers.
+    """Lower a program at any stage to an ONNX model: float32, or integer for a quantized program.
 
-    Input ``x`` and output ``logits`` have the program's own shapes, the batch dynamic as ``N``; within, time
-    and batch lie as one leading dimension (layout.py). Each layer's node is named by the layer's path, its
-    weights ``<path>.weight`` and so on. Weights are not copied where they are stored as they are. Linear in
-    the size of the program.
+    The input ``x`` and the output ``logits`` have the program's shapes, with the batch dynamic as ``N``; inside, time
+    and batch are stored as one leading dimension (layout.py). Each layer's node is named by the layer's path, its
+    weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The time is linear in the
+    size of the program.
 
     Raises:
-        UnsupportedError: a layer whose options no ONNX operator has.
-        InternalError: an operation that is not canonical.
+        UnsupportedError: a layer has options that no ONNX operator supports.
+        InternalError: an operation is not canonical.
     """
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
         if target.narrowest == 2 and 2 in stored_widths(program):
-            target = replace(target, opset=INT2_OPSET)  # the file's operators, too, are of that version
+            target = replace(target, opset=INT2_OPSET)  # an opset applies to the entire file
         return _model(program, *lower_nodes(program, step_gains(program), INPUT, target))
     return _model(program, *_nodes(program, target))
 
 
 def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, ir.Value]:
+    """Emit every node of a float program; return the builder, the input and the output."""
     b = Builder(program, target)
     x: ir.Value | None = None
     logits: ir.Value | None = None
@@ -69,7 +70,8 @@ def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, ir.Valu
 
 
 def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Model:
-    if logits.producer() is None:  # the input or a parameter itself: an output must come from a node
+    """Assemble the emitted nodes into a model."""
+    if logits.producer() is None:  # ONNX wants an output to come from a node, not to be the input or a parameter
         b.nodes.append(ir.node("Identity", [logits], outputs=[logits := _like(logits)], name="logits"))
     logits.name = OUTPUT
     graph = ir.Graph(
@@ -85,24 +87,26 @@ def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Mo
 
 
 def _rule(b: Builder, node: fx.Node) -> Stored:
+    """Apply the rule for one node of the program."""
     if node.op == "get_attr":
         return attribute(b, node, None)
     return apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "ONNX")
 
 
 def _verify(program: Program, node: fx.Node, stored: Stored) -> None:
-    """What a rule made must have the shape that inference found."""
+    """Raise InternalError unless a rule's result has the inferred shape."""
     if axes.shape(stored.view) != program.shape_of(node):
         shapes = f"shape {axes.shape(stored.view)}, its type is {program.shape_of(node)}"
         raise InternalError(f"{node.target} was lowered with {shapes}", where=node.meta.get("source"))
 
 
 def _like(value: ir.Value) -> ir.Value:
+    """Return a new value of the same shape for the model's output."""
     return ir.Value(name=OUTPUT, shape=value.shape, type=FLOAT)
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The file. The same program gives the same bytes."""
+    """Serialize a model; equal programs give equal bytes."""
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 

@@ -1,4 +1,4 @@
-"""Size of an ONNX model: bytes of its weights, number of its nodes."""
+"""The size of an ONNX model: bytes of its weights, number of its nodes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
 
 
 def weight_bytes(model: AnyModel) -> int:
-    """Bytes of all constants as the file stores them: weights, and the few bytes of scalars and shapes."""
+    """Return the bytes of all constants as stored in the file: weights, scalars and shapes.
+
+    Args:
+        model: a model, the bytes of a file or its path.
+
+    Raises:
+        InputError: no ONNX model can be read from the bytes or the path.
+    """
     if not isinstance(model, ir.Model):
-        model = ir.from_proto(_proto(model))
+        model = ir.from_proto(read_proto(model))
     graphs = [model.graph, *(function.graph for function in model.functions.values())]
     tensors = [v.const_value for g in graphs for v in g.initializers.values()]
     stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
@@ -26,15 +33,24 @@ def weight_bytes(model: AnyModel) -> int:
 
 
 def node_count(model: AnyModel, inlined: bool = True) -> int:
-    """Number of nodes, those in the bodies of called functions included when ``inlined``."""
-    proto = _proto(model)
+    """Return the number of nodes.
+
+    Args:
+        model: a model, the bytes of a file or its path.
+        inlined: count the nodes in the bodies of called functions instead of the calls.
+
+    Raises:
+        InputError: no ONNX model can be read from the bytes or the path.
+    """
+    proto = read_proto(model)
     return len((onnx.inliner.inline_local_functions(proto) if inlined else proto).graph.node)
 
 
-def _proto(model: AnyModel) -> onnx.ModelProto:
-    """
+def read_proto(model: AnyModel) -> onnx.ModelProto:
+    """Return the model as a protobuf message.
+
     Raises:
-        InputError: no ONNX model can be read there.
+        InputError: no ONNX model can be read from the bytes or the path.
     """
     if isinstance(model, ir.Model):
         return ir.to_proto(model)

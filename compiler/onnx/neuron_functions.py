@@ -1,17 +1,17 @@
-"""Neurons as model-local functions: one for each kind of neuron, called once for each layer of that kind.
+"""Neurons as model-local functions: one function for each kind of neuron, one call for each layer of that kind.
 
-The body is made of default-domain operators. It runs over values whose outermost axis is time,
-``[(t b), ...]`` or ``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input
-currents give equal spikes, bit for bit. The first step starts from the known reset voltage; the last does not
-reset. A neuron without state runs over values of any layout.
+The bodies consist of default-domain operators. A body reads and writes values whose outermost axis is time,
+``[(t b), ...]`` or ``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input currents
+give bit-identical spikes. The first step starts from the reset voltage, which is a constant; the last step does not
+reset. A neuron without a membrane accepts values of any layout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import onnx_ir as ir
 from torch import nn
@@ -25,17 +25,18 @@ KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's 
 
 @dataclass(frozen=True)
 class NeuronKind:
-    """All that a neuron's function depends on; layers of one kind share one function.
+    """Everything that a neuron's function depends on; layers of one kind share one function.
 
     Attributes:
         name: ``IF``, ``LIF``, ``PLIF`` or ``ILIF``.
         steps: number of time steps, at least 1.
-        threshold: voltage at which it fires.
-        reset: voltage after a spike, None to subtract the threshold instead.
+        threshold: membrane potential at which the neuron fires.
+        reset: membrane potential after a spike; None for a soft reset, which subtracts the threshold.
         tau: time constant in steps; None for IF (no leak) and PLIF (an input of the function).
-        decay_input: whether the input leaks as well; True where the kind leaves no choice, so that names are short.
-        count: most spikes in one step (ILIF; others fire once).
-        static: the input current is the same at every step and is given once.
+        decay_input: whether the input is multiplied by 1/tau too; True for kinds without that choice, which keeps
+            their names short.
+        count: largest number of spikes in one step (more than 1 for ILIF only).
+        static: whether the input current is the same at every step and is given once.
     """
 
     name: str
@@ -49,7 +50,7 @@ class NeuronKind:
 
     @property
     def title(self) -> str:
-        """A name for the function, such as ``LIF_tau2_T4``; two kinds may share one."""
+        """Return the function's name, such as ``LIF_tau2_T4``; two kinds may have the same one."""
         parts = [self.name]
         if self.tau is not None:
             parts.append(f"tau{self.tau:g}")
@@ -68,36 +69,42 @@ class NeuronKind:
 
     @property
     def takes_decay(self) -> bool:
-        """Whether the learned 1/tau is an input, the second."""
+        """Return whether the function's second input is PLIF's learned 1/tau."""
         return self.name == "PLIF" and (self.steps > 1 or self.decay_input)
 
     @property
     def constants(self) -> dict[str, float]:
-        """Scalars that the function takes after its current and PLIF's decay, by name, in order."""
-        found: dict[str, float] = {}
-        many = self.steps > 1
+        """Return the scalar inputs that follow the current and PLIF's decay, by name, in order."""
+        constants: dict[str, float] = {}
+        keeps_membrane = self.steps > 1
         if self.name == "ILIF":
             assert self.tau is not None
-            if many:
-                found["decay"] = 1.0 - 1.0 / self.tau
+            if keeps_membrane:
+                constants["decay"] = 1.0 - 1.0 / self.tau
             if self.threshold != 1:
-                found |= {"threshold": self.threshold}
-            return found | {"zero": 0.0, "most": float(self.count)}
-        found["threshold"] = self.threshold
-        if self.tau is not None and (many or self.decay_input):
-            found |= {"rate": 1 / self.tau} if _power_of_two(self.tau) else {"tau": self.tau}
-        if self.reset is not None and (many or self.reset != 0):
-            found["reset"] = self.reset
-        return found
+                constants |= {"threshold": self.threshold}
+            return constants | {"zero": 0.0, "most": float(self.count)}
+        constants["threshold"] = self.threshold
+        if self.tau is not None and (keeps_membrane or self.decay_input):
+            constants |= {"rate": 1 / self.tau} if _is_power_of_two(self.tau) else {"tau": self.tau}
+        if self.reset is not None and (keeps_membrane or self.reset != 0):
+            constants["reset"] = self.reset
+        return constants
 
-    def function(self, taken: Collection[str], opset: int) -> ir.Function:
-        """Write the function; ``taken`` are names in use."""
-        body = _Body(self)
+    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
+        """Write the model-local function.
+
+        Args:
+            used_names: names of the model's other functions.
+            opset: version of the default-domain operators.
+        """
+        body = NeuronBody(self, ["x", *(["decay"] if self.takes_decay else []), *self.constants])
         spikes = body.integer_spikes() if self.name == "ILIF" else body.spikes()
-        return _function(self, body, spikes, taken, opset)
+        return _function(self, body, spikes, used_names, opset)
 
     @property
     def formula(self) -> str:
+        """Return the documentation of the function that is written into the file: its equations."""
         v = "v" if not self.reset else f"(v - {self.reset:g})"
         rate = "sigmoid(w)" if self.name == "PLIF" else f"1/{self.tau:g}" if self.tau is not None else ""
         charge = (
@@ -118,53 +125,69 @@ class NeuronKind:
 
 @dataclass(frozen=True)
 class IntegerKind:
-    """All that the function of a neuron without state depends on.
+    """Everything that the function of a neuron without a membrane depends on.
 
     Attributes:
-        levels: most spikes.
-        half_up: whether halves are rounded up, as ``floor(x + 0.5)`` does; else to even numbers.
+        levels: largest number of spikes.
+        half_up: whether halves are rounded up, as ``floor(x + 0.5)`` does; otherwise to even numbers.
     """
 
     levels: int
     half_up: bool = False
-    name = "IntegerSpike"
-    static = takes_decay = False
+    name: ClassVar[str] = "IntegerSpike"
+    static: ClassVar[bool] = False
+    takes_decay: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
+        """Return the function's name, such as ``IntegerSpike_max4``."""
         return f"{self.name}_max{self.levels}" + "_halfup" * self.half_up
 
     @property
     def constants(self) -> dict[str, float]:
-        """Scalars that the function takes after its current, by name, in order."""
+        """Return the scalar inputs that follow the current, by name, in order."""
         return {"zero": 0.0, "most": float(self.levels)} | ({"half": 0.5} if self.half_up else {})
 
     @property
     def formula(self) -> str:
+        """Return the documentation of the function that is written into the file."""
         clipped = f"clip(x, 0, {self.levels})"
         return f"s = floor({clipped} + 0.5)." if self.half_up else f"s = round({clipped}), halves to even numbers."
 
-    def function(self, taken: Collection[str], opset: int) -> ir.Function:
-        """Write the function; ``taken`` are names in use."""
-        body = _Body(self)
+    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
+        """Write the model-local function.
+
+        Args:
+            used_names: names of the model's other functions.
+            opset: version of the default-domain operators.
+        """
+        body = FunctionBody(["x", *self.constants])
         x, zero, most, *half = body.inputs.values()
         clipped = body.op("Clip", "clip", x, zero, most)
         if self.half_up:
             spikes = body.op("Floor", "spikes", body.op("Add", "raised", clipped, *half))
         else:
             spikes = body.op("Round", "spikes", clipped)
-        return _function(self, body, spikes, taken, opset)
+        return _function(self, body, spikes, used_names, opset)
 
 
 AnyKind = NeuronKind | IntegerKind
 
 
-def _function(kind: AnyKind, body: _Body, spikes: ir.Value, taken: Collection[str], opset: int) -> ir.Function:
-    """A function of a name that is not taken."""
-    name, i = kind.title, 1
-    while name in taken:
+def unique_name(title: str, used_names: Collection[str]) -> str:
+    """Return ``title``, with a number behind it where a function has that name already."""
+    name, i = title, 1
+    while name in used_names:
         i += 1
-        name = f"{kind.title}_{i}"
+        name = f"{title}_{i}"
+    return name
+
+
+def _function(
+    kind: AnyKind, body: FunctionBody, spikes: ir.Value, used_names: Collection[str], opset: int
+) -> ir.Function:
+    """Wrap a finished body as a model-local function with a unique name."""
+    name = unique_name(kind.title, used_names)
     graph = ir.Graph(
         list(body.inputs.values()),
         [spikes],
@@ -178,16 +201,22 @@ def _function(kind: AnyKind, body: _Body, spikes: ir.Value, taken: Collection[st
 
 
 def integer_kind_of(module: nn.Module) -> IntegerKind:
-    """The kind of a neuron without state."""
+    """Return the kind of a neuron without a membrane."""
     dynamics = dynamics_of(module)
     return IntegerKind(dynamics.max_spikes, dynamics.half_up)
 
 
 def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKind:
-    """The kind of a neuron.
+    """Return the kind of a neuron with a membrane.
+
+    Args:
+        path: path of the neuron's layer, for the error message.
+        module: the neuron.
+        steps: number of time steps.
+        static: whether its input current is the same at every step.
 
     Raises:
-        UnsupportedError: a surrogate that does not spike, whose output is not the neuron's.
+        UnsupportedError: the surrogate function has ``spiking=False``, so that the output is not spikes.
     """
     dynamics = dynamics_of(module)
     if not dynamics.fires:
@@ -204,27 +233,39 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
     )
 
 
-def _power_of_two(number: float) -> bool:
-    """Whether multiplying by the reciprocal is the same as dividing."""
+def _is_power_of_two(number: float) -> bool:
+    """Return whether multiplying by the reciprocal gives the same bits as dividing."""
     return math.frexp(number)[0] == 0.5
 
 
-class _Body:
-    """Writes the nodes of one function."""
+class FunctionBody:
+    """The nodes of one model-local function under construction.
 
-    def __init__(self, kind: Any) -> None:
-        self.kind = kind
+    Attributes:
+        nodes: the nodes emitted so far, in order.
+        inputs: the function's inputs by name, in order.
+    """
+
+    def __init__(self, inputs: Iterable[str]) -> None:
         self.nodes: list[ir.Node] = []
-        names = ["x", *(["decay"] if kind.takes_decay else []), *kind.constants]
-        self.inputs = {name: ir.val(name) for name in names}
+        self.inputs = {name: ir.val(name) for name in inputs}
 
-    def op(self, op_type: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def op(self, op_type: str, name: str, *inputs: ir.Value, **attributes: float) -> ir.Value:
+        """Emit one node with one output; the node and the value share ``name``."""
         value = ir.val(name)
         self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=[value], name=name))
         return value
 
+
+class NeuronBody(FunctionBody):
+    """The body of a neuron with a membrane, unrolled over its time steps."""
+
+    def __init__(self, kind: NeuronKind, inputs: Iterable[str]) -> None:
+        super().__init__(inputs)
+        self.kind = kind
+
     def currents(self) -> list[ir.Value]:
-        """The input at each step."""
+        """Return the input current at each step."""
         x, n = self.inputs["x"], self.kind.steps
         if n == 1 or self.kind.static:
             return [x] * n
@@ -233,16 +274,18 @@ class _Body:
         return parts
 
     def joined(self, steps: list[ir.Value], name: str) -> ir.Value:
+        """Concatenate the values of all steps along time."""
         return self.op("Concat", name, *steps, axis=0) if len(steps) > 1 else steps[0]
 
     # IF, LIF and PLIF
 
     def spikes(self) -> ir.Value:
-        # booleans are joined before the one cast: a quarter of the bytes to copy
+        """Emit an IF, LIF or PLIF neuron and return its spikes at all steps as floats."""
+        # booleans are concatenated before the cast: a quarter of the bytes to copy
         return self.op("Cast", "spikes", self.joined(self.fired(), "s"), to=ir.DataType.FLOAT.value)
 
     def fired(self) -> list[ir.Value]:
-        """Whether it fires, at each step."""
+        """Emit an IF, LIF or PLIF neuron and return a boolean value for each step: whether it fires."""
         fired: list[ir.Value] = []
         v: ir.Value | None = None
         for t, x in enumerate(self.currents()):
@@ -253,16 +296,23 @@ class _Body:
         return fired
 
     def fires(self) -> str:
-        """The comparison of a membrane and its threshold."""
+        """Return the operator that compares the membrane with the threshold."""
         return "GreaterOrEqual"
 
     def threshold(self, t: int) -> ir.Value:
+        """Return the threshold at step ``t``."""
         return self.inputs["threshold"]
 
     def charge(self, t: int, x: ir.Value, v: ir.Value | None) -> ir.Value:
-        """The membrane before firing; ``v`` is None at the first step, where it is the reset voltage."""
+        """Emit the membrane potential before firing.
+
+        Args:
+            t: time step, from 0.
+            x: input current.
+            v: membrane after the step before; None at the first step, where it is the reset voltage.
+        """
         kind, get = self.kind, self.inputs
-        rest = bool(kind.reset)  # a reset voltage other than 0 stands in the formulas
+        rest = bool(kind.reset)  # only a reset voltage other than 0 needs its own terms
         if v is None:
             h = self.leak(t, x) if kind.name != "IF" and kind.decay_input else x
             return self.op("Add", f"h{t}", get["reset"], h) if rest else h
@@ -274,12 +324,13 @@ class _Body:
         return self.op("Add", f"h{t}", self.op("Sub", f"left{t}", v, self.leak(t, above)), x)
 
     def leak(self, t: int, value: ir.Value) -> ir.Value:
-        """``value / tau``, multiplied where that is the same and dividing is slower."""
+        """Emit ``value / tau``, as a product with 1 / tau where that gives the same bits and is faster."""
         if "tau" in self.inputs:
             return self.op("Div", f"leak{t}", value, self.inputs["tau"])
         return self.op("Mul", f"leak{t}", value, self.inputs["decay" if self.kind.name == "PLIF" else "rate"])
 
     def reset(self, t: int, h: ir.Value, fired: ir.Value) -> ir.Value:
+        """Emit the membrane after firing, from the membrane ``h`` before it."""
         if self.kind.reset is not None:
             return self.op("Where", f"v{t}", fired, self.inputs["reset"], h)
         return self.op("Where", f"v{t}", fired, self.op("Sub", f"low{t}", h, self.inputs["threshold"]), h)
@@ -287,21 +338,22 @@ class _Body:
     # ILIF
 
     def integer_spikes(self) -> ir.Value:
+        """Emit an ILIF neuron and return its spike counts at all steps."""
         return self.joined(self.counts(), "spikes")
 
     def counts(self) -> list[ir.Value]:
-        """How many spikes it fires, at each step."""
+        """Emit an ILIF neuron and return a value for each step: its spike counts as floats."""
         kind, get = self.kind, self.inputs
-        unit = kind.threshold == 1
+        unit_threshold = kind.threshold == 1
         counts: list[ir.Value] = []
         v: ir.Value | None = None
         for t, x in enumerate(self.currents()):
             h = x if v is None else self.op("Add", f"h{t}", self.op("Mul", f"left{t}", get["decay"], v), x)
-            scaled = h if unit else self.op("Div", f"scaled{t}", h, get["threshold"])
+            scaled = h if unit_threshold else self.op("Div", f"scaled{t}", h, get["threshold"])
             clipped = self.op("Clip", f"clip{t}", scaled, get["zero"], get["most"])
             counts.append(self.op("Round", f"s{t}", clipped))
             if t < kind.steps - 1:
-                spent = counts[-1] if unit else self.op("Mul", f"spent{t}", counts[-1], get["threshold"])
+                spent = counts[-1] if unit_threshold else self.op("Mul", f"spent{t}", counts[-1], get["threshold"])
                 v = self.op("Sub", f"v{t}", h, spent)
         return counts
 
@@ -311,8 +363,11 @@ __all__ = [
     "KIND_KEY",
     "STATIC_KEY",
     "AnyKind",
+    "FunctionBody",
     "IntegerKind",
+    "NeuronBody",
     "NeuronKind",
     "integer_kind_of",
     "kind_of",
+    "unique_name",
 ]

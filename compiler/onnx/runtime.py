@@ -1,4 +1,4 @@
-"""Run a file in a stock ONNX Runtime, on the CPU."""
+"""Run a file in stock ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import onnxruntime
 from svitc.errors import InputError
 from svitc.onnx.target import FLOATS_SINCE, SINCE
 
-ERRORS_ONLY = 3
+ERRORS_ONLY = 3  # ONNX Runtime's log severity level
 
 
 def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """A session with all of ONNX Runtime's own optimizations and nothing registered beside them.
+    """Return a session with all of ONNX Runtime's optimizations and without any custom operators.
 
     Args:
-        model: the file's path or its bytes.
-        threads: threads within one operator, by default one for each core.
+        model: path of the file, or its bytes.
+        threads: number of threads within one operator; by default one for each core.
 
     Raises:
-        InputError: the runtime cannot load the model.
+        InputError: ONNX Runtime cannot load the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -34,6 +34,7 @@ def session(model: bytes | str | os.PathLike, threads: int | None = None) -> onn
         version = onnxruntime.__version__
         raise InputError(
             f"ONNX Runtime {version} cannot load {name}: {error}",
-            hint=f"Files of svitc need ONNX Runtime {FLOATS_SINCE} or later, {SINCE[8]} with weights of 8 bits, "
-            f"{SINCE[4]} with 4 and {SINCE[2]} with 2; --min-weight-bits 8 stores them wider.",
+            hint=f"Files that svitc writes need ONNX Runtime {FLOATS_SINCE} or later; {SINCE[8]} or later with 8-bit "
+            f"weights, {SINCE[4]} with 4-bit and {SINCE[2]} with 2-bit weights. --min-weight-bits 8 stores all "
+            "quantized weights in 8 bits.",
         ) from error

@@ -1,7 +1,7 @@
-"""What a file is made for: the same network, in operators and types that one of ONNX Runtime's providers has.
+"""What a file is written for: operators and types that one of ONNX Runtime's providers has kernels for.
 
-Every file runs everywhere and gives the same spikes; a target decides what is fast there, and whether all of it runs
-on the device (docs/targets.md).
+Every file runs on every provider and gives the same spikes. The target decides where it is fast, and whether all of it
+runs on the device (docs/targets.md).
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ class Target:
     """How a file is written for one execution provider.
 
     Attributes:
-        name: as ``--target`` takes it.
-        opset: version of the default operators; files with weights of 2 bits have ``INT2_OPSET``. A provider matches a
-            kernel that was registered without a last version only with the very version of the operator that it was
-            written for, so newer is not better.
-        spike: type of stored spikes, which integer products read.
-        most: the largest number of that type; what can exceed it is stored and multiplied as floats.
-        narrowest: the fewest bits that a file may store weights in.
-        hides_scales: whether the scales of integer layers are kept from being folded (unrolled/builder.py).
-        pads_spikes: whether Pad takes ``spike``.
-        adds_spikes: whether Add and Mul do.
+        name: value of ``--target``.
+        opset: version of the default-domain operators; files with 2-bit weights have ``INT2_OPSET`` instead. A newer
+            version is not better: a kernel that a provider registered without a last version is used only for the exact
+            version of the operator that it was written for.
+        spike: element type of stored spikes, which integer matrix products read.
+        spike_max: largest number of that type; counts that can exceed it are stored and multiplied as floats.
+        narrowest: smallest number of bits in which a file may store a weight.
+        hides_scales: whether integer layers' scales are kept from constant folding, so that ONNX Runtime fuses them
+            into the product (``UnrolledBuilder.scaled``).
+        pads_spikes: whether Pad accepts the type ``spike``.
+        adds_spikes: whether Add and Mul accept the type ``spike``.
     """
 
     name: str
     opset: int
     spike: ir.DataType
-    most: int
+    spike_max: int
     narrowest: int
     hides_scales: bool
     pads_spikes: bool
@@ -41,32 +42,34 @@ class Target:
 
 
 INT2_OPSET = 25
-SINCE = {2: "1.24", 4: "1.23", 8: "1.21"}  # the first ONNX Runtime that runs files of so many bits; all were tried
-FLOATS_SINCE = "1.18"  # that runs files of fp32 weights
+# the first version of ONNX Runtime that runs files with weights of this number of bits; each was tested
+SINCE = {2: "1.24", 4: "1.23", 8: "1.21"}
+FLOATS_SINCE = "1.18"  # the same for files with fp32 weights only
 CPU = Target("cpu", 21, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, pads_spikes=True, adds_spikes=True)
-# Kernels of the CUDA provider: MatMulInteger is int8 x int8 alone, Pad, Add and Mul take no bytes; and Pad's is that of
-# opset 18, which a later opset's Pad does not match.
+# The CUDA provider has MatMulInteger for int8 x int8 only and no Pad, Add or Mul for 8-bit integers. Its Pad is
+# registered for opset 18 and does not match the Pad of a later opset.
 CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False, pads_spikes=False, adds_spikes=False)
-TARGETS = {each.name: each for each in (CPU, CUDA)}
+TARGETS = {target.name: target for target in (CPU, CUDA)}
 
 
 def target_of(name: str, narrowest: int | None = None) -> Target:
-    """The target of this name.
+    """Return the target of this name.
 
     Args:
-        narrowest: store weights in no fewer bits, for an ONNX Runtime that lacks the type.
+        name: ``cpu`` or ``cuda``.
+        narrowest: store weights in at least this number of bits, for an ONNX Runtime that lacks the narrower types.
 
     Raises:
-        UsageError: there is no such target, or no such type.
+        UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
     if name not in TARGETS:
         raise UsageError(f"target {name!r} is not known", hint=f"Targets are {', '.join(TARGETS)}.")
-    found = TARGETS[name]
+    target = TARGETS[name]
     if narrowest is None:
-        return found
+        return target
     if narrowest not in SINCE:
         raise UsageError(
             f"ONNX has no weights of {narrowest} bits",
             hint="; ".join(f"{bits} bits: ONNX Runtime {since} or later" for bits, since in SINCE.items()) + ".",
         )
-    return replace(found, narrowest=max(narrowest, found.narrowest))
+    return replace(target, narrowest=max(narrowest, target.narrowest))

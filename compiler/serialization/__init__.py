@@ -1,6 +1,6 @@
-"""The program as one safetensors file, data and never code, and back from a file that nobody vouches for.
+"""Programs as safetensors files that contain data but no code, and programs from such files, which are not trusted.
 
-Imports: ``ir`` and ``errors``.
+Imports: ``ir`` and what is below it.
 
-Start with ``writer.py``; ``layer_schema.py`` is the closed table of layers.
+Start with ``writer.py``. ``layer_schema.py`` has the complete table of layers.
 """

@@ -1,10 +1,10 @@
-"""Layers as JSON and back: a closed table of what each kind of layer is made with."""
+"""Conversion between layers and JSON, with the complete table of layer classes and their constructor arguments."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from svitc.errors import InputError, InternalError, UnsupportedError
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
+from svitc.support.types import JsonDict
 
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _CONVOLUTION = (*_GEOMETRY, "bias")
@@ -31,7 +32,7 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.ZeroPad2d: ("padding",),  # left, right, top, bottom
     neuron.IFNode: _NEURON,
     neuron.LIFNode: ("tau", "decay_input", *_NEURON),
-    neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1 / tau is the sigmoid of its parameter w
+    neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1/tau is the sigmoid of the parameter w
     neuron.ILIFNode: ("tau", "v_threshold", "detach_reset"),
     ops.IntegerSpike: ("levels", "rounding"),
     QuantizedConv1d: _GEOMETRY,  # quantized layers always have a bias
@@ -40,11 +41,11 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     FixedPoint: ("step", "limit"),
 }
 QUANTIZED_ONLY = (*QUANTIZED.values(), FixedPoint)
-# numbers that describe a window or padding; 2 for all others
+# layer class -> how many numbers describe its window or padding; 2 for all other classes
 WINDOWS = {nn.Conv1d: 1, QuantizedConv1d: 1, nn.ZeroPad2d: 4}
 TYPES = {kind.__name__: kind for kind in ARGUMENTS}
 
-# SpikingJelly's surrogate gradients -> the scalars that shape them
+# name of a surrogate gradient of SpikingJelly -> its scalar arguments
 SURROGATES = {
     "ATan": ("alpha",),
     "DeterministicPass": (),
@@ -65,68 +66,84 @@ SURROGATES = {
     "SquarewaveFourierSeries": ("n", "T_period"),
     "SuperSpike": ("alpha",),
 }
-LIMIT = 1 << 31  # torch counts in 64 bits: products of two sizes stay within
-STAND_IN = {"type": "ATan", "alpha": 2.0}
+SIZE_LIMIT = 1 << 31  # the product of two smaller sizes fits in the 64-bit integers of torch
+FALLBACK_SURROGATE = {"type": "ATan", "alpha": 2.0}
+
+Validator: TypeAlias = Callable[[object], bool]
 
 
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 < value < LIMIT
+def _is_positive_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < SIZE_LIMIT
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LIMIT
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < SIZE_LIMIT
 
 
-def _each(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """One number for every dimension of a window, or one for each (for padding, one for each side)."""
-    return lambda value: valid(value) or (isinstance(value, list) and 0 < len(value) <= 4 and all(map(valid, value)))
+def _one_or_list(is_valid: Validator) -> Validator:
+    """Return a validator for one number for all dimensions of a window, or a list of up to four numbers.
+
+    A list has one number for each dimension; for padding, one for each side.
+    """
+    return lambda value: (
+        is_valid(value) or (isinstance(value, list) and 0 < len(value) <= 4 and all(map(is_valid, value)))
+    )
 
 
-def _flag(value: Any) -> bool:
+def _is_flag(value: object) -> bool:
     return type(value) is bool
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a JSON value is a finite number. Python reads 1e999 in JSON as infinity."""
+    return (type(value) is int or type(value) is float) and math.isfinite(value)
 
 
-def _power_of_two(value: Any) -> bool:
-    """Whether a value is a power of two that float32 holds, and its inverse, too."""
-    return _number(value) and 2.0**-126 <= value <= 2.0**126 and math.frexp(value)[0] == 0.5
+def _is_power_of_two(value: object) -> bool:
+    """Return whether a value is a power of two that float32 can represent, like its inverse."""
+    return is_number(value) and 2.0**-126 <= value <= 2.0**126 and math.frexp(value)[0] == 0.5
 
 
-def _number_or_none(value: Any) -> bool:
-    return value is None or _number(value)
+def _is_number_or_none(value: object) -> bool:
+    return value is None or is_number(value)
 
 
-_VALID = {
-    **dict.fromkeys(("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features"), _count),
-    **dict.fromkeys(("kernel_size", "stride", "dilation"), _each(_count)),
-    **dict.fromkeys(("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset"), _flag),
-    "v_threshold": _number,
-    "eps": lambda v: _number(v) and v >= 0,
-    **dict.fromkeys(("momentum", "v_reset"), _number_or_none),
-    "padding": _each(_whole),
-    "tau": lambda v: _number(v) and v > 1,
-    "divisor_override": lambda v: v is None or _count(v),
-    "levels": _count,
-    "step": _power_of_two,
-    "limit": lambda v: _count(v) and v < EXACT,
-    "rounding": lambda v: isinstance(v, str) and v in ops.IntegerSpike.ROUNDINGS,
+_SIZE_KEYS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
+_FLAG_KEYS = ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset")
+_VALIDATORS: dict[str, Validator] = {
+    **dict.fromkeys(_SIZE_KEYS, _is_positive_size),
+    **dict.fromkeys(("kernel_size", "stride", "dilation"), _one_or_list(_is_positive_size)),
+    **dict.fromkeys(_FLAG_KEYS, _is_flag),
+    "v_threshold": is_number,
+    "eps": lambda value: is_number(value) and value >= 0,
+    **dict.fromkeys(("momentum", "v_reset"), _is_number_or_none),
+    "padding": _one_or_list(_is_size),
+    "tau": lambda value: is_number(value) and value > 1,
+    "divisor_override": lambda value: value is None or _is_positive_size(value),
+    "levels": _is_positive_size,
+    "step": _is_power_of_two,
+    "limit": lambda value: _is_positive_size(value) and value < EXACT,
+    "rounding": lambda value: isinstance(value, str) and value in ops.IntegerSpike.ROUNDINGS,
 }
 _FLOATS = ("eps", "momentum", "tau", "v_threshold", "v_reset", "step")
 
 
-def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
-    """What a layer is made with, as JSON values: ``{"type": "Linear", "in_features": 4, ...}``.
+def describe_layer(path: str, module: nn.Module) -> JsonDict:
+    """Return a layer's class and constructor arguments as JSON: ``{"type": "Linear", "in_features": 4, ...}``.
+
+    Args:
+        path: path of the layer, for messages.
+        module: the layer.
 
     Raises:
-        UnsupportedError: a neuron that does not fire 0 or 1 (an ILIF: counts), or is in single-step mode.
+        InternalError: the layer is not canonical.
+        UnsupportedError: the layer is a neuron in single-step mode, or one whose output is not 0 or 1 (for ILIF: not
+            a number of spikes).
     """
     kind = type(module)
     if kind not in ARGUMENTS:
         raise InternalError(f"{path}: {kind.__name__} is not a canonical module")
-    entry: dict[str, Any] = {"type": kind.__name__}
+    entry: JsonDict = {"type": kind.__name__}
     for key in ARGUMENTS[kind]:
         value = getattr(module, key)
         if key == "bias":
@@ -143,78 +160,83 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
     return entry
 
 
-def is_known(function: Any) -> bool:
-    """Whether a surrogate is one of SpikingJelly's own; a subclass may have another gradient and is not."""
+def is_spikingjelly_surrogate(function: object) -> bool:
+    """Return whether a surrogate is one of SpikingJelly's. Subclasses are not, as their gradient may be different."""
     name = type(function).__name__
     return name in SURROGATES and type(function) is getattr(surrogate, name, None)
 
 
-def _describe_surrogate(path: str, module: Any) -> dict[str, Any]:
-    function = module.surrogate_function
+def _describe_surrogate(path: str, module: nn.Module) -> JsonDict:
+    function: Any = module.surrogate_function  # SpikingJelly's attributes have no types
     if isinstance(module, neuron.ILIFNode):
         if type(function) is not surrogate.MultiLevelSpikeCount or not function.spiking:
             raise UnsupportedError(
-                f"neuron {path} counts spikes by a {type(function).__name__}, which svitc does not know"
+                f"neuron {path} counts spikes with the surrogate {type(function).__name__}, which is not supported",
+                hint="Use SpikingJelly's MultiLevelSpikeCount with spiking=True as its surrogate function.",
             )
     elif not _is_step(function):
         raise UnsupportedError(
-            f"neuron {path} does not fire 0 or 1: its surrogate {type(function).__name__} is no step at 0",
-            hint="Set spiking=True on the surrogate function, or use a neuron that svitc knows.",
+            f"neuron {path} does not fire 0 or 1: its surrogate {type(function).__name__} is not a step at 0",
+            hint="Set spiking=True on the surrogate function, or use a neuron that svitc supports.",
         )
-    if not is_known(function):
-        return dict(STAND_IN)
+    if not is_spikingjelly_surrogate(function):
+        return dict(FALLBACK_SURROGATE)
     kind = type(function).__name__
     return {"type": kind, **{key: _scalar(getattr(function, key)) for key in SURROGATES[kind]}}
 
 
-def _is_step(function: Any) -> bool:
-    """Whether a surrogate gives 1 from 0 on and 0 below, which is all that matters in inference."""
+def _is_step(function: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Return whether a surrogate is 0 below 0, and 1 otherwise. Only this matters for inference."""
     x = torch.tensor([-4.0, -1.0, -0.25, -1e-6, 0.0, 1e-6, 0.25, 1.0, 4.0])
     with torch.no_grad():
         try:
             return torch.equal(function(x), (x >= 0).to(x))
-        except Exception:  # the user's code, on an input that it may not expect
+        except Exception:  # the user's code may fail for this input in any way
             return False
 
 
-def _scalar(value: Any) -> float | int:
-    value = value.item() if isinstance(value, torch.Tensor) else value
-    return value if type(value) is int else float(value)
+def _scalar(value: torch.Tensor | float) -> float | int:
+    number = value.item() if isinstance(value, torch.Tensor) else value
+    return number if type(number) is int else float(number)
 
 
-def stored_info(program: Program) -> dict[str, Any]:
-    """The program's ``info``, with a sentence in ``assumptions`` on surrogates that are stored as others."""
-    found = sorted(
+def stored_info(program: Program) -> JsonDict:
+    """Return the program's ``info``, with an additional assumption if a surrogate gradient is stored as another one."""
+    replaced = sorted(
         {
             type(module.surrogate_function).__name__  # type: ignore[union-attr]
             for module in map(program.module_of, program.neurons())
-            if ops.has_state(module) and not is_known(module.surrogate_function)  # type: ignore[union-attr]
+            if ops.has_state(module) and not is_spikingjelly_surrogate(module.surrogate_function)  # type: ignore[union-attr]
         }
     )
-    if not found:
+    if not replaced:
         return program.info
     note = (
-        f"Surrogate gradients of {', '.join(found)}, not SpikingJelly's own, were stored as ATan(2.0):"
+        f"Surrogate gradients of {', '.join(replaced)}, not SpikingJelly's own, were stored as ATan(2.0):"
         " the same in inference, another gradient in training."
     )
     return {**program.info, "assumptions": [*program.info.get("assumptions", []), note]}
 
 
-def build_layer(entry: Any) -> nn.Module:
-    """The layer of a description, on the meta device: shapes without memory or initialisation.
+def build_layer(entry: object) -> nn.Module:
+    """Return the layer of a JSON description, on the meta device: with shapes, but without memory or initialization.
+
+    Args:
+        entry: JSON value as ``describe_layer`` writes it; not trusted.
 
     Raises:
-        InputError: an unknown type, or an argument that is missing or makes no sense.
+        InputError: the type is unknown, or an argument is missing or invalid.
     """
-    name = entry.get("type") if isinstance(entry, dict) else None
+    fields = _fields(entry)
+    name = fields.get("type")
     kind = TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
         raise InputError(f"unknown type of layer {name!r}")
-    arguments: dict[str, Any] = {}
+    arguments: JsonDict = {}
     for key in ARGUMENTS[kind]:
-        if key not in entry or not _VALID[key](entry[key]):
+        if key not in fields or not _VALIDATORS[key](fields[key]):
             raise InputError(f"{kind.__name__} has no valid {key!r}")
-        value = entry[key]
+        value = fields[key]
         if isinstance(value, list):
             value = tuple(value)
         elif key in _FLOATS and value is not None:
@@ -224,9 +246,9 @@ def build_layer(entry: Any) -> nn.Module:
         reset = arguments.get("v_reset")
         if arguments["v_threshold"] <= 0 or (reset is not None and reset >= arguments["v_threshold"]):
             raise InputError("the neuron fires without input")
-        if kind is not neuron.ILIFNode and (entry.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
-            raise InputError(f"{kind.__name__} fires 0 or 1, MultiLevelSpikeCount counts")
-        arguments |= {"surrogate_function": build_surrogate(entry.get("surrogate")), "step_mode": "m"}
+        if kind is not neuron.ILIFNode and (fields.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
+            raise InputError(f"{kind.__name__} fires 0 or 1, but its surrogate MultiLevelSpikeCount counts spikes")
+        arguments |= {"surrogate_function": build_surrogate(fields.get("surrogate")), "step_mode": "m"}
     if any(isinstance(v, tuple) and len(v) != WINDOWS.get(kind, 2) for v in arguments.values()):
         raise InputError(f"{kind.__name__} has a window of another number of dimensions")
     if kind in ops.POOLS and np.any(2 * np.array(arguments["padding"]) > arguments["kernel_size"]):
@@ -235,27 +257,36 @@ def build_layer(entry: Any) -> nn.Module:
         with torch.device("meta"):
             return kind(**arguments)
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{kind.__name__} cannot be made so: {error}") from error
+        raise InputError(f"{kind.__name__} cannot be created with these arguments: {error}") from error
 
 
-def build_surrogate(entry: Any) -> nn.Module:
-    """The surrogate function of a description.
+def build_surrogate(entry: object) -> nn.Module:
+    """Return the surrogate function of a JSON description.
+
+    Args:
+        entry: JSON value under ``surrogate`` in a neuron's description; not trusted.
 
     Raises:
-        InputError: an unknown one, or a scalar that is missing or makes no sense.
+        InputError: the surrogate is unknown, or a scalar argument is missing or invalid.
     """
-    name = entry.get("type") if isinstance(entry, dict) else None
+    fields = _fields(entry)
+    name = fields.get("type")
     if not isinstance(name, str) or name not in SURROGATES:
         raise InputError(f"unknown surrogate function {name!r}")
-    if any(not _number(entry.get(key)) for key in SURROGATES[name]):
+    if any(not is_number(fields.get(key)) for key in SURROGATES[name]):
         raise InputError(f"{name} has no valid {', '.join(SURROGATES[name])}")
-    arguments = {key: entry[key] for key in SURROGATES[name]}
+    arguments = {key: fields[key] for key in SURROGATES[name]}
     if name == "MultiLevelSpikeCount":
         arguments = {
-            "max_spike_count": entry["max_spike_count"],
-            "grad_window": (entry["grad_min"], entry["grad_max"]),
+            "max_spike_count": fields["max_spike_count"],
+            "grad_window": (fields["grad_min"], fields["grad_max"]),
         }
     try:
         return getattr(surrogate, name)(**arguments)
     except (ValueError, TypeError, AssertionError) as error:
-        raise InputError(f"{name} cannot be made so: {error}") from error
+        raise InputError(f"{name} cannot be created with these arguments: {error}") from error
+
+
+def _fields(entry: object) -> JsonDict:
+    """Return a JSON object as it is, and an empty one for any other value."""
+    return entry if isinstance(entry, dict) else {}

@@ -1,18 +1,18 @@
-"""A program as one safetensors file: weights, layers and graph as data, never as code.
+"""Save a program as one safetensors file, and load it: weights, layers and graph as data, never as code.
 
-Tensors are the program's parameters and buffers under their paths. Two strings stand in the file's metadata:
-``format``, and ``program``, sorted JSON:
+The tensors are the program's parameters and buffers, named by their paths. The file's metadata has two strings:
+``format``, and ``program``, which is JSON with sorted keys:
 
     input       shape without batch
     stage       CAPTURED, PRUNED or QUANTIZED
-    info        what the frontend knew
-    layers      path -> {"type": "Conv2d", constructor arguments}, and a neuron's surrogate likewise
-    parameters  path -> "parameter" or "buffer", of bare parameters that nodes read
-    nodes       in order: name, op, target, args, kwargs, scope, source; {"node": name} stands for another
-                node's value, {"tuple": [...]} for a tuple
+    info        information from the frontend about the model
+    layers      path -> {"type": "Conv2d", constructor arguments}; for neurons also "surrogate", in the same form
+    parameters  path -> "parameter" or "buffer", for bare parameters that nodes read
+    nodes       in order: name, op, target, args, kwargs, scope, source; {"node": name} is the value of another
+                node, {"tuple": [...]} is a tuple
 
-Layers and functions come from closed tables, and every name is checked before it reaches ``torch.fx``, which
-writes names into the code that it generates: a file cannot run anything.
+Only layers and functions of fixed tables are allowed, and every name is checked before it reaches ``torch.fx``, which
+writes names into the code that it generates. So loading a file cannot run code from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,9 +31,10 @@ from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
 from svitc.serialization.layer_schema import build_layer, describe_layer, stored_info
 from svitc.serialization.reader import PATH, STAGES, read_program
+from svitc.support.types import Json, JsonDict
 
 FORMAT = "svitc-program-1"
-# the order in which safetensors lays tensors out, so that each begins at a multiple of its own size
+# in the order in which safetensors stores tensors, from large to small elements, so that all of them are aligned
 DTYPES = {
     torch.float64: "F64",
     torch.int64: "I64",
@@ -53,7 +54,7 @@ HINT = "Compile the model again; svitc reads only the model.safetensors that svi
 
 
 def save_program(program: Program, to: Path | str | IO[bytes]) -> None:
-    """Write a program that still trains, or is quantized, to a path or an open binary file; see ``to_bytes``."""
+    """Write a program that is trainable or quantized to a path or an open binary file; see ``to_bytes``."""
     data = to_bytes(program)
     if isinstance(to, (str, Path)):
         Path(to).write_bytes(data)
@@ -62,33 +63,34 @@ def save_program(program: Program, to: Path | str | IO[bytes]) -> None:
 
 
 def to_bytes(program: Program) -> bytes:
-    """A program that still trains, or is quantized, as a safetensors file; the same program gives the same bytes.
+    """Return the safetensors file of a program that can still be trained, or is quantized.
 
-    A surrogate gradient that is not SpikingJelly's own is stored as ATan; ``info["assumptions"]`` says so.
+    Equal programs give equal bytes. A surrogate gradient that is not one of SpikingJelly's is stored as ATan, with a
+    note in ``info["assumptions"]``.
 
     Raises:
-        UsageError: the program is between the two, or joined for export.
-        UnsupportedError: a layer's name or a neuron that cannot be stored.
+        UsageError: the program is at another stage.
+        UnsupportedError: a layer's name or a neuron cannot be stored.
     """
     if program.stage not in STAGES:
         raise UsageError(
-            f"a program at stage {program.stage.name.lower()} no longer trains and is not saved",
-            hint="Save it before the passes of svitc.passes.pipelines.inference_passes(), or when it is quantized.",
+            f"a program at stage {program.stage.name.lower()} can no longer be trained and is not saved",
+            hint="Save it before the passes of svitc.passes.pipelines.inference_passes(), or after quantization.",
         )
-    layers: dict[str, Any] = {}
+    layers: JsonDict = {}
     parameters: dict[str, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     for node in program.graph.nodes:
         path, module = str(node.target), program.module_of(node)
         if module is not None and path not in layers:
-            _storable(path)
+            _check_path(path)
             layers[path] = describe_layer(path, module)
             state = module.state_dict()
             for name, like in build_layer(layers[path]).state_dict().items():
-                # a count of batches may be missing where batch norm was put together by hand
+                # a batch norm that was assembled by hand may lack num_batches_tracked
                 tensors[f"{path}.{name}"] = state.get(name, torch.zeros(like.shape, dtype=like.dtype))
         elif node.op == "get_attr":
-            _storable(path)
+            _check_path(path)
             value = attribute_of(program.module, path)
             parameters[path] = "parameter" if isinstance(value, nn.Parameter) else "buffer"
             tensors[path] = value
@@ -98,13 +100,13 @@ def to_bytes(program: Program) -> bytes:
         "info": stored_info(program),
         "layers": layers,
         "parameters": parameters,
-        "nodes": [_node(node) for node in program.graph.nodes],
+        "nodes": [_node_entry(node) for node in program.graph.nodes],
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return _safetensors(tensors, {"format": FORMAT, "program": text})
 
 
-def _storable(path: str) -> None:
+def _check_path(path: str) -> None:
     if not PATH.fullmatch(path):
         raise UnsupportedError(
             f"the layer name {path!r} cannot be stored",
@@ -113,9 +115,12 @@ def _storable(path: str) -> None:
 
 
 def _safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """The safetensors format, written here because the library puts metadata in another order every time."""
+    """Return tensors in the safetensors format.
+
+    ``safetensors.torch.save`` is not used because it writes the metadata in a different order every time.
+    """
     order = list(DTYPES)
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: JsonDict = {"__metadata__": metadata}
     chunks, offset = [], 0
     for name in sorted(tensors, key=lambda n: (order.index(tensors[n].dtype), n)):
         value = tensors[name].detach().cpu().contiguous()
@@ -133,33 +138,33 @@ def _safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> 
     return b"".join([len(head).to_bytes(8, "little"), head, *chunks])
 
 
-def _node(node: fx.Node) -> dict[str, Any]:
+def _node_entry(node: fx.Node) -> JsonDict:
     target = node.target.__name__ if node.op == "call_function" else str(node.target)  # type: ignore[union-attr]
     return {
         "name": node.name,
         "op": node.op,
         "target": target,
-        "args": [_value(arg) for arg in node.args],
-        "kwargs": {k: _value(v) for k, v in node.kwargs.items()},
+        "args": [_argument(arg) for arg in node.args],
+        "kwargs": {key: _argument(value) for key, value in node.kwargs.items()},
         "scope": node.meta.get("scope") or "",
         "source": short_source(node.meta.get("source")),
     }
 
 
-def _value(value: Any) -> Any:
+def _argument(value: object) -> Json:
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, tuple):
-        return {"tuple": [_value(v) for v in value]}
+        return {"tuple": [_argument(item) for item in value]}
     if isinstance(value, list):
-        return [_value(v) for v in value]
+        return [_argument(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise InternalError(f"{value!r} in a canonical program is not a JSON value")
+    raise InternalError(f"{value!r} in a canonical program cannot be stored as JSON")
 
 
 def short_source(source: str | None) -> str | None:
-    """``folder/file.py:line``: enough to find the line, without the user's folders."""
+    """Return ``folder/file.py:line``: enough to find the line, but without the names of the user's other folders."""
     return None if source is None else "/".join(re.split(r"[/\\]", source)[-2:])
 
 
@@ -167,10 +172,10 @@ def short_source(source: str | None) -> str | None:
 
 
 def load_program(path: Path | str) -> Program:
-    """Read a program that ``save_program`` wrote.
+    """Return the program from a file that ``save_program`` wrote.
 
     Raises:
-        InputError: the file cannot be read or is malformed, naming what is wrong with it.
+        InputError: the file cannot be read or is malformed; the message names the problem.
     """
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
@@ -181,12 +186,12 @@ def load_program(path: Path | str) -> Program:
     except SafetensorError as error:
         raise InputError(f"{path} is not a safetensors file: {error}", hint=HINT) from error
     if metadata.get("format") != FORMAT or "program" not in metadata:
-        raise InputError(f"{path} holds weights but no program of svitc", hint=HINT)
+        raise InputError(f"{path} contains weights, but no program of svitc", hint=HINT)
     try:
         return read_program(metadata["program"], tensors)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=HINT) from error
-    except SvitcError as error:  # the graph does not type, or fails its check
+    except SvitcError as error:  # type inference or the check of the graph failed
         raise InputError(f"{path}: {error.message}", hint=HINT, where=error.where) from error
     except (
         ValueError,

@@ -1,4 +1,4 @@
-"""One way to tell the user what goes on: stages with their seconds, progress within them, decisions and why."""
+"""The reporter: tells the user about stages, progress within them, and decisions with their reasons."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Progress = Callable[[str, int, int | None], None]  # stage, done, total
 
 @dataclass
 class Reporter:
-    """Collects what a command does, and passes it on to whoever listens.
+    """Collects times and decisions of a command, and passes them on to its listeners.
 
     Args:
         on_progress: called as ``(stage, done, total)``; ``total`` is None where it is not known.
-        on_decision: called with each sentence on what was decided, once.
+        on_decision: called with each sentence about a decision, once.
 
     Attributes:
-        seconds: wall time of the stages so far, in seconds, rounded to milliseconds.
-        decisions: the sentences so far, in order.
+        seconds: stage -> wall time in seconds, rounded to milliseconds.
+        decisions: sentences about decisions, in order.
     """
 
     on_progress: Progress | None = None
@@ -32,7 +32,15 @@ class Reporter:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Time a stage; what the ``with`` statement yields is called with how much of ``total`` is done."""
+        """Time a stage.
+
+        Args:
+            name: name of the stage.
+            total: number of items, or None where it is not known.
+
+        Yields:
+            A function to call with the number of items that are done.
+        """
         start = time.perf_counter()
 
         def step(done: int) -> None:
@@ -44,12 +52,12 @@ class Reporter:
         log.info("%s: %.2f s", name, self.seconds[name])
 
     def progress(self, stage: str, done: int, total: int | None = None) -> None:
-        """Say how far a stage is."""
+        """Report the progress of a stage."""
         if self.on_progress is not None:
             self.on_progress(stage, done, total)
 
     def decide(self, sentence: str) -> None:
-        """Record a decision; a plan that is made again says the same again, which is left out."""
+        """Record a decision; repeated sentences, which occur where a plan is made again, are left out."""
         if sentence in self.decisions:
             return
         self.decisions.append(sentence)
@@ -58,5 +66,5 @@ class Reporter:
             self.on_decision(sentence)
 
     def for_budget(self) -> Reporter:
-        """Return a reporter with decisions of its own, for one budget of a front; listeners and times are shared."""
+        """Return a reporter for one of several budgets, with separate decisions but the same listeners and times."""
         return Reporter(self.on_progress, self.on_decision, self.seconds)

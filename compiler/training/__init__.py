@@ -1,6 +1,7 @@
-"""Fine-tuning of a pruned program, at its widths and its bits.
+"""Fine-tuning of a pruned program, with its channel counts and weight bits unchanged.
 
 Imports: ``passes``, ``quantization``, ``ir`` and what is below them.
 
-Start with ``finetune.py``, then ``quantization_aware.py``; ``fast_forward.py`` is the same network, laid out for speed.
+Start with ``finetune.py``, then ``quantization_aware.py``; ``fast_forward.py`` runs the
+same network faster.
 """

@@ -1,13 +1,14 @@
-"""A program that runs fast in training: the same layers and weights, laid out and joined for the processor.
+"""Fast execution of a program in training: the same layers and weights, with faster memory layouts and neurons.
 
-Three things, which change nothing but the order of sums:
+Three measures, which change nothing but the order of sums:
 
-- values lie channels-last from the first layer on, where pooling and batch norm are several times faster than
-  channels-first, and a 1x1 convolution over tokens is one matrix product;
-- what comes before the first neuron is computed once, not at every time step (passes/inference/hoist_repeat.py);
-- an LIF or IF neuron is one operation for all time steps, which keeps its membranes and spikes and nothing else,
-  with SpikingJelly's own equations and surrogate gradient. In float32 and float64 its spikes are SpikingJelly's, bit
-  for bit; in bfloat16 it rounds once a step where SpikingJelly rounds three times.
+- Tensors are channels-last from the first layer on. Pooling and batch norm are several times faster than with
+  channels-first, and a 1x1 convolution over tokens is one matrix product.
+- The layers before the first neuron are computed once, not at every time step (passes/inference/hoist_repeat.py).
+- An LIF or IF neuron is one operation over all time steps, which keeps only membrane potentials and spikes for the
+  backward pass. It has the equations and the surrogate gradient of SpikingJelly. In float32 and float64 its spikes
+  equal those of SpikingJelly bit for bit; in bfloat16 it rounds once per time step, where SpikingJelly rounds three
+  times.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.program import Program
 
-# surrogates whose gradient is a static function of the distance from the threshold
+# surrogate functions whose gradient is a static method of the distance from the threshold
 SURROGATES = (
     surrogate.Sigmoid,
     surrogate.ATan,
@@ -39,14 +40,14 @@ SURROGATES = (
 
 
 @dataclass(frozen=True)
-class Constants:
-    """A neuron's numbers.
+class NeuronConstants:
+    """The constants of a neuron layer that runs in its fast form.
 
     Attributes:
         neuron: its equations.
-        detach: whether no gradient passes through the reset.
+        detach: whether the reset is detached, so that no gradient passes through it.
         surrogate: type of the surrogate function.
-        parameters: its arguments.
+        parameters: arguments of the surrogate function.
     """
 
     neuron: NeuronDynamics
@@ -55,8 +56,8 @@ class Constants:
     parameters: Mapping[str, float]
 
 
-def constants(module: nn.Module) -> Constants | None:
-    """A neuron's numbers, or None for a neuron that runs as SpikingJelly wrote it."""
+def neuron_constants(module: nn.Module) -> NeuronConstants | None:
+    """Return the constants of a neuron, or None for a neuron that must run as SpikingJelly implements it."""
     if type(module) not in (neuron.LIFNode, neuron.IFNode):
         return None
     node: Any = module
@@ -65,111 +66,131 @@ def constants(module: nn.Module) -> Constants | None:
         return None
     if not isinstance(fire.alpha, (int, float)):
         return None
-    return Constants(dynamics_of(module), node.detach_reset, type(fire), {"alpha": float(fire.alpha)})
+    return NeuronConstants(dynamics_of(module), node.detach_reset, type(fire), {"alpha": float(fire.alpha)})
 
 
-def spikes(x: torch.Tensor, c: Constants) -> torch.Tensor:
-    """Spikes ``[T, …]`` of a neuron at rest on currents ``[T, …]``, in the currents' type and layout."""
+def spikes(x: torch.Tensor, c: NeuronConstants) -> torch.Tensor:
+    """Return the spikes of a neuron that starts at rest.
+
+    Args:
+        x: input currents, ``[T, …]``.
+        c: the neuron's constants.
+
+    Returns:
+        Spikes ``[T, …]``, in the type and memory layout of the currents.
+    """
     if torch.is_grad_enabled() and x.requires_grad:
         return _Spikes.apply(x, c)
     return _integrate(x, c, None)
 
 
-def _room(x: torch.Tensor) -> torch.Tensor:
-    """Like ``x [T, …]``, time outermost, each step in the layout of ``x``'s own; ``x`` may be one step repeated."""
+def _empty_steps(x: torch.Tensor) -> torch.Tensor:
+    """Allocate a tensor like ``x [T, …]``, time outermost, each time step in the memory layout of ``x[0]``.
+
+    ``x`` may be an expanded view that repeats one time step.
+    """
     one = torch.empty_like(x[0])
     return torch.empty_strided((len(x), *one.shape), (one.numel(), *one.stride()), dtype=x.dtype, device=x.device)
 
 
-def _integrate(x: torch.Tensor, c: Constants, membranes: torch.Tensor | None) -> torch.Tensor:
-    """Spikes; ``membranes``, if given, is filled with what is compared with the threshold."""
-    fired = _room(x)
+def _integrate(x: torch.Tensor, c: NeuronConstants, membranes: torch.Tensor | None) -> torch.Tensor:
+    """Return the spikes of all time steps.
+
+    Args:
+        x: input currents, ``[T, …]``.
+        c: the neuron's constants.
+        membranes: filled with the membrane potentials before the reset, ``[T, …]``; None to leave them out.
+    """
+    spiked = _empty_steps(x)
     h = torch.empty_like(x[0])
     n = c.neuron
     v = torch.full_like(x[0], n.rest)
-    once = x.dtype in (torch.bfloat16, torch.float16) and n.tau is not None and n.decay_input and n.rest == 0
+    use_lerp = x.dtype in (torch.bfloat16, torch.float16) and n.tau is not None and n.decay_input and n.rest == 0
     for t in range(len(x)):
         if membranes is not None:
             h = membranes[t]
         if n.tau is None:
             torch.add(v, x[t], out=h)
-        elif once:
+        elif use_lerp:
             torch.lerp(v, x[t], 1 / n.tau, out=h)
         elif n.decay_input:
             torch.sub(x[t], v - n.rest if n.rest else v, out=h).div_(n.tau).add_(v)
         else:
             torch.sub(v, torch.sub(v, n.rest).div_(n.tau), out=h).add_(x[t])
-        torch.ge(h, n.threshold, out=fired[t])
-        # spikes are 0 or 1, so each of these is exact
+        torch.ge(h, n.threshold, out=spiked[t])
+        # spikes are 0 or 1, so that the resets are exact
         if n.reset is None:
-            torch.sub(h, fired[t], alpha=n.threshold, out=v)
+            torch.sub(h, spiked[t], alpha=n.threshold, out=v)
         else:
-            torch.addcmul(h, h, fired[t], value=-1, out=v)
+            torch.addcmul(h, h, spiked[t], value=-1, out=v)
             if n.rest:
-                v.add_(fired[t], alpha=n.rest)
-    return fired
+                v.add_(spiked[t], alpha=n.rest)
+    return spiked
 
 
 class _Spikes(torch.autograd.Function):
-    """All time steps of a neuron. With ``h`` the membrane, ``s`` its spike and ``g'`` the surrogate's slope:
+    """All time steps of a neuron, with its surrogate gradient.
 
-    dL/dx[t] = gain * g'(h[t]) * dL/ds[t] + leak * dL/dx[t+1] * keep[t]
+    With the membrane potential ``h`` before the reset, the spike ``s`` and the derivative ``g'`` of the surrogate:
 
-    where ``keep`` is what a membrane passes on to the next step: 1 - s after a hard reset, 1 after a soft one, and
-    more where gradients pass through the reset.
+        dL/dx[t] = gain * g'(h[t]) * dL/ds[t] + keep * dL/dx[t+1] * reset'[t]
+
+    where ``reset'`` is the derivative of the potential after the reset with respect to ``h``: 1 - s for a hard reset
+    and 1 for a soft reset, with another term where gradients pass through the reset.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, c: Constants) -> torch.Tensor:
-        membranes = _room(x)
-        fired = _integrate(x, c, membranes)
-        ctx.save_for_backward(fired, membranes)
+    def forward(ctx: Any, x: torch.Tensor, c: NeuronConstants) -> torch.Tensor:
+        membranes = _empty_steps(x)
+        spiked = _integrate(x, c, membranes)
+        ctx.save_for_backward(spiked, membranes)
         ctx.constants = c
-        return fired
+        return spiked
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        fired, membranes = ctx.saved_tensors
-        c: Constants = ctx.constants
+        spiked, membranes = ctx.saved_tensors
+        c: NeuronConstants = ctx.constants
         n = c.neuron
         slope = None
         if c.surrogate is surrogate.Sigmoid and c.detach:
             alpha = c.parameters["alpha"]
-            shift = torch.tensor(-alpha * n.threshold, dtype=fired.dtype)
+            shift = torch.tensor(-alpha * n.threshold, dtype=spiked.dtype)
             s = torch.add(shift, membranes, alpha=alpha).sigmoid_()
-            into = torch.empty_like(fired)
-            torch.ops.aten.sigmoid_backward.grad_input(gradients[0], s, grad_input=into)
-            into.mul_(alpha * n.gain)
-            passed = s[0]  # no longer needed: room for one step
+            dx = torch.empty_like(spiked)
+            torch.ops.aten.sigmoid_backward.grad_input(gradients[0], s, grad_input=dx)
+            dx.mul_(alpha * n.gain)
+            carried = s[0]  # s is no longer needed: reuse its memory for one time step
         else:
             distance = membranes - n.threshold
             slope = c.surrogate.backward(torch.ones_like(distance), distance, **c.parameters)
-            into = torch.mul(gradients[0], slope, out=torch.empty_like(fired)).mul_(n.gain)
-            passed = torch.empty_like(fired[0])
-        for t in range(len(fired) - 2, -1, -1):
-            after = into[t + 1]
+            dx = torch.mul(gradients[0], slope, out=torch.empty_like(spiked)).mul_(n.gain)
+            carried = torch.empty_like(spiked[0])
+        for t in range(len(spiked) - 2, -1, -1):
+            dx_next = dx[t + 1]
             if n.reset is None:
-                passed.copy_(after)
+                carried.copy_(dx_next)
                 if slope is not None and not c.detach:
-                    passed.addcmul_(after, slope[t], value=-n.threshold)
+                    carried.addcmul_(dx_next, slope[t], value=-n.threshold)
             else:
-                torch.addcmul(after, after, fired[t], value=-1, out=passed)
+                torch.addcmul(dx_next, dx_next, spiked[t], value=-1, out=carried)
                 if slope is not None and not c.detach:
-                    passed.addcmul_(after, slope[t] * (n.rest - membranes[t]))
-            into[t].add_(passed, alpha=n.keep)
-        return into, None
+                    carried.addcmul_(dx_next, slope[t] * (n.rest - membranes[t]))
+            dx[t].add_(carried, alpha=n.keep)
+        return dx, None
 
 
 class _Runner(fx.Interpreter):
-    """Runs a canonical graph, the layers named above in their fast form."""
+    """Interpreter of a canonical graph that runs neurons, convolutions, pooling and batch norms in their fast forms."""
 
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        module, x = self.fetch_attr(target), args[0]
+    def call_module(self, target: fx.node.Target, args: tuple, kwargs: dict) -> object:
+        """Run one layer, in its fast form where it has one."""
+        module, x = self.fetch_attr(str(target)), args[0]
         if ops.has_state(module):
-            c = constants(module)
+            c = neuron_constants(module)
             if c is not None:
                 return spikes(x, c)
-            # membranes stay float32 under autocast: SpikingJelly would keep them in the type of their input
+            # keep membranes in float32 under autocast; SpikingJelly would give them the type of the input
             module.reset()
             with torch.autocast(x.device.type, enabled=False):
                 y = module(x if x.dtype == torch.float64 else x.float())
@@ -191,10 +212,10 @@ def _is_plain(module: nn.Conv1d) -> bool:
 
 
 class _Aligned(torch.autograd.Function):
-    """The identity; its gradient lies channels-last.
+    """The identity, whose gradient is made channels-last.
 
-    PyTorch's batch norm (2.13, CPU) computes a wrong gradient where the incoming one lies otherwise than the input
-    and the image is one pixel wide.
+    Batch norm in PyTorch 2.13 computes a wrong gradient on the CPU where the incoming gradient has another memory
+    layout than the input and the image is one pixel wide.
     """
 
     @staticmethod
@@ -207,20 +228,20 @@ class _Aligned(torch.autograd.Function):
 
 
 def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """Batch norm over ``[N, C, H, W]``, channels-last."""
+    """Apply batch norm to ``[N, C, H, W]``, channels-last."""
     momentum = module.momentum
     if module.training and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1 / float(module.num_batches_tracked)
-    learning = module.training or module.running_mean is None
+    use_batch_statistics = module.training or module.running_mean is None
     y = F.batch_norm(
         x.contiguous(memory_format=torch.channels_last),
         module.running_mean,
         module.running_var,
         module.weight,
         module.bias,
-        learning,
+        use_batch_statistics,
         momentum or 0.0,
         module.eps,
     )
@@ -228,10 +249,10 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> tor
 
 
 class FastForward(nn.Module):
-    """A program's module, run fast, from reset membranes each time.
+    """A program's network in its fast form; membrane potentials are reset before each call.
 
     Args:
-        program: is run as it is: its weights are shared, and it stays its owner's to prepare and to move.
+        program: the program to run. Weights are shared with it; the caller prepares it and moves it to its device.
     """
 
     def __init__(self, program: Program) -> None:
@@ -239,6 +260,6 @@ class FastForward(nn.Module):
         self.inner = program.module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``[N, classes]``, averaged over time, float32 (float64 for a float64 input)."""
+        """Return logits ``[N, classes]`` averaged over time, in float32 (float64 for a float64 input)."""
         y = _Runner(self.inner).run(x)
         return time_average(y if y.dtype == torch.float64 else y.float())

@@ -1,8 +1,9 @@
-"""Fine-tuning: a pruned program learns again at the widths that it has, from labels and from the original's logits.
+"""Fine-tuning: train a pruned program on labels and on the logits of the original (knowledge distillation).
 
-Weights are float32; layers run in bfloat16 where autocast allows it. After every epoch the held-out images are
-classified in float32 as the exported file will, and the best of all epochs wins, the start included: what comes back
-is never worse on them than what came in. Under torchrun every rank trains on its share of every batch.
+Channel counts do not change. Weights are float32; layers run in bfloat16 where autocast allows it. After every epoch
+the held-out images are classified in float32, as the exported file will do it. The result has the weights of the best
+epoch, or those before training where no epoch is better: on the held-out images it is never worse than the input.
+Under torchrun every rank trains on its share of every batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,20 +31,26 @@ from svitc.passes.pipelines import inference_passes
 from svitc.support.atomic_files import writable
 from svitc.support.distributed import DistributedContext, current
 from svitc.support.reporter import Reporter
-from svitc.training.augment import augmentation, jitter, random_of
+from svitc.support.types import JsonDict
+from svitc.training.augment import augment, parse_augmentations, seeded_generator
 from svitc.training.checkpoint import digest, load_checkpoint, save
 from svitc.training.fast_forward import FastForward
 from svitc.training.images import Data, Images, open_images, split
 from svitc.training.quantization_aware import FakeQuantizedWeights
 
 log = logging.getLogger("svitc")
-CLIP = 1.0  # largest norm of a step's gradient
-WARM_UP = 0.05  # share of all steps in which the learning rate rises, at most one epoch
-JUDGE_BATCH = 64
+MAX_GRADIENT_NORM = 1.0
+WARM_UP_SHARE = 0.05  # of all steps, but at most one epoch: the learning rate rises
+EVALUATION_BATCH_IMAGES = 64
 
 
 class Score(NamedTuple):
-    """Of the held-out images: how many are right, and minus the mean cross-entropy, which decides between equals."""
+    """The score on the held-out images; of two scores the higher is better.
+
+    Attributes:
+        right: number of images that are classified correctly.
+        likelihood: minus the mean cross-entropy, in nats, which decides between equal numbers.
+    """
 
     right: int
     likelihood: float
@@ -51,37 +58,39 @@ class Score(NamedTuple):
 
 @dataclass
 class Finetuned:
-    """A program that learned.
+    """The result of fine-tuning.
 
     Attributes:
-        program: the same widths as before, the best weights.
+        program: the student with the best weights; channel counts are unchanged.
         report: ``epochs``, ``images``, ``held_out``, ``start_accuracy``, ``best_accuracy``, ``teacher_accuracy``,
-            ``chosen_epoch`` (0 is the start), ``history`` (a dictionary for each epoch: ``loss``, ``accuracy``,
-            ``lr``, ``seconds``), ``settings``. JSON values only; accuracies are shares of the held-out images.
+            ``chosen_epoch`` (0 for the weights before training), ``history`` (a dictionary for each epoch: ``loss``,
+            ``accuracy``, ``lr``, ``seconds``), ``settings``. JSON values only; accuracies are shares of the held-out
+            images.
     """
 
     program: Program
-    report: dict[str, Any] = field(default_factory=dict)
+    report: JsonDict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How to train.
+    """Options of fine-tuning.
 
     Attributes:
-        epochs: over the training images, at least 1.
-        batch: images of a step, over all ranks.
-        lr: highest learning rate; it rises by step, then falls along a cosine to 0.
-        weight_decay: not of biases and batch norms.
-        distil: share of the teacher in the loss, 0 to 1.
-        temperature: by which logits are divided before the two are compared.
-        augment: ``auto`` is ``flip,crop`` for images of three channels and ``none`` for all else.
-        amp: run layers in bfloat16.
-        seed: of the order of images and their augmentation.
-        held_out: at most 5% of the images, and at most this many, only judge epochs.
-        bits: layers whose weights lie on a grid of so many bits, and stay there (quantization_aware.py).
+        epochs: passes over the training images, at least 1.
+        batch: images in one step, over all ranks.
+        lr: peak learning rate, after a linear warm-up; from there it falls to 0 along a cosine.
+        weight_decay: of AdamW; biases and batch norms are exempt.
+        distil: weight of the distillation loss against the label loss, from 0 to 1.
+        temperature: divisor of the logits in the distillation loss.
+        augment: ``auto``, ``none`` or a list such as ``flip,crop``; ``auto`` is ``flip,crop`` for images of three
+            channels and ``none`` for other inputs.
+        amp: run layers in bfloat16 (automatic mixed precision).
+        seed: seed of the image order and the augmentations.
+        held_out: largest number of held-out images, which only choose the best epoch; never more than 5% of all.
+        bits: layer -> bits of its quantized weights, which stay on their grid (quantization_aware.py).
         checkpoint: file that is written after every epoch.
-        resume: go on from ``checkpoint``, if it is there, and end in the weights that an uninterrupted run gives.
+        resume: go on from ``checkpoint`` if it exists; the resulting weights are those of an uninterrupted run.
     """
 
     epochs: int
@@ -99,10 +108,10 @@ class FinetuneOptions:
     resume: bool = False
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Check the options.
 
         Raises:
-            UsageError: a number that makes no sense, or a run to be resumed from nowhere.
+            UsageError: a number is out of range, or ``resume`` is set without a checkpoint.
             OutputError: the checkpoint cannot be written.
         """
         for name, low in (("epochs", 1), ("batch", 2), ("held_out", 1)):
@@ -119,29 +128,29 @@ class FinetuneOptions:
         if self.checkpoint is not None:
             writable(self.checkpoint.parent)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what decides the weights, but for the bits."""
-        apart = ("bits", "checkpoint", "resume")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
+    def to_json(self) -> JsonDict:
+        """Return the options that the resulting weights depend on, except for the bits."""
+        excluded = ("bits", "checkpoint", "resume")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in excluded}
 
 
 def finetune(
     student: Program, teacher: Program, data: Data, options: FinetuneOptions, reporter: Reporter | None = None
 ) -> Finetuned:
-    """Train a pruned program on labelled images.
+    """Train a pruned program on labeled images.
 
     Args:
-        student: still trains; not changed.
-        teacher: the original; not changed.
-        data: images to train and to judge epochs on.
+        student: the pruned program, at a stage that can be trained; not changed.
+        teacher: the original program; not changed.
+        data: labeled images, a few of which are held out to choose the best epoch.
         options: how to train.
-        reporter: told of the images seen of all epochs.
+        reporter: told how many images of all epochs are done.
 
     Raises:
-        UsageError: options that make no sense, or a loss that turns infinite or NaN.
+        UsageError: invalid options, or a loss or gradient that becomes infinite or NaN.
         InputError: too few images, or a checkpoint that is damaged or belongs to another run.
         OutputError: the checkpoint cannot be written.
-        RankError: another rank stopped.
+        RankError: another rank has stopped.
     """
     for program in (student, teacher):
         if program.stage > Stage.PRUNED:
@@ -151,7 +160,7 @@ def finetune(
 
 
 class _Run:
-    """One call of ``finetune``: what it trains, on what, and how far it is."""
+    """One call of ``finetune``: its models, its images and its progress."""
 
     def __init__(
         self, student: Program, teacher: Program, data: Data, options: FinetuneOptions, reporter: Reporter
@@ -160,13 +169,15 @@ class _Run:
         self.bits = dict(options.bits or {})
         self.world: DistributedContext = current()
         self.batch_dim = student.input.batch_dim
-        self.augment = augmentation(options.augment, student.input)
-        self.images: Images = open_images(data, student.input, lambda n: reporter.progress("read images", n, len(data)))
-        self.train, self.judged = split(self.images.labels, options.held_out, options.seed)
+        self.augment = parse_augmentations(options.augment, student.input)
+        self.images: Images = open_images(
+            data, student.input, lambda done: reporter.progress("read images", done, len(data))
+        )
+        self.train, self.held_out = split(self.images.labels, options.held_out, options.seed)
         self.share = options.batch // self.world.size  # images of a step on one rank
         if self.share == 0:
             raise UsageError(f"a batch of {options.batch} images is too small for {self.world.size} ranks")
-        # the last, incomplete batch is left out: its batch-norm statistics would be the noisiest
+        # drop the last, incomplete batch: its batch-norm statistics would be the noisiest
         self.steps = max(1, len(self.train) // (self.share * self.world.size))
         if len(self.train) < self.share * self.world.size:
             self.share = len(self.train) // self.world.size
@@ -176,34 +187,35 @@ class _Run:
         self.state = self._begin(teacher)
 
     def _prepare(self, teacher: Program) -> None:
+        """Build the models, on the device of this rank, and the optimizer."""
         device = self.world.device
-        pupil = self.student.copy()
-        Pipeline([HoistRepeat(), MergeViews()])(pupil)
-        pupil.module.to(device).train().requires_grad_(True)
-        self.pupil: nn.Module = pupil.module
-        self.rounded = FakeQuantizedWeights(self.pupil, self.bits)
-        self.quick = FastForward(pupil)
-        self.model: nn.Module = self.quick
+        trained = self.student.copy()
+        Pipeline([HoistRepeat(), MergeViews()])(trained)
+        trained.module.to(device).train().requires_grad_(True)
+        self.trained: nn.Module = trained.module
+        self.fake_quantized = FakeQuantizedWeights(self.trained, self.bits)
+        self.evaluated = FastForward(trained)
+        self.model: nn.Module = self.evaluated
         if self.world.size > 1:
             self.model = DistributedDataParallel(
-                self.quick, device_ids=[device.index] if device.type == "cuda" else None
+                self.evaluated, device_ids=[device.index] if device.type == "cuda" else None
             )
-        guide = teacher.copy()
-        Pipeline(inference_passes())(guide)
-        guide.module.to(device).eval().requires_grad_(False)
-        self.teacher = FastForward(guide)
+        teacher_copy = teacher.copy()
+        Pipeline(inference_passes())(teacher_copy)
+        teacher_copy.module.to(device).eval().requires_grad_(False)
+        self.teacher = FastForward(teacher_copy)
         self.device = device
-        exempt = {id(p) for m in self.pupil.modules() if is_batch_norm(m) for p in m.parameters()}
+        exempt = {id(p) for m in self.trained.modules() if is_batch_norm(m) for p in m.parameters()}
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-        for p in self.pupil.parameters():
+        for p in self.trained.parameters():
             groups[id(p) in exempt or p.ndim < 2].append(p)
         decays = (self.options.weight_decay, 0.0)
         self.optimizer = torch.optim.AdamW(
             [{"params": g, "weight_decay": d} for g, d in zip(groups, decays, strict=True) if g], lr=self.options.lr
         )
 
-    def _begin(self, teacher: Program) -> dict[str, Any]:
-        """The state after the finished epochs: of the checkpoint, or none finished."""
+    def _begin(self, teacher: Program) -> JsonDict:
+        """Return the state to start from: that of the checkpoint, or that before the first epoch."""
         inputs = {
             **self.options.to_json(),
             "augment": ",".join(self.augment) or "none",
@@ -213,19 +225,19 @@ class _Run:
         } | ({"bits": self.bits} if self.bits else {})
         path = self.options.checkpoint
 
-        def read() -> dict[str, Any] | None:
-            return (
-                load_checkpoint(path, inputs) if self.options.resume and path is not None and path.is_file() else None
-            )
+        def read() -> JsonDict | None:
+            if not self.options.resume or path is None or not path.is_file():
+                return None
+            return load_checkpoint(path, inputs)
 
-        found = self.world.on_writer(read)
-        if found is not None:
-            self.pupil.load_state_dict(found["weights"])
-            self.optimizer.load_state_dict(found["optimizer"])
-            log.info("fine-tuning goes on after epoch %d of %d", found["epoch"], self.options.epochs)
-            return found
-        with self.rounded():
-            score, start = self._judge(self.quick), _weights(self.pupil)
+        resumed = self.world.on_writer(read)
+        if resumed is not None:
+            self.trained.load_state_dict(resumed["weights"])
+            self.optimizer.load_state_dict(resumed["optimizer"])
+            log.info("fine-tuning goes on after epoch %d of %d", resumed["epoch"], self.options.epochs)
+            return resumed
+        with self.fake_quantized():
+            score, start = self._judge(self.evaluated), _weights(self.trained)
         return {
             "inputs": inputs,
             "epoch": 0,
@@ -240,18 +252,18 @@ class _Run:
         }
 
     def result(self) -> Finetuned:
-        """Train what is left of the epochs."""
+        """Train for the remaining epochs and return the best weights."""
         state, epochs = self.state, self.options.epochs
         for epoch in range(state["epoch"], epochs):
             start = time.perf_counter()
             loss, lr = self._epoch(epoch)
-            # batch-norm statistics differ from rank to rank; rank 0's count, for judging and for what follows
-            weights = self.world.broadcast(_weights(self.pupil))
-            self.pupil.load_state_dict(weights)
-            with self.rounded():
-                score, best = self._judge(self.quick), _weights(self.pupil)
+            # batch-norm statistics differ between ranks: all go on with those of rank 0
+            weights = self.world.broadcast(_weights(self.trained))
+            self.trained.load_state_dict(weights)
+            with self.fake_quantized():
+                score, best = self._judge(self.evaluated), _weights(self.trained)
             seconds = time.perf_counter() - start
-            accuracy = score.right / len(self.judged)
+            accuracy = score.right / len(self.held_out)
             state["history"].append(
                 {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "lr": lr, "seconds": round(seconds, 3)}
             )
@@ -265,7 +277,7 @@ class _Run:
                 epochs,
                 loss,
                 100 * accuracy,
-                len(self.judged),
+                len(self.held_out),
                 seconds,
                 seconds * (epochs - epoch - 1),
             )
@@ -278,15 +290,15 @@ class _Run:
         if self.options.checkpoint is not None:
             save(self.options.checkpoint, self.state)
 
-    def _report(self) -> dict[str, Any]:
-        state, judged = self.state, len(self.judged)
+    def _report(self) -> JsonDict:
+        state, held_out = self.state, len(self.held_out)
         return {
             "epochs": state["epoch"],
             "images": len(self.train),
-            "held_out": judged,
-            "start_accuracy": state["start_right"] / judged,
-            "best_accuracy": state["best_score"][0] / judged,
-            "teacher_accuracy": state["teacher_right"] / judged,
+            "held_out": held_out,
+            "start_accuracy": state["start_right"] / held_out,
+            "best_accuracy": state["best_score"][0] / held_out,
+            "teacher_accuracy": state["teacher_right"] / held_out,
             "chosen_epoch": state["best_epoch"],
             "history": state["history"],
             "settings": {**self.options.to_json(), "augment": ",".join(self.augment) or "none"},
@@ -294,20 +306,20 @@ class _Run:
         }
 
     def _epoch(self, epoch: int) -> tuple[float, float]:
-        """Train for one epoch. Returns the mean loss over all ranks and the last learning rate."""
+        """Train for one epoch and return the mean loss over all ranks and the last learning rate."""
         seed, size, total = self.options.seed, self.share * self.world.size, 0.0
-        order = self.train[torch.randperm(len(self.train), generator=random_of(seed, epoch))]
+        order = self.train[torch.randperm(len(self.train), generator=seeded_generator(seed, epoch))]
         lr = 0.0
-        self.pupil.train()
+        self.trained.train()
         for step in range(self.steps):
             first = self.world.rank * self.share
             x, labels = self.images.take(order[step * size + first : step * size + first + self.share])
             if self.augment:
-                x = jitter(x, self.augment, random_of(seed, epoch, step), first, size, self.batch_dim)
+                x = augment(x, self.augment, seeded_generator(seed, epoch, step), first, size, self.batch_dim)
             lr = self._rate(epoch * self.steps + step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            with self.world.guard(), self.rounded():
+            with self.world.guard(), self.fake_quantized():
                 loss, norm = self._step(x.to(self.device), labels.to(self.device))
             loss = self.world.mean(loss)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -319,57 +331,66 @@ class _Run:
         return total / self.steps, lr
 
     def _step(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-        """Loss, and norm of its gradient, which is the same on every rank; the gradient is left clipped."""
-        share, heat = self.options.distil, self.options.temperature
+        """Compute the clipped gradient of a batch; return the loss and the norm of the gradient before clipping.
+
+        The gradient and its norm are averaged over ranks, the loss is that of this rank.
+        """
+        share, temperature = self.options.distil, self.options.temperature
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
             with torch.no_grad():
-                wanted = self.teacher(x) if share else None
+                teacher_logits = self.teacher(x) if share else None
             logits = self.model(x)
         loss = (1 - share) * F.cross_entropy(logits, labels)
-        if wanted is not None:
-            ours, theirs = F.log_softmax(logits / heat, 1), F.log_softmax(wanted / heat, 1)
-            loss = loss + share * heat**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        if teacher_logits is not None:
+            student_log, teacher_log = (
+                F.log_softmax(logits / temperature, 1),
+                F.log_softmax(teacher_logits / temperature, 1),
+            )
+            loss = loss + share * temperature**2 * F.kl_div(
+                student_log, teacher_log, reduction="batchmean", log_target=True
+            )
         self.optimizer.zero_grad()
         loss.backward()
-        return loss.item(), float(nn.utils.clip_grad_norm_(self.pupil.parameters(), CLIP))
+        return loss.item(), float(nn.utils.clip_grad_norm_(self.trained.parameters(), MAX_GRADIENT_NORM))
 
     def _rate(self, step: int) -> float:
-        """Learning rate of a step, counted over all epochs: up along a line, down along a cosine."""
+        """Return the learning rate of a step, counted over all epochs: a linear warm-up, then a cosine."""
         steps = self.steps * self.options.epochs
-        warm = max(1, min(int(WARM_UP * steps), self.steps))
-        if step < warm:
-            return self.options.lr * (step + 1) / warm
-        return self.options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        warm_up_steps = max(1, min(int(WARM_UP_SHARE * steps), self.steps))
+        if step < warm_up_steps:
+            return self.options.lr * (step + 1) / warm_up_steps
+        return self.options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up_steps) / max(1, steps - warm_up_steps)))
 
     def _stop(self, what: str, epoch: int, step: int) -> None:
+        """Raise UsageError: the loss or the gradient is not finite."""
         state = self.state
-        kept = "No epoch was finished."
+        summary = "No epoch was finished."
         if state["epoch"]:
-            share = f"{100 * state['best_score'][0] / len(self.judged):.2f}% of the held-out images"
-            of = f"epoch {state['best_epoch']}" if state["best_epoch"] else "the start"
-            kept = f"Of {state['epoch']} finished epochs the best weights are those of {of}, {share}"
-            kept += f", in {self.options.checkpoint}." if self.options.checkpoint is not None else "."
-        lower = self.options.lr / 4
+            share = f"{100 * state['best_score'][0] / len(self.held_out):.2f}% of the held-out images"
+            best_epoch = f"epoch {state['best_epoch']}" if state["best_epoch"] else "the start"
+            summary = f"Of {state['epoch']} finished epochs the best weights are those of {best_epoch}, {share}"
+            summary += f", in {self.options.checkpoint}." if self.options.checkpoint is not None else "."
+        lower_lr = self.options.lr / 4
         raise UsageError(
             f"the {what} is not finite in epoch {epoch + 1} of {self.options.epochs}, step {step + 1} of {self.steps}",
-            hint=f"Try a lower learning rate, --lr {lower:g}. {kept}",
+            hint=f"Try a lower learning rate, --lr {lower_lr:g}. {summary}",
         )
 
     @torch.inference_mode()
     def _judge(self, model: FastForward) -> Score:
-        """Classify the held-out images in float32; each rank takes its share, and all know the sum."""
+        """Score a model on the held-out images in float32; each rank classifies its share, and all return the sum."""
         model.eval()
         parts = []
-        for chunk in list(self.judged.split(JUDGE_BATCH))[self.world.rank :: self.world.size]:
+        for chunk in list(self.held_out.split(EVALUATION_BATCH_IMAGES))[self.world.rank :: self.world.size]:
             x, labels = self.images.take(chunk)
             logits = model(x.to(self.device)).double().cpu()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             parts.append((int((logits.argmax(1) == labels).sum()), float(loss)))
-        found = [part for rank in self.world.gather(parts) for part in rank]
-        mean = math.fsum(each for _, each in found) / len(self.judged)
-        return Score(sum(right for right, _ in found), -mean if math.isfinite(mean) else -math.inf)
+        results = [part for rank in self.world.gather(parts) for part in rank]
+        mean = math.fsum(loss for _, loss in results) / len(self.held_out)
+        return Score(sum(right for right, _ in results), -mean if math.isfinite(mean) else -math.inf)
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of all parameters and buffers, in the processor's memory."""
+    """Copy all parameters and buffers to the CPU."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Whether a written file is the network it should be, neuron by neuron and as a whole.
+"""Verification: checks that an exported file computes the same network, neuron by neuron and from end to end.
 
 Imports: ``onnx``, ``passes``, ``analysis``, ``data``, ``ir`` and what is below them.
 

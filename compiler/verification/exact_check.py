@@ -1,8 +1,9 @@
-"""Verification of quantized files: every spike must be the reference's, bit for bit.
+"""Verification of quantized files: every spike must equal the reference's, bit for bit.
 
-The written file is cut at its neurons and fed with the reference's spikes, so that a layer that is wrong is named and
-does not spread; once more with random spikes, so that a layer that the images leave silent proves something, too.
-A neuron behind a float sum, whose order runtimes choose, may differ where its membrane lies next to its threshold.
+The exported file is split at its neurons and fed with the reference's spikes, so that a wrong layer is identified and
+its errors do not spread. One more run feeds random spikes, so that layers that are silent on the images are tested,
+too. A neuron behind a float sum, whose order is up to the runtime, may differ where its membrane is next to its
+threshold.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from svitc.passes.pipelines import exportable_program
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
-NEAR = 2.0**-12  # share of an inexact neuron's spikes that may differ
+NEAR = 2.0**-12  # largest share of the spikes of an inexact neuron that may differ
 
 
 def verify_exact(
@@ -32,50 +33,76 @@ def verify_exact(
         exported: bytes of the ONNX file.
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
+
+    Returns:
+        the differences in each layer and in the logits.
     """
-    joined = exportable_program(program)  # the same layers, joined as the file joins them
+    lowered = exportable_program(program)  # with layers joined as in the file
     split_file, neurons = backend.split_unrolled_neurons(exported)
-    whole, pieces = backend.session(exported), backend.session(split_file)
-    soft = set(inexact(joined))
-    modules = {str(node.target): joined.module_of(node) for node in joined.neurons()}
+    full_session, split_session = backend.session(exported), backend.session(split_file)
+    inexact_neurons = set(inexact(lowered))
+    modules = {str(node.target): lowered.module_of(node) for node in lowered.neurons()}
     verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
-    names = [output.name for output in pieces.get_outputs()]
+    names = [output.name for output in split_session.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
-        reference, logits = Recorder.record(joined, x)
+        reference, logits = Recorder.record(lowered, x)
         if not torch.equal(program(x), logits):
-            verdict.logits_beyond_rounding += 1  # joining layers must change nothing
+            verdict.logits_beyond_rounding += 1  # joining layers must not change the result
         runs = [(reference, logits)]
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            runs.append(Recorder.record(joined, x, spikes))
-        for kind, (run, want) in enumerate(runs):
+            runs.append(Recorder.record(lowered, x, spikes))
+        for kind, (run, expected_logits) in enumerate(runs):
             feed = {backend.INPUT: x.numpy()}
             for neuron in neurons:
                 feed.update(neuron.steps_of(run.fed[neuron.path].numpy()))
-            got = dict(zip(names, pieces.run(names, feed), strict=True))
+            outputs = dict(zip(names, split_session.run(names, feed), strict=True))
             for neuron in neurons:
                 path = neuron.path
-                _judge(verdict.layers[path], neuron.array_of(got), run, path, path in soft, natural=kind == 0)
-            close = np.isclose(got[backend.OUTPUT], want.numpy(), rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+                _judge(
+                    verdict.layers[path],
+                    neuron.array_of(outputs),
+                    run,
+                    path,
+                    path in inexact_neurons,
+                    natural=kind == 0,
+                )
+            close = np.isclose(
+                outputs[backend.OUTPUT],
+                expected_logits.numpy(),
+                rtol=1e-4,
+                atol=1e-5 * float(expected_logits.abs().max()),
+            )
             verdict.logits_beyond_rounding += int((~close).sum())
-        expected = logits.numpy()
-        final = whole.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.add(final, expected)
+        reference_logits = logits.numpy()
+        final = full_session.run(None, {backend.INPUT: x.numpy()})[0]
+        verdict.add(final, reference_logits)
         if progress is not None:
             progress(verdict.images)
     return verdict
 
 
-def _judge(layer: LayerVerdict, ours: np.ndarray, run: Recorder, path: str, soft: bool, natural: bool) -> None:
-    want = run.spikes[path].numpy()
-    layer.spikes += want.size
-    layer.firing += float(want.sum()) if natural else 0.0
-    differs = ours.reshape(want.shape) != want
+def _judge(layer: LayerVerdict, spikes: np.ndarray, run: Recorder, path: str, soft: bool, natural: bool) -> None:
+    """Add the differing spikes of one neuron in one run to its verdict.
+
+    Args:
+        layer: the verdict.
+        spikes: the neuron's spikes in the file.
+        run: the run of the reference.
+        path: the neuron's path.
+        soft: whether the neuron is behind a float sum.
+        natural: whether the spikes that it gets are those that the images cause, not random ones.
+    """
+    expected = run.spikes[path].numpy()
+    layer.spikes += expected.size
+    layer.firing += float(expected.sum()) if natural else 0.0
+    differs = spikes.reshape(expected.shape) != expected
     count = int(differs.sum())
     if not count:
         return
-    # a sum of some thousand terms strays by 2^-20 of its magnitude at most; a wrong one flips far more spikes than that
-    few = soft and count <= max(1, NEAR * want.size)
-    layer.flips_within_rounding += count if few else 0
-    layer.flips_beyond_rounding += 0 if few else count
+    # Rounding moves a sum of a few thousand terms by at most 2^-20 of its magnitude, which flips few spikes; a wrong
+    # sum flips far more.
+    within_rounding = soft and count <= max(1, NEAR * expected.size)
+    layer.flips_within_rounding += count if within_rounding else 0
+    layer.flips_beyond_rounding += 0 if within_rounding else count

@@ -1,20 +1,20 @@
-"""Verification: is the ONNX file the same network? Layer by layer with the reference's spikes fed in, then whole.
+"""Verification of float32 files: every layer with the reference's spikes as input, then the file as a whole.
 
-The reference is the program in PyTorch. A copy of the written file, cut at every neuron, gets the reference's spikes
-as inputs, so that one layer's rounding cannot spread into the next. A spike that differs is an error, unless the
-currents differ and the reference's membrane lay within float rounding of its threshold (float_error.py); an input
-current that is off by more than rounding is an error, too. A layer that the inputs leave silent would prove nothing:
-one more batch feeds every layer with random spikes instead of the reference's own.
+The reference is the program in PyTorch. A copy of the exported file is split at every neuron and gets the reference's
+spikes as inputs, so that the rounding of one layer cannot spread into the next. A spike that differs is an error,
+unless the currents differ and the reference's membrane was within float rounding of its threshold (float_error.py). An
+input current that differs by more than rounding is an error, too. A layer that is silent on the inputs would prove
+nothing, so one more batch feeds every layer with random spikes instead of the reference's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, sum_lengths
@@ -30,21 +30,24 @@ def verify(
     inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
 ) -> Verdict:
-    """Compare an exported file with the program it is of.
+    """Compare an exported file with the program that it was exported from.
 
     Args:
-        program: the reference, at a stage that trains.
+        program: the reference, at a stage at which it can be trained.
         exported: bytes of the ONNX file.
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
+
+    Returns:
+        the differences in each layer and in the logits.
     """
     split_file, neurons = backend.split_neurons(exported)
-    whole, pieces = backend.session(exported), backend.session(split_file)
+    full_session, split_session = backend.session(exported), backend.session(split_file)
     bounds = magnitudes(program)
     lengths = sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
     verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
-    names = [output.name for output in pieces.get_outputs()]
+    names = [output.name for output in split_session.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
         reference, logits = Recorder.record(program, x)
@@ -52,20 +55,22 @@ def verify(
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
             runs.append(Recorder.record(program, x, spikes))
-        for kind, (run, want) in enumerate(runs):
-            scale, magnitude = Recorder.record(bounds, x.abs(), run.fed)
+        for kind, (run, expected_logits) in enumerate(runs):
+            currents, logit_magnitude = Recorder.record(bounds, x.abs(), run.fed)
             feed = {backend.INPUT: x.numpy()}
             feed.update({neuron.reference: run.fed[neuron.path].numpy().reshape(neuron.shape) for neuron in neurons})
-            got = dict(zip(names, pieces.run(names, feed), strict=True))
-            comparison = _Comparison(got, run, scale, natural=kind == 0)
+            outputs = dict(zip(names, split_session.run(names, feed), strict=True))
+            comparison = _Comparison(outputs, run, currents, natural=kind == 0)
             for neuron in neurons:
                 path = neuron.path
                 comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
-            off = abs(got[backend.OUTPUT] - want.numpy())
-            verdict.logits_beyond_rounding += int((off > bound(magnitude.numpy(), lengths["logits"])).sum())
-        expected = logits.numpy()
-        final = whole.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.add(final, expected)
+            difference = abs(outputs[backend.OUTPUT] - expected_logits.numpy())
+            verdict.logits_beyond_rounding += int(
+                (difference > bound(logit_magnitude.numpy(), lengths["logits"])).sum()
+            )
+        reference_logits = logits.numpy()
+        final = full_session.run(None, {backend.INPUT: x.numpy()})[0]
+        verdict.add(final, reference_logits)
         if progress is not None:
             progress(verdict.images)
     return verdict
@@ -76,10 +81,10 @@ class _Comparison:
     """One run of the file and of the reference on the same batch.
 
     Attributes:
-        file_outputs: of the file that is split at its neurons, by name.
-        reference: what the program's neurons received and fired.
-        magnitudes: a bound on the sum of the magnitudes of every current.
-        natural: whether the spikes are the images' own, not random ones.
+        file_outputs: outputs of the split file, by name.
+        reference: inputs and spikes of the program's neurons.
+        magnitudes: bounds on the sum of the magnitudes of every current.
+        natural: whether the spikes are those that the images cause, not random ones.
     """
 
     file_outputs: dict[str, np.ndarray]
@@ -87,41 +92,48 @@ class _Comparison:
     magnitudes: Recorder
     natural: bool
 
-    def judge(self, layer: LayerVerdict, module: Any, neuron: backend.SplitNeuron, terms: int) -> None:
+    def judge(self, layer: LayerVerdict, module: nn.Module | None, neuron: backend.SplitNeuron, terms: int) -> None:
         """Compare one neuron's current and spikes in the file with the reference's.
 
         Args:
-            layer: where the result is added.
+            layer: the verdict to which the result is added.
             module: the neuron in the program.
-            neuron: its place in the file.
+            neuron: the neuron in the file.
             terms: length of the sums behind its current.
         """
         expected = self.reference.spikes[neuron.path].numpy()
         current = self.reference.currents[neuron.path].numpy()
         magnitude = self.magnitudes.currents[neuron.path].numpy()
         spikes = self.file_outputs[neuron.spikes].reshape(expected.shape)
-        # a current that is the same at every step is in the file once
+        # a current that is the same at every step is computed once in the file
         shape = current[:1].shape if neuron.static else current.shape
-        off = abs(self.file_outputs[neuron.current].reshape(shape) - current)
+        difference = abs(self.file_outputs[neuron.current].reshape(shape) - current)
         layer.spikes += expected.size
         layer.firing += float(expected.sum()) if self.natural else 0.0
-        layer.max_current_difference = max(layer.max_current_difference, float(off.max()))
-        layer.currents_beyond_rounding += int((off > bound(magnitude, terms)).sum())
+        layer.max_current_difference = max(layer.max_current_difference, float(difference.max()))
+        layer.currents_beyond_rounding += int((difference > bound(magnitude, terms)).sum())
         differs = spikes != expected
         if not differs.any():
             return
         distance, allowed = margins(module, current, expected, magnitude, terms)
-        beyond = int((differs & _unexplained(differs, off, distance > allowed, ops.has_state(module))).sum())
+        beyond = int((differs & _unexplained(differs, difference, distance > allowed, ops.has_state(module))).sum())
         layer.flips_beyond_rounding += beyond
         layer.flips_within_rounding += int(differs.sum()) - beyond
 
 
-def _unexplained(differs: np.ndarray, off: np.ndarray, far: np.ndarray, state: bool) -> np.ndarray:
-    """Where spikes that differ are wrong: far from the threshold, or on a current that is not off at all."""
-    if not state:
-        return far | (off == 0)
-    # equal currents give equal membranes, bit for bit: only where they differ is rounding an excuse
-    strayed = np.cumsum(off, axis=0) > 0
-    # once a membrane has taken the other branch its later steps differ with reason: judge the first
+def _unexplained(differs: np.ndarray, difference: np.ndarray, far: np.ndarray, has_state: bool) -> np.ndarray:
+    """Return which of the differing spikes are errors: far from the threshold, or with equal currents.
+
+    Args:
+        differs: where the spikes differ, ``[T, ...]``.
+        difference: absolute difference of the currents.
+        far: where the membrane is further from its threshold than rounding can move it.
+        has_state: whether the neuron has a membrane.
+    """
+    if not has_state:
+        return far | (difference == 0)
+    # equal currents give equal membranes, bit for bit, so rounding explains a flip only after the currents differed
+    rounded = np.cumsum(difference, axis=0) > 0
+    # after the first differing spike the membranes are different, so only the first one is judged
     first = differs & (np.cumsum(differs, axis=0) == 1)
-    return (first & (far | ~strayed)).any(axis=0)
+    return (first & (far | ~rounded)).any(axis=0)

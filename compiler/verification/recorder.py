@@ -1,8 +1,6 @@
-"""Record the values of a program while it runs, and stimulate it so that every neuron has something to do."""
+"""Recorder: keeps the values of the neurons while a program runs; random spikes for layers that are silent."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,34 +13,40 @@ STIMULUS_SEED = 0
 
 
 class Recorder(fx.Interpreter):
-    """Runs a program and keeps what each neuron receives and fires, and what it feeds on.
+    """Interpreter that runs a program and keeps the inputs and spikes of its neurons.
+
+    Args:
+        program: the program.
+        spikes: neuron -> spikes to pass on instead of its own.
 
     Attributes:
-        currents: each neuron's input.
-        spikes: what it fires on that.
-        fed: what its readers get: its spikes, or the ones given instead.
+        currents: neuron -> its input.
+        spikes: neuron -> its spikes on that input.
+        fed: neuron -> what later layers get: its spikes, or those passed in instead.
     """
 
     def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None) -> None:
         super().__init__(program.module)
-        self.program, self.given = program, spikes
+        self.program, self.replacements = program, spikes
         self.currents: dict[str, torch.Tensor] = {}
         self.spikes: dict[str, torch.Tensor] = {}
         self.fed: dict[str, torch.Tensor] = {}
 
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
+    def call_module(self, target: fx.node.Target, args: tuple, kwargs: dict) -> object:
+        assert isinstance(target, str)
         module = self.fetch_attr(target)
         if not ops.is_neuron(module):
             return super().call_module(target, args, kwargs)
         self.currents[target] = args[0]
         self.spikes[target] = super().call_module(target, args, kwargs)
-        self.fed[target] = self.given[target] if self.given is not None else self.spikes[target]
+        self.fed[target] = self.replacements[target] if self.replacements is not None else self.spikes[target]
         return self.fed[target]
 
     @classmethod
     def record(
         cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
     ) -> tuple[Recorder, torch.Tensor]:
+        """Run a program on a batch in inference mode, from a reset state; return the recorder and the logits."""
         program.module.eval()
         program.reset()
         recorder = cls(program, spikes)
@@ -53,7 +57,13 @@ class Recorder(fx.Interpreter):
 
 
 def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random spikes of a neuron's shape: a fifth fire, integer neurons any of their counts."""
+    """Return random spikes for a neuron: a fifth of them fire, a neuron that counts with any of its counts.
+
+    Args:
+        module: the neuron.
+        like: a tensor with the shape and type of the spikes.
+        generator: the source of randomness.
+    """
     fired = torch.rand(like.shape, generator=generator) < 0.2
     counts = torch.randint(1, dynamics_of(module).max_spikes + 1, like.shape, generator=generator)
     return (fired * counts).to(like.dtype)

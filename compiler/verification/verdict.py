@@ -1,18 +1,28 @@
-"""The result of a verification: what differs in each layer and in the logits, and whether that passes."""
+"""Verdict: the result of a verification, in each layer and in the logits, and whether it passes."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
 from svitc.data.inputs import top1
+from svitc.support.types import JsonDict
 
 
 @dataclass
 class LayerVerdict:
-    """One neuron over all images: differing spikes of both kinds, and currents that rounding does not explain."""
+    """The differences of one neuron over all images.
+
+    Attributes:
+        name: path of the neuron.
+        spikes: number of spikes that were compared.
+        flips_within_rounding: spikes that differ as rounding explains.
+        flips_beyond_rounding: spikes that differ otherwise.
+        currents_beyond_rounding: currents that differ by more than rounding explains.
+        max_current_difference: largest absolute difference of a current.
+        firing: sum of the spikes that the inputs themselves caused.
+    """
 
     name: str
     spikes: int = 0
@@ -20,12 +30,20 @@ class LayerVerdict:
     flips_beyond_rounding: int = 0
     currents_beyond_rounding: int = 0
     max_current_difference: float = 0.0
-    firing: float = 0.0  # sum of the spikes that the inputs themselves caused
+    firing: float = 0.0
 
 
 @dataclass
 class Verdict:
-    """What verification found; ``to_json`` is the report's ``verify`` section."""
+    """The result of a verification; ``to_json`` is the report's ``verify`` section.
+
+    Attributes:
+        images: number of images compared.
+        agreeing: number of images with the same predicted class.
+        max_logit_difference: largest absolute difference of a logit.
+        logits_beyond_rounding: logits that differ by more than rounding explains.
+        layers: neuron -> its differences, in order of execution.
+    """
 
     images: int = 0
     agreeing: int = 0
@@ -34,18 +52,24 @@ class Verdict:
     layers: dict[str, LayerVerdict] = field(default_factory=dict)
 
     def add(self, final: np.ndarray, expected: np.ndarray) -> None:
-        """Count a batch by the logits of the whole file and of the reference."""
-        ours, theirs = top1(final), top1(expected)
-        self.max_logit_difference = max(self.max_logit_difference, float(abs(final - expected).max()))
-        self.agreeing += int((ours == theirs).sum())
-        self.images += len(theirs)
+        """Count the images of a batch.
 
-    def total(self, what: str) -> int:
-        return sum(getattr(layer, what) for layer in self.layers.values())
+        Args:
+            final: logits of the unsplit file, ``[T, N, classes]`` or ``[N, classes]``.
+            expected: logits of the reference, of the same shape.
+        """
+        predicted, expected_classes = top1(final), top1(expected)
+        self.max_logit_difference = max(self.max_logit_difference, float(abs(final - expected).max()))
+        self.agreeing += int((predicted == expected_classes).sum())
+        self.images += len(expected_classes)
+
+    def total(self, field_name: str) -> int:
+        """Return the sum of a field over the layers."""
+        return sum(getattr(layer, field_name) for layer in self.layers.values())
 
     @property
     def first_divergence(self) -> str | None:
-        """The first layer, in execution order, that rounding does not explain."""
+        """Return the first layer, in execution order, that rounding does not explain."""
         for layer in self.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
                 return layer.name
@@ -53,9 +77,11 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Return whether rounding explains every difference."""
         return self.first_divergence is None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonDict:
+        """Return the ``verify`` section of the report."""
         return {
             "status": "passed" if self.passed else "failed",
             "images": self.images,

@@ -35,12 +35,14 @@ from svitc.frontends.capture.tracer import (
 )
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.program import Program
+from svitc.support.renamed import renamed_keywords
 from svitc.support.types import JsonDict
 
 for _name in ("iadd", "isub", "imul", "itruediv"):
     setattr(ValueProxy, f"__{_name}__", in_place_method(getattr(operator, _name)))
 
 
+@renamed_keywords(fix="rewrite_model")
 def capture(
     model: nn.Module, input_spec: InputSpec, info: Mapping[str, Any] | None = None, rewrite_model: bool = False
 ) -> Program:

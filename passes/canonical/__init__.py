@@ -1,4 +1,4 @@
-"""Passes that bring every captured program to one form, before anything is pruned; all are lossless.
+"""Passes that bring every captured program to one form before pruning; all of them are lossless.
 
 Imports: ``analysis``, ``planning``, ``ir`` and what is below them, and ``passes.pruning``.
 

@@ -1,102 +1,106 @@
-"""MergeConvChain: convolutions in a row, a RepConv say, become one where that is smaller or faster."""
+"""MergeConvChain: replaces a chain of convolutions, such as a RepConv, with one where that is smaller or faster."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from torch import fx
 
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
-from svitc.passes.canonical.conv_chain import Row
+from svitc.passes.canonical.conv_chain import ConvChain
+from svitc.support.types import JsonDict
 
 log = logging.getLogger("svitc")
 
 
 class MergeConvChain(Pass):
-    """Re-parameterise a row of convolutions, with batch norms and zeros between them, as one dense convolution.
+    """Re-parameterize a chain of convolutions, batch norms and zero padding as one dense convolution.
 
     before   x -> conv a, 1x1 -> zero_pad -> batch_norm -> conv d, depthwise 3x3 -> conv p, 1x1 -> reader
     after    x -> conv w, 3x3, padded -> reader
 
-        batch_norm(y) = y * s + t, one of each for a channel
+        batch_norm(y) = y * s + t, for each channel
         w[o, i] = sum over c of p[o, c] * d[c] * s[c] * a[c, i]
         bias[o] = bias_p[o] + sum over c of p[o, c] * (bias_d[c] + t[c] * sum of d[c])
 
-    computed in float64, rounded once. The border comes out right since ``a`` has no bias: zeros around what it
-    makes are what it makes of zeros around ``x``, and the batch norm treats both alike. Batch norms behind the
-    last convolution stay, for FoldBatchNorm.
+    computed in float64, rounded once. The border is exact since ``a`` has no bias: padding its output with zeros equals
+    padding ``x`` with zeros, and the batch norm treats both alike. Batch norms after the last convolution stay, for
+    FoldBatchNorm.
 
-    It pays rarely: a dense 3x3 holds 9 * i * o weights, the row i * c + 9 * c + c * o, which is less unless c is
-    several times wider than the narrower end. So it is decided before pruning, at the sizes at hand, whether the
-    inner channels go at once or are a group to prune.
+    Merging rarely pays: a dense 3x3 has 9 * i * o weights, the chain i * c + 9 * c + c * o, which is less unless c is
+    several times wider than the narrower end. So the choice is made before pruning, at the current sizes: either the
+    inner channels disappear at once, or they are a group to prune.
 
     Refuses
       1. a layer that is called more than once;
-      2. two windows: both must have been slid;
-      3. zeros that are padded after a bias or shift, which would have to end at the border, or after a window;
-      4. zeros on one side only;
-      5. what is neither smaller nor faster as one, or smaller but slower, or faster but larger.
+      2. two windows, since one convolution slides only one;
+      3. zero padding after a bias or shift, which would have to stop at the border, or after a window;
+      4. zero padding on one side only;
+      5. a merge that is neither smaller nor faster, or smaller but slower, or faster but larger.
     """
 
     requires = (Stage.CAPTURED, Stage.PRUNED)
 
     def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}  # what was merged, by its last convolution -> what that saves
+        self.reasons: dict[str, str] = {}  # last convolution of a merged chain -> what the merge saves
 
     def match(self, program: Program, node: fx.Node) -> bool:
-        """The last of at least two convolutions."""
-        return Row.ending_at(program, node) is not None
+        """Return whether a node is the last convolution of a chain of at least two."""
+        return ConvChain.ending_at(program, node) is not None
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
-        row = _row(program, node)
-        return row.impossible() or (None if _pays(row) else _figures(row))
+        chain = _chain(program, node)
+        return chain.impossible() or (None if _pays(chain) else _figures(chain))
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
-        row = _row(program, node)
-        self.reasons[str(node.target)] = _figures(row)
+        chain = _chain(program, node)
+        self.reasons[str(node.target)] = _figures(chain)
         owner, _, name = str(node.target).rpartition(".")
-        setattr(program.module.get_submodule(owner), name, row.merged())
-        node.args = (row.nodes[0].args[0],)
-        for each in reversed(row.nodes[:-1]):
-            program.graph.erase_node(each)
+        setattr(program.module.get_submodule(owner), name, chain.merged())
+        node.args = (chain.nodes[0].args[0],)
+        for inner in reversed(chain.nodes[:-1]):
+            program.graph.erase_node(inner)
 
 
-def _row(program: Program, node: fx.Node) -> Row:
-    row = Row.ending_at(program, node)
-    assert row is not None
-    return row
+def _chain(program: Program, node: fx.Node) -> ConvChain:
+    """Return the chain that ends at a node that matches."""
+    chain = ConvChain.ending_at(program, node)
+    assert chain is not None
+    return chain
 
 
-def _pays(row: Row) -> bool:
-    """Whether one convolution is smaller or faster, and neither larger nor slower."""
-    apart, one = row.apart(), row.together()
-    return one != apart and all(a <= b for a, b in zip(one, apart, strict=True))
-
-
-def _figures(row: Row) -> str:
-    (stored, work), (one_stored, one_work) = row.apart(), row.together()
-    kernel = "x".join(str(k) for k in row.window.kernel_size)
-    return (
-        f"{one_stored:,} bytes as one {kernel} convolution, {stored:,} as a row of them;"
-        f" {one_work:,} multiply-accumulates an image as one, {work:,} as a row"
+def _pays(chain: ConvChain) -> bool:
+    """Return whether one convolution is smaller or faster, and neither larger nor slower."""
+    cost_apart, cost_merged = chain.apart(), chain.together()
+    return cost_merged != cost_apart and all(
+        merged <= apart for merged, apart in zip(cost_merged, cost_apart, strict=True)
     )
 
 
-def reparameterize(program: Program) -> tuple[Program, dict[str, dict[str, Any]]]:
-    """A program in which every row of convolutions is one where that pays, and what was decided for each.
+def _figures(chain: ConvChain) -> str:
+    """Return the sizes and costs of both forms as a sentence."""
+    (stored_bytes, macs), (merged_bytes, merged_macs) = chain.apart(), chain.together()
+    kernel = "x".join(str(k) for k in chain.window.kernel_size)
+    return (
+        f"{merged_bytes:,} bytes as one {kernel} convolution, {stored_bytes:,} as a row of them;"
+        f" {merged_macs:,} multiply-accumulates an image as one, {macs:,} as a row"
+    )
+
+
+def reparameterize(program: Program) -> tuple[Program, dict[str, JsonDict]]:
+    """Merge every chain of convolutions where that pays.
 
     Returns:
-        A copy, or the program itself where nothing pays; and the last convolution of each row ->
+        a copy, or the program itself where nothing pays; and the last convolution of each chain ->
         ``{"merged": bool, "why": sentence}``.
     """
     merge = MergeConvChain()
     if not any(merge.match(program, node) for node in program.graph.nodes):
         return program, {}
     result = merge(twin := program.copy())
-    decided = {place: {"merged": False, "why": why} for place, why in result.refused.items()}
-    decided |= {place: {"merged": True, "why": merge.reasons[place]} for place in result.changed}
-    for place, each in decided.items():
-        log.info("reparam: %s %s: %s", place, "is one" if each["merged"] else "stays a row", each["why"])
-    return (twin if result.changed else program), decided
+    decisions = {place: {"merged": False, "why": why} for place, why in result.refused.items()}
+    decisions |= {place: {"merged": True, "why": merge.reasons[place]} for place in result.changed}
+    for place, decision in decisions.items():
+        log.info("reparam: %s %s: %s", place, "is one" if decision["merged"] else "stays a row", decision["why"])
+    return (twin if result.changed else program), decisions

@@ -1,4 +1,4 @@
-"""MergeViews: a chain of views is one view, and a view that changes nothing is none."""
+"""MergeViews: composes a chain of views into one, and removes views that change nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from svitc.ir.views import composed, retarget
 
 
 class MergeViews(Pass):
-    """Compose each rearrange with the rearranges before it; drop those whose types are equal.
+    """Compose each rearrange with the rearranges before it; drop those with equal input and output types.
 
     before   x -> rearrange -> rearrange -> reader
-    after    x -> rearrange -> reader          or   x -> reader, where the axes come back as they were
+    after    x -> rearrange -> reader          or   x -> reader, where the axes end up as they were
 
-    Refuses nothing: axis types say exactly what a view does, so that any two compose.
+    Refuses nothing: axis types describe a view completely, so any two compose.
     """
 
     def match(self, program: Program, node: fx.Node) -> bool:

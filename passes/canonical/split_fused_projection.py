@@ -1,4 +1,4 @@
-"""SplitFusedProjection: one projection that is cut into blocks becomes one projection for each block."""
+"""SplitFusedProjection: replaces a projection that is cut into blocks with one projection for each block."""
 
 from __future__ import annotations
 
@@ -22,15 +22,26 @@ BLOCK_NAMES = {("qkv", 3): ("q", "k", "v"), ("qk", 2): ("q", "k"), ("kv", 2): ("
 
 @dataclass
 class Chain:
-    """What lies between a fused projection and its blocks, projection first."""
+    """The nodes between a fused projection and its blocks.
+
+    Attributes:
+        nodes: projection first.
+        section: the axis of blocks.
+    """
 
     nodes: list[fx.Node]
-    section: Axis  # the axis of blocks
+    section: Axis
 
 
 @dataclass(frozen=True)
 class Block:
-    """One of the blocks: its place on the axis of blocks, and the name of its layers."""
+    """One of the blocks.
+
+    Attributes:
+        section: the axis of blocks.
+        index: position on that axis.
+        name: name of the block's layers.
+    """
 
     section: Axis
     index: int
@@ -38,17 +49,17 @@ class Block:
 
 
 class SplitFusedProjection(Pass):
-    """Give each block of a fused projection its own layer, so that blocks can be pruned apart.
+    """Give each block of a fused projection its own layer, so that blocks can be pruned independently.
 
     before   x -> conv[3C] -> batch_norm -> neuron -> rearrange -> take_block 0, 1, 2
     after    x -> conv_q[C] -> batch_norm_q -> neuron_q -> rearrange -> readers of block 0; the same for k, v
 
-    Everything in between works channel by channel, so that the split is exact; only the order of sums
-    inside a matrix product may change, as it may with any width.
+    Everything in between works channel by channel, so the split is exact; only the order of sums inside a matrix
+    product may change, as it may with any width.
 
     Refuses
       1. blocks that are not all of one value;
-      2. a value between that has another reader;
+      2. a value in between that has another reader;
       3. a source that is not a convolution or linear layer;
       4. a grouped convolution;
       5. blocks that cut through heads.
@@ -60,10 +71,11 @@ class SplitFusedProjection(Pass):
         return node.target is ops.take_block
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
-        found = self._chain(program, node)
-        return found if isinstance(found, str) else None
+        chain = self._chain(program, node)
+        return chain if isinstance(chain, str) else None
 
     def _chain(self, program: Program, node: fx.Node) -> Chain | str:
+        """Return the nodes from the projection to the blocks, or the reason for a refusal."""
         source, dim, _, count = node.args
         assert isinstance(source, fx.Node) and isinstance(dim, int)
         if any(
@@ -79,10 +91,10 @@ class SplitFusedProjection(Pass):
             module = program.module_of(head)
             if not (head.target is einops.rearrange or ops.is_neuron(module) or ops.is_batch_norm(module)):
                 return f"the blocks come from {head.target}, not from a projection"
-            before = head.all_input_nodes[0]
-            if len(before.users) > 1:
-                return f"{before.target} has another reader"
-            nodes.insert(0, before)
+            previous = head.all_input_nodes[0]
+            if len(previous.users) > 1:
+                return f"{previous.target} has another reader"
+            nodes.insert(0, previous)
         if getattr(program.module_of(nodes[0]), "groups", 1) != 1:
             return "a grouped convolution"
         return Chain(nodes, section)
@@ -94,7 +106,11 @@ class SplitFusedProjection(Pass):
         count = chain.section.size
         label = str(chain.nodes[0].target)
         names = next(
-            (names for (word, n), names in BLOCK_NAMES.items() if n == count and word in label.split(".")[-1] + label),
+            (
+                names
+                for (word, blocks), names in BLOCK_NAMES.items()
+                if blocks == count and word in label.split(".")[-1] + label
+            ),
             tuple(f"block{i}" for i in range(count)),
         )
         originals = {str(n.target): program.module_of(n) for n in chain.nodes if n.op == "call_module"}
@@ -103,68 +119,71 @@ class SplitFusedProjection(Pass):
             setattr(program.module.get_submodule(owner), name, nn.Module())
         readers = list(chain.nodes[-1].users)
         for index, name in enumerate(names):
-            made = chain.nodes[0].all_input_nodes[0]
-            for old in chain.nodes:
-                made = self._copy(program, old, made, Block(chain.section, index, name), originals)
+            value = chain.nodes[0].all_input_nodes[0]
+            for original in chain.nodes:
+                value = self._copy(program, original, value, Block(chain.section, index, name), originals)
             for reader in readers:
                 if reader.args[2] == index:
-                    reader.replace_all_uses_with(made)
+                    reader.replace_all_uses_with(value)
         for reader in readers:
             program.graph.erase_node(reader)
-        for old in reversed(chain.nodes):
-            program.graph.erase_node(old)
+        for original in reversed(chain.nodes):
+            program.graph.erase_node(original)
 
     def _copy(
         self,
         program: Program,
-        old: fx.Node,
+        original: fx.Node,
         source: fx.Node,
         block: Block,
         originals: dict[str, nn.Module | None],
     ) -> fx.Node:
-        """``old`` for one block: the same operation on types without the section axis."""
-        dims = without(program.type_of(old), block.section)
-        with program.graph.inserting_before(old):
-            if old.op == "call_module":
-                module = copy.deepcopy(originals[str(old.target)])
+        """Copy a node for one block: the same operation on types without the axis of blocks."""
+        dims = without(program.type_of(original), block.section)
+        with program.graph.inserting_before(original):
+            if original.op == "call_module":
+                module = copy.deepcopy(originals[str(original.target)])
                 assert module is not None
                 slice_module(
                     module,
                     {
                         param: [section_index(dim, block.section, block.index) for dim in pdims]
-                        for param, pdims in program.parameters_of(old).items()
+                        for param, pdims in program.parameters_of(original).items()
                     },
                 )
-                program.module.get_submodule(str(old.target)).add_module(block.name, module)
-                new = program.graph.call_module(f"{old.target}.{block.name}", (source,))
+                program.module.get_submodule(str(original.target)).add_module(block.name, module)
+                copied = program.graph.call_module(f"{original.target}.{block.name}", (source,))
             else:
-                new = program.graph.call_function(einops.rearrange, (source,), {})
-                retarget(new, source, *_sectionless(program, old, block.section))
-        new.meta.update({k: old.meta[k] for k in ("source", "scope") if k in old.meta}, dims=dims)
-        return new
+                copied = program.graph.call_function(einops.rearrange, (source,), {})
+                retarget(copied, source, *_sectionless(program, original, block.section))
+        copied.meta.update({k: original.meta[k] for k in ("source", "scope") if k in original.meta}, dims=dims)
+        return copied
 
 
 def _sectionless(program: Program, view: fx.Node, section: Axis) -> tuple[Dims, Dims]:
-    """What a view does to the axes other than the section, by place."""
+    """Return the places of the axes before and after a view, without the axis of blocks."""
     typed = program.type_of(view.all_input_nodes[0])
     source, target = composed(program, [view])
-    gone = {
+    section_places = {
         id(place)
         for dim, places in zip(typed, source, strict=True)
         for axis, place in zip(dim, places, strict=True)
         if axis is section
     }
-    left, right = (tuple(tuple(p for p in dim if id(p) not in gone) for dim in dims) for dims in (source, target))
+    left, right = (
+        tuple(tuple(p for p in dim if id(p) not in section_places) for dim in dims) for dims in (source, target)
+    )
     return left, right
 
 
 def without(dims: Dims, section: Axis) -> Dims:
+    """Return a type without one axis."""
     return tuple(tuple(axis for axis in dim if axis is not section) for dim in dims)
 
 
 def section_index(dim: tuple[Axis, ...], section: Axis, index: int) -> np.ndarray | None:
-    """Positions of a parameter dimension that belong to one block; None where it has no blocks."""
+    """Return the positions of a parameter dimension that belong to one block; None where it has no blocks."""
     if not any(axis is section for axis in dim):
         return None
-    grid = np.arange(np.prod([axis.size for axis in dim])).reshape([axis.size for axis in dim])
-    return grid.take(index, axis=next(i for i, axis in enumerate(dim) if axis is section)).reshape(-1)
+    positions = np.arange(np.prod([axis.size for axis in dim])).reshape([axis.size for axis in dim])
+    return positions.take(index, axis=next(i for i, axis in enumerate(dim) if axis is section)).reshape(-1)

@@ -1,4 +1,4 @@
-"""Passes that make a pruned program cheaper to run and end its training: it has no batch norms behind them.
+"""Passes that turn a pruned program into one for inference: batch norms are folded, and training is over.
 
 Imports: ``ir`` and what is below it.
 

@@ -1,4 +1,4 @@
-"""FoldBatchNorm: an inference-mode batch norm goes into the layer that feeds it."""
+"""FoldBatchNorm: folds an inference-mode batch norm into the layer before it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svitc.ir.program import Program, Stage
 
 
 class FoldBatchNorm(Pass):
-    """Fold an inference-mode batch norm into the convolution or linear layer that feeds it.
+    """Fold an inference-mode batch norm into the convolution or linear layer before it.
 
     before   x -> conv -> batch_norm -> reader
     after    x -> conv' -> reader

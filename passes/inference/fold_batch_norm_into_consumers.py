@@ -1,4 +1,4 @@
-"""FoldBatchNormIntoConsumers: a batch norm that no layer before it can take goes into the layers that read it."""
+"""FoldBatchNormIntoConsumers: folds a batch norm that no layer before it can take into the layers that read it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class FoldBatchNormIntoConsumers(Pass):
     """Fold an inference-mode batch norm into the convolutions and linear layers that read it.
 
     before   x -> zero_pad -> batch_norm -> conv
-    after    x -> zero_pad -> conv'                              the border of a RepConv, say
+    after    x -> zero_pad -> conv'                              such as the border of a RepConv
 
-        a = gamma / sqrt(var + eps)    c = beta - mean * a       one for each input channel
+        a = gamma / sqrt(var + eps)    c = beta - mean * a       for each input channel
         w' = w * a    b' = b + sum over w * c                    computed in float64, rounded once
 
     Refuses
@@ -27,7 +27,7 @@ class FoldBatchNormIntoConsumers(Pass):
       3. a convolution that pads with zeros: they would be shifted, too.
     """
 
-    name = "FoldBatchNormAhead"  # in reports, which keep the name that they began with
+    name = "FoldBatchNormAhead"  # the old name of this pass, which reports keep
     requires = (Stage.INFERENCE, Stage.EXPORTABLE)
 
     def match(self, program: Program, node: fx.Node) -> bool:
@@ -55,12 +55,12 @@ class FoldBatchNormIntoConsumers(Pass):
 
 
 def _fold(layer: nn.Module | None, scale: torch.Tensor, shift: torch.Tensor) -> None:
-    """Input channel i is to be read as ``x * scale[i] + shift[i]``."""
+    """Change a layer so that input channel i is read as ``x * scale[i] + shift[i]``."""
     assert isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
     with torch.no_grad():
         weight, groups = layer.weight.double(), getattr(layer, "groups", 1)
         rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        scales, shifts = (each.reshape(groups, 1, -1, 1) for each in (scale, shift))
+        scales, shifts = (vector.reshape(groups, 1, -1, 1) for vector in (scale, shift))
         bias = (rows * shifts).sum((2, 3)).reshape(-1)
         if layer.bias is not None:
             bias = bias + layer.bias.double()

@@ -1,11 +1,10 @@
-"""HoistRepeat: what does not change over time is computed once, not at every time step."""
+"""HoistRepeat: computes what does not change over time once, not at every time step."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import einops
 from torch import fx
+from torch.fx.node import Argument
 
 from svitc.ir import ops
 from svitc.ir.axes import Kind
@@ -52,26 +51,26 @@ class HoistRepeat(Pass):
         last = reader
         while isinstance(program.module_of(reader), STATELESS):
             with program.graph.inserting_before(reader):
-                value_new = program.graph.call_module(str(reader.target), (value,))
+                hoisted = program.graph.call_module(str(reader.target), (value,))
             dims = program.type_of(reader)
             batch = tuple(axis for axis in dims[0] if axis.kind != Kind.TIME)
-            value_new.meta.update(reader.meta, dims=(batch, *dims[1:]))
-            value, last = value_new, reader
+            hoisted.meta.update(reader.meta, dims=(batch, *dims[1:]))
+            value, last = hoisted, reader
             if len(reader.users) != 1:
                 break
             reader = next(iter(reader.users))
         dims = program.type_of(value)
         names = " ".join(f"d{i}" for i in range(len(dims)))
         with program.graph.inserting_before(last):
-            again = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": time[0].size})
-            again.meta.update(node.meta, dims=(time, *dims))
+            repeated = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": time[0].size})
+            repeated.meta.update(node.meta, dims=(time, *dims))
             pattern, sizes = pattern_between((time, *dims), program.type_of(last))
-            given: dict[str, Any] = {**sizes}
-            view = program.graph.call_function(einops.rearrange, (again, pattern), given)
+            kwargs: dict[str, Argument] = {**sizes}
+            view = program.graph.call_function(einops.rearrange, (repeated, pattern), kwargs)
             view.meta.update(merged.meta, dims=program.type_of(last))
         last.replace_all_uses_with(view)
         while last is not node:
-            before = last.all_input_nodes[0]
+            previous = last.all_input_nodes[0]
             program.graph.erase_node(last)
-            last = before
+            last = previous
         program.graph.erase_node(node)

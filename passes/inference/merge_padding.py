@@ -1,4 +1,4 @@
-"""MergePadding: zeros around a value are padding of the convolutions that read it."""
+"""MergePadding: turns zeros around a value into padding of the convolutions that read it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from svitc.ir.program import Program, Stage
 
 
 class MergePadding(Pass):
-    """Let convolutions pad for themselves.
+    """Replace zero padding with the padding of the convolutions that read it.
 
     before   x -> zero_pad -> conv
     after    x -> conv with more padding
@@ -19,7 +19,7 @@ class MergePadding(Pass):
     Refuses
       1. a reader that is not a two-dimensional convolution: a batch norm shifts the zeros, and pooling pads
          with something else;
-      2. zeros on one side only, which a convolution cannot pad with;
+      2. zeros on one side only, with which a convolution cannot pad;
       3. a convolution that is called more than once.
     """
 

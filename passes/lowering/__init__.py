@@ -1,4 +1,4 @@
-"""Passes that only make the exported file faster; the graph that is kept and saved does not see them.
+"""Passes that only make the exported file faster; the saved graph stays as it was before them.
 
 Imports: ``analysis``, ``quantization``, ``ir`` and what is below them.
 

@@ -1,4 +1,4 @@
-"""ReassociateMatmuls: a chain of two matrix products is computed in the order that takes fewer multiplications."""
+"""ReassociateMatmuls: computes a chain of two matrix products in the order that takes fewer multiplications."""
 
 from __future__ import annotations
 
@@ -12,57 +12,66 @@ from svitc.ir.quantized_modules import EXACT
 
 
 class ReassociateMatmuls(Pass):
-    """Compute attention without softmax in the cheaper order; on whole numbers the result is the same, bit for bit.
+    """Compute attention without softmax in the cheaper order; for integers the result is the same, bit for bit.
 
     before   (q k) v
     after    q (k v)          where k v is smaller than q k, and the other way round
 
     Refuses
       1. a first product with another reader, which is needed anyway;
-      2. factors that are not whole numbers, or sums that could pass 2^24, where the order changes the rounding.
+      2. factors that are not integers, or sums that could pass 2^24, where the order changes the rounding.
     """
 
     requires = (Stage.INFERENCE, Stage.EXPORTABLE)
 
     def apply(self, program: Program) -> PassResult:
         result = PassResult(self.name)
-        while (place := self._turn_one(program, result.refused)) is not None:  # each takes fewer multiplications
+        while (place := self._turn_one(program, result.refused)) is not None:  # ends, since each turn saves products
             result.changed.append(place)
         return result
 
     def _turn_one(self, program: Program, refused: dict[str, str]) -> str | None:
-        """Turn the first chain that can be; its place, or None. ``refused`` is written anew."""
+        """Change the order of the first chain where that is cheaper and exact.
+
+        Args:
+            program: the program.
+            refused: cleared, then place -> reason for the chains that were left.
+
+        Returns:
+            the place of the chain, or None if none was changed.
+        """
         refused.clear()
-        known = integer_ranges(program)
+        ranges = integer_ranges(program)
         for node in program.graph.nodes:
             if node.target is not torch.matmul:
                 continue
             left, right = node.args
-            for inner, before in ((left, True), (right, False)):
+            for inner, left_first in ((left, True), (right, False)):
                 if inner.target is not torch.matmul:
                     continue
                 a, b = inner.args
-                chain = (a, b, right) if before else (left, a, b)
-                if self._cost(program, chain, before) <= self._cost(program, chain, not before):
+                chain = (a, b, right) if left_first else (left, a, b)
+                if self._cost(program, chain, left_first) <= self._cost(program, chain, not left_first):
                     continue
                 place = f"matmul in {node.meta.get('scope') or 'the model'}"
                 if len(inner.users) > 1 or left is right:
                     refused[place] = "its first product has another reader"
-                elif node not in known or known[node].bound >= EXACT or any(each not in known for each in chain):
+                elif node not in ranges or ranges[node].bound >= EXACT or any(factor not in ranges for factor in chain):
                     refused[place] = "its factors are not whole numbers, so that the order changes the rounding"
                 else:
-                    self._turn(program, node, chain, before)
+                    self._turn(program, node, chain, left_first)
                     program.graph.erase_node(inner)
                     return place
                 break
         return None
 
     def _cost(self, program: Program, chain: tuple[fx.Node, ...], left_first: bool) -> int:
-        """Multiplications for ``(a b) c`` or ``a (b c)``."""
+        """Return the multiplications for ``(a b) c`` or ``a (b c)``."""
         (m, k), n, p = program.shape_of(chain[0])[-2:], program.shape_of(chain[1])[-1], program.shape_of(chain[2])[-1]
         return m * k * n + m * n * p if left_first else k * n * p + m * k * p
 
     def _turn(self, program: Program, node: fx.Node, chain: tuple[fx.Node, ...], left_first: bool) -> None:
+        """Replace ``(a b) c`` with ``a (b c)``, or the other way round; ``left_first`` is the order so far."""
         a, b, c = chain
         with program.graph.inserting_before(node):
             inner = program.graph.call_function(torch.matmul, (b, c) if left_first else (a, b))

@@ -1,4 +1,4 @@
-"""ShareViews: the same view of one value is taken once."""
+"""ShareViews: computes equal views of the same value once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ShareViews(Pass):
 
 
 def _first(node: fx.Node) -> fx.Node:
-    """The first node, in the order of use, that takes the same view of the same value."""
+    """Return the first node, in the order of use, that applies the same view to the same value."""
     return next(
         other
         for other in node.all_input_nodes[0].users

@@ -1,14 +1,12 @@
-"""Policies: what writes a plan from groups, weights and data.
+"""Policies: make a plan from channel groups, weights and data.
 
 Imports: ``planning``, ``analysis``, ``quantization``, ``ir`` and what is below them. A policy measures through its
 ``Problem`` alone and knows neither ONNX nor the driver.
 
-Start with ``problem.py`` (what a policy is told), then ``uniform.py``, the shortest.
+Start with ``problem.py`` (the input of a policy), then ``uniform.py``, the shortest policy.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from svitc.errors import UsageError
 from svitc.passes.policies.auto import Auto
@@ -35,20 +33,24 @@ POLICIES: dict[str, type[Policy]] = {
 REFITS = ("none", "batch-norm", "readers", "full")
 
 
-def make(name: str, **options: Any) -> Policy:
-    """Return the policy of that name; options that are None take its own default.
+def make(name: str, **options: object) -> Policy:
+    """Return the policy with a name.
+
+    Args:
+        name: a key of ``POLICIES``.
+        options: fields of the policy; None stands for the policy's default.
 
     Raises:
-        UsageError: no such policy, criterion or refit, listing those that are.
+        UsageError: there is no such policy, criterion or refit; the hint lists those that there are.
     """
     if name not in POLICIES:
         raise UsageError(f"there is no policy {name!r}", hint=f"Known: {', '.join(POLICIES)}.")
-    given = {key: value for key, value in options.items() if value is not None}
-    if given.get("criterion", "l2") not in CRITERIA:
-        raise UsageError(f"there is no criterion {given['criterion']!r}", hint=f"Known: {', '.join(CRITERIA)}.")
-    if given.get("refit", "none") not in REFITS:
-        raise UsageError(f"there is no refit {given['refit']!r}", hint=f"Known: {', '.join(REFITS)}.")
-    return POLICIES[name](**given)
+    fields = {key: value for key, value in options.items() if value is not None}
+    if fields.get("criterion", "l2") not in CRITERIA:
+        raise UsageError(f"there is no criterion {fields['criterion']!r}", hint=f"Known: {', '.join(CRITERIA)}.")
+    if fields.get("refit", "none") not in REFITS:
+        raise UsageError(f"there is no refit {fields['refit']!r}", hint=f"Known: {', '.join(REFITS)}.")
+    return POLICIES[name](**fields)
 
 
 __all__ = [

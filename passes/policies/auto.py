@@ -1,4 +1,4 @@
-"""The automatic policy: all rates at once, from what each channel's loss costs after its readers made up for it."""
+"""The automatic policy: choose all pruning ratios together, from measured sensitivity curves of refitted networks."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.sensitivity import LADDER, SensitivityCurve, sensitivity_curves
 from svitc.planning.plan import Plan
 
-GUARD = 1e-4  # nats; a difference of two divergences below it is noise
+MIN_DIVERGENCE_NATS = 1e-4  # a smaller difference of two divergences is noise
 
 
 @dataclass
 class Auto(Settings, Policy):
-    """A knapsack over measured curves.
+    """A greedy knapsack over measured sensitivity curves.
 
-    1. Each group alone, at each rate of a ladder, with the readers of what is left re-solved in closed form
-       (passes/pruning/refit_consumers.py): the divergence of the class probabilities from the original's, which is
-       smoother than accuracy on as many images.
-    2. Divergences of several cuts are taken to add up. From the whole model, again and again the step that costs
-       the least divergence for each byte is taken, of all groups and all rates below the present one, with bytes
-       as they are after the steps before it, until the budget is met. Where there are bits to choose they are choices
-       like the groups; everything is then measured with all else at 8 bits, whose own divergence, since the least
-       change flips spikes that flip others, is taken off every curve.
-    3. The network is built with the readers of all cuts re-solved, and then all batch norms behind them re-estimated
+    1. Prune each group alone, at each of several pruning ratios, and solve the weights of its consumers again in closed
+       form (passes/pruning/refit_consumers.py). Measure the divergence of the class probabilities from the original's,
+       which is smoother than the accuracy on the same number of images.
+    2. Assume that divergences of several groups add up. From the unpruned model on, take the step with the least
+       divergence per saved byte, of all groups and all larger pruning ratios, until the budget is met; saved bytes
+       depend on the steps before. Where there are bits to choose, the bits of each layer are choices like the widths
+       of groups. Then everything is measured with all other layers at 8 bits. Quantization to 8 bits alone has a
+       divergence, as a small change may flip a spike, which flips others; it is subtracted from every curve.
+    3. Build the network, solve the weights of all consumers again, and then re-estimate all batch norms behind them
        (passes/pruning/reestimate_batch_norm.py).
 
-    Channels go in the order of the reconstruction criterion, so that silent and always-firing ones go first.
+    By default channels are pruned in the order of the reconstruction criterion, so that channels that never or always
+    fire are pruned first.
 
     Attributes:
-        criterion: which channels of a group go first.
-        refit: of the network that is built; its curves use ``readers`` where this is ``full``.
+        criterion: the importance criterion, which orders the channels of a group.
+        refit: how the pruned network is refitted; curves are measured with ``readers`` where this is ``full``.
     """
 
     criterion: str = "reconstruction"
@@ -41,11 +42,11 @@ class Auto(Settings, Policy):
     joint = True  # where the problem has bits to choose
 
     def plan(self, problem: Problem) -> Plan:
-        """The plan.
+        """See ``Policy``.
 
         Raises:
-            UsageError: no data, or neither a budget nor a drop.
-            BudgetError: even the smallest widths exceed the limit, or no plan stays within the drop.
+            UsageError: no data, or neither a budget nor a ``max_drop``.
+            BudgetError: even the smallest widths exceed the limit, or no plan is within ``max_drop``.
         """
         problem.required_measure("auto")
         if problem.max_drop is None:
@@ -53,15 +54,16 @@ class Auto(Settings, Policy):
         space = Space(problem.program, self, problem.calibrating, problem.bits)
         if problem.limit is not None:
             space.require(problem.cost, problem.limit, problem.what)
-        alone = "readers" if self.refit == "full" else self.refit
+        curve_refit = "readers" if self.refit == "full" else self.refit
         enough = problem.limit is not None and problem.cost() <= problem.limit
-        found = [] if enough else sensitivity_curves(problem, space, LADDER, alone, "auto")
+        curves = [] if enough else sensitivity_curves(problem, space, LADDER, curve_refit, "auto")
         floor = 0.0
-        if found and problem.bits:
-            floor = problem.required_measure("auto")([space.plan(space.full)], alone, "auto: 8 bits")[0].divergence
+        if curves and problem.bits:
+            measure = problem.required_measure("auto")
+            floor = measure([space.plan(space.full)], curve_refit, "auto: 8 bits")[0].divergence
 
         def at(limit: int) -> list[int]:
-            return self.at(problem, space, found, limit, floor)
+            return self.at(problem, space, curves, limit, floor)
 
         def within() -> list[int]:
             return smallest(problem, space, at, self.refit, "auto")
@@ -76,27 +78,31 @@ class Auto(Settings, Policy):
         return plan
 
     def at(
-        self, problem: Problem, space: Space, found: list[SensitivityCurve], limit: int, floor: float = 0.0
+        self, problem: Problem, space: Space, curves: list[SensitivityCurve], limit: int, floor: float = 0.0
     ) -> list[int]:
-        """The index that the knapsack gives for a limit.
+        """Return the index that the knapsack finds for a limit.
 
         Args:
-            floor: divergence that every curve has in it and that no choice adds to.
+            problem: the problem.
+            space: the plans.
+            curves: the sensitivity curve of each choice.
+            limit: the largest cost.
+            floor: divergence that is part of every curve and does not depend on the choice.
         """
         index, spent = list(space.full), [0.0] * len(space.choices)
         order: list[int] = []
-        steps = [_monotone(curve, floor) for curve in found]
+        steps = [_monotone(curve, floor) for curve in curves]
         while (now := space.cost(problem.cost, index)) > limit:
             best: tuple[float, int, int, float] | None = None
-            for i, own in enumerate(steps):
-                for at, cost in own:
+            for i, curve_steps in enumerate(steps):
+                for at, cost in curve_steps:
                     if at >= index[i]:
                         continue
                     saved = now - space.cost(problem.cost, [*index[:i], at, *index[i + 1 :]])
-                    ratio = max(cost - spent[i], GUARD) / saved
+                    ratio = max(cost - spent[i], MIN_DIVERGENCE_NATS) / saved
                     if best is None or ratio < best[0]:
                         best = (ratio, i, at, cost)
-            if best is None:  # the measured rates end before the budget does
+            if best is None:  # the largest measured pruning ratios do not meet the budget
                 left = [i for i in range(len(index)) if index[i]]
                 i = max(left, key=lambda i: space.choices[i].widths[index[i]] / space.choices[i].size)
                 index[i] -= 1
@@ -104,13 +110,13 @@ class Auto(Settings, Policy):
             _, i, at, spent[i] = best
             index[i] = at
             order.append(i)
-        # give back what the last steps took too much, the dearest first
+        # raise widths again where the last steps saved more than the budget requires, the costliest steps first
         space.fill(problem.cost, index, limit, [*dict.fromkeys(reversed(order)), *range(len(index))])
         return index
 
 
 def _monotone(curve: SensitivityCurve, floor: float) -> list[tuple[int, float]]:
-    """(index, divergence beyond a floor) of a curve, never falling as more goes."""
+    """Return the (index, divergence above a floor) of a curve's steps, made non-decreasing with the pruning ratio."""
     highest, steps = 0.0, []
     for at, point in curve.steps:
         highest = max(highest, point.divergence - floor)

@@ -1,4 +1,4 @@
-"""Within a drop: the smallest plan that loses no more accuracy than the user allows."""
+"""The largest drop in accuracy: find the smallest plan within it, or reject a plan that exceeds it."""
 
 from __future__ import annotations
 
@@ -9,33 +9,45 @@ from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Space
 from svitc.support.bisection import bisect
 
-SEARCH = 6  # halvings of the range of sizes
+SIZE_HALVINGS = 6  # of the range of sizes
 
 
 def smallest(problem: Problem, space: Space, at: Callable[[int], list[int]], refit: str, policy: str) -> list[int]:
-    """The smallest plan within the drop, by halving the range of sizes; the whole where none is.
+    """Return the index of the smallest plan within the drop, by bisection over sizes; that of the unpruned one if none.
 
     Args:
-        at: gives the index that keeps at most so much.
+        problem: the problem, with a ``max_drop``.
+        space: the plans.
+        at: returns the index of a plan whose cost is at most a number.
+        refit: how pruned networks are refitted.
+        policy: name of the policy, for messages.
     """
     assert problem.max_drop is not None
-    measure, whole = problem.required_measure(policy), problem.cost()
+    measure, full_cost = problem.required_measure(policy), problem.cost()
     allowed = problem.max_drop
-    good = {whole: list(space.full)}
+    indices = {full_cost: list(space.full)}
 
     def within(size: int) -> bool:
         index = at(size)
         point = measure([space.plan(index)], refit, "smallest within the drop")[0]
-        problem.reporter.decide(f"{size / whole:.1%} kept: {100 * point.drop:.1f} points lost")
+        problem.reporter.decide(f"{size / full_cost:.1%} kept: {100 * point.drop:.1f} points lost")
         if point.drop <= allowed:
-            good[size] = index
+            indices[size] = index
         return point.drop <= allowed
 
-    return good[bisect(whole, space.cost(problem.cost, [0] * len(space.choices)), within, SEARCH)]
+    return indices[bisect(full_cost, space.cost(problem.cost, [0] * len(space.choices)), within, SIZE_HALVINGS)]
 
 
 def last(problem: Problem, space: Space, steps: Sequence[list[int]], refit: str, policy: str) -> list[int]:
-    """The last of ever smaller plans that is within the drop, by bisection; the first one counts as within."""
+    """Return the last index within the drop, by bisection.
+
+    Args:
+        problem: the problem, with a ``max_drop``.
+        space: the plans.
+        steps: indices of plans, each smaller than the one before; the first is taken to be within the drop.
+        refit: how pruned networks are refitted.
+        policy: name of the policy, for messages.
+    """
     assert problem.max_drop is not None
     measure, allowed = problem.required_measure(policy), problem.max_drop
 
@@ -48,7 +60,19 @@ def last(problem: Problem, space: Space, steps: Sequence[list[int]], refit: str,
 def require(
     problem: Problem, space: Space, index: list[int], best: Callable[[], list[int]], refit: str, policy: str
 ) -> None:
-    """Raises BudgetError where the plan for the budget loses too much, saying the ``best`` that was found within."""
+    """Check that the plan for a budget is within the drop, where there is one.
+
+    Args:
+        problem: the problem.
+        space: the plans.
+        index: index of the plan.
+        best: returns the index of the smallest plan within the drop, for the hint.
+        refit: how pruned networks are refitted.
+        policy: name of the policy, for messages.
+
+    Raises:
+        BudgetError: the plan loses more accuracy than the user allows.
+    """
     if problem.max_drop is None:
         return
     point = problem.required_measure(policy)([space.plan(index)], refit, "the plan")[0]

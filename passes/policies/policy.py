@@ -1,4 +1,4 @@
-"""The interface of a policy: what writes a plan, and what else a compilation must know of it."""
+"""The interface of a policy, which makes plans, and the capabilities that it declares."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Policy(ABC):
     """Base class of all policies; derive from it to write another one.
 
     Attributes:
-        chooses_bits: it chooses the bits of each layer, and prunes no channels.
-        joint: it can choose channels and bits together, where the problem has bits to choose.
-        refit: how the network of its plan is refitted: ``none``, ``batch-norm``, ``readers`` or ``full``.
-        exclude: globs over layers whose shape and bits it does not change.
+        chooses_bits: whether it chooses the bits of each layer and prunes no channels.
+        joint: whether it can choose channels and bits together, where the problem has bits to choose.
+        refit: how pruned networks are refitted: ``none``, ``batch-norm``, ``readers`` or ``full``.
+        exclude: globs over ignored layers, whose shape and bits it does not change.
     """
 
     chooses_bits: ClassVar[bool] = False
@@ -27,15 +27,15 @@ class Policy(ABC):
 
     @property
     def name(self) -> str:
-        """The name in messages and reports; by default that of the class."""
+        """The name in messages and reports; by default the name of the class, in lower case."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def plan(self, problem: Problem) -> Plan:
-        """Write the plan for a problem.
+        """Return the plan for a problem.
 
         Raises:
-            BudgetError: no plan meets the limit, or none loses as little as the user allows.
+            BudgetError: no plan meets the limit, or all plans lose more accuracy than the user allows.
         """
 
 

@@ -15,21 +15,22 @@ from svitc.planning.plan import Plan
 
 @dataclass
 class PrimeSVT(Settings, Policy):
-    """The published steps, automated and in one shot.
+    """The published steps, automated and in one shot (without fine-tuning in between).
 
-    Stated by the abstract, and what each became:
+    The steps that the abstract states, and how they are implemented here:
 
-    1. "sorts layers by size (number of parameters)": groups by the parameters of the layers that produce them.
-    2. "identifies target layers by their robustness under different pruning rates": a group is a target if it
-       alone, at the lowest rate, stays within the tolerance.
-    3. "compresses layer by layer from the largest to the smallest, considering the user's constraints": each
-       target on top of what is cut already, at every rate; of the rates that stay within the tolerance, that
-       with the highest accuracy times memory saved (as reported of the paper). It stops once the memory target
-       is met, with the last group cut no further than that takes.
+    1. "sorts layers by size (number of parameters)": groups are sorted by the parameters of the layers that produce
+       them.
+    2. "identifies target layers by their robustness under different pruning rates": a group is a target if pruning it
+       alone, at the smallest ratio, stays within the tolerance.
+    3. "compresses layer by layer from the largest to the smallest, considering the user's constraints": each target is
+       pruned at every ratio, in addition to those before it. Of the ratios within the tolerance, the one with the
+       highest accuracy times saved memory is taken (as others report of the paper). Pruning stops once the memory
+       target is met, and the last group is pruned no further than necessary.
     4. "in each layer, channel-wise filter pruning by L2 norm": the default criterion.
 
-    Left open by the paper and decided here: the rates (0.1 to 0.9), what counts as robust, a layer being a channel
-    group, and no batch-norm re-estimation unless ``refit`` asks for it.
+    The paper leaves open, and this implementation decides: the pruning ratios (0.1 to 0.9), the definition of a robust
+    layer, that a layer is a channel group, and that batch norms are re-estimated only if ``refit`` says so.
 
     Attributes:
         refit: ``none``, ``batch-norm``, ``readers`` or ``full``.
@@ -38,11 +39,11 @@ class PrimeSVT(Settings, Policy):
     refit: str = "none"
 
     def plan(self, problem: Problem) -> Plan:
-        """The plan.
+        """See ``Policy``.
 
         Raises:
             UsageError: no data.
-            BudgetError: the memory target cannot be met within the tolerance; says the best that was found.
+            BudgetError: the memory target cannot be met within the tolerance; the message has the best that was found.
         """
         measure = problem.required_measure("primesvt")
         space = Space(problem.program, self, problem.calibrating)
@@ -54,31 +55,31 @@ class PrimeSVT(Settings, Policy):
         index = list(space.full)
         problem.reporter.decide(f"largest layer first, at most {len(RATES)} evaluations each")
         robust = self._robust(problem, space, order, tolerance)
-        whole, last = problem.cost(), measure.original
+        full_cost, current = problem.cost(), measure.original
         for i in robust:
             if space.cost(problem.cost, index) <= limit:
                 break
             choice = space.choices[i]
             steps = list(dict.fromkeys(at for r in RATES if (at := choice.at(1 - r)) < choice.full))
             trials = [[*index[:i], at, *index[i + 1 :]] for at in steps]
-            # the lowest rate that meets the target is the last one worth measuring
-            enough = next((n + 1 for n, t in enumerate(trials) if space.cost(problem.cost, t) <= limit), len(trials))
-            trials = trials[:enough]
+            # ratios above the smallest one that meets the target need not be measured
+            count = next((n + 1 for n, t in enumerate(trials) if space.cost(problem.cost, t) <= limit), len(trials))
+            trials = trials[:count]
             points = measure([space.plan(t) for t in trials], self.refit, f"largest first: {choice.name}")
             fits = [(t, p) for t, p in zip(trials, points, strict=True) if p.drop <= tolerance]
             if not fits:
                 problem.reporter.decide(f"{choice.name}: kept whole, every rate loses too much")
                 continue
-            index, last = max(fits, key=lambda c: c[1].accuracy * (1 - space.cost(problem.cost, c[0]) / whole))
+            index, current = max(fits, key=lambda c: c[1].accuracy * (1 - space.cost(problem.cost, c[0]) / full_cost))
             problem.reporter.decide(
-                f"{choice.name}: {choice.widths[index[i]]} of {choice.size} kept, {100 * last.drop:.1f} points lost"
+                f"{choice.name}: {choice.widths[index[i]]} of {choice.size} kept, {100 * current.drop:.1f} points lost"
             )
         reached = space.cost(problem.cost, index)
         if problem.limit is not None and reached > limit:
             raise BudgetError(
-                f"within {100 * tolerance:g} points primesvt keeps {reached / whole:.2%}, not the "
-                f"{limit / whole:.2%} asked for"
-                f" ({100 * last.drop:.1f} points lost there)",
+                f"within {100 * tolerance:g} points primesvt keeps {reached / full_cost:.2%}, not the "
+                f"{limit / full_cost:.2%} asked for"
+                f" ({100 * current.drop:.1f} points lost there)",
                 hint="Allow more with --max-drop, ask for less, add --refit batch-norm, or use --policy auto.",
             )
         if problem.limit is not None:
@@ -88,6 +89,7 @@ class PrimeSVT(Settings, Policy):
         return plan
 
     def _robust(self, problem: Problem, space: Space, order: list[int], tolerance: float) -> list[int]:
+        """Return the choices that alone, at the smallest pruning ratio, stay within the tolerance."""
         measure = problem.required_measure("primesvt")
         plans = [space.plan([*space.full[:i], space.choices[i].at(1 - RATES[0]), *space.full[i + 1 :]]) for i in order]
         problem.announce(plans, self.refit, f"robustness of {len(order)} groups")
@@ -101,7 +103,7 @@ class PrimeSVT(Settings, Policy):
 
 
 def _parameters(problem: Problem, choice: Choice | BitChoice) -> int:
-    """Parameters of the layers that produce a choice's channels."""
-    assert isinstance(choice, Choice)  # this policy's space has no others
+    """Return the number of parameters of the layers that produce a choice's channels."""
+    assert isinstance(choice, Choice)  # the space has no other choices, as it was built without bits
     names = {m.module + (f".{m.param}" if m.param else "") for g in choice.groups for m in g.members if m.produces}
     return sum(attribute_of(problem.program.module, name).numel() for name in names)

@@ -1,10 +1,10 @@
-"""The problem that a policy solves: a program, what it may cost, and a way to measure plans."""
+"""The problem that a policy solves: a program, a limit of its cost, and a way to measure plans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from svitc.analysis.calibration import Calibration
 from svitc.errors import UsageError
@@ -13,48 +13,91 @@ from svitc.planning.cost import Cost
 from svitc.planning.plan import Plan
 from svitc.support.human import duration
 from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
+
+
+class MeasuredAccuracy(Protocol):
+    """The measured accuracy of a plan, as ``svitc.evaluation.evaluator.Measurement`` has it."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy, a share."""
+        ...
+
+    @property
+    def drop(self) -> float:
+        """Accuracy lost compared with the original, a share."""
+        ...
+
+    @property
+    def images(self) -> int:
+        """Number of images that it was measured on."""
+        ...
+
+    @property
+    def lost(self) -> int:
+        """Number of images that only the original classifies correctly."""
+        ...
+
+    @property
+    def gained(self) -> int:
+        """Number of images that only the plan's network classifies correctly."""
+        ...
+
+    @property
+    def divergence(self) -> float:
+        """Mean Kullback-Leibler divergence of the class probabilities from the original's, in nats."""
+        ...
+
+    def to_json(self) -> JsonDict:
+        """Return JSON values."""
+        ...
 
 
 class Measure(Protocol):
     """Measures plans, as ``svitc.evaluation.sweep.Sweep`` does."""
 
     @property
-    def original(self) -> Any: ...
+    def original(self) -> MeasuredAccuracy:
+        """The measurement of the original."""
+        ...
 
     @property
     def seconds_each(self) -> float:
-        """What one evaluation takes at most."""
+        """Upper bound of the time of one evaluation."""
         ...
 
     def pending(self, plans: Sequence[Plan], refit: str) -> int:
-        """How many of these plans are not measured yet."""
+        """Return how many of these plans are not measured yet."""
         ...
 
-    def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> list[Any]: ...
+    def __call__(self, plans: Sequence[Plan], refit: str = "none", stage: str = "sweep") -> Sequence[MeasuredAccuracy]:
+        """Measure plans and return their measurements in the same order."""
+        ...
 
-    def glance(self, plan: Plan, images: int) -> Any:
-        """A plan measured on the first images only."""
+    def glance(self, plan: Plan, images: int) -> MeasuredAccuracy:
+        """Measure a plan on the first images only."""
         ...
 
     def drift(self, plan: Plan) -> float:
-        """How far the membranes of a plan that cuts nothing are from the original's, in thresholds."""
+        """Return the drift of the membrane potentials of a plan that removes no channels, in thresholds."""
         ...
 
 
 @dataclass
 class Problem:
-    """What a policy is asked for.
+    """The problem that a policy solves.
 
     Attributes:
-        program: the original, ready to be pruned; not to be changed.
-        cost: of any widths.
-        limit: the most that may be kept, or None: as little as ``max_drop`` allows.
-        what: ``bytes`` or ``parameters``.
-        measuring: gives what measures plans, on first use; None without data.
-        calibrating: gives statistics on images, on first use; None without data.
-        max_drop: the most accuracy that may be lost, a share (0.03 is three points), or None.
-        reporter: told of each decision.
-        bits: layer -> the bits that a plan may give it, ascending; None where weights are all of one type.
+        program: the original, ready to be pruned; must not be changed.
+        cost: cost of plans, in bytes or parameters.
+        limit: the largest cost, or None to keep as little as ``max_drop`` allows.
+        what: what cost and limit count, ``bytes`` or ``parameters``.
+        measuring: returns an object that measures plans, created on first use; None without data.
+        calibrating: returns statistics on images, computed on first use; None without data.
+        max_drop: the most accuracy that may be lost, as a share (0.03 for three points), or None.
+        reporter: told about each decision.
+        bits: layer -> the bits that a plan may give it, ascending; None where all weights have the same type.
     """
 
     program: Program
@@ -68,20 +111,34 @@ class Problem:
     bits: dict[str, list[int]] | None = None
 
     def announce(self, plans: Sequence[Plan], refit: str, what: str) -> None:
-        """Say how many evaluations are ahead, and how long they will take; nothing where all are there already."""
+        """Report the number and time of the evaluations ahead; nothing where all plans are measured already.
+
+        Args:
+            plans: the plans to measure.
+            refit: how their networks are refitted.
+            what: what they are measured for, the start of the reported sentence.
+        """
         measure = self.required_measure(what)
         new = measure.pending(plans, refit)
         if new:
             self.reporter.decide(f"{what}: at most {new} evaluations, about {duration(new * measure.seconds_each)}")
 
     def required_limit(self, policy: str) -> int:
-        """Raises UsageError where the policy cannot do without a budget."""
+        """Return the limit, for a policy that needs a budget.
+
+        Raises:
+            UsageError: there is no limit.
+        """
         if self.limit is None:
             raise UsageError(f"policy {policy!r} needs a budget", hint="Give --budget, such as --budget 0.78.")
         return self.limit
 
     def required_measure(self, policy: str) -> Measure:
-        """Raises UsageError where the policy cannot do without data."""
+        """Return the object that measures plans, for a policy that needs data.
+
+        Raises:
+            UsageError: there is no data.
+        """
         if self.measuring is None:
             raise UsageError(
                 f"policy {policy!r} measures accuracy", hint="Give labelled images with --data, or --policy uniform."

@@ -16,20 +16,21 @@ from svitc.planning.plan import Plan
 
 @dataclass
 class PSViT(Settings, Policy):
-    """The published steps, in one shot.
+    """The published steps, in one shot (without fine-tuning in between).
 
-    Stated by the abstract, and what each became:
+    The steps that the abstract states, and how they are implemented here:
 
-    1. "uniform channel-wise filter pruning": every group at each rate of a ladder; the largest rate whose model
-       stays within the tolerance is the base.
+    1. "uniform channel-wise filter pruning": all groups are pruned at the same, increasing ratio; the largest ratio
+       whose model stays within the tolerance is the base.
     2. "sensitivity analysis of the impact of each single layer's channel-wise pruning on accuracy and on network
-       size": each group alone at each rate above the base.
-    3. "fine-grained channel-wise pruning from that analysis and the given architecture": from the base, the group
-       and rate that save the most for each point lost go first, until the budget is met. The architecture comes
-       in through the channel groups: what a layer is coupled with is cut with it.
+       size": each group is pruned alone at each ratio above the base.
+    3. "fine-grained channel-wise pruning from that analysis and the given architecture": from the base on, the group
+       and ratio that save the most for each point of lost accuracy are taken first, until the budget is met. The
+       architecture enters through the channel groups: coupled layers are pruned together.
 
-    Left open by the paper and decided here: the criterion (L2 norm), the ladder (0.1 to 0.9), a layer being a
-    channel group, the order in step 3, and no batch-norm re-estimation unless ``refit`` asks for it.
+    The paper leaves open, and this implementation decides: the criterion (L2 norm), the pruning ratios (0.1 to 0.9),
+    that a layer is a channel group, the order in step 3, and that batch norms are re-estimated only if ``refit`` says
+    so.
 
     Attributes:
         refit: ``none``, ``batch-norm``, ``readers`` or ``full``.
@@ -38,14 +39,14 @@ class PSViT(Settings, Policy):
     refit: str = "none"
 
     def plan(self, problem: Problem) -> Plan:
-        """Return the plan.
+        """See ``Policy``.
 
-        Losses of several cuts are taken to add up; where the user allows no more than a drop, the plan is measured,
-        and steps are taken back until it is within.
+        The search assumes that accuracy losses of several groups add up. Where there is a ``max_drop``, the plan is
+        measured, and steps are undone until it is within.
 
         Raises:
             UsageError: no data.
-            BudgetError: even the smallest widths exceed the limit, or the plan loses more than the user allows.
+            BudgetError: even the smallest widths exceed the limit, or the plan loses more than ``max_drop``.
         """
         problem.required_measure("psvit")
         space = Space(problem.program, self, problem.calibrating)
@@ -65,7 +66,7 @@ class PSViT(Settings, Policy):
         return plan
 
     def _uniform(self, problem: Problem, space: Space, tolerance: float) -> tuple[list[int], float]:
-        """Return the largest uniform cut within the tolerance, or as much of it as the limit asks for, and its rate."""
+        """Return index and ratio of the largest uniform pruning that the tolerance allows and the limit requires."""
         measure, limit = problem.required_measure("psvit"), problem.limit or 0
         base, rate = space.full, 0.0
         for share in RATES:
@@ -82,15 +83,15 @@ class PSViT(Settings, Policy):
         return base, rate
 
     def _within(self, search: _Search) -> list[int]:
-        """Return the index that meets the limit and the drop, from where the search ended.
+        """Return an index that meets the limit and ``max_drop``, starting from the result of the search.
 
         Raises:
-            BudgetError: the plan for the limit loses more than the user allows.
+            BudgetError: the plan for the limit loses more than ``max_drop``.
         """
         problem, space, index = search.problem, search.space, search.index
         if problem.limit is None:
             return index if problem.max_drop is None else last(problem, space, search.steps, self.refit, "psvit")
-        if space.cost(problem.cost, index) > problem.limit:  # the measured rates end before the budget does
+        if space.cost(problem.cost, index) > problem.limit:  # the largest measured ratios do not meet it
             index = [min(i, j) for i, j in zip(index, uniform_index(space, problem), strict=True)]
         order = sorted(range(len(index)), key=lambda i: -search.lost[i])
         space.fill(problem.cost, index, problem.limit, order)
@@ -102,13 +103,15 @@ class PSViT(Settings, Policy):
 
 @dataclass
 class _Search:
-    """The fine-grained search.
+    """The state of the fine-grained search.
 
     Attributes:
-        index: of the present widths.
-        steps: all indices so far, from no cut on.
-        lost: accuracy that each choice has lost so far, a share.
-        spent: their sum.
+        problem: the problem.
+        space: the plans.
+        index: index of the current plan.
+        steps: all indices so far, beginning with the unpruned plan.
+        lost: estimated accuracy loss by each choice so far, a share.
+        spent: sum of the accuracy losses in the fine-grained search.
     """
 
     problem: Problem
@@ -119,7 +122,12 @@ class _Search:
     spent: float = 0.0
 
     def step(self, curves: Sequence[SensitivityCurve], tolerance: float) -> bool:
-        """Take the step that saves the most for each point lost; False where there is none."""
+        """Take the step that saves the most for each point of lost accuracy; return False where there is none.
+
+        Args:
+            curves: the sensitivity curve of each choice.
+            tolerance: the largest sum of losses, where there is no limit.
+        """
         problem, space, index, lost = self.problem, self.space, self.index, self.lost
         now = space.cost(problem.cost, index)
         best = None
@@ -128,7 +136,7 @@ class _Search:
                 if at >= index[i]:
                     continue
                 trial = [*index[:i], at, *index[i + 1 :]]
-                # half an image is what a measured gain, or no loss at all, is taken for
+                # a measured gain, or no loss, counts as a loss of half an image
                 drop = max(point.drop - lost[i], 0.5 / point.images)
                 if problem.limit is None and self.spent + point.drop - lost[i] > tolerance:
                     continue

@@ -1,4 +1,4 @@
-"""What a policy may choose: the axes that can be cut, the sizes that each may have, and which elements then stay."""
+"""The search space of a policy: the axes that can be pruned, the sizes that each may have, and the channels to keep."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from svitc.passes.policies.criteria.base import Context
 from svitc.passes.policies.criteria.registry import CRITERIA
 from svitc.planning.cost import Cost
 from svitc.planning.plan import Plan
+from svitc.support.types import JsonDict
 
 
 class Widths:
-    """Sizes that a choice may have, ascending; the last is its own."""
+    """The sizes that a choice may have, ascending; the last is the original size."""
 
     widths: list[int]
 
     @property
     def size(self) -> int:
+        """The original size."""
         return self.widths[-1]
 
     @property
     def full(self) -> int:
-        """Index of its own size."""
+        """Index of the original size."""
         return len(self.widths) - 1
 
     def at(self, share: float) -> int:
-        """Index of the largest allowed size that is at most ``share`` of the whole, or 0."""
-        wanted = share * self.size + 1e-9
-        return max(0, sum(width <= wanted for width in self.widths) - 1)
+        """Return the index of the largest allowed size that is at most a share of the original size, or else 0."""
+        limit = share * self.size + 1e-9
+        return max(0, sum(width <= limit for width in self.widths) - 1)
 
 
 @dataclass
@@ -44,9 +46,9 @@ class Choice(Widths):
     """One axis whose size the policy may choose.
 
     Attributes:
-        axis: a group's axis, or a head axis: with ``--prune-heads``, or where only whole heads may go.
-        groups: what shrinks with it.
-        widths: allowed sizes, ascending; the last is the axis' own.
+        axis: a group's axis; or a head axis, with ``--prune-heads`` or where only whole heads can be pruned.
+        groups: the channel groups that shrink with it.
+        widths: allowed sizes, ascending; the last is the original size.
     """
 
     axis: Axis
@@ -55,10 +57,12 @@ class Choice(Widths):
 
     @property
     def name(self) -> str:
+        """Name in messages and reports."""
         return self.groups[0].name + (" (heads)" if self.axis is self.groups[0].head_axis else "")
 
     @property
     def heads(self) -> int:
+        """Number of attention heads."""
         return self.groups[0].heads
 
 
@@ -67,7 +71,7 @@ class BitChoice(Widths):
     """One layer whose weights may have fewer bits.
 
     Attributes:
-        layer: its path.
+        layer: path of the layer.
         widths: allowed bits, ascending.
     """
 
@@ -77,20 +81,21 @@ class BitChoice(Widths):
 
     @property
     def name(self) -> str:
+        """Name in messages and reports."""
         return f"{self.layer} (bits)"
 
 
 @dataclass
 class Settings:
-    """What all policies take.
+    """Settings of all policies.
 
     Attributes:
-        criterion: a key of CRITERIA; which channels of a group go first.
-        include: globs over group names; what is not named is kept whole.
-        exclude: globs over layers; a group that would change the shape of one is kept whole.
+        criterion: the importance criterion, a key of CRITERIA; the least important channels are pruned first.
+        include: globs over group names; other groups are not pruned. Empty for all groups.
+        exclude: globs over ignored layers; groups that would change the shape of one are not pruned.
         round_to: widths are multiples of this.
-        prune_heads: remove whole heads instead of dimensions of every head.
-        seed: for ``random``.
+        prune_heads: prune whole attention heads instead of channels of every head.
+        seed: seed of the ``random`` criterion.
     """
 
     criterion: str = "l2"
@@ -100,7 +105,8 @@ class Settings:
     prune_heads: bool = False
     seed: int = 0
 
-    def to_json(self) -> dict:
+    def to_json(self) -> JsonDict:
+        """Return the settings as JSON values."""
         return {
             "criterion": self.criterion,
             "round_to": self.round_to,
@@ -112,10 +118,18 @@ class Settings:
 
 
 class Space:
-    """All plans that the settings allow: an index into the widths of each choice, of axes and then of bits.
+    """All plans that the settings allow.
+
+    A plan is a list of indices, one into the widths of each choice: first the choices of axes, then those of bits.
 
     Args:
+        program: the original.
+        settings: the settings of the policy.
+        calibrating: returns statistics on images, for criteria that need them; None without data.
         bits: layer -> the bits that its weights may have, ascending.
+
+    Attributes:
+        choices: the choices.
 
     Raises:
         UsageError: an unknown criterion, or a glob that matches no group.
@@ -129,22 +143,22 @@ class Space:
         bits: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if settings.criterion not in CRITERIA:
-            known = ", ".join(CRITERIA)
-            raise UsageError(f"there is no criterion {settings.criterion!r}", hint=f"Known: {known}.")
+            raise UsageError(f"there is no criterion {settings.criterion!r}", hint=f"Known: {', '.join(CRITERIA)}.")
         self.program, self.settings = program, settings
-        self.about = Context(program, np.random.default_rng(settings.seed), calibrating)
+        self.context = Context(program, np.random.default_rng(settings.seed), calibrating)
         self.choices: list[Choice | BitChoice] = [
             *self._choices(),
-            *(BitChoice(layer, list(some)) for layer, some in (bits or {}).items()),
+            *(BitChoice(layer, list(widths)) for layer, widths in (bits or {}).items()),
         ]
         self._scores: dict[str, np.ndarray] = {}
 
     @property
     def full(self) -> list[int]:
+        """Index of the unpruned plan."""
         return [choice.full for choice in self.choices]
 
     def cost(self, cost: Cost, index: Sequence[int]) -> int:
-        """What the plan at an index keeps."""
+        """Return the cost of the plan at an index."""
         pairs = list(zip(self.choices, index, strict=True))
         return cost(
             {id(c.axis): c.widths[i] for c, i in pairs if isinstance(c, Choice)},
@@ -152,7 +166,7 @@ class Space:
         )
 
     def plan(self, index: Sequence[int]) -> Plan:
-        """The plan at an index: of every group the elements with the highest scores."""
+        """Return the plan at an index, which keeps the most important channels of every group."""
         keep: dict[str, np.ndarray] = {}
         bits: dict[str, int] = {}
         for choice, i in zip(self.choices, index, strict=True):
@@ -176,11 +190,13 @@ class Space:
         return Plan(keep, bits=bits)
 
     def _score(self, group: ChannelGroup) -> np.ndarray:
+        """Return the importance of each channel, ``[heads, channels of a head]``."""
         if group.name not in self._scores:
-            self._scores[group.name] = CRITERIA[self.settings.criterion](self.about, group)
+            self._scores[group.name] = CRITERIA[self.settings.criterion](self.context, group)
         return self._scores[group.name]
 
     def _choices(self) -> list[Choice]:
+        """Return the choices of axes: head axes first, then those of single groups."""
         groups, settings = self.program.groups, self.settings
         for glob in [g for g in settings.include if not any(group.named(g) for group in groups)]:
             names = ", ".join(g.name for g in groups if g.frozen is None)
@@ -210,53 +226,75 @@ class Space:
         return choices
 
     def require(self, cost: Cost, limit: int, what: str) -> None:
-        """Raises BudgetError where even the smallest widths exceed the limit, saying what binds."""
-        least = self.cost(cost, [0] * len(self.choices))
-        if least <= limit:
+        """Check that a limit can be met.
+
+        Args:
+            cost: the cost of plans.
+            limit: the largest cost.
+            what: what the cost counts, ``bytes`` or ``parameters``.
+
+        Raises:
+            BudgetError: even the smallest widths exceed the limit; the hint names the groups that contribute most.
+        """
+        smallest = self.cost(cost, [0] * len(self.choices))
+        if smallest <= limit:
             return
-        cut = [choice for choice in self.choices if isinstance(choice, Choice)]
-        chosen = {id(choice.axis) for choice in cut}
-        held: dict[str, int] = {}
-        narrow = {c.layer: c.widths[0] for c in self.choices if isinstance(c, BitChoice)}
+        axis_choices = [choice for choice in self.choices if isinstance(choice, Choice)]
+        chosen_axes = {id(choice.axis) for choice in axis_choices}
+        unchosen: dict[str, int] = {}
+        fewest_bits = {c.layer: c.widths[0] for c in self.choices if isinstance(c, BitChoice)}
         for group in self.program.groups:
-            if id(group.axis) not in chosen:
+            if id(group.axis) not in chosen_axes:
                 reason = group.frozen or "excluded, or kept for its heads"
-                one = cost({**{id(c.axis): c.widths[0] for c in cut}, id(group.axis): 1}, narrow)
-                held[f"{group.name} ({reason})"] = least - one
-        binding = ", ".join(name for name, _ in sorted(held.items(), key=lambda item: -item[1])[:3])
-        share = least / cost()
+                cost_of_one = cost({**{id(c.axis): c.widths[0] for c in axis_choices}, id(group.axis): 1}, fewest_bits)
+                unchosen[f"{group.name} ({reason})"] = smallest - cost_of_one
+        binding = ", ".join(name for name, _ in sorted(unchosen.items(), key=lambda item: -item[1])[:3])
+        share = smallest / cost()
         raise BudgetError(
             f"the budget of {limit:,} {what} cannot be met: with every group at its smallest width"
-            f" {least:,} {what} are left ({share:.4f} of the original)",
+            f" {smallest:,} {what} are left ({share:.4f} of the original)",
             hint=f"What binds: {binding or 'nothing may be pruned'}. Ask for at least "
             f"{math.ceil(share * 1e4) / 1e4:.4f},"
             " or free more groups with --include, --exclude and --round-to.",
         )
 
     def fill(self, cost: Cost, index: list[int], limit: int, order: Sequence[int] | None = None) -> None:
-        """Raise single widths of an index, in place, while they fit: in an order, or the narrowest first."""
-        open_ = set(range(len(self.choices)))
-        while open_:
+        """Raise single widths of an index while the plan fits.
+
+        Args:
+            cost: the cost of plans.
+            index: the index; changed in place.
+            limit: the largest cost.
+            order: the order of choices to raise; by default always the one with the smallest share of its size.
+        """
+        remaining = set(range(len(self.choices)))
+        while remaining:
 
             def share(i: int) -> tuple[float, int]:
                 return self.choices[i].widths[index[i]] / self.choices[i].size, i
 
-            i = min(open_, key=share) if order is None else next(i for i in order if i in open_)
+            i = min(remaining, key=share) if order is None else next(i for i in order if i in remaining)
             if index[i] >= self.choices[i].full:
-                open_.discard(i)
+                remaining.discard(i)
                 continue
             index[i] += 1
             if self.cost(cost, index) > limit:
                 index[i] -= 1
-                open_.discard(i)
+                remaining.discard(i)
 
 
 def _widths(size: int, step: int) -> list[int]:
+    """Return the multiples of a step up to a size, and the size."""
     return sorted({*range(step, size, step), size})
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
-    """Mask of the ``count`` highest scores in each row; of equal scores the first stays."""
+    """Return the mask of the highest scores in each row; of equal scores the first is kept.
+
+    Args:
+        scores: ``[rows, channels]``.
+        count: number of channels to keep in each row.
+    """
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     mask = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(mask, order, True, axis=1)

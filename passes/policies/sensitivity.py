@@ -1,72 +1,82 @@
-"""Sensitivity: accuracy and size against the pruning rate, for each choice alone."""
+"""Sensitivity curves: accuracy and size by the pruning ratio of each choice alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import BitChoice, Choice, Space
+from svitc.support.types import JsonDict
 
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # the published policies'
-TOLERANCE = 0.03  # both papers' own drop without fine-tuning: 73.3 -> 70.3
-LADDER = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.9375, 0.96875)
-HOPELESS = 0.30  # accuracy lost by one choice alone, beyond which its higher rates are not measured
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # pruning ratios of the published policies
+TOLERANCE = 0.03  # drop in accuracy that both papers report without fine-tuning: 73.3 -> 70.3
+LADDER = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 0.9375, 0.96875)  # pruning ratios of the automatic policy
+MAX_DROP_ALONE = 0.30  # if one choice alone loses more accuracy, its larger pruning ratios are not measured
 
 
 @dataclass
 class SensitivityCurve:
-    """What pruning one choice costs, all else whole.
+    """Measurements of one choice at several sizes, with all other choices at their original sizes.
 
     Attributes:
-        choice: which.
-        steps: (index into its widths, what was measured there), from the first cut on; the whole is not in it.
+        choice: the choice.
+        steps: (index into its widths, measurement), from the smallest pruning ratio on, without the original size.
     """
 
     choice: Choice | BitChoice
-    steps: list[tuple[int, Any]] = field(default_factory=list)
+    steps: list[tuple[int, MeasuredAccuracy]] = field(default_factory=list)
 
 
 def ladder(choice: Choice | BitChoice, rates: Sequence[float]) -> list[int]:
-    """Indices into a choice's widths for the rates, without those that cut nothing, or the same twice."""
-    found = dict.fromkeys(choice.at(1 - rate) for rate in rates)
-    return [index for index in found if index != choice.full]
+    """Return the distinct indices into a choice's widths for pruning ratios, without that of the original size."""
+    indices = dict.fromkeys(choice.at(1 - rate) for rate in rates)
+    return [index for index in indices if index != choice.full]
 
 
 def sensitivity_curves(
     problem: Problem, space: Space, rates: Sequence[float], refit: str, policy: str
 ) -> list[SensitivityCurve]:
-    """Measure each choice alone, rate by rate; a choice that is lost is not cut further.
+    """Measure each choice alone, at increasing pruning ratios while its drop is at most ``MAX_DROP_ALONE``.
 
-    One rate of all choices is one batch, which ranks share.
+    All choices at the same step form one batch, which is shared by the ranks.
+
+    Args:
+        problem: the problem, with data.
+        space: the plans.
+        rates: pruning ratios, ascending.
+        refit: how pruned networks are refitted.
+        policy: name of the policy, for messages.
+
+    Returns:
+        The curve of each choice, in the order of ``space.choices``.
     """
     measure = problem.required_measure(policy)
-    found = [SensitivityCurve(choice) for choice in space.choices]
+    curves = [SensitivityCurve(choice) for choice in space.choices]
     steps = [ladder(choice, rates) for choice in space.choices]
-    every = [space.plan([*space.full[:i], at, *space.full[i + 1 :]]) for i, own in enumerate(steps) for at in own]
-    problem.announce(every, refit, f"sensitivity of {len(found)} groups at {len(rates)} rates")
-    alive = set(range(len(found)))
-    for at in range(max(map(len, steps), default=0)):
-        wave = [i for i in sorted(alive) if at < len(steps[i])]
+    plans = [space.plan([*space.full[:i], at, *space.full[i + 1 :]]) for i, curve in enumerate(steps) for at in curve]
+    problem.announce(plans, refit, f"sensitivity of {len(curves)} groups at {len(rates)} rates")
+    remaining = set(range(len(curves)))
+    for step in range(max(map(len, steps), default=0)):
+        measured = [i for i in sorted(remaining) if step < len(steps[i])]
         plans = []
-        for i in wave:
+        for i in measured:
             index = list(space.full)
-            index[i] = steps[i][at]
+            index[i] = steps[i][step]
             plans.append(space.plan(index))
-        for i, point in zip(wave, measure(plans, refit, f"sensitivity {at + 1}/{len(rates)}"), strict=True):
-            found[i].steps.append((steps[i][at], point))
-            if point.drop > HOPELESS:
-                alive.discard(i)
-    return found
+        for i, point in zip(measured, measure(plans, refit, f"sensitivity {step + 1}/{len(rates)}"), strict=True):
+            curves[i].steps.append((steps[i][step], point))
+            if point.drop > MAX_DROP_ALONE:
+                remaining.discard(i)
+    return curves
 
 
-def to_json(problem: Problem, space: Space, found: Sequence[SensitivityCurve]) -> list[dict[str, Any]]:
-    """Curves as JSON values: one entry a choice, with what each step keeps."""
-    whole = problem.cost()
+def to_json(problem: Problem, space: Space, curves: Sequence[SensitivityCurve]) -> list[JsonDict]:
+    """Return curves as JSON values: one entry per choice, with size and accuracy at each step."""
+    full_cost = problem.cost()
     rows = []
-    for i, curve in enumerate(found):
-        entry: dict[str, Any] = {
+    for i, curve in enumerate(curves):
+        entry: JsonDict = {
             "group": curve.choice.name,
             "size": curve.choice.size,
             "heads": curve.choice.heads,
@@ -81,7 +91,7 @@ def to_json(problem: Problem, space: Space, found: Sequence[SensitivityCurve]) -
                     "width": curve.choice.widths[at],
                     "rate": 1 - curve.choice.widths[at] / curve.choice.size,
                     problem.what: kept,
-                    "saved": 1 - kept / whole,
+                    "saved": 1 - kept / full_cost,
                     **point.to_json(),
                 }
             )

@@ -1,4 +1,4 @@
-"""The uniform policy: the same share of every prunable group, as large as the budget allows."""
+"""The uniform policy: the same pruning ratio for every group, as small as the budget allows."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from svitc.passes.policies.search_space import Settings, Space
 from svitc.planning.plan import Plan
 from svitc.support.bisection import bisect
 
-HALVINGS = 40  # of the range of shares
+SHARE_HALVINGS = 40  # of the range of shares
 
 
 @dataclass
 class Uniform(Settings, Policy):
-    """Keep the same share of every group; needs no data, unless a drop is given."""
+    """Keep the same share of every group; needs data only where there is a ``max_drop``."""
 
     refit: str = "none"
 
     def plan(self, problem: Problem) -> Plan:
-        """The plan that keeps most within the limit.
+        """Return the plan that keeps the most within the limit.
 
-        After the common share is found, single widths are raised again where they fit, those farthest
-        below the share first, so that the budget is used to its last percent.
+        After the common share is found, the widths of single groups are raised again while the plan fits, those
+        farthest below the share first, so that little of the budget is left unused.
 
         Raises:
-            UsageError: an unknown criterion, a glob that matches no group, or neither a budget nor a drop.
-            BudgetError: even the smallest widths exceed the limit, or the plan loses more than the user allows.
+            UsageError: an unknown criterion, a glob that matches no group, or neither a budget nor a ``max_drop``.
+            BudgetError: even the smallest widths exceed the limit, or the plan loses more than ``max_drop``.
         """
         space = Space(problem.program, self, problem.calibrating)
 
@@ -46,7 +46,7 @@ class Uniform(Settings, Policy):
 
 
 def uniform_index(space: Space, problem: Problem) -> list[int]:
-    """The largest common share within the limit, then single widths up to it."""
+    """Return the index with the largest common share within the limit, and then single widths raised up to it."""
     limit = problem.required_limit("uniform")
     space.require(problem.cost, limit, problem.what)
     return _index(space, problem, limit)
@@ -55,7 +55,9 @@ def uniform_index(space: Space, problem: Problem) -> list[int]:
 def _index(space: Space, problem: Problem, limit: int) -> list[int]:
     if problem.cost() <= limit:
         return space.full
-    share = bisect(0.0, 1.0, lambda s: space.cost(problem.cost, [c.at(s) for c in space.choices]) <= limit, HALVINGS)
+    share = bisect(
+        0.0, 1.0, lambda s: space.cost(problem.cost, [c.at(s) for c in space.choices]) <= limit, SHARE_HALVINGS
+    )
     index = [c.at(share) for c in space.choices]
     space.fill(problem.cost, index, limit)
     return index

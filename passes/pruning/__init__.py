@@ -1,4 +1,4 @@
-"""Passes that carry out a plan, and those that make up for what it removed.
+"""Passes that carry out a plan, and those that compensate for what it removed.
 
 Imports: ``planning``, ``analysis``, ``ir`` and what is below them.
 

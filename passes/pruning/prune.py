@@ -1,4 +1,4 @@
-"""Prune: substitute the elements that a plan keeps, and slice every parameter along the axes its type names."""
+"""Prune: keeps the channels of a plan and slices every parameter along the axes that its type names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from svitc.planning.plan import Plan
 
 
 class Prune(Pass):
-    """Remove the channels that a plan does not keep, everywhere at once.
+    """Remove the channels that a plan does not keep, from every parameter at once.
 
     before   every parameter at its full width
-    after    each parameter dimension holds the kept elements of its groups; the sizes that rearranges
-             give (numbers of heads) follow
+    after    each parameter dimension holds the kept elements of its groups; the sizes in rearranges (numbers of
+             heads) follow
 
-    Refuses nothing here: Plan.validate has refused frozen groups, uneven heads and unknown names before.
+    Refuses nothing: Plan.validate has already rejected frozen groups, uneven heads and unknown names.
+
+    Args:
+        plan: the channels to keep.
     """
 
     requires = (Stage.CAPTURED, Stage.PRUNED)
@@ -40,32 +43,34 @@ class Prune(Pass):
         return result
 
     def _slice(self, program: Program, chosen: Chosen) -> None:
-        done: set[str] = set()
+        """Slice every parameter once; ``chosen`` gives the kept indices of a dimension."""
+        sliced: set[str] = set()
         for node in program.graph.nodes:
             params = program.parameters_of(node)
-            if not params or str(node.target) in done:
+            if not params or str(node.target) in sliced:
                 continue
-            done.add(str(node.target))
+            sliced.add(str(node.target))
             index = {name: [chosen(dim) for dim in dims] for name, dims in params.items()}
             if node.op == "get_attr":
                 owner, _, name = str(node.target).rpartition(".")
-                old = attribute_of(program.module, str(node.target))
-                new = slice_tensor(old.detach(), index[""]).clone()
+                tensor = attribute_of(program.module, str(node.target))
+                smaller = slice_tensor(tensor.detach(), index[""]).clone()
                 parent = program.module.get_submodule(owner)
-                setattr(parent, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+                setattr(parent, name, nn.Parameter(smaller) if isinstance(tensor, nn.Parameter) else smaller)
             else:
                 module = program.module_of(node)
                 assert module is not None
                 slice_module(module, index)
 
     def _resize_views(self, program: Program, sizes: dict[int, int]) -> None:
+        """Set the sizes in views to those of the remaining elements; ``sizes`` by id of the axis."""
         for node in program.graph.nodes:
             if node.target not in (einops.rearrange, einops.repeat) or not node.kwargs:
                 continue
             source: fx.Node = node.all_input_nodes[0]
-            given = {k: v for k, v in node.kwargs.items() if k in str(node.args[1]).split("->")[0]}
-            bound = bind_letters(program.type_of(source), str(node.args[1]), given)
-            node.kwargs = {
-                name: int(np.prod([sizes.get(id(axis), axis.size) for axis in bound[name]])) if name in bound else value
-                for name, value in node.kwargs.items()
+            input_sizes = {k: v for k, v in node.kwargs.items() if k in str(node.args[1]).split("->")[0]}
+            letters = bind_letters(program.type_of(source), str(node.args[1]), input_sizes)
+            lengths = {
+                letter: int(np.prod([sizes.get(id(a), a.size) for a in axes])) for letter, axes in letters.items()
             }
+            node.kwargs = {name: lengths.get(name, value) for name, value in node.kwargs.items()}

@@ -1,4 +1,4 @@
-"""Refit readers: the weights behind a cut, re-solved from moments of the original alone, without running anything."""
+"""RefitConsumers: solves the weights of layers that lost inputs again, from moments of the original alone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.planning.plan import Plan
 
-RIDGE = 1e-3  # of the mean variance: what holds weights that the calibration images say nothing about
+RIDGE = 1e-3  # relative to the mean variance: keeps weights that the calibration images do not determine
 
 
 class RefitConsumers(Pass):
-    """Let each layer that lost inputs make up for them with those that are left.
+    """Let each layer that lost inputs compensate for them with those that are left.
 
-    before   W_K S_K                                        W, S cut to the kept inputs K
+    before   W_K S_K                                        W, S restricted to the kept inputs K
     after    (W_K + W_P C_PK C_KK^-1) S_K                   C = covariance of S, P what was removed
 
-    This is the least-squares answer to W S, with a free mean. A batch norm behind gets the new output's mean and
-    variance, a bias the new mean. The moments are those of inputs that fire as in the original: after one cut they
-    do, after several in a row the errors of earlier layers are left to ReestimateBatchNorm. (Re-solving each layer on
-    what the cut network really gives it was tried, and was worse: least squares fades what has become noisy.)
+    This is the least-squares approximation of W S, with a free mean. A batch norm after the layer gets the mean and
+    variance of the new output, a bias the new mean. The moments are those of inputs that fire as in the original. This
+    holds after one pruned layer; after several in a row, the errors of earlier layers are left to ReestimateBatchNorm.
+    (Solving each layer on its real inputs in the pruned network was tried and was worse: least squares shrinks the
+    weights of inputs that have become noisy.)
 
     Refuses
-      1. a layer for which no moments were taken: a grouped convolution, or one too wide.
+      1. a layer for which no moments were collected: a grouped convolution, or one too wide.
+
+    Args:
+        original: the program before pruning.
+        plan: the channels that were kept.
+        calibration: statistics of the original.
     """
 
     requires = (Stage.PRUNED, Stage.PRUNED)
@@ -58,33 +64,44 @@ class RefitConsumers(Pass):
     def _solve(
         self, program: Program, node: fx.Node, projection: nn.Conv2d, outputs: np.ndarray | None, inputs: np.ndarray
     ) -> None:
+        """Set the weights of one layer, and its bias or the batch norm after it.
+
+        Args:
+            program: the pruned program.
+            node: the layer.
+            projection: its module.
+            outputs: indices of the kept outputs; None for all.
+            inputs: indices of the kept inputs.
+        """
         moments = self.calibration.moments[str(node.target)]
-        before = attribute_of(self.original.module, f"{node.target}.weight").detach()
-        kernel = before[0, 0].numel()
-        full = before.flatten(1).double() if outputs is None else before[torch.from_numpy(outputs)].flatten(1).double()
+        kernel = projection.weight[0, 0].numel()
+        full = self._original(node, "weight", outputs).flatten(1).double()
         keep = torch.from_numpy((inputs[:, None] * kernel + np.arange(kernel)).reshape(-1))
-        gone = torch.ones(full.shape[1], dtype=torch.bool)
-        gone[keep] = False
+        removed = torch.ones(full.shape[1], dtype=torch.bool)
+        removed[keep] = False
         covariance, mean = moments.covariance, moments.mean
-        inner = covariance[keep][:, keep].clone()
-        inner.diagonal().add_(RIDGE * inner.diagonal().mean().clamp_min(1e-12))
-        step = torch.linalg.solve(inner, covariance[keep][:, gone] @ full[:, gone].T).T
-        weight = full[:, keep] + step
+        kept_covariance = covariance[keep][:, keep].clone()
+        kept_covariance.diagonal().add_(RIDGE * kept_covariance.diagonal().mean().clamp_min(1e-12))
+        correction = torch.linalg.solve(kept_covariance, covariance[keep][:, removed] @ full[:, removed].T).T
+        weight = full[:, keep] + correction
         shift = weight @ mean[keep] - full @ mean
-        now, then = (((w @ c) * w).sum(1) for w, c in ((weight, covariance[keep][:, keep]), (full, covariance)))
+        new_variance, old_variance = (
+            ((w @ c) * w).sum(1) for w, c in ((weight, covariance[keep][:, keep]), (full, covariance))
+        )
         norm = next(iter(node.users)) if len(node.users) == 1 else None
         with torch.no_grad():
             projection.weight.copy_(weight.reshape(projection.weight.shape))
-            if norm is not None and ops.is_batch_norm(behind := program.module_of(norm)):
-                assert behind.running_mean is not None and behind.running_var is not None
-                behind.running_mean.copy_(self._of(norm, "running_mean", outputs) + shift)
-                behind.running_var.copy_(
-                    self._of(norm, "running_var", outputs) * (now / then.clamp_min(1e-12)).clamp(1e-3, 1e3)
+            if norm is not None and ops.is_batch_norm(batch_norm := program.module_of(norm)):
+                assert batch_norm.running_mean is not None and batch_norm.running_var is not None
+                batch_norm.running_mean.copy_(self._original(norm, "running_mean", outputs) + shift)
+                batch_norm.running_var.copy_(
+                    self._original(norm, "running_var", outputs)
+                    * (new_variance / old_variance.clamp_min(1e-12)).clamp(1e-3, 1e3)
                 )
             elif projection.bias is not None:
-                projection.bias.copy_(self._of(node, "bias", outputs) - shift)
+                projection.bias.copy_(self._original(node, "bias", outputs) - shift)
 
-    def _of(self, node: fx.Node, name: str, outputs: np.ndarray | None) -> torch.Tensor:
-        """The original's parameter, cut: a second run starts from it as the first did."""
-        whole = attribute_of(self.original.module, f"{node.target}.{name}").detach()
-        return whole if outputs is None else whole[torch.from_numpy(outputs)]
+    def _original(self, node: fx.Node, name: str, outputs: np.ndarray | None) -> torch.Tensor:
+        """Return the kept part of an original parameter, so that a second run has the same starting point."""
+        parameter = attribute_of(self.original.module, f"{node.target}.{name}").detach()
+        return parameter if outputs is None else parameter[torch.from_numpy(outputs)]

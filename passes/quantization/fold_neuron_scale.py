@@ -1,4 +1,4 @@
-"""FoldNeuronScale: what a neuron does to its input current goes into the layers that make the current."""
+"""FoldNeuronScale: folds the factor of a neuron's input current into the layers that produce the current."""
 
 from __future__ import annotations
 
@@ -26,66 +26,66 @@ class FoldNeuronScale(Pass):
 
         u = (v - reset) / (threshold - reset),   x' = x / tau / (threshold - reset)
 
-    All layers that add to one current are scaled together, and so are all neurons that read it (a membrane
-    shortcut); whatever else reads it gets it back as it was. Equal but for rounding, and exact where the factor is a
-    power of two.
+    All layers whose outputs add up to one current are scaled together, and so are all neurons that read it (a membrane
+    shortcut); any other reader gets the unscaled value. The result is equal up to rounding, and exact where the factor
+    is a power of two.
 
     Refuses
-      1. a current to which a parameter or a result of something nonlinear is added;
+      1. a current to which a parameter or the result of a nonlinear operation is added;
       2. neurons that read one current and need different factors;
-      3. a neuron that counts (ILIF); one that is plain already is left as it is.
+      3. a neuron that counts (ILIF); one that is plain already stays as it is.
     """
 
-    name = "FoldLeak"  # in reports, which keep the name that they began with
+    name = "FoldLeak"  # the old name of this pass, which reports keep
     requires = (Stage.INFERENCE, Stage.INFERENCE)
 
     def apply(self, program: Program) -> PassResult:
         result = PassResult(self.name)
-        done: set[fx.Node] = set()
-        known = integer_ranges(program)
+        handled: set[fx.Node] = set()
+        ranges = integer_ranges(program)
         for node in list(program.neurons()):
-            if node in done or not ops.has_state(program.module_of(node)):
+            if node in handled or not ops.has_state(program.module_of(node)):
                 continue
-            current = current_of(program, node, known)
-            done.update(current.readers)
+            current = current_of(program, node, ranges)
+            handled.update(current.readers)
             neurons = [dynamics_of(program.module_of(neuron)) for neuron in current.readers]
-            needs = {_need(each) for each in neurons}
-            names = [str(each.target) for each in current.readers]
+            factors = {_factor(neuron) for neuron in neurons}
+            names = [str(reader.target) for reader in current.readers]
             reason = current.blocked
-            if len(needs) > 1:
+            if len(factors) > 1:
                 reason = "neurons that read one current need different factors"
-            elif None in needs:
+            elif None in factors:
                 reason = "it counts spikes"
             if reason is not None:
                 result.refused.update(dict.fromkeys(names, reason))
                 continue
-            need: Any = next(iter(needs))
-            if all(each.is_normalized and not each.decay_input for each in neurons):
+            factor: Any = next(iter(factors))
+            if all(neuron.is_normalized and not neuron.decay_input for neuron in neurons):
                 continue
-            if need != 1:
-                self._scale(program, current, need)
-            for each in current.readers:
-                _plainer(program.module_of(each))
+            if factor != 1:
+                self._scale(program, current, factor)
+            for reader in current.readers:
+                _normalize(program.module_of(reader))
             result.changed += names
         return result
 
-    def _scale(self, program: Program, current: Current, need: float) -> None:
-        """Every source times ``need``, every other reader over it."""
+    def _scale(self, program: Program, current: Current, factor: float) -> None:
+        """Multiply every source of a current by a factor, and divide by it for every other reader."""
         for value, user in current.exits:
-            user.replace_input_with(value, _product(program, value, 1 / need))
-        for each in current.sources:
-            _scale(program, each, need)
-        whole = {*current.bare, *current.sources}  # these read values as they were
-        members = {value for value in current.values if value not in whole}
-        for each in current.bare:
-            users = [user for user in each.users if user in members or user in current.readers]
-            scaled = _product(program, each, need)
+            user.replace_input_with(value, _product(program, value, 1 / factor))
+        for source in current.sources:
+            _scale(program, source, factor)
+        unscaled_inputs = {*current.bare, *current.sources}  # these keep reading unscaled values
+        members = {value for value in current.values if value not in unscaled_inputs}
+        for value in current.bare:
+            users = [user for user in value.users if user in members or user in current.readers]
+            scaled = _product(program, value, factor)
             for user in users:
-                user.replace_input_with(each, scaled)
+                user.replace_input_with(value, scaled)
 
 
-def _need(neuron: NeuronDynamics) -> float | None:
-    """Return the factor by which a neuron's input has to be multiplied, or None where it cannot be."""
+def _factor(neuron: NeuronDynamics) -> float | None:
+    """Return the factor to fold into a neuron's input, or None where there is none."""
     if neuron.counts:
         return None
     factor = 1 / (neuron.threshold - neuron.rest)
@@ -95,13 +95,15 @@ def _need(neuron: NeuronDynamics) -> float | None:
 
 
 def _product(program: Program, value: fx.Node, number: float) -> fx.Node:
+    """Return a new node that multiplies a value by a number."""
     with program.graph.inserting_after(value):
-        made = program.graph.call_function(operator.mul, (value, number))
-    made.meta.update({key: value.meta[key] for key in ("source", "scope", "dims") if key in value.meta})
-    return made
+        product = program.graph.call_function(operator.mul, (value, number))
+    product.meta.update({key: value.meta[key] for key in ("source", "scope", "dims") if key in value.meta})
+    return product
 
 
-def _plainer(module: Any) -> None:
+def _normalize(module: Any) -> None:
+    """Set the threshold of a neuron to 1, its reset voltage to 0 and the factor of its input to 1."""
     module.v_threshold = 1.0
     module.v_reset = None if module.v_reset is None else 0.0
     if hasattr(module, "decay_input"):
@@ -111,6 +113,7 @@ def _plainer(module: Any) -> None:
 
 
 def _scale(program: Program, node: fx.Node, factor: float) -> None:
+    """Multiply the weights of a layer, or the number of a product, by a factor."""
     layer: Any = program.module_of(node)
     if layer is None:
         left, right = node.args
@@ -121,9 +124,9 @@ def _scale(program: Program, node: fx.Node, factor: float) -> None:
     with torch.no_grad():
         bias = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
         owner, _, name = str(node.target).rpartition(".")
-        own = copy.deepcopy(layer)
-        set_weights(own, layer.weight.double() * factor, bias.double() * factor)
-        program.module.get_submodule(owner).add_module(name, own)
+        scaled = copy.deepcopy(layer)
+        set_weights(scaled, layer.weight.double() * factor, bias.double() * factor)
+        program.module.get_submodule(owner).add_module(name, scaled)
 
 
 __all__ = ["FoldNeuronScale"]

@@ -1,4 +1,4 @@
-"""QuantizeResidualStreams: a membrane stream that a matrix product reads, as whole numbers of eight bits."""
+"""QuantizeResidualStreams: rounds a membrane stream that projections read to integers of eight bits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from svitc.ir.quantized_modules import FixedPoint
 from svitc.passes.quantization.quantize_input import rounded_for
 from svitc.passes.quantization.quantize_weights import LEVELS
 
-DEVIATIONS = 6.0  # from the mean; beyond, what is left of a normal distribution is 2e-9
-POOLED = 1.5  # deviations that the largest of nine normal numbers lies above their mean, 1.485
+DEVIATIONS = 6.0  # standard deviations from the mean; a normal distribution exceeds them with a probability of 2e-9
+POOLED = 1.5  # standard deviations by which the largest of nine normal numbers exceeds their mean: 1.485
 
 
 class Spread(NamedTuple):
-    """Where the channels of a value lie: the least and the largest mean, and the largest variance."""
+    """The range of the channels of a value.
+
+    Attributes:
+        low: the least mean of a channel.
+        high: the largest mean of a channel.
+        variance: the largest variance.
+    """
 
     low: float
     high: float
@@ -31,7 +37,7 @@ class Spread(NamedTuple):
 
     @property
     def reach(self) -> float:
-        """The largest magnitude that has to be told apart."""
+        """Return the largest magnitude that must be represented."""
         return max(-self.low, self.high, 0.0) + DEVIATIONS * math.sqrt(self.variance)
 
 
@@ -42,26 +48,29 @@ class QuantizeResidualStreams(Pass):
     after    stream -> FixedPoint -> conv', with conv's weights times the step
 
     A network with membrane shortcuts (Max-Former) adds up the outputs of batch norms, and some of its projections read
-    that sum instead of spikes. Batch norms tell how far it reaches without any data: means and variances of what is
-    added up add up. The step is the power of two with which 127 steps are six deviations.
+    that sum instead of spikes. The batch norms determine its range without any data: the means and variances of the
+    terms add up. The step is the power of two with which 127 steps cover six standard deviations.
 
-    Not matched is what is not made of batch norms, spikes, sums of these, maxima and products with a number, such as
-    the means that a classifier reads. Refuses a stream with a reader that is called more than once.
+    Does not match values that are not made of batch norms, spikes, sums of these, maxima and products with a number,
+    such as the means that a classifier reads.
+
+    Refuses
+      1. a stream with a reader that is called more than once.
     """
 
-    name = "QuantizeStreams"  # in reports, which keep the name that they began with
+    name = "QuantizeStreams"  # the old name of this pass, which reports keep
     requires = (Stage.CAPTURED, Stage.PRUNED)
 
     def apply(self, program: Program) -> PassResult:
-        self.known = integer_ranges(program)
-        self.spreads = spreads(program, self.known)
+        self.ranges = integer_ranges(program)
+        self.spreads = spreads(program, self.ranges)
         return super().apply(program)
 
     def match(self, program: Program, node: fx.Node) -> bool:
-        return node in self.spreads and node not in self.known and bool(_readers(program, node))
+        return node in self.spreads and node not in self.ranges and bool(_readers(program, node))
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
-        twice = [str(each.target) for each in _readers(program, node) if not program.called_once(each)]
+        twice = [str(reader.target) for reader in _readers(program, node) if not program.called_once(reader)]
         return f"{twice[0]} reads it and is called more than once" if twice else None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
@@ -75,47 +84,46 @@ class QuantizeResidualStreams(Pass):
 
 
 def _readers(program: Program, node: fx.Node) -> list[fx.Node]:
-    """Projections of whole vectors; what works channel by channel stays as it is."""
+    """Return the projections that read a value and sum up its channels; depthwise ones stay as they are."""
     modules = {user: program.module_of(user) for user in node.users}
     return [user for user, m in modules.items() if ops.is_projection(m) and getattr(m, "groups", 1) == 1]
 
 
-def spreads(program: Program, known: Mapping[fx.Node, IntegerRange]) -> dict[fx.Node, Spread]:
-    """What batch norms, and the program's grids, tell of its values; one that is missing can be anything."""
-    found: dict[fx.Node, Spread] = {}
+def spreads(program: Program, ranges: Mapping[fx.Node, IntegerRange]) -> dict[fx.Node, Spread]:
+    """Return the spread of the values that batch norms or integer ranges determine; others can be anything."""
+    result: dict[fx.Node, Spread] = {}
     for node in program.graph.nodes:
-        grid = known.get(node)
-        bounds = Spread(grid.unit * grid.low, grid.unit * grid.high, 0.0) if grid is not None else None
-        spread = bounds or _spread(program, node, found)
+        value_range = ranges.get(node)
+        if value_range is None:
+            spread = _spread(program, node, result)
+        else:
+            spread = Spread(value_range.unit * value_range.low, value_range.unit * value_range.high, 0.0)
         if spread is not None:
-            found[node] = spread
-    return found
+            result[node] = spread
+    return result
 
 
-def _spread(program: Program, node: fx.Node, found: dict[fx.Node, Spread]) -> Spread | None:
+def _spread(program: Program, node: fx.Node, spread_of: dict[fx.Node, Spread]) -> Spread | None:
+    """Return the spread of a node from those of its inputs, or None."""
     module: Any = program.module_of(node)
     if ops.is_batch_norm(module):
         shift = torch.zeros(module.num_features) if module.bias is None else module.bias.detach().double()
         scale = torch.ones(module.num_features) if module.weight is None else module.weight.detach().double()
         return Spread(float(shift.min()), float(shift.max()), float(scale.square().max()))
-    inputs = [found.get(each) for each in node.all_input_nodes]
-    if not inputs or None in inputs:
+    sources = node.all_input_nodes
+    if not sources or any(source not in spread_of for source in sources):
         return None
-    first: Any = inputs[0]
+    first = spread_of[sources[0]]
     if node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
         return first
     if isinstance(module, nn.MaxPool2d):
         return first._replace(high=first.high + POOLED * math.sqrt(first.variance))
-    if (
-        node.target in (operator.add, operator.sub)
-        and len(node.args) == 2
-        and all(isinstance(a, fx.Node) for a in node.args)
-    ):
-        second: Any = found[node.args[1]]  # type: ignore[index]
+    if node.target in (operator.add, operator.sub) and all(isinstance(arg, fx.Node) for arg in node.args):
+        second = spread_of[node.args[1]]  # type: ignore[index]
         low, high = (second.low, second.high) if node.target is operator.add else (-second.high, -second.low)
         return Spread(first.low + low, first.high + high, first.variance + second.variance)
-    if node.target is operator.mul and len(inputs) == 1:
-        number: Any = next((each for each in node.args if not isinstance(each, fx.Node)), None)
+    if node.target is operator.mul and len(sources) == 1:
+        number: Any = next((arg for arg in node.args if not isinstance(arg, fx.Node)), None)
         if number is not None:
             ends = sorted((first.low * number, first.high * number))
             return Spread(ends[0], ends[1], first.variance * number * number)

@@ -1,4 +1,4 @@
-"""Quantize: int8 weights for each channel, with sums that are exact in float32."""
+"""QuantizeWeights: integer weights with one scale per channel, and sums that are exact in float32."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from torch import fx, nn
 from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.errors import UnsupportedError
 from svitc.ir import ops
-from svitc.ir.pass_manager import Pass
+from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, QUANTIZED
 from svitc.quantization.weight_grid import nearest, scales
 
 LEVELS = 127
-MANTISSA = 8  # most bits of a scale; a scale that is rounded up by 2^-8 costs no accuracy that can be seen
-LEAST = 2.0**-100  # scale: float32 still holds its products with units and gains, and bits below
+MANTISSA = 8  # bits of a scale at most; rounding a scale up by 2^-8 costs no visible accuracy
+LEAST = 2.0**-100  # smallest scale: its products with units and gains, and their lower bits, still fit float32
 
 
 class QuantizeWeights(Pass):
-    """Store the weights of every convolution and linear layer as whole numbers, symmetric, one scale for each channel.
+    """Store the weights of every convolution and linear layer as integers, symmetric, with one scale per channel.
 
-    before   y = W x + b                           x whole numbers times ``unit``
-    after    y = (W' x) * scale + b                W' whole numbers from -127 to 127, or of fewer bits (weight_grid.py)
+    before   y = W x + b                           x integers times ``unit``
+    after    y = (W' x) * scale + b                W' integers from -127 to 127, or of fewer bits (weight_grid.py)
 
-    The scale is a little larger than the smallest that fits, so that its few bits times the largest possible sum stay
-    within 24 bits: their product is exact. A channel whose sum could pass 2^24 gets a coarser scale. A layer that runs
-    as a float convolution (the first, depthwise ones) gets a power of two, and a bias on a grid on which the sum with
-    it is exact in any order; it keeps its eight bits. A layer whose weights RoundWeights has put on a grid of few bits
-    gets the very same whole numbers.
+    The scale is slightly larger than the smallest that fits, so that its few bits times the largest possible sum stay
+    within 24 bits: their product is exact. A channel whose sum could exceed 2^24 gets a coarser scale. A layer that
+    runs as a float convolution (the first, depthwise ones) gets a power of two, and a bias rounded so that the sum with
+    it is exact in any order; it keeps its eight bits. A layer whose weights RoundWeights has already rounded gets
+    exactly those integers.
 
-    Refuses a layer that is called more than once, whose inputs may have different ranges.
+    Refuses
+      1. a layer that is called more than once, whose inputs may have different ranges.
 
     Args:
         bits: layer -> 4 or 2 where it is not 8.
@@ -42,7 +43,7 @@ class QuantizeWeights(Pass):
         UnsupportedError: weights that are infinite or not a number, or too many inputs for so few levels.
     """
 
-    name = "Quantize"  # in reports, which keep the name that they began with
+    name = "Quantize"  # the old name of this pass, which reports keep
     requires = (Stage.INFERENCE, Stage.QUANTIZED)
     ensures = Stage.QUANTIZED
 
@@ -52,8 +53,8 @@ class QuantizeWeights(Pass):
     def match(self, program: Program, node: fx.Node) -> bool:
         return ops.is_projection(program.module_of(node)) and not ops.is_quantized(program.module_of(node))
 
-    def apply(self, program: Program) -> Any:
-        self.grids = integer_ranges(program)
+    def apply(self, program: Program) -> PassResult:
+        self.ranges = integer_ranges(program)
         return super().apply(program)
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
@@ -67,99 +68,108 @@ class QuantizeWeights(Pass):
             raise UnsupportedError(
                 f"{node.target} has weights that are infinite or not a number", where=node.meta.get("source")
             )
-        known = self.grids.get(node.all_input_nodes[0])
-        grid = known or IntegerRange(1.0, -1, 1)
-        if runs_in_floats(layer, known):
-            whole, scale = quantize_weights(weight, grid.bound, 1, bias / grid.unit)
-            bias = _on_grid(bias, whole.flatten(1).abs().sum(1) * grid.bound, scale * grid.unit)
+        input_range = self.ranges.get(node.all_input_nodes[0])
+        bounds = input_range or IntegerRange(1.0, -1, 1)
+        if runs_in_floats(layer, input_range):
+            integers, scale = quantize_weights(weight, bounds.bound, 1, bias / bounds.unit)
+            bias = _rounded_bias(bias, integers.flatten(1).abs().sum(1) * bounds.bound, scale * bounds.unit)
         elif (bits := self.bits.get(str(node.target), 8)) < 8:
-            found = fewer_bits(weight, grid.bound, bits)
-            if found is None:
+            quantized = fewer_bits(weight, bounds.bound, bits)
+            if quantized is None:
                 raise UnsupportedError(
                     f"{node.target} could pass 2^24 with weights of {bits} bits",
                     where=node.meta.get("source"),
                     hint=f"Leave it at 8 with --exclude '{node.target}'.",
                 )
-            whole, scale = found
+            integers, scale = quantized
         else:
-            whole, scale = quantize_weights(weight, grid.bound, MANTISSA)
-        made = _like(layer)
+            integers, scale = quantize_weights(weight, bounds.bound, MANTISSA)
+        replacement = _like(layer)
         with torch.no_grad():
-            made.weight.copy_(whole)
-            made.scale.copy_(scale)
-            made.bias.copy_(bias)
+            replacement.weight.copy_(integers)
+            replacement.scale.copy_(scale)
+            replacement.bias.copy_(bias)
         owner, _, name = str(node.target).rpartition(".")
-        program.module.get_submodule(owner).add_module(name, made.eval())
+        program.module.get_submodule(owner).add_module(name, replacement.eval())
 
 
 def quantize_weights(
     weight: torch.Tensor, bound: int, bits: int, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers and scales.
+    """Return weights as integers and scales.
 
     Args:
         weight: ``[out, ...]``, float64.
-        bound: largest input.
-        bits: most bits of a scale's mantissa.
+        bound: largest magnitude of the inputs, as integers.
+        bits: bits of a scale's mantissa, at most.
         bias: ``[out]``, float64, where it is part of the sum; then ``bits`` is 1.
 
     Returns:
-        whole numbers of the weight's shape and scales ``[out]``, both float64;
-        ``|sum| * mantissa < 2^24`` for every input within the bound, the sum with the bias if there is one.
+        integers of the weight's shape and scales ``[out]``, both float64. For every input within the bound,
+        ``|sum| * mantissa < 2^24``, where the sum includes the bias if there is one.
     """
     flat = weight.flatten(1)
     largest = flat.abs().amax(1)
     scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest)).clamp_min(LEAST)
 
-    def most(whole: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        total = whole.abs().sum(1) * bound
+    def largest_sum(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        total = integers.abs().sum(1) * bound
         return total if bias is None else total + bias.abs() / scale + 1
 
-    for keep in range(bits, 0, -1):
-        rounded = _round_up(scale, keep)
-        whole = (flat / rounded[:, None]).round()
-        bad = most(whole, rounded) * (2**keep - 1) >= EXACT
-        if not bool(bad.any()):
-            return whole.reshape(weight.shape), rounded
-        if keep == 1:
+    for mantissa_bits in range(bits, 0, -1):
+        rounded = _round_up(scale, mantissa_bits)
+        integers = (flat / rounded[:, None]).round()
+        too_large = largest_sum(integers, rounded) * (2**mantissa_bits - 1) >= EXACT
+        if not bool(too_large.any()):
+            return integers.reshape(weight.shape), rounded
+        if mantissa_bits == 1:
             break
-    while bool(bad.any()):  # sums that could pass 2^24: fewer levels for these channels
-        scale = torch.where(bad, scale * 2, scale)
+    while bool(too_large.any()):  # fewer levels for the channels whose sums could exceed 2^24
+        scale = torch.where(too_large, scale * 2, scale)
         rounded = _round_up(scale, 1)
-        whole = (flat / rounded[:, None]).round()
-        bad = most(whole, rounded) >= EXACT
-    return whole.reshape(weight.shape), rounded
+        integers = (flat / rounded[:, None]).round()
+        too_large = largest_sum(integers, rounded) >= EXACT
+    return integers.reshape(weight.shape), rounded
 
 
 def fewer_bits(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Whole numbers of 4 or 2 bits, and scales, as ``quantize_weights`` gives them; None where no sum is exact."""
+    """Return weights as integers of 4 or 2 bits and scales, like ``quantize_weights``; None where no sum is exact."""
     flat = weight.flatten(1)
     exact = scales(flat, bits).clamp_min(LEAST)
-    whole = nearest(flat / exact[:, None], bits)
-    sums = whole.abs().sum(1) * bound
-    for keep in range(MANTISSA, 0, -1):
-        if bool((sums * (2**keep - 1) < EXACT).all()):
+    integers = nearest(flat / exact[:, None], bits)
+    sums = integers.abs().sum(1) * bound
+    for mantissa_bits in range(MANTISSA, 0, -1):
+        if bool((sums * (2**mantissa_bits - 1) < EXACT).all()):
             mantissa, exponent = torch.frexp(exact)
-            return whole.reshape(weight.shape), torch.ldexp((mantissa * 2**keep).round(), exponent - keep)
+            scale = torch.ldexp((mantissa * 2**mantissa_bits).round(), exponent - mantissa_bits)
+            return integers.reshape(weight.shape), scale
     return None
 
 
 def _round_up(scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """To the next number whose mantissa has so many bits."""
+    """Return scales rounded up to numbers whose mantissa has ``bits`` bits."""
     mantissa, exponent = torch.frexp(scale)
     return torch.ldexp((mantissa * 2**bits).ceil(), exponent - bits)
 
 
-def _on_grid(bias: torch.Tensor, sums: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """A bias as a multiple of ``step`` over a power of two: the finest on which sums with it stay below 2^24."""
+def _rounded_bias(bias: torch.Tensor, sums: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """Return a bias as multiples of a fraction of ``step`` by a power of two.
+
+    It is the finest fraction with which sums that include the bias stay below 2^24.
+
+    Args:
+        bias: ``[out]``.
+        sums: largest sums of each output without the bias, in steps.
+        step: value of one step for each output.
+    """
     total = sums + bias.abs() / step + 1
     finer = step * torch.exp2((total.log2() - 23).ceil())
     return (bias / finer).round() * finer
 
 
 def _like(layer: Any) -> Any:
-    """An empty quantized layer of the same geometry."""
-    kind = next(made for plain, made in QUANTIZED.items() if isinstance(layer, plain))
+    """Return an empty quantized layer of the same geometry."""
+    kind = next(quantized for plain, quantized in QUANTIZED.items() if isinstance(layer, plain))
     if isinstance(layer, nn.Linear):
         return kind(layer.in_features, layer.out_features)
     return kind(

@@ -1,4 +1,4 @@
-"""RoundWeights: each layer's weights as whole numbers of few bits times a scale, while the program still trains."""
+"""RoundWeights: rounds weights to integers of few bits times a scale, in a program that can still be trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from svitc.analysis.calibration import Calibration, Moments
 from svitc.ir import ops
@@ -14,27 +14,30 @@ from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.quantization.gptq import round_weights
 
-CONSTANT = 1e-9  # of a channel's mean square: a variance below it is rounding
+CONSTANT = 1e-9  # share of a channel's mean square below which a variance is only rounding
 
 
 class RoundWeights(Pass):
-    """Round weights to so many bits, with errors made up for by the layer's other weights, its norm and its bias.
+    """Round weights to few bits and compensate with the layer's other weights, its batch norm and its bias.
 
     before   norm(W x)                      W real numbers
-    after    norm'(W' x)                    W' a scale for each channel times whole numbers (weight_grid.py)
+    after    norm'(W' x)                    W' a scale for each channel times integers (weight_grid.py)
 
-    Rounding looks at how often two inputs fire together where calibration images have told (GPTQ on spikes). What is
-    left changes a channel's mean and variance: a batch norm behind gets the new ones in closed form, a bias the mean.
-    A batch norm or a leak that is folded in later multiplies a channel as a whole, so its whole numbers stay what they
-    are and Quantize finds them again.
+    Where calibration images are available, rounding takes into account how often two inputs fire together (GPTQ on
+    spikes). The remaining error changes a channel's mean and variance: a batch norm after the layer gets the new ones
+    in closed form, a bias the mean. A batch norm or a leak that is folded in later scales whole channels, so the
+    integers stay the same and QuantizeWeights finds them again.
 
-    Refuses nothing; a layer that never sees a spike in calibration is rounded to nearest numbers and named in
+    Refuses nothing; a layer that never sees a spike in calibration is rounded to the nearest numbers and listed in
     ``silent``.
+
+    Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR
+    2023.
 
     Args:
         bits: layer -> 8, 4 or 2.
-        calibration: of the very program that is rounded, or None.
-        memo: rounded weights by layer and bits, for programs whose weights are the same each time.
+        calibration: statistics of the same program, or None.
+        memo: cache of rounded weights by layer and bits, for programs with the same weights.
     """
 
     requires = (Stage.PRUNED, Stage.PRUNED)
@@ -43,7 +46,7 @@ class RoundWeights(Pass):
         self,
         bits: Mapping[str, int],
         calibration: Calibration | None = None,
-        memo: dict[Any, torch.Tensor] | None = None,
+        memo: dict[tuple[str, int], torch.Tensor] | None = None,
     ) -> None:
         self.bits, self.calibration = dict(bits), calibration
         self.memo = {} if memo is None else memo
@@ -59,6 +62,7 @@ class RoundWeights(Pass):
         return result
 
     def _round(self, program: Program, node: fx.Node, bits: int) -> None:
+        """Round the weights of one layer."""
         layer: Any = program.module_of(node)
         name = str(node.target)
         moments = self.calibration.moments.get(name) if self.calibration is not None else None
@@ -74,31 +78,45 @@ class RoundWeights(Pass):
         with torch.no_grad():
             layer.weight.copy_(after.reshape(layer.weight.shape))
             if moments is not None:
-                _make_up(layer, norm, before.double(), after.double(), moments)
+                _compensate(layer, norm, before.double(), after.double(), moments)
 
 
-def _norm(program: Program, node: fx.Node) -> Any:
-    """The batch norm that alone reads a layer, or None."""
+def _norm(program: Program, node: fx.Node) -> nn.BatchNorm2d | None:
+    """Return the batch norm that is the only reader of a layer, or None."""
     reader = next(iter(node.users)) if len(node.users) == 1 else None
-    return program.module_of(reader) if reader is not None and ops.is_batch_norm(program.module_of(reader)) else None
+    module = program.module_of(reader) if reader is not None else None
+    return module if ops.is_batch_norm(module) else None
 
 
 def _hessian(moments: Moments | None, free_mean: bool) -> torch.Tensor | None:
+    """Return the second moments that weigh the rounding errors: the covariance if the mean is corrected later."""
     if moments is None:
         return None
     return moments.covariance if free_mean else moments.products / moments.rows
 
 
-def _make_up(layer: Any, norm: Any, before: torch.Tensor, after: torch.Tensor, moments: Moments) -> None:
-    """Give the norm, or the bias, what keeps each channel's mean and variance on the calibration images."""
+def _compensate(
+    layer: nn.Conv2d, norm: nn.BatchNorm2d | None, before: torch.Tensor, after: torch.Tensor, moments: Moments
+) -> None:
+    """Set the batch norm or the bias so that each channel keeps its mean and variance on the calibration images.
+
+    Args:
+        layer: the layer with its new weights.
+        norm: the batch norm after it, or None.
+        before: old weights, ``[out, D]``.
+        after: new weights, ``[out, D]``.
+        moments: of its input.
+    """
     shift = (after - before) @ moments.mean
     if norm is not None:
-        then, now = (((w @ moments.covariance) * w).sum(1) for w in (before, after))
+        assert norm.running_mean is not None and norm.running_var is not None
+        old_variance, new_variance = (((w @ moments.covariance) * w).sum(1) for w in (before, after))
         noise = CONSTANT * (before.square() @ moments.products.diagonal()) / moments.rows
-        ratio = torch.where(then > noise, now / then, 1.0).clamp(1e-3, 1e3)
+        ratio = torch.where(old_variance > noise, new_variance / old_variance, 1.0).clamp(1e-3, 1e3)
         mean = before @ moments.mean + (0 if layer.bias is None else layer.bias.double())
-        off = norm.running_mean.double() - mean  # what is learnt is seldom the calibration images' own
-        norm.running_mean.copy_(mean + shift + off * ratio.sqrt())
+        # the learned mean usually differs from that of the calibration images
+        deviation = norm.running_mean.double() - mean
+        norm.running_mean.copy_(mean + shift + deviation * ratio.sqrt())
         norm.running_var.copy_(((norm.running_var.double() + norm.eps) * ratio - norm.eps).clamp_min(0))
     elif layer.bias is not None:
         layer.bias.sub_(shift.to(layer.bias.dtype))

@@ -114,7 +114,7 @@ def test_many_positions_are_sampled_evenly(monkeypatch):
     path = "blocks.0.mlp.fc2.0"
     whole = Calibration(program, x, y).moments[path]
     monkeypatch.setattr(calibrating, "ROWS", 2000)
-    monkeypatch.setattr(calibrating, "ROWS_EACH", 1)
+    monkeypatch.setattr(calibrating, "ROWS_PER_INPUT", 1)
     some = Calibration(program, x, y).moments[path]
     assert 1000 < some.rows <= 2000 < whole.rows
     assert float((some.mean - whole.mean).abs().max()) < 0.06

@@ -15,7 +15,7 @@ from support import shell
 from support.paths import DIGITS
 from support.runners import contestant, failing, grown, ready
 from svitc.bench import rounds
-from svitc.bench.rounds import quartiles, row, run_rounds
+from svitc.bench.rounds import empty_row, quartiles, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, Worker, once
 from svitc.cli.main import main
@@ -235,7 +235,7 @@ def test_memory_is_the_contestant_s_own():
 def test_figures():
     assert quartiles([5.0]) == (5.0, 5.0, 5.0)
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
-    assert row(contestant("a"), "why").keys() == ROW
+    assert empty_row(contestant("a"), "why").keys() == ROW
     cores = os.cpu_count() or 1
     assert disturbed({"other_processes": 1.0, "threads": cores})
     assert not disturbed({"other_processes": 0.02, "threads": cores})

@@ -26,7 +26,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.passes.pipelines import canonical_passes
 
-# run by a Python that cannot import svitc; writes what it found for each folder
+# run by a Python that cannot import svitc; writes the results for each folder
 ALONE = """
 import importlib.util, json, pathlib, sys
 
@@ -41,18 +41,18 @@ import torch
 from spikingjelly.activation_based import functional
 
 torch.set_num_threads(1)
-found = {}
+results = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     spec = importlib.util.spec_from_file_location("model", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.load()
-    x, want = (torch.load(folder / name, weights_only=True) for name in ("x.pt", "y.pt"))
+    x, expected = (torch.load(folder / name, weights_only=True) for name in ("x.pt", "y.pt"))
     with torch.no_grad():
         got = model(x)
     functional.reset_net(model)
-    case = found[folder.name] = {
-        "equal": bool(torch.equal(got, want)), "fires": bool(want.any()), "training": model.training,
+    case = results[folder.name] = {
+        "equal": bool(torch.equal(got, expected)), "fires": bool(expected.any()), "training": model.training,
         "keys": sorted(model.state_dict()),
     }
     model.train()
@@ -71,25 +71,25 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         optimizer.step()
     case["losses"] = losses
     case["svitc"] = any(name.split(".")[0] == "svitc" for name in sys.modules)
-print(json.dumps(found))
+print(json.dumps(results))
 """
 
 
 def cases() -> dict[str, Program]:
-    made = {}
+    programs = {}
     for family in FAMILIES:
-        made[f"{family}, captured"] = captured(family)
-        made[f"{family}, pruned"] = thin(canonicalised(family))
-        made[f"{family}, events"] = thin(canonicalised(family, events=True), 1)
+        programs[f"{family}, captured"] = captured(family)
+        programs[f"{family}, pruned"] = thin(canonicalised(family))
+        programs[f"{family}, events"] = thin(canonicalised(family, events=True), 1)
     for kind, arguments in NEURONS.items():
-        made[f"neuron {kind}"] = thin(canonicalised("spikformer", depths=2, **arguments), 2)
-    made["one time step"] = thin(canonicalised("spikformer", T=1, num_heads=1), 3)
-    made["deeper"] = thin(canonicalised("qkformer-token", depths=(2, 1, 3)), 4)
-    made["odd layers"] = mixed()
-    made["bare parameters"] = bare()
-    made["foreign surrogate"] = canonicalised("spikformer", surrogate_function=Custom())
-    made |= {case: thin(official(case), 5) for case in PUBLISHED}
-    return made
+        programs[f"neuron {kind}"] = thin(canonicalised("spikformer", depths=2, **arguments), 2)
+    programs["one time step"] = thin(canonicalised("spikformer", T=1, num_heads=1), 3)
+    programs["deeper"] = thin(canonicalised("qkformer-token", depths=(2, 1, 3)), 4)
+    programs["odd layers"] = mixed()
+    programs["bare parameters"] = bare()
+    programs["foreign surrogate"] = canonicalised("spikformer", surrogate_function=Custom())
+    programs |= {case: thin(official(case), 5) for case in PUBLISHED}
+    return programs
 
 
 PUBLISHED = ("integer", "scaled", "meta")
@@ -124,20 +124,20 @@ def alone(programs, tmp_path_factory) -> dict:
     folders = [str(root / str(i)) for i in range(len(programs))]
     done = subprocess.run([sys.executable, "-I", "-c", ALONE, *folders], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: found[str(i)] for i, name in enumerate(programs)}
+    results = json.loads(done.stdout.splitlines()[-1])
+    return {name: results[str(i)] for i, name in enumerate(programs)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_alone_it_is_the_same_network_and_trains(case, alone, programs):
-    found = alone[case]
-    assert found["equal"] and found["fires"]
-    assert not found["svitc"] and not found["training"]
-    want = set(programs[case].module.state_dict())
-    want |= {str(n.target) for n in programs[case].graph.nodes if n.op == "get_attr"}
-    assert set(found["keys"]) == want
-    assert found["gradients"]
-    assert found["losses"][0] != found["losses"][1]
+    results = alone[case]
+    assert results["equal"] and results["fires"]
+    assert not results["svitc"] and not results["training"]
+    expected = set(programs[case].module.state_dict())
+    expected |= {str(n.target) for n in programs[case].graph.nodes if n.op == "get_attr"}
+    assert set(results["keys"]) == expected
+    assert results["gradients"]
+    assert results["losses"][0] != results["losses"][1]
 
 
 @pytest.mark.parametrize("case", CASES)

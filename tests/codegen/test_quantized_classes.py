@@ -17,7 +17,7 @@ from svitc.codegen.module import program_source
 from svitc.codegen.quantized_classes import QUANTIZED_NAMES, fixed_point
 from svitc.ir.quantized_modules import FixedPoint
 
-# run by a Python that cannot import svitc; writes what it found for each folder
+# run by a Python that cannot import svitc; writes the results for each folder
 ALONE = """
 import importlib.util, json, pathlib, sys
 
@@ -32,21 +32,22 @@ import torch
 from spikingjelly.activation_based import functional
 
 torch.set_num_threads(1)
-found = {}
+results = {}
 for folder in map(pathlib.Path, sys.argv[1:]):
     spec = importlib.util.spec_from_file_location("model", folder / "model.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.load()
-    x, want = (torch.load(folder / name, weights_only=True) for name in ("x.pt", "y.pt"))
+    x, expected = (torch.load(folder / name, weights_only=True) for name in ("x.pt", "y.pt"))
     with torch.no_grad():
         got = [model(x), functional.reset_net(model), model(x)]
-    found[folder.name] = {
-        "equal": all(torch.equal(y, want) for y in got[::2]), "fires": bool(want.any()), "training": model.training,
+    results[folder.name] = {
+        "equal": all(torch.equal(y, expected) for y in got[::2]),
+        "fires": bool(expected.any()), "training": model.training,
         "types": {name: str(value.dtype) for name, value in model.state_dict().items()},
         "svitc": any(name.split(".")[0] == "svitc" for name in sys.modules),
     }
-print(json.dumps(found))
+print(json.dumps(results))
 """
 
 
@@ -65,19 +66,19 @@ def alone(tmp_path_factory) -> dict:
     folders = [str(root / str(i)) for i in range(len(CASES))]
     done = subprocess.run([sys.executable, "-I", "-c", ALONE, *folders], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: found[str(i)] for i, name in enumerate(CASES)}
+    results = json.loads(done.stdout.splitlines()[-1])
+    return {name: results[str(i)] for i, name in enumerate(CASES)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_alone_it_is_the_same_network(case, alone):
-    found, program = alone[case], case_of(case)
-    assert found["equal"] and found["fires"]
-    assert not found["svitc"] and not found["training"]
+    results, program = alone[case], case_of(case)
+    assert results["equal"] and results["fires"]
+    assert not results["svitc"] and not results["training"]
     bare = {str(n.target) for n in program.graph.nodes if n.op == "get_attr"}
-    want = {name: str(value.dtype) for name, value in program.module.state_dict().items()}
-    assert {name: kind for name, kind in found["types"].items() if name not in bare} == {
-        name: kind for name, kind in want.items() if name not in bare
+    expected = {name: str(value.dtype) for name, value in program.module.state_dict().items()}
+    assert {name: kind for name, kind in results["types"].items() if name not in bare} == {
+        name: kind for name, kind in expected.items() if name not in bare
     }
 
 

@@ -26,7 +26,7 @@ from svitc.data.inputs import random_inputs
 from svitc.driver.artifacts import Compiled
 from svitc.driver.inspect import inspect
 from svitc.driver.load import run_canonical_passes
-from svitc.driver.report import summary
+from svitc.driver.report import weights_report
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
@@ -79,7 +79,7 @@ def test_what_is_inexact(name):
 @pytest.mark.parametrize("name", ["spikformer", "sdt", "maxformer"])
 def test_summary(name):
     program, pipeline = quantized(name)
-    found = summary(program, pipeline)
+    found = weights_report(program, pipeline).to_json()
     assert list(found) == ["type", "layers", "streams", "exact_neurons", "neurons", "inexact", "refused"]
     assert found == json.loads(json.dumps(found)) and " at 0x" not in json.dumps(found)
     layers = [n for n in program.graph.nodes if ops.is_quantized(program.module_of(n))]

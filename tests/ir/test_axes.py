@@ -1,4 +1,4 @@
-"""Axis types: unification, row-major factoring, and what cannot be the same thing."""
+"""Axis types: unification, row-major factoring, and conflicts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_unified_axes_become_one():
 
 
 def test_an_axis_is_found_to_be_a_product():
-    whole, h, d = channel(48), Axis("h", 4, Kind.CHANNEL, "h"), Axis("d", 12, Kind.CHANNEL, "d")
-    assert unify((whole,), (h, d)) == (h, d)
-    assert resolve((whole,)) == (h, d)
+    channels, h, d = channel(48), Axis("h", 4, Kind.CHANNEL, "h"), Axis("d", 12, Kind.CHANNEL, "d")
+    assert unify((channels,), (h, d)) == (h, d)
+    assert resolve((channels,)) == (h, d)
 
 
 def test_frozen_passes_to_what_it_is_found_to_be():
-    whole, h, d = channel(48, frozen="the model's output"), channel(4), channel(12)
-    unify((whole,), (h, d))
+    channels, h, d = channel(48, frozen="the model's output"), channel(4), channel(12)
+    unify((channels,), (h, d))
     assert h.frozen == d.frozen == "the model's output"
     a, b = channel(8), channel(8, frozen="why")
     unify((a,), (b,))
@@ -60,9 +60,9 @@ def test_an_axis_of_size_one_is_no_obstacle():
 
 
 def test_a_straddling_axis_is_split_and_remembered():
-    whole = channel(144)
-    assert shape(factor(((whole,),), (3, 4, 12))) == (3, 4, 12)
-    assert [a.size for a in resolve((whole,))] == [3, 4, 12]
+    channels = channel(144)
+    assert shape(factor(((channels,),), (3, 4, 12))) == (3, 4, 12)
+    assert [a.size for a in resolve((channels,))] == [3, 4, 12]
 
 
 def test_what_does_not_factor_is_refused():
@@ -72,7 +72,7 @@ def test_what_does_not_factor_is_refused():
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.data())
 def test_factoring_is_row_major(sizes, data):
-    """Merging neighbours and splitting them again gives back the same axes in the same order."""
+    """Merging neighbors and splitting them again gives back the same axes in the same order."""
     dims = tuple((channel(n),) for n in sizes)
     cut = data.draw(st.integers(0, len(sizes)))
     merged = factor(dims, (math.prod(sizes[:cut]), math.prod(sizes[cut:])))

@@ -1,4 +1,4 @@
-"""What is coupled, for each family, as its own source says: the table of docs/families.md, by name."""
+"""Which channels are coupled in each family, as in the table of docs/families.md, by the names of layers."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_dimensions_that_leave_their_heads_are_shared():
 
 
 class Windowed(nn.Module):
-    """A window over channels: over all, over those of each head, or over heads, too."""
+    """A window over all channels, over the channels of each head, or also over heads."""
 
     def __init__(self, shape: tuple[int, int], kernel: tuple[int, int]) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Windowed(nn.Module):
 def test_what_a_window_slides_over(shape, kernel, what):
     program = program_of(Windowed(shape, kernel))
     group = next(g for g in program.groups if g.name == "a")
-    why = "a window slides over it, so that neighbours count"
+    why = "a window slides over it, so that neighbors count"
     assert (group.frozen, group.whole_heads) == (
         why if what == "frozen" else None,
         why if what == "whole_heads" else None,

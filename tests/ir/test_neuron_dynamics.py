@@ -1,4 +1,4 @@
-"""Neuron dynamics: what is decoded from a module gives SpikingJelly's own spikes and membranes, step by step."""
+"""Neuron dynamics: the decoded equations give the same spikes and membranes as SpikingJelly, step by step."""
 
 import math
 

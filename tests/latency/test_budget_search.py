@@ -341,7 +341,7 @@ def test_the_runtime_fuses_the_probe_as_it_does_the_export():
 
 @pytest.mark.slow
 def test_inspect(capsys, monkeypatch):
-    monkeypatch.setattr(microbenchmarks, "SECONDS", 0.0)
+    monkeypatch.setattr(microbenchmarks, "TIMED_S", 0.0)
     status, out, err = run(capsys, "inspect", DIGITS, "--latency", "--weights", "int8", "--threads", 1, "--json")
     report = json.loads(out)
     assert (status, err) == (0, "")

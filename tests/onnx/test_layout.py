@@ -19,7 +19,7 @@ Y, X = Axis("y", 6, Kind.PIXEL, "y"), Axis("x", 7, Kind.PIXEL, "x")
 
 
 def operators(source, target) -> list[str]:
-    return [step.op for step in layout.steps(source, target)]
+    return [step.op for step in layout.view_operations(source, target)]
 
 
 def test_time_and_batch_lie_as_one_dimension():
@@ -74,13 +74,13 @@ def test_the_fewest_operations(source, target, expected):
 
 
 def test_reshapes_keep_the_batch_dynamic_and_share_targets():
-    (step,) = layout.steps(((T, B), (H, D), (Y,), (X,)), ((T, B), (H, D), (Y, X)))
+    (step,) = layout.view_operations(((T, B), (H, D), (Y,), (X,)), ((T, B), (H, D), (Y, X)))
     assert step.operand == (0, 0, -1)
-    (step,) = layout.steps(((T, B), (H, D)), ((T,), (B,), (H, D)))
+    (step,) = layout.view_operations(((T, B), (H, D)), ((T,), (B,), (H, D)))
     assert step.operand == (4, -1, 10)
-    (step,) = layout.steps(((T,), (B,), (D,)), ((T, B), (D,)))
+    (step,) = layout.view_operations(((T,), (B,), (D,)), ((T, B), (D,)))
     assert step.operand == (-1, 5)
-    (step,) = layout.steps(((T, B), (Y,)), ((T, B), (), (Y,)))
+    (step,) = layout.view_operations(((T, B), (Y,)), ((T, B), (), (Y,)))
     assert step.operand == (0, 1, -1)
 
 
@@ -91,7 +91,7 @@ def test_shapes_name_the_batch():
 
 def test_a_layout_of_other_axes_is_refused():
     with pytest.raises(InternalError, match="does not have the axes"):
-        layout.steps(((T, B), (D,)), ((T, B), (Y,)))
+        layout.view_operations(((T, B), (D,)), ((T, B), (Y,)))
 
 
 @st.composite
@@ -113,7 +113,7 @@ def test_the_operations_do_what_they_should(pair):
     order = layout.flat(source)
     values = np.arange(size(order))
     array = values.reshape(shape(source))
-    found = layout.steps(source, target)
+    found = layout.view_operations(source, target)
     for step in found:
         if step.op == "Transpose":
             array = array.transpose(step.operand)

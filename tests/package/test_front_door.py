@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import svitc
+from support.paths import DIGITS
 
 
 def shown_to_editors() -> dict[str, str]:
@@ -47,6 +48,12 @@ def test_the_version_is_that_of_the_installed_package():
 @pytest.mark.parametrize(("old", "new"), [("Options", "CompileOptions")])
 def test_old_names_still_work(old, new):
     assert getattr(svitc, old) is getattr(svitc, new)
+
+
+def test_old_keywords_still_work():
+    program = svitc.load(DIGITS, fix=True)
+    done = svitc.compile(program, 0.9, clean="off", narrowest=8, images=1)
+    assert done.report["policy"]["clean"] == "off" and done.verdict.passed
 
 
 def test_documented_addresses_of_before_still_work():

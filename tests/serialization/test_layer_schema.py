@@ -37,9 +37,9 @@ def test_round_trip(case, tmp_path):
     again = reload(program, tmp_path)
     assert again.stage == Stage.QUANTIZED
     assert_same(program, again)
-    found = again.module.state_dict()
+    state = again.module.state_dict()
     for name, value in program.module.state_dict().items():
-        assert torch.equal(found[name], value) and found[name].dtype == value.dtype
+        assert torch.equal(state[name], value) and state[name].dtype == value.dtype
     for node in program.graph.nodes:
         if node.op == "call_module":
             assert repr(program.module_of(node)) == repr(again.module.get_submodule(str(node.target)))
@@ -107,7 +107,7 @@ def number(content):
 
 
 BAD = {
-    "stage before": (setting(top, "stage", "PRUNED"), "layer input_steps is quantized, .* stage PRUNED is not"),
+    "stage before": (setting(top, "stage", "PRUNED"), "layer input_steps is quantized, but .* stage PRUNED is not"),
     "stage between": (setting(top, "stage", "INFERENCE"), "unknown stage"),
     "stage after": (setting(top, "stage", "EXPORTABLE"), "unknown stage"),
     **{
@@ -119,9 +119,9 @@ BAD = {
         for limit in (0, -1, 1 << 24, 255.0, True, None, "255")
     },
     "no limit": (lambda c: steps(c).pop("limit"), "no valid 'limit'"),
-    "channels": (setting(conv, "out_channels", 7), "fc1.0.weight has shape .*, its layer wants"),
+    "channels": (setting(conv, "out_channels", 7), "fc1.0.weight has shape .*, but its layer needs"),
     "no groups": (lambda c: conv(c).pop("groups"), "no valid 'groups'"),
-    "groups": (setting(conv, "groups", 3), "QuantizedConv1d cannot be made so"),
+    "groups": (setting(conv, "groups", 3), "QuantizedConv1d cannot be created with"),
     "strides": (setting(conv, "stride", [1, 1]), "another number of dimensions"),
     "not quantized": (setting(conv, "type", "Conv1d"), "no valid 'bias'"),
     "its base": (setting(conv, "type", "_Quantized"), "unknown type of layer"),
@@ -161,7 +161,7 @@ def test_an_infinite_factor_is_refused(saved, tmp_path):
 def test_a_tensor_of_another_type_is_refused(tensor, dtype, of, saved, tmp_path):
     name = f"blocks.0.mlp.fc1.0.{tensor}"
     data = changed(saved, None, lambda h: h[name].__setitem__("dtype", dtype))
-    refuse(data, tmp_path, f"tensor {name} has type torch.{of}, its layer wants")
+    refuse(data, tmp_path, f"tensor {name} has type torch.{of}, but its layer needs")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float32])
@@ -170,7 +170,7 @@ def test_floats_of_another_width_and_float_weights_are_refused(dtype, tmp_path):
     layer = program.module.get_submodule("blocks.0.mlp.fc1.0")
     wrong = "weight" if dtype == torch.float32 else "scale"
     setattr(layer, wrong, getattr(layer, wrong).to(dtype))
-    refuse(to_bytes(program), tmp_path, f"tensor blocks.0.mlp.fc1.0.{wrong} has type {dtype}, its layer wants")
+    refuse(to_bytes(program), tmp_path, f"tensor blocks.0.mlp.fc1.0.{wrong} has type {dtype}, but its layer needs")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_floats_of_another_width_and_float_weights_are_refused(dtype, tmp_path):
 def test_numbers_that_make_no_sense_are_refused(tensor, value, match, tmp_path):
     program = case_of("spikformer").copy()
     program.module.get_buffer(f"blocks.0.mlp.fc1.0.{tensor}")[3] = value
-    refuse(to_bytes(program), tmp_path, f"tensor blocks.0.mlp.fc1.0.{tensor} holds .*{match}")
+    refuse(to_bytes(program), tmp_path, f"tensor blocks.0.mlp.fc1.0.{tensor} contains .*{match}")
 
 
 @pytest.mark.parametrize("tensor", ["weight", "scale", "bias"])

@@ -82,7 +82,10 @@ BAD = {
     "mean of nothing": (setting(first("call_function", "mean"), "kwargs", {}), "not called with"),
     "mean beyond": (setting(first("call_function", "mean"), "kwargs", {"dim": [9], "keepdim": False}), "."),
     "reference": (lambda c: node("mul")(c)["args"].__setitem__(0, {"node": "head"}), "refers to .*head"),
-    "dict": (lambda c: node("mul")(c)["args"].__setitem__(0, {"eval": "1"}), "which no node before it makes"),
+    "dict": (
+        lambda c: node("mul")(c)["args"].__setitem__(0, {"eval": "1"}),
+        "not the value of any node before it",
+    ),
     "a sum of texts": (lambda c: node("mul")(c)["args"].__setitem__(1, "1"), "not called with"),
     "too few": (setting(node("mul"), "args", []), "not called with 0 arguments"),
     "product of others": (lambda c: node("matmul")(c)["args"].reverse(), "."),
@@ -94,7 +97,7 @@ BAD = {
     ),
     "layer type of list": (setting(conv, "type", ["Conv1d"]), "unknown type of layer"),
     "layer of text": (lambda c: c["layers"].__setitem__("head", "Linear"), "unknown type of layer"),
-    "channels": (setting(conv, "out_channels", 7), "fc1.0.weight has shape .*, its layer wants"),
+    "channels": (setting(conv, "out_channels", 7), "fc1.0.weight has shape .*, but its layer needs"),
     "huge": (setting(conv, "out_channels", 10**12), "no valid 'out_channels'"),
     "channels of text": (setting(conv, "in_channels", "x"), "no valid 'in_channels'"),
     "bias": (setting(conv, "bias", 1), "no valid 'bias'"),
@@ -135,7 +138,7 @@ def test_a_malformed_file_is_refused(saved, tmp_path):
 
 
 def test_weights_without_a_program_are_refused(saved, tmp_path):
-    refuse(changed(saved, None, lambda h: h.pop("__metadata__")), tmp_path, "holds weights but no program")
+    refuse(changed(saved, None, lambda h: h.pop("__metadata__")), tmp_path, "contains weights, but no program")
     other = {"format": "pt"}
     refuse(changed(saved, None, lambda h: h.__setitem__("__metadata__", other)), tmp_path, "no program of svitc")
     broken = {"format": "svitc-program-1", "program": "{"}
@@ -160,7 +163,7 @@ def test_wrong_tensors_are_refused(saved, tmp_path):
         program = canonicalised()
         with torch.no_grad():
             program.module.get_parameter(name)[1, 2] = value
-        refuse(to_bytes(program), tmp_path, f"tensor {name} holds values that are not finite")
+        refuse(to_bytes(program), tmp_path, f"tensor {name} contains values that are not finite")
 
 
 def test_a_tensor_too_many_is_refused(saved, tmp_path):

@@ -44,9 +44,9 @@ def test_round_trip_of_every_neuron(kind, tmp_path):
     again = reload(program, tmp_path)
     assert_same(program, again)
     for node in program.neurons():
-        old, new = program.module_of(node), again.module.get_submodule(str(node.target))
-        assert type(old) is type(new) and old.extra_repr() == new.extra_repr()
-        assert repr(old.surrogate_function) == repr(new.surrogate_function)
+        saved_neuron, loaded_neuron = program.module_of(node), again.module.get_submodule(str(node.target))
+        assert type(saved_neuron) is type(loaded_neuron) and saved_neuron.extra_repr() == loaded_neuron.extra_repr()
+        assert repr(saved_neuron.surrogate_function) == repr(loaded_neuron.surrogate_function)
 
 
 def test_round_trip_of_events(tmp_path):
@@ -107,7 +107,7 @@ def test_folders_of_the_user_do_not_get_into_the_file(saved):
 def test_a_folded_program_is_not_saved():
     program = canonicalised()
     Pipeline(inference_passes())(program)
-    with pytest.raises(UsageError, match="stage inference no longer trains"):
+    with pytest.raises(UsageError, match="stage inference can no longer be trained"):
         to_bytes(program)
 
 

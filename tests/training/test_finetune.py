@@ -18,8 +18,8 @@ from svitc.passes import HoistRepeat, MergeViews
 from svitc.passes.pipelines import inference_passes
 from svitc.training import finetune as finetuning
 from svitc.training import images
-from svitc.training.augment import augmentation, jitter, random_of
-from svitc.training.fast_forward import FastForward, constants, spikes
+from svitc.training.augment import augment, parse_augmentations, seeded_generator
+from svitc.training.fast_forward import FastForward, neuron_constants, spikes
 from svitc.training.images import split
 
 
@@ -123,7 +123,7 @@ def test_a_loss_that_turns_nan_stops_with_the_place_and_the_way_out(student, tea
 
     def poison(stage, done, of):  # the second epoch's weights
         if stage == "finetune" and done == (5 + 1) * 16:
-            run.pupil.get_parameter("head.weight").data.fill_(float("nan"))
+            run.trained.get_parameter("head.weight").data.fill_(float("nan"))
 
     made = finetuning._Run.__init__
 
@@ -199,11 +199,15 @@ def test_event_frames_and_one_channel():
     )
     done = finetune(events, events, Blobs(40, shape), epochs=1, batch=8)
     assert done.report["settings"]["augment"] == "none"
-    assert augmentation("auto", InputSpec((1, 8, 8))) == () and augmentation("auto", InputSpec((3, 8, 8))) == (
+    assert parse_augmentations("auto", InputSpec((1, 8, 8))) == () and parse_augmentations(
+        "auto", InputSpec((3, 8, 8))
+    ) == (
         "flip",
         "crop",
     )
-    assert augmentation("none", InputSpec((3, 8, 8))) == () and augmentation("crop", InputSpec(shape)) == ("crop",)
+    assert parse_augmentations("none", InputSpec((3, 8, 8))) == () and parse_augmentations(
+        "crop", InputSpec(shape)
+    ) == ("crop",)
 
 
 @pytest.mark.parametrize(
@@ -220,14 +224,14 @@ def test_the_held_out_slice_is_balanced_and_apart(count, held_out, wanted):
 
 def test_jitter_is_the_same_for_any_share_of_the_batch():
     x = torch.arange(8 * 3 * 16 * 24.0).reshape(8, 3, 16, 24) + 1
-    whole = jitter(x, ("flip", "crop"), random_of(0, 1, 2), 0, 8)
-    parts = [jitter(x[i : i + 4], ("flip", "crop"), random_of(0, 1, 2), i, 8) for i in (0, 4)]
+    whole = augment(x, ("flip", "crop"), seeded_generator(0, 1, 2), 0, 8)
+    parts = [augment(x[i : i + 4], ("flip", "crop"), seeded_generator(0, 1, 2), i, 8) for i in (0, 4)]
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, jitter(x, ("flip", "crop"), random_of(0, 1, 3), 0, 8))
-    flipped = jitter(x, ("flip",), random_of(5), 0, 8)
+    assert not torch.equal(whole, augment(x, ("flip", "crop"), seeded_generator(0, 1, 3), 0, 8))
+    flipped = augment(x, ("flip",), seeded_generator(5), 0, 8)
     assert {bool(torch.equal(a, b)) for a, b in zip(flipped, x, strict=True)} == {True, False}
     frames = x.unsqueeze(0).expand(2, *x.shape)
-    moved = jitter(frames, ("flip", "crop"), random_of(0, 1, 2), 0, 8, batch_dim=1)
+    moved = augment(frames, ("flip", "crop"), seeded_generator(0, 1, 2), 0, 8, batch_dim=1)
     assert torch.equal(moved[0], whole) and torch.equal(moved[1], whole)
 
 
@@ -250,7 +254,7 @@ def test_neurons_are_spikingjellys(name, leaky):
     if not leaky:
         arguments = {k: v for k, v in arguments.items() if k not in ("tau", "decay_input")}
     node = (neuron.LIFNode if leaky else neuron.IFNode)(step_mode="m", **arguments)
-    found = constants(node)
+    found = neuron_constants(node)
     assert found is not None
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64):

@@ -161,7 +161,7 @@ def test_every_step_and_every_judgement_runs_on_whole_numbers(student, teacher, 
 
     def spied(what: str):
         def spy(self, *args):
-            weights = {layer: self.pupil.get_submodule(layer).weight.detach().flatten(1).double() for layer in BITS}
+            weights = {layer: self.trained.get_submodule(layer).weight.detach().flatten(1).double() for layer in BITS}
             if args[0] is not self.teacher:
                 seen[what].append(max(steps_off(weights[layer], grids[layer], bits) for layer, bits in BITS.items()))
             return real[what](self, *args)

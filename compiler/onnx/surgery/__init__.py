@@ -1,4 +1,4 @@
-"""Files cut apart: at their neurons, to verify each layer alone, or behind some of them, to compute only the rest.
+"""Cutting finished files: at their neurons, to verify layers one by one, or behind some neurons, to compute the rest.
 
 Imports: ``onnx`` beside it, and ``errors``.
 

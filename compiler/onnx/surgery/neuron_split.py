@@ -1,8 +1,8 @@
-"""Cut a file at its neurons, so that each layer can be compared by itself.
+"""Cut a float file at its neurons, so that each layer can be compared with the reference by itself.
 
-In float32 the order of a sum changes its last bit; a membrane next to its threshold then fires in one runtime
-and not in another, and the difference spreads. So a comparison feeds every layer with the reference's spikes
-and looks at each neuron alone.
+In float32 the order of a sum changes its last bit. A membrane close to its threshold then fires in one runtime and not
+in another, and the difference spreads through the network. So a comparison feeds every layer with the reference's
+spikes and looks at one neuron at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
-from svitc.errors import InputError, InternalError
+from svitc.errors import InternalError
+from svitc.onnx.model_info import read_proto
 from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, STATIC_KEY
 
 
@@ -21,15 +22,16 @@ class SplitNeuron:
     """One neuron of a cut model.
 
     Attributes:
-        path: the neuron's layer, which is its node's name.
+        path: path of the neuron's layer, which is the name of its node.
         kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF`` or ``IntegerSpike``.
-        reference: graph input that everything downstream reads in place of its spikes.
-        spikes: graph output: what it fires, given the reference upstream.
-        current: graph output: its input current.
-        shape: shape of the three, -1 where the batch is. Only neighbouring dimensions are merged, so that the
-            program's array, ``[T, N, ...]`` or of any form if the neuron has no state, is ``array.reshape(shape)``
-            there.
-        static: the current is the same at every step and is given once: ``array[0].reshape(shape)``.
+        reference: graph input that all readers of the neuron read instead of its spikes.
+        spikes: graph output: what the neuron fires when the layers before it get the reference's spikes.
+        current: graph output: the neuron's input current.
+        shape: shape of the three values, -1 for the batch. Only neighboring dimensions are merged, so that
+            ``array.reshape(shape)`` converts the program's array, ``[T, N, ...]`` or of any form for a neuron without a
+            membrane.
+        static: whether the current is the same at every step and is given once; then ``array[0].reshape(shape)``
+            converts it.
     """
 
     path: str
@@ -42,24 +44,27 @@ class SplitNeuron:
 
 
 def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
-    """A model with the file's own weights, each of whose neurons is an output and no longer feeds another.
+    """Turn every neuron's spikes and current into outputs, and let its readers read a new input instead.
+
+    Args:
+        model: bytes of a float ONNX file.
+
+    Returns:
+        the cut file, with the weights of the original, and its neurons in execution order.
 
     Raises:
-        InputError: the bytes are no ONNX model.
+        InputError: the bytes are not an ONNX model.
         InternalError: the file does not give the shape of a neuron's spikes or current.
     """
-    try:
-        proto = onnx.load_from_string(model)
-    except Exception as error:  # protobuf's errors have no common class across its implementations
-        raise InputError(f"cannot read an ONNX model from the given bytes: {error}") from error
+    proto = read_proto(model)
     graph = proto.graph
-    ours = [function for function in proto.functions if function.domain == DOMAIN]
-    kinds = {function.name: {p.key: p.value for p in function.metadata_props} for function in ours}
+    functions = [function for function in proto.functions if function.domain == DOMAIN]
+    kinds = {function.name: {p.key: p.value for p in function.metadata_props} for function in functions}
     shapes = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
-    renamed: dict[str, str] = {}  # spikes -> the reference that stands for them
-    found: list[SplitNeuron] = []
+    renamed: dict[str, str] = {}  # name of spikes -> name of the reference that replaces them
+    neurons: list[SplitNeuron] = []
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:  # in order of execution, so that a reader comes after what it reads
+    for node in graph.node:  # in execution order, so that every value is renamed before it is read
         current = node.input[0] if node.input else ""
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
@@ -69,11 +74,11 @@ def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
             continue
         spikes = node.output[0]
         if spikes not in shapes or current not in shapes:
-            raise InternalError(f"neuron {node.name}: its spikes or its current have no shape in the file")
+            raise InternalError(f"neuron {node.name}: the file has no shape for its spikes or its current")
         if "+" in node.name:
-            found += _cut_fused(graph, node, meta, shapes, renamed, nodes)
+            neurons += _cut_fused(graph, node, meta, shapes, renamed, nodes)
             continue
-        each = SplitNeuron(
+        neuron = SplitNeuron(
             node.name,
             meta[KIND_KEY],
             f"ref:{node.name}",
@@ -82,25 +87,25 @@ def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
             _shape(node.name, shapes[spikes]),
             STATIC_KEY in meta,
         )
-        found.append(each)
-        renamed[spikes] = each.reference
-        node.output[0] = each.spikes
-        nodes += [onnx.helper.make_node("Identity", [renamed.get(current, current)], [each.current]), node]
-        graph.input.append(_info(shapes[spikes], each.reference))
-        graph.output.append(_info(shapes[spikes], each.spikes))
-        graph.output.append(_info(shapes[current], each.current))
+        neurons.append(neuron)
+        renamed[spikes] = neuron.reference
+        node.output[0] = neuron.spikes
+        nodes += [onnx.helper.make_node("Identity", [renamed.get(current, current)], [neuron.current]), node]
+        graph.input.append(_info(shapes[spikes], neuron.reference))
+        graph.output.append(_info(shapes[spikes], neuron.spikes))
+        graph.output.append(_info(shapes[current], neuron.current))
     for output in graph.output:
         if output.name in renamed:  # a neuron's spikes are the model's output
             nodes.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))
-    kept = [info for info in graph.value_info if info.name not in renamed]
+    infos = [info for info in graph.value_info if info.name not in renamed]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    graph.value_info.extend(kept)
-    return proto.SerializeToString(deterministic=True), found
+    graph.value_info.extend(infos)
+    return proto.SerializeToString(deterministic=True), neurons
 
 
 def members_of(name: str) -> list[str]:
-    """The neurons that one stands for: ``attn.q+k`` is ``attn.q`` and ``attn.k``."""
+    """Return the neurons that a fused neuron stands for: ``attn.q`` and ``attn.k`` for ``attn.q+k``."""
     prefix, _, last = name.rpartition(".")
     return [f"{prefix}.{part}" if prefix else part for part in last.split("+")]
 
@@ -113,46 +118,59 @@ def _cut_fused(
     renamed: dict[str, str],
     nodes: list[onnx.NodeProto],
 ) -> list[SplitNeuron]:
-    """A neuron that stands for several (``attn.q+k+v``): each member has its own reference, spikes and current."""
+    """Cut at a neuron that stands for several (``attn.q+k+v``).
+
+    Each member gets a reference, spikes and a current of its own.
+
+    Args:
+        graph: the graph, whose inputs and outputs are extended.
+        node: the neuron.
+        meta: metadata of the neuron's function.
+        shapes: types and shapes of the graph's values by name.
+        renamed: for each value that was cut the name that replaces it; extended.
+        nodes: nodes of the cut graph so far; extended.
+    """
     spikes, current = node.output[0], node.input[0]
     split = next((n for n in graph.node if n.op_type == "Split" and spikes in n.input), None)
     if split is None:
-        raise InternalError(f"neuron {node.name}: nothing splits its spikes")
+        raise InternalError(f"neuron {node.name} is fused, but no Split node reads its spikes")
     axis = next(a.i for a in split.attribute if a.name == "axis")
     sizes = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == split.input[1]).tolist()
     members = members_of(node.name)
-    whole = {role: f"{role}:{node.name}" for role in ("ref", "spikes", "current")}
-    node.output[0] = whole["spikes"]
-    found = []
+    fused = {role: f"{role}:{node.name}" for role in ("ref", "spikes", "current")}
+    node.output[0] = fused["spikes"]
+    neurons = []
     for member, size in zip(members, sizes, strict=True):
-        for role, like in (("ref", spikes), ("spikes", spikes), ("current", current)):
-            info = _info(shapes[like], f"{role}:{member}")
+        for role, template in (("ref", spikes), ("spikes", spikes), ("current", current)):
+            info = _info(shapes[template], f"{role}:{member}")
             info.type.tensor_type.shape.dim[axis].dim_value = size
             (graph.input if role == "ref" else graph.output).append(info)
         shape = list(_shape(node.name, shapes[spikes]))
         shape[axis] = size
         names = (f"ref:{member}", f"spikes:{member}", f"current:{member}")
-        found.append(SplitNeuron(member, meta[KIND_KEY], *names, tuple(shape), STATIC_KEY in meta))
-    parts = {role: [f"{role}:{member}" for member in members] for role in whole}
+        neurons.append(SplitNeuron(member, meta[KIND_KEY], *names, tuple(shape), STATIC_KEY in meta))
+    parts = {role: [f"{role}:{member}" for member in members] for role in fused}
     nodes += [
         onnx.helper.make_node("Split", [renamed.get(current, current), split.input[1]], parts["current"], axis=axis),
         node,
-        onnx.helper.make_node("Split", [whole["spikes"], split.input[1]], parts["spikes"], axis=axis),
-        onnx.helper.make_node("Concat", parts["ref"], [whole["ref"]], axis=axis),
+        onnx.helper.make_node("Split", [fused["spikes"], split.input[1]], parts["spikes"], axis=axis),
+        onnx.helper.make_node("Concat", parts["ref"], [fused["ref"]], axis=axis),
     ]
-    renamed[spikes] = whole["ref"]
-    return found
+    renamed[spikes] = fused["ref"]
+    return neurons
 
 
 def _shape(path: str, info: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Return the shape of a neuron's spikes, with -1 for the batch."""
     sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim)
     if sizes.count(-1) != 1:
-        raise InternalError(f"neuron {path}: one dimension of its spikes must be the batch, in {sizes}")
+        raise InternalError(f"neuron {path}: exactly one dimension of its spikes must be dynamic, in {sizes}")
     return sizes
 
 
-def _info(like: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+def _info(template: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    """Return a copy of a value's type and shape under another name."""
     copy = onnx.ValueInfoProto()
-    copy.CopyFrom(like)
+    copy.CopyFrom(template)
     copy.name = name
     return copy

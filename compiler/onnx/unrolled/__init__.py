@@ -1,4 +1,4 @@
-"""Lowering of quantized programs: integers, channels last, and every time step apart.
+"""Lowering of quantized programs: integers, channels last, unrolled over the time steps.
 
 Imports: ``onnx`` beside it, ``analysis``, ``ir`` and what is below them.
 

@@ -1,4 +1,4 @@
-"""Lower a quantized program to ONNX: integers, and every time step apart."""
+"""Lower a quantized program to ONNX: integers, unrolled over the time steps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,19 @@ VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as a
 def lower_nodes(
     program: Program, gains: dict[fx.Node, int], x_name: str, target: Target
 ) -> tuple[UnrolledBuilder, ir.Value, ir.Value]:
-    """Emit every node of a program.
+    """Emit every node of a quantized program.
 
     Args:
-        gains: of nodes that are emitted at another scale (step_gain.py).
+        program: the quantized program.
+        gains: gains of the nodes that are emitted at another scale (step_gain.py).
+        x_name: name of the model's input.
+        target: what the file is written for.
 
     Returns:
-        the builder, the input and the output.
+        the builder with the emitted nodes, the input and the output.
+
+    Raises:
+        UnsupportedError: the program has a form or a layer without an integer lowering.
     """
     b = UnrolledBuilder(program, target)
     b.gains = gains
@@ -45,20 +51,21 @@ def lower_nodes(
         elif node.op == "output":
             logits = _output(b, b.of(node.args[0]))
         else:
-            made = _rule(b, node)
-            if axes.shape(made.view) != program.shape_of(node):
-                shapes = f"{axes.shape(made.view)}, its type is {program.shape_of(node)}"
+            result = _rule(b, node)
+            if axes.shape(result.view) != program.shape_of(node):
+                shapes = f"{axes.shape(result.view)}, its type is {program.shape_of(node)}"
                 raise InternalError(f"{node.target} was lowered with shape {shapes}", where=node.meta.get("source"))
             module = program.module_of(node)
             if ops.is_neuron(module):
-                _describe(b, made, str(node.target))
-            b.at_node[node] = b.in_turn(made) if ops.has_state(module) else made
+                _describe(result, str(node.target))
+            b.at_node[node] = b.run_layer_by_layer(result) if ops.has_state(module) else result
     if x is None or logits is None:
         raise InternalError("the program has no input or no output")
     return b, x, logits
 
 
 def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
+    """Split the model's input into its time steps, if it has any."""
     if all(token.kind != Kind.TIME for dim in view for token in dim):
         return Steps((x,), view, view)
     dims = timeless(view)
@@ -67,6 +74,7 @@ def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
 
 
 def _output(b: UnrolledBuilder, s: Steps) -> ir.Value:
+    """Emit the logits, with their time steps concatenated if they have any."""
     dims = timeless(s.view)
     if not any(token.kind == Kind.TIME for dim in s.view for token in dim):
         return b.read_step(s, 0, dims)
@@ -76,25 +84,26 @@ def _output(b: UnrolledBuilder, s: Steps) -> ir.Value:
 
 
 def _rule(b: UnrolledBuilder, node: fx.Node) -> Steps:
+    """Apply the rule for one node of the program."""
     if node.op == "get_attr":
         return attribute(b, node, None)
     return apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "integer")
 
 
-def _describe(b: UnrolledBuilder, made: Steps, path: str) -> None:
-    """Write on a neuron's node how the spikes of all its steps become the program's array."""
-    letters = {id(token): f"a{i}" for i, token in enumerate(layout.flat(made.view))}
-    sizes = {letters[id(t)]: t.size for t in layout.flat(made.view) if t.kind not in (Kind.BATCH, Kind.TIME)}
+def _describe(spikes: Steps, path: str) -> None:
+    """Record in the metadata of a neuron's node how the spikes of all its steps form the program's array."""
+    letters = {id(token): f"a{i}" for i, token in enumerate(layout.flat(spikes.view))}
+    sizes = {letters[id(t)]: t.size for t in layout.flat(spikes.view) if t.kind not in (Kind.BATCH, Kind.TIME)}
 
     def side(dims: Dims) -> str:
         return " ".join("(" + " ".join(letters[id(token)] for token in dim) + ")" for dim in dims)
 
-    time = [letters[id(t)] for t in layout.flat(made.view) if t.kind == Kind.TIME]
-    node = made.values[0].producer()
+    time = [letters[id(t)] for t in layout.flat(spikes.view) if t.kind == Kind.TIME]
+    node = spikes.values[0].producer()
     assert node is not None
-    pattern = f"{' '.join(time) or '()'} {side(made.dims)} -> {side(made.view)}"
+    pattern = f"{' '.join(time) or '()'} {side(spikes.dims)} -> {side(spikes.view)}"
     node.metadata_props[VIEW_KEY] = json.dumps(
-        {"path": path, "pattern": pattern, "sizes": sizes, "values": [value.name for value in made.values]}
+        {"path": path, "pattern": pattern, "sizes": sizes, "values": [value.name for value in spikes.values]}
     )
 
 

@@ -1,4 +1,7 @@
-"""Which currents are emitted at other scales, so that neurons need fewer operations (neuron_functions.py)."""
+"""Choose which input currents are scaled by a power of two at each time step, so that neurons need fewer operations.
+
+How a neuron uses such a current is described in neuron_functions.py.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,40 @@ from svitc.ir.program import Program
 
 
 def step_gains(program: Program) -> dict[fx.Node, int]:
-    """The gain of quantized layers and products with a number: 1, -1, or, where missing, 0.
+    """Return the gain of quantized layers and of products with a number: 1, -1, or 0 for nodes that are missing.
 
-    A gain of 1: step t is emitted times 2^t, -1: times -2^t. All that adds to one current has the same. It is not 0
-    where only neurons of time constant 2 read the current: no membrane has to be halved then. It is -1 where, besides,
-    no maximum is taken of it: a hard reset of negative membranes is one operation. A pool of which the maximum is taken
-    before anything else is added has the gain -1 itself: it turns the sign.
+    With gain 1, step t is emitted times 2^t; with gain -1, times -2^t. All nodes that add up to one current have the
+    same gain. It is not 0 if only neurons of time constant 2 read the current: they need not halve their membranes
+    then. It is -1 if, moreover, these neurons have a hard reset, which is one operation for negative membranes, and no
+    maximum is taken of the current. If a maximum is taken before anything else is added, the max pool itself has gain
+    -1: it changes the sign.
     """
-    found: dict[fx.Node, int] = {}
-    known = integer_ranges(program)
+    gains: dict[fx.Node, int] = {}
+    ranges = integer_ranges(program)
     for node in program.neurons():
-        if not halves(program, node):
+        if not halves_membrane(program, node):
             continue
-        current = current_of(program, node, known)
-        layers = [program.module_of(each) for each in current.sources]
+        current = current_of(program, node, ranges)
+        layers = [program.module_of(source) for source in current.sources]
         if (
             current.blocked is None
             and not current.bare
             and all(by_number(user) for _, user in current.exits)
-            and all(halves(program, each) for each in current.readers)
-            and all(_timed(program, each) for each in current.sources)
+            and all(halves_membrane(program, reader) for reader in current.readers)
+            and all(_has_time(program, source) for source in current.sources)
             and all(layer is None or ops.is_quantized(layer) for layer in layers)
         ):
-            hard = all(dynamics_of(program.module_of(neuron)).reset is not None for neuron in current.readers)
-            found.update(_signs(program, current) if hard else dict.fromkeys(current.sources, 1))
-    return found
+            hard_reset = all(dynamics_of(program.module_of(neuron)).reset is not None for neuron in current.readers)
+            gains.update(_signs(program, current) if hard_reset else dict.fromkeys(current.sources, 1))
+    return gains
 
 
 def _signs(program: Program, current: Current) -> dict[fx.Node, int]:
-    """Of the sources, and of pools that turn the sign."""
-    pools = [each for each in current.values if isinstance(program.module_of(each), nn.MaxPool2d)]
+    """Return the gains of a current's sources, and of max pools that change the sign, for hard-reset neurons.
+
+    A maximum commutes with positive factors only, so what is added before a max pool keeps the gain 1.
+    """
+    pools = [value for value in current.values if isinstance(program.module_of(value), nn.MaxPool2d)]
     before: set[fx.Node] = set()
     todo = [source for pool in pools for source in pool.all_input_nodes]
     while todo:
@@ -50,20 +57,20 @@ def _signs(program: Program, current: Current) -> dict[fx.Node, int]:
         if node not in before and node in current.values:
             before.add(node)
             todo += [] if node in current.sources else node.all_input_nodes
-    alone = all(user in before or user in pools for node in before for user in node.users)
-    late = [each for each in current.sources if each not in before]
-    if pools and not (alone and late):  # turning the sign pays only where more is added behind the pool
+    only_pooled = all(user in before or user in pools for node in before for user in node.users)
+    late = [source for source in current.sources if source not in before]
+    if pools and not (only_pooled and late):  # changing the sign costs a node, which pays only if more is added later
         return dict.fromkeys(current.sources, 1)
     return dict.fromkeys(before & set(current.sources), 1) | dict.fromkeys(late, -1) | dict.fromkeys(pools, -1)
 
 
 def factor(gain: int, t: int) -> float:
-    """What step t is emitted times."""
+    """Return the scale factor applied at time step ``t``, counted from 0."""
     return gain * 2.0**t if gain else 1.0
 
 
-def halves(program: Program, node: fx.Node) -> bool:
-    """Whether a neuron's membrane loses half of itself at every step, and nothing else scales it."""
+def halves_membrane(program: Program, node: fx.Node) -> bool:
+    """Return whether a neuron's membrane loses half of itself at every step and nothing else scales it."""
     module = program.module_of(node)
     if not ops.has_state(module):
         return False
@@ -71,5 +78,6 @@ def halves(program: Program, node: fx.Node) -> bool:
     return neuron.kind == "LIF" and neuron.tau == 2 and not neuron.decay_input and neuron.is_normalized
 
 
-def _timed(program: Program, node: fx.Node) -> bool:
+def _has_time(program: Program, node: fx.Node) -> bool:
+    """Return whether a node's value has a time axis."""
     return any(axis.kind == Kind.TIME for dim in program.type_of(node) for axis in dim)

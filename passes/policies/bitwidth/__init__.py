@@ -2,5 +2,5 @@
 
 Imports: ``passes.policies`` beside it, ``planning``, ``quantization``, ``ir`` and what is below them.
 
-Start with ``qsvit.py``; ``search_space.py`` is what all of them share.
+Start with ``qsvit.py``; ``search_space.py`` is shared by all of them.
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from svitc.passes.policies.bitwidth.drift_gate import DriftGate
 from svitc.passes.policies.bitwidth.layer_roles import blocks, stages
 from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
-from svitc.passes.policies.bitwidth.sensitivity import LOWER
+from svitc.passes.policies.bitwidth.sensitivity import LOWER_BITS
 from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.planning.plan import Plan
@@ -19,14 +19,16 @@ from svitc.planning.plan import Plan
 class AQGreedy(BitSettings, Policy):
     """Greedy search from the network to its stages, its blocks, and single layers.
 
-    Stated: a search over settings under an accuracy constraint, gated by the drift of membrane potentials; greedy
-    search is fast. Reported: from network to stage to block, a mini-batch before the full data. Decided here: after
-    blocks come single layers; units that save the most go first; a unit goes to 4 bits, then to 2, as long as the gate
-    lets it. What the gate let through on one level is measured on all images at once, and where that loses too much the
-    longest part that does not is found by halving. Published: up to 82.5% of memory saved within 1.5 points.
+    A setting assigns bits to every layer. The abstract states: a search over settings under an accuracy constraint,
+    with a gate on the drift of membrane potentials; greedy search is fast. Others report: the search goes from the
+    network to stages to blocks, and uses a mini-batch before the full data. Decided here: after blocks come single
+    layers; units that save the most go first; the bits of a unit are lowered to 4, then to 2, where the gate passes the
+    setting. The settings that pass the gate on one level are combined and measured on all images; where the combination
+    loses too much, bisection finds the longest sequence of them that does not. Published: up to 82.5% of memory saved
+    within 1.5 points.
 
     Attributes:
-        gate: without it every setting is measured on all images.
+        gate: whether to use the gate; without it, every setting is measured on all images.
     """
 
     gate: bool = True
@@ -35,11 +37,11 @@ class AQGreedy(BitSettings, Policy):
     tolerance = 0.015
 
     def plan(self, problem: Problem) -> Plan:
-        """The plan.
+        """See ``Policy``.
 
         Raises:
             UsageError: no images.
-            BudgetError: the limit cannot be met within the drop, or no setting is within it.
+            BudgetError: the limit cannot be met within ``max_drop``, or no setting is within it.
         """
         space = BitSpace(problem, self)
         gate = DriftGate(space, on=self.gate)
@@ -49,63 +51,83 @@ class AQGreedy(BitSettings, Policy):
                 break
             bits = self.descend(space, gate, bits, level, units)
         problem.reporter.decide(
-            f"{self.name}: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch,"
-            f" {gate.full} measured"
+            f"{self.name}: {gate.by_drift} settings turned away by drift, {gate.by_mini_batch} by a mini-batch,"
+            f" {gate.measured} measured"
         )
         return space.finish(bits, {"search": gate.to_json()})
 
     def descend(self, space: BitSpace, gate: DriftGate, bits: Bits, level: str, units: list[list[str]]) -> Bits:
-        """Lower the units of one level, one after another, each as far as it goes."""
+        """Lower the bits of the units of one level, one after another, as far as the tolerance allows.
+
+        Args:
+            space: the settings.
+            gate: rejects settings before they are measured on all images.
+            bits: the setting to start from.
+            level: name of the level, for messages.
+            units: units of the level, each a list of layers.
+
+        Returns:
+            The last setting within the tolerance.
+        """
         stage = f"{self.name}: {level}"
-        left = [(unit, to) for unit in units for to in LOWER]
+        left = [(unit, to) for unit in units for to in LOWER_BITS]
         while left and not space.met(bits):
-            steps = self._way(space, gate, bits, left, stage)
+            steps = self._steps(space, gate, bits, left, stage)
             kept = len(steps)
             if gate.on and steps and not gate.within(steps[-1][0], stage):
-                # the last is known to lose too much; search for the first that does
+                # the last setting loses too much: search for the first one that does
                 kept = bisect_left(steps, True, hi=len(steps) - 1, key=lambda step: not gate.within(step[0], stage))
             if kept:
                 bits = steps[kept - 1][0]
             if kept == len(steps):
                 break
-            # one step was too much: its unit stays as it is, and what came after is tried again
+            # the first setting that loses too much: give up its unit, and try the later ones again
             unit = left[steps[kept][1]][0]
-            left = [each for each in left[steps[kept][1] :] if each[0] is not unit]
+            left = [step for step in left[steps[kept][1] :] if step[0] is not unit]
         return bits
 
-    def _way(
+    def _steps(
         self, space: BitSpace, gate: DriftGate, bits: Bits, left: list[tuple[list[str], int]], stage: str
     ) -> list[tuple[Bits, int]]:
-        """Settings, each with one unit lower than the one before, that the gate lets through, and that unit."""
-        found: list[tuple[Bits, int]] = []
-        stuck: list[str] = []
+        """Return settings that pass the gate, each with one more unit lowered, with the positions of these units.
+
+        Args:
+            space: the settings.
+            gate: rejects settings.
+            bits: the setting to start from.
+            left: units that are not tried yet, with the bits to lower them to.
+            stage: name of the stage for progress reports.
+        """
+        steps: list[tuple[Bits, int]] = []
+        given_up: list[str] = []
         for at, (unit, to) in enumerate(left):
-            now = found[-1][0] if found else bits
-            if space.met(now):
+            current = steps[-1][0] if steps else bits
+            if space.met(current):
                 break
-            trial = space.lowered(now, unit, to)
-            if unit is stuck or trial == now:
+            trial = space.lowered(current, unit, to)
+            if unit is given_up or trial == current:
                 continue
             if gate.passes(trial) if gate.on else gate.within(trial, stage):
-                found.append((trial, at))
+                steps.append((trial, at))
             else:
-                stuck = unit
-        return found
+                given_up = unit
+        return steps
 
 
 @dataclass
 class AQBeam(BitSettings, Policy):
     """Beam search: the best few settings of each depth, each with one unit lowered further.
 
-    Stated: beam search is wider than greedy, saves up to 90% within 1.5 points and takes 4.5 times as long. Decided
-    here: it begins where the network and its stages lead the greedy search; each step lowers one block or layer by one
-    level; of all settings that the gate lets through those stay that diverge the least on a mini-batch for each byte
-    saved, and the best of them that keeps inside the tolerance on all images is kept. It ends where the gate lets none
-    through.
+    The abstract states: beam search is wider than greedy search, saves up to 90% within 1.5 points and takes 4.5 times
+    as long. Decided here: it starts from the result of the greedy search on the network and its stages. Each step
+    lowers one block or layer by one level. Of the settings that pass the gate, the beam keeps those with the least
+    divergence on a mini-batch per saved byte, and the best of them within the tolerance on all images is remembered.
+    The search ends where no setting passes the gate.
 
     Attributes:
-        width: settings that stay.
-        children: settings of each depth that the mini-batch sees, those with the least drift for each byte saved.
+        width: number of settings in the beam.
+        children: number of settings of each depth that are measured on the mini-batch, those with the least drift per
+            saved byte.
     """
 
     width: int = 3
@@ -115,7 +137,7 @@ class AQBeam(BitSettings, Policy):
     tolerance = 0.015
 
     def plan(self, problem: Problem) -> Plan:
-        """As for AQGreedy."""
+        """See ``AQGreedy``."""
         space = BitSpace(problem, self)
         gate = DriftGate(space)
         greedy = AQGreedy(exclude=self.exclude, seed=self.seed)
@@ -128,51 +150,58 @@ class AQBeam(BitSettings, Policy):
             following = self._next(space, gate, beam, [*units["blocks"], *units["layers"]])
             if not following:
                 break
-            found = next((bits for bits in following if gate.within(bits, "aq-beam")), None)
-            if found is not None:  # else the gate has learnt, and lets others through next time
-                best, beam = min(best, found, key=space.cost), [bits for bits in following if gate.passes(bits)]
+            accepted = next((bits for bits in following if gate.within(bits, "aq-beam")), None)
+            if accepted is not None:  # otherwise the gate has a new bound, and passes other settings next time
+                best, beam = min(best, accepted, key=space.cost), [bits for bits in following if gate.passes(bits)]
         problem.reporter.decide(
-            f"aq-beam: {gate.turned} settings turned away by drift, {gate.glanced} by a mini-batch,"
-            f" {gate.full} measured"
+            f"aq-beam: {gate.by_drift} settings turned away by drift, {gate.by_mini_batch} by a mini-batch,"
+            f" {gate.measured} measured"
         )
         return space.finish(best, {"search": gate.to_json(), "width": self.width})
 
     def _next(self, space: BitSpace, gate: DriftGate, beam: list[Bits], units: list[list[str]]) -> list[Bits]:
-        """The settings that follow on those of a beam, best first."""
-        whole = space.cost(space.widest)
-        found: dict[tuple[int, ...], Bits] = {}
+        """Return the next beam, best setting first.
+
+        Args:
+            space: the settings.
+            gate: rejects settings.
+            beam: the current beam.
+            units: units whose bits may be lowered, each a list of layers.
+        """
+        full_cost = space.cost(space.widest)
+        candidates: dict[tuple[int, ...], Bits] = {}
         for bits in beam:
             for unit in units:
                 highest = max(bits[layer] for layer in unit)
                 trial = space.lowered(bits, unit, max(highest // 2, 2))
                 if trial != bits:
-                    found[tuple(trial.values())] = trial
+                    candidates[tuple(trial.values())] = trial
 
         def saved(bits: Bits) -> int:
-            return max(whole - space.cost(bits), 1)
+            return max(full_cost - space.cost(bits), 1)
 
-        drifts = {key: gate.drift(bits) for key, bits in found.items()}
-        order = sorted(found, key=lambda key: drifts[key] / saved(found[key]))
-        passing = (found[key] for key in order if gate.passes(found[key]))
+        drifts = {key: gate.drift(bits) for key, bits in candidates.items()}
+        order = sorted(candidates, key=lambda key: drifts[key] / saved(candidates[key]))
+        passing = (candidates[key] for key in order if gate.passes(candidates[key]))
         kept = list(itertools.islice(passing, self.children))
         return sorted(kept, key=lambda bits: gate.glance(bits).divergence / saved(bits))[: self.width]
 
 
 def levels(space: BitSpace) -> dict[str, list[list[str]]]:
-    """Units of each level, those with the most bytes first; one that a wider level has already is left out."""
+    """Return level -> its units, those with the most bytes first; units of a higher level are not repeated."""
     layers = space.layers
-    found: dict[str, list[list[str]]] = {}
+    by_level: dict[str, list[list[str]]] = {}
     seen: set[tuple[str, ...]] = set()
     for name, units in (
         ("network", [layers]),
         ("stages", stages(layers)),
         ("blocks", blocks(layers)),
-        ("layers", [[n] for n in layers]),
+        ("layers", [[layer] for layer in layers]),
     ):
-        fresh = [unit for unit in units if tuple(unit) not in seen]
-        seen.update(tuple(unit) for unit in fresh)
-        found[name] = sorted(fresh, key=lambda unit: -sum(space.problem.cost.of(layer) for layer in unit))
-    return found
+        new_units = [unit for unit in units if tuple(unit) not in seen]
+        seen.update(tuple(unit) for unit in new_units)
+        by_level[name] = sorted(new_units, key=lambda unit: -sum(space.problem.cost.of(layer) for layer in unit))
+    return by_level
 
 
 __all__ = ["AQBeam", "AQGreedy"]

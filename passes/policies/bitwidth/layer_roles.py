@@ -1,4 +1,4 @@
-"""Units of a network: the kind of each layer, and the stages and blocks that layers form."""
+"""Roles of layers: the kind of each layer, and the stages and blocks that layers form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from svitc.ir import ops
 from svitc.ir.program import Program
 
 KINDS = ("patch embedding", "query", "key", "value", "projection", "mlp", "head", "other")
-WORDS = (
+KIND_PATTERNS = (
     ("patch embedding", re.compile(r"(^|[._])(patch_?embed\w*|stem\w*|downsample\w*|embed\w*|sps)([._]|$)", re.I)),
     ("query", re.compile(r"(^|[._])(q|to_q)(_\w+)?([._]|$)")),
     ("key", re.compile(r"(^|[._])(k|to_k)(_\w+)?([._]|$)")),
@@ -22,42 +22,49 @@ WORDS = (
 
 
 def layer_kinds(program: Program, layers: Iterable[str]) -> dict[str, str]:
-    """The kind of each layer: by the last of its names that says one, else by where it stands."""
+    """Return the kind of each layer: by the last part of its path that names one, otherwise by its position.
+
+    The last layer is the head; a layer without such a name is a patch embedding in front of the first product of two
+    activations (attention), and ``other`` behind it.
+    """
     nodes = list(program.graph.nodes)
-    place = {str(node.target): i for i, node in enumerate(nodes)}
+    position = {str(node.target): i for i, node in enumerate(nodes)}
     last = next((str(n.target) for n in reversed(nodes) if ops.is_projection(program.module_of(n))), None)
     product = next((i for i, node in enumerate(nodes) if node.target is torch.matmul), 0)
-    found = {}
+    kinds = {}
     for layer in layers:
         if layer == last:
-            found[layer] = "head"
+            kinds[layer] = "head"
             continue
-        named = [
-            (max(m.start() for m in matches), kind) for kind, word in WORDS if (matches := list(word.finditer(layer)))
+        matched_kinds = [
+            (max(m.start() for m in matches), kind)
+            for kind, pattern in KIND_PATTERNS
+            if (matches := list(pattern.finditer(layer)))
         ]
-        if named:
-            found[layer] = max(named)[1]
+        if matched_kinds:
+            kinds[layer] = max(matched_kinds)[1]
         else:
-            found[layer] = "patch embedding" if place[layer] < product else "other"
-    return found
+            kinds[layer] = "patch embedding" if position[layer] < product else "other"
+    return kinds
 
 
 def stages(layers: Sequence[str]) -> list[list[str]]:
-    """Layers whose paths begin with the same name."""
+    """Group layers whose paths begin with the same name."""
     return _grouped(layers, r"[^.]+")
 
 
 def blocks(layers: Sequence[str]) -> list[list[str]]:
-    """Layers whose paths are the same up to the first number, the number included."""
+    """Group layers whose paths are the same up to and including the first number."""
     return _grouped(layers, r".*?\.\d+(?=\.|$)|.*")
 
 
 def _grouped(layers: Sequence[str], pattern: str) -> list[list[str]]:
-    found: dict[str, list[str]] = {}
+    """Group layers whose paths have the same match of a pattern, in order of their first layers."""
+    groups: dict[str, list[str]] = {}
     for layer in layers:
         match = re.match(pattern, layer)
-        found.setdefault(match.group() if match else layer, []).append(layer)
-    return list(found.values())
+        groups.setdefault(match.group() if match else layer, []).append(layer)
+    return list(groups.values())
 
 
 __all__ = ["KINDS", "blocks", "layer_kinds", "stages"]

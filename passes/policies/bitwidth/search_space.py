@@ -1,86 +1,101 @@
-"""What the policies that choose bits share: settings of bits, what they cost, how they are judged."""
+"""The search space of policies that choose bits: settings of bits, their cost and their measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from svitc.errors import BudgetError, UsageError
 from svitc.passes.policies.bitwidth.layer_roles import layer_kinds
-from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import Settings
 from svitc.planning.plan import Plan
+from svitc.support.types import JsonDict
 
-Bits = dict[str, int]  # layer -> bits, of all layers that may have fewer than 8
+Bits = dict[str, int]  # layer -> bits, for all layers that may have fewer than 8 bits
 
 
 @dataclass
 class BitSettings(Settings):
-    """What policies of bits take.
+    """Settings of policies that choose bits.
 
     Attributes:
-        exclude: globs over layers that stay at 8 bits.
-        refit: of the network that is built; while they search, rounding's own closed form stands in for it.
+        exclude: globs over ignored layers, which stay at 8 bits.
+        refit: how the resulting network is refitted; during the search, weights are only rounded on calibration images.
     """
 
     refit: str = "batch-norm"
     name = ""
     tolerance = 0.0
 
-    def to_json(self) -> dict:
+    def to_json(self) -> JsonDict:
+        """Return the settings as JSON values."""
         return {"exclude": list(self.exclude), "seed": self.seed}
 
 
 class BitSpace:
     """Settings of bits for one problem.
 
+    Args:
+        problem: the problem.
+        settings: the settings of the policy.
+
+    Attributes:
+        measure: measures plans.
+        allowed: layer -> the bits that it may have, ascending.
+        kinds: layer -> kind of layer.
+        tolerance: the most accuracy that may be lost, a share.
+
     Raises:
-        UsageError: no images, no layer that may have fewer bits, or channels named to be pruned.
+        UsageError: there are no images, no layer may have fewer bits, or ``include`` names channels to prune.
     """
 
     def __init__(self, problem: Problem, settings: BitSettings) -> None:
         self.problem, self.settings = problem, settings
-        self.measure: Any = problem.required_measure(settings.name)
+        self.measure = problem.required_measure(settings.name)
         if settings.include:
             raise UsageError(f"policy {settings.name!r} prunes no channels", hint="Leave --include out; see --exclude.")
         self.allowed = problem.bits or {}
-        if not any(min(some) < 8 for some in self.allowed.values()):
+        if not any(min(widths) < 8 for widths in self.allowed.values()):
             raise UsageError("no layer of this model can have fewer than 8 bits", hint="Use --weights int8.")
         self.kinds = layer_kinds(problem.program, self.allowed)
         self.tolerance = settings.tolerance if problem.max_drop is None else problem.max_drop
 
     @property
     def layers(self) -> list[str]:
+        """Layers that may have fewer than 8 bits."""
         return list(self.allowed)
 
     @property
     def widest(self) -> Bits:
+        """The setting with 8 bits in every layer."""
         return dict.fromkeys(self.allowed, 8)
 
     def lowered(self, bits: Mapping[str, int], layers: Sequence[str], to: int) -> Bits:
-        """With some layers at no more than ``to`` bits, as far as they may."""
+        """Return a setting with some layers lowered to ``to`` bits, or to the fewest that they may have."""
         return {
             layer: max(min(bits[layer], to), self.allowed[layer][0]) if layer in layers else bits[layer]
             for layer in bits
         }
 
     def plan(self, bits: Bits) -> Plan:
+        """Return the plan of a setting."""
         return Plan({}, bits=dict(bits))
 
     def cost(self, bits: Bits) -> int:
+        """Return the cost of a setting."""
         return self.problem.cost(bits=bits)
 
     def met(self, bits: Bits) -> bool:
-        """Whether there is a limit and it is met."""
+        """Return whether there is a limit that the setting meets."""
         return self.problem.limit is not None and self.cost(bits) <= self.problem.limit
 
-    def points(self, settings: Sequence[Bits], stage: str) -> list[Any]:
-        """Measured on all images."""
+    def points(self, settings: Sequence[Bits], stage: str) -> list[MeasuredAccuracy]:
+        """Measure settings on all images."""
         return list(self.measure([self.plan(bits) for bits in settings], "none", stage))
 
     def filled(self, bits: Bits, order: Sequence[str]) -> Bits:
-        """What the last step took more than the limit asked for, given back: layers in an order, as far as they go."""
+        """Return a setting with single layers raised again while the limit is met, in an order of layers."""
         limit = self.problem.limit
         for layer in order if limit is not None else ():
             for wider in (b for b in (8, 4) if b > bits[layer]):
@@ -89,22 +104,24 @@ class BitSpace:
                     break
         return bits
 
-    def finish(self, bits: Bits, about: dict[str, Any], order: Sequence[str] | None = None) -> Plan:
-        """The plan of the chosen setting.
+    def finish(self, bits: Bits, about: JsonDict, order: Sequence[str] | None = None) -> Plan:
+        """Return the plan of the chosen setting.
 
         Args:
-            order: in which layers get bits back that the limit leaves; by default the smallest first.
+            bits: the setting.
+            about: further entries of the plan's provenance.
+            order: the order in which layers are raised while the limit is met; by default the smallest first.
 
         Raises:
-            BudgetError: it misses the limit, or there is none within the drop.
+            BudgetError: the setting does not meet the limit, or no setting is within ``max_drop``.
         """
         problem, name = self.problem, self.settings.name
         bits = self.filled(bits, order or sorted(self.layers, key=problem.cost.of))
-        whole, reached = problem.cost(), self.cost(bits)
-        found = self.points([bits], f"{name}: the plan")[0]
-        if found.drop > self.tolerance and problem.max_drop is not None:
+        full_cost, reached = problem.cost(), self.cost(bits)
+        point = self.points([bits], f"{name}: the plan")[0]
+        if point.drop > self.tolerance and problem.max_drop is not None:
             raise BudgetError(
-                f"8 bits in every layer lose {100 * found.drop:.1f} points, more than the {100 * self.tolerance:g} "
+                f"8 bits in every layer lose {100 * point.drop:.1f} points, more than the {100 * self.tolerance:g} "
                 "allowed",
                 hint="Allow more with --max-drop, or measure on more images with --sweep-images.",
             )
@@ -114,7 +131,9 @@ class BitSpace:
                 "asked for",
                 hint="Allow more with --max-drop, or use --policy auto, which also prunes channels.",
             )
-        problem.reporter.decide(f"{name}: {reached / whole:.1%} of the int8 bytes, {100 * found.drop:.1f} points lost")
+        problem.reporter.decide(
+            f"{name}: {reached / full_cost:.1%} of the int8 bytes, {100 * point.drop:.1f} points lost"
+        )
         plan = self.plan(bits)
         plan.provenance = {"policy": name, "tolerance": self.tolerance, **about, **self.settings.to_json()}
         return plan

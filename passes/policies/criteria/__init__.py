@@ -1,4 +1,4 @@
-"""Criteria: in which order the channels of a group go.
+"""Criteria: the importance of each channel of a group, which decides what is pruned first.
 
 Imports: ``analysis``, ``ir`` and what is below them.
 

@@ -1,7 +1,7 @@
-"""Criteria: how much each channel of a group matters. A new one is a function and an entry in CRITERIA:
+"""Criteria: the importance of each channel of a group. A new one is a function and an entry in CRITERIA:
 
-def first_layer_only(about: Context, group: ChannelGroup) -> np.ndarray:
-    ...                                    # [heads, d]; the lowest go first
+def first_layer_only(context: Context, group: ChannelGroup) -> np.ndarray:
+    ...                                    # [heads, d]; the least important channels are pruned first
 
 CRITERIA["first-layer-only"] = first_layer_only
 """
@@ -12,59 +12,65 @@ import numpy as np
 
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup
-from svitc.passes.policies.criteria.base import Context, over_group, readers
+from svitc.passes.policies.criteria.base import Context, consumers, over_group
 
 
-def _filters(about: Context, group: ChannelGroup, power: int) -> np.ndarray:
-    """Sum over all layers that produce the group of ``|w| ** power`` for each filter."""
+def _filters(context: Context, group: ChannelGroup, power: int) -> np.ndarray:
+    """Return the sum of ``|w| ** power`` over each filter, and over all layers that produce the group."""
     total = np.zeros((group.heads, group.axis.size))
     for member in group.members:
         if member.produces and member.param in ("", "weight"):
-            weight, dim = about.parameter(member)
+            weight, dim = context.parameter(member)
             total = total + over_group(group, dim, weight.abs().double().pow(power).reshape(len(weight), -1).sum(1))
     return total
 
 
-def l2(about: Context, group: ChannelGroup) -> np.ndarray:
-    """L2 norm over a group's filters (PrimeSVT: "channel-wise filter pruning by L2 norm")."""
-    return np.sqrt(_filters(about, group, 2))
+def l2(context: Context, group: ChannelGroup) -> np.ndarray:
+    """Return the L2 norm of the filters of each channel (PrimeSVT: "channel-wise filter pruning by L2 norm")."""
+    return np.sqrt(_filters(context, group, 2))
 
 
-def l1(about: Context, group: ChannelGroup) -> np.ndarray:
-    """L1 norm over a group's filters."""
-    return _filters(about, group, 1)
+def l1(context: Context, group: ChannelGroup) -> np.ndarray:
+    """Return the L1 norm of the filters of each channel."""
+    return _filters(context, group, 1)
 
 
-def bn_scale(about: Context, group: ChannelGroup) -> np.ndarray:
-    """Sum of the absolute scales of the batch norms that the group passes through (after Network Slimming, 2017)."""
+def bn_scale(context: Context, group: ChannelGroup) -> np.ndarray:
+    """Return the sum of absolute scales of the group's batch norms (after Network Slimming, Liu et al., 2017)."""
     total = np.zeros((group.heads, group.axis.size))
-    found = False
+    has_batch_norm = False
     for member in group.members:
-        norm = about.program.module.get_submodule(member.module) if member.param == "weight" else None
+        norm = context.program.module.get_submodule(member.module) if member.param == "weight" else None
         if norm is not None and ops.is_batch_norm(norm):
-            found = True
-            scale, dim = about.parameter(member)
+            has_batch_norm = True
+            scale, dim = context.parameter(member)
             total = total + over_group(group, dim, scale.abs())
-    return total if found else l2(about, group)
+    return total if has_batch_norm else l2(context, group)
 
 
-def random(about: Context, group: ChannelGroup) -> np.ndarray:
-    """No criterion at all: the baseline that the others must beat."""
-    return about.rng.random((group.heads, group.axis.size))
+def random(context: Context, group: ChannelGroup) -> np.ndarray:
+    """Return random numbers: the baseline for all other criteria."""
+    return context.rng.random((group.heads, group.axis.size))
 
 
-def taylor(about: Context, group: ChannelGroup) -> np.ndarray:
-    """First-order change of the loss if the channel fell silent, by surrogate gradients (Molchanov et al., 2019)."""
-    found = about.measured("taylor").taylor(group)
-    return found if found is not None else l2(about, group)
+def taylor(context: Context, group: ChannelGroup) -> np.ndarray:
+    """Return the first-order change of the loss without the channel (Molchanov et al., 2019), by surrogate gradients.
+
+    The L2 norm is used for a group without gradients.
+    """
+    scores = context.measured("taylor").taylor(group)
+    return scores if scores is not None else l2(context, group)
 
 
-def firing(about: Context, group: ChannelGroup) -> np.ndarray:
-    """Firing rate times the L2 norm of what reads the channel: one that never spikes costs nothing to lose."""
-    rates = about.measured("firing").firing(group)
+def firing(context: Context, group: ChannelGroup) -> np.ndarray:
+    """Return the firing rate times the L2 norm of the weights that consume the channel.
+
+    A channel that never fires has no importance.
+    """
+    rates = context.measured("firing").firing(group)
     total = np.zeros((group.heads, group.axis.size))
-    for member in readers(about, group):
-        weight, dim = about.parameter(member)
+    for member in consumers(group):
+        weight, dim = context.parameter(member)
         total = total + over_group(group, dim, weight.double().pow(2).reshape(len(weight), -1).sum(1))
-    strength = np.sqrt(total) if total.any() else l2(about, group)
+    strength = np.sqrt(total) if total.any() else l2(context, group)
     return strength if rates is None else strength * rates

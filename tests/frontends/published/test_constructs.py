@@ -150,7 +150,7 @@ def test_groups_are_what_the_layers_say(case):
     assert all(any(re.fullmatch(p, n) for n in free) for p in TIES[case.split(",")[0]])
     assert {g.frozen for g in program.groups if g.name not in free} == {"the model's input", "the model's output"}
     whole = {g.name: g.whole_heads for g in program.groups if g.whole_heads is not None}
-    assert whole == dict.fromkeys(WHOLE_HEADS.get(case, ()), "a window slides over it, so that neighbours count")
+    assert whole == dict.fromkeys(WHOLE_HEADS.get(case, ()), "a window slides over it, so that neighbors count")
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -21,7 +21,7 @@ from support.programs import frames, lif, steps, tokens, written
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, narrowable
 from svitc.data.inputs import random_inputs
-from svitc.driver.report import summary
+from svitc.driver.report import weights_report
 from svitc.errors import UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
@@ -140,7 +140,7 @@ def test_types_and_sizes(name, kind):
     assert version(exported) == ((25, 13) if 2 in stored else (21, 10))
     assert not {TYPES[2], TYPES[4]} & {t.data_type for path, t in found.items() if not path.endswith(".weight")}
     onnx.checker.check_model(onnx.load_from_string(exported), full_check=True)
-    layers = summary(low(name, kind), Pipeline([]))["layers"]
+    layers = weights_report(low(name, kind), Pipeline([])).to_json()["layers"]
     assert {layer: entry["bits"] for layer, entry in layers.items() if layer in bits} == bits
 
 

@@ -59,7 +59,7 @@ class Formula:
 
     def __call__(self, plans, refit="none", stage="sweep"):
         for plan in plans:
-            plan.validate(compiler().whole)
+            plan.validate(compiler().program)
             self.asked.append((plan.bits, stage))
         return [self.point(plan.bits) for plan in plans]
 
@@ -92,7 +92,9 @@ def additive(weak: tuple[str, ...] = (), each: float = 0.0004, much: float = 0.0
 
 def test_only_layers_of_bytes_may_have_fewer_bits():
     allowed = problem(Formula(additive())).bits
-    layers = {str(n.target) for n in compiler().whole.graph.nodes if ops.is_projection(compiler().whole.module_of(n))}
+    layers = {
+        str(n.target) for n in compiler().program.graph.nodes if ops.is_projection(compiler().program.module_of(n))
+    }
     assert allowed is not None and set(allowed) < layers and len(allowed) >= len(layers) - 2
     assert "patch_embed.stages.0.conv_bn.block.0" not in allowed, "the image is no bytes"
     assert set(map(tuple, allowed.values())) == {(2, 4, 8)}
@@ -102,7 +104,7 @@ def test_cost_is_what_bits_store():
     found = problem(Formula(additive()))
     layer = next(iter(found.bits))
     own = found.cost.of(layer)
-    assert own == compiler().whole.module.get_submodule(layer).weight.numel()
+    assert own == compiler().program.module.get_submodule(layer).weight.numel()
     for bits in (4, 2):
         assert found.cost() - found.cost(bits={layer: bits}) == own - -(-own * bits // 8)
 
@@ -278,7 +280,7 @@ def test_the_joint_policy_takes_bits_where_they_are_cheap_and_channels_where_tho
 
 
 def test_units_of_layers():
-    program = compiler().whole
+    program = compiler().program
     layers = [str(n.target) for n in program.graph.nodes if ops.is_projection(program.module_of(n))]
     found = layer_kinds(program, layers)
     assert found["blocks.0.attn.qkv_conv_bn.0.q"] == "query" and found["blocks.1.attn.qkv_conv_bn.0.v"] == "value"
@@ -291,8 +293,8 @@ def test_units_of_layers():
 
 def test_layers_with_names_of_their_own_are_placed_by_where_they_stand():
     class Renamed:
-        graph = compiler().whole.graph
-        module_of = compiler().whole.module_of
+        graph = compiler().program.graph
+        module_of = compiler().program.module_of
 
     first, *_ = [str(n.target) for n in Renamed.graph.nodes if ops.is_projection(Renamed.module_of(n))]
     assert layer_kinds(Renamed, [first]) == {first: "patch embedding"}

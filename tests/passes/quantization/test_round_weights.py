@@ -14,7 +14,7 @@ from support.measured import family, images_of
 from support.programs import frames, lif, steps, tokens, written
 from svitc.analysis.calibration import Calibration
 from svitc.analysis.exactness import narrowable
-from svitc.driver.report import summary
+from svitc.driver.report import weights_report
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
@@ -299,7 +299,7 @@ def test_quantize_finds_the_same_whole_numbers(name, bits):
     folded = start.copy()
     Pipeline([QuantizeResidualStreams(), *inference_passes(), FoldNeuronScale(), QuantizeInput()])(folded)
     final, _ = quantize(start, wanted)
-    streams = summary(final, Pipeline([]))["streams"]  # larger sums leave their scales fewer bits
+    streams = weights_report(final, Pipeline([])).to_json()["streams"]  # larger sums leave their scales fewer bits
     for layer, each in wanted.items():
         module = final.module.get_submodule(layer)
         whole, scale = module.weight.double().flatten(1), module.scale.double()[:, None]
