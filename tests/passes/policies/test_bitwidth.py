@@ -385,6 +385,8 @@ def test_a_small_budget_takes_channels_and_bits(capsys, tmp_path, data):
         *SMALL,
         "--budget",
         "0.1",
+        "--include",
+        "*.mlp.*",
         "--verify-images",
         "1",
         "--json",
