@@ -326,7 +326,7 @@ def test_bytes_that_the_cost_does_not_see_are_made_up_for(digits, monkeypatch, h
 
     monkeypatch.setattr(prepare, "byte_cost", short)
     compiler = svitc.Compiler(digits)
-    for limit in range(400_000, 404_000, 500):
+    for limit in range(400_000, 404_000, 1000):
         task = compiler.task(Budget(str(limit), "bytes", None, limit), None, Reporter())
         plan = search_plan(compiler.workspace, compiler.policy, task, Reporter()).plan
         pruned = digits.copy()
