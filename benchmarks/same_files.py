@@ -103,8 +103,6 @@ def main() -> int:
     parser.add_argument("--large", action="store_true", help="also spikformer_s at 224 x 224, fp32 and int8")
     parser.add_argument("--work", type=Path, help="keep models and outputs here, and reuse those that are there")
     arguments = parser.parse_args()
-    if arguments.before == "--worker":
-        raise AssertionError
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
@@ -214,9 +212,9 @@ def commands(models: Path, name: str) -> Iterator[tuple[str, list[str]]]:
     yield f"{name}/inspect", ["inspect", model, *fix]
     yield f"{name}/program", ["inspect", model, "--program", *fix]
     yield f"{name}/json", ["inspect", model, "--json", *fix]
-    yield f"{name}/verify", ["verify", "{out}/../int8", "--verify-images", "2"]
+    yield f"{name}/verify", ["verify", f"{name}/int8", "--verify-images", "2"]
     if name == "digits":
-        yield f"{name}/energy", ["energy", "{out}/../int8", "--against", model, "--data", str(data), "--limit", "16"]
+        yield f"{name}/energy", ["energy", f"{name}/int8", "--against", model, "--data", str(data), "--limit", "16"]
         yield f"{name}/sensitivity", ["sensitivity", model, *few, "--rates", "0.25,0.5", "-o", "{out}.json"]
         yield f"{name}/bits", ["sensitivity", model, *few, "--bits", "-o", "{out}.json"]
         yield f"{name}/missing", ["compile", "{out}/missing.pt", "--budget", "0.5"]
