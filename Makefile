@@ -60,7 +60,7 @@ types:
 	@ln -s "$(CURDIR)"/compiler/* "$(CURDIR)/passes" "$(CURDIR)/frontends" build/types/svitc/
 
 clean: ## remove the environment, caches and outputs
-	@rm -rf .venv build dist *.egg-info demo/out demo/digits-test.npz svitc-out
+	@rm -rf .venv build dist *.egg-info demo/out demo/out.sweep.jsonl demo/digits-test.npz svitc-out
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "clean"

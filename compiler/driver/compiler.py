@@ -109,6 +109,12 @@ class Compiler:
                 f"{type(policy).__name__} is not a policy",
                 hint="Derive it from svitc.Policy, which says what it can do.",
             )
+        for name, images in (("data", self.options.data), ("train_data", self.options.train_data)):
+            if images is not None and not hasattr(images, "batches"):
+                raise UsageError(
+                    f"{name} is a {type(images).__name__}, not a data set",
+                    hint="Load it with svitc.data.dataset.load_data(path, program.input, program.info).",
+                )
         self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from svitc import onnx as backend
 from svitc.driver.apply import apply_plan, prune_and_round, quantized
 from svitc.driver.prepare import Prepared, Workspace
-from svitc.errors import InternalError
+from svitc.errors import InternalError, UsageError
 from svitc.ir.channel_slicing import selection
 from svitc.ir.program import Program
 from svitc.latency.budget_search import within_latency
@@ -111,6 +111,21 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     return plan
 
 
+def _plan_of(policy: Policy, problem: Problem) -> Plan:
+    """Return a policy's plan.
+
+    Raises:
+        UsageError: the policy, which may be the user's own, returns something else.
+    """
+    plan: object = policy.plan(problem)
+    if not isinstance(plan, Plan):
+        raise UsageError(
+            f"policy {policy.name!r} returned {type(plan).__name__}, not a plan",
+            hint="Its plan() returns an svitc.Plan.",
+        )
+    return plan
+
+
 def _with(plan: Plan, **defaults: str) -> Plan:
     """Return a copy of a plan, with entries added to its provenance that it does not have yet."""
     provenance = dict(plan.provenance)
@@ -153,7 +168,7 @@ def _within_limit(
     for _ in range(MAX_ATTEMPTS):
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
-            plan = _with(policy.plan(problem), refit=policy.refit)
+            plan = _with(_plan_of(policy, problem), refit=policy.refit)
         if limit is None or of != "bytes":
             return SearchedPlan(plan)
         with reporter.stage("prune"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,9 @@ def writable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, not a folder", hint="Give another folder with -o.")
     parent = out if out.is_dir() else _existing_parent(out)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir():
+        raise OutputError(f"{out} cannot be written: {parent} is not a folder", hint="Give another folder with -o.")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{out} cannot be written: no permission in {parent}", hint="Give another folder with -o.")
 
 
@@ -65,9 +68,8 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     except OSError as error:
         if is_new and out.is_dir():
             shutil.rmtree(out, ignore_errors=True)
-        raise OutputError(
-            f"cannot write to {out}: {error.strerror}", hint="Free some disk space, or give another folder with -o."
-        ) from error
+        hint = "Free some disk space, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give"
+        raise OutputError(f"cannot write to {out}: {error.strerror}", hint=f"{hint} another folder with -o.") from error
     except BaseException:
         if is_new and out.is_dir():
             shutil.rmtree(out, ignore_errors=True)

@@ -419,6 +419,18 @@ def test_a_policy_of_the_user_s_own():
         svitc.compile(svitc.load(DIGITS), policy=Alike(), images=1)
 
 
+def test_mistakes_of_callers_are_named():
+    class Nothing(svitc.Policy):
+        def plan(self, problem):
+            return None
+
+    program = svitc.load(DIGITS)
+    with pytest.raises(UsageError, match="policy 'nothing' returned NoneType, not a plan"):
+        svitc.compile(program, 0.9, policy=Nothing())
+    with pytest.raises(UsageError, match="data is a str, not a data set"):
+        svitc.compile(program, 0.9, data="images.npz")
+
+
 # ---------------------------------------------------------------- real networks
 
 
