@@ -237,6 +237,8 @@ COMPILE = (
     "20",
     "--verify-images",
     "1",
+    "-T",
+    "2",
 )
 
 
@@ -269,7 +271,7 @@ def test_killed_in_the_middle_and_resumed(tmp_path, capsys):
     assert sorted(lines(path)) == sorted(lines(tmp_path / "whole.sweep.jsonl"))
     assert compiled(tmp_path / "out", data, "--resume")["sweep"]["evaluations"] == 0
     capsys.readouterr()
-    for more in (["--seed", "1"], ["--sweep-images", "31"], ["-T", "2"]):  # not what the points are of
+    for more in (["--seed", "1"], ["--sweep-images", "31"], ["-T", "3"]):  # not what the points are of
         args = ["compile", str(DIGITS), "--data", str(data), "-o", str(tmp_path / "out"), *COMPILE, *more, "--resume"]
         assert main(args) == 3
         assert "another model, other images or other settings" in capsys.readouterr().err

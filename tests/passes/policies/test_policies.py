@@ -438,7 +438,7 @@ def test_mistakes_of_callers_are_named():
 def test_budgets_are_met_with_valid_masks(model, tmp_path):
     """One sweep for all policies: what one has measured another finds."""
     if model == "digits":
-        program = svitc.load(DIGITS)
+        program = svitc.load(DIGITS, time_steps=2)
         data, include = load_data(digits_file(tmp_path, 60), program.input, program.info), ["*mlp*"]
     else:
         program = family(model)
