@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_DROP_POINTS = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PlanOptions:
     """A plan to replay, and the lossless rewrites before pruning, which are part of a plan."""
 
@@ -55,7 +55,7 @@ class PlanOptions:
     ] = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class BudgetOptions(PruningOptions, PlanOptions):
     """How small the model is to become, and which policy decides what is removed."""
 
@@ -157,7 +157,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FileOptions:
     """Where the files are written, and how the ONNX file stores weights."""
 
@@ -219,7 +219,7 @@ class FileOptions:
         target_of(self.target, self.min_weight_bits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CompileDataOptions(PreparationOptions, SweepOptions):
     """Images to evaluate and to train on, how they become inputs, and how plans are measured on them."""
 
@@ -239,7 +239,7 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         return self.data is not None or self.train_data is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingOptions:
     """How the pruned model is fine-tuned; no fine-tuning by default."""
 

@@ -50,6 +50,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+@functools.cache  # commands share groups, and every start of svitc builds all commands
 def field_parameters(group: type) -> list[inspect.Parameter]:
     """Return the fields of a group as parameters: declared ones first, then inherited ones."""
     hints = get_type_hints(group, include_extras=True)

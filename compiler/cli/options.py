@@ -63,7 +63,7 @@ Refit = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadOptions:
     """Where the model comes from: the fields of ``svitc.frontends.LoadOptions``, as the user typed them."""
 
@@ -161,7 +161,7 @@ class LoadOptions:
             raise UsageError("options that say how to load the model need a model", hint="Give it with --against.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PreparationOptions:
     """How images become inputs."""
 
@@ -200,7 +200,7 @@ class PreparationOptions:
         return values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DataOptions(PreparationOptions):
     """Labeled images, and how they become inputs."""
 
@@ -208,7 +208,7 @@ class DataOptions(PreparationOptions):
     limit: Limit = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SweepOptions:
     """How plans are measured."""
 
@@ -231,7 +231,7 @@ class SweepOptions:
     ] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruningOptions:
     """Which channels may be removed, and how the network compensates for them."""
 
@@ -262,7 +262,7 @@ class PruningOptions:
     ] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class OutputOptions:
     """What a command prints."""
 
@@ -277,14 +277,14 @@ class OutputOptions:
         return self.as_json or self.verbose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class RunOptions(OutputOptions):
     """The seed of a run, and what it prints."""
 
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class VerifiedRunOptions(RunOptions):
     """How many images are verified, the seed of a run, and what it prints."""
 
