@@ -12,6 +12,7 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
+from support.alone import EACH_FOLDER_ALONE
 from support.constructs import captured as official
 from support.families import FAMILIES, IMAGE, NEURONS, qkformer, spikformer, warm
 from support.generated import assert_loads, classes, write
@@ -27,27 +28,9 @@ from svitc.ir.program import Program
 from svitc.passes.pipelines import canonical_passes
 
 # run by a Python that cannot import svitc; writes the results for each folder
-ALONE = """
-import importlib.util, json, pathlib, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("svitc", "compiler"):
-            raise ImportError(name + " is not here")
-
-sys.meta_path.insert(0, Blocker())
-sys.modules.pop("svitc", None)
-import torch
-from spikingjelly.activation_based import functional
-
-torch.set_num_threads(1)
-results = {}
-for folder in map(pathlib.Path, sys.argv[1:]):
-    spec = importlib.util.spec_from_file_location("model", folder / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.load()
-    x, expected = (torch.load(folder / name, weights_only=True) for name in ("x.pt", "y.pt"))
+ALONE = (
+    EACH_FOLDER_ALONE
+    + """\
     with torch.no_grad():
         got = model(x)
     functional.reset_net(model)
@@ -73,6 +56,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
     case["svitc"] = any(name.split(".")[0] == "svitc" for name in sys.modules)
 print(json.dumps(results))
 """
+)
 
 
 def cases() -> dict[str, Program]:

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from support.alone import EACH_FOLDER_ALONE
 from support.generated import assert_loads, classes, write
 from support.quantized import CASES, case_of, quantized
 from support.serialized import canonicalised, reload
@@ -18,27 +19,9 @@ from svitc.codegen.quantized_classes import QUANTIZED_NAMES, fixed_point
 from svitc.ir.quantized_modules import FixedPoint
 
 # run by a Python that cannot import svitc; writes the results for each folder
-ALONE = """
-import importlib.util, json, pathlib, sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("svitc", "compiler"):
-            raise ImportError(name + " is not here")
-
-sys.meta_path.insert(0, Blocker())
-sys.modules.pop("svitc", None)
-import torch
-from spikingjelly.activation_based import functional
-
-torch.set_num_threads(1)
-results = {}
-for folder in map(pathlib.Path, sys.argv[1:]):
-    spec = importlib.util.spec_from_file_location("model", folder / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.load()
-    x, expected = (torch.load(folder / name, weights_only=True) for name in ("x.pt", "y.pt"))
+ALONE = (
+    EACH_FOLDER_ALONE
+    + """\
     with torch.no_grad():
         got = [model(x), functional.reset_net(model), model(x)]
     results[folder.name] = {
@@ -49,6 +32,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
     }
 print(json.dumps(results))
 """
+)
 
 
 @pytest.fixture(scope="module")
