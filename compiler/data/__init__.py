@@ -1,4 +1,4 @@
-"""Labelled images: folders, archives, arrays, or the user's own loader, read one batch at a time.
+"""Images, with labels or without: folders, archives, lists, arrays, or the user's own loader, read one batch at a time.
 
 Imports: ``ir``, ``support`` and ``errors``. It stands below ``frontends`` and knows no model.
 

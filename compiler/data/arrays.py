@@ -1,4 +1,4 @@
-"""Labeled arrays from an .npz, and the check of labels that other sources share."""
+"""Arrays from an .npz, with or without labels, and the check of labels that other sources share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svitc.data.sources import EXPECTED_LAYOUT, LabeledSource, Scaling, Source
+from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
@@ -32,37 +32,57 @@ class Arrays(Source):
         image = self.images[index]
         return f"{image.dtype} {image.shape} ".encode() + image.tobytes()
 
+    def notes(self) -> list[str]:
+        """Return how the images come to the size of the model's input, where that is not theirs."""
+        (height, width), size = self.images.shape[-2:], self.scaling.size
+        if (height, width) == size and not self.scaling.asked:
+            return []
+        return [self.scaling.note or f"images of {height}x{width} are scaled to {size[0]}x{size[1]}"]
 
-def open_arrays(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> LabeledSource:
-    """Open an .npz with arrays ``images`` and ``labels``. Pickled objects in it are never read.
+
+def open_arrays(
+    path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling, unlabeled: bool = False
+) -> OpenedSource:
+    """Open an .npz with an array ``images`` and perhaps ``labels``. Pickled objects in it are never read.
+
+    Args:
+        unlabeled: Whether to leave out the labels that it may have.
 
     Raises:
-        InputError: It is not an .npz of images and labels, or they do not fit the model.
+        InputError: It is not an .npz of images, or images or labels do not fit the model.
     """
     name = path.name
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in ("images", "labels") if key not in file.files]
-            if missing:
-                present = ", ".join(file.files) or "nothing"
-                raise InputError(f"{name} has no {' and no '.join(missing)} (it has {present})", hint=EXPECTED_LAYOUT)
-            images, labels = file["images"], file["labels"]
+            others = ", ".join(key for key in file.files if key != "images")
+            if "images" not in file.files:
+                raise InputError(f"{name} has no images (it has {others or 'nothing'})", hint=EXPECTED_LAYOUT)
+            images = file["images"]
+            labels = file["labels"] if "labels" in file.files and not unlabeled else None
     except SvitcError:
         raise
     except Exception as error:  # a damaged archive may raise any exception
         raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=EXPECTED_LAYOUT) from error
     count = len(images) if images.ndim else 0
-    if labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu":
+    if labels is not None and (labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu"):
         actual = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{name}: labels are {actual}, not {count} whole numbers, one for each image")
+        raise InputError(
+            f"{name}: labels are {actual}, not {count} whole numbers, one for each image",
+            hint="To use the images without labels, give --unlabeled.",
+        )
     if not count:
         raise InputError(f"{name} holds no images")
-    check_range(name, int(labels.min()), int(labels.max()), info)
+    if labels is not None:
+        check_range(name, int(labels.min()), int(labels.max()), info)
     _check_images(name, images, spec)
-    scaled = not scaling.default and (scaling.asked or images.shape[-2:] != scaling.size)
-    notes = [scaling.note] if scaled and scaling.note else []
+    source = Arrays(name, images, spec, scaling)
+    notes = source.notes()
+    if labels is None:
+        if others and not unlabeled:
+            notes.append(f"{name} has no array labels (it has images and {others}): its images are used without labels")
+        return without_labels(source, count, info, notes)
     classes = list(info["classes"]) if info.get("classes") else None
-    return LabeledSource(Arrays(name, images, spec, scaling), labels.astype(np.int64), classes, notes)
+    return OpenedSource(source, labels.astype(np.int64), classes, notes)
 
 
 def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
@@ -70,7 +90,10 @@ def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
     if low < 0 or (count is not None and high >= count):
         head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
-        raise InputError(f"{name}: labels go from {low} to {high}, but {head}")
+        raise InputError(
+            f"{name}: labels go from {low} to {high}, but {head}",
+            hint="To use the images without labels, give --unlabeled." if low < 0 else None,
+        )
 
 
 def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:

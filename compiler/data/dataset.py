@@ -1,7 +1,8 @@
-"""Labeled images for accuracy, calibration and fine-tuning: what ``--data`` and ``--train-data`` take.
+"""Images for accuracy, calibration and fine-tuning: what ``--data`` and ``--train-data`` take.
 
-A data set is a folder of class folders, a .zip of one, an .npz, or the user's own loader as ``module:factory``. Image
-files are decoded batch by batch, in threads where that is faster, so that a data set need not fit into memory.
+A data set is a folder of class folders, any other folder of images, a .zip of either, a list of files, an .npz, or the
+user's own loader as ``module:factory``. Its images have labels or have none. Image files are decoded batch by batch, in
+threads where that is faster, so that a data set need not fit into memory.
 """
 
 from __future__ import annotations
@@ -17,32 +18,34 @@ import numpy as np
 import torch
 
 from svitc.data.arrays import open_arrays
-from svitc.data.image_files import Archive, Folder, open_files
+from svitc.data.file_stores import Archive, FileList, Folder
+from svitc.data.image_files import open_files
 from svitc.data.loader_factory import is_factory, open_factory
 from svitc.data.sources import (
     EXPECTED_LAYOUT,
-    LabeledSource,
+    OpenedSource,
     Scaling,
     Source,
     UnreadableImage,
     choose_scaling,
     fetch_in_order,
+    without_labels,
 )
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 
-__all__ = ["Dataset", "is_factory", "load_data", "split"]
+__all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
 MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
 
 
 @dataclass
 class Dataset:
-    """Labeled images in the layout of a program's input.
+    """Images in the layout of a program's input, with labels or without.
 
     Attributes:
         name: File or folder name, or the factory.
-        labels: Class of each image, int64 ``[N]``.
+        labels: Class of each image, int64 ``[N]``; all -1 where there are no labels.
         input: Input of the model that the images are for.
         classes: Class names in the order of the model's head, or None where classes have only numbers.
         mean: Subtracted from the source's pixels, ``[C, 1, 1]``.
@@ -52,6 +55,7 @@ class Dataset:
         indices: Positions of these images in the source, ``[N]``.
         notes: Assumptions, for the user to read.
         unreadable: Names of the images that could not be decoded and were skipped so far.
+        labeled: Whether the images have labels.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Dataset:
     indices: np.ndarray
     notes: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    labeled: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,7 +78,8 @@ class Dataset:
         """Yield normalized images and their labels, always in the same order.
 
         Yields:
-            float32 ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and int64 ``[N]``. Unreadable images are left out.
+            float32 ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and int64 ``[N]``, -1 for no label. Unreadable images
+            are left out.
 
         Raises:
             UsageError: The batch size is not positive.
@@ -147,8 +153,9 @@ def load_data(
     *,
     resize: int | None = None,
     crop: int | None = None,
+    unlabeled: bool = False,
 ) -> Dataset:
-    """Open labeled images.
+    """Open images, with their labels where they have some.
 
     Pixels are scaled to [0, 1] and normalized with ``info["normalize"]`` where the model has it. Images of
     another size than the model's input are resized: image files are scaled to cover the input and cropped at the
@@ -156,19 +163,21 @@ def load_data(
     only normalized. Images from a factory are used unchanged.
 
     Args:
-        path: A folder of class folders or a .zip of one (they may lie inside one folder such as train/ or test/);
-            or an .npz with ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames
-            ``[N, T, C, H, W]``), and ``labels`` ``[N]``; or ``module:factory`` or ``path/to/file.py:factory``, which
-            is imported and called.
+        path: A folder of class folders (they may lie inside one folder such as train/ or test/), or any other folder
+            of images, which then have no labels; a .zip of either; a .txt that lists image files, one in a line,
+            which have no labels; an .npz with ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames
+            ``[N, T, C, H, W]``), and perhaps ``labels`` ``[N]``; or ``module:factory`` or
+            ``path/to/file.py:factory``, which is imported and called.
         input_spec: Input of the model.
         info: Metadata of the program, of which ``classes``, ``num_classes``, ``normalize``, ``resize`` and
             ``crop_pct`` are read.
-        limit: Number of images in a class-balanced sample. Classes take turns, so that a smaller sample is the
-            beginning of a larger one. None takes all images.
+        limit: Number of images in a sample, class-balanced where there are labels. Classes take turns, so that a
+            smaller sample is the beginning of a larger one. None takes all images.
         seed: Seed of the sample.
         resize: Scale the shorter side to this many pixels first (bicubic), as is usual for ImageNet.
         crop: Side in pixels of the square that is cut from the center, by default the size of the model's input.
             A square of another size is scaled to the input.
+        unlabeled: Ignore labels: folders are no classes, and labels of arrays and factories are not read.
 
     Raises:
         InputError: The file does not exist or holds no images, or labels or sizes do not fit the model.
@@ -184,19 +193,45 @@ def load_data(
                 f"--resize and --crop do not apply to {path}: a factory gives images as the model takes them"
             )
         # the factory takes the sample while it runs, and normalizes the images itself
-        labeled = open_factory(str(path), input_spec, info, limit, seed)
-        return _dataset(str(path), labeled, input_spec, {}, Scaling(scaling.size))
+        opened = open_factory(str(path), input_spec, info, limit, seed, unlabeled)
+        return _dataset(str(path), opened, input_spec, {}, Scaling(scaling.size))
     path = Path(path)
-    dataset = _dataset(path.name, _open(path, input_spec, info, scaling), input_spec, info, scaling)
+    dataset = _dataset(path.name, _open(path, input_spec, info, scaling, unlabeled), input_spec, info, scaling)
     if limit is None:
         return dataset
     if limit > len(dataset):
         raise UsageError(f"--limit {limit} is more than the {len(dataset)} images of {path}")
-    return dataset.subset(_balanced_sample(dataset.labels, limit, seed))
+    return sample(dataset, limit, seed)
+
+
+def unlabeled_dataset(
+    name: str, source: Source, count: int, spec: InputSpec, info: JsonMapping, notes: Sequence[str] = ()
+) -> Dataset:
+    """Return a data set of ``count`` images without labels, which a source gives in the size of the model's input.
+
+    Args:
+        name: What messages call the images.
+        source: Gives the images by number, in [0, 1] or as event frames.
+        count: Number of images.
+        spec: Input of the model.
+        info: Metadata of the program, of which ``classes`` and ``normalize`` are read; ``{}`` for images that are
+            normalized already.
+        notes: Assumptions, for the user to read.
+    """
+    scaling = Scaling((spec.shape[-2], spec.shape[-1]))
+    return _dataset(name, without_labels(source, count, info, list(notes)), spec, info, scaling)
+
+
+def sample(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
+    """Return a class-balanced sample; of images without labels, any sample.
+
+    A smaller sample is the beginning of a larger one.
+    """
+    return dataset.subset(_balanced_sample(dataset.labels, count, seed))
 
 
 def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Hold out a class-balanced sample of ``count`` images.
+    """Hold out a sample of ``count`` images, class-balanced where there are labels.
 
     Returns:
         The held-out images, and all others in their order.
@@ -211,34 +246,39 @@ def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset
     return dataset.subset(held_out), dataset.subset(remaining)
 
 
-def _dataset(name: str, labeled: LabeledSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:
+def _dataset(name: str, opened: OpenedSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:
     """Return all images of a source, to be normalized as ``info`` says."""
     mean, std = _mean_and_std(info, spec)
     return Dataset(
         name,
-        labeled.labels,
+        opened.labels,
         spec,
-        labeled.classes,
+        opened.classes,
         mean,
         std,
-        labeled.source,
+        opened.source,
         scaling,
-        np.arange(len(labeled.labels)),
-        labeled.notes,
+        np.arange(len(opened.labels)),
+        opened.notes,
+        labeled=opened.labeled,
     )
 
 
-def _open(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> LabeledSource:
+def _open(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling, unlabeled: bool) -> OpenedSource:
     try:
         if path.is_dir():
-            return open_files(path.name, Folder(path), spec, info, scaling)
+            return open_files(path.name, Folder(path), spec, info, scaling, unlabeled)
         if not path.is_file():
             raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
         if path.suffix == ".npz":
-            return open_arrays(path, spec, info, scaling)
+            return open_arrays(path, spec, info, scaling, unlabeled)
+        if path.suffix == ".txt":
+            return open_files(path.name, FileList(path), spec, info, scaling)
         if zipfile.is_zipfile(path):
-            return open_files(path.name, Archive(path), spec, info, scaling)
-        raise InputError(f"{path} is neither a folder, nor a .zip, nor an .npz of images", hint=EXPECTED_LAYOUT)
+            return open_files(path.name, Archive(path), spec, info, scaling, unlabeled)
+        raise InputError(
+            f"{path} is neither a folder, nor a .zip, nor an .npz of images, nor a list (.txt)", hint=EXPECTED_LAYOUT
+        )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -251,7 +291,10 @@ def _mean_and_std(info: JsonMapping, spec: InputSpec) -> tuple[torch.Tensor, tor
 
 
 def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:
-    """Return the positions of a class-balanced sample: each class is shuffled, then classes take turns."""
+    """Return the positions of a class-balanced sample: each class is shuffled, then classes take turns.
+
+    Images without labels are one class.
+    """
     generator = random.Random(seed)
     members = {label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels).tolist()}
     for indices in members.values():

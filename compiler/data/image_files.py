@@ -1,123 +1,31 @@
-"""Image files in class folders, or in a .zip of class folders."""
+"""Image files, in class folders or without labels."""
 
 from __future__ import annotations
 
 import io
 import os
-import threading
-import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
 
-from svitc.data.sources import EXPECTED_LAYOUT, LabeledSource, Scaling, Source, UnreadableImage
+from svitc.data.file_stores import FileStore
+from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage, without_labels
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = ("train", "test", "val", "valid", "validation")
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 # Size of a typical file above which threads decode. For smaller files (CIFAR's have 1,000 bytes) Pillow's own Python
 # code, which holds the interpreter's lock, takes longer than the decoding, and threads were measured to be slower.
 PARALLEL_FILE_BYTES = 8192
-SAMPLED_FILES = 15  # whose median size is taken as typical
-
-
-class FileStore(ABC):
-    """Files by name, which several threads may read at once.
-
-    Attributes:
-        names: Paths of all files below the store's root, with ``/`` between their parts, sorted.
-    """
-
-    names: list[str]
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Return a file's content. May raise any exception."""
-
-    @abstractmethod
-    def size(self, name: str) -> int:
-        """Return a file's size in bytes, or 0 where it cannot be read."""
-
-    def fingerprint(self, name: str) -> bytes:
-        """Return bytes that change when the file's content does, as far as that is cheap to see."""
-        return str(self.size(name)).encode()
-
-
-class Folder(FileStore):
-    """The files below a folder; links to folders are followed.
-
-    Raises:
-        OSError: A folder cannot be listed.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names = sorted(_walk(os.fspath(path), "", frozenset({os.path.realpath(path)})))
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def size(self, name: str) -> int:
-        try:
-            return (self.path / name).stat().st_size
-        except OSError:
-            return 0
-
-
-def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
-    """Yield the path of each file below a folder, after ``prefix``; ``ancestors`` are resolved folders above."""
-    with os.scandir(folder) as iterator:
-        entries = list(iterator)
-    for entry in entries:
-        if entry.is_dir():
-            real = os.path.realpath(entry.path)
-            if real not in ancestors:  # a link to one of them would never end
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {real})
-        elif entry.is_file():
-            yield prefix + entry.name
-
-
-class Archive(FileStore):
-    """The files in a .zip.
-
-    Raises:
-        InputError: The file is damaged or encrypted.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = zipfile.ZipFile(path)
-        except Exception as error:  # a damaged directory may raise any exception
-            raise InputError(f"{path} is damaged: {error}", hint="Copy or download it again.") from error
-        self.lock = threading.Lock()
-        self.members = {m.filename: m for m in self.file.infolist() if not m.is_dir()}
-        if any(m.flag_bits & 1 for m in self.members.values()):
-            raise InputError(f"{path} is encrypted")
-        self.names = sorted(self.members)
-
-    def read(self, name: str) -> bytes:
-        # zipfile locks reads itself, but not the count of open members, which opening and closing change
-        with self.lock:
-            member = self.file.open(self.members[name])
-        try:
-            return member.read()
-        finally:
-            with self.lock:
-                member.close()
-
-    def size(self, name: str) -> int:
-        return self.members[name].file_size
-
-    def fingerprint(self, name: str) -> bytes:
-        return b"%d %d" % (self.members[name].file_size, self.members[name].CRC)
+SAMPLED_FILES = 15  # which are taken as typical
+EXAMPLES = 3  # names of folders and classes that a note shows
 
 
 class ImageFiles(Source):
@@ -155,15 +63,44 @@ class ImageFiles(Source):
         name = self.names[index]
         return os.fsencode(name) + b"\0" + self.store.fingerprint(name)
 
+    def notes(self) -> list[str]:
+        """Return how the images differ from what the model takes, as far as a few of them tell."""
+        modes: Counter[bool] = Counter()
+        sizes: Counter[tuple[int, int]] = Counter()
+        for name in self.names[:: -(-len(self.names) // SAMPLED_FILES)]:
+            try:
+                with Image.open(io.BytesIO(self.store.read(name))) as image:  # reads the header only
+                    modes[image.mode in GRAY_MODES] += 1
+                    sizes[image.height, image.width] += 1
+            except Exception:  # told where the images are read
+                continue
+        notes, gray_model = [], self.mode == "L"
+        count, others = modes.total(), modes[not gray_model]
+        if others and 2 * others >= count:  # a few gray photographs are in every large data set
+            images = "images" if others == count else f"{others} of {count} images looked at"
+            if gray_model:
+                notes.append(f"{images} are in color, but the model takes gray: only their brightness is used")
+            else:
+                notes.append(f"{images} are gray, but the model takes color: all three channels get the same values")
+        height, width = self.scaling.size
+        del sizes[height, width]
+        if sizes and self.scaling.default:
+            (tall, wide), _ = sizes.most_common(1)[0]
+            notes.append(f"images of {tall}x{wide} are scaled to cover {height}x{width} and cropped at their center")
+        return notes
 
-def open_files(name: str, store: FileStore, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> LabeledSource:
-    """Open image files that are named class/…/file below a common root.
+
+def open_files(
+    name: str, store: FileStore, spec: InputSpec, info: JsonMapping, scaling: Scaling, unlabeled: bool = False
+) -> OpenedSource:
+    """Open image files, with labels where they are named class/…/file below a common root.
 
     Args:
         name: What messages call the store.
+        unlabeled: Whether to take folders for no classes.
 
     Raises:
-        InputError: There are no images, images lie outside class folders, or classes do not fit the model.
+        InputError: There are no images, some images lie outside class folders, or some folders are no classes.
     """
     if spec.events:
         raise InputError(
@@ -175,20 +112,30 @@ def open_files(name: str, store: FileStore, spec: InputSpec, info: JsonMapping, 
         raise InputError(
             f"{name}: image files have 1 or 3 channels, but the model takes {channels}", hint="Give an .npz."
         )
-    files = [PurePosixPath(f) for f in store.names if PurePosixPath(f).suffix.lower() in SUFFIXES]
-    files = [f for f in files if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
+    files = store.images()
     if not files:
         raise InputError(f"{name} holds no images", hint=EXPECTED_LAYOUT)
-    root = _root_depth(name, files)
-    loose = [f for f in files if len(f.parts) <= root + 1]
+    source = ImageFiles(store, files, channels, scaling)
+    notes = [*source.notes(), *([scaling.note] if scaling.note else [])]
+    if unlabeled or not store.has_folders:
+        return without_labels(source, len(files), info, notes)
+    paths = [PurePosixPath(file) for file in files]
+    root = _root_depth(name, paths)
+    folders = sorted({path.parts[root] for path in paths if len(path.parts) > root + 1})
+    if not folders:
+        return without_labels(source, len(files), info, notes)
+    loose = [path for path in paths if len(path.parts) <= root + 1]
     if loose:
-        raise InputError(f"{name}: image {loose[0]} is in no class folder", hint=EXPECTED_LAYOUT)
-    folders = sorted({f.parts[root] for f in files})
-    class_of, notes = _class_of_folder(name, folders, info)
-    labels = np.array([class_of[f.parts[root]] for f in files], dtype=np.int64)
-    source = ImageFiles(store, [f.as_posix() for f in files], channels, scaling)
-    notes += [scaling.note] if scaling.note else []
-    return LabeledSource(source, labels, list(info.get("classes") or folders), notes)
+        raise InputError(
+            f"{name}: image {loose[0]} is in no class folder, but others are",
+            hint="Put it into one, or use all images without labels: --unlabeled.",
+        )
+    reason = _why_no_classes(name, folders, info)
+    if reason:
+        return without_labels(source, len(files), info, [*notes, f"{reason}: its images are used without labels"])
+    class_of, remarks = _class_of_folder(name, folders, info)
+    labels = np.array([class_of[path.parts[root]] for path in paths], dtype=np.int64)
+    return OpenedSource(source, labels, list(info.get("classes") or folders), remarks + notes)
 
 
 def _root_depth(name: str, files: list[PurePosixPath]) -> int:
@@ -200,7 +147,7 @@ def _root_depth(name: str, files: list[PurePosixPath]) -> int:
         if len(firsts) > 1 and len(splits) == len(firsts):
             raise InputError(
                 f"{name} holds {' and '.join(splits)}",
-                hint="Give the folder of one of them, or a .zip of it.",
+                hint="Give the folder of one of them, or a .zip of it; or use all without labels: --unlabeled.",
             )
         # a lone folder with folders inside is a root; with images inside it is a class
         if len(firsts) != 1 or not all(len(f.parts) > depth + 2 for f in files):
@@ -208,22 +155,35 @@ def _root_depth(name: str, files: list[PurePosixPath]) -> int:
         depth += 1
 
 
+def _why_no_classes(name: str, folders: list[str], info: JsonMapping) -> str | None:
+    """Return why folders can not be classes of the model; None where they are, or some of them."""
+    classes, count = info.get("classes"), info.get("num_classes")
+    if classes:
+        if any(folder in classes for folder in folders):
+            return None
+        return f"no folder of {name} ({_some(folders)}) is named like a class of the model ({_some(classes)})"
+    if count is None or len(folders) == count:
+        return None
+    folders_text = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
+    return f"{name} has {folders_text} of images, but the model's head has {count} classes"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
+
+
 def _class_of_folder(name: str, folders: list[str], info: JsonMapping) -> tuple[dict[str, int], list[str]]:
     """Return the class of each folder, an index into the model's head, and notes for the user."""
-    classes, count = info.get("classes"), info.get("num_classes")
+    classes = info.get("classes")
     if classes:
         unknown = [folder for folder in folders if folder not in classes]
         if unknown:
             close = get_close_matches(unknown[0], classes, 1)
+            way_out = f"The closest is {close[0]}." if close else f"They are {', '.join(classes[:10])}."
             raise InputError(
-                f"{name}: folder {unknown[0]} is none of the model's {len(classes)} classes",
-                hint=f"The closest is {close[0]}." if close else f"They are {', '.join(classes[:10])}.",
+                f"{name}: folder {unknown[0]} is none of the model's {len(classes)} classes, but others are",
+                hint=f"{way_out} To use all images without labels, give --unlabeled.",
             )
         return {folder: classes.index(folder) for folder in folders}, []
-    if count is not None and len(folders) != count:
-        raise InputError(
-            f"{name} has {len(folders)} class folders, but the model's head has {count} classes",
-            hint="Names in the checkpoint (classes) would tell which is which.",
-        )
     note = "class folders are taken in the order of their names, as the model does not name its classes"
     return {folder: index for index, folder in enumerate(folders)}, [note]

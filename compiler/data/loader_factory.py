@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from svitc.data.arrays import check_range
-from svitc.data.sources import LabeledSource
+from svitc.data.sources import NO_LABEL, OpenedSource, without_labels
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
@@ -30,7 +30,7 @@ from svitc.support.types import JsonMapping
 from svitc.support.user_code import import_file, importable, raised_at, search_path
 
 FORM_HINT = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
-Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label
+Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label, or NO_LABEL
 
 
 def is_factory(path: Path | str) -> bool:
@@ -39,18 +39,21 @@ def is_factory(path: Path | str) -> bool:
     return bool(place) and name.isidentifier() and not Path(path).exists()
 
 
-def open_factory(text: str, spec: InputSpec, info: JsonMapping, limit: int | None, seed: int) -> LabeledSource:
+def open_factory(
+    text: str, spec: InputSpec, info: JsonMapping, limit: int | None, seed: int, unlabeled: bool = False
+) -> OpenedSource:
     """Import and call a factory, and keep its images in the order of the sample.
 
     Args:
         text: ``module:factory`` or ``path/to/file.py:factory``.
         limit: Number of images in a class-balanced sample, taken in one pass; None keeps all.
         seed: Of the sample, and of torch's, numpy's and Python's generators while the loader runs.
+        unlabeled: Whether to leave out the labels that it may give.
 
     Raises:
         UsageError: The file, module or factory does not exist, it raises an error or needs arguments, or it gives
             fewer images than ``limit``.
-        InputError: The data are not labeled images that fit the model, or they do not fit on the disk.
+        InputError: The data are not images that fit the model, or they do not fit on the disk.
     """
     place, _, name = text.rpartition(":")
     folders = search_path(Path(place)) if place.endswith(".py") else [str(Path.cwd())]
@@ -61,10 +64,10 @@ def open_factory(text: str, spec: InputSpec, info: JsonMapping, limit: int | Non
         module = _import(place)
         file = Path(getattr(module, "__file__", None) or place)
         loader = _call_factory(module, name, text, file)
-        reader = _BatchParser(text, spec, info)
+        reader = _BatchParser(text, spec, info, unlabeled)
         batches = _with_user_errors(lambda: _iterate(loader), text, file)
         items = (item for batch in batches for item in reader.items(batch))
-        return _collect(text, items, info, limit, seed, reader.notes)
+        return _collect(text, items, info, limit, seed, reader)
 
 
 def _import(place: str) -> ModuleType:
@@ -172,16 +175,18 @@ def _describe(error: BaseException) -> str:
 
 
 class _BatchParser:
-    """Reader that splits batches into labeled images and checks them against the model.
+    """Reader that splits batches into images, with their labels, and checks them against the model.
 
     Attributes:
+        labeled: Whether the images have labels; None until a batch shows it.
         time_first: Whether event frames come as ``[T, N, ...]``; None until a batch shows it.
         seen: Number of batches so far.
         notes: Assumptions, for the user to read.
     """
 
-    def __init__(self, text: str, spec: InputSpec, info: JsonMapping) -> None:
-        self.text, self.spec, self.info = text, spec, info
+    def __init__(self, text: str, spec: InputSpec, info: JsonMapping, unlabeled: bool = False) -> None:
+        self.text, self.spec, self.info, self.unlabeled = text, spec, info, unlabeled
+        self.labeled: bool | None = None
         self.time_first: bool | None = None
         self.seen = 0
         self.notes: list[str] = []
@@ -189,11 +194,18 @@ class _BatchParser:
     def items(self, batch: object) -> Iterator[Item]:
         """Yield the images of a batch, or the single image that it is. Raises InputError."""
         self.seen += 1
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-            raise self._wrong(f"is {actual}, not (images, labels)")
-        labels = self._labels(batch[1])
-        images = self._images(batch[0])
+        values, targets = self._parts(batch)
+        if self.labeled not in (None, targets is not None):
+            raise self._wrong(
+                f"has {'no ' if self.labeled else ''}labels, unlike those before it",
+                hint="To use all images without labels, give --unlabeled.",
+            )
+        self.labeled = targets is not None
+        if targets is None:
+            yield from ((image, NO_LABEL) for image in self._unlabeled(self._images(values)).float())
+            return
+        labels = self._labels(targets)
+        images = self._images(values)
         if labels.dim() == 0:
             labels, images = labels[None], images[None]
         if labels.dim() != 1 or not len(labels):
@@ -201,6 +213,25 @@ class _BatchParser:
         images = self._images_first(images, len(labels))
         check_range(f"{self.text}: batch {self.seen}", int(labels.min()), int(labels.max()), self.info)
         yield from zip(images.float(), labels.tolist(), strict=True)
+
+    def _parts(self, batch: object) -> tuple[object, object]:
+        """Return the images and the labels of a batch, None for no labels. Raises InputError."""
+        if isinstance(batch, torch.Tensor | np.ndarray):
+            return batch, None
+        if isinstance(batch, tuple | list) and (len(batch) in (1, 2) or (self.unlabeled and batch)):
+            return batch[0], None if self.unlabeled or len(batch) == 1 else batch[1]
+        actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise self._wrong(f"is {actual}, not (images, labels) or images alone")
+
+    def _unlabeled(self, images: torch.Tensor) -> torch.Tensor:
+        """Return a batch of images without labels, or a single one, as ``[N, *shape]``. Raises InputError."""
+        shape = tuple(self.spec.shape)
+        if tuple(images.shape) == shape:
+            images = images[None]
+        time_first = self.spec.events and images.shape[:1] == shape[:1] and tuple(images.shape[2:]) == shape[1:]
+        images_first = tuple(images.shape[1:]) == shape
+        count = images.shape[1] if time_first and not images_first else (*images.shape, 0)[0]
+        return self._images_first(images, count)
 
     def _wrong(self, problem: str, hint: str | None = None) -> InputError:
         return InputError(f"{self.text}: batch {self.seen} {problem}", hint=hint)
@@ -245,9 +276,8 @@ class _BatchParser:
             return images.transpose(0, 1) if self.time_first else images
         if not images_first and not time_first:
             expected = "[N, T, C, H, W] or [T, N, C, H, W]" if self.spec.events else "[N, C, H, W]"
-            raise self._wrong(
-                f"has images {list(actual)} for {count} labels, but the model takes {list(shape)}, {expected}"
-            )
+            of = f" for {count} labels" if self.labeled else ""
+            raise self._wrong(f"has images {list(actual)}{of}, but the model takes {list(shape)}, {expected}")
         if (self.notes and time_first) or self.time_first not in (None, time_first):
             raise self._wrong(
                 "puts time and batch in another order than those before it",
@@ -259,9 +289,9 @@ class _BatchParser:
 
 
 def _collect(
-    text: str, items: Iterable[Item], info: JsonMapping, limit: int | None, seed: int, notes: list[str]
-) -> LabeledSource:
-    """Keep all images, or a class-balanced sample of ``limit``."""
+    text: str, items: Iterable[Item], info: JsonMapping, limit: int | None, seed: int, reader: _BatchParser
+) -> OpenedSource:
+    """Keep all images, or a sample of ``limit``, class-balanced where there are labels."""
     spill, sample = Spill(text), _BalancedSample(limit, seed)
     for image, label in items:
         slot = sample.offer(label)
@@ -273,8 +303,10 @@ def _collect(
         raise UsageError(f"--limit {limit} is more than the {sample.seen} images of {text}")
     chosen = sample.order()
     spill.slots = [slot for slot, _ in chosen]
+    if not reader.labeled:
+        return without_labels(spill, len(chosen), info, list(reader.notes))
     classes = list(info["classes"]) if info.get("classes") else None
-    return LabeledSource(spill, np.array([label for _, label in chosen], dtype=np.int64), classes, list(notes))
+    return OpenedSource(spill, np.array([label for _, label in chosen], dtype=np.int64), classes, list(reader.notes))
 
 
 class _BalancedSample:

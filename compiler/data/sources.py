@@ -22,8 +22,10 @@ from svitc.support.hardware import processors
 from svitc.support.types import JsonMapping
 
 EXPECTED_LAYOUT = (
-    "Expected class folders (cat/1.png, dog/2.png), a .zip of them, an .npz with images and labels, or module:factory."
+    "Expected class folders (cat/1.png, dog/2.png), images without labels in any folder, a .zip of either, a list of "
+    "files (.txt), an .npz with images, with or without labels, or module:factory."
 )
+NO_LABEL = -1
 IMAGES_AHEAD = 4  # images that each worker may decode in advance: memory stays small, and none waits for a slow one
 MAX_WORKERS = 16
 
@@ -58,19 +60,27 @@ class Source(ABC):
         """Return bytes that tell one image from another, without decoding it."""
 
 
-class LabeledSource(NamedTuple):
+class OpenedSource(NamedTuple):
     """A source and the labels of its images.
 
     Attributes:
-        labels: int64 ``[N]``.
+        labels: int64 ``[N]``; all ``NO_LABEL`` where the images have none.
         classes: Class names in the order of the model's head, or None where they are not known.
         notes: Assumptions, for the user to read.
+        labeled: Whether the images have labels.
     """
 
     source: Source
     labels: np.ndarray
     classes: list[str] | None
     notes: list[str]
+    labeled: bool = True
+
+
+def without_labels(source: Source, count: int, info: JsonMapping, notes: list[str]) -> OpenedSource:
+    """Return a source of ``count`` images that have no labels."""
+    classes = list(info["classes"]) if info.get("classes") else None
+    return OpenedSource(source, np.full(count, NO_LABEL, dtype=np.int64), classes, notes, labeled=False)
 
 
 def workers() -> int:

@@ -200,7 +200,8 @@ def test_the_checkpoint_says_how_and_an_argument_overrides_it(tmp_path):
         assert len(notes) == 1 and note in notes[0]
         got, notes = one(tmp_path, pixels, info=NAMES | info, resize=70)
         assert np.array_equal(got, reference(pixels, 70, 64)) and "--resize 70" in notes[0]
-    assert one(tmp_path, pixels)[1] == []  # the default needs no note
+    assert one(tmp_path, pixels)[1] == ["images of 90x130 are scaled to cover 64x64 and cropped at their center"]
+    assert one(tmp_path, noise(0))[1] == []  # nothing is scaled
 
 
 def test_a_crop_alone_scales_nothing_and_another_crop_is_scaled_to_the_input(tmp_path):

@@ -294,6 +294,62 @@ def test_single_event_samples_and_counts(given):
     assert torch.equal(next(data.batches(5))[0], x.float().transpose(0, 1))
 
 
+# no labels
+
+
+@pytest.mark.parametrize("kind", ["batches", "arrays", "tuples", "None for labels", "single images", "ignored labels"])
+def test_images_alone(given, kind):
+    images = torch.arange(50).float()[:, None, None, None].expand(50, 3, 8, 8)
+    data = given(
+        {
+            "batches": images.split(8),
+            "arrays": [x.numpy() for x in images.split(8)],
+            "tuples": [(x,) for x in images.split(8)],
+            "None for labels": [(x, None) for x in images.split(8)],
+            "single images": list(images),
+            "ignored labels": [(x, ["any"] * len(x), 7) for x in images.split(8)],
+        }[kind],
+        unlabeled=kind == "ignored labels",
+    )
+    assert not data.labeled and data.labels.tolist() == [-1] * 50
+    xs, ys = zip(*data.batches(7), strict=True)
+    assert torch.equal(torch.cat(xs), images) and set(torch.cat(ys).tolist()) == {-1}
+
+
+def test_a_sample_of_images_alone_is_seeded_and_grows_from_its_beginning(given):
+    images = torch.arange(50).float()[:, None, None, None].expand(50, 3, 8, 8)
+
+    def chosen(limit: int, seed: int = 0) -> list[int]:
+        data = given(images.split(8), limit=limit, seed=seed)
+        return torch.cat([x for x, _ in data.batches(9)])[:, 0, 0, 0].int().tolist()
+
+    assert len(set(chosen(20))) == 20 and chosen(20) != sorted(chosen(20))
+    assert chosen(7) == chosen(20)[:7] != chosen(7, seed=1)
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+def test_event_frames_alone(given, time_first):
+    x = frames(7)
+    data = given([batch for batch, _ in cut(x, [5, 2], time_first)], EVENTS)
+    assert torch.equal(torch.cat([b for b, _ in data.batches(3)], 1), x.transpose(0, 1)) and not data.labeled
+    assert torch.equal(torch.cat([b for b, _ in given(list(x), EVENTS).batches(3)], 1), x.transpose(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("batches", "text"),
+    [
+        ([torch.zeros(2, 3, 4, 8)], r"batch 1 has images \[2, 3, 4, 8\], but the model takes \[3, 8, 8\]"),
+        ([torch.tensor(0.0)], r"batch 1 has images \[\], but the model takes"),
+        ([torch.zeros(2, 3, 8, 8).byte()], "has images of uint8, not float32"),
+        ([torch.zeros(0, 3, 8, 8)], "gives no images"),
+        ([torch.zeros(2, 3, 8, 8), (torch.zeros(2, 3, 8, 8), [0, 1])], "batch 2 has labels, unlike those before it"),
+    ],
+)
+def test_images_alone_that_do_not_fit(given, batches, text):
+    with pytest.raises(InputError, match=text):
+        given(batches)
+
+
 # what is wrong
 
 
@@ -335,7 +391,9 @@ GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
 @pytest.mark.parametrize(
     ("batch", "text"),
     [
-        (GOOD[0], "is a Tensor, not \\(images, labels\\)"),
+        ({"images": GOOD[0]}, "is a dict, not \\(images, labels\\) or images alone"),
+        (GOOD[0], "has no labels, unlike those before it\n  .*--unlabeled"),
+        ((GOOD[0],), "has no labels, unlike those before it"),
         ((*GOOD, 3), "is 3 values, not"),
         ((GOOD[0].half(), GOOD[1]), "has images of float16, not float32"),
         ((GOOD[0].bfloat16(), GOOD[1]), "has images of bfloat16"),
