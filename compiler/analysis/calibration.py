@@ -55,12 +55,12 @@ class Moments:
 
 
 class Calibration:
-    """Statistics of a program on labeled images, in float64.
+    """Statistics of a program on images, in float64.
 
     Args:
         program: the original, at a stage at which it can be trained.
         inputs: images in its input layout.
-        labels: ``[N]``; only gradients need them.
+        labels: ``[N]``; only gradients need them. In place of -1 they take the class that the program chooses.
         seed: seeds the choice of positions.
 
     Attributes:
@@ -126,8 +126,9 @@ class Calibration:
             self.program.reset()
             recorder = _SpikeRecorder(self.program.module)
             with torch.enable_grad():
-                logits = recorder.run(x)
-                loss = F.cross_entropy(time_average(logits), labels, reduction="sum")
+                logits = time_average(recorder.run(x))
+                targets = torch.where(labels < 0, logits.argmax(1), labels)
+                loss = F.cross_entropy(logits, targets, reduction="sum")
                 values = list(recorder.values.items())
                 gradients = torch.autograd.grad(loss, [v for _, v in values], allow_unused=True) if values else ()
             for (node, value), gradient in zip(values, gradients, strict=True):

@@ -1,5 +1,7 @@
 """The evaluator: the accuracy of many pruned networks on the same images, each run from the first layer that differs.
 
+Images without labels count as right where a network chooses the class that the original chooses.
+
 The original runs once, and its spikes are kept, one bit each. A candidate is exported as it would be written, reduced
 to the layers behind the neurons whose spikes cannot have changed (onnx/surgery/suffix.py), and run in ONNX Runtime.
 """
@@ -29,6 +31,9 @@ CACHE_BYTES = 2_000_000_000
 @dataclass(frozen=True)
 class Measurement:
     """The accuracy of a network, compared with the original's on the same images.
+
+    Where images have no labels, the label of each is the class that the original chooses: ``right`` counts the images
+    of the same class, ``drop`` is the share of the others, and the original's own accuracy is 1.
 
     Attributes:
         right: number of images that it classifies correctly.
@@ -101,11 +106,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class Evaluator:
-    """Measures pruned or quantized copies of one program on one set of labeled images.
+    """Measures pruned or quantized copies of one program on one set of images.
 
     Args:
         program: the original, at a stage that can be trained.
-        batches: images in the program's input layout with their labels; all are kept in memory.
+        batches: images in the program's input layout with their labels, -1 where they have none; all are kept in
+            memory.
         threads: threads of ONNX Runtime, by default all cores.
         cache_bytes: largest size of the cached spikes; those of the first layers are left out first.
         progress: called with the number of images that the original has classified.
@@ -114,6 +120,7 @@ class Evaluator:
         original: the measurement of the original.
         seconds: time that the original took for all images.
         spikes: for each batch, neuron -> cached spikes of the original.
+        labeled: whether the images have labels.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class Evaluator:
         self.program, self.threads = program, threads
         self.chunks = [(x.numpy(), y.numpy()) for x, y in batches]
         self.images = sum(len(y) for _, y in self.chunks)
+        self.labeled = all((y >= 0).all() for _, y in self.chunks)
         self.spikes: list[dict[str, Packed]] = []
         self._logs: list[np.ndarray] = []
         self._state = {name: value.clone() for name, value in program.module.state_dict().items()}
@@ -143,6 +151,8 @@ class Evaluator:
             if progress is not None:
                 progress(done)
         self.seconds = time.perf_counter() - start
+        if not self.labeled:
+            self.chunks = [(x, log.argmax(axis=-1)) for (x, _), log in zip(self.chunks, self._logs, strict=True)]
         self.original = self._point(self._logs)
 
     def _cacheable(self, model: onnx.ModelProto, cache_bytes: int) -> set[str]:

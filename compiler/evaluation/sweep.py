@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from svitc.analysis.calibration import Calibration
-from svitc.data.dataset import Dataset, split
+from svitc.data.dataset import Dataset, sample, split
 from svitc.errors import InputError
 from svitc.evaluation.drift import Drift
 from svitc.evaluation.evaluator import Evaluator, Measurement
@@ -29,6 +29,8 @@ from svitc.support.types import JsonDict
 
 SINGLE_RANK = DistributedContext()
 DRIFT_IMAGES = 16
+MEASURED_IMAGES = 200  # of images without labels; with fewer beside the calibration images, all are used for both
+FEW_IMAGES = 64
 BATCH_IMAGES = 50  # larger batches do not fit into the processor's caches
 
 
@@ -62,6 +64,8 @@ class Sweep:
         seen: whether plans are chosen on the images that accuracies are reported on.
 
     Attributes:
+        shared: whether plans are measured on the calibration images as well.
+        remarks: what the images mean for the plans, for the user to read.
         measured: number of evaluations, without those that were answered from the store.
         seconds: time that the evaluations took.
         silent: layers whose inputs never fired in calibration, so that their weights were rounded without data.
@@ -77,7 +81,8 @@ class Sweep:
         reporter: Reporter | None = None,
         seen: bool = False,
     ) -> None:
-        self.seen = seen
+        self.seen, self.shared = seen, False
+        self.remarks: list[str] = []
         self.program, self.evaluator, self.calibration = program, evaluator, calibration
         self.store, self.world, self.reporter = store, world, reporter or Reporter()
         store.points = world.broadcast(store.points)  # only the writer has read the file
@@ -107,6 +112,8 @@ class Sweep:
         return {
             "images": self.evaluator.images,
             "calibration_images": self.calibration.images,
+            "calibration_images_measured": self.shared,
+            "labels": self.evaluator.labeled,
             "on_reported_images": self.seen,
             "evaluations": self.measured,
             "points": len(self.store.points),
@@ -214,7 +221,10 @@ def _widths(plan: Plan) -> JsonDict:
 
 
 def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSettings, reporter: Reporter) -> Sweep:
-    """Return a sweep on two class-balanced samples of a data set: one to measure plans on, one for calibration.
+    """Return a sweep on two samples of a data set: one to measure plans on, one for calibration.
+
+    The samples are class-balanced where there are labels. A few images without labels are used for both: without labels
+    there is less to overfit to, and each image counts more.
 
     Args:
         program: the original.
@@ -229,24 +239,40 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
     total = min(len(data), settings.images + settings.calibration_images)
     if total < 4:
         raise InputError(f"{data.name} has {len(data)} images, too few to choose a plan on", hint="Give more.")
-    calibration = min(settings.calibration_images, total // 2)
-    # classes alternate in a balanced sample, so that a part of it is balanced as well
-    sample = split(data, total if total < len(data) else total - 1, settings.seed)[0]
-    batch = program.input.at_once(BATCH_IMAGES)
-    batches = list(sample.batches(batch))
-    x = torch.cat([x for x, _ in batches], dim=program.input.batch_dim)
+    shared = not data.labeled and len(data) < settings.calibration_images + MEASURED_IMAGES
+    if data.labeled:
+        # classes alternate in a balanced sample, so that a part of it is balanced as well
+        chosen = split(data, total if total < len(data) else total - 1, settings.seed)[0]
+    else:
+        chosen = sample(data, total, settings.seed)
+    batch, dim = program.input.at_once(BATCH_IMAGES), program.input.batch_dim
+    batches = list(chosen.batches(batch))
+    x = torch.cat([x for x, _ in batches], dim=dim)
     y = torch.cat([y for _, y in batches])
-    dim = program.input.batch_dim
-    measured_images = len(y) - calibration
+    calibration = min(settings.calibration_images, total if shared else total // 2, len(y))
+    first = 0 if shared else calibration
+    measured_images = min(settings.images, len(y)) if shared else len(y) - calibration
     # ranks and other callers with several sweeps have set the number of threads to their share of the cores
     threads = torch.get_num_threads()
     with reporter.stage("run the original", measured_images) as step:
-        chunks = list(
-            zip(
-                x.narrow(dim, calibration, measured_images).split(batch, dim), y[calibration:].split(batch), strict=True
-            )
-        )
+        images = x.narrow(dim, first, measured_images).split(batch, dim)
+        chunks = list(zip(images, y[first : first + measured_images].split(batch), strict=True))
         evaluator = Evaluator(program, chunks, threads=threads, progress=step)
     with reporter.stage("calibrate"):
         statistics = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], settings.seed)
-    return Sweep(program, evaluator, statistics, store, current(), reporter, settings.seen)
+    sweep = Sweep(program, evaluator, statistics, store, current(), reporter, settings.seen)
+    sweep.shared, sweep.remarks = shared, _remarks(data, measured_images)
+    return sweep
+
+
+def _remarks(data: Dataset, images: int) -> list[str]:
+    """Return what the user should know about the images that plans are measured on."""
+    remarks = []
+    if not data.labeled:
+        remarks.append(
+            f"the images of {data.name} have no labels: a point lost is 1% of them in another class than the "
+            "original's, right or wrong"
+        )
+    if images < FEW_IMAGES:
+        remarks.append(f"the plan is unsure: {images} images are few to choose it on, some hundreds are better")
+    return remarks

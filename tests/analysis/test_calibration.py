@@ -199,6 +199,21 @@ def test_taylor(name):
     assert all(parameter.grad is None for parameter in program.module.parameters())
 
 
+def test_taylor_without_labels_takes_the_classes_that_the_program_chooses():
+    program = family("spikformer")
+    x, _ = images_of(program, 7)
+    logits = program(x)
+    chosen = (logits.mean(0) if logits.ndim == 3 else logits).argmax(-1)
+    unlabeled, labeled = Calibration(program, x, torch.full((7,), -1)), Calibration(program, x, chosen)
+    other = Calibration(program, x, (chosen + 1) % 5)
+    scores = [(g, labeled.taylor(g)) for g in program.groups]
+    assert any(score is not None and score.any() for _, score in scores)
+    for group, score in scores:
+        assert (score is None) == (unlabeled.taylor(group) is None)
+        assert score is None or np.array_equal(score, unlabeled.taylor(group))
+    assert any(s is not None and not np.array_equal(s, other.taylor(g)) for g, s in scores)
+
+
 def test_taylor_is_the_gradient_of_leaving_a_channel_out():
     program = family("spikformer")
     x, y = images_of(program, 3)

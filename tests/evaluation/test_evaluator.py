@@ -200,3 +200,28 @@ def test_an_integer_network_is_measured_on_its_own_file(name):
     few = evaluator(quantize(program)[0], images=3)
     assert few.images == 5, "what completes a batch is looked at, too"
     assert few.right == int((mean[:5].argmax(-1) == y[:5].numpy()).sum())
+
+
+@pytest.mark.parametrize("name", ["spikformer", "qkformer-token"])
+def test_without_labels_the_original_is_right(name):
+    program = family(name)
+    with torch.no_grad():  # decided answers, which pruning changes
+        program.module.get_submodule("head").weight.mul_(20)
+    x, _ = images_of(program, 12)
+    none = torch.full((12,), -1)
+    blind = Open(program, [(x[:8], none[:8]), (x[8:], none[8:])], threads=1)
+    chosen = torch.from_numpy(blind.logs.argmax(-1))
+    seeing = Evaluator(program, [(x[:8], chosen[:8]), (x[8:], chosen[8:])], threads=1)
+    assert (blind.labeled, seeing.labeled) == (False, True)
+    assert (blind.original.right, blind.original.drop, blind.original.divergence) == (12, 0, 0)
+    opposite = program.copy()
+    with torch.no_grad():  # chooses the least probable class
+        for parameter in opposite.module.get_submodule("head").parameters():
+            parameter.mul_(-1)
+    pruned = [cut(program, halved(program, group)) for group in prunable(program)[:4]]
+    for candidate in (*pruned, opposite):
+        point = blind(candidate.copy())
+        same = int((blind.logs.argmax(-1) == chosen.numpy()).sum())
+        assert (point.right, point.lost, point.gained, point.drop) == (same, 12 - same, 0, (12 - same) / 12)
+        assert point == seeing(candidate)
+    assert point.lost == 12

@@ -220,6 +220,40 @@ def test_samples_are_balanced_and_apart(tmp_path):
         open_sweep(program, data.subset(range(3)), Store(None, ""), settings, Reporter())
 
 
+@pytest.mark.parametrize(
+    ("count", "settings", "measured", "calibration", "shared"),
+    [
+        (200, SweepSettings(), 200, 200, True),  # fewer than 256 + 200: all of them for both
+        (200, SweepSettings(60, 40), 200 - 140, 40, True),
+        (300, SweepSettings(60, 40), 60, 40, False),
+        (20, SweepSettings(), 20, 20, True),
+        (4, SweepSettings(), 4, 4, True),
+    ],
+)
+def test_few_images_without_labels_are_used_twice(tmp_path, count, settings, measured, calibration, shared):
+    program = svitc.load(DIGITS)
+    data = load_data(digits_file(tmp_path, count), program.input, program.info, unlabeled=True)
+    sweep = open_sweep(program, data, Store(None, ""), settings, Reporter())
+    assert (sweep.evaluator.images, sweep.calibration.images, sweep.shared) == (measured, calibration, shared)
+    measured_images = {x.tobytes() for chunk, _ in sweep.evaluator.chunks for x in chunk}
+    calibrated = {x.numpy().tobytes() for x in sweep.calibration.inputs}
+    assert bool(measured_images & calibrated) == shared
+    said = sweep.to_json()
+    assert (said["labels"], said["calibration_images_measured"]) == (False, shared)
+    assert "have no labels" in sweep.remarks[0] and len(sweep.remarks) == (1 if measured >= 64 else 2)
+    with pytest.raises(InputError, match="3 images, too few"):
+        open_sweep(program, data.subset(range(3)), Store(None, ""), settings, Reporter())
+
+
+def test_images_with_labels_have_no_remarks_unless_they_are_few(tmp_path):
+    program = svitc.load(DIGITS)
+    data = load_data(digits_file(tmp_path, 200), program.input, program.info)
+    sweep = open_sweep(program, data, Store(None, ""), SweepSettings(64, 40), Reporter())
+    assert (sweep.remarks, sweep.shared, sweep.to_json()["labels"]) == ([], False, True)
+    sweep = open_sweep(program, data, Store(None, ""), SweepSettings(63, 40), Reporter())
+    assert sweep.remarks == ["the plan is unsure: 63 images are few to choose it on, some hundreds are better"]
+
+
 COMPILE = (
     "-b",
     "0.75",
