@@ -36,16 +36,22 @@ def load_program(path: Path, options: LoadOptions, reporter: Reporter) -> Progra
 
 
 def load_images(
-    path: Path | None, program: Program, limit: int | None, seed: int, preparation: PreparationOptions
+    path: Path | None,
+    program: Program,
+    limit: int | None,
+    seed: int,
+    preparation: PreparationOptions,
+    unlabeled: bool = False,
 ) -> Dataset | None:
     """Load the images of ``--data`` or ``--train-data`` in the program's input format.
 
     Args:
         path: value of the option; None if it was not used.
         program: its input shape and its ``info`` (classes, normalization) are used; ``info`` is updated.
-        limit: size of the class-balanced sample; None for all images.
+        limit: size of the sample; None for all images.
         seed: seed of the sample.
         preparation: the options that turn images into inputs.
+        unlabeled: whether to ignore labels.
 
     Returns:
         The dataset, or None without a path.
@@ -71,7 +77,14 @@ def load_images(
         if note not in notes:
             notes.append(note)
     return load_data(
-        path, program.input, program.info, limit=limit, seed=seed, resize=preparation.resize, crop=preparation.crop
+        path,
+        program.input,
+        program.info,
+        limit=limit,
+        seed=seed,
+        resize=preparation.resize,
+        crop=preparation.crop,
+        unlabeled=unlabeled,
     )
 
 

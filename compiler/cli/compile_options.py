@@ -16,6 +16,7 @@ from svitc.cli.options import (
     PreparationOptions,
     PruningOptions,
     SweepOptions,
+    Unlabeled,
 )
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
@@ -83,8 +84,8 @@ class BudgetOptions(PruningOptions, PlanOptions):
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Lose at most this many points of top-1, before fine-tuning. Without --budget: as small as "
-            "that allows.",
+            help="Lose at most this many points of top-1, before fine-tuning; without labels, at most this percentage "
+            "of the images may get another class than the original's. Without --budget: as small as that allows.",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
@@ -228,10 +229,12 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         Path | None,
         typer.Option(
             "--train-data",
-            help="Images to fine-tune on, and then also to choose the plan on, so that --data stays unseen.",
+            help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that --data "
+            "stays unseen.",
         ),
     ] = None
     limit: Limit = None
+    unlabeled: Unlabeled = False
 
     @property
     def available(self) -> bool:
@@ -262,7 +265,7 @@ class TrainingOptions:
         typer.Option(
             min=0,
             max=1,
-            help="Weight of the original model's answers in the loss, beside the labels.",
+            help="Weight of the original model's answers in the loss, beside the labels; without labels always 1.",
             rich_help_panel=TRAINING_PANEL,
         ),
     ] = 0.5

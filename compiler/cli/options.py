@@ -35,11 +35,17 @@ DataPath = Annotated[
     typer.Option(
         "--data",
         metavar="PATH|MODULE:FACTORY",
-        help="Labeled images: a folder of class folders, a .zip of one, an .npz with images and labels, or the name of "
-        "a factory of a DataLoader, which is run.",
+        help="Images. With labels: a folder of class folders, or an .npz with images and labels. Without: any other "
+        "folder, a list of files (.txt), or an .npz with images alone. A .zip of a folder works as well, and so does "
+        "the name of a factory of a DataLoader, which is run.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Use a class-balanced sample of this many images.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Use a sample of this many images, class-balanced where they have labels.")
+]
+Unlabeled = Annotated[
+    bool, typer.Option("--unlabeled", help="Ignore labels: take all images as they are, wherever they lie.")
+]
 VerifyImages = Annotated[
     int,
     typer.Option("--verify-images", min=1, help="Images that verification looks at: from --data, else random."),
@@ -202,10 +208,11 @@ class PreparationOptions:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DataOptions(PreparationOptions):
-    """Labeled images, and how they become inputs."""
+    """Images, and how they become inputs."""
 
     data: DataPath = None
     limit: Limit = None
+    unlabeled: Unlabeled = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -214,9 +221,7 @@ class SweepOptions:
 
     sweep_images: Annotated[
         int,
-        typer.Option(
-            min=1, help="Choose plans on a class-balanced sample of this many images.", rich_help_panel=SWEEP_PANEL
-        ),
+        typer.Option(min=1, help="Choose plans on a sample of this many images.", rich_help_panel=SWEEP_PANEL),
     ] = 1000
     calibration_images: Annotated[
         int, typer.Option(min=1, help="Criteria and refits use this many other images.", rich_help_panel=SWEEP_PANEL)

@@ -15,13 +15,18 @@ MAX_BATCH_PIXELS = 224 * 224  # the values of all layers, for two runtimes, then
 
 
 class Data(Protocol):
-    """Labeled images in the layout of the program's input."""
+    """Images in the layout of the program's input, with labels unless ``labeled`` is there and says otherwise."""
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and their labels, ``[N]``."""
+        """Yield images, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and their labels, ``[N]``, -1 for no label."""
         ...
 
     def __len__(self) -> int: ...
+
+
+def has_labels(data: Data) -> bool:
+    """Return whether images have labels; those of a user's own class have, unless it says otherwise."""
+    return bool(getattr(data, "labeled", True))
 
 
 Logits = TypeVar("Logits", np.ndarray, torch.Tensor)

@@ -14,13 +14,15 @@ from typing import Any
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
-from svitc.data.inputs import Data, some_inputs
+from svitc.data.inputs import Data, has_labels, some_inputs
+from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
 from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
 from svitc.driver.prepare import Workspace
 from svitc.driver.report import (
+    AccuracyReport,
     BeforeAfter,
     BudgetReport,
     InputReport,
@@ -46,7 +48,8 @@ from svitc.support.distributed import current
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
-from svitc.training.finetune import Finetuned, FinetuneOptions, finetune
+from svitc.training.finetune import Finetuned, finetune
+from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.verdict import Verdict
@@ -217,13 +220,20 @@ class Compiler:
         options = self.options
         if not options.finetune or options.train_data is None:
             return Applied(pruned, None)
+        settings = dict(options.finetune_options)
+        if not options.train_data.labeled:
+            settings["distil"] = 1.0
+            reporter.decide(
+                f"the images of {options.train_data.name} have no labels: fine-tuning learns from the original's "
+                "answers alone (distil 1), and takes the epoch that agrees with it on most held-out images"
+            )
         training = FinetuneOptions(
             epochs=options.finetune,
             bits=plan.bits,
             seed=options.seed,
             checkpoint=finetune_file,
             resume=options.resume,
-            **options.finetune_options,
+            **settings,
         )
         with reporter.stage("finetune"):
             tuned = finetune(pruned, self.program, options.train_data, training, reporter)
@@ -271,14 +281,20 @@ class Compiler:
         }
 
     def _measurements(self, lowered: Lowered, reporter: Reporter) -> JsonDict:
-        """Return the report's sections on the accuracy and energy of the file."""
+        """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
         data = self.options.data
+        accuracy: AccuracyReport | NoAccuracy = NoAccuracy()
+        agreement = None
         if data is None:
-            return {"accuracy": NoAccuracy(), "energy": None}
-        accuracy = accuracy_report(self.workspace.original_classes(), lowered.exported, data, reporter)
+            return {"accuracy": accuracy, "agreement": agreement, "energy": None}
+        if has_labels(data):
+            accuracy = accuracy_report(self.workspace.original_classes(), lowered.exported, data, reporter)
+        else:
+            logs = self.workspace.original_log_probabilities()
+            agreement = agreement_report(logs, lowered.exported, data, reporter)
         energy = energy_of(lowered.program, data, self.options.seed, reporter)
         original = self.workspace.original_energy() if energy is not None else None
-        return {"accuracy": accuracy, "energy": energy_report(energy, original)}
+        return {"accuracy": accuracy, "agreement": agreement, "energy": energy_report(energy, original)}
 
 
 @renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")

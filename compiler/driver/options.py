@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svitc.data.dataset import Dataset
-from svitc.data.inputs import Data
+from svitc.data.inputs import Data, has_labels
 from svitc.support.types import JsonDict
 
 
@@ -23,12 +23,15 @@ class CompileOptions:
     """Options of a compilation, apart from the program and the budget.
 
     Attributes:
-        data: labeled images that accuracies are reported on; the first of them are used for verification.
-        train_data: labeled images to fine-tune on. Plans are then chosen on them as well, so that ``data`` stays
-            unseen.
-        max_drop: the most accuracy that a plan may lose before fine-tuning, as a share.
+        data: images that accuracies are reported on, or without labels the agreement with the original; the first of
+            them are used for verification.
+        train_data: images to fine-tune on, with or without labels. Plans are then chosen on them as well, so that
+            ``data`` stays unseen.
+        max_drop: the most accuracy that a plan may lose before fine-tuning, as a share; without labels, the largest
+            share of images that may get another class than the original's.
         sweep_images: number of images that plans are chosen on.
-        calibration_images: number of other images, which refits and criteria use.
+        calibration_images: number of other images, which refits and criteria use; of a few images without labels, the
+            same ones.
         sweep_file: file for finished measurements of the sweep; None keeps them in memory.
         resume: use the measurements in ``sweep_file``, and continue an unfinished fine-tuning.
         finetune: epochs of fine-tuning; 0 for none.
@@ -71,6 +74,11 @@ class CompileOptions:
     def sampled(self) -> bool:
         """Whether plans can be chosen on images; a user-defined class of images is used for the report only."""
         return isinstance(self.choosing, Dataset)
+
+    @property
+    def choosing_by_labels(self) -> bool:
+        """Whether the images that plans are chosen on have labels."""
+        return self.choosing is not None and has_labels(self.choosing)
 
     @property
     def choosing(self) -> Data | None:

@@ -8,6 +8,7 @@ from svitc import onnx as backend
 from svitc.driver.apply import apply_plan, prune_and_round, quantized
 from svitc.driver.prepare import Prepared, Workspace
 from svitc.errors import InternalError, UsageError
+from svitc.evaluation.sweep import Sweep
 from svitc.ir.channel_slicing import selection
 from svitc.ir.program import Program
 from svitc.latency.budget_search import within_latency
@@ -155,8 +156,20 @@ def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter:
         bits=workspace.weight_types(prepared, task.weights, task.exclude).narrow if mixed else None,
     )
     if workspace.options.sampled:
-        problem.measuring = lambda: workspace.sweep(prepared)
-        problem.calibrating = lambda: workspace.sweep(prepared).calibration
+
+        def measuring() -> Sweep:
+            sweep = workspace.sweep(prepared)
+            for remark in sweep.remarks:
+                reporter.decide(remark)
+            return sweep
+
+        problem.measuring = measuring
+        problem.calibrating = lambda: measuring().calibration
+        if problem.max_drop is not None and not workspace.options.choosing_by_labels:
+            reporter.decide(
+                f"max-drop bounds the share of images that get another class than the original's, right or wrong, as "
+                f"there are no labels: at most {100 * problem.max_drop:g}%"
+            )
     return problem
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc.data.dataset import Dataset
+from svitc.driver.agreement import log_probabilities
 from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.report import classify, energy_of
 from svitc.driver.weight_types import WeightTypes
@@ -91,6 +92,7 @@ class Workspace:
         self._costs: dict[tuple[PreparationOptions, str, tuple[str, ...]], Costs] = {}
         self._sweeps: dict[PreparationOptions, Sweep] = {}
         self._classes: list[np.ndarray] | None = None
+        self._logs: list[np.ndarray] | None = None
         self._energy: Energy | None = None
         with reporter.stage("export original"):
             self.original = self.export(program)
@@ -179,6 +181,13 @@ class Workspace:
         if self._classes is None:
             self._classes = classify(self.program, self.options.data, self.reporter)
         return self._classes
+
+    def original_log_probabilities(self) -> list[np.ndarray]:
+        """Return the log-probabilities of the original for the reported images, batch by batch."""
+        assert self.options.data is not None
+        if self._logs is None:
+            self._logs = log_probabilities(self.program, self.options.data, self.reporter)
+        return self._logs
 
     def original_energy(self) -> Energy | None:
         """Return the energy of the original for one image; None unless there is a ``Dataset``."""

@@ -12,8 +12,9 @@ import numpy as np
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.data.dataset import Dataset, split
-from svitc.data.inputs import Data, top1
+from svitc.data.inputs import Data, has_labels, top1
 from svitc.energy.estimate import Energy, energy, saving
+from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
@@ -138,7 +139,7 @@ class WeightsReport(Section):
 
 @dataclass(frozen=True)
 class NoAccuracy(Section):
-    """The section on accuracy where there are no images to report it on."""
+    """The section on accuracy where there are no images with labels to report it on."""
 
     original: None = None
     pruned: None = None
@@ -161,6 +162,27 @@ class AccuracyReport(Section):
     drop: float
     drop_interval: tuple[float, float]
     images: int
+    notes: list[str]
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class AgreementReport(Section):
+    """How alike the file in ONNX Runtime and the original in PyTorch are on images without labels.
+
+    Attributes:
+        images: number of images.
+        share: share of the images for which both choose the same class, whether that is the right one or not.
+        interval: 95% confidence interval of the share.
+        divergence: mean Kullback-Leibler divergence of the file's class probabilities from the original's, in nats.
+        notes: remarks of the data set.
+        unreadable: number of images that could not be read.
+    """
+
+    images: int
+    share: float
+    interval: tuple[float, float]
+    divergence: float
     notes: list[str]
     unreadable: int
 
@@ -201,6 +223,7 @@ class Report(Section):
     finetune: JsonDict | None
     verify: JsonDict
     accuracy: AccuracyReport | NoAccuracy
+    agreement: AgreementReport | None
     energy: EnergyReport | None
     seconds: dict[str, float]
 
@@ -247,7 +270,15 @@ def accuracy_report(original: list[np.ndarray], exported: bytes, data: Data, rep
         exported: the ONNX file.
         data: labeled images.
         reporter: told about progress.
+
+    Raises:
+        InputError: the images have no labels.
     """
+    if not has_labels(data):
+        raise InputError(
+            "accuracy needs labels, and these images have none",
+            hint="Give class folders, or an .npz with images and labels.",
+        )
     session = backend.session(exported)
     total_original = total = lost = gained = images = 0
     with reporter.stage("accuracy", len(data)) as step:
@@ -272,7 +303,7 @@ def accuracy_report(original: list[np.ndarray], exported: bytes, data: Data, rep
 
 
 def energy_of(program: Program, data: Data | None, seed: int, reporter: Reporter) -> Energy | None:
-    """Return the energy for one image, on a class-balanced sample of the data; None unless that is a ``Dataset``."""
+    """Return the energy for one image, on a sample of the data; None unless that is a ``Dataset``."""
     if not isinstance(data, Dataset):
         return None
     sample = split(data, ENERGY_IMAGES, seed)[0] if len(data) > ENERGY_IMAGES else data

@@ -154,7 +154,7 @@ def energy(
 
     Args:
         program: a program that can be trained (its form for inference is measured), or a quantized one; not changed.
-        data: labeled images, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
+        data: images, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
         table: energies of operations and accesses; by default Horowitz 2014.
         images: number of images to measure; by default all.
         reporter: shows the progress and the time taken.

@@ -1,5 +1,6 @@
 """Fine-tuning: train a pruned program on labels and on the logits of the original (knowledge distillation).
 
+Images without labels are trained on by distillation alone; a held-out one counts as right in the original's class.
 Channel counts do not change. Weights are float32; layers run in bfloat16 where autocast allows it. After every epoch
 the held-out images are classified in float32, as the exported file will do it. The result has the weights of the best
 epoch, or those before training where no epoch is better: on the held-out images it is never worse than the input.
@@ -11,9 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,6 @@ from svitc.ir.program import Program, Stage
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.passes.pipelines import inference_passes
-from svitc.support.atomic_files import writable
 from svitc.support.distributed import DistributedContext, current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -36,6 +34,7 @@ from svitc.training.augment import augment, parse_augmentations, seeded_generato
 from svitc.training.checkpoint import digest, load_checkpoint, save
 from svitc.training.fast_forward import FastForward
 from svitc.training.images import Data, Images, open_images, split
+from svitc.training.options import FinetuneOptions
 from svitc.training.quantization_aware import FakeQuantizedWeights
 
 log = logging.getLogger("svitc")
@@ -65,89 +64,28 @@ class Finetuned:
         report: ``epochs``, ``images``, ``held_out``, ``start_accuracy``, ``best_accuracy``, ``teacher_accuracy``,
             ``chosen_epoch`` (0 for the weights before training), ``history`` (a dictionary for each epoch: ``loss``,
             ``accuracy``, ``lr``, ``seconds``), ``settings``. JSON values only; accuracies are shares of the held-out
-            images.
+            images. Without labels there are ``start_agreement``, ``best_agreement`` and in the history ``agreement``
+            in their place: shares of the held-out images in the class that the original chooses.
     """
 
     program: Program
     report: JsonDict = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Options of fine-tuning.
-
-    Attributes:
-        epochs: passes over the training images, at least 1.
-        batch: images in one step, over all ranks.
-        lr: peak learning rate, after a linear warm-up; from there it falls to 0 along a cosine.
-        weight_decay: of AdamW; biases and batch norms are exempt.
-        distil: weight of the distillation loss against the label loss, from 0 to 1.
-        temperature: divisor of the logits in the distillation loss.
-        augment: ``auto``, ``none`` or a list such as ``flip,crop``; ``auto`` is ``flip,crop`` for images of three
-            channels and ``none`` for other inputs.
-        amp: run layers in bfloat16 (automatic mixed precision).
-        seed: seed of the image order and the augmentations.
-        held_out: largest number of held-out images, which only choose the best epoch; never more than 5% of all.
-        bits: layer -> bits of its quantized weights, which stay on their grid (quantization_aware.py).
-        checkpoint: file that is written after every epoch.
-        resume: go on from ``checkpoint`` if it exists; the resulting weights are those of an uninterrupted run.
-    """
-
-    epochs: int
-    batch: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 0.02
-    distil: float = 0.5
-    temperature: float = 2.0
-    augment: str = "auto"
-    amp: bool = True
-    seed: int = 0
-    held_out: int = 2000
-    bits: Mapping[str, int] | None = None
-    checkpoint: Path | None = None
-    resume: bool = False
-
-    def check(self) -> None:
-        """Check the options.
-
-        Raises:
-            UsageError: a number is out of range, or ``resume`` is set without a checkpoint.
-            OutputError: the checkpoint cannot be written.
-        """
-        for name, low in (("epochs", 1), ("batch", 2), ("held_out", 1)):
-            if getattr(self, name) < low:
-                raise UsageError(f"fine-tuning with {name} {getattr(self, name)}: it must be at least {low}")
-        if not 0 <= self.distil <= 1:
-            raise UsageError(f"distil {self.distil:g} is not a share from 0 to 1")
-        for name in ("lr", "temperature"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name} {value:g} is not a positive number")
-        if self.resume and self.checkpoint is None:
-            raise UsageError("there is no checkpoint to resume fine-tuning from")
-        if self.checkpoint is not None:
-            writable(self.checkpoint.parent)
-
-    def to_json(self) -> JsonDict:
-        """Return the options that the resulting weights depend on, except for the bits."""
-        excluded = ("bits", "checkpoint", "resume")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in excluded}
-
-
 def finetune(
     student: Program, teacher: Program, data: Data, options: FinetuneOptions, reporter: Reporter | None = None
 ) -> Finetuned:
-    """Train a pruned program on labeled images.
+    """Train a pruned program on images.
 
     Args:
         student: the pruned program, at a stage that can be trained; not changed.
         teacher: the original program; not changed.
-        data: labeled images, a few of which are held out to choose the best epoch.
+        data: images with labels, or all without; a few are held out to choose the best epoch.
         options: how to train.
         reporter: told how many images of all epochs are done.
 
     Raises:
-        UsageError: invalid options, or a loss or gradient that becomes infinite or NaN.
+        UsageError: invalid options, a label loss without labels, or a loss or gradient that becomes infinite or NaN.
         InputError: too few images, or a checkpoint that is damaged or belongs to another run.
         OutputError: the checkpoint cannot be written.
         RankError: another rank has stopped.
@@ -173,6 +111,13 @@ class _Run:
         self.images: Images = open_images(
             data, student.input, lambda done: reporter.progress("read images", done, len(data))
         )
+        self.labeled = bool((self.images.labels >= 0).all())
+        if not self.labeled and options.distil != 1:
+            raise UsageError(
+                f"the images have no labels to train on, so distil must be 1, not {options.distil:g}",
+                hint="Fine-tuning then learns from the original's answers alone.",
+            )
+        self.chosen: dict[int, torch.Tensor] = {}  # chunk of held-out images -> their classes in the original
         self.train, self.held_out = split(self.images.labels, options.held_out, options.seed)
         self.share = options.batch // self.world.size  # images of a step on one rank
         if self.share == 0:
@@ -265,17 +210,18 @@ class _Run:
             seconds = time.perf_counter() - start
             accuracy = score.right / len(self.held_out)
             state["history"].append(
-                {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "lr": lr, "seconds": round(seconds, 3)}
+                {"epoch": epoch + 1, "loss": loss, self.measure: accuracy, "lr": lr, "seconds": round(seconds, 3)}
             )
             if tuple(score) > tuple(state["best_score"]):
                 state.update(best=best, best_score=list(score), best_epoch=epoch + 1)
             state.update(epoch=epoch + 1, weights=weights, optimizer=self.optimizer.state_dict())
             self.world.on_writer(self._save)
             log.info(
-                "epoch %d of %d: loss %.4f, %.2f%% of %d held-out images, %.0f s, about %.0f s to go",
+                "epoch %d of %d: loss %.4f, %s %.2f%% on %d held-out images, %.0f s, about %.0f s to go",
                 epoch + 1,
                 epochs,
                 loss,
+                self.measure,
                 100 * accuracy,
                 len(self.held_out),
                 seconds,
@@ -285,6 +231,11 @@ class _Run:
         tuned.module.load_state_dict(state["best"])
         tuned.module.eval()
         return Finetuned(tuned, self._report())
+
+    @property
+    def measure(self) -> str:
+        """The measure of the held-out images: ``accuracy``, or ``agreement`` with the original without labels."""
+        return "accuracy" if self.labeled else "agreement"
 
     def _save(self) -> None:
         if self.options.checkpoint is not None:
@@ -296,9 +247,9 @@ class _Run:
             "epochs": state["epoch"],
             "images": len(self.train),
             "held_out": held_out,
-            "start_accuracy": state["start_right"] / held_out,
-            "best_accuracy": state["best_score"][0] / held_out,
-            "teacher_accuracy": state["teacher_right"] / held_out,
+            f"start_{self.measure}": state["start_right"] / held_out,
+            f"best_{self.measure}": state["best_score"][0] / held_out,
+            **({"teacher_accuracy": state["teacher_right"] / held_out} if self.labeled else {}),
             "chosen_epoch": state["best_epoch"],
             "history": state["history"],
             "settings": {**self.options.to_json(), "augment": ",".join(self.augment) or "none"},
@@ -340,7 +291,7 @@ class _Run:
             with torch.no_grad():
                 teacher_logits = self.teacher(x) if share else None
             logits = self.model(x)
-        loss = (1 - share) * F.cross_entropy(logits, labels)
+        loss = (1 - share) * F.cross_entropy(logits, labels) if self.labeled else logits.new_zeros(())
         if teacher_logits is not None:
             student_log, teacher_log = (
                 F.log_softmax(logits / temperature, 1),
@@ -381,8 +332,13 @@ class _Run:
         """Score a model on the held-out images in float32; each rank classifies its share, and all return the sum."""
         model.eval()
         parts = []
-        for chunk in list(self.held_out.split(EVALUATION_BATCH_IMAGES))[self.world.rank :: self.world.size]:
+        chunks = list(enumerate(self.held_out.split(EVALUATION_BATCH_IMAGES)))
+        for number, chunk in chunks[self.world.rank :: self.world.size]:
             x, labels = self.images.take(chunk)
+            if not self.labeled:
+                if number not in self.chosen:
+                    self.chosen[number] = self.teacher(x.to(self.device)).argmax(1).cpu()
+                labels = self.chosen[number]
             logits = model(x.to(self.device)).double().cpu()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             parts.append((int((logits.argmax(1) == labels).sum()), float(loss)))

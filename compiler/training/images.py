@@ -22,7 +22,7 @@ HELD_OUT_SHARE = 0.05
 
 
 class Data(Protocol):
-    """A data set: labeled batches in the program's input layout, in a fixed order.
+    """A data set: batches in the program's input layout, in a fixed order, with labels, or -1 in place of each.
 
     A data set that does not fit into memory must be ``IndexedData``.
     """
@@ -39,7 +39,7 @@ class IndexedData(Data, Protocol):
     """A data set whose images can be read in any order.
 
     Attributes:
-        labels: class of each image, ``[N]``.
+        labels: class of each image, ``[N]``; -1 for no label.
     """
 
     labels: Sequence[int] | torch.Tensor
@@ -50,10 +50,10 @@ class IndexedData(Data, Protocol):
 
 
 class Images(ABC):
-    """Labeled images that are looked up by index.
+    """Images that are looked up by index, with their labels.
 
     Attributes:
-        labels: ``[N]``.
+        labels: ``[N]``, -1 for no label.
         key: digest of labels and some images, which identifies the data.
     """
 

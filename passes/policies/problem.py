@@ -141,6 +141,6 @@ class Problem:
         """
         if self.measuring is None:
             raise UsageError(
-                f"policy {policy!r} measures accuracy", hint="Give labeled images with --data, or --policy uniform."
+                f"policy {policy!r} measures accuracy", hint="Give images with --data, or --policy uniform."
             )
         return self.measuring()

@@ -219,7 +219,7 @@ BAD = {
     "finetune": (["compile", DIGITS, "-b", "0.5", "--finetune", "1", "--data", DATA], 2, "--train-data"),
     "few images": (["compile", DIGITS, "-b", "0.5", "--data", DATA, "--limit", "3"], 3, "too few to choose a plan on"),
     "limit": (["compile", DIGITS, "-b", "0.5", "--data", DATA, "--limit", "61"], 2, "more than the 60 images"),
-    "sensitivity without data": (["sensitivity", DIGITS], 2, "measured on labeled images"),
+    "sensitivity without data": (["sensitivity", DIGITS], 2, "measured on images"),
     "rates": (["sensitivity", DIGITS, "--data", DATA, "--rates", "0.5,x"], 2, "ascending shares"),
     "rates descending": (["sensitivity", DIGITS, "--data", DATA, "--rates", "0.5,0.25"], 2, "ascending shares"),
     "rates of all": (["sensitivity", DIGITS, "--data", DATA, "--rates", "0.5,1"], 2, "between 0 and 1"),

@@ -310,3 +310,30 @@ def compare(program, shape):
             got, want = ours[name].grad, parameter.grad
             worst = float((got - want).abs().max())
             assert worst <= 1e-6 * float(want.abs().max()) + 1e-12, (name, worst, float(want.abs().max()))
+
+
+class Unlabeled(Blobs):
+    """The same images, without their labels."""
+
+    def batches(self, n):
+        return ((x, torch.full_like(y, -1)) for x, y in super().batches(n))
+
+
+def test_images_without_labels_are_learned_from_the_original_alone(student, teacher, tmp_path):
+    options = {**OPTIONS, "distil": 1.0, "epochs": 2, "held_out": 8}
+    done = finetune(student, teacher, Unlabeled(), **options, checkpoint=tmp_path / "c.pt")
+    report = json.loads(json.dumps(done.report))
+    assert not any("accuracy" in key for row in (report, *report["history"]) for key in row)
+    shares = [report["start_agreement"], *(epoch["agreement"] for epoch in report["history"])]
+    assert report["best_agreement"] == max(shares) and report["history"][-1]["loss"] < report["history"][0]["loss"]
+    # the labels play no part in the gradients of distillation, and without them every image may be held out
+    again = finetune(student, teacher, Unlabeled(), **options, checkpoint=tmp_path / "c.pt", resume=True)
+    assert same(weights_of(again.program), weights_of(done.program))
+    unpruned = finetune(teacher, teacher, Unlabeled(), **{**options, "epochs": 1}).report
+    assert unpruned["start_agreement"] == 1.0
+
+
+@pytest.mark.parametrize("distil", [0.0, 0.5])
+def test_a_label_loss_needs_labels(student, teacher, distil):
+    with pytest.raises(UsageError, match=f"no labels to train on, so distil must be 1, not {distil:g}"):
+        finetune(student, teacher, Unlabeled(), **{**OPTIONS, "distil": distil})

@@ -148,8 +148,8 @@ def _compile_options(
     from svitc.driver.options import CompileOptions
 
     return CompileOptions(
-        data=load_images(data.data, program, data.limit, output.seed, data),
-        train_data=load_images(data.train_data, program, None, output.seed, data),
+        data=load_images(data.data, program, data.limit, output.seed, data, data.unlabeled),
+        train_data=load_images(data.train_data, program, None, output.seed, data, data.unlabeled),
         max_drop=budget.max_drop_share,
         sweep_images=data.sweep_images,
         calibration_images=data.calibration_images,

@@ -11,7 +11,16 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import SOURCE_PANEL, DataPath, Limit, LoadOptions, ModelPath, PreparationOptions, RunOptions
+from svitc.cli.options import (
+    SOURCE_PANEL,
+    DataPath,
+    Limit,
+    LoadOptions,
+    ModelPath,
+    PreparationOptions,
+    RunOptions,
+    Unlabeled,
+)
 from svitc.cli.views.energy import energy as show_energy
 from svitc.errors import UsageError
 
@@ -27,6 +36,7 @@ class EnergyOptions(PreparationOptions):
 
     data: DataPath = None
     limit: Limit = None
+    unlabeled: Unlabeled = False
     table: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +114,7 @@ def _estimate(
     from svitc.energy.estimate import energy
 
     program = load_program(path, load, reporter)
-    images = load_images(options.data, program, options.limit, seed, options)
+    images = load_images(options.data, program, options.limit, seed, options, options.unlabeled)
     assert images is not None  # EnergyOptions.check refuses a run without images
     estimate = energy(program, images, costs, reporter=reporter)
     return estimate, [*program.info.get("assumptions", ()), *images.notes]

@@ -21,6 +21,7 @@ from svitc.cli.options import (
     Refit,
     RunOptions,
     SweepOptions,
+    Unlabeled,
 )
 from svitc.cli.views import sensitivity as view
 from svitc.errors import UsageError
@@ -44,6 +45,7 @@ class CurveOptions(PreparationOptions, SweepOptions):
     """What is measured, on which images, and where the curves are written."""
 
     data: DataPath = None
+    unlabeled: Unlabeled = False
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="File for the curves, as JSON; measurements are kept beside it for --resume."),
@@ -69,7 +71,7 @@ class CurveOptions(PreparationOptions, SweepOptions):
             UsageError: there are no images, the rates are not ascending shares, or ``--include`` comes with ``--bits``.
         """
         if self.data is None:
-            raise UsageError("sensitivity is measured on labeled images", hint="Give them with --data.")
+            raise UsageError("sensitivity is measured on images", hint="Give them with --data.")
         try:
             rates = [float(part) for part in self.rates.split(",")]
         except ValueError:
@@ -94,7 +96,8 @@ def sensitivity(
 
     [dim]svitc sensitivity model.pt --data val/ --bits[/]
 
-    A group that loses more than 30 points is not pruned further.
+    A group that loses more than 30 points is not pruned further. Without labels, a point is 1% of the images in another
+    class than the original's.
     """
     start(output.verbose)
     rates = curves.check(channels.include)
@@ -149,7 +152,7 @@ def _compiler(path: Path, curves: CurveOptions, load: LoadOptions, seed: int, re
 
     program = load_program(path, load, reporter)
     options = CompileOptions(
-        data=load_images(curves.data, program, None, seed, curves),
+        data=load_images(curves.data, program, None, seed, curves, curves.unlabeled),
         sweep_images=curves.sweep_images,
         calibration_images=curves.calibration_images,
         sweep_file=unfinished_file(curves.out, "sweep.jsonl"),

@@ -39,7 +39,7 @@ def verify(
 
     with terminal.reporting(output.quiet) as reporter:
         program, exported = open_folder(folder)
-        images = load_images(data.data, program, data.limit, output.seed, data)
+        images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
         verdict = verify_folder(program, exported, images, output.verify_images, output.seed, reporter)
     if output.as_json:
         print(json.dumps(verdict.to_json(), indent=1))

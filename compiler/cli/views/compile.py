@@ -28,7 +28,11 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     )
     a, b = report["macs"]["original"], report["macs"]["compiled"]
     table.add_row("multiply-accumulates", human.millions(a), human.millions(b), f"{b / a:.4f}")
-    accuracy = report["accuracy"]
+    accuracy, agreement = report["accuracy"], report["agreement"]
+    if agreement:
+        same = f"[bold]{human.accuracy(agreement['share'])}[/]"
+        table.add_row(f"same class on {agreement['images']:,} images", "-", same, "")
+        table.add_row("  95% interval", "", human.share_interval(agreement["interval"]), "")
     if accuracy["images"]:
         a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
         table.add_row(f"top-1 on {n:,} images", human.accuracy(a), human.accuracy(b), f"{human.change(a - b)} points")
@@ -42,8 +46,13 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         a, b = (spent[which]["pj"] for which in ("original", "compiled"))
         table.add_row("energy of an image", human.microjoules(a), human.microjoules(b), f"{b / a:.4f}")
     out.print(table)
-    for note in accuracy.get("notes", ()):
+    for note in (agreement or accuracy).get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
+    if agreement:
+        out.print(
+            '[yellow]note[/] without labels nothing says which classes are right: "same class" compares with the '
+            "original, and is not an accuracy"
+        )
     verdict_line(report["verify"])
     lossless(report)
     if parameters["dead"]:
@@ -79,31 +88,31 @@ def lossless(report: JsonDict) -> None:
 
 def front(reports: list[JsonDict], out_folder: Path) -> None:
     """Print the results of several budgets, one line for each."""
-    columns = (
-        "budget",
-        "weights in ONNX",
-        "ratio",
-        "parameters",
-        "MMACs",
-        "top-1",
-        "change",
-        "95% interval",
-        "verified",
-    )
+    unlabeled = any(report["agreement"] for report in reports)
+    measured = ("same class as the original",) if unlabeled else ("top-1", "change")
+    columns = ("budget", "weights in ONNX", "ratio", "parameters", "MMACs", *measured, "95% interval", "verified")
     table = make_table(*columns, left={"verified"})
     for report in reports:
-        memory, accuracy = report["memory"], report["accuracy"]
-        seen = bool(accuracy["images"])
+        memory = report["memory"]
         table.add_row(
             str(report["budget"]["text"]),
             human.byte_size(memory["compiled_bytes"]),
             f"[bold]{memory['ratio']:.4f}[/]",
             f"{report['parameters']['compiled']:,}",
             f"{report['macs']['compiled'] / 1e6:,.1f}",
-            human.accuracy(accuracy["pruned"]) if seen else "-",
-            f"{human.change(accuracy['drop'])} points" if seen else "-",
-            human.change_interval(accuracy["drop_interval"]) if seen else "-",
+            *(_agreement_cells(report["agreement"]) if unlabeled else _accuracy_cells(report["accuracy"])),
             report["verify"]["status"],
         )
     out.print(table)
     out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
+
+
+def _accuracy_cells(accuracy: JsonDict) -> list[str]:
+    if not accuracy["images"]:
+        return ["-", "-", "-"]
+    change = f"{human.change(accuracy['drop'])} points"
+    return [human.accuracy(accuracy["pruned"]), change, human.change_interval(accuracy["drop_interval"])]
+
+
+def _agreement_cells(agreement: JsonDict) -> list[str]:
+    return [human.accuracy(agreement["share"]), human.share_interval(agreement["interval"])]

@@ -54,8 +54,13 @@ def precision(report: JsonDict, path: Path) -> None:
 
 
 def original_accuracy(sweep: JsonDict) -> str:
-    """Return a sentence on the accuracy of the original, with the number of images."""
+    """Return a sentence on the accuracy of the original, or on what a point means without labels."""
     original = sweep["original"]
+    if not sweep["labels"]:
+        return (
+            f"the {sweep['images']:,} images have no labels: a point lost is 1% of them in another class than the "
+            "original's, right or wrong"
+        )
     return (
         f"top-1 of the original on {sweep['images']:,} images: {accuracy(original['accuracy'])}"
         f" (95% interval {share_interval(original['interval'])})"

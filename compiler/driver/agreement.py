@@ -1,0 +1,55 @@
+"""Agreement: how often the file and the original choose the same class, which needs no labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from svitc import onnx as backend
+from svitc.data.inputs import Data
+from svitc.driver.report import BATCH_IMAGES, AgreementReport
+from svitc.evaluation.evaluator import log_softmax
+from svitc.ir.program import Program
+from svitc.support.confidence import wilson
+from svitc.support.reporter import Reporter
+
+
+def log_probabilities(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
+    """Return the log-probabilities ``[N, classes]`` of a program for images in PyTorch, batch by batch."""
+    logs: list[np.ndarray] = []
+    seen = 0
+    with reporter.stage("classes of the original", len(data)) as step:
+        for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
+            logs.append(log_softmax(program(x).numpy()).astype(np.float32))
+            step(seen := seen + len(logs[-1]))
+    return logs
+
+
+def agreement_report(original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter) -> AgreementReport:
+    """Measure how often an exported file chooses the class that the original chooses.
+
+    Args:
+        original: log-probabilities of the original, batch by batch.
+        exported: the ONNX file.
+        data: the images; labels are not used.
+        reporter: told about progress.
+    """
+    session = backend.session(exported)
+    same = images = 0
+    divergence = 0.0
+    with reporter.stage("agreement", len(data)) as step:
+        for (x, _), expected in zip(data.batches(len(original[0])), original, strict=True):
+            log = log_softmax(session.run(None, {backend.INPUT: x.numpy()})[0])
+            same += int((log.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
+            divergence += float((np.exp(expected) * (expected - log)).sum())
+            step(images := images + len(log))
+    return AgreementReport(
+        images=images,
+        share=same / images,
+        interval=wilson(same, images),
+        divergence=divergence / images,
+        notes=list(getattr(data, "notes", ())),
+        unreadable=len(getattr(data, "unreadable", ())),
+    )
+
+
+__all__ = ["agreement_report", "log_probabilities"]
