@@ -35,9 +35,9 @@ DataPath = Annotated[
     typer.Option(
         "--data",
         metavar="PATH|MODULE:FACTORY",
-        help="Images. With labels: a folder of class folders, or an .npz with images and labels. Without: any other "
-        "folder, a list of files (.txt), or an .npz with images alone. A .zip of a folder works as well, and so does "
-        "the name of a factory of a DataLoader, which is run.",
+        help="Images. With labels: a folder of class folders, an .npz with images and labels. Without labels: any "
+        "other folder, a list of files (.txt), an .npz with images alone. Or a .zip of a folder, or the name of a "
+        "factory of a DataLoader, which is run.",
     ),
 ]
 Limit = Annotated[

@@ -96,8 +96,9 @@ def sensitivity(
 
     [dim]svitc sensitivity model.pt --data val/ --bits[/]
 
-    A group that loses more than 30 points is not pruned further. Without labels, a point is 1% of the images in another
-    class than the original's.
+    A group that loses more than 30 points is not pruned further.
+
+    Without labels, a point is 1% of the images in another class than the original's.
     """
     start(output.verbose)
     rates = curves.check(channels.include)
