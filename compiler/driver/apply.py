@@ -25,7 +25,7 @@ def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str)
         InputError: images are needed, and there are none.
     """
     if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
-        return workspace.sweep(prepared).build(plan, refit)
+        return workspace.sweep(prepared, plan.provenance.get("data") == "synthetic").build(plan, refit)
     return prune_and_round(prepared.program, plan)
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svitc.data.dataset import Dataset
-from svitc.data.inputs import Data, has_labels
+from svitc.data.inputs import Data
 from svitc.support.types import JsonDict
+
+NO_DATA = ("synthetic", "uniform")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class CompileOptions:
         target: ``cpu``, or ``cuda`` for the operators and types of ONNX Runtime's CUDA provider (docs/targets.md).
         reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
             ``off`` does not. A plan that is replayed overrides this.
+        no_data: what plans are chosen on where there is no data set: ``synthetic`` images, or none (``uniform``): then
+            the default policy is ``uniform``, and weights are rounded to the nearest numbers.
         remove_dead_channels: ``auto`` removes neurons that never fire for any input and folds those that always fire
             into their consumers, both without changing the output (passes/canonical); ``off`` does not.
         images: number of images that verification uses.
@@ -62,6 +66,7 @@ class CompileOptions:
     target: str = "cpu"
     reparam: str = "auto"
     remove_dead_channels: str = "auto"
+    no_data: str = "synthetic"
     images: int = 4
     seed: int = 0
 
@@ -71,19 +76,24 @@ class CompileOptions:
         return PreparationOptions(self.reparam, self.remove_dead_channels)
 
     @property
+    def synthetic(self) -> bool:
+        """Whether plans are chosen on synthetic images; a user-defined class of images is used for the report only."""
+        return not isinstance(self.choosing, Dataset) and self.no_data == "synthetic"
+
+    @property
     def sampled(self) -> bool:
-        """Whether plans can be chosen on images; a user-defined class of images is used for the report only."""
-        return isinstance(self.choosing, Dataset)
+        """Whether plans can be chosen on images."""
+        return isinstance(self.choosing, Dataset) or self.synthetic
 
     @property
     def choosing_by_labels(self) -> bool:
         """Whether the images that plans are chosen on have labels."""
-        return self.choosing is not None and has_labels(self.choosing)
+        return isinstance(self.choosing, Dataset) and self.choosing.labeled
 
     @property
     def choosing(self) -> Data | None:
-        """The images that plans are chosen on."""
+        """The images that the user gives to choose plans on."""
         return self.train_data or self.data
 
 
-__all__ = ["CompileOptions", "PreparationOptions"]
+__all__ = ["NO_DATA", "CompileOptions", "PreparationOptions"]

@@ -107,6 +107,8 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     plan = replace(_with(plan, weights=task.weights), bits=plan.bits or types.same)
     if not replayed and plan.bits:
         plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
+        if workspace.options.synthetic:
+            plan.provenance["data"] = "synthetic"
     if plan.bits and plan.provenance.get("rounding") == "nearest":
         reporter.decide("weights go to the nearest numbers; with --data rounding looks at images, and loses less")
     return plan
@@ -182,6 +184,8 @@ def _within_limit(
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
             plan = _with(_plan_of(policy, problem), refit=policy.refit)
+            if workspace.options.synthetic and (policy.refit != "none" or workspace.opened_sweep is not None):
+                plan = _with(plan, data="synthetic")  # which a replay draws again
         if limit is None or of != "bytes":
             return SearchedPlan(plan)
         with reporter.stage("prune"):

@@ -11,6 +11,7 @@ from svitc.data.dataset import Dataset
 from svitc.driver.agreement import log_probabilities
 from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.report import classify, energy_of
+from svitc.driver.synthetic_data import synthetic_data
 from svitc.driver.weight_types import WeightTypes
 from svitc.energy.estimate import Energy
 from svitc.errors import InputError
@@ -90,7 +91,8 @@ class Workspace:
         self._prepared: dict[PreparationOptions, Prepared] = {}
         self._types: dict[tuple[PreparationOptions, str, tuple[str, ...]], WeightTypes] = {}
         self._costs: dict[tuple[PreparationOptions, str, tuple[str, ...]], Costs] = {}
-        self._sweeps: dict[PreparationOptions, Sweep] = {}
+        self._sweeps: dict[tuple[PreparationOptions, bool], Sweep] = {}
+        self._synthetic: Dataset | None = None
         self._classes: list[np.ndarray] | None = None
         self._logs: list[np.ndarray] | None = None
         self._energy: Energy | None = None
@@ -145,24 +147,36 @@ class Workspace:
         cost.bits = narrow
         return Costs(cost, parameter_cost(program), refused)
 
-    def sweep(self, prepared: Prepared | None = None) -> Sweep:
-        """Return the sweep, which measures plans; images are read on first use.
+    def sweep(self, prepared: Prepared | None = None, synthetic: bool | None = None) -> Sweep:
+        """Return the sweep, which measures plans; images are read, or drawn, on first use.
+
+        Args:
+            prepared: the program that plans are made for.
+            synthetic: whether to use synthetic images; by default, whether there are no others.
 
         Raises:
             InputError: there are no images to choose plans on.
         """
         prepared = prepared or self.prepared()
-        if prepared.options not in self._sweeps:
-            self._sweeps[prepared.options] = self._open_sweep(prepared.program)
-        return self._sweeps[prepared.options]
+        key = prepared.options, self.options.synthetic if synthetic is None else synthetic
+        if key not in self._sweeps:
+            self._sweeps[key] = self._open_sweep(prepared.program, key[1])
+        return self._sweeps[key]
+
+    def synthetic(self) -> Dataset:
+        """Return the synthetic images, which are drawn on first use."""
+        if self._synthetic is None:
+            self._synthetic = synthetic_data(self.program, self.options.seed, self.reporter)
+        return self._synthetic
 
     @property
     def opened_sweep(self) -> Sweep | None:
         """The sweep, if any plan was measured so far."""
-        return self._sweeps.get(self.options.preparation)
+        return self._sweeps.get((self.options.preparation, self.options.synthetic))
 
-    def _open_sweep(self, program: Program) -> Sweep:
-        options, data = self.options, self.options.choosing
+    def _open_sweep(self, program: Program, synthetic: bool) -> Sweep:
+        options = self.options
+        data = self.synthetic() if synthetic else options.choosing
         if not isinstance(data, Dataset):
             raise InputError(
                 "the plan was made with images, which its refit looks at", hint="Give the same --data or --train-data."
