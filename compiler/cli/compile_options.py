@@ -75,8 +75,8 @@ class BudgetOptions(PruningOptions, PlanOptions):
     policy: Annotated[
         str | None,
         typer.Option(
-            help="The policy that writes the plan. Channels: [bold]auto[/] (with images), [bold]psvit[/], "
-            "[bold]primesvt[/], [bold]uniform[/] (without). Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], "
+            help="The policy that writes the plan. Channels: [bold]auto[/] (the default), [bold]psvit[/], "
+            "[bold]primesvt[/], [bold]uniform[/]. Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], "
             "[bold]aq-beam[/]. Both, for small budgets: [bold]auto[/].",
             rich_help_panel=PRUNING_PANEL,
         ),
@@ -95,11 +95,11 @@ class BudgetOptions(PruningOptions, PlanOptions):
         """``max_drop`` as a share: 0.03 for three points."""
         return None if self.max_drop is None else self.max_drop / 100
 
-    def check(self, with_images: bool, smaller_anyway: bool) -> None:
+    def check(self, data: CompileDataOptions, smaller_anyway: bool) -> None:
         """Check the options before anything is loaded.
 
         Args:
-            with_images: whether there are images to choose a plan on.
+            data: the images, or what to do without.
             smaller_anyway: whether the file differs from the original even without a budget.
 
         Raises:
@@ -115,10 +115,16 @@ class BudgetOptions(PruningOptions, PlanOptions):
                 raise UsageError(f"{flag} {value!r} is neither auto nor off")
         if self.max_drop is not None and not 0 <= self.max_drop <= MAX_DROP_POINTS:
             raise UsageError(f"--max-drop {self.max_drop:g} is not a number of points between 0 and {MAX_DROP_POINTS}")
-        if self.max_drop is not None and not with_images:
-            raise UsageError("--max-drop is measured on images", hint="Give them with --data.")
-        if self.refit not in (None, "none") and self.plan is None and not with_images:
-            raise UsageError(f"--refit {self.refit} looks at images", hint="Give them with --data.")
+        if self.max_drop is not None and not data.given:
+            raise UsageError(
+                "--max-drop is a promise that only real images can keep",
+                hint="Give some with --data: without labels it bounds how often another class is chosen.",
+            )
+        if self.refit not in (None, "none") and self.plan is None and not data.available:
+            raise UsageError(
+                f"--refit {self.refit} looks at images",
+                hint="Give them with --data, or leave --no-data uniform out: then svitc draws some.",
+            )
 
     def budgets(self) -> list[Budget | None]:
         """Parse ``--budget``.
@@ -139,7 +145,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
         return budgets
 
     def make_policy(self, with_images: bool, seed: int) -> Policy:
-        """Create the policy: by default ``auto`` where there are images, else ``uniform``.
+        """Create the policy: by default ``auto`` where there are images, synthetic ones too, else ``uniform``.
 
         Raises:
             UsageError: the policy, its criterion or its refit is unknown.
@@ -235,11 +241,35 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
     ] = None
     limit: Limit = None
     unlabeled: Unlabeled = False
+    no_data: Annotated[
+        str,
+        typer.Option(
+            "--no-data",
+            metavar="synthetic|uniform",
+            help="Where there are no images at all: [bold]synthetic[/] draws some, which match the statistics of the "
+            "model's batch norms and take the place of real ones; [bold]uniform[/] looks at none, and prunes every "
+            "group by the same share, which is fast and loses far more.",
+        ),
+    ] = "synthetic"
+
+    @property
+    def given(self) -> bool:
+        """Whether the user gives images."""
+        return self.data is not None or self.train_data is not None
 
     @property
     def available(self) -> bool:
-        """Whether there are images to choose a plan on."""
-        return self.data is not None or self.train_data is not None
+        """Whether there are images to choose a plan on, which may be synthetic."""
+        return self.given or self.no_data == "synthetic"
+
+    def check(self) -> None:
+        """Check what is done without images.
+
+        Raises:
+            UsageError: ``--no-data`` is unknown.
+        """
+        if self.no_data not in ("synthetic", "uniform"):
+            raise UsageError(f"--no-data {self.no_data!r} is neither synthetic nor uniform")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,8 +1,8 @@
 """Synthetic images: scenes of random shapes, which stand for images where there are none.
 
-Natural images are mostly flat regions with sharp borders, of all sizes, that hide each other. The dead leaves model makes
-such images: opaque random shapes on top of each other, whose radii r have a density of 1/r^3 (Lee, Mumford and Huang,
-"Occlusion Models for Natural Images", IJCV 2001). Networks that were trained on such images alone transfer to
+Natural images are mostly flat regions with sharp borders, of all sizes, that hide each other. The dead leaves model
+makes such images: opaque random shapes on top of each other, whose radii r have a density of 1/r^3 (Lee, Mumford and
+Huang, "Occlusion Models for Natural Images", IJCV 2001). Networks that were trained on such images alone transfer to
 photographs (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021). Images differ much in colors,
 contrast, sizes of the shapes and texture, so that a choice among them can fit a network (analysis/batch_norm_match.py).
 """

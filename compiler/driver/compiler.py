@@ -18,8 +18,9 @@ from svitc.data.inputs import Data, has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
-from svitc.driver.options import CompileOptions, PreparationOptions
+from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
+from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.report import (
     AccuracyReport,
@@ -118,6 +119,8 @@ class Compiler:
                     f"{name} is a {type(images).__name__}, not a data set",
                     hint="Load it with svitc.data.dataset.load_data(path, program.input, program.info).",
                 )
+        if self.options.no_data not in NO_DATA:
+            raise UsageError(f"no_data {self.options.no_data!r} is neither {' nor '.join(NO_DATA)}")
         self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
@@ -184,6 +187,7 @@ class Compiler:
             refused=refused,
             decisions=reporter.decisions,
             verify=verdict.to_json(),
+            prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **self._measurements(lowered, reporter),
             seconds=dict(reporter.seconds),
         )
@@ -251,7 +255,8 @@ class Compiler:
         images = self.options.images
         with reporter.stage("verify", images) as step:
             check = verify if task.weights == "fp32" else verify_exact
-            inputs = some_inputs(lowered.program, self.options.data, images, self.options.seed)
+            data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
+            inputs = some_inputs(lowered.program, data, images, self.options.seed)
             return check(lowered.program, lowered.exported, inputs, step)
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
@@ -320,6 +325,7 @@ def compile(
     target: str = "cpu",
     reparam: str = "auto",
     remove_dead_channels: str = "auto",
+    no_data: str = "synthetic",
     images: int = 4,
     seed: int = 0,
 ) -> Compiled:
@@ -329,7 +335,8 @@ def compile(
         program, policy, reporter: see ``Compiler``.
         budget, plan, finetune_file: see ``Compiler.compile``.
         data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
-            weights, min_weight_bits, target, reparam, remove_dead_channels, images, seed: see ``CompileOptions``.
+            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, images, seed: see
+            ``CompileOptions``.
 
     Raises:
         BudgetError: no plan meets the budget.
@@ -351,6 +358,7 @@ def compile(
         target=target,
         reparam=reparam,
         remove_dead_channels=remove_dead_channels,
+        no_data=no_data,
         images=images,
         seed=seed,
     )

@@ -163,6 +163,11 @@ class Workspace:
             self._sweeps[key] = self._open_sweep(prepared.program, key[1])
         return self._sweeps[key]
 
+    @property
+    def drawn(self) -> Dataset | None:
+        """The synthetic images, if they were needed so far."""
+        return self._synthetic
+
     def synthetic(self) -> Dataset:
         """Return the synthetic images, which are drawn on first use."""
         if self._synthetic is None:

@@ -188,6 +188,33 @@ class AgreementReport(Section):
 
 
 @dataclass(frozen=True)
+class PredictionReport(Section):
+    """The predicted loss of top-1 accuracy, where no labels tell the real one (prediction.py).
+
+    Attributes:
+        basis: ``synthetic`` or ``unlabeled``: what images the file and the original were compared on.
+        images: number of these images.
+        agreement: share of them for which both choose the same class.
+        divergence: mean Kullback-Leibler divergence of the file's class probabilities from the original's, in nats.
+        loss: predicted loss of top-1 accuracy, a share.
+        interval: a factor of 2 below and above it.
+        too_small: whether the loss is too small to tell from none.
+        large: whether the user is warned.
+        recommended: the smallest budget whose predicted loss is small, a share, where the loss is large.
+    """
+
+    basis: str
+    images: int
+    agreement: float
+    divergence: float
+    loss: float
+    interval: tuple[float, float]
+    too_small: bool
+    large: bool
+    recommended: float | None
+
+
+@dataclass(frozen=True)
 class EnergyReport(Section):
     """Energy for one image in pJ, with numbers of operations and bytes."""
 
@@ -224,6 +251,7 @@ class Report(Section):
     verify: JsonDict
     accuracy: AccuracyReport | NoAccuracy
     agreement: AgreementReport | None
+    prediction: PredictionReport | None
     energy: EnergyReport | None
     seconds: dict[str, float]
 

@@ -197,6 +197,11 @@ class Evaluator:
             images = None if images is None else images - len(labels)
         return self._point(logs)
 
+    def measure_file(self, exported: bytes) -> Measurement:
+        """Measure an exported file of a network with the program's input and classes."""
+        session = backend.session(exported, self.threads)
+        return self._point([log_softmax(session.run(None, {backend.INPUT: x})[0]) for x, _ in self.chunks])
+
     def unchanged(self, candidate: Program) -> set[str]:
         """Return the neurons of a candidate whose spikes equal the original's, as nothing in front of them differs."""
         originals = {node.name: node for node in self.program.graph.nodes}

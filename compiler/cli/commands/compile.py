@@ -11,7 +11,7 @@ from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start, unfinished_file
 from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions, TrainingOptions
 from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
-from svitc.cli.views.compile import front, summary
+from svitc.cli.views.compile import front, summary, warn_of_loss
 from svitc.errors import BudgetError, SvitcError, VerifyError
 from svitc.support.types import JsonDict
 
@@ -124,7 +124,8 @@ def _checked(
 
     file.check()
     chooses_bits = budget.policy in POLICIES and POLICIES[budget.policy].chooses_bits
-    budget.check(data.available, smaller_anyway=chooses_bits or not file.as_original)
+    data.check()
+    budget.check(data, smaller_anyway=chooses_bits or not file.as_original)
     training.check(data.train_data)
     budgets = budget.budgets()
     load.check()
@@ -162,6 +163,7 @@ def _compile_options(
         target=file.target,
         reparam=budget.reparam,
         remove_dead_channels=budget.remove_dead_channels,
+        no_data=data.no_data,
         images=output.verify_images,
         seed=output.seed,
     )
@@ -189,6 +191,7 @@ def _compile_all(
             results.unmet.append(problem)
             continue
         if is_writer:
+            warn_of_loss(compiled.report)
             results.paths = compiled.write(folder)
             if compiler.options.finetune:
                 finetune_file.unlink(missing_ok=True)

@@ -21,10 +21,10 @@ def verdict_line(verify: JsonDict) -> None:
     silent = len(verify["silent_neurons"])
     text = (
         f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
-        f" top-1 agrees on {share(verify['top1_agreement'])}"
+        f" the same class for {share(verify['top1_agreement'])}"
     )
     if verify["status"] == "passed":
-        out.print(f"[green]verified[/] {text}")
+        out.print(f"[green]verified[/] that model.onnx computes what model.py computes: {text}")
     else:
         out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
     if silent:
