@@ -49,10 +49,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     for note in (agreement or accuracy).get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
     if agreement:
-        out.print(
-            '[yellow]note[/] without labels nothing says which classes are right: "same class" compares with the '
-            "original, and is not an accuracy"
-        )
+        no_accuracy()
     verdict_line(report["verify"])
     lossless(report)
     if parameters["dead"]:
@@ -60,6 +57,14 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     if paths:
         names = ", ".join(path.name for path in paths)
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
+
+
+def no_accuracy() -> None:
+    """Print that agreement is not accuracy."""
+    out.print(
+        '[yellow]note[/] without labels nothing says which classes are right: "same class" compares with the '
+        "original, and is not an accuracy"
+    )
 
 
 def lossless(report: JsonDict) -> None:
@@ -104,6 +109,8 @@ def front(reports: list[JsonDict], out_folder: Path) -> None:
             report["verify"]["status"],
         )
     out.print(table)
+    if unlabeled:
+        no_accuracy()
     out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
 
 
