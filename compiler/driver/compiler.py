@@ -172,6 +172,7 @@ class Compiler:
             InputError: the plan does not fit the program.
         """
         reporter = self.reporter.for_budget()
+        self._explain_images(reporter)
         task = self.task(budget, plan, reporter)
         # the passes of the cost model say which layers they do not change
         refused = self.workspace.costs(task.prepared, task.weights, task.exclude).refused
@@ -192,6 +193,16 @@ class Compiler:
             seconds=dict(reporter.seconds),
         )
         return Compiled(lowered.program, lowered.exported, searched.plan, report.to_json(), verdict)
+
+    def _explain_images(self, reporter: Reporter) -> None:
+        """Report what was assumed about images, where the user should know before plans are measured on them.
+
+        The notes on labeled ``data`` are in the report's section on accuracy.
+        """
+        for images in (self.options.data, self.options.train_data):
+            if isinstance(images, Dataset) and (images is self.options.train_data or not images.labeled):
+                for note in images.notes:
+                    reporter.decide(f"{images.name}: {note}")
 
     def task(self, budget: str | float | Budget | None, plan: Plan | None, reporter: Reporter) -> Task:
         """Return the task of one compilation: its budget and limit, its weight type and its prepared program."""

@@ -166,6 +166,7 @@ def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter:
             return sweep
 
         problem.measuring = measuring
+        problem.evaluations = lambda: workspace.evaluations
         problem.calibrating = lambda: measuring().calibration
         if problem.max_drop is not None and not workspace.options.choosing_by_labels:
             reporter.decide(

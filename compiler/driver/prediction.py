@@ -1,10 +1,9 @@
 """The prediction: how much accuracy a compiled network loses, where no labels can tell.
 
-What can be measured without labels is how far the class probabilities of the written file are from the original's, on
-the images that the plan was chosen on. Over the networks and budgets of benchmarks/no_data.py the lost accuracy is
-nearly proportional to this divergence while it is small, and saturates:
-
-    loss = LIMIT (1 - exp(-LOSS_PER_NAT divergence / LIMIT))
+If the original is as often right as it is confident, the accuracy that another choice of class loses is the difference
+of the two classes' probabilities, by the original: its regret (Measurement). That needs no labels. On real images, the
+regret is the loss that was found for the networks of benchmarks/no_data.py. On synthetic images it is higher, since the
+original is less confident there, and close calls turn over more easily.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from svitc.driver.plan_search import Task, search_plan
 from svitc.driver.prepare import Workspace
 from svitc.driver.report import PredictionReport
 from svitc.errors import BudgetError
+from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.sweep import Sweep
 from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
 
-LOSS_PER_NAT = {"synthetic": 0.6, "unlabeled": 0.6}  # share of images that are lost for each nat of divergence
-LIMIT = 0.6  # as much is lost where nothing is left but chance, over the trained checkpoints
+LOSS_PER_REGRET = {"synthetic": 0.6, "unlabeled": 1.0}  # medians over the checkpoints of benchmarks/no_data.py
 FACTOR = 2.0  # of the prediction either way: nearly all real losses are in between
 TOO_SMALL = 0.006  # share of the images: smaller predictions do not tell one loss from another
 LARGE = 0.05  # predicted loss that the user is warned of
@@ -29,14 +28,9 @@ RECOMMENDED = 0.02  # predicted loss of the smallest budget that is recommended
 HALVINGS = 5  # of the range between the budget and the original
 
 
-def lost_accuracy(divergence: float, basis: str) -> float:
-    """Return the top-1 accuracy that is lost, a share, for a divergence in nats.
-
-    Args:
-        divergence: of the class probabilities from the original's.
-        basis: what it was measured on, ``synthetic`` or ``unlabeled`` images.
-    """
-    return LIMIT * (1 - math.exp(-LOSS_PER_NAT[basis] * max(0.0, divergence) / LIMIT))
+def lost_accuracy(point: Measurement, basis: str) -> float:
+    """Return the predicted loss of top-1 accuracy, a share, from a measurement on ``synthetic`` or ``unlabeled`` images."""
+    return LOSS_PER_REGRET[basis] * max(0.0, point.regret)
 
 
 def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, exported: bytes) -> PredictionReport | None:
@@ -63,12 +57,13 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
     basis = "synthetic" if options.synthetic else "unlabeled"
     with workspace.reporter.stage("predict"):
         point = sweep.evaluator.measure_file(exported)
-    loss = lost_accuracy(point.divergence, basis)
+    loss = lost_accuracy(point, basis)
     return PredictionReport(
         basis=basis,
         images=point.images,
         agreement=1 - point.drop,
         divergence=point.divergence,
+        regret=point.regret,
         loss=loss,
         interval=(loss / FACTOR, min(1.0, loss * FACTOR)),
         too_small=loss < TOO_SMALL,
@@ -96,7 +91,7 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
             low = middle
             continue
         point = sweep([plan], str(plan.provenance.get("refit", "none")), "smaller loss")[0]
-        if lost_accuracy(point.divergence, basis) <= RECOMMENDED:
+        if lost_accuracy(point, basis) <= RECOMMENDED:
             high = middle
         else:
             low = middle

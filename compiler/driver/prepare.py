@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from svitc import onnx as backend
+from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.driver.agreement import log_probabilities
 from svitc.driver.options import CompileOptions, PreparationOptions
@@ -27,6 +28,8 @@ from svitc.planning.cost import Cost, byte_cost, parameter_cost
 from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
+
+EVALUATION_MACS = 17e12  # multiply-accumulates of all evaluations on synthetic images: some minutes on two cores
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,13 @@ class Workspace:
         return self._sweeps[key]
 
     @property
+    def evaluations(self) -> int | None:
+        """The most plans to measure before one is chosen, so that synthetic images take minutes; None for no limit."""
+        if not self.options.synthetic:
+            return None
+        return int(EVALUATION_MACS / (len(self.synthetic()) // 2 * max(1, macs(self.program))))
+
+    @property
     def drawn(self) -> Dataset | None:
         """The synthetic images, if they were needed so far."""
         return self._synthetic
@@ -191,7 +201,8 @@ class Workspace:
             path = options.sweep_file if current().is_writer else None
             store = Store(path, fingerprint(program, *subject), options.resume)
         seen = data is options.data
-        settings = SweepSettings(options.sweep_images, options.calibration_images, options.seed, seen)
+        images = min(options.sweep_images, len(data) // 2) if synthetic else options.sweep_images
+        settings = SweepSettings(images, options.calibration_images, options.seed, seen)
         return open_sweep(program, data, store, settings, self.reporter)
 
     def original_classes(self) -> list[np.ndarray]:

@@ -42,6 +42,8 @@ class Measurement:
         gained: number of images that only this network classifies correctly.
         loss: mean cross-entropy, in nats.
         divergence: mean Kullback-Leibler divergence of the class probabilities from the original's, in nats.
+        regret: mean of how much less probable, by the original, the chosen class is than the original's own choice. If
+            the original is as often right as it is confident, that is the accuracy that is lost, and needs no labels.
     """
 
     right: int
@@ -50,6 +52,7 @@ class Measurement:
     gained: int
     loss: float
     divergence: float
+    regret: float = 0.0
 
     @property
     def accuracy(self) -> float:
@@ -230,7 +233,7 @@ class Evaluator:
     def _point(self, logs: list[np.ndarray]) -> Measurement:
         """Compare log-probabilities, batch by batch, with the labels and with the original's."""
         right = lost = gained = 0
-        loss = divergence = 0.0
+        loss = divergence = regret = 0.0
         images = 0
         for log, reference, (_, labels) in zip(logs, self._logs, self.chunks, strict=False):
             images += len(labels)
@@ -239,5 +242,8 @@ class Evaluator:
             lost += int((right_before & ~right_now).sum())
             gained += int((right_now & ~right_before).sum())
             loss -= float(np.take_along_axis(log, labels[:, None], axis=-1).sum())
-            divergence += float((np.exp(reference) * (reference - log)).sum())
-        return Measurement(right, images, lost, gained, loss / images, divergence / images)
+            probabilities = np.exp(reference)
+            divergence += float((probabilities * (reference - log)).sum())
+            chosen = np.take_along_axis(probabilities, log.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+            regret += float((probabilities.max(axis=-1) - chosen).sum())
+        return Measurement(right, images, lost, gained, loss / images, divergence / images, regret / images)

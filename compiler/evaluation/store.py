@@ -16,7 +16,7 @@ from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.support.types import JsonDict
 
-FORMAT = "svitc-sweep-1"
+FORMAT = "svitc-sweep-2"  # 2: measurements have a regret
 
 
 def fingerprint(program: Program, *more: object) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from svitc.passes.policies.max_drop import require, smallest
 from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.search_space import Settings, Space
-from svitc.passes.policies.sensitivity import LADDER, SensitivityCurve, sensitivity_curves
+from svitc.passes.policies.sensitivity import LADDER, SensitivityCurve, ladder, sensitivity_curves
 from svitc.planning.plan import Plan
 
 MIN_DIVERGENCE_NATS = 1e-4  # a smaller difference of two divergences is noise
+
+FEWEST_POINTS = 3  # of a curve
 
 
 @dataclass
@@ -56,7 +61,7 @@ class Auto(Settings, Policy):
             space.require(problem.cost, problem.limit, problem.what)
         curve_refit = "readers" if self.refit == "full" else self.refit
         enough = problem.limit is not None and problem.cost() <= problem.limit
-        curves = [] if enough else sensitivity_curves(problem, space, LADDER, curve_refit, "auto")
+        curves = [] if enough else sensitivity_curves(problem, space, coarse(problem, space), curve_refit, "auto")
         floor = 0.0
         if curves and problem.bits:
             measure = problem.required_measure("auto")
@@ -91,7 +96,7 @@ class Auto(Settings, Policy):
         """
         index, spent = list(space.full), [0.0] * len(space.choices)
         order: list[int] = []
-        steps = [_monotone(curve, floor) for curve in curves]
+        steps = [interpolated(curve, floor) for curve in curves]
         while (now := space.cost(problem.cost, index)) > limit:
             best: tuple[float, int, int, float] | None = None
             for i, curve_steps in enumerate(steps):
@@ -115,10 +120,32 @@ class Auto(Settings, Policy):
         return index
 
 
-def _monotone(curve: SensitivityCurve, floor: float) -> list[tuple[int, float]]:
-    """Return the (index, divergence above a floor) of a curve's steps, made non-decreasing with the pruning ratio."""
-    highest, steps = 0.0, []
+def coarse(problem: Problem, space: Space) -> list[float]:
+    """Return the pruning ratios to measure: of the whole ladder as many as the problem's number of evaluations allows.
+
+    The largest ratio of a few is not that of the ladder, which few groups survive.
+    """
+    limit = problem.evaluations()
+    points = len(LADDER) if limit is None else max(FEWEST_POINTS, limit // max(1, len(space.choices)))
+    if points >= len(LADDER):
+        return list(LADDER)
+    positions = [round((i + 1) * len(LADDER) / (points + 0.5)) - 1 for i in range(points)]
+    return [LADDER[i] for i in dict.fromkeys(positions)]
+
+
+def interpolated(curve: SensitivityCurve, floor: float) -> list[tuple[int, float]]:
+    """Return the (index, divergence above a floor) of all steps of the ladder that a curve reaches.
+
+    The divergence is made non-decreasing with the pruning ratio. Between measured steps its square root is linear in
+    the size, as a divergence is quadratic in a small error.
+    """
+    choice = curve.choice
+    measured, highest = {choice.full: 0.0}, 0.0
     for at, point in curve.steps:
         highest = max(highest, point.divergence - floor)
-        steps.append((at, highest))
-    return steps
+        measured[at] = highest
+    sizes = sorted(measured)
+    between = [at for at in ladder(choice, LADDER) if at > sizes[0] and at not in measured]
+    roots = np.interp(between, sizes, [math.sqrt(measured[at]) for at in sizes])
+    every = measured | {at: float(root) ** 2 for at, root in zip(between, roots, strict=True)}
+    return [(at, every[at]) for at in sorted(every, reverse=True) if at != choice.full]

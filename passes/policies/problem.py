@@ -97,6 +97,8 @@ class Problem:
         calibrating: returns statistics on images, computed on first use; None without data.
         max_drop: the most accuracy that may be lost, as a share (0.03 for three points), or None.
         reporter: told about each decision.
+        evaluations: returns the most plans to measure, or None for no limit. A policy that measures sensitivity curves
+            takes fewer points of each.
         bits: layer -> the bits that a plan may give it, ascending; None where all weights have the same type.
     """
 
@@ -109,6 +111,7 @@ class Problem:
     max_drop: float | None = None
     reporter: Reporter = field(default_factory=Reporter)
     bits: dict[str, list[int]] | None = None
+    evaluations: Callable[[], int | None] = lambda: None
 
     def announce(self, plans: Sequence[Plan], refit: str, what: str) -> None:
         """Report the number and time of the evaluations ahead; nothing where all plans are measured already.

@@ -44,6 +44,7 @@ def test_a_front(folder, capsys, tmp_path):
     args = ("compile", DIGITS, "--data", folder / "frames", "-b", "0.9,0.7", "--policy", "uniform", *SMALL)
     status, text, _ = run(capsys, *args, "-o", tmp_path / "out")
     assert status == 0 and "same class" in text and "top-1" not in text
+    assert "is not an accuracy" in " ".join(text.split())
 
 
 def test_labels_can_be_ignored(folder, capsys, tmp_path):

@@ -64,6 +64,18 @@ def test_the_report_has_agreement_in_place_of_accuracy(digits, files):
     assert [any(told in sentence for sentence in r["decisions"]) for r in (unlabeled, labeled)] == [True, False]
 
 
+def test_why_images_are_used_without_labels_is_told_first(digits, files):
+    said: list[str] = []
+    for unlabeled in (True, False):
+        data = images(digits, files[0], unlabeled)
+        data.notes.append(f"made for a test, {unlabeled}")
+        reporter = Reporter(on_decision=said.append)
+        report = svitc.compile(digits, 0.7, data=data, policy=Uniform(), reporter=reporter, **SIZES).report
+        section = report["agreement"] or report["accuracy"]
+        assert section["notes"] == [f"made for a test, {unlabeled}"]
+    assert said == ["a.npz: made for a test, True"]
+
+
 def test_max_drop_bounds_the_share_of_images_that_change_their_class(digits, files):
     data = images(digits, files[0], True)
     report = svitc.compile(digits, data=data, policy=Uniform(), max_drop=0.1, **SIZES).report
@@ -76,12 +88,14 @@ def test_max_drop_bounds_the_share_of_images_that_change_their_class(digits, fil
 @pytest.mark.parametrize("train_labels", [False, True])
 def test_labels_on_one_side_only(digits, files, train_labels):
     data, train = images(digits, files[0], train_labels), images(digits, files[1], not train_labels)
+    train.notes.append("made for a test")
     settings = {"batch": 20, "distil": 0.5, "augment": "none"}
     report = svitc.compile(
         digits, 0.7, data=data, train_data=train, finetune=1, finetune_options=settings, policy=Uniform(), **SIZES
     ).report
     assert (report["agreement"] is None) != train_labels
     assert bool(report["accuracy"]["images"]) != train_labels
+    assert "b.npz: made for a test" in report["decisions"]
     tuned = report["finetune"]
     alone = [s for s in report["decisions"] if "fine-tuning learns from the original's answers alone (distil 1)" in s]
     assert tuned["settings"]["distil"] == (0.5 if train_labels else 1.0) and bool(alone) != train_labels

@@ -11,7 +11,8 @@ from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start, unfinished_file
 from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions, TrainingOptions
 from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
-from svitc.cli.views.compile import front, summary, warn_of_loss
+from svitc.cli.views.compile import front, summary
+from svitc.cli.views.prediction import warn_of_loss
 from svitc.errors import BudgetError, SvitcError, VerifyError
 from svitc.support.types import JsonDict
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from svitc.cli.terminal import assumptions, err, make_table, out
+from svitc.cli.terminal import assumptions, make_table, out
+from svitc.cli.views.prediction import predicted_cells, predicted_from
 from svitc.cli.views.verify import verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
 from svitc.support.types import JsonDict
-
-RECOMMENDED_POINTS = 2
 
 
 def summary(report: JsonDict, paths: list[Path]) -> None:
@@ -54,10 +53,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     for note in (agreement or accuracy).get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
     if agreement:
-        out.print(
-            '[yellow]note[/] without labels nothing says which classes are right: "same class" compares with the '
-            "original, and is not an accuracy"
-        )
+        no_accuracy()
     if prediction:
         out.print(predicted_from(prediction))
     verdict_line(report["verify"])
@@ -69,47 +65,11 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
 
 
-def predicted_cells(prediction: JsonDict) -> list[str]:
-    """Return the range of a predicted loss and its middle, as cells of a table."""
-    if prediction["too_small"]:
-        return ["too small", "to tell"]
-    low, high = (f"{100 * loss:.1f}" for loss in prediction["interval"])
-    return [f"-{low} to -{high}", f"about -{100 * prediction['loss']:.1f} points"]
-
-
-def predicted_from(prediction: JsonDict) -> str:
-    """Return the sentence that says what a prediction is made from, and how it errs."""
-    images, same = f"{prediction['images']:,}", human.share(prediction["agreement"])
-    if prediction["basis"] == "synthetic":
-        return (
-            f"[yellow]predicted[/] from {images} synthetic images: on {same} of them model.onnx and the original "
-            "choose the same class. Real images are easier and agree more often. --data DIR with any images, without labels, "
-            "makes a better plan and a better prediction"
-        )
-    return (
-        f"[yellow]predicted[/] from {images} of your images: on {same} of them model.onnx and the original choose the "
-        "same class. The plan was chosen on them, so that new images agree a little less often"
-    )
-
-
-def warn_of_loss(report: JsonDict) -> None:
-    """Print, in red, that a large loss is predicted, and what would lose less."""
-    prediction = report["prediction"]
-    if not prediction or not prediction["large"]:
-        return
-    budget = prediction["recommended"]
-    text = report["budget"]["text"]
-    way_out = "Give --data, or more bits with --weights."
-    if budget is not None:
-        way_out = (
-            f"The smallest budget with at most {RECOMMENDED_POINTS} points predicted is {budget:.2f}; or give --data"
-        )
-        way_out += ", or --train-data with --finetune 5."
-    low, high = (100 * loss for loss in prediction["interval"])
-    err.print(
-        f"[bold red]warning:[/] {f'--budget {text}' if text else 'this file'} is predicted to lose {low:.0f} to "
-        f"{high:.0f} points of top-1. {way_out}",
-        soft_wrap=True,
+def no_accuracy() -> None:
+    """Print that agreement is not accuracy."""
+    out.print(
+        '[yellow]note[/] without labels nothing says which classes are right: "same class" compares with the '
+        "original, and is not an accuracy"
     )
 
 
@@ -155,6 +115,8 @@ def front(reports: list[JsonDict], out_folder: Path) -> None:
             report["verify"]["status"],
         )
     out.print(table)
+    if unlabeled:
+        no_accuracy()
     out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
 
 
