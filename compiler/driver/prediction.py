@@ -29,7 +29,12 @@ HALVINGS = 5  # of the range between the budget and the original
 
 
 def lost_accuracy(point: Measurement, basis: str) -> float:
-    """Return the predicted loss of top-1 accuracy, a share, from a measurement on ``synthetic`` or ``unlabeled`` images."""
+    """Return the predicted loss of top-1 accuracy, a share.
+
+    Args:
+        point: what was measured.
+        basis: the images that it was measured on, ``synthetic`` or ``unlabeled``.
+    """
     return LOSS_PER_REGRET[basis] * max(0.0, point.regret)
 
 
