@@ -196,7 +196,7 @@ class PredictionReport(Section):
         images: number of these images.
         agreement: share of them for which both choose the same class.
         divergence: mean Kullback-Leibler divergence of the file's class probabilities from the original's, in nats.
-        regret: how much less probable the file's choices are than the original's, by the original (Measurement).
+        regret: how much less probable the file's choices are than the original's, by the original (``Measurement``).
         loss: predicted loss of top-1 accuracy, a share.
         interval: a factor of 2 below and above it.
         too_small: whether the loss is too small to tell from none.

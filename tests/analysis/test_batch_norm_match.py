@@ -7,8 +7,8 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 import svitc
-from svitc.analysis import batch_norm_match as match
 from support.measured import family
+from svitc.analysis import batch_norm_match as match
 
 
 def images(count: int, seed: int, size: tuple[int, int] = (32, 48)) -> torch.Tensor:
