@@ -20,8 +20,8 @@ from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
 
-# share of the regret that is really lost, by (images, whether weights are rounded to few bits): medians over the
-# checkpoints of benchmarks/no_data.py. Rounding errs at random, and turns wrong answers into right ones as well.
+# share of the regret that is really lost, by (images, whether weights are only rounded): chosen on two checkpoints of
+# benchmarks/no_data.py. Rounding errs at random, and turns wrong answers into right ones as well.
 LOSS_PER_REGRET = {
     ("synthetic", False): 0.6,
     ("synthetic", True): 0.25,
@@ -41,7 +41,7 @@ def lost_accuracy(point: Measurement, basis: str, rounded: bool) -> float:
     Args:
         point: what was measured.
         basis: the images that it was measured on, ``synthetic`` or ``unlabeled``.
-        rounded: whether weights are rounded to fewer than 8 bits.
+        rounded: whether weights are rounded to fewer than 8 bits and no channels are removed.
     """
     return LOSS_PER_REGRET[basis, rounded] * max(0.0, point.regret)
 
@@ -63,13 +63,13 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
     options = workspace.options
     if not options.sampled or options.choosing_by_labels:
         return None
-    if all(mask.all() for mask in plan.keep.values()) and not _rounded(plan):
+    if not _pruned(plan) and min(plan.bits.values(), default=8) == 8:
         return None
     sweep = workspace.sweep(task.prepared)
     basis = "synthetic" if options.synthetic else "unlabeled"
     with workspace.reporter.stage("predict"):
         point = sweep.evaluator.measure_file(exported)
-    loss = lost_accuracy(point, basis, _rounded(plan))
+    loss = lost_accuracy(point, basis, not _pruned(plan))
     return PredictionReport(
         basis=basis,
         images=point.images,
@@ -103,7 +103,7 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
             low = middle
             continue
         point = sweep([plan], str(plan.provenance.get("refit", "none")), "smaller loss")[0]
-        if lost_accuracy(point, basis, _rounded(plan)) <= RECOMMENDED:
+        if lost_accuracy(point, basis, not _pruned(plan)) <= RECOMMENDED:
             high = middle
         else:
             low = middle
@@ -114,5 +114,5 @@ def _with_limit(task: Task, limit: int) -> Task:
     return Task(task.prepared, task.budget, limit, task.weights, task.exclude)
 
 
-def _rounded(plan: Plan) -> bool:
-    return min(plan.bits.values(), default=8) < 8
+def _pruned(plan: Plan) -> bool:
+    return any(not mask.all() for mask in plan.keep.values())
