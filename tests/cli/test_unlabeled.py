@@ -60,7 +60,7 @@ def test_labels_can_be_ignored(folder, capsys, tmp_path):
 
 def test_energy_verify_and_sensitivity(folder, capsys, tmp_path):
     out, frames = tmp_path / "out", folder / "frames"
-    assert run(capsys, "compile", DIGITS, "-b", "0.7", "-o", out, "-T", "2")[0] == 0
+    assert run(capsys, "compile", DIGITS, "--no-data", "uniform", "-b", "0.7", "-o", out, "-T", "2")[0] == 0
     status, text, _ = run(capsys, "energy", out, "--data", frames, "--limit", "8", "--json")
     assert status == 0 and json.loads(text)["images"] == 8
     assert run(capsys, "verify", out, "--data", frames, "--limit", "4", "--unlabeled")[0] == 0
