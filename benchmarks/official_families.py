@@ -1,6 +1,6 @@
 """Check that the official families compile at their published sizes. For each, a bare checkpoint with random weights,
-as its repository saves it, goes through `svitc compile --budget 0.78 --no-data uniform` in a process of its own: seconds
-from start to exit, peak memory, and what is in the model before and after."""
+as its repository saves it, goes through `svitc compile --budget 0.78 --no-data uniform` in a process of its own: the
+seconds from start to exit, peak memory, and what is in the model before and after."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import torch
 from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
+from svitc.driver import synthetic_data
 
 UNIFORM = ("--no-data", "uniform")
 
@@ -83,6 +84,23 @@ def test_compile_inspect_verify(capsys, tmp_path):
     assert status == 0 and "LIFNode[blocks.0.attn.attn_lif]" in text
 
 
+def test_compile_without_images(capsys, tmp_path, monkeypatch):
+    """Plans are chosen on synthetic images, which tell nothing about accuracy."""
+    monkeypatch.setattr(synthetic_data, "IMAGES", (32, 40))
+    out = tmp_path / "out"
+    args = ("compile", DIGITS, "-T", "2", "--include", "*mlp*", "-b", "0.8", "--verify-images", "1", "-o", out)
+    status, text, err = run(capsys, *args)
+    assert status == 0 and "no images: 40 synthetic ones" in " ".join(err.split())
+    assert "predicted change of top-1" in text and "synthetic images" in text and "top-1 on" not in text
+    report = json.loads((out / "report.json").read_text())
+    assert report["policy"]["policy"] == "auto" and report["policy"]["data"] == "synthetic"
+    assert report["prediction"]["basis"] == "synthetic" and report["accuracy"]["images"] == 0
+    status, text, err = run(capsys, *args, *UNIFORM)
+    report = json.loads((out / "report.json").read_text())
+    assert status == 0 and "predicted" not in text and "synthetic" not in text + err
+    assert report["policy"]["policy"] == "uniform" and report["prediction"] is report["sweep"] is None
+
+
 def test_json_is_alone_on_stdout(capsys, tmp_path):
     status, text, _ = run(capsys, "compile", DIGITS, *UNIFORM, "-b", "78%", "-o", tmp_path / "o", "--json", "-v")
     assert status == 0 and json.loads(text) == json.loads((tmp_path / "o" / "report.json").read_text())
@@ -115,6 +133,7 @@ BAD = {
     "arch args list": ([DIGITS, "-b", "0.5", "--arch-args", "[1]"], 2, "not a JSON object"),
     "input shape": ([DIGITS, "-b", "0.5", "--input-shape", "1,2"], 2, "not a shape"),
     "data": ([DIGITS, "-b", "0.5", "--data", "nowhere"], 3, "nowhere"),
+    "no data": ([DIGITS, "-b", "0.5", "--no-data", "noise"], 2, "--no-data 'noise' is neither synthetic nor uniform"),
     "plan": ([DIGITS, "--plan", "nowhere.json"], 3, "nowhere.json"),
 }
 
@@ -123,7 +142,7 @@ BAD = {
 def test_bad_input(capsys, tmp_path, case):
     args, want, message = BAD[case]
     out = tmp_path / "out"
-    status, text, err = run(capsys, "compile", *args, *UNIFORM, "-o", out)
+    status, text, err = run(capsys, "compile", *UNIFORM, *args, "-o", out)
     assert status == want and message in err and text == ""
     assert not out.exists(), "no partial output"
 

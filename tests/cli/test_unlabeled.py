@@ -30,7 +30,19 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["frames", "frames.txt"])
 def test_compile(folder, capsys, tmp_path, name):
-    args = ("compile", DIGITS, "--data", folder / name, "-b", "0.7", "-o", tmp_path / "out", *SMALL)
+    args = (
+        "compile",
+        DIGITS,
+        "--data",
+        folder / name,
+        "--include",
+        "*mlp*",
+        "-b",
+        "0.8",
+        *SMALL,
+        "-o",
+        tmp_path / "out",
+    )
     status, text, err = run(capsys, *args)
     assert status == 0, err
     report = json.loads((tmp_path / "out/report.json").read_text())

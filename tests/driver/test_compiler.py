@@ -17,7 +17,7 @@ from support.families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from support.measured import family
 from support.paths import DIGITS
 from svitc import onnx as backend
-from svitc.driver import prepare
+from svitc.driver import prepare, synthetic_data
 from svitc.driver.inspect import inspect
 from svitc.driver.load import run_canonical_passes
 from svitc.driver.plan_search import search_plan
@@ -240,6 +240,9 @@ def test_the_report_has_what_others_rely_on(digits, tmp_path):
     assert memory["ratio"] == memory["compiled_bytes"] / memory["original_bytes"] <= 0.78
     assert memory["compiled_bytes"] == backend.weight_bytes(tmp_path / "model.onnx")
     assert report["accuracy"] == {"original": None, "pruned": None, "images": 0}
+    assert report["policy"]["policy"] == "uniform" and report["policy"]["refit"] == "none"
+    assert {"data", "rounding"}.isdisjoint(report["policy"])
+    assert report["agreement"] is report["prediction"] is report["sweep"] is report["energy"] is None
     assert report["verify"]["status"] == "passed" and report["verify"]["flips_beyond_rounding"] == 0
     assert 0 <= report["verify"]["top1_agreement"] <= 1
     assert report["parameters"]["original"] > report["parameters"]["compiled"] > 0
@@ -252,6 +255,33 @@ def test_the_report_has_what_others_rely_on(digits, tmp_path):
     } <= set(report["seconds"])
     assert report["nodes"]["compiled"] == report["nodes"]["original"]
     assert report["macs"]["compiled"] < report["macs"]["original"]
+
+
+def test_the_report_on_a_plan_that_is_chosen_on_synthetic_images(monkeypatch):
+    """The default without images: nothing is measured on images of the user's, but what is lost is predicted."""
+    monkeypatch.setattr(synthetic_data, "IMAGES", (32, 32))
+    program = family("spikformer")
+    done = svitc.compile(program, 0.8, sweep_images=12, calibration_images=12, images=1)
+    report = done.report
+    assert report == json.loads(json.dumps(report)) and done.verdict.passed
+    assert 0.79 < report["memory"]["ratio"] <= 0.8
+    made_by = report["policy"]
+    assert (made_by["policy"], made_by["refit"], made_by["data"]) == ("auto", "full", "synthetic")
+    assert report["accuracy"] == {"original": None, "pruned": None, "images": 0}
+    assert report["agreement"] is report["energy"] is None
+    prediction, sweep = report["prediction"], report["sweep"]
+    assert prediction["basis"] == "synthetic" and prediction["images"] == sweep["images"] == 12
+    low, high = prediction["interval"]
+    assert 0 <= low <= prediction["loss"] <= high <= 1 and 0 <= prediction["agreement"] <= 1
+    assert sweep["labels"] is sweep["on_reported_images"] is False and sweep["evaluations"] > 0
+    plan = Plan.from_json(json.loads(json.dumps(done.plan.to_json())))
+    replayed = svitc.compile(program, plan=plan, sweep_images=12, calibration_images=12, images=1, no_data="uniform")
+    assert replayed.onnx == done.onnx, "the plan says on which images it was refitted, and they are drawn again"
+
+
+def test_what_to_choose_plans_on_without_images_is_checked(digits):
+    with pytest.raises(UsageError, match="no_data 'random' is neither synthetic nor uniform"):
+        svitc.Compiler(digits, options=svitc.CompileOptions(no_data="random"))
 
 
 def test_accuracy_is_measured_on_data(digits):
@@ -277,7 +307,7 @@ def test_accuracy_is_measured_on_data(digits):
             for i in range(0, 20, batch_size):
                 yield self.x[i : i + batch_size], self.y[i : i + batch_size]
 
-    accuracy = svitc.compile(digits, 0.3, data=Data(), images=2).report["accuracy"]
+    accuracy = svitc.compile(digits, 0.3, data=Data(), images=2, no_data="uniform").report["accuracy"]
     assert accuracy["original"] == 1.0 and accuracy["images"] == 20 and accuracy["pruned"] < 1.0
 
 
@@ -333,7 +363,7 @@ def test_bytes_that_the_cost_does_not_see_are_made_up_for(digits, monkeypatch, h
         return cost
 
     monkeypatch.setattr(prepare, "byte_cost", short)
-    compiler = svitc.Compiler(digits)
+    compiler = svitc.Compiler(digits, options=svitc.CompileOptions(no_data="uniform"))
     for limit in range(400_000, 404_000, 1000):
         task = compiler.task(Budget(str(limit), "bytes", None, limit), None, Reporter())
         plan = search_plan(compiler.workspace, compiler.policy, task, Reporter()).plan

@@ -16,6 +16,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable
 from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
+from svitc.driver import synthetic_data
 from svitc.driver.artifacts import Compiled
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
@@ -137,6 +138,19 @@ def test_weights_of_one_type_without_images(weights, bits):
     assert done.report["memory"]["compiled_bytes"] == backend.weight_bytes(done.onnx)
     opset = onnx.load_from_string(done.onnx).opset_import[0].version
     assert opset == (25 if bits == 2 else 21)
+
+
+def test_by_default_weights_are_rounded_with_synthetic_images(monkeypatch):
+    monkeypatch.setattr(synthetic_data, "IMAGES", (32, 32))
+    done = svitc.compile(program(), weights="int2", images=1, **FEW)
+    made_by = done.plan.provenance
+    assert (made_by["weights"], made_by["rounding"], made_by["data"]) == ("int2", "calibrated", "synthetic")
+    assert done.plan.bits == compiled("int2").plan.bits and done.plan.keep == {} and done.verdict.passed
+    assert done.onnx != compiled("int2").onnx
+    assert not any("nearest numbers" in each for each in done.report["decisions"])
+    assert done.report["prediction"]["basis"] == "synthetic" and compiled("int2").report["prediction"] is None
+    replayed = svitc.compile(program(), plan=again(done.plan), images=1, **FEW)
+    assert replayed.onnx == done.onnx
 
 
 def test_fewer_bits_take_fewer_bytes():
