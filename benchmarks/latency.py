@@ -73,7 +73,9 @@ def prepare(
         budget, options = VARIANTS[name]
         policy = Uniform(round_to=options.get("round_to", 1))
         weights = options.get("weights", "fp32")
-        done = svitc.compile(program, budget, images=1, remove_dead_channels="off", weights=weights, policy=policy)
+        done = svitc.compile(
+            program, budget, images=1, remove_dead_channels="off", weights=weights, policy=policy, no_data="uniform"
+        )
         if not done.verdict.passed:
             raise RuntimeError(f"{name} is not the same network: first at {done.verdict.first_divergence}")
         file = place.with_name(f"{place.name}-{name}.onnx")

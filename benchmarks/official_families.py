@@ -1,6 +1,6 @@
 """Check that the official families compile at their published sizes. For each, a bare checkpoint with random weights,
-as its repository saves it, goes through `svitc compile --budget 0.78` in a process of its own, without data: seconds
-from start to exit, peak memory, and what is in the model before and after."""
+as its repository saves it, goes through `svitc compile --budget 0.78 --no-data uniform` in a process of its own: the
+seconds from start to exit, peak memory, and what is in the model before and after."""
 
 from __future__ import annotations
 
@@ -30,7 +30,18 @@ def one(name: str) -> dict[str, object]:
         path = Path(folder) / "checkpoint.pth"
         key = "model" if published.factory in ("MetaSpikeFormer", "ESpikeFormer", "QKFormer") else "state_dict"
         torch.save({key: model.state_dict(), "epoch": 1}, path)
-        command = [sys.executable, "-m", "svitc", "compile", str(path), "--budget", "0.78", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "svitc",
+            "compile",
+            str(path),
+            "--budget",
+            "0.78",
+            "--no-data",
+            "uniform",
+            "--json",
+        ]
         command += ["--rewrite-model"] if published.factory == "QKFormer" else []  # it runs time and batch together
         start = time.perf_counter()
         done = subprocess.run([*command, "-o", str(Path(folder) / "out")], capture_output=True, text=True, check=False)

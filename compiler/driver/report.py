@@ -41,7 +41,7 @@ class Section:
 def _json(value: object) -> object:
     if isinstance(value, Section):
         return value.to_json()
-    return [_json(item) for item in value] if isinstance(value, list) else value
+    return [_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def run(capsys, *args: object) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "out"
-    assert main(["compile", str(DIGITS), "-b", "0.78", "-o", str(out)]) == 0
+    assert main(["compile", str(DIGITS), "--no-data", "uniform", "-b", "0.78", "-o", str(out)]) == 0
     return out
 
 

@@ -115,8 +115,8 @@ def test_a_file_that_is_no_table(tmp_path, data, message):
 def folders(tmp_path_factory) -> tuple[Path, Path, Path]:
     """Digits as int8 and as fp32, and images."""
     at = tmp_path_factory.mktemp("energy")
-    assert main(["compile", str(DIGITS), "--weights", "int8", "-o", str(at / "int8")]) == 0
-    assert main(["compile", str(DIGITS), "-b", "0.5", "-o", str(at / "fp32")]) == 0
+    assert main(["compile", str(DIGITS), "--no-data", "uniform", "--weights", "int8", "-o", str(at / "int8")]) == 0
+    assert main(["compile", str(DIGITS), "--no-data", "uniform", "-b", "0.5", "-o", str(at / "fp32")]) == 0
     return at / "int8", at / "fp32", digits_file(at, 40)
 
 
@@ -193,7 +193,10 @@ def test_a_step_between_memories_is_named(capsys, tmp_path, folders):
 
 def test_a_folder_and_its_checkpoint_are_the_same_network(capsys, tmp_path, folders):
     data = folders[2]
-    assert run(capsys, "compile", DIGITS, "-b", "1", "--clean", "off", "-o", tmp_path / "whole")[0] == 0
+    assert (
+        run(capsys, "compile", DIGITS, "--no-data", "uniform", "-b", "1", "--clean", "off", "-o", tmp_path / "whole")[0]
+        == 0
+    )
     models = DIGITS, tmp_path / "whole"
     found = [json.loads(run(capsys, "energy", each, "--data", data, "--json")[1]) for each in models]
     assert found[0]["totals"] == found[1]["totals"] and found[0]["images"] == 40

@@ -16,6 +16,9 @@ import torch
 from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
+from svitc.driver import synthetic_data
+
+UNIFORM = ("--no-data", "uniform")
 
 
 @pytest.mark.parametrize("command", [[], ["compile"], ["inspect"], ["verify"]])
@@ -53,7 +56,7 @@ def test_former_names_of_options_are_accepted_and_hidden(capsys, tmp_path, old, 
     for option in (old, new):
         options = ((option,), (option, value), (f"{option}={value}",))
         for given in options[:1] if value is None else options[1:]:
-            outcomes.append(run(capsys, "compile", "nowhere.pt", "-b", "0.5", *given, "-o", tmp_path / "out"))
+            outcomes.append(run(capsys, "compile", "nowhere.pt", *UNIFORM, "-b", "0.5", *given, "-o", tmp_path / "out"))
     assert all(outcome == outcomes[0] for outcome in outcomes)
     assert outcomes[0][0] == (3 if value is None else 2), "refused for its value, not for its name"
 
@@ -64,7 +67,7 @@ def test_version(capsys):
 
 def test_compile_inspect_verify(capsys, tmp_path):
     out = tmp_path / "out"
-    status, text, _ = run(capsys, "compile", DIGITS, "--budget", "0.78", "-o", out)
+    status, text, _ = run(capsys, "compile", DIGITS, *UNIFORM, "--budget", "0.78", "-o", out)
     assert status == 0 and "verified" in text and "0.77" in text
     assert sorted(p.name for p in out.iterdir()) == [
         "model.onnx",
@@ -81,16 +84,35 @@ def test_compile_inspect_verify(capsys, tmp_path):
     assert status == 0 and "LIFNode[blocks.0.attn.attn_lif]" in text
 
 
+def test_compile_without_images(capsys, tmp_path, monkeypatch):
+    """Plans are chosen on synthetic images, which tell nothing about accuracy."""
+    monkeypatch.setattr(synthetic_data, "IMAGES", (32, 40))
+    out = tmp_path / "out"
+    args = ("compile", DIGITS, "-T", "2", "--include", "*mlp*", "-b", "0.8", "--verify-images", "1", "-o", out)
+    status, text, err = run(capsys, *args)
+    assert status == 0 and "no images: 40 synthetic ones" in " ".join(err.split())
+    assert "predicted change of top-1" in text and "synthetic images" in text and "top-1 on" not in text
+    report = json.loads((out / "report.json").read_text())
+    assert report["policy"]["policy"] == "auto" and report["policy"]["data"] == "synthetic"
+    assert report["prediction"]["basis"] == "synthetic" and report["accuracy"]["images"] == 0
+    status, text, err = run(capsys, *args, *UNIFORM)
+    report = json.loads((out / "report.json").read_text())
+    assert status == 0 and "predicted" not in text and "synthetic" not in text + err
+    assert report["policy"]["policy"] == "uniform" and report["prediction"] is report["sweep"] is None
+
+
 def test_json_is_alone_on_stdout(capsys, tmp_path):
-    status, text, _ = run(capsys, "compile", DIGITS, "-b", "78%", "-o", tmp_path / "o", "--json", "-v")
+    status, text, _ = run(capsys, "compile", DIGITS, *UNIFORM, "-b", "78%", "-o", tmp_path / "o", "--json", "-v")
     assert status == 0 and json.loads(text) == json.loads((tmp_path / "o" / "report.json").read_text())
     assert json.loads(run(capsys, "inspect", DIGITS, "--json")[1])["neurons"] == 19
     assert json.loads(run(capsys, "verify", tmp_path / "o", "--json")[1])["status"] == "passed"
 
 
 def test_a_plan_is_replayed(capsys, tmp_path):
-    run(capsys, "compile", DIGITS, "-b", "0.6", "-o", tmp_path / "a")
-    assert run(capsys, "compile", DIGITS, "--plan", tmp_path / "a" / "plan.json", "-o", tmp_path / "b")[0] == 0
+    run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.6", "-o", tmp_path / "a")
+    assert (
+        run(capsys, "compile", DIGITS, *UNIFORM, "--plan", tmp_path / "a" / "plan.json", "-o", tmp_path / "b")[0] == 0
+    )
     assert (tmp_path / "a" / "model.onnx").read_bytes() == (tmp_path / "b" / "model.onnx").read_bytes()
 
 
@@ -111,6 +133,7 @@ BAD = {
     "arch args list": ([DIGITS, "-b", "0.5", "--arch-args", "[1]"], 2, "not a JSON object"),
     "input shape": ([DIGITS, "-b", "0.5", "--input-shape", "1,2"], 2, "not a shape"),
     "data": ([DIGITS, "-b", "0.5", "--data", "nowhere"], 3, "nowhere"),
+    "no data": ([DIGITS, "-b", "0.5", "--no-data", "noise"], 2, "--no-data 'noise' is neither synthetic nor uniform"),
     "plan": ([DIGITS, "--plan", "nowhere.json"], 3, "nowhere.json"),
 }
 
@@ -119,16 +142,16 @@ BAD = {
 def test_bad_input(capsys, tmp_path, case):
     args, want, message = BAD[case]
     out = tmp_path / "out"
-    status, text, err = run(capsys, "compile", *args, "-o", out)
+    status, text, err = run(capsys, "compile", *UNIFORM, *args, "-o", out)
     assert status == want and message in err and text == ""
     assert not out.exists(), "no partial output"
 
 
 def test_an_output_folder_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
-    status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "file")
+    status, _, err = run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.5", "-o", tmp_path / "file")
     assert status == 7 and "is a file" in err
-    status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "file" / "below")
+    status, _, err = run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.5", "-o", tmp_path / "file" / "below")
     assert status == 7
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -138,20 +161,20 @@ def test_a_full_disk(capsys, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    status, _, err = run(capsys, "compile", DIGITS, "-b", "0.5", "-o", tmp_path / "out")
+    status, _, err = run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.5", "-o", tmp_path / "out")
     assert status == 7 and "No space left" in err and not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_leaves_the_earlier_result(capsys, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    run(capsys, "compile", DIGITS, "-b", "0.5", "-o", out)
+    run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.5", "-o", out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert run(capsys, "compile", DIGITS, "-b", "0.3", "-o", out)[0] == 7
+    assert run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.3", "-o", out)[0] == 7
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
@@ -163,6 +186,7 @@ def test_ctrl_c(tmp_path):
         "svitc",
         "compile",
         str(DIGITS),
+        *UNIFORM,
         "-b",
         "0.5",
         "-o",
@@ -192,7 +216,7 @@ def test_ctrl_c(tmp_path):
 
 def test_a_tampered_file_fails_verification(capsys, tmp_path):
     out = tmp_path / "out"
-    run(capsys, "compile", DIGITS, "-b", "0.5", "-o", out)
+    run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.5", "-o", out)
     data = bytearray((out / "model.onnx").read_bytes())
     import onnx
 
@@ -206,7 +230,7 @@ def test_a_tampered_file_fails_verification(capsys, tmp_path):
 
 def test_an_edited_source_is_noticed(capsys, tmp_path):
     out = tmp_path / "out"
-    run(capsys, "compile", DIGITS, "-b", "0.5", "-o", out)
+    run(capsys, "compile", DIGITS, *UNIFORM, "-b", "0.5", "-o", out)
     source = out / "model.py"
     source.write_text(source.read_text().replace("0.125", "0.25"))
     status, _, err = run(capsys, "verify", out)
@@ -219,7 +243,7 @@ def test_verify_needs_a_folder_of_svitc(capsys, tmp_path):
 
 
 def test_verbose_shows_the_traceback(capsys, tmp_path):
-    status = main(["compile", str(DIGITS), "-b", "0.0001", "-v", "-o", str(tmp_path / "o")])
+    status = main(["compile", str(DIGITS), *UNIFORM, "-b", "0.0001", "-v", "-o", str(tmp_path / "o")])
     assert status == 5 and "Traceback" in capsys.readouterr().err
 
 
@@ -237,7 +261,7 @@ def test_an_unsupported_model_is_refused_by_inspect_too(capsys, tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(0)
     torch.save({"head.weight": torch.randn(5, 3), "head.bias": torch.randn(5)}, tmp_path / "odd.pt")
-    for command in (["inspect"], ["compile", "-b", "0.5", "-o", tmp_path / "out"]):
+    for command in (["inspect"], ["compile", "-b", "0.5", *UNIFORM, "-o", tmp_path / "out"]):
         status, _, err = run(
             capsys,
             command[0],

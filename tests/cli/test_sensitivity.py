@@ -193,20 +193,34 @@ def test_a_drop_that_cannot_be_met(capsys, tmp_path, data):
 
 
 DATA = "the images"
+UNIFORM = ("--no-data", "uniform")
 BAD = {
-    "psvit without data": (["compile", DIGITS, "-b", "0.5", "--policy", "psvit"], 2, "measures accuracy"),
-    "primesvt without data": (["compile", DIGITS, "-b", "0.5", "--policy", "primesvt"], 2, "measures accuracy"),
-    "auto without data": (["compile", DIGITS, "-b", "0.5", "--policy", "auto"], 2, "--data"),
+    "psvit without data": (["compile", DIGITS, *UNIFORM, "-b", "0.5", "--policy", "psvit"], 2, "measures accuracy"),
+    "primesvt without data": (
+        ["compile", DIGITS, *UNIFORM, "-b", "0.5", "--policy", "primesvt"],
+        2,
+        "measures accuracy",
+    ),
+    "auto without data": (["compile", DIGITS, *UNIFORM, "-b", "0.5", "--policy", "auto"], 2, "--data"),
     "criterion without data": (
-        ["compile", DIGITS, "-b", "0.5", "--criterion", "taylor"],
+        ["compile", DIGITS, *UNIFORM, "-b", "0.5", "--criterion", "taylor"],
         2,
         "'taylor' looks at images",
     ),
-    "refit without data": (["compile", DIGITS, "-b", "0.5", "--refit", "full"], 2, "--refit full looks at images"),
+    "refit without data": (
+        ["compile", DIGITS, *UNIFORM, "-b", "0.5", "--refit", "full"],
+        2,
+        "--refit full looks at images",
+    ),
     "max-drop without data": (
         ["compile", DIGITS, "-b", "0.5", "--max-drop", "3"],
         2,
-        "--max-drop is measured on images",
+        "--max-drop is a promise that only real images can keep",
+    ),
+    "max-drop without any images": (
+        ["compile", DIGITS, *UNIFORM, "-b", "0.5", "--max-drop", "3"],
+        2,
+        "--max-drop is a promise that only real images can keep",
     ),
     "max-drop negative": (["compile", DIGITS, "-b", "0.5", "--max-drop", "-1", "--data", DATA], 2, "between 0 and 100"),
     "max-drop 101": (["compile", DIGITS, "-b", "0.5", "--max-drop", "101", "--data", DATA], 2, "between 0 and 100"),

@@ -30,7 +30,19 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["frames", "frames.txt"])
 def test_compile(folder, capsys, tmp_path, name):
-    args = ("compile", DIGITS, "--data", folder / name, "-b", "0.7", "-o", tmp_path / "out", *SMALL)
+    args = (
+        "compile",
+        DIGITS,
+        "--data",
+        folder / name,
+        "--include",
+        "*mlp*",
+        "-b",
+        "0.8",
+        *SMALL,
+        "-o",
+        tmp_path / "out",
+    )
     status, text, err = run(capsys, *args)
     assert status == 0, err
     report = json.loads((tmp_path / "out/report.json").read_text())
@@ -60,7 +72,7 @@ def test_labels_can_be_ignored(folder, capsys, tmp_path):
 
 def test_energy_verify_and_sensitivity(folder, capsys, tmp_path):
     out, frames = tmp_path / "out", folder / "frames"
-    assert run(capsys, "compile", DIGITS, "-b", "0.7", "-o", out, "-T", "2")[0] == 0
+    assert run(capsys, "compile", DIGITS, "--no-data", "uniform", "-b", "0.7", "-o", out, "-T", "2")[0] == 0
     status, text, _ = run(capsys, "energy", out, "--data", frames, "--limit", "8", "--json")
     assert status == 0 and json.loads(text)["images"] == 8
     assert run(capsys, "verify", out, "--data", frames, "--limit", "4", "--unlabeled")[0] == 0

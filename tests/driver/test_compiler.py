@@ -17,7 +17,7 @@ from support.families import FAMILIES, IMAGE, maxformer, spikformer, warm
 from support.measured import family
 from support.paths import DIGITS
 from svitc import onnx as backend
-from svitc.driver import prepare
+from svitc.driver import prepare, synthetic_data
 from svitc.driver.inspect import inspect
 from svitc.driver.load import run_canonical_passes
 from svitc.driver.plan_search import search_plan
@@ -39,13 +39,13 @@ def program_of(model, shape=IMAGE):
 @pytest.fixture(scope="module")
 def half(digits):
     """The digits model at half its bytes."""
-    return svitc.compile(digits, 0.5, images=1)
+    return svitc.compile(digits, 0.5, images=1, no_data="uniform")
 
 
 @functools.cache
 def compiler_of(name: str) -> svitc.Compiler:
     """Return the compiler of a family, which exports the original once for all budgets."""
-    return svitc.Compiler(family(name), options=svitc.CompileOptions(images=1))
+    return svitc.Compiler(family(name), options=svitc.CompileOptions(images=1, no_data="uniform"))
 
 
 @pytest.mark.parametrize("budget", ["0.9", "0.78", "0.5", "0.3"])
@@ -64,34 +64,34 @@ def test_budgets_are_met_on_the_written_bytes(name, budget):
 
 @pytest.mark.parametrize(("budget", "most"), [("params=60%", 0.6), ("params=100000", 100000 / 162754)])
 def test_parameter_budgets(digits, budget, most):
-    parameters = svitc.compile(digits, budget, images=1).report["parameters"]
+    parameters = svitc.compile(digits, budget, images=1, no_data="uniform").report["parameters"]
     assert most - 0.01 < parameters["ratio"] <= most
     assert parameters["original"] == 162754
 
 
 def test_byte_budgets(digits):
-    memory = svitc.compile(digits, "400kB", images=1).report["memory"]
+    memory = svitc.compile(digits, "400kB", images=1, no_data="uniform").report["memory"]
     assert 0.99 * 400_000 < memory["compiled_bytes"] <= 400_000
 
 
 def test_a_budget_of_everything_prunes_nothing(digits):
-    done = svitc.compile(digits, 1.0, images=1)
+    done = svitc.compile(digits, 1.0, images=1, no_data="uniform")
     assert done.plan.keep == {} and done.report["memory"]["ratio"] == 1.0
 
 
 def test_widths_keep_the_same_share(digits):
     """Uniform is uniform: every group keeps about the share that all keep."""
-    groups = svitc.compile(digits, 0.5, images=1).report["groups"]
+    groups = svitc.compile(digits, 0.5, images=1, no_data="uniform").report["groups"]
     shares = [g["kept"] / g["size"] for g in groups if g["frozen"] is None and g["size"] >= 32]
     assert max(shares) - min(shares) < 0.08
 
 
 def test_include_exclude_and_round_to(digits):
-    done = svitc.compile(digits, 0.7, policy=Uniform(include=["*.mlp.*"], round_to=8), images=1)
+    done = svitc.compile(digits, 0.7, policy=Uniform(include=["*.mlp.*"], round_to=8), images=1, no_data="uniform")
     kept = {g["name"]: (g["kept"], g["size"]) for g in done.report["groups"]}
     for name, (n, size) in kept.items():
         assert n == size or (".mlp." in name and n % 8 == 0), name
-    done = svitc.compile(digits, 0.7, policy=Uniform(exclude=["blocks.0.mlp.fc2*"]), images=1)
+    done = svitc.compile(digits, 0.7, policy=Uniform(exclude=["blocks.0.mlp.fc2*"]), images=1, no_data="uniform")
     kept = {g["name"]: (g["kept"], g["size"]) for g in done.report["groups"]}
     whole = (
         "blocks.0.mlp.fc1.0",
@@ -102,7 +102,7 @@ def test_include_exclude_and_round_to(digits):
 
 
 def test_whole_heads(digits):
-    done = svitc.compile(digits, 0.6, policy=Uniform(prune_heads=True), images=1)
+    done = svitc.compile(digits, 0.6, policy=Uniform(prune_heads=True), images=1, no_data="uniform")
     masks = {name: mask for name, mask in done.plan.keep.items() if ".attn." in name}
     assert masks
     for mask in masks.values():
@@ -114,13 +114,13 @@ def test_whole_heads(digits):
 
 def test_whole_heads_stay_where_a_partner_is_excluded(digits):
     policy = Uniform(prune_heads=True, exclude=["blocks.0.attn.qkv_conv_bn.0.v"])
-    done = svitc.compile(digits, 0.6, policy=policy, images=1)
+    done = svitc.compile(digits, 0.6, policy=policy, images=1, no_data="uniform")
     assert not any(name.startswith("blocks.0.attn") for name in done.plan.keep)
 
 
 def test_criteria_choose_differently(digits):
     plans = {
-        c: svitc.compile(digits, 0.7, policy=Uniform(criterion=c), images=1).plan
+        c: svitc.compile(digits, 0.7, policy=Uniform(criterion=c), images=1, no_data="uniform").plan
         for c in ("l2", "l1", "bn-scale", "random")
     }
     name = "blocks.0.mlp.fc1.0"
@@ -132,24 +132,26 @@ def test_criteria_choose_differently(digits):
 
 def test_an_unreachable_budget_says_what_is_reachable(digits):
     with pytest.raises(BudgetError, match=r"cannot be met.*\d bytes are left") as caught:
-        svitc.compile(digits, 0.3, policy=Uniform(include=["blocks.0.mlp.fc1.0"]))
+        svitc.compile(digits, 0.3, policy=Uniform(include=["blocks.0.mlp.fc1.0"]), no_data="uniform")
     assert "patch_embed.stages.3" in str(caught.value.hint) and caught.value.exit_status == 5
     least = float(str(caught.value.hint).split("at least ")[1].split(",")[0])
     assert (
-        svitc.compile(digits, least, policy=Uniform(include=["blocks.0.mlp.fc1.0"]), images=1).report["memory"]["ratio"]
+        svitc.compile(
+            digits, least, policy=Uniform(include=["blocks.0.mlp.fc1.0"]), images=1, no_data="uniform"
+        ).report["memory"]["ratio"]
         <= least
     )
 
 
 def test_globs_that_match_nothing(digits):
     with pytest.raises(UsageError, match="matches no group"):
-        svitc.compile(digits, 0.5, policy=Uniform(exclude=["blocks.7.*"]))
+        svitc.compile(digits, 0.5, policy=Uniform(exclude=["blocks.7.*"]), no_data="uniform")
 
 
 def test_plans_replay(digits, half, tmp_path):
     half.write(tmp_path / "a")
     plan = Plan.load(tmp_path / "a" / "plan.json")
-    again = svitc.compile(digits, plan=plan, images=1)
+    again = svitc.compile(digits, plan=plan, images=1, no_data="uniform")
     assert again.onnx == half.onnx
 
 
@@ -191,13 +193,17 @@ def entry(plan, **change):
 def test_plans_that_do_not_fit(digits, half, spoil, message):
     plan = half.plan
     with pytest.raises(InputError, match=message):
-        svitc.compile(digits, plan=Plan.from_json(spoil(plan)))
+        svitc.compile(digits, plan=Plan.from_json(spoil(plan)), no_data="uniform")
 
 
 def test_same_input_same_files(digits, tmp_path):
     """Byte-identical, in this process and in a fresh one with another hash seed."""
-    svitc.compile(digits, 0.6, policy=Uniform(criterion="random", seed=3), images=1).write(tmp_path / "a")
-    svitc.compile(svitc.load(DIGITS), 0.6, policy=Uniform(criterion="random", seed=3), images=1).write(tmp_path / "b")
+    svitc.compile(digits, 0.6, policy=Uniform(criterion="random", seed=3), images=1, no_data="uniform").write(
+        tmp_path / "a"
+    )
+    svitc.compile(
+        svitc.load(DIGITS), 0.6, policy=Uniform(criterion="random", seed=3), images=1, no_data="uniform"
+    ).write(tmp_path / "b")
     command = [
         sys.executable,
         "-m",
@@ -210,6 +216,8 @@ def test_same_input_same_files(digits, tmp_path):
         "random",
         "--seed",
         "3",
+        "--no-data",
+        "uniform",
     ]
     subprocess.run(
         [*command, "-o", str(tmp_path / "c")],
@@ -225,13 +233,16 @@ def test_same_input_same_files(digits, tmp_path):
 
 
 def test_the_report_has_what_others_rely_on(digits, tmp_path):
-    done = svitc.compile(digits, 0.78, images=2)
+    done = svitc.compile(digits, 0.78, images=2, no_data="uniform")
     done.write(tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     memory = report["memory"]
     assert memory["ratio"] == memory["compiled_bytes"] / memory["original_bytes"] <= 0.78
     assert memory["compiled_bytes"] == backend.weight_bytes(tmp_path / "model.onnx")
     assert report["accuracy"] == {"original": None, "pruned": None, "images": 0}
+    assert report["policy"]["policy"] == "uniform" and report["policy"]["refit"] == "none"
+    assert {"data", "rounding"}.isdisjoint(report["policy"])
+    assert report["agreement"] is report["prediction"] is report["sweep"] is report["energy"] is None
     assert report["verify"]["status"] == "passed" and report["verify"]["flips_beyond_rounding"] == 0
     assert 0 <= report["verify"]["top1_agreement"] <= 1
     assert report["parameters"]["original"] > report["parameters"]["compiled"] > 0
@@ -244,6 +255,33 @@ def test_the_report_has_what_others_rely_on(digits, tmp_path):
     } <= set(report["seconds"])
     assert report["nodes"]["compiled"] == report["nodes"]["original"]
     assert report["macs"]["compiled"] < report["macs"]["original"]
+
+
+def test_the_report_on_a_plan_that_is_chosen_on_synthetic_images(monkeypatch):
+    """The default without images: nothing is measured on images of the user's, but what is lost is predicted."""
+    monkeypatch.setattr(synthetic_data, "IMAGES", (32, 32))
+    program = family("spikformer")
+    done = svitc.compile(program, 0.8, sweep_images=12, calibration_images=12, images=1)
+    report = done.report
+    assert report == json.loads(json.dumps(report)) and done.verdict.passed
+    assert 0.79 < report["memory"]["ratio"] <= 0.8
+    made_by = report["policy"]
+    assert (made_by["policy"], made_by["refit"], made_by["data"]) == ("auto", "full", "synthetic")
+    assert report["accuracy"] == {"original": None, "pruned": None, "images": 0}
+    assert report["agreement"] is report["energy"] is None
+    prediction, sweep = report["prediction"], report["sweep"]
+    assert prediction["basis"] == "synthetic" and prediction["images"] == sweep["images"] == 12
+    low, high = prediction["interval"]
+    assert 0 <= low <= prediction["loss"] <= high <= 1 and 0 <= prediction["agreement"] <= 1
+    assert sweep["labels"] is sweep["on_reported_images"] is False and sweep["evaluations"] > 0
+    plan = Plan.from_json(json.loads(json.dumps(done.plan.to_json())))
+    replayed = svitc.compile(program, plan=plan, sweep_images=12, calibration_images=12, images=1, no_data="uniform")
+    assert replayed.onnx == done.onnx, "the plan says on which images it was refitted, and they are drawn again"
+
+
+def test_what_to_choose_plans_on_without_images_is_checked(digits):
+    with pytest.raises(UsageError, match="no_data 'random' is neither synthetic nor uniform"):
+        svitc.Compiler(digits, options=svitc.CompileOptions(no_data="random"))
 
 
 def test_accuracy_is_measured_on_data(digits):
@@ -269,34 +307,34 @@ def test_accuracy_is_measured_on_data(digits):
             for i in range(0, 20, batch_size):
                 yield self.x[i : i + batch_size], self.y[i : i + batch_size]
 
-    accuracy = svitc.compile(digits, 0.3, data=Data(), images=2).report["accuracy"]
+    accuracy = svitc.compile(digits, 0.3, data=Data(), images=2, no_data="uniform").report["accuracy"]
     assert accuracy["original"] == 1.0 and accuracy["images"] == 20 and accuracy["pruned"] < 1.0
 
 
 def test_a_program_given_to_compile_is_not_changed(digits):
     before = str(digits)
     weights = {k: v.clone() for k, v in digits.module.state_dict().items()}
-    svitc.compile(digits, 0.5, images=1)
+    svitc.compile(digits, 0.5, images=1, no_data="uniform")
     assert str(digits) == before
     assert all(torch.equal(v, weights[k]) for k, v in digits.module.state_dict().items())
 
 
 def test_compiled_folders_compile_again(digits, tmp_path):
-    svitc.compile(digits, 0.8, images=1).write(tmp_path)
-    again = svitc.compile(svitc.load(tmp_path), 0.5, images=1)
+    svitc.compile(digits, 0.8, images=1, no_data="uniform").write(tmp_path)
+    again = svitc.compile(svitc.load(tmp_path), 0.5, images=1, no_data="uniform")
     assert again.report["memory"]["ratio"] <= 0.5 and again.verdict.passed
 
 
 def test_an_mlp_as_wide_as_its_block():
     torch.manual_seed(0)
     program = program_of(warm(maxformer(T=2, mlp_ratio=1.0)))
-    done = svitc.compile(program, 0.5, images=2)
+    done = svitc.compile(program, 0.5, images=2, no_data="uniform")
     assert done.verdict.passed and done.report["memory"]["ratio"] <= 0.5
 
 
 def test_inspect_agrees_with_compile(digits):
     view = inspect(digits)
-    assert view["bytes"] == svitc.compile(digits, 1.0, images=1).report["memory"]["original_bytes"]
+    assert view["bytes"] == svitc.compile(digits, 1.0, images=1, no_data="uniform").report["memory"]["original_bytes"]
     assert sum(layer["parameters"] for layer in view["layers"]) == view["parameters"]
     stored = sum(layer["bytes"] for layer in view["layers"])
     assert 0 <= view["bytes"] - stored < 600, "what is not weights is a few scalars and shapes"
@@ -309,7 +347,7 @@ def test_the_smallest_network_still_runs():
     cost = {
         g.name: np.eye(1, g.axis.size, dtype=bool).repeat(g.heads, axis=0) for g in program.groups if g.frozen is None
     }
-    done = svitc.compile(program, plan=Plan(cost), images=2)
+    done = svitc.compile(program, plan=Plan(cost), images=2, no_data="uniform")
     assert done.verdict.passed
     assert parse_budget("0.5").limit(100) == 50
 
@@ -325,7 +363,7 @@ def test_bytes_that_the_cost_does_not_see_are_made_up_for(digits, monkeypatch, h
         return cost
 
     monkeypatch.setattr(prepare, "byte_cost", short)
-    compiler = svitc.Compiler(digits)
+    compiler = svitc.Compiler(digits, options=svitc.CompileOptions(no_data="uniform"))
     for limit in range(400_000, 404_000, 1000):
         task = compiler.task(Budget(str(limit), "bytes", None, limit), None, Reporter())
         plan = search_plan(compiler.workspace, compiler.policy, task, Reporter()).plan

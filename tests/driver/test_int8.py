@@ -145,7 +145,7 @@ def test_each_reason():
 
 @pytest.fixture(scope="module")
 def whole(digits) -> Compiled:
-    return svitc.compile(digits, weights="int8", images=2)
+    return svitc.compile(digits, weights="int8", images=2, no_data="uniform")
 
 
 def test_compile(digits, whole):
@@ -165,7 +165,7 @@ def test_compile(digits, whole):
 
 
 def test_parameters_as_the_budget(digits):
-    done = svitc.compile(digits, "params=78%", weights="int8", images=1)
+    done = svitc.compile(digits, "params=78%", weights="int8", images=1, no_data="uniform")
     parameters = done.report["parameters"]
     assert 0.77 < parameters["ratio"] <= 0.78 and done.verdict.passed
     assert done.report["memory"]["ratio"] < 0.25
@@ -173,7 +173,7 @@ def test_parameters_as_the_budget(digits):
 
 @pytest.fixture(scope="module")
 def small(digits) -> Compiled:
-    return svitc.compile(digits, 0.15, weights="int8", images=2)
+    return svitc.compile(digits, 0.15, weights="int8", images=2, no_data="uniform")
 
 
 def test_a_budget_below_int8s_own_size_prunes(whole, small):
@@ -184,21 +184,21 @@ def test_a_budget_below_int8s_own_size_prunes(whole, small):
 
 
 def test_a_budget_above_int8s_own_size_prunes_nothing(digits, whole):
-    done = svitc.compile(digits, 0.5, weights="int8", images=1)
+    done = svitc.compile(digits, 0.5, weights="int8", images=1, no_data="uniform")
     assert done.plan.keep == {} and done.onnx == whole.onnx
 
 
 def test_a_plan_is_replayed_in_either_type(digits, small):
     plan = Plan.from_json(json.loads(json.dumps(small.plan.to_json())))
-    assert svitc.compile(digits, plan=plan, weights="int8", images=1).onnx == small.onnx
-    floats = svitc.compile(digits, plan=plan, images=1)
+    assert svitc.compile(digits, plan=plan, weights="int8", images=1, no_data="uniform").onnx == small.onnx
+    floats = svitc.compile(digits, plan=plan, images=1, no_data="uniform")
     assert floats.verdict.passed and floats.report["weights"] == {"type": "fp32"}
     assert floats.report["parameters"] == small.report["parameters"]
 
 
 def test_two_runs_write_the_same_bytes(whole, tmp_path):
     whole.write(tmp_path / "a")
-    svitc.compile(svitc.load(DIGITS), weights="int8", images=2).write(tmp_path / "b")
+    svitc.compile(svitc.load(DIGITS), weights="int8", images=2, no_data="uniform").write(tmp_path / "b")
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     reports = [json.loads((tmp_path / x / "report.json").read_text()) for x in "ab"]
@@ -211,12 +211,12 @@ def test_two_runs_write_the_same_bytes(whole, tmp_path):
 @pytest.mark.parametrize("weights", ["int3", "INT8", "", "8"])
 def test_unknown_types(digits, weights):
     with pytest.raises(UsageError, match="are not a type"):
-        svitc.compile(digits, 0.5, weights=weights)
+        svitc.compile(digits, 0.5, weights=weights, no_data="uniform")
 
 
 def test_what_is_quantized_cannot_be_compiled_or_inspected(whole):
     with pytest.raises(InputError, match="quantized already"):
-        svitc.compile(whole.program, 0.5)
+        svitc.compile(whole.program, 0.5, no_data="uniform")
     with pytest.raises(InputError, match="quantized already"):
         inspect(whole.program)
 
@@ -259,7 +259,23 @@ def run(capsys, *args: object) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("int8") / "out"
-    assert main(["compile", str(DIGITS), "--weights", "int8", "-o", str(out), "--verify-images", "2"]) == 0
+    assert (
+        main(
+            [
+                "compile",
+                str(DIGITS),
+                "--no-data",
+                "uniform",
+                "--weights",
+                "int8",
+                "-o",
+                str(out),
+                "--verify-images",
+                "2",
+            ]
+        )
+        == 0
+    )
     return out
 
 
@@ -278,6 +294,8 @@ def test_with_a_budget_and_json(capsys, tmp_path):
         capsys,
         "compile",
         DIGITS,
+        "--no-data",
+        "uniform",
         "--weights",
         "int8",
         "-b",
@@ -294,7 +312,7 @@ def test_with_a_budget_and_json(capsys, tmp_path):
 
 
 def test_a_type_that_is_none(capsys, tmp_path):
-    status, out, err = run(capsys, "compile", DIGITS, "--weights", "int3", "-o", tmp_path / "o")
+    status, out, err = run(capsys, "compile", DIGITS, "--no-data", "uniform", "--weights", "int3", "-o", tmp_path / "o")
     assert status == 2 and out == "" and "int3" in err and "int8" in err
     assert not (tmp_path / "o").exists()
 

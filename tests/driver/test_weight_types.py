@@ -16,6 +16,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import narrowable
 from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
+from svitc.driver import synthetic_data
 from svitc.driver.artifacts import Compiled
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
@@ -41,7 +42,7 @@ def layers() -> dict[str, str]:
 
 @functools.cache
 def compiled(weights: str) -> Compiled:
-    return svitc.compile(program(), weights=weights, images=1)
+    return svitc.compile(program(), weights=weights, images=1, no_data="uniform")
 
 
 @functools.cache
@@ -112,7 +113,7 @@ def test_bits_for_a_layer_that_is_none(layer, closest):
 
 def test_a_compilation_checks_the_plan_it_replays():
     with pytest.raises(InputError, match="the plan gives bits to haed"):
-        svitc.compile(program(), plan=Plan({}, {}, {"haed": 4}), images=1)
+        svitc.compile(program(), plan=Plan({}, {}, {"haed": 4}), images=1, no_data="uniform")
 
 
 # one type for all
@@ -139,6 +140,19 @@ def test_weights_of_one_type_without_images(weights, bits):
     assert opset == (25 if bits == 2 else 21)
 
 
+def test_by_default_weights_are_rounded_with_synthetic_images(monkeypatch):
+    monkeypatch.setattr(synthetic_data, "IMAGES", (32, 32))
+    done = svitc.compile(program(), weights="int2", images=1, **FEW)
+    made_by = done.plan.provenance
+    assert (made_by["weights"], made_by["rounding"], made_by["data"]) == ("int2", "calibrated", "synthetic")
+    assert done.plan.bits == compiled("int2").plan.bits and done.plan.keep == {} and done.verdict.passed
+    assert done.onnx != compiled("int2").onnx
+    assert not any("nearest numbers" in each for each in done.report["decisions"])
+    assert done.report["prediction"]["basis"] == "synthetic" and compiled("int2").report["prediction"] is None
+    replayed = svitc.compile(program(), plan=again(done.plan), images=1, **FEW)
+    assert replayed.onnx == done.onnx
+
+
 def test_fewer_bits_take_fewer_bytes():
     ratios = [compiled(weights).report["memory"]["ratio"] for weights in ("int2", "int4", "int8")]
     assert ratios == sorted(ratios) and ratios[0] < 0.7 * ratios[1] < 0.5 * ratios[2]
@@ -148,19 +162,21 @@ def test_fewer_bits_take_fewer_bytes():
 
 def test_a_budget_below_its_own_size_prunes():
     share = 0.8 * compiled("int4").report["memory"]["ratio"]
-    done = svitc.compile(program(), share, weights="int4", images=1)
+    done = svitc.compile(program(), share, weights="int4", images=1, no_data="uniform")
     assert done.plan.keep and done.verdict.passed and set(done.plan.bits.values()) == {4}
     assert 0.9 * share < done.report["memory"]["ratio"] <= share
 
 
 def test_a_file_for_an_older_runtime_has_wider_weights():
-    done = svitc.compile(program(), weights="int2", min_weight_bits=4, images=1)
+    done = svitc.compile(program(), weights="int2", min_weight_bits=4, images=1, no_data="uniform")
     assert set(done.plan.bits.values()) == {4}, "the bits that are stored are used"
     assert done.onnx == compiled("int4").onnx
 
 
 def test_excluded_layers_stay_at_eight_bits():
-    done = svitc.compile(program(), weights="int4", policy=make("uniform", exclude=["blocks.0.mlp.*"]), images=1)
+    done = svitc.compile(
+        program(), weights="int4", policy=make("uniform", exclude=["blocks.0.mlp.*"]), images=1, no_data="uniform"
+    )
     bits = {layer: each["bits"] for layer, each in done.report["weights"]["layers"].items()}
     wide = {layer for layer, why in layers().items() if why}
     assert {layer for layer in bits if bits[layer] == 8} == {FC1, FC2} | wide
@@ -172,16 +188,18 @@ def test_excluded_layers_stay_at_eight_bits():
 
 @pytest.mark.parametrize("weights", ["int4", "int2"])
 def test_a_plan_is_replayed_to_the_same_bytes(weights):
-    done = svitc.compile(program(), plan=again(compiled(weights).plan), images=1)
+    done = svitc.compile(program(), plan=again(compiled(weights).plan), images=1, no_data="uniform")
     assert done.onnx == compiled(weights).onnx and done.verdict.passed
 
 
 def test_a_plan_of_mixed_bits():
     bits = {layer: (8, 4, 2)[i % 3] for i, layer in enumerate(layer for layer, why in layers().items() if not why)}
-    done = svitc.compile(program(), plan=Plan({}, {}, dict(bits)), images=1)
+    done = svitc.compile(program(), plan=Plan({}, {}, dict(bits)), images=1, no_data="uniform")
     assert {k: v["bits"] for k, v in done.report["weights"]["layers"].items() if k in bits} == bits
     assert done.verdict.passed and done.plan.bits == bits
-    less = svitc.compile(program(), plan=Plan({}, {}, {FC1: 2}), images=1).report["weights"]["layers"]
+    less = svitc.compile(program(), plan=Plan({}, {}, {FC1: 2}), images=1, no_data="uniform").report["weights"][
+        "layers"
+    ]
     assert {layer for layer, each in less.items() if each["bits"] != 8} == {FC1}, "what is not named has 8"
 
 
@@ -194,7 +212,7 @@ def test_a_plan_made_with_images_is_replayed_with_them(data):
     replayed = svitc.compile(program(), plan=again(done.plan), data=data, images=1, **FEW)
     assert replayed.onnx == done.onnx
     with pytest.raises(InputError, match="made with images") as refused:
-        svitc.compile(program(), plan=again(done.plan), images=1)
+        svitc.compile(program(), plan=again(done.plan), images=1, no_data="uniform")
     assert "--data" in refused.value.hint
 
 
@@ -204,12 +222,12 @@ def test_a_plan_made_with_images_is_replayed_with_them(data):
 @pytest.mark.parametrize("weights", ["int3", "INT4", "4", "", "int16"])
 def test_unknown_types(weights):
     with pytest.raises(UsageError, match="are not a type") as refused:
-        svitc.compile(program(), weights=weights)
+        svitc.compile(program(), weights=weights, no_data="uniform")
     assert "fp32, int8, int4, int2, mixed" in refused.value.hint
 
 
 def test_mixed_weights_need_a_policy_that_chooses(data):
-    for options in ({}, {"policy": make("primesvt")}, {"policy": make("uniform"), "data": data}):
+    for options in ({"no_data": "uniform"}, {"policy": make("primesvt")}, {"policy": make("uniform"), "data": data}):
         with pytest.raises(UsageError, match="does not choose bits") as refused:
             svitc.compile(program(), weights="mixed", **options)
         assert "--data" in refused.value.hint and "qsvit" in refused.value.hint
@@ -220,16 +238,18 @@ def test_mixed_weights_need_a_policy_that_chooses(data):
 )
 def test_a_policy_that_chooses_needs_no_type(policy, weights):
     with pytest.raises(UsageError, match=f"policy '{policy}' chooses each layer's bits") as refused:
-        svitc.compile(program(), weights=weights, policy=make(policy))
+        svitc.compile(program(), weights=weights, policy=make(policy), no_data="uniform")
     assert f"--weights {weights}" in refused.value.hint
 
 
 def test_an_excluded_layer_that_is_none():
     with pytest.raises(UsageError, match=r"'blocks\.0\.mlp\.fc3\.0' matches no group or layer") as refused:
-        svitc.compile(program(), weights="int4", policy=make("uniform", exclude=["blocks.0.mlp.fc3.0"]))
+        svitc.compile(
+            program(), weights="int4", policy=make("uniform", exclude=["blocks.0.mlp.fc3.0"]), no_data="uniform"
+        )
     assert refused.value.hint.count(FC1) == refused.value.hint.count(FC2) == 1
     with pytest.raises(UsageError, match="'#' matches no group or layer") as refused:
-        svitc.compile(program(), weights="int4", policy=make("uniform", exclude=["#"]))
+        svitc.compile(program(), weights="int4", policy=make("uniform", exclude=["#"]), no_data="uniform")
     assert "svitc inspect" in refused.value.hint
 
 
@@ -248,7 +268,7 @@ def changed(layer: str, number: float | None) -> Program:
 @pytest.mark.parametrize(("weights", "number"), [("int4", "inf"), ("int2", "-inf"), ("int2", "nan")])
 def test_weights_that_are_no_numbers(weights, number):
     with pytest.raises(UnsupportedError, match=f"{FC1} has weights that are infinite or not a number") as refused:
-        svitc.compile(changed(FC1, float(number)), weights=weights, images=1)
+        svitc.compile(changed(FC1, float(number)), weights=weights, images=1, no_data="uniform")
     assert refused.value.exit_status == 4 and "spikformer.py:" in refused.value.where
 
 
@@ -264,7 +284,7 @@ def test_weights_that_are_no_numbers_with_images(data):
 def test_a_layer_of_nothing(layer, weights, clean):
     """It gives nothing, whatever it reads, as before: two bits hold no zero, so its scale is next to none."""
     twin = changed(layer, None)
-    done = svitc.compile(twin, weights=weights, remove_dead_channels=clean, images=1)
+    done = svitc.compile(twin, weights=weights, remove_dead_channels=clean, images=1, no_data="uniform")
     assert done.verdict.passed
     module = dict(done.program.module.named_modules()).get(layer)
     if ops.is_quantized(module):  # or nothing is left of it
@@ -277,16 +297,16 @@ def test_a_layer_of_nothing(layer, weights, clean):
 def test_bits_that_a_layer_cannot_have_are_refused():
     first = "patch_embed.stages.0.conv_bn.block.0"
     with pytest.raises(InputError, match=f"{first} 2 bits, but its weights must stay at 8"):
-        svitc.compile(family("spikformer"), plan=Plan({}, {}, {first: 2}))
+        svitc.compile(family("spikformer"), plan=Plan({}, {}, {first: 2}), no_data="uniform")
 
 
 def test_a_replayed_plan_keeps_its_bits_and_stays_as_it_is():
     program = family("spikformer")
-    made = svitc.compile(program, weights="int4", images=1).plan
+    made = svitc.compile(program, weights="int4", images=1, no_data="uniform").plan
     before = json.dumps(made.to_json())
     with pytest.raises(UsageError, match="the plan gives each layer its bits"):
-        svitc.compile(program, plan=made, weights="int8")
-    again = svitc.compile(program, plan=made, weights="int4", images=1)
+        svitc.compile(program, plan=made, weights="int8", no_data="uniform")
+    again = svitc.compile(program, plan=made, weights="int4", images=1, no_data="uniform")
     assert json.dumps(made.to_json()) == before and again.plan.provenance["weights"] == "int4"
 
 

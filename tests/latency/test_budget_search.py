@@ -77,7 +77,7 @@ def test_what_is_not_a_budget_of_latency(text, capsys, tmp_path):
     with pytest.raises(UsageError) as caught:
         parse_budget(text)
     assert "latency=" in str(caught.value.hint)
-    status, out, err = run(capsys, "compile", DIGITS, "--budget", text, "-o", tmp_path / "out")
+    status, out, err = run(capsys, "compile", DIGITS, "--no-data", "uniform", "--budget", text, "-o", tmp_path / "out")
     assert (status, out) == (2, "") and repr(text) in err and not (tmp_path / "out").exists()
 
 
@@ -208,7 +208,9 @@ def by_size(monkeypatch):
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_compile_to_a_latency(digits, by_size, weights):
     said: list[str] = []
-    done = svitc.compile(digits, "latency=0.6", weights=weights, images=1, reporter=Reporter(on_decision=said.append))
+    done = svitc.compile(
+        digits, "latency=0.6", weights=weights, images=1, reporter=Reporter(on_decision=said.append), no_data="uniform"
+    )
     budget = done.report["budget"]
     assert budget.keys() == {
         "text",
@@ -229,12 +231,16 @@ def test_compile_to_a_latency(digits, by_size, weights):
     assert done.report["parameters"]["compiled"] <= budget["parameters"]
     assert [s for s in said if "latency=0.6" in s] == [s for s in done.report["decisions"] if "latency=0.6" in s] != []
     assert done.plan.provenance["budget"] == "latency=0.6"
-    again = svitc.compile(digits, plan=Plan.from_json(done.plan.to_json()), weights=weights, images=1)
+    again = svitc.compile(
+        digits, plan=Plan.from_json(done.plan.to_json()), weights=weights, images=1, no_data="uniform"
+    )
     assert again.onnx == done.onnx, "a plan is replayed without timing anything"
 
 
 def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
-    status, out, err = run(capsys, "compile", DIGITS, "-b", "latency=0.001", "-o", tmp_path / "out")
+    status, out, err = run(
+        capsys, "compile", DIGITS, "--no-data", "uniform", "-b", "latency=0.001", "-o", tmp_path / "out"
+    )
     assert (status, out) == (5, "") and "no plan that was tried meets latency=0.001" in err
     assert not (tmp_path / "out").exists()
 
@@ -243,7 +249,18 @@ def test_a_latency_that_is_not_met(by_size, capsys, tmp_path):
 def test_compile_to_a_measured_latency(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(paired, "PAIRS", (2, 2))
     status, out, err = run(
-        capsys, "compile", DIGITS, "-b", "latency=0.9", "-o", tmp_path / "out", "--json", "--verify-images", 1
+        capsys,
+        "compile",
+        DIGITS,
+        "--no-data",
+        "uniform",
+        "-b",
+        "latency=0.9",
+        "-o",
+        tmp_path / "out",
+        "--json",
+        "--verify-images",
+        1,
     )
     assert status in (0, 5), err  # how fast this machine is at this moment is not the test's business
     if status == 0:
@@ -384,6 +401,8 @@ def test_a_quantized_folder(capsys, monkeypatch, tmp_path):
             [
                 "compile",
                 str(DIGITS),
+                "--no-data",
+                "uniform",
                 "-b",
                 "0.5",
                 "--weights",

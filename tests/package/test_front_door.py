@@ -52,7 +52,7 @@ def test_old_names_still_work(old, new):
 
 def test_old_keywords_still_work():
     program = svitc.load(DIGITS, fix=True)
-    done = svitc.compile(program, 0.9, clean="off", narrowest=8, images=1)
+    done = svitc.compile(program, 0.9, clean="off", narrowest=8, images=1, no_data="uniform")
     assert done.report["policy"]["clean"] == "off" and done.verdict.passed
 
 

@@ -100,6 +100,17 @@ def test_it_is_the_installed_package_that_answers(scripts, tmp_path):
 
 
 def test_it_compiles_away_from_the_checkout(scripts, tmp_path):
-    run(scripts / "svitc", "compile", ROOT / "demo" / "digits.pt", "--budget", "0.5", "-o", "out", cwd=tmp_path)
+    run(
+        scripts / "svitc",
+        "compile",
+        ROOT / "demo" / "digits.pt",
+        "--budget",
+        "0.5",
+        "--no-data",
+        "uniform",
+        "-o",
+        "out",
+        cwd=tmp_path,
+    )
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"model.onnx", "model.py", "model.safetensors", "plan.json", "report.json"}

@@ -134,7 +134,7 @@ def test_a_neuron_that_is_called_twice_is_two():
     x = halves(2)
     with torch.no_grad():
         assert torch.equal(program(x), model(x))
-    done = svitc.compile(program, 0.7, images=2)
+    done = svitc.compile(program, 0.7, images=2, no_data="uniform")
     assert done.verdict.passed and list(done.verdict.layers) == ["spike", "spike_1"]
     assert model.spike is not program.module.spike
 

@@ -187,7 +187,7 @@ def test_costs_are_exact(name):
 @cache
 def compiler_of(name: str) -> svitc.Compiler:
     """Return the compiler of a family, which exports the original once for both budgets."""
-    return svitc.Compiler(captured(name), options=svitc.CompileOptions(images=2))
+    return svitc.Compiler(captured(name), options=svitc.CompileOptions(images=2, no_data="uniform"))
 
 
 @pytest.mark.parametrize("budget", [0.78, 0.5])
@@ -212,7 +212,7 @@ def test_only_whole_heads_go_where_attention_pools_over_their_dimensions():
         keep = np.ones((group.heads, group.axis.size), dtype=bool)
         keep[head] = False
         assert_pruned_is_masked("sdt-dvs", Plan({group.name: keep}))
-    done = svitc.compile(program, 0.5, images=2)  # without --prune-heads
+    done = svitc.compile(program, 0.5, images=2, no_data="uniform")  # without --prune-heads
     chosen = done.plan.keep["block.0.attn.q_conv"]
     assert set(chosen.mean(axis=1).tolist()) == {0.0, 1.0}
     assert "whole heads only: a window slides over it" in str(program)

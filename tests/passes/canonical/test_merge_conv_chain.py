@@ -293,7 +293,11 @@ def test_compiling_with_and_without(tmp_path):
     """Budgets are of the original, met on the written file; a plan brings its own choice."""
     program = capture(warm(Spiking(), IMAGE.shape), IMAGE)
     run_canonical_passes(program)
-    done = {(how, b): svitc.compile(program, b, reparam=how, images=2) for how in ("auto", "off") for b in (1.0, 0.5)}
+    done = {
+        (how, b): svitc.compile(program, b, reparam=how, images=2, no_data="uniform")
+        for how in ("auto", "off")
+        for b in (1.0, 0.5)
+    }
     saved = 4 * (12 * 96 + 9 * 96 + 96 + 96 * 12 - 9 * 12 * 12)
     for (how, budget), each in done.items():
         memory, merged = each.report["memory"], {k: v["merged"] for k, v in each.report["reparam"].items()}
@@ -305,10 +309,12 @@ def test_compiling_with_and_without(tmp_path):
     assert memory["original_bytes"] - done["auto", 1.0].report["memory"]["compiled_bytes"] == saved
     assert done["auto", 0.5].report["memory"]["ratio"] > 0.49 and done["auto", 1.0].plan.keep == {}
     for how, other in (("auto", "off"), ("off", "auto")):
-        again = svitc.compile(program, plan=done[how, 0.5].plan, reparam=other, images=2)
+        again = svitc.compile(program, plan=done[how, 0.5].plan, reparam=other, images=2, no_data="uniform")
         assert again.onnx == done[how, 0.5].onnx
     done["auto", 0.5].write(tmp_path)
-    assert svitc.compile(svitc.load(tmp_path), 1.0, images=2).report["reparam"].keys() == {"rep.body.2.1"}
+    assert svitc.compile(svitc.load(tmp_path), 1.0, images=2, no_data="uniform").report["reparam"].keys() == {
+        "rep.body.2.1"
+    }
 
 
 class Called(Net):

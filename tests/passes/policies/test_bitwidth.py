@@ -29,7 +29,7 @@ SMALL = ("--sweep-images", "20", "--calibration-images", "20", "-T", "1")  # one
 
 @functools.cache
 def compiler() -> Compiler:
-    return Compiler(family("spikformer", depths=2), None, CompileOptions(weights="mixed"))
+    return Compiler(family("spikformer", depths=2), None, CompileOptions(weights="mixed", no_data="uniform"))
 
 
 @dataclass
@@ -418,7 +418,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(capsys, tmp_path, case):
     args, wanted, said = BAD[case]
-    status, _, err = run(capsys, "compile", DIGITS, *args, "-o", tmp_path / "out")
+    status, _, err = run(capsys, "compile", DIGITS, "--no-data", "uniform", *args, "-o", tmp_path / "out")
     assert status == wanted and said in " ".join(err.split())
     assert not (tmp_path / "out").exists()
 

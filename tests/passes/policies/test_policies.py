@@ -386,7 +386,9 @@ def test_a_criterion_in_ten_lines(monkeypatch):
         return np.tile(np.arange(group.axis.size, dtype=float), (group.heads, 1))
 
     monkeypatch.setitem(CRITERIA, "first-go", first_go)
-    done = svitc.compile(svitc.load(DIGITS), 0.8, policy=make("uniform", criterion="first-go"), images=1)
+    done = svitc.compile(
+        svitc.load(DIGITS), 0.8, policy=make("uniform", criterion="first-go"), images=1, no_data="uniform"
+    )
     for mask in done.plan.keep.values():
         assert (np.sort(mask, axis=1) == mask).all() and not mask.all()
     assert done.verdict.passed and done.plan.provenance["criterion"] == "first-go"
@@ -402,7 +404,7 @@ def test_a_policy_of_the_user_s_own():
             mask[:, : group.axis.size // 2 + 1] = True
             return Plan({group.name: mask}, {"policy": self.name})
 
-    done = svitc.compile(svitc.load(DIGITS), "100%", policy=First(), images=1)
+    done = svitc.compile(svitc.load(DIGITS), "100%", policy=First(), images=1, no_data="uniform")
     assert done.verdict.passed and done.report["memory"]["ratio"] < 1
     assert done.report["policy"] == {
         "policy": "first",
@@ -416,7 +418,7 @@ def test_a_policy_of_the_user_s_own():
         plan = First.plan
 
     with pytest.raises(UsageError, match="Alike is not a policy"):
-        svitc.compile(svitc.load(DIGITS), policy=Alike(), images=1)
+        svitc.compile(svitc.load(DIGITS), policy=Alike(), images=1, no_data="uniform")
 
 
 def test_mistakes_of_callers_are_named():
@@ -426,7 +428,7 @@ def test_mistakes_of_callers_are_named():
 
     program = svitc.load(DIGITS)
     with pytest.raises(UsageError, match="policy 'nothing' returned NoneType, not a plan"):
-        svitc.compile(program, 0.9, policy=Nothing())
+        svitc.compile(program, 0.9, policy=Nothing(), no_data="uniform")
     with pytest.raises(UsageError, match="data is a str, not a data set"):
         svitc.compile(program, 0.9, data="images.npz")
 
