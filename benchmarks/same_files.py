@@ -197,15 +197,16 @@ def commands(models: Path, name: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the arguments of every command of a model; ``{out}`` is the command's own folder."""
     model, data = str(models / f"{name}.pt"), models / f"{name}.npz"
     few = ["--sweep-images", "32", "--calibration-images", "16", "--data", str(data)]
+    every = {key: [*values, *without_images()] for key, values in EVERY.items()}
     if name == "spikformer_s":
-        yield from ((f"{name}/{key}", ["compile", model, *EVERY[key], "-o", "{out}"]) for key in ("fp32", "int8"))
+        yield from ((f"{name}/{key}", ["compile", model, *every[key], "-o", "{out}"]) for key in ("fp32", "int8"))
         return
     fix = ["--fix"] if name == "published-qkformer" else []
-    every = dict(EVERY)
     if data.exists() and name in ("spikformer", "digits"):
         every |= {key: [*values, *few] for key, values in LABELLED.items()}
     if name == "digits":
         every |= {key: [*values, *few] for key, values in DIGITS.items()}
+        every |= {"synthetic": ["--budget", "0.6", *few[:-2]]}
     for key, values in every.items():
         filled = [value.replace("{data}", str(data)) for value in values]
         yield f"{name}/{key}", ["compile", model, *filled, *fix, "-o", "{out}"]
@@ -221,6 +222,13 @@ def commands(models: Path, name: str) -> Iterator[tuple[str, list[str]]]:
         for command in COMMANDS:
             yield f"help/{command}", [command, "--help"]
         yield "help/svitc", ["--help"]
+
+
+def without_images() -> list[str]:
+    """Return the option that draws no synthetic images, where a commit has it; older commits draw none anyway."""
+    import svitc
+
+    return ["--no-data", "uniform"] if hasattr(svitc.CompileOptions, "no_data") else []
 
 
 def work_through(models: Path, out: Path, names: list[str]) -> None:

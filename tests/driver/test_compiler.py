@@ -264,7 +264,7 @@ def test_the_report_on_a_plan_that_is_chosen_on_synthetic_images(monkeypatch):
     done = svitc.compile(program, 0.8, sweep_images=12, calibration_images=12, images=1)
     report = done.report
     assert report == json.loads(json.dumps(report)) and done.verdict.passed
-    assert 0.79 < report["memory"]["ratio"] <= 0.8
+    assert 0.75 < report["memory"]["ratio"] <= 0.8
     made_by = report["policy"]
     assert (made_by["policy"], made_by["refit"], made_by["data"]) == ("auto", "full", "synthetic")
     assert report["accuracy"] == {"original": None, "pruned": None, "images": 0}
