@@ -30,6 +30,7 @@ from svitc import onnx as backend
 from svitc.data.dataset import Dataset, load_data, split
 from svitc.data.inputs import top1
 from svitc.driver.artifacts import Compiled
+from svitc.driver.prediction import TOO_SMALL
 from svitc.driver.report import BATCH_IMAGES, classify
 from svitc.support.confidence import paired
 from svitc.support.reporter import Reporter
@@ -97,7 +98,8 @@ class Prediction:
         section = report.get("prediction")
         if section is None:
             return None
-        return cls(section.get("loss"), section.get("interval"), section.get("agreement"))
+        loss = None if section["too_small"] else section["loss"]
+        return cls(loss, section["interval"], section["agreement"])
 
     def verdict(self, drop: float, interval: Sequence[float]) -> str:
         """Return whether the prediction came true.
@@ -107,8 +109,8 @@ class Prediction:
             interval: Its 95% interval.
         """
         low, high = interval
-        if self.loss is None:  # it is at most the upper end, if there is one
-            return "yes" if low <= (self.interval[1] if self.interval is not None else 0) else "NO"
+        if self.loss is None:
+            return "too small to tell" if low <= 2 * TOO_SMALL else "NO"
         if low <= 0 and self.loss <= high:  # the measured images cannot tell it from no loss
             return "too small to tell"
         return "yes" if self.loss / 2 <= drop <= 2 * self.loss else "NO"

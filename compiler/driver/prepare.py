@@ -203,7 +203,10 @@ class Workspace:
         seen = data is options.data
         images = min(options.sweep_images, len(data) // 2) if synthetic else options.sweep_images
         settings = SweepSettings(images, options.calibration_images, options.seed, seen)
-        return open_sweep(program, data, store, settings, self.reporter)
+        sweep = open_sweep(program, data, store, settings, self.reporter)
+        if synthetic:
+            sweep.remarks[:0] = data.notes
+        return sweep
 
     def original_classes(self) -> list[np.ndarray]:
         """Return the classes that the original predicts for the reported images, batch by batch."""

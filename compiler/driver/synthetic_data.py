@@ -18,7 +18,6 @@ IMAGES = (32, 456)  # fewest and most: 200 to measure plans on and 256 for calib
 CHOSEN_MACS = 100e9  # multiply-accumulates of the original on all images: about as long as a minute allows
 CANDIDATES = 3  # images to choose one from
 FIT_IMAGES = 64
-MISMATCHED = 0.5  # a mismatch with which predictions were seen to fail
 
 
 def synthetic_data(program: Program, seed: int, reporter: Reporter) -> Dataset:
@@ -30,7 +29,10 @@ def synthetic_data(program: Program, seed: int, reporter: Reporter) -> Dataset:
     Args:
         program: the original.
         seed: seed of the images.
-        reporter: told about progress, and about what the weights do not tell.
+        reporter: told about progress.
+
+    Returns:
+        The images; ``notes`` say how they were chosen, or what the weights do not tell.
     """
     count = int(min(IMAGES[1], max(IMAGES[0], CHOSEN_MACS // max(1, macs(program)))))
     norms = match.batch_norms(program)
@@ -46,23 +48,22 @@ def synthetic_data(program: Program, seed: int, reporter: Reporter) -> Dataset:
             step(sum(batch.shape[dim] for batch in batches))
         x = torch.cat(batches, dim)
     if matched:
-        x = _matched(program, x, count, len(norms), reporter)
+        x, note = _matched(program, x, count, len(norms), reporter)
     elif norms:
-        reporter.decide(
-            "every batch norm of this model has mean 0 and variance 1, as before training: the file looks untrained"
-        )
+        note = "every batch norm of this model has mean 0 and variance 1, as before training: the file looks untrained"
     else:
-        reporter.decide(
+        note = (
             "the model has no batch norms, which would tell what its inputs look like: the synthetic images are drawn "
             "as the checkpoint's normalization says; real images as --data make a better plan"
         )
     images = x.transpose(0, dim).contiguous().numpy()
     size = (program.input.shape[-2], program.input.shape[-1])
-    return unlabeled_dataset(NAME, Arrays(NAME, images, program.input, Scaling(size)), len(images), program.input, {})
+    source = Arrays(NAME, images, program.input, Scaling(size))
+    return unlabeled_dataset(NAME, source, len(images), program.input, {}, [note])
 
 
-def _matched(program: Program, x: torch.Tensor, count: int, norms: int, reporter: Reporter) -> torch.Tensor:
-    """Return the ``count`` images of ``x`` that together match the batch norms best."""
+def _matched(program: Program, x: torch.Tensor, count: int, norms: int, reporter: Reporter) -> tuple[torch.Tensor, str]:
+    """Return the ``count`` images of ``x`` that together match the batch norms best, and a sentence about them."""
     dim = program.input.batch_dim
     total = x.shape[dim]
     fit = match.fit_input(program, x.narrow(dim, 0, min(FIT_IMAGES, total)))
@@ -77,8 +78,8 @@ def _matched(program: Program, x: torch.Tensor, count: int, norms: int, reporter
         gap = torch.cat(gaps)
         chosen = match.herd(gap, count)
     before, after = match.mismatch(gap, norms), match.mismatch(gap[chosen], norms)
-    reporter.decide(
+    note = (
         f"no images: {count} synthetic ones, chosen of {total} by the statistics of {norms} batch norms "
         f"(mismatch {before:.3f}, of those chosen {after:.3f})"
     )
-    return x.index_select(dim, torch.tensor(chosen))
+    return x.index_select(dim, torch.tensor(chosen)), note

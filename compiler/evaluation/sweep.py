@@ -270,7 +270,7 @@ def _remarks(data: Dataset, images: int) -> list[str]:
     remarks = []
     if not data.labeled:
         remarks.append(
-            f"the images of {data.name} have no labels: a point lost is 1% of them in another class than the "
+            f"{data.name}: no labels, so that a point lost is 1% of them in another class than the "
             "original's, right or wrong"
         )
     if images < FEW_IMAGES:

@@ -21,14 +21,16 @@ class Reporter:
         on_decision: called with each sentence about a decision, once.
 
     Attributes:
-        seconds: stage -> wall time in seconds, rounded to milliseconds.
+        seconds: stage -> wall time in seconds, rounded to milliseconds, without that of stages within it.
         decisions: sentences about decisions, in order.
+        nested: for each stage that runs, from the outermost on, the seconds of the stages within it so far.
     """
 
     on_progress: Progress | None = None
     on_decision: Callable[[str], None] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
+    nested: list[float] = field(default_factory=list)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -42,13 +44,19 @@ class Reporter:
             A function to call with the number of items that are done.
         """
         start = time.perf_counter()
+        self.nested.append(0.0)
 
         def step(done: int) -> None:
             self.progress(name, done, total)
 
         step(0)
-        yield step
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+        try:
+            yield step
+        finally:
+            elapsed, inner = time.perf_counter() - start, self.nested.pop()
+            if self.nested:
+                self.nested[-1] += elapsed
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed - inner, 3)
         log.info("%s: %.2f s", name, self.seconds[name])
 
     def progress(self, stage: str, done: int, total: int | None = None) -> None:
@@ -67,4 +75,4 @@ class Reporter:
 
     def for_budget(self) -> Reporter:
         """Return a reporter for one of several budgets, with separate decisions but the same listeners and times."""
-        return Reporter(self.on_progress, self.on_decision, self.seconds)
+        return Reporter(self.on_progress, self.on_decision, self.seconds, nested=self.nested)

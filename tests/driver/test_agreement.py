@@ -60,7 +60,7 @@ def test_the_report_has_agreement_in_place_of_accuracy(digits, files):
     assert unlabeled["energy"]["images"] == 64
     assert (unlabeled["sweep"]["labels"], labeled["sweep"]["labels"]) == (False, True)
     assert unlabeled["sweep"]["original"]["accuracy"] == 1 and unlabeled["sweep"]["original"]["drop"] == 0
-    told = "the images of a.npz have no labels: a point lost is 1% of them in another class than the original's"
+    told = "a.npz: no labels, so that a point lost is 1% of them in another class than the original's"
     assert [any(told in sentence for sentence in r["decisions"]) for r in (unlabeled, labeled)] == [True, False]
 
 

@@ -28,15 +28,14 @@ def digits() -> svitc.Program:
 
 
 def test_the_images_match_the_batch_norms_better_than_any_images(digits):
-    decisions = []
-    data = made.synthetic_data(digits, 0, Reporter(on_decision=decisions.append))
+    data = made.synthetic_data(digits, 0, Reporter())
     (x, labels), *_ = data.batches(FEW)
     assert x.shape == (FEW, 1, 16, 16) and (labels == -1).all() and not data.labeled
     norms = len(match.batch_norms(digits))
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(FEW, 1, 16, 16, generator=generator)
     assert match.mismatch(match.gaps(digits, x), norms) < 0.6 * match.mismatch(match.gaps(digits, noise), norms)
-    assert f"{FEW} synthetic ones, chosen of {3 * FEW}" in decisions[0]
+    assert f"{FEW} synthetic ones, chosen of {3 * FEW}" in data.notes[0]
 
 
 def test_the_same_seed_gives_the_same_images(digits):
@@ -57,10 +56,9 @@ def test_what_the_weights_do_not_tell_is_said(trained):
         norm.reset_running_stats()
     if trained:
         match.batch_norms(program)[0].running_mean += 1
-    decisions = []
-    data = made.synthetic_data(program, 0, Reporter(on_decision=decisions.append))
+    data = made.synthetic_data(program, 0, Reporter())
     assert len(data) == FEW
-    assert ("looks untrained" in decisions[0]) == (not trained)
+    assert ("looks untrained" in data.notes[0]) == (not trained)
 
 
 def test_event_frames_are_made_for_a_model_of_events():
@@ -82,6 +80,7 @@ def test_without_images_the_network_is_kept_where_uniform_loses_it(digits, tmp_p
     assert lost[0] < 0.02 and lost[1] > 0.1
     assert kept.report["accuracy"]["images"] == 0 and kept.report["agreement"] is None
     assert kept.report["memory"]["ratio"] <= 0.6
+    assert any("synthetic ones, chosen" in sentence for sentence in kept.report["decisions"])
 
 
 def test_a_plan_replays_into_the_same_files_and_the_same_command_repeats(digits):

@@ -6,6 +6,7 @@ from svitc.cli.terminal import err
 from svitc.support import human
 from svitc.support.types import JsonDict
 
+INT8_SHARE = 0.27  # of the bytes, which int8 weights fit into
 RECOMMENDED_POINTS = 2  # of the smallest budget that is recommended
 
 
@@ -41,10 +42,10 @@ def warn_of_loss(report: JsonDict) -> None:
     text = report["budget"]["text"]
     way_out = "Give --data, or more bits with --weights."
     if budget is not None:
-        way_out = (
-            f"The smallest budget with at most {RECOMMENDED_POINTS} points predicted is {budget:.2f}; or give --data"
-        )
-        way_out += ", or --train-data with --finetune 5."
+        way_out = f"The smallest budget with at most {RECOMMENDED_POINTS} points predicted is {budget:.2f}. "
+        if report["weights"]["type"] == "fp32" and report["memory"]["ratio"] > INT8_SHARE:
+            way_out += "--weights int8 takes a quarter of the bytes with every channel kept. "
+        way_out += "--data DIR makes a better plan, --train-data DIR --finetune 5 trains it."
     low, high = (100 * loss for loss in prediction["interval"])
     err.print(
         f"[bold red]warning:[/] {f'--budget {text}' if text else 'this file'} is predicted to lose {low:.0f} to "
