@@ -49,7 +49,7 @@ def test_compile(folder, capsys, tmp_path, name):
     row = next(line for line in text.splitlines() if line.startswith("same class on 70 images"))
     assert row.split()[-2:] == ["-", f"{report['agreement']['share']:.2%}"]
     assert "is not an accuracy" in " ".join(text.split()) and "top-1 on" not in text and "points" not in text
-    assert f"the images of {name} have no labels" in " ".join(err.split())
+    assert f"{name}: no labels" in " ".join(err.split())
 
 
 def test_a_front(folder, capsys, tmp_path):
