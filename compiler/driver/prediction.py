@@ -70,6 +70,10 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
     with workspace.reporter.stage("predict"):
         point = sweep.evaluator.measure_file(exported)
     loss = lost_accuracy(point, basis, not _pruned(plan))
+    recommended = None
+    if loss > LARGE:
+        with workspace.reporter.stage("look for a budget that loses less"):
+            recommended = _recommended(workspace, policy, task, sweep, basis)
     return PredictionReport(
         basis=basis,
         images=point.images,
@@ -80,7 +84,7 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
         interval=(loss / FACTOR, min(1.0, loss * FACTOR)),
         too_small=loss < TOO_SMALL,
         large=loss > LARGE,
-        recommended=_recommended(workspace, policy, task, sweep, basis) if loss > LARGE else None,
+        recommended=recommended,
     )
 
 
