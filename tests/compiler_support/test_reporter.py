@@ -9,9 +9,8 @@ from svitc.support.reporter import Reporter
 
 def test_a_stage_s_seconds_are_without_those_of_stages_within_it():
     outer = Reporter()
-    with outer.stage("plan"):
-        with outer.for_budget().stage("measure"):
-            time.sleep(0.05)
+    with outer.stage("plan"), outer.for_budget().stage("measure"):
+        time.sleep(0.05)
     assert outer.seconds["measure"] >= 0.05
     assert outer.seconds["plan"] < 0.04
 
