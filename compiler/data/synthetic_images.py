@@ -44,7 +44,7 @@ class SyntheticImages(Source):
         channels, height, width = self.spec.shape[-3:]
         if self.spec.events:
             return _events(rng, self.spec.shape)
-        # more than three channels are several views of one scene
+        # each further three channels show a scene of their own
         return np.concatenate([_scene(rng, min(3, channels - c), height, width) for c in range(0, channels, 3)])
 
     def collate(self, frames: list[np.ndarray]) -> torch.Tensor:

@@ -9,6 +9,7 @@ original is less confident there, and close calls turn over more easily.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from svitc.driver.plan_search import Task, search_plan
 from svitc.driver.prepare import Workspace
@@ -102,7 +103,7 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
     for _ in range(HALVINGS):
         middle = (low + high) // 2
         try:
-            plan = search_plan(workspace, policy, _with_limit(task, middle), silent).plan
+            plan = search_plan(workspace, policy, replace(task, limit=middle), silent).plan
         except BudgetError:
             low = middle
             continue
@@ -112,10 +113,6 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
         else:
             low = middle
     return math.ceil(high / original * 100) / 100
-
-
-def _with_limit(task: Task, limit: int) -> Task:
-    return Task(task.prepared, task.budget, limit, task.weights, task.exclude)
 
 
 def _pruned(plan: Plan) -> bool:
