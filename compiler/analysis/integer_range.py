@@ -72,7 +72,9 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
         size = axes.size(axis for dim in reduced for axis in program.type_of(node.all_input_nodes[0])[dim])
         total = IntegerRange(first.unit, first.low * size, first.high * size)
         return _scaled(total, 1 / size) if node.target is torch.mean else total
-    if len(node.args) == 2 and not all(isinstance(arg, fx.Node) for arg in node.args):
+    if node.target not in (*ops.ELEMENTWISE, torch.matmul):
+        return None
+    if not all(isinstance(arg, fx.Node) for arg in node.args):
         number: Any = next(arg for arg in node.args if not isinstance(arg, fx.Node))
         return _scaled(first, 1 / number if node.target is operator.truediv else number)
     second = ranges[node.args[1]]  # type: ignore[index]
