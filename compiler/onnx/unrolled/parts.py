@@ -10,7 +10,7 @@ from torch import fx
 
 from svitc.errors import InternalError
 from svitc.ir import ops
-from svitc.ir.axes import Kind, size
+from svitc.ir.axes import Dim, Kind, size
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.unrolled.builder import UnrolledBuilder
