@@ -10,6 +10,7 @@ from torch import fx
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dims, Kind
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
@@ -23,7 +24,7 @@ VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as a
 
 def lower_nodes(
     program: Program, gains: dict[fx.Node, int], x_name: str, target: Target
-) -> tuple[UnrolledBuilder, ir.Value, ir.Value]:
+) -> tuple[UnrolledBuilder, ir.Value, list[ir.Value]]:
     """Emit every node of a quantized program.
 
     Args:
@@ -33,7 +34,7 @@ def lower_nodes(
         target: what the file is written for.
 
     Returns:
-        the builder with the emitted nodes, the input and the output.
+        the builder with the emitted nodes, the input and the outputs.
 
     Raises:
         UnsupportedError: the program has a form or a layer without an integer lowering.
@@ -41,7 +42,7 @@ def lower_nodes(
     b = UnrolledBuilder(program, target)
     b.gains = gains
     x: ir.Value | None = None
-    logits: ir.Value | None = None
+    outputs: list[ir.Value] = []
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
@@ -49,7 +50,7 @@ def lower_nodes(
             x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(view)), type=FLOAT)
             b.at_node[node] = _input(b, x, view)
         elif node.op == "output":
-            logits = _output(b, b.of(node.args[0]))
+            outputs = [_output(b, value) for value in map(b.of, as_tuple(node.args[0]))]
         else:
             result = _rule(b, node)
             if axes.shape(result.view) != program.shape_of(node):
@@ -59,9 +60,9 @@ def lower_nodes(
             if ops.is_neuron(module):
                 _describe(result, str(node.target))
             b.at_node[node] = b.run_layer_by_layer(result) if ops.has_state(module) else result
-    if x is None or logits is None:
+    if x is None or not outputs:
         raise InternalError("the program has no input or no output")
-    return b, x, logits
+    return b, x, outputs
 
 
 def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
@@ -74,13 +75,14 @@ def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
 
 
 def _output(b: UnrolledBuilder, s: Steps) -> ir.Value:
-    """Emit the logits, with their time steps concatenated if they have any."""
+    """Emit an output, with its time steps concatenated if it has any."""
     dims = timeless(s.view)
-    if not any(token.kind == Kind.TIME for dim in s.view for token in dim):
+    axis = next((i for i, dim in enumerate(s.view) if any(token.kind == Kind.TIME for token in dim)), None)
+    if axis is None:
         return b.read_step(s, 0, dims)
-    if s.view[0][1:] or not s.view[0]:
-        raise UnsupportedError("logits whose time is not the first dimension have no integer lowering")
-    return b.op("Concat", [b.read_step(s, t, dims) for t in range(b.steps)], s.view, {"axis": 0}, helper="logits")
+    if s.view[axis][0].kind != Kind.TIME:
+        raise UnsupportedError("an output whose time is an inner part of a dimension has no integer lowering")
+    return b.op("Concat", [b.read_step(s, t, dims) for t in range(b.steps)], s.view, {"axis": axis}, helper="logits")
 
 
 def _rule(b: UnrolledBuilder, node: fx.Node) -> Steps:
