@@ -7,6 +7,7 @@ outside the list is refused by name, with its line in the user's code.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
 
 import torch
@@ -19,6 +20,7 @@ from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
+from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
 
 
@@ -94,6 +96,8 @@ class Canonicalizer(GraphBuilder):
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
             return self.call_module(node)
+        if dataclasses.is_dataclass(node.target):  # made by torch.fx of what the model returns
+            return self.arg(node.kwargs)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
         if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
@@ -106,15 +110,23 @@ class Canonicalizer(GraphBuilder):
         return handler(self, node)
 
     def output(self, node: fx.Node) -> fx.Node:
-        """Emit the output: the one tensor that the model returns, perhaps beside an empty dictionary of hooks."""
-        tensors: list[fx.Node] = []
-        fx.node.map_arg(self.arg(node.args[0]), tensors.append)
-        if len(tensors) != 1:
-            raise self.refuse(f"the model must return one tensor of logits; it returns {len(tensors)}")
-        dims = input_type(tensors[0])
-        if not any(len(dim) == 1 and dim[0].kind == axes.Kind.BATCH for dim in dims):
-            raise self.refuse(f"the model returns {axes.show(dims)}, which is not one result for each sample")
-        return self.emit("output", "output", (tensors[0],))
+        """Emit the output, and describe the names and the structure of what the model returns in ``info``."""
+        try:
+            values, described = describe_outputs(self.arg(node.args[0]), fx.Node)
+        except Unrepresentable as error:
+            raise self.refuse(
+                f"the model returns a {error}, which no file can hold",
+                hint="Return tensors, in tuples, lists or dictionaries.",
+            ) from error
+        if not values:
+            raise self.refuse("the model returns no tensor that is computed from its input")
+        for value, name in zip(values, output_names({"outputs": described}), strict=True):
+            if (problem := problem_of(value)) is not None:
+                which = "the model" if described is None else f"the model, as {name},"
+                raise self.refuse(f"{which} returns {problem}")
+        if described is not None:
+            self.program.info["outputs"] = described
+        return self.emit("output", "output", (values[0] if len(values) == 1 else tuple(values),))
 
     def call_module(self, node: fx.Node) -> fx.Node:
         """Emit the call of a layer or neuron, with time and batch merged around a layer in multi-step mode."""
