@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _CONVOLUTION = dict(input=None, weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1)
 _TRANSPOSED = dict(input=None, weight=None, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
-_NORM = dict(input=None, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5)
+_NORM = dict(
+    input=None, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+)
 _SIGNATURES: dict[Callable, tuple[type[nn.Module] | None, dict[str, Any]]] = {
     F.conv1d: (nn.Conv1d, _CONVOLUTION),
     F.conv2d: (nn.Conv2d, _CONVOLUTION),

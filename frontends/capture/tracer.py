@@ -323,7 +323,11 @@ def _record_einops(tracer: Tracer) -> Iterator[None]:
         left, right = pattern.split("->")
         gone = " ".join(name for name in _names(left) if name not in _names(right))
         joined = einops.rearrange(value, f"{left} -> {right} ({gone})", **sizes)
-        return getattr(joined, str(reduction))(-1) if reduction in ("mean", "sum") else getattr(joined, f"a{reduction}")(-1)
+        return (
+            getattr(joined, str(reduction))(-1)
+            if reduction in ("mean", "sum")
+            else getattr(joined, f"a{reduction}")(-1)
+        )
 
     einops.einops.reduce = reduce
     try:
