@@ -17,11 +17,15 @@ from torch import fx, nn
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
 from svitc.frontends.capture.leaves import leaf_kind
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
 from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
+
+LAYERS = {**NORMALIZATION_LAYERS, **RESAMPLING_LAYERS}  # layers that become general operators
 
 
 def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[str], list[str]]:
@@ -142,13 +146,15 @@ class Canonicalizer(GraphBuilder):
             return self.pool_3d(path, module, x)
         if ops.is_neuron(module):
             path, module = self.path_of_call(path), copy.deepcopy(module)
-        self.replace(path, plain(module))
+        general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
+        if general is None:
+            self.replace(path, plain(module))
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
-            return self.emit("call_module", path, (x,))
+            return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
         dims = input_type(x)
         merged = self.view(x, ((*dims[0], *dims[1]), *dims[2:]))
-        y = self.emit("call_module", path, (merged,))
+        y = general(self, path, module, merged) if general else self.emit("call_module", path, (merged,))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
