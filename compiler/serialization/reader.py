@@ -15,8 +15,8 @@ from torch.fx.node import Argument
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
-from svitc.ir.outputs import check_description, output_values, problem_of
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.outputs import check_description, output_values, problem_of
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
 from svitc.serialization.layer_schema import QUANTIZED_ONLY, build_layer, is_number
@@ -104,8 +104,8 @@ class ProgramReader:
         module = fx.GraphModule(self.root, self.graph).eval()
         program = Program(module, InputSpec(tuple(shape)), self.stage, self.info)
         program.retype()
-        for value in output_values(program.graph):
-            if (problem := problem_of(value)) is not None:
+        for output in output_values(program.graph):
+            if (problem := problem_of(output)) is not None:
                 raise InputError(f"the program returns {problem}")
         check(program, "load")
         return program
