@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.ir import ops
+from svitc.ir.graph import describe
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.outputs import labels, output_values
 from svitc.ir.program import Program
@@ -64,7 +65,15 @@ def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRan
         if any(source not in ranges for source in inputs):
             return f"a {what} of real numbers in {where}"
         return None if _small(ranges[node]) else f"a {what} in {where} could pass 2^24"
-    return None
+    # everything else between neurons has one correctly rounded result, or copies its input
+    if module is not None:
+        known = ops.is_neuron(module) or isinstance(module, (nn.MaxPool2d, nn.ZeroPad2d, ops.FixedPoint))
+    else:
+        known = node.op != "call_function" or node.target in (*ops.ELEMENTWISE, *ops.VIEWS, *_PARTS)
+    return None if known else f"runtimes compute {describe(node)} in different ways"
+
+
+_PARTS = (ops.take_block, ops.take_range)
 
 
 def _small(value_range: IntegerRange) -> bool:

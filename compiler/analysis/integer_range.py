@@ -80,7 +80,9 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
     general = operator_of(node.target)
     if general is not None:
         return _of_operator(node, general, [ranges[source] for source in node.all_input_nodes])
-    if len(node.args) == 2 and not all(isinstance(arg, fx.Node) for arg in node.args):
+    if node.target not in (*ops.ELEMENTWISE, torch.matmul):
+        return None
+    if not all(isinstance(arg, fx.Node) for arg in node.args):
         number: Any = next(arg for arg in node.args if not isinstance(arg, fx.Node))
         return _scaled(first, 1 / number if node.target is operator.truediv else number)
     second = ranges[node.args[1]]  # type: ignore[index]

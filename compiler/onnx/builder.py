@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from svitc.errors import InternalError
-from svitc.ir import axes
 from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
@@ -175,12 +174,7 @@ class Builder:
         key = (stored.parameter, dims)
         if key not in self.cache:
             values = as_array(attribute_of(self.program.module, stored.parameter))
-            values = values.reshape(axes.shape(stored.dims))
-            for view in layout.view_operations(stored.dims, dims):
-                if view.op == "Transpose":
-                    values = values.transpose(view.operand)
-                values = values.reshape(axes.shape(view.dims))
-            self.cache[key] = self.initializer(stored.parameter, values)
+            self.cache[key] = self.initializer(stored.parameter, layout.moved(values, stored.dims, dims))
         return self.cache[key]
 
     # emission

@@ -22,7 +22,6 @@ from svitc.onnx.neuron_functions import DOMAIN
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
-from svitc.onnx.unrolled.step_gain import step_gains
 
 IR_VERSIONS = {INT2_OPSET: 13}  # the IR version that this opset was released with
 IR_VERSION = 10  # that of opset 21, which every ONNX Runtime since 1.18 reads
@@ -44,7 +43,7 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
         if target.narrowest == 2 and 2 in stored_widths(program):
             target = replace(target, opset=INT2_OPSET)  # an opset applies to the entire file
-        return _model(program, *lower_nodes(program, step_gains(program), INPUT, target))
+        return _model(program, *lower_nodes(program, INPUT, target))
     return _model(program, *_nodes(program, target))
 
 
