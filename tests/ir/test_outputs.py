@@ -13,6 +13,7 @@ from torch import nn
 from support import several
 from svitc.errors import InputError, UnsupportedError
 from svitc.frontends.capture.capture import capture
+from svitc.frontends.capture.model_rewrites import reference
 from svitc.ir.outputs import (
     Unrepresentable,
     check_description,
@@ -159,6 +160,13 @@ def test_what_cannot_be_an_output_is_refused(case):
     body, message = REFUSED[case]
     with pytest.raises(UnsupportedError, match=message):
         capture(Returns(body).eval(), several.IMAGE)
+
+
+def test_a_dataclass_is_returned_as_a_dictionary():
+    model = Returns(lambda net, x, y: Found(boxes=y, extra=(y * 2, None))).eval()
+    program, x = capture(model, several.IMAGE), torch.randn(several.IMAGE.batched(2))
+    assert program.output_names == ["boxes", "extra.0"] and list(program(x)) == ["boxes", "extra"]
+    assert several.same(program(x)["extra"], reference(model, program, x)["extra"])
 
 
 def test_the_channels_of_every_output_stay():
