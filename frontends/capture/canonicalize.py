@@ -100,8 +100,10 @@ class Canonicalizer(GraphBuilder):
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
             return self.call_module(node)
-        if dataclasses.is_dataclass(node.target):  # made by torch.fx of what the model returns
+        if dataclasses.is_dataclass(node.target):  # torch.fx makes nodes of these in what the model returns
             return self.arg(node.kwargs)
+        if hasattr(node.target, "_fields"):
+            return node.target(*self.arg(node.args))  # type: ignore[operator]
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
         if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
