@@ -10,6 +10,7 @@ from torch import fx, nn
 from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.ir import ops
 from svitc.ir.graph import describe
+from svitc.ir.operators.registry import operator_of
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 
@@ -50,6 +51,10 @@ def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRan
         return None if largest < EXACT else f"{where} could pass 2^24"
     if ops.is_batch_norm(module):
         return f"{where} is a batch norm, which runtimes compute in different ways"
+    general = operator_of(node.target)
+    if general is not None:
+        alike = general.same_bits or general.moves or node in ranges
+        return None if alike else f"{general.name} in {where}, which runtimes compute in different ways"
     if isinstance(module, nn.AvgPool2d) or node.target is torch.mean:
         # a mean is exact only where its divisor is a power of two
         return None if node in ranges and _small(ranges[node]) else f"a mean in {where}"

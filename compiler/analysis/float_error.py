@@ -18,6 +18,8 @@ from torch import fx, nn
 
 from svitc.ir import axes, ops
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.table import Operator
 from svitc.ir.program import Program
 
 UNIT = 2.0**-24
@@ -49,10 +51,25 @@ def magnitudes(program: Program) -> Program:
                 getattr(twin.module.get_submodule(owner), name).abs_()
             elif node.target is operator.sub:
                 node.target = operator.add
+            elif (general := operator_of(node.target)) is not None and not general.moves:
+                _enlarge(twin, node, general)
             elif node.target in (operator.mul, operator.truediv):
                 node.args = tuple(abs(a) if isinstance(a, (int, float)) else a for a in node.args)
     twin.module.recompile()
     return twin
+
+
+def _enlarge(twin: Program, node: fx.Node, general: Operator) -> None:
+    """Replace a general operator by a bound on its value and on its error: ``|f(x)| <= |f(0)| + L |x|``."""
+    zeros = [torch.zeros(1) for _ in node.args]
+    offset = float(general.function(*zeros, **node.kwargs).nan_to_num().abs())
+    lipschitz = general.lipschitz if general.lipschitz is not None else 4.0
+    node.target, node.kwargs = _bound_of, {"lipschitz": lipschitz, "offset": offset}
+
+
+def _bound_of(*tensors: torch.Tensor, lipschitz: float, offset: float) -> torch.Tensor:
+    total = sum(tensors[1:], start=tensors[0])
+    return total * lipschitz + offset
 
 
 def sum_lengths(program: Program) -> dict[str, int]:
@@ -84,7 +101,11 @@ def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
         dims = program.type_of(node.all_input_nodes[0])
         reduced: Any = node.kwargs["dim"]
         return math.prod(axes.size(dims[dim]) for dim in reduced)
-    return 1 if node.target in ops.ELEMENTWISE or isinstance(module, nn.AvgPool2d) else 0
+    return (
+        1
+        if node.target in ops.ELEMENTWISE or operator_of(node.target) is not None or isinstance(module, nn.AvgPool2d)
+        else 0
+    )
 
 
 def bound(magnitude: np.ndarray, terms: int) -> np.ndarray:
@@ -115,6 +136,8 @@ def margins(
     neuron = dynamics_of(module)
     if not neuron.has_state:
         x = current.astype(np.float64)
+        if neuron.kind == "Step":
+            return abs(x - neuron.threshold), bound(magnitude.astype(np.float64) + abs(neuron.threshold), terms + 1)
         nearest = np.clip(np.floor(x), 0, neuron.max_spikes - 1) + 0.5
         return abs(x - nearest), bound(magnitude.astype(np.float64), terms + 1)
     keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest

@@ -91,7 +91,12 @@ def fire(module: nn.Module, x: Interval, steps: int) -> Interval | None:
         return None
     if not neuron.has_state:
         margin = (SAFETY + (x.terms + 1) * UNIT) * x.magnitude
-        low, high = _counts(neuron, x.low - margin, x.high + margin)
+        if neuron.counts:
+            low, high = _counts(neuron, x.low - margin, x.high + margin)
+        else:
+            margin = margin + SAFETY * abs(neuron.threshold)
+            low = (x.low - margin > neuron.threshold).double()
+            high = (~(x.high + margin < neuron.threshold)).double()
         return Interval(low, high, high, 0)
     keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest
     if keep < 0:

@@ -21,8 +21,9 @@ from svitc.codegen.classes import Classes, attributes, class_head, constructor_l
 from svitc.codegen.constructors import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
 from svitc.codegen.operations import StatementBuilder, call_unit, time_steps
 from svitc.codegen.partition import Letters, Partition, Unit
-from svitc.codegen.quantized_classes import REFERENCE_NOTE, Quantized
+from svitc.codegen.quantized_classes import REFERENCE_NOTE, Quantized, definition
 from svitc.codegen.statements import Body, Role, Statement
+from svitc.ir.operators.registry import OPERATORS
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import stored_info
 
@@ -62,6 +63,8 @@ class Source:
         self.letters = Letters(self.program)
         self.neurons = Neurons(self.program)
         self.quantized = Quantized(self.program)
+        called = {n.target for n in self.program.graph.nodes}
+        self.operators = [function for function in OPERATORS if function in called]
         self.info = stored_info(program)
         self.classes = Classes(self.partition, self.neurons, self.letters, self.T)
 
@@ -98,7 +101,8 @@ class Source:
         blocks = [line for class_ in self.classes.all for line in [*self.classes.lines(class_), "", ""]]
         body = "\n".join([*blocks, *model])
         lines = [*self._docstring(), "", "from pathlib import Path", ""]
-        lines += ["import torch"] if "torch.zeros(" in body or self.neurons.integer or self.quantized.weights else []
+        needs_torch = self.neurons.integer or self.neurons.compares or self.quantized.weights or self.operators
+        lines += ["import torch"] if "torch.zeros(" in body or needs_torch else []
         views = [name for name in ("rearrange", "repeat") if f" {name}(" in body or f"({name}(" in body]
         merging, splitting = "merge_time(" in body, "split_time(" in body
         if (merging or splitting) and "rearrange" not in views:
@@ -117,6 +121,8 @@ class Source:
         ):
             lines += [f"def {name}(x):", f"    return rearrange(x, {pattern})", "", ""] if is_used else []
         lines += [*self.neurons.definitions(), *self.quantized.definitions()]
+        for function in self.operators:
+            lines += definition(function)
         if "Layers(" in body:
             has_bare_parameters = any(n.op == "get_attr" for n in self.program.graph.nodes)
             lines += [LAYERS_CLASS if has_bare_parameters else LAYERS_CLASS_SHORT, ""]

@@ -7,7 +7,7 @@ Every neuron with a membrane charges, fires and resets at every time step:
     v = reset where s, else h   (hard reset)   or   h - s * threshold   (soft reset);   v = rest before the first step
 
 where keep = 1 and gain = 1 for IF; otherwise keep = 1 - 1/tau, and gain = 1/tau if the input decays, else 1. An
-integer spike has no membrane: s = round(clip(x, 0, max_spikes)).
+integer spike has no membrane: s = round(clip(x, 0, max_spikes)); nor has a step: s = x >= threshold, or x > threshold.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _KINDS = {
     neuron.ParametricLIFNode: "PLIF",
     neuron.ILIFNode: "ILIF",
     ops.IntegerSpike: "IntegerSpike",
+    ops.Step: "Step",
 }
 
 
@@ -35,7 +36,7 @@ class NeuronDynamics:
     """Equations of a neuron layer.
 
     Attributes:
-        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF`` or ``IntegerSpike``.
+        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF``, ``IntegerSpike`` or ``Step``.
         tau: time constant in time steps; None without a leak, and for PLIF, which learns it.
         decay_input: whether the input is multiplied by 1/tau, too.
         threshold: membrane voltage at which the neuron fires; 1 for ``IntegerSpike``.
@@ -43,6 +44,7 @@ class NeuronDynamics:
             without membrane.
         max_spikes: largest number of spikes in one time step. Numbers of spikes are non-negative integers.
         half_up: whether halves are rounded up instead of to the nearest even number; only for ``IntegerSpike``.
+        strict: whether an input that equals the threshold does not fire; only for ``Step``.
         fires: whether the output consists of spikes; False for a surrogate function with ``spiking=False``.
         learned: PLIF's parameter w, where 1/tau = sigmoid(w); on the module's device, and up to date.
     """
@@ -54,13 +56,14 @@ class NeuronDynamics:
     reset: float | None = None
     max_spikes: int = 1
     half_up: bool = False
+    strict: bool = False
     fires: bool = True
     learned: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def has_state(self) -> bool:
         """Whether the neuron has a membrane."""
-        return self.kind != "IntegerSpike"
+        return self.kind not in ("IntegerSpike", "Step")
 
     @property
     def counts(self) -> bool:
@@ -118,6 +121,8 @@ def dynamics_of(module: nn.Module | None) -> NeuronDynamics:
         raise TypeError(f"{type(layer).__name__} is not a neuron")
     if isinstance(layer, ops.IntegerSpike):
         return NeuronDynamics(kind, max_spikes=int(layer.levels), half_up=layer.rounding == "half_up")
+    if isinstance(layer, ops.Step):
+        return NeuronDynamics(kind, threshold=float(layer.threshold), strict=bool(layer.strict))
     return NeuronDynamics(
         kind,
         tau=float(layer.tau) if kind in ("LIF", "ILIF") else None,

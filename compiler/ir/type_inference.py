@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from svitc.errors import InternalError, UnsupportedError
-from svitc.ir import axes
+from svitc.ir import axes, filled
 from svitc.ir.axes import Axis, AxisConflict, Dims, Kind
 from svitc.ir.function_rules import FUNCTION_RULES
 from svitc.ir.graph import BATCH_PROBE, InputSpec, attribute_of, describe, input_type, module_of
@@ -52,6 +52,7 @@ class TypeInference:
         except AxisConflict as conflict:
             raise UnsupportedError(f"{describe(node)}: {conflict}", where=node.meta.get("source")) from conflict
         node.meta["dims"] = tuple(axes.resolve(dim) for dim in dims)
+        filled.track(node, module_of(self.module, node))
 
     def share(self, node: fx.Node) -> None:
         """Make the types of a layer's parameters identical in all nodes that call the layer."""

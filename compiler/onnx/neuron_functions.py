@@ -171,7 +171,45 @@ class IntegerKind:
         return _function(self, body, spikes, used_names, opset)
 
 
-AnyKind = NeuronKind | IntegerKind
+@dataclass(frozen=True)
+class StepKind:
+    """Everything that the function of a comparison with a threshold depends on.
+
+    Attributes:
+        threshold: the threshold.
+        strict: whether an input that equals the threshold does not fire.
+    """
+
+    threshold: float
+    strict: bool = False
+    name: ClassVar[str] = "Step"
+    static: ClassVar[bool] = False
+    takes_decay: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """Return the function's name; the threshold is an input."""
+        return self.name + "_strict" * self.strict
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Return the scalar input that follows the current."""
+        return {"threshold": self.threshold}
+
+    @property
+    def formula(self) -> str:
+        """Return the documentation of the function that is written into the file."""
+        return f"s = x {'>' if self.strict else '>='} {self.threshold:g}."
+
+    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
+        """Write the model-local function."""
+        body = FunctionBody(["x", *self.constants])
+        fired = body.op("Greater" if self.strict else "GreaterOrEqual", "fired", *body.inputs.values())
+        spikes = body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)
+        return _function(self, body, spikes, used_names, opset)
+
+
+AnyKind = NeuronKind | IntegerKind | StepKind
 
 
 def unique_name(title: str, used_names: Collection[str]) -> str:
@@ -200,9 +238,11 @@ def _function(
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 
-def integer_kind_of(module: nn.Module) -> IntegerKind:
+def stateless_kind_of(module: nn.Module) -> IntegerKind | StepKind:
     """Return the kind of a neuron without a membrane."""
     dynamics = dynamics_of(module)
+    if dynamics.kind == "Step":
+        return StepKind(dynamics.threshold, dynamics.strict)
     return IntegerKind(dynamics.max_spikes, dynamics.half_up)
 
 
@@ -367,7 +407,8 @@ __all__ = [
     "IntegerKind",
     "NeuronBody",
     "NeuronKind",
-    "integer_kind_of",
+    "StepKind",
     "kind_of",
+    "stateless_kind_of",
     "unique_name",
 ]

@@ -35,6 +35,7 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1/tau is the sigmoid of the parameter w
     neuron.ILIFNode: ("tau", "v_threshold", "detach_reset"),
     ops.IntegerSpike: ("levels", "rounding"),
+    ops.Step: ("threshold", "strict"),
     QuantizedConv1d: _GEOMETRY,  # quantized layers always have a bias
     QuantizedConv2d: _GEOMETRY,
     QuantizedLinear: ("in_features", "out_features"),
@@ -109,12 +110,12 @@ def _is_number_or_none(value: object) -> bool:
 
 
 _SIZE_KEYS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
-_FLAG_KEYS = ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset")
+_FLAG_KEYS = ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset", "strict")
 _VALIDATORS: dict[str, Validator] = {
     **dict.fromkeys(_SIZE_KEYS, _is_positive_size),
     **dict.fromkeys(("kernel_size", "stride", "dilation"), _one_or_list(_is_positive_size)),
     **dict.fromkeys(_FLAG_KEYS, _is_flag),
-    "v_threshold": is_number,
+    **dict.fromkeys(("v_threshold", "threshold"), is_number),
     "eps": lambda value: is_number(value) and value >= 0,
     **dict.fromkeys(("momentum", "v_reset"), _is_number_or_none),
     "padding": _one_or_list(_is_size),
@@ -125,7 +126,7 @@ _VALIDATORS: dict[str, Validator] = {
     "limit": lambda value: _is_positive_size(value) and value < EXACT,
     "rounding": lambda value: isinstance(value, str) and value in ops.IntegerSpike.ROUNDINGS,
 }
-_FLOATS = ("eps", "momentum", "tau", "v_threshold", "v_reset", "step")
+_FLOATS = ("threshold", "eps", "momentum", "tau", "v_threshold", "v_reset", "step")
 
 
 def describe_layer(path: str, module: nn.Module) -> JsonDict:

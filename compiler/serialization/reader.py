@@ -15,6 +15,7 @@ from torch.fx.node import Argument
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
+from svitc.ir.operators.registry import operator_of
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
 from svitc.serialization.layer_schema import QUANTIZED_ONLY, build_layer, is_number
@@ -278,6 +279,9 @@ def _is_valid_call(op: str, target: str, args: Sequence[object], kwargs: Mapping
             and all(type(d) is int and d >= 0 for d in dim)
             and type(kwargs["keepdim"]) is bool
         )
+    general = operator_of(FUNCTIONS[target])
+    if general is not None:
+        return all(nodes) and general.is_valid_call(len(nodes), kwargs)
     if kwargs:
         return False
     if target == "take_block":

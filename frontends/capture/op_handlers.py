@@ -8,63 +8,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import einops
 import torch
 from torch import fx
-from torch.fx.node import Target
+from torch.fx.node import Argument, Target
 
+from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
+from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
+from svitc.ir.operators import pointwise, several
 from svitc.ir.views import emit_view, follow, tokens
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
-
-
-def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> list[Any]:
-    """Return the arguments of a call in the order of ``names``, after its tensor, whether passed by keyword or not."""
-    args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-    positional = list(args[1:])
-    values = [args[0] if args else kwargs.get("input")]
-    for name in names:
-        if positional:
-            values.append(positional.pop(0))
-        elif name in kwargs:
-            values.append(kwargs[name])
-        else:
-            values.append(defaults.get(name))
-    return values
-
-
-def variadic(b: GraphBuilder, node: fx.Node, name: str) -> tuple[fx.Node, tuple[int, ...]]:
-    """Return the tensor and numbers of ``x.f(1, 2)``, ``x.f((1, 2))`` or ``f(x, name=(1, 2))``."""
-    args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-    values = args[1:] or (kwargs[name],)
-    if len(values) == 1 and isinstance(values[0], (tuple, list, torch.Size)):
-        values = tuple(values[0])
-    return args[0], tuple(int(v) for v in values)
-
-
-def rank(x: fx.Node) -> int:
-    """Return the number of dimensions of a canonical node."""
-    return len(input_type(x))
-
-
-def positive(x: fx.Node, dim: int, extra: int = 0) -> int:
-    """Return the number of a dimension counted from 0, where ``dim`` may be negative.
-
-    Args:
-        extra: Dimensions that the operation adds to ``x``.
-    """
-    return dim % (rank(x) + extra)
-
-
-def value_shape(node: fx.Node) -> tuple[int, ...]:
-    """Return the recorded shape of a raw node's value."""
-    return tuple(node.meta["val"].shape)
 
 
 def reshape(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -78,12 +37,19 @@ def same(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Leave out a cast to the type that the tensor has; refuse others."""
+    """Leave out a cast that changes no value: between floats, and from truth values, which are 0 and 1 here.
+
+    A cast of a float to integers cuts off its fraction.
+    """
     x = node.args[0]
     assert isinstance(x, fx.Node)
-    if x.meta["val"].dtype != node.meta["val"].dtype:
-        raise b.refuse(f"a cast from {x.meta['val'].dtype} to {node.meta['val'].dtype} is not supported")
-    return b.arg(x)
+    before, after = x.meta["val"].dtype, node.meta["val"].dtype
+    narrows = {before, after} & {torch.float16, torch.bfloat16}
+    if before == after or (not narrows and (before == torch.bool or after.is_floating_point)):
+        return b.arg(x)
+    if before.is_floating_point and not narrows and after != torch.bool:
+        return b.emit("call_function", pointwise.truncate, (b.arg(x),))
+    raise b.refuse(f"a cast from {before} to {after} is not supported")
 
 
 def transpose(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -221,17 +187,46 @@ def binary(target: Target) -> Handler:
     neutral = 0 if target in (operator.add, operator.sub) else 1
 
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
-        args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-        left, right = (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs))[:2]
-        if kwargs.get("alpha", 1) != 1:
-            raise b.refuse("alpha is not supported")
+        left, right = operands(b, node)
+        alpha = node.kwargs.get("alpha", 1)
+        if alpha != 1:
+            right = (
+                b.emit("call_function", operator.mul, (right, alpha)) if isinstance(right, fx.Node) else right * alpha
+            )  # type: ignore[operator]
         if isinstance(left, fx.Node) and isinstance(right, int | float) and right == neutral:
             return left
         if isinstance(right, fx.Node) and isinstance(left, int | float) and left == neutral and target in COMMUTE:
             return right
-        return b.emit("call_function", target, (left, right))
+        if isinstance(left, fx.Node) and isinstance(right, fx.Node):
+            return b.emit("call_function", several.divide if target is operator.truediv else target, (left, right))
+        if isinstance(left, fx.Node) and target not in (operator.add, operator.sub):
+            return b.emit("call_function", target, (left, right))
+        if isinstance(left, fx.Node):
+            signed = right if target is operator.add else -right
+            return b.emit("call_function", pointwise.add_number, (left,), {"number": signed})
+        return b.emit("call_function", *number_first(target, left, right))
 
     return handler
+
+
+def number_first(target: Target, number: float, x: fx.Node) -> tuple[Target, tuple, dict[str, Argument]]:
+    """Return function, arguments and attributes of an operation of a number and a tensor, in this order."""
+    if target is operator.mul:
+        return target, (number, x), {}
+    operators = {
+        operator.add: pointwise.add_number,
+        operator.sub: pointwise.subtract_from,
+        operator.truediv: pointwise.divide_number,
+    }
+    return operators[target], (x,), {"number": number}  # type: ignore[index]
+
+
+def reversed_subtraction(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit ``torch.rsub(x, y)``, which is ``y - x``."""
+    x, y = operands(b, node)
+    if isinstance(y, fx.Node):
+        return b.emit("call_function", operator.sub, (y, x))
+    return b.emit("call_function", pointwise.subtract_from, (x,), {"number": y})
 
 
 def matmul(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -262,9 +257,11 @@ def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
+    **ELEMENTWISE_HANDLERS,
+    "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
-    **dict.fromkeys(("to", "float", "type_as", "type"), cast),
+    **dict.fromkeys(("to", "float", "double", "type_as", "type", "int", "long", "bool"), cast),
     **dict.fromkeys(("transpose", "swapaxes"), transpose),
     "permute": permute,
     "getattr": attribute,

@@ -20,7 +20,7 @@ from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Attributes, Stored
 from svitc.onnx.float_rules import LoweringRule, norm_weights, pair_of, runs, window
-from svitc.onnx.neuron_functions import integer_kind_of, kind_of
+from svitc.onnx.neuron_functions import kind_of, stateless_kind_of
 from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
@@ -101,10 +101,10 @@ def zero_pad(b: UnrolledBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
     return _channels_first(b, node, "Pad", [pads], None, keep=b.target.pads_spikes)
 
 
-def integer_spike(b: UnrolledBuilder, node: fx.Node, module: ops.IntegerSpike) -> Steps:
+def stateless_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:
     """Lower a neuron without a membrane to a call of its kind's function for each step."""
     x = b.of(node.args[0])
-    kind, dtype = integer_kind_of(module), b.stored_as(int(module.levels))
+    kind, dtype = stateless_kind_of(module), b.stored_as(dynamics_of(module).max_spikes)
     scalars = [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
     def emit(t: int) -> ir.Value:
@@ -324,7 +324,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
     **dict.fromkeys(ops.NEURONS, spiking_neuron),
-    ops.IntegerSpike: integer_spike,
+    **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: fixed_point,
 }
 FUNCTION_RULES: dict[Any, Rule] = {

@@ -1,0 +1,16 @@
+"""All general operators, by their function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from svitc.ir.operators.pointwise import POINTWISE
+from svitc.ir.operators.several import SEVERAL
+from svitc.ir.operators.table import Operator
+
+OPERATORS: dict[Callable, Operator] = {operator.function: operator for operator in (*POINTWISE, *SEVERAL)}
+
+
+def operator_of(target: object) -> Operator | None:
+    """Return the general operator that a node calls, or None."""
+    return OPERATORS.get(target) if callable(target) else None
