@@ -11,12 +11,15 @@ from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_f
 from svitc.ir import ops
 from svitc.ir.graph import describe
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.outputs import labels, output_values
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 
 
 def inexact(program: Program) -> dict[str, str]:
-    """Return the neurons, and ``logits``, whose values depend on the order of float sums, each with the reason.
+    """Return the neurons and outputs whose values depend on the order of float sums, each with the reason.
+
+    Outputs are called as ``ir.outputs.labels`` says, ``logits`` where there is one.
 
     All other neurons fire the same, bit for bit, in every runtime that conforms to IEEE float32: between spikes there
     are only sums of integers below 2^24, and elementwise operations, which have exactly one correctly rounded result.
@@ -31,9 +34,8 @@ def inexact(program: Program) -> dict[str, str]:
             why[node] = reason
             if ops.is_neuron(program.module_of(node)):
                 inexact_neurons[str(node.target)] = reason
-            elif node.op == "output":
-                inexact_neurons["logits"] = reason
-    return inexact_neurons
+    outputs = zip(labels(program.info), output_values(program.graph), strict=True)
+    return inexact_neurons | {label: why[value] for label, value in outputs if value in why}
 
 
 def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRange]) -> str | None:

@@ -98,8 +98,8 @@ class Builder:
         self.name = ""
         self._scope = ""
         self._node_names, self._value_names = Names(), Names()
-        self._value_names("x")  # the names of the file's input and output
-        self._value_names("logits")
+        for name in ("x", *program.output_names):  # the names of the file's input and outputs
+            self._value_names(name)
         self._names: dict[fx.Node, str] = {}
         for op in ("call_module", "call_function"):  # layers first: they keep their paths
             for node in program.graph.nodes:

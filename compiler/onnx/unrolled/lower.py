@@ -10,6 +10,7 @@ from torch import fx
 from svitc.errors import InternalError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dims, Kind
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
@@ -25,7 +26,7 @@ from svitc.onnx.unrolled.whole import whole_nodes
 VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
 
 
-def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[UnrolledBuilder, ir.Value, ir.Value]:
+def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[UnrolledBuilder, ir.Value, list[ir.Value]]:
     """Emit every node of a quantized program.
 
     Args:
@@ -34,7 +35,7 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[Unrolled
         target: what the file is written for.
 
     Returns:
-        the builder with the emitted nodes, the input and the output.
+        the builder with the emitted nodes, the input and the outputs.
 
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.
@@ -43,7 +44,7 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[Unrolled
     whole = whole_nodes(program, FUNCTION_RULES, tuple(MODULE_RULES))
     b.gains = step_gains(program, whole)
     x: ir.Value | None = None
-    logits: ir.Value | None = None
+    outputs: list[ir.Value] = []
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
@@ -51,7 +52,7 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[Unrolled
             x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(view)), type=FLOAT)
             b.at_node[node] = _input(b, x, view)
         elif node.op == "output":
-            logits = _output(b, node.args[0])
+            outputs = [_output(b, value) for value in as_tuple(node.args[0])]
         elif node in whole or (node.target in ops.VIEWS and node.all_input_nodes[0] not in b.at_node):
             b.stored[node] = apply_rule(b, node, whole_rules.MODULE_RULES, whole_rules.FUNCTION_RULES, "ONNX")
             _verify(program, node, b.stored[node].view)
@@ -62,9 +63,9 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[Unrolled
             if ops.is_neuron(module):
                 _describe(result, str(node.target))
             b.at_node[node] = b.run_layer_by_layer(result) if ops.has_state(module) else result
-    if x is None or logits is None:
+    if x is None or not outputs:
         raise InternalError("the program has no input or no output")
-    return b, x, logits
+    return b, x, outputs
 
 
 def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
@@ -77,7 +78,7 @@ def _input(b: UnrolledBuilder, x: ir.Value, view: Dims) -> Steps:
 
 
 def _output(b: UnrolledBuilder, node: object) -> ir.Value:
-    """Emit the logits, with their time steps concatenated if they have any."""
+    """Emit an output, with its time steps concatenated if it has any."""
     assert isinstance(node, fx.Node)
     steps = b.at_node.get(node)
     if steps is None or (steps.time and steps.view[0] != steps.time):

@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[Callable, str]] = {
     "memory": (lambda n: n.register_memory("trace", 0.0), "neuron spike keeps a further memory, 'trace'"),
     "hook": (lambda n: n.register_forward_hook(lambda m, a, y: 0 * y), "spike has a forward hook"),
     "early hook": (lambda n: n.register_forward_pre_hook(lambda m, a: (a[0] + 1,)), "spike has a forward hook"),
-    "method": (lambda n: setattr(n, "forward", lambda x: x), "spike, a LIFNode, has a forward of its own"),
+    "method": (lambda n: setattr(n, "multi_step_forward", lambda x: x), "spike, a LIFNode, has a multi_step_forward"),
     "fire": (lambda n: setattr(n, "single_step_functional_forward", lambda *a: a), "single_step_functional_forward"),
     "precision": (lambda n: setattr(n, "_neuron_precision", ("fp16",) * 3), "a precision of its own"),
 }
