@@ -160,8 +160,8 @@ def margins(
         nearest = np.clip(np.floor(x), 0, neuron.max_spikes - 1) + 0.5
         return abs(x - nearest), bound(magnitude.astype(np.float64), terms + 1)
     keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest
-    v = np.full(current.shape[1:], rest)
-    m = np.full(current.shape[1:], abs(rest))
+    v = np.full(current.shape[1:], neuron.initial)
+    m = np.full(current.shape[1:], max(abs(rest), abs(neuron.initial)))
     distance, allowed = np.empty(current.shape), np.empty(current.shape)
     for t in range(len(current)):
         h = keep * v + (1 - keep) * rest + gain * current[t].astype(np.float64)

@@ -70,7 +70,7 @@ def neuron_constants(module: nn.Module) -> NeuronConstants | None:
 
 
 def spikes(x: torch.Tensor, c: NeuronConstants) -> torch.Tensor:
-    """Return the spikes of a neuron that starts at rest.
+    """Return the spikes of a neuron, from its initial membrane on.
 
     Args:
         x: input currents, ``[T, …]``.
@@ -104,7 +104,7 @@ def _integrate(x: torch.Tensor, c: NeuronConstants, membranes: torch.Tensor | No
     spiked = _empty_steps(x)
     h = torch.empty_like(x[0])
     n = c.neuron
-    v = torch.full_like(x[0], n.rest)
+    v = torch.full_like(x[0], n.initial)
     use_lerp = x.dtype in (torch.bfloat16, torch.float16) and n.tau is not None and n.decay_input and n.rest == 0
     for t in range(len(x)):
         if membranes is not None:

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
+from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
@@ -140,6 +141,7 @@ class Canonicalizer(GraphBuilder):
         module = self.layers.setdefault(path, self.program.module_of(node))
         x = self.arg(node.args[0])
         assert module is not None
+        check_layer(path, module, node.meta.get("source"))
         if isinstance(module, (nn.Identity, nn.Dropout)):
             return x
         if isinstance(module, base.MemoryModule):
@@ -171,6 +173,7 @@ class Canonicalizer(GraphBuilder):
                 f"neuron {path} is a {type(module).__name__}, which svitc does not know",
                 hint=f"Known neurons: {supported}.",
             )
+        check_neuron(path, module, self.origin.meta.get("source"))
         if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
             raise self.refuse(
                 f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
