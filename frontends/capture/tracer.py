@@ -18,6 +18,7 @@ from spikingjelly.activation_based import base
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Target
+from torch.fx.proxy import Scope, ScopeContextManager
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -78,9 +79,11 @@ class Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         """Record the call of a leaf, whose hooks are traced; trace into other modules."""
+        if not is_leaf(m):
+            return super().call_module(m, forward, args, kwargs)
+        if not any(isinstance(v, fx.Proxy) for v in self.resolve((args, kwargs))):
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if not is_leaf(m) or not any(isinstance(v, fx.Proxy) for v in self.resolve((args, kwargs))):
-            return super().call_module(m, forward, args, kwargs) if not is_leaf(m) else forward(*args, **kwargs)
 
         def record(*inputs: object, **named: object) -> object:
             values = (*inputs, *named.values())
@@ -88,14 +91,14 @@ class Tracer(fx.Tracer):
                 raise UnsupportedError(f"{path} is called with {len(values)} arguments", where=user_line())
             return self.record("call_module", path, self.substitute(values), {})
 
-        hooked = m._forward_hooks or m._forward_pre_hooks
-        if not hooked:
-            return record(*args, **kwargs)
-        vars(m)["forward"] = record
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            del vars(m)["forward"]
+        with ScopeContextManager(self.scope, Scope(path, type(m))):
+            if not m._forward_hooks and not m._forward_pre_hooks:
+                return record(*args, **kwargs)
+            vars(m)["forward"] = record
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                del vars(m)["forward"]
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
         return attr_val
