@@ -40,7 +40,9 @@ _COMPARISONS = (operator.gt, operator.ge, operator.lt, operator.le, operator.eq,
 _REFLECTED = ("rsub", "rtruediv", "rdiv")
 _BROADCASTING = {"where", "masked_fill", "maximum", "minimum", "fmax", "fmin", "clamp", "pow", "lerp", "addcmul"}
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
-_DROPOUT = {f"{name}{n}" for name in ("dropout", "alpha_dropout", "feature_alpha_dropout") for n in ("", "1d", "2d", "3d")}
+_DROPOUT = {
+    f"{name}{n}" for name in ("dropout", "alpha_dropout", "feature_alpha_dropout") for n in ("", "1d", "2d", "3d")
+}
 
 
 def name_of(target: Target) -> str:
@@ -55,6 +57,10 @@ class Constants:
     Args:
         tracer: What records the model.
         root: The model. Attributes are added to it.
+
+    Attributes:
+        views: Path of a parameter that was added to the model -> that of the parameter that it is in another shape.
+        rounded: What is computed in another order than in the model, and differs by rounding.
     """
 
     def __init__(self, tracer: Tracer, root: nn.Module) -> None:
@@ -66,6 +72,7 @@ class Constants:
         self._nodes: dict[str, fx.Node] = {}
         self._layers = functional_layers.Layers(self)
         self.views: dict[str, str] = {}
+        self.rounded: list[str] = []
 
     def call(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> Any:
         """Record a call in which real tensors may meet proxies."""
@@ -123,7 +130,12 @@ class Constants:
             return constant
         for dim, size in enumerate(reversed(constant.shape), 1):
             first = constant.narrow(-dim, 0, min(1, size))
-            if 1 < size and dim <= len(shape) and shape[-dim] == size and torch.equal(first.expand_as(constant), constant):
+            if (
+                size > 1
+                and dim <= len(shape)
+                and shape[-dim] == size
+                and torch.equal(first.expand_as(constant), constant)
+            ):
                 constant = first
         while constant.dim() > len(shape) and constant.shape[0] == 1:
             constant = constant[0]
@@ -169,7 +181,9 @@ class Constants:
         if shaped is None or not any(isinstance(p, torch.Tensor) for p in parts):
             return args, kwargs
         if operation != "stack":
-            dim = {"hstack": 1, "vstack": 0, "dstack": 2}.get(operation, kwargs.get("dim", (*args, 0)[1] if len(args) > 1 else 0))
+            dim = {"hstack": 1, "vstack": 0, "dstack": 2}.get(
+                operation, kwargs.get("dim", (*args, 0)[1] if len(args) > 1 else 0)
+            )
             dim = dim % len(shaped.shape)
             shaped = self.tracer.record("call_function", operator.getitem, (shaped, at(shaped, dim, slice(0, 1))), {})
         parts = [self.like(shaped, p) if isinstance(p, torch.Tensor) else p for p in parts]
@@ -193,7 +207,9 @@ class Constants:
         key = (id(tensor), tensor._version)
         if key in self._made:
             return self._made[key][1]
-        viewed = next((v for v in self._known.values() if _is_view_of_all(tensor, v[1]) and v[1]._version == v[2]), None)
+        viewed = next(
+            (v for v in self._known.values() if _is_view_of_all(tensor, v[1]) and v[1]._version == v[2]), None
+        )
         scope = self.tracer.scope.module_path if viewed is None else viewed[0].rpartition(".")[0]
         owner = self.root.get_submodule(scope)
         name = unused_name(owner, "constant" if viewed is None else viewed[0].rpartition(".")[2] + "_view")
@@ -248,5 +264,3 @@ def keep_names(graph: fx.Graph, model: nn.Module, views: dict[str, str]) -> None
         for node in graph.nodes:
             if node.op == "get_attr" and node.target == path:
                 node.target = original
-
-

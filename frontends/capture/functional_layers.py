@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _CONVOLUTION = dict(input=None, weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1)
 _TRANSPOSED = dict(input=None, weight=None, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
-_NORM = dict(input=None, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5)
+_NORM = dict(
+    input=None, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+)
 _SIGNATURES: dict[Callable, tuple[type[nn.Module] | None, dict[str, Any]]] = {
     F.conv1d: (nn.Conv1d, _CONVOLUTION),
     F.conv2d: (nn.Conv2d, _CONVOLUTION),
@@ -74,6 +76,7 @@ class Layers:
         if isinstance(right, torch.Tensor) and right.dim() == 2 and isinstance(left, ValueProxy) and left.dim() > 1:
             return self._record(nn.Linear, {"weight": right.t(), "bias": None}, left, "matmul")
         if isinstance(left, torch.Tensor) and left.dim() == 2 and isinstance(right, ValueProxy) and right.dim() > 1:
+            self.constants.rounded.append(f"a product with a constant matrix on its left at {user_line()}")
             turned = right.transpose(-1, -2)
             return self._record(nn.Linear, {"weight": left, "bias": None}, turned, "matmul").transpose(-1, -2)
         return None

@@ -213,9 +213,7 @@ def _put_steps(tracer: Tracer, x: Any, dim: int, steps: list[int], rest: tuple, 
     return result
 
 
-def _put_range(
-    tracer: Tracer, x: Any, dim: int, bounds: tuple[int, int], rest: tuple, value: ValueProxy
-) -> ValueProxy:
+def _put_range(tracer: Tracer, x: Any, dim: int, bounds: tuple[int, int], rest: tuple, value: ValueProxy) -> ValueProxy:
     """Record ``x`` with a range of a dimension replaced: what is before, the value, and what is behind."""
     start, stop = bounds
     if start >= stop:
