@@ -275,8 +275,14 @@ def plain(module: nn.Module) -> nn.Module:
     kind = leaf_kind(module)
     if kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
-    if type(module) is kind:
+    padding = getattr(module, "padding", None)
+    if type(module) is kind and not isinstance(padding, str):
         return module
     layer = kind.__new__(kind)
     layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode" or ops.is_neuron(layer)})
+    if isinstance(padding, str):
+        zeros = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
+        if padding == "same" and any(z % 2 for z in zeros):
+            raise UnsupportedError(f"padding='same' around a kernel of {module.kernel_size} is not symmetric")
+        layer.padding = tuple(z // 2 if padding == "same" else 0 for z in zeros)  # type: ignore[assignment]
     return layer
