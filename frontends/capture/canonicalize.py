@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
+from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
@@ -153,6 +154,9 @@ class Canonicalizer(GraphBuilder):
 
     def neuron(self, path: str, module: base.MemoryModule, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""
+        if not ops.is_neuron(module) and leaf_kind(module) in ops.NEURONS:
+            module = plain(module)  # type: ignore[assignment]
+            self.replace(path, module)
         if not ops.is_neuron(module):
             supported = ", ".join(t.__name__ for t in ops.NEURONS)
             raise self.refuse(
@@ -251,20 +255,17 @@ def plain(module: nn.Module) -> nn.Module:
     """Return the ``torch.nn`` layer of one of SpikingJelly's step-mode subclasses, with the same parameters.
 
     Raises:
-        UnsupportedError: A batch norm has no running statistics, padding is not with zeros, or a subclass changes
-            what the layer computes.
+        UnsupportedError: A batch norm has no running statistics, or padding is not with zeros.
     """
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
     if getattr(module, "padding_mode", "zeros") != "zeros":
         raise UnsupportedError(f"padding mode {module.padding_mode!r} is not supported")
-    for kind in ops.MODULES:
-        if isinstance(module, kind):
-            if type(module) is kind:
-                return module
-            if type(module).forward is not kind.forward and not isinstance(module, base.StepModule):
-                raise UnsupportedError(f"{type(module).__name__} changes what {kind.__name__} computes")
-            layer = kind.__new__(kind)
-            layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode"})
-            return layer
-    raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
+    kind = leaf_kind(module)
+    if kind not in ops.MODULES:
+        raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
+    if type(module) is kind:
+        return module
+    layer = kind.__new__(kind)
+    layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode" or ops.is_neuron(layer)})
+    return layer

@@ -158,3 +158,12 @@ def has_module(model: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def unused_name(module: nn.Module, name: str) -> str:
+    """Return a name for a new attribute of a module: the given one, or with a number behind it."""
+    unique, count = name, 0
+    while hasattr(module, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique

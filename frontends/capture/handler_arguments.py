@@ -10,7 +10,6 @@ from torch import fx
 from svitc.frontends.capture.graph_builder import GraphBuilder
 from svitc.ir.graph import input_type
 
-
 HARMLESS = ("input", "self", "inplace")  # arguments that do not change what a call computes
 
 

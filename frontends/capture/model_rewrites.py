@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -11,6 +10,7 @@ from spikingjelly.activation_based import functional
 from torch import nn
 from torch.nn import functional as F
 
+from svitc.frontends.capture.reparametrized import copy_model
 from svitc.ir.outputs import restored, tensors_of
 from svitc.ir.program import Program
 
@@ -49,7 +49,7 @@ def border_of(module: nn.Module) -> tuple[int, bool]:
         return 0, False
     if isinstance(module, nn.Sequential) or next(module.parameters(recurse=False), None) is not None:
         return 0, False
-    double = copy.deepcopy(module).double().eval()
+    double = copy_model(module).double().eval()
     norm = next(double.children())
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +88,7 @@ def reference(model: nn.Module, program: Program, x: torch.Tensor) -> Any:
     Returns:
         What ``program(x)`` returns, such as logits ``[N, classes]`` or ``[T, N, classes]``.
     """
-    eager = copy.deepcopy(model).float().eval()
+    eager = copy_model(model).float().eval()
     prepare(eager)
     functional.reset_net(eager)
     with torch.inference_mode():
