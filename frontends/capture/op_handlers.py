@@ -7,6 +7,7 @@ support another operation, write its handler and name it in ``HANDLERS``.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 
 import einops
@@ -109,13 +110,15 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit repeat and expand of dimensions of size 1; refuse others."""
     if node.target is einops.repeat:
-        return b.emit("call_function", einops.repeat, (b.arg(node.args[0]), node.args[1]), dict(node.kwargs))
+        source = b.arg(node.args[0])
+        pattern = spelled_out(str(node.args[1]), rank(source))
+        return b.emit("call_function", einops.repeat, (source, pattern), dict(node.kwargs))
     x = b.arg(node.args[0])
     dims, sizes = input_type(x), value_shape(node)
     dims = ((),) * (len(sizes) - len(dims)) + dims
     repeated = [i for i, (dim, size) in enumerate(zip(dims, sizes, strict=True)) if axes.size(dim) != size]
     if any(dims[i] for i in repeated):
-        raise b.refuse(f"repeat of {axes.show(dims)} to {sizes} tiles an axis")
+        return tiled(b, b.view(x, dims), sizes)
     if not repeated and axes.size(dims[0]) == 1 and not dims[0] and rank(x) == 5 and sizes[0] == 1:
         repeated = [0]  # a static image at a single time step
     if not repeated:
@@ -129,6 +132,24 @@ def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
     squeezed = b.view(x, tuple(dim for dim in dims if dim))
     pattern = f"{' '.join(source)} -> {' '.join(target)}"
     return b.emit("call_function", einops.repeat, (squeezed, pattern), {target[i]: sizes[i] for i in repeated})
+
+
+def tiled(b: GraphBuilder, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
+    """Emit a repetition of whole dimensions: each copy is a position of a new axis outside the dimension's own."""
+    for i, size in enumerate(sizes):
+        dims = input_type(x)
+        copies = size // axes.size(dims[i])
+        if copies == 1:
+            continue
+        apart = b.view(x, tuple(dim for dim in dims if dim))
+        letters = " ".join(f"d{j}" for j, dim in enumerate(dims) if dim)
+        copied = b.emit("call_function", einops.repeat, (apart, f"{letters} -> t {letters}"), {"t": copies})
+        new, *rest = tokens(input_type(copied))
+        places = iter(rest)
+        target = [next(places) if dim else () for dim in dims]
+        target[i] = (*new, *target[i])
+        x = emit_view(b.emit, copied, (new, *rest), tuple(target))
+    return x
 
 
 def chunk(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -238,9 +259,20 @@ def reduction(target: Target) -> Handler:
     return handler
 
 
+def spelled_out(pattern: str, rank: int) -> str:
+    """Return an einops pattern with letters in place of ``...``."""
+    left, arrow, right = pattern.partition("->")
+    if "..." not in left:
+        return pattern
+    named = len(re.sub(r"\([^)]*\)", "g", left.replace("...", " ")).split())
+    letters = " ".join(f"etc{i}" for i in range(rank - named))
+    return left.replace("...", letters) + arrow + right.replace("...", letters)
+
+
 def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit a rearrange that the model calls itself, with its pattern in canonical letters."""
-    x, pattern = b.arg(node.args[0]), str(node.args[1])
+    x = b.arg(node.args[0])
+    pattern = spelled_out(str(node.args[1]), rank(x))
     bind_letters(input_type(x), pattern, node.kwargs)  # splits axes as the pattern does
     source = tokens(input_type(x))
     return emit_view(b.emit, x, source, follow(source, pattern, node.kwargs))

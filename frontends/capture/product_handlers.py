@@ -12,6 +12,7 @@ from torch import fx
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, rank
+from svitc.ir import axes
 from svitc.ir.graph import input_type
 from svitc.ir.operators import normalization, products
 
@@ -35,7 +36,19 @@ def einsum(b: GraphBuilder, node: fx.Node) -> fx.Node:
     names = "".join(spare[:widest])
     operands = [part.replace("...", names[widest - w :]) for w, part in zip(widths, operands, strict=True)]
     right = right.replace("...", names)
+    tensors = list(tensors)
+    for i, part in enumerate(operands):  # a dimension of size 1 that is broadcast has no letter
+        dims = input_type(tensors[i])
+        thin = [j for j, c in enumerate(part) if axes.size(dims[j]) == 1 and _is_wider(c, i, operands, tensors)]
+        tensors[i] = b.view(tensors[i], tuple(dim for j, dim in enumerate(dims) if j not in thin))
+        operands[i] = "".join(c for j, c in enumerate(part) if j not in thin)
     return b.emit("call_function", products.einsum, tuple(tensors), {"equation": f"{','.join(operands)}->{right}"})
+
+
+def _is_wider(letter: str, operand: int, operands: list[str], tensors: list[fx.Node]) -> bool:
+    """Return whether a letter stands for more than one element in an operand other than this one."""
+    others = [(part, x) for i, (part, x) in enumerate(zip(operands, tensors, strict=True)) if i != operand]
+    return any(letter in part and axes.size(input_type(x)[part.index(letter)]) > 1 for part, x in others)
 
 
 def addmm(b: GraphBuilder, node: fx.Node) -> fx.Node:
