@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank
+from svitc.frontends.capture.slicing_handlers import Extremes
 from svitc.ir.operators import normalization, pointwise
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
@@ -54,7 +55,7 @@ def extreme_along(target: Callable, two_tensors: Handler) -> Handler:
             return two_tensors(b, node)
         x, dim, keepdim = call(b, node, "dim", "keepdim", keepdim=False)
         value = b.emit("call_function", target, (x,), {"dims": dims_of(x, dim), "keepdim": bool(keepdim)})
-        return value if dim is None else (value,)  # the indices are left out: reading them is refused
+        return value if dim is None else Extremes([value])
 
     return handler
 
