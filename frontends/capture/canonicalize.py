@@ -112,7 +112,7 @@ class Canonicalizer(GraphBuilder):
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
-                hint="svitc inspect lists what is supported; rewrite the layer with those, or report it.",
+                hint="svitc inspect --supported lists what is; rewrite the layer with those, or report it.",
             )
         return handler(self, node)
 
