@@ -84,7 +84,8 @@ def _bound_along(*tensors: torch.Tensor, name: str, attributes: dict[str, Any], 
     """Return a bound for an operator whose elements depend on many of its first input, which the largest stands for."""
     function = next(f for f in OPERATORS if f.__name__ == name)
     value = function(*tensors, **attributes).abs().nan_to_num()
-    return value + lipschitz * max(float(tensor.abs().max()) for tensor in tensors)
+    largest = max(float(tensor[tensor.isfinite()].abs().max()) for tensor in tensors)  # a mask may hold infinity
+    return value + lipschitz * largest
 
 
 def sum_lengths(program: Program) -> dict[str, int]:

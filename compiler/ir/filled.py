@@ -50,7 +50,23 @@ def track(node: fx.Node, module: nn.Module | None) -> None:
     elif node.target is operator.mul and len(sources) == 2:
         filled = sources[0] & sources[1]
     present = {id(axis) for dim in type_of(node) for axis in dim}
+    if general is not None:
+        _freeze_summed(node, present)
     node.meta["filled"] = tuple(axis for axis in filled if id(axis) in present)
+
+
+def _freeze_summed(node: fx.Node, present: set[int]) -> None:
+    """Freeze the axes over which a general operator sums products none of whose factors is 0.
+
+    Args:
+        node: the operator's call.
+        present: ids of the axes that its value has.
+    """
+    sources = [(source, set(_filled(source))) for source in node.all_input_nodes]
+    for axis in set().union(*(filled for _, filled in sources)):
+        holders = [filled for source, filled in sources if any(axis in dim for dim in type_of(source))]
+        if id(axis) not in present and all(axis in filled for filled in holders):
+            axis.freeze(REASON)
 
 
 def _filled(node: fx.Node) -> tuple[Axis, ...]:

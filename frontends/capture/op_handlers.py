@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 
-import einops
 import torch
 from torch import fx
 from torch.fx.node import Argument, Target
@@ -22,7 +21,7 @@ from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS
 from svitc.frontends.capture.structure_handlers import STRUCTURE_HANDLERS
-from svitc.ir import axes, ops
+from svitc.ir import axes
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
 from svitc.ir.operators import normalization, pointwise, several
@@ -113,11 +112,6 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     if axes.size(dims[dim]) != 1:
         return x
     return b.view(x, dims[:dim] + dims[dim + 1 :])
-
-
-
-
-
 
 
 def binary(target: Target) -> Handler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from svitc.frontends.capture.graph_builder import GraphBuilder, Value
+from svitc.frontends.capture.graph_builder import GraphBuilder, Value, unused_name
 from svitc.frontends.capture.handler_arguments import call, rank
-from svitc.ir.graph import input_type
-from svitc.ir.operators import normalization, products
+from svitc.ir import axes
+from svitc.ir.graph import attribute_of, input_type
+from svitc.ir.operators import products
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
 
@@ -75,16 +75,28 @@ def attention(b: GraphBuilder, node: fx.Node) -> fx.Node:
     kwargs: dict[str, Any] = {"input" if k == "query" else k: v for k, v in node.kwargs.items()}
     node.kwargs = kwargs
     q, k, v, mask, _, causal, scale, shared = call(b, node, *names, is_causal=False, enable_gqa=False)
-    if causal or shared:
-        raise b.refuse("causal attention, and attention whose heads share keys, is not supported")
-    order = [*range(rank(k) - 2), rank(k) - 1, rank(k) - 2]
-    width = math.prod(axis.size for axis in input_type(q)[-1])
-    scores = b.emit("call_function", torch.matmul, (q, b.permute(k, order)))
-    scores = b.emit("call_function", operator.mul, (scores, width**-0.5 if scale is None else float(scale)))
-    if mask is not None:
-        scores = b.emit("call_function", operator.add, (scores, mask))
-    weights = b.emit("call_function", normalization.softmax, (scores,), {"dim": rank(scores) - 1})
-    return b.emit("call_function", torch.matmul, (weights, v))
+    if shared:
+        raise b.refuse("attention whose heads share keys is not supported")
+    if q.op == "get_attr" or k.op == "get_attr" or v.op == "get_attr":
+        raise b.refuse("attention of a parameter is not supported")
+    width = axes.size(input_type(q)[-1])
+    attributes = {"causal": bool(causal), "scale": width**-0.5 if scale is None else float(scale)}
+    masks = () if mask is None else (additive(b, mask),)
+    return b.emit("call_function", products.attention, (q, k, v, *masks), attributes)
+
+
+def additive(b: GraphBuilder, mask: fx.Node) -> fx.Node:
+    """Return a mask that is added to the products of queries and keys, for one that says which of them count."""
+    if mask.op != "get_attr":
+        return mask
+    values = attribute_of(b.program.module, str(mask.target))
+    if values.dtype != torch.bool:
+        return mask
+    owner, _, name = str(mask.target).rpartition(".")
+    holder = b.program.module.get_submodule(owner)
+    name = unused_name(holder, f"{name}_added")
+    holder.register_buffer(name, torch.zeros(values.shape).masked_fill(~values, float("-inf")))
+    return b.emit("get_attr", f"{owner}.{name}".lstrip("."))
 
 
 PRODUCT_HANDLERS: dict[str, Handler] = {

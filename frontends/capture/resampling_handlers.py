@@ -86,7 +86,7 @@ def pool(layer: type[nn.Module], pixels: int) -> Handler:
 def interpolate(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``F.interpolate``."""
     names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
-    x, size, scales, mode, corners, recompute, smooth = call(b, node, *names, mode="nearest", antialias=False)
+    x, _, scales, mode, corners, recompute, smooth = call(b, node, *names, mode="nearest", antialias=False)
     pixels = rank(x) - 2
     if smooth:
         raise b.refuse(f"interpolation by {mode} with antialiasing is not supported", hint="Without it, it is.")
@@ -248,7 +248,9 @@ def pooled_3d(b: GraphBuilder, layer: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -
     """Emit a pooling over three dimensions; of windows of size 1 in the first one, as a layer over two."""
     flat = pool_2d_of(layer)
     if flat is not None and rank(x) == 5:
-        return _each_slice(b, b.layer("pool", flat), x)
+        dims = input_type(x)
+        y = b.emit("call_module", b.layer("pool", flat), (b.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
+        return b.view(y, (dims[0], dims[1], *input_type(y)[1:]))
     is_max = isinstance(layer, nn.MaxPool3d)
     if layer.ceil_mode or (per_dimension(layer.dilation, 3) != (1, 1, 1) if is_max else layer.divisor_override):
         raise b.refuse(f"{layer} is not supported", hint="Without ceil_mode, dilation and divisor_override, it is.")

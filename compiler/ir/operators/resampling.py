@@ -268,9 +268,7 @@ RESAMPLING = (
         linear=True,
         terms=lambda node: math.prod(node.kwargs["kernel"]),  # type: ignore[arg-type]
     ),
-    Operator(
-        max_pool_3d, pool_3d_rule, "max_pool3d, nn.MaxPool3d", _POOL, fills=False, moves=True, same_bits=True
-    ),
+    Operator(max_pool_3d, pool_3d_rule, "max_pool3d, nn.MaxPool3d", _POOL, fills=False, moves=True, same_bits=True),
     Operator(
         average_pool_3d,
         pool_3d_rule,
