@@ -103,6 +103,9 @@ def interpolate(b: GraphBuilder, node: fx.Node) -> fx.Node:
         "mode": mode,
         "align_corners": bool(corners),
     }
+    if mode == "bicubic":
+        del attributes["mode"]
+        return b.emit("call_function", resampling.interpolate_cubic, (x,), attributes)
     return b.emit("call_function", resampling.interpolate, (x,), attributes)
 
 
@@ -196,6 +199,10 @@ def batch_norm_3d(b: GraphBuilder, path: str, layer: nn.BatchNorm3d, x: fx.Node)
     flat = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
     flat.__dict__.update(layer.__dict__)
     b.replace(path, flat)
+    source = b.origin.args[0] if b.origin is not None else None
+    if isinstance(source, fx.Node) and not source.meta["val"].is_contiguous():
+        # torch multiplies and adds in one step, or in two, depending on how the elements lie in memory
+        b.program.info.setdefault("rounded", []).append(path)
     return _each_slice(b, path, x)
 
 

@@ -23,8 +23,44 @@ def einsum(*tensors, equation):
     return torch.einsum(equation, *tensors)
 
 
+def add_product(x, y, z, beta, alpha):
+    return (torch.addmm if y.ndim == 2 else torch.baddbmm)(x, y, z, beta=beta, alpha=alpha)
+
+
 def attention(query, key, value, *mask, causal, scale):
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, *mask, is_causal=causal, scale=scale)
+
+
+def add_product_rule(node: fx.Node) -> Dims:
+    """Return the type of a product of matrices that is added to a value; the value may be repeated along it."""
+    added, left, right = node.args
+    y, z = input_type(left), input_type(right)
+    if len(y) != len(z) or len(y) not in (2, 3):
+        raise AxisConflict(f"a product of {axes.show(y)} and {axes.show(z)} is not supported")
+    adopt_kinds(left, (*z[:-2], (), z[-2]))  # type: ignore[arg-type]
+    adopt_kinds(right, (*y[:-2], y[-1], ()))  # type: ignore[arg-type]
+    rows_of(left, y)
+    if any(axis.kind == Kind.BATCH for axis in y[-1]):
+        raise AxisConflict(ACROSS_BATCH)
+    lead = tuple(axes.unify(p, q) for p, q in zip(y[:-2], z[:-2], strict=True))
+    axes.unify(y[-1], z[-2])
+    product = tuple(axes.resolve(dim) for dim in (*lead, y[-2], z[-1]))
+    adopt_kinds(added, product)  # type: ignore[arg-type]
+    _broadcast(input_type(added), product)
+    return tuple(axes.resolve(dim) for dim in product)
+
+
+def rows_of(matrix: object, dims: Dims) -> None:
+    """Let the rows of a matrix of parameters be of the kind of what it sums up, such as time; not of channels.
+
+    Args:
+        matrix: the node.
+        dims: its type.
+    """
+    kinds = {axis.kind for axis in dims[-1]}
+    if isinstance(matrix, fx.Node) and matrix.op == "get_attr" and len(kinds) == 1 and Kind.CHANNEL not in kinds:
+        for axis in dims[-2]:
+            axis.kind = dims[-1][0].kind
 
 
 def attention_rule(node: fx.Node) -> Dims:
@@ -115,6 +151,15 @@ PRODUCTS = (
         fills=False,
         linear=True,
         terms=_summed,
+    ),
+    Operator(
+        add_product,
+        add_product_rule,
+        "addmm, baddbmm",
+        {"beta": is_number, "alpha": is_number},
+        (3, 3),
+        fills=True,
+        terms=lambda node: axes.size(input_type(node.args[1])[-1]) + 1,
     ),
     Operator(
         attention,

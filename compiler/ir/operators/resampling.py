@@ -44,6 +44,10 @@ def transposed_convolution(x, weight, *bias, stride, padding, output_padding, gr
     return conv(x, weight, *(bias or [None]), stride, padding, output_padding, groups, dilation)
 
 
+def interpolate_cubic(x, sizes, scales, align_corners):
+    return torch.nn.functional.interpolate(x, sizes if scales is None else None, scales, "bicubic", align_corners)
+
+
 def fold(x, sizes, kernel, dilation, padding, stride):
     return torch.nn.functional.fold(x, sizes, kernel, dilation, padding, stride)
 
@@ -229,15 +233,24 @@ RESAMPLING = (
     Operator(
         interpolate,
         sized_rule,
-        "interpolate, nn.Upsample: nearest, nearest-exact, linear, bilinear, bicubic, trilinear",
+        "interpolate, nn.Upsample: nearest, nearest-exact, linear, bilinear, trilinear",
         {
             **_SIZES,
             "scales": lambda v: v is None or are(is_number)(v),
-            "mode": one_of("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear"),
+            "mode": one_of("nearest", "nearest-exact", "linear", "bilinear", "trilinear"),
             "align_corners": is_flag,
         },
         fills=False,
         linear=True,
+    ),
+    Operator(
+        interpolate_cubic,
+        sized_rule,
+        "interpolate, nn.Upsample: bicubic",
+        {**_SIZES, "scales": lambda v: v is None or are(is_number)(v), "align_corners": is_flag},
+        fills=False,
+        lipschitz=2.0,
+        terms=lambda _: 16,
     ),
     Operator(convolution, convolution_rule, "conv1d to 3d", _WINDOW, (2, 3), fills=False, linear=True, terms=_kernel),
     Operator(

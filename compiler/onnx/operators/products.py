@@ -21,6 +21,19 @@ def einsum(b: Builder, node: fx.Node, _: None) -> Stored:
     return store(b, node, lambda view: b.op("Einsum", in_program_order(b, node), view, attributes))  # type: ignore[arg-type]
 
 
+def add_product(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower to a product and an addition, each scaled unless its factor is 1."""
+    x, y, z = in_program_order(b, node)
+    view = layout.fresh(b.program.type_of(node))
+    e = Emitter(b, view)
+    product = e("MatMul", y, z)
+    if node.kwargs["alpha"] != 1:
+        product = e("Mul", product, float(node.kwargs["alpha"]))  # type: ignore[arg-type]
+    if node.kwargs["beta"] != 1:
+        x = e("Mul", x, float(node.kwargs["beta"]), dims=b.at(node.args[0]).view)  # type: ignore[arg-type]
+    return b.store(e("Add", x, product), view)
+
+
 def attention(b: Builder, node: fx.Node, _: None) -> Stored:
     """Lower to two products with a softmax between them."""
     stored = [b.at(arg) for arg in node.args]
@@ -42,4 +55,8 @@ def attention(b: Builder, node: fx.Node, _: None) -> Stored:
     return b.store(b.op("MatMul", [weights, value], view), view)
 
 
-RULES: dict[Callable, Rule] = {products.einsum: einsum, products.attention: attention}
+RULES: dict[Callable, Rule] = {
+    products.einsum: einsum,
+    products.add_product: add_product,
+    products.attention: attention,
+}

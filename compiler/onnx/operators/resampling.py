@@ -57,7 +57,7 @@ def interpolate(b: Builder, node: fx.Node, _: None) -> Stored:
     source = b.at(node.args[0])
     before, sizes, scales = axes.shape(source.view)[2:], node.kwargs["sizes"], node.kwargs["scales"]
     ratios = scales or [size / n for size, n in zip(sizes, before, strict=True)]  # type: ignore[arg-type]
-    mode = str(node.kwargs["mode"])
+    mode = str(node.kwargs.get("mode", "bicubic"))
     attributes: dict[str, Any] = {"mode": "cubic" if mode == "bicubic" else "linear"}
     corners = "align_corners" if node.kwargs["align_corners"] else "pytorch_half_pixel"
     if mode == "nearest":
@@ -150,7 +150,7 @@ def parametric_relu(b: Builder, node: fx.Node, _: None) -> Stored:
 RULES: dict[Callable, Rule] = {
     resampling.adaptive_average_pool: adaptive_pool("AveragePool"),
     resampling.adaptive_max_pool: adaptive_pool("MaxPool"),
-    resampling.interpolate: interpolate,
+    **dict.fromkeys((resampling.interpolate, resampling.interpolate_cubic), interpolate),
     resampling.fold: fold,
     resampling.max_pool_3d: pool_3d,
     resampling.average_pool_3d: pool_3d,
