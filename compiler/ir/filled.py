@@ -15,6 +15,7 @@ from torch import fx, nn
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Dim, Kind
 from svitc.ir.graph import attribute_of, module_of, type_of
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
 from svitc.ir.operators.registry import operator_of
 
@@ -46,6 +47,8 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         values = dict.fromkeys(present)
     elif any(sources):
         values = _passed_on(node, module, sources)
+    elif ops.has_state(module) and dynamics_of(module).fires_without_input:
+        values = dict.fromkeys(present)
     if module is not None:
         values |= _shifted(node, module, present)
     node.meta["filled"] = {a: v for a, v in values.items() if a in present and (v is None or bool(v.ne(0).any()))}
@@ -112,8 +115,19 @@ def _passed_on(node: fx.Node, module: nn.Module | None, sources: list[Values]) -
         reduced = node.kwargs["dim"]
         _freeze(values, *(type_of(inputs[0])[i] for i in reduced))  # type: ignore[union-attr, index, misc]
     general = operator_of(node.target)
+    if general is not None:
+        _freeze_summed(node, sources)
     moves = node.target in (*ops.VIEWS, ops.take_block, ops.take_range) or (general is not None and general.moves)
     return dict(sources[0]) if moves and len(inputs) == 1 else values
+
+
+def _freeze_summed(node: fx.Node, sources: list[Values]) -> None:
+    """Freeze the axes over which a general operator sums products none of whose factors is 0."""
+    present = _channels(node)
+    for axis in set().union(*sources):
+        holders = [values for x, values in zip(node.all_input_nodes, sources, strict=True) if axis in _channels(x)]
+        if axis not in present and all(axis in values for values in holders):
+            axis.freeze(REASON)
 
 
 def _filled(node: fx.Node) -> Values:

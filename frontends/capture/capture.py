@@ -110,6 +110,7 @@ def _capture(
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
     fixed, functions = canonicalize(program, rewrite_model, done)
+    rounded += program.info.pop("rounded", [])
     if rounded:
         program.info["rounded"] = rounded
         notes += [f"{what} is computed in another order: the same but for rounding" for what in rounded]
