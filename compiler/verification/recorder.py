@@ -47,14 +47,18 @@ class Recorder(fx.Interpreter):
     def record(
         cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
     ) -> tuple[Recorder, tuple[torch.Tensor, ...]]:
-        """Run a program on a batch in inference mode, from a reset state; return the recorder and the outputs."""
-        program.module.eval()
-        program.reset()
+        """Run a program on a batch; return the recorder and the outputs."""
         recorder = cls(program, spikes)
+        return recorder, recorder.run_from_rest(x)
+
+    def run_from_rest(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the program on a batch in inference mode, from a reset state, and return its outputs."""
+        self.program.module.eval()
+        self.program.reset()
         with torch.inference_mode():
-            outputs = as_tuple(recorder.run(x))
-        program.reset()
-        return recorder, outputs
+            outputs = as_tuple(self.run(x))
+        self.program.reset()
+        return outputs
 
 
 def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
