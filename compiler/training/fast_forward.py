@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
-from svitc.data.inputs import time_average
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
+from svitc.ir.outputs import as_tuple, required_scores
 from svitc.ir.program import Program
 
 # surrogate functions whose gradient is a static method of the distance from the threshold
@@ -258,8 +258,9 @@ class FastForward(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.inner = program.module
+        self.scores = required_scores(program.graph, program.info)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits ``[N, classes]`` averaged over time, in float32 (float64 for a float64 input)."""
-        y = _Runner(self.inner).run(x)
-        return time_average(y if y.dtype == torch.float64 else y.float())
+        outputs = as_tuple(_Runner(self.inner).run(x))
+        return self.scores.of([y if y.dtype == torch.float64 else y.float() for y in outputs])

@@ -16,7 +16,7 @@ from svitc.analysis.float_error import bound, magnitudes, output_sum_lengths, su
 from svitc.analysis.integer_range import integer_ranges
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
-from svitc.ir.outputs import labels
+from svitc.ir.outputs import as_tuple, labels
 from svitc.ir.program import Program
 from svitc.passes.pipelines import unrounded_program
 from svitc.quantization.weight_grid import stored_bits
@@ -51,18 +51,18 @@ def check_quantization(original: Program, program: Program, x: torch.Tensor) -> 
     generator = torch.Generator().manual_seed(STIMULUS_SEED + 1)
     fed: dict[str, torch.Tensor] | None = None
     for natural in (True, False):
-        reference, outputs = Recorder.record(original, x, fed)
-        magnitude, output_magnitudes = Recorder.record(sizes, x.abs(), reference.fed)
+        reference, output = Recorder.record(original, x, fed)
+        magnitude, output_magnitude = Recorder.record(sizes, x.abs(), reference.fed)
         quantized = ErrorBounds(program, reference.fed, layers)
-        quantized_outputs = quantized.run_from_rest(x)
+        values = zip(*map(as_tuple, (output, quantized.run_from_rest(x), output_magnitude)), strict=True)
         for path in common:
             scale, quantized_scale = _drive(before[path]), _drive(after[path])
             rounding = abs(scale) * bound(magnitude.currents[path].numpy(), 2 * lengths[path] + 8)
             difference = scale * reference.currents[path] - quantized_scale * quantized.currents[path]
             verdict.judge(path, difference, _total(quantized.bounds[path], abs(quantized_scale), rounding))
-        for i, label in enumerate(labels(original.info)):
-            rounding = bound(output_magnitudes[i].numpy(), 2 * output_lengths[i] + 8)
-            verdict.judge(label, outputs[i] - quantized_outputs[i], _total(quantized.outputs[i], 1.0, rounding))
+        for i, (label, (value, quantized_value, size)) in enumerate(zip(labels(original.info), values, strict=True)):
+            rounding = bound(size.numpy(), 2 * output_lengths[i] + 8)
+            verdict.judge(label, value - quantized_value, _total(quantized.outputs[i], 1.0, rounding))
         if natural:
             verdict.clamped.update(quantized.clamped)
             fed = {path: stimulate(before[path], s, generator) for path, s in reference.spikes.items()}

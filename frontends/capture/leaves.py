@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spikingjelly.activation_based import layer, neuron
-from torch import nn
+from torch import fx, nn
 
 from svitc.ir import ops
 
@@ -16,6 +16,10 @@ KINDS: tuple[type[nn.Module], ...] = (
     nn.BatchNorm3d,
     nn.LayerNorm,
     nn.GroupNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.PReLU,
     nn.MaxPool3d,
     nn.AvgPool3d,
@@ -85,3 +89,11 @@ def is_leaf(module: nn.Module) -> bool:
         return True
     # SpikingJelly's other neurons are refused by name, which says more than an operation somewhere in them
     return isinstance(module, neuron.BaseNode) and type(module).__module__.startswith("spikingjelly.")
+
+
+def drop_hooks(graph: fx.Graph, model: nn.Module) -> None:
+    """Remove the hooks of the layers that a raw graph calls, as what they do is part of the graph."""
+    for path in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
+        module = model.get_submodule(path)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()

@@ -84,7 +84,7 @@ def compare(program: Program, twin: Program, batch: int = 2) -> None:
             assert far > 5e-7, f"{name} is within float32's rounding of the folded weights: {far}"
         assert torch.equal(want.spikes[name], got.spikes[name]), name
         assert 0.02 < float((want.spikes[name] > 0).double().mean()) < 0.98, name
-    assert torch.allclose(logits[0], other[0], rtol=1e-6, atol=1e-6)
+    assert torch.allclose(logits, other, rtol=1e-6, atol=1e-6)
 
 
 class One(nn.Module):
@@ -311,7 +311,7 @@ def test_families_with_membrane_shortcuts(name):
     (want, logits), (got, other) = (Recorder.record(p, x) for p in (program, twin))
     for path, spikes in want.spikes.items():  # the factor is a half: rounding in float64 is all that is left
         assert torch.equal(spikes, got.spikes[path]), path
-    assert torch.allclose(logits[0], other[0], rtol=1e-12, atol=1e-12)
+    assert torch.allclose(logits, other, rtol=1e-12, atol=1e-12)
     assert FoldNeuronScale()(twin).changed == []
 
 
