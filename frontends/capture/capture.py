@@ -49,7 +49,7 @@ def capture(
 
     Args:
         model: an SViT whose ``forward`` takes one tensor, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and
-            returns logits ``[N, classes]`` or ``[T, N, classes]``, perhaps with a dictionary of hooks.
+            returns tensors with a batch dimension, by themselves or in tuples, lists and dictionaries.
         input_spec: the input's shape without batch.
         info: what is known of the model, kept with the program; ``assumptions`` is added to.
         rewrite_model: split time from batch before a neuron that runs them together.
