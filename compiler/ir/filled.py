@@ -17,6 +17,7 @@ from svitc.ir.axes import Axis, Dim, Kind
 from svitc.ir.graph import attribute_of, module_of, type_of
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
+from svitc.ir.operators.products import add_product
 from svitc.ir.operators.registry import operator_of
 
 REASON = "an operation makes another value of its zeros"
@@ -43,6 +44,10 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         if not any(sources) and everywhere and node.target in ops.ELEMENTWISE:
             return  # 0 of zeros
         values = {axis: _computed(node, module, axis, owner) for axis in present}
+    elif general is not None and general.function is add_product:
+        factor = float(node.kwargs["beta"])  # type: ignore[arg-type]
+        added = {axis: _value_of(node.all_input_nodes[0], axis, owner) for axis in present}
+        values = {axis: None if value is None else value * factor for axis, value in added.items()}
     elif general is not None and not general.moves and general.is_filling(node):
         values = dict.fromkeys(present)
     elif any(sources):
