@@ -7,17 +7,19 @@ outside the list is refused by name, with its line in the user's code.
 from __future__ import annotations
 
 import copy
-import operator
 
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.effects import has_effect, in_place
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
 from svitc.frontends.capture.op_handlers import HANDLERS
+from svitc.frontends.capture.recognize_neurons import NotOverTime
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 
@@ -35,7 +37,7 @@ def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list
         UnsupportedError: The program has an operation or neuron outside the closed list.
     """
     raw = program.graph
-    raw.eliminate_dead_code(_has_effect)
+    raw.eliminate_dead_code(has_effect)
     canonicalizer = Canonicalizer(program, fix)
     program.module.graph = canonicalizer.run(raw, done)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
@@ -95,7 +97,7 @@ class Canonicalizer(GraphBuilder):
             return self.call_module(node)
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
-        if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
+        if in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
             raise self.refuse(f"{name} changes a tensor in place, and what it was is used again")
         if handler is None:
             raise self.refuse(
@@ -123,7 +125,7 @@ class Canonicalizer(GraphBuilder):
         assert module is not None
         if isinstance(module, (nn.Identity, nn.Dropout)):
             return x
-        if isinstance(module, base.MemoryModule):
+        if isinstance(module, (base.MemoryModule, ops.LeakyNeuron)):
             return self.neuron(path, module, x)
         if isinstance(module, (nn.MaxPool3d, nn.AvgPool3d)):
             return self.pool_3d(path, module, x)
@@ -139,7 +141,7 @@ class Canonicalizer(GraphBuilder):
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
-    def neuron(self, path: str, module: base.MemoryModule, x: fx.Node) -> fx.Node:
+    def neuron(self, path: str, module: base.MemoryModule | ops.LeakyNeuron, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""
         if not ops.is_neuron(module):
             supported = ", ".join(t.__name__ for t in ops.NEURONS)
@@ -147,9 +149,10 @@ class Canonicalizer(GraphBuilder):
                 f"neuron {path} is a {type(module).__name__}, which svitc does not know",
                 hint=f"Known neurons: {supported}.",
             )
-        if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
+        dynamics = dynamics_of(module)
+        if dynamics.threshold <= 0 or dynamics.rest >= dynamics.threshold:
             raise self.refuse(
-                f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
+                f"neuron {path} fires without input (threshold {dynamics.threshold}, reset {dynamics.reset})"
             )
         if path in self.called:
             raise self.refuse(
@@ -158,8 +161,12 @@ class Canonicalizer(GraphBuilder):
                 hint="Give each place a neuron of its own.",
             )
         self.called.add(path)
-        module.store_v_seq = False  # type: ignore[assignment]
+        if isinstance(module, base.MemoryModule):
+            module.store_v_seq = False  # type: ignore[assignment]
         dims = input_type(x)
+        if "region" in self.origin.meta and (not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME]):
+            text = f"{path} runs over {axes.show(dims)}, whose first dimension is not time"
+            raise NotOverTime(self.origin.meta["region"], text, where=self.origin.meta.get("source"))
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
             return self.emit("call_module", path, (x,))
         if not self.fix:
@@ -192,19 +199,6 @@ class Canonicalizer(GraphBuilder):
         y = self.emit("call_module", path, (self.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Return whether a raw operation has an effect even where nothing reads its result."""
-    return node.op in ("placeholder", "output") or _in_place(node)
-
-
-def _in_place(node: fx.Node) -> bool:
-    """Return whether a raw operation changes its input."""
-    if node.op == "call_function":
-        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    name = str(node.target)
-    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
 
 
 def _drop_unused_parameters(program: Program) -> None:

@@ -13,7 +13,7 @@ import copy
 import inspect
 import logging
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from svitc.frontends.capture.autograd_functions import record_autograd_functions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.model_rewrites import prepare
+from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons
 from svitc.frontends.capture.tracer import (
     FRAMEWORK_PATHS,
     Tracer,
@@ -78,7 +79,7 @@ def capture(
     for batch_first in (False, True) if input_spec.events else (False,):
         done: list[fx.Node] = []
         try:
-            program = _capture(copy.deepcopy(model), input_spec, info, batch_first, rewrite_model, done)
+            program = _capture_recognizing(model, input_spec, info, batch_first, rewrite_model, done)
             if not program.info["assumptions"] and not given:
                 del program.info["assumptions"]
             return program
@@ -92,6 +93,19 @@ def some(what: str, paths: list[str]) -> str:
     return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
 
 
+def _capture_recognizing(
+    model: nn.Module, input_spec: InputSpec, info: JsonDict, batch_first: bool, fix: bool, done: list[fx.Node]
+) -> Program:
+    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations."""
+    ignored: set[int] = set()
+    while True:
+        try:
+            return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done, ignored)
+        except NotOverTime as error:
+            ignored.add(error.number)
+            done.clear()
+
+
 def _capture(
     model: nn.Module,
     input_spec: InputSpec,
@@ -99,14 +113,17 @@ def _capture(
     batch_first: bool,
     rewrite_model: bool,
     done: list[fx.Node],
+    ignored: Collection[int] = (),
 ) -> Program:
     """Capture a model, which is changed.
 
     Args:
         batch_first: Whether it takes ``[N, T, C, H, W]``.
         done: Receives the operations that could be represented.
+        ignored: Numbers of the regions that are not taken for neurons.
     """
     graph = _trace(model, input_spec, batch_first)
+    recognized = recognize_neurons(graph, model, ignored)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
     notes = program.info["assumptions"]
@@ -114,6 +131,7 @@ def _capture(
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
     fixed, functions = canonicalize(program, rewrite_model, done)
+    notes += recognized
     if fixed:
         program.info["fixed"] = fixed
         notes.append(f"time and batch, run together in the model's code, are split before {some('neuron', fixed)}")
