@@ -20,6 +20,7 @@ from svitc.ir import axes, ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.operators.table import Operator
+from svitc.ir.outputs import output_values
 from svitc.ir.program import Program
 
 UNIT = 2.0**-24
@@ -73,20 +74,25 @@ def _bound_of(*tensors: torch.Tensor, lipschitz: float, offset: float) -> torch.
 
 
 def sum_lengths(program: Program) -> dict[str, int]:
-    """Return, for each neuron and ``logits``, how many terms are summed between the spikes before it and its input."""
+    """Return, for each neuron, how many terms are summed between the spikes before it and its input."""
+    depth = _depths(program)
+    return {str(node.target): max(depth[n] for n in node.all_input_nodes) + 1 for node in program.neurons()}
+
+
+def output_sum_lengths(program: Program) -> list[int]:
+    """Return, for each output, how many terms are summed between the spikes before it and its values."""
+    depth = _depths(program)
+    return [depth[value] + 1 for value in output_values(program.graph)]
+
+
+def _depths(program: Program) -> dict[fx.Node, int]:
+    """Return, for each node, how many terms are summed between the spikes before it and its value."""
     depth: dict[fx.Node, int] = {}
-    lengths: dict[str, int] = {}
     for node in program.graph.nodes:
-        terms_before = max((depth[n] for n in node.all_input_nodes), default=0)
         module = program.module_of(node)
-        if ops.is_neuron(module):
-            lengths[str(node.target)] = terms_before + 1
-            depth[node] = 0
-            continue
-        if node.op == "output":
-            lengths["logits"] = terms_before + 1
-        depth[node] = terms_before + _terms(program, node, module)
-    return lengths
+        terms_before = max((depth[n] for n in node.all_input_nodes), default=0)
+        depth[node] = 0 if ops.is_neuron(module) else terms_before + _terms(program, node, module)
+    return depth
 
 
 def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:

@@ -65,10 +65,10 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
     module = program.module_of(node)
     if module is not None:
         return _of_layer(module, ranges.get(node.all_input_nodes[0]))
-    if not node.all_input_nodes or any(source not in ranges for source in node.all_input_nodes):
+    if node.op == "output" or not node.all_input_nodes or any(source not in ranges for source in node.all_input_nodes):
         return None
     first = ranges[node.all_input_nodes[0]]
-    if node.op == "output" or node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
+    if node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
         return first
     if node.target in ops.REDUCTIONS:
         reduced: Any = node.kwargs["dim"]
@@ -78,7 +78,9 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
     general = operator_of(node.target)
     if general is not None:
         return _of_operator(node, general, [ranges[source] for source in node.all_input_nodes])
-    if len(node.args) == 2 and not all(isinstance(arg, fx.Node) for arg in node.args):
+    if node.target not in (*ops.ELEMENTWISE, torch.matmul):
+        return None
+    if not all(isinstance(arg, fx.Node) for arg in node.args):
         number: Any = next(arg for arg in node.args if not isinstance(arg, fx.Node))
         return _scaled(first, 1 / number if node.target is operator.truediv else number)
     second = ranges[node.args[1]]  # type: ignore[index]

@@ -14,16 +14,19 @@ import itertools
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 
 from torch import fx
 
 from svitc.codegen.classes import Classes, attributes, class_head, constructor_lines, literal, shape
 from svitc.codegen.constructors import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
 from svitc.codegen.operations import StatementBuilder, call_unit, time_steps
+from svitc.codegen.outputs import restored_source
 from svitc.codegen.partition import Letters, Partition, Unit
 from svitc.codegen.quantized_classes import REFERENCE_NOTE, Quantized, definition
 from svitc.codegen.statements import Body, Role, Statement
 from svitc.ir.operators.registry import OPERATORS
+from svitc.ir.outputs import output_values
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import stored_info
 
@@ -83,9 +86,12 @@ class Source:
             else:
                 statements += builder.of(part)
         source = next(n for n in self.program.graph.nodes if n.op == "placeholder")
-        output = next(n for n in self.program.graph.nodes if n.op == "output").all_input_nodes[0]
-        body = Body(statements, [builder.value(source)], [builder.value(output)])
-        head = f"{shape(self.letters.layout(source))} -> logits {shape(self.letters.layout(output))}."
+        values = output_values(self.program.graph)
+        returned = partial(restored_source, self.program.info)
+        body = Body(statements, [builder.value(source)], [builder.value(value) for value in values], returned)
+        shapes = [shape(self.letters.layout(value)) for value in values]
+        named = ", ".join(f"{n} {s}" for n, s in zip(self.program.output_names, shapes, strict=True))
+        head = f"{shape(self.letters.layout(source))} -> {named}."
         return [
             *class_head("Model", tree, head, []),
             "    def __init__(self):",

@@ -15,6 +15,7 @@ from svitc.ir.axes import Axis, AxisConflict, Dims, Kind
 from svitc.ir.function_rules import FUNCTION_RULES
 from svitc.ir.graph import BATCH_PROBE, InputSpec, attribute_of, describe, input_type, module_of
 from svitc.ir.module_rules import MODULE_RULES, Rule
+from svitc.ir.outputs import as_tuple
 
 
 class TypeInference:
@@ -75,13 +76,13 @@ class TypeInference:
         return ((batch,), *image)
 
     def output(self, node: fx.Node) -> Dims:
-        """Return the type of the model's output, whose channels must not be pruned."""
-        dims = input_type(node.args[0])
-        for dim in dims:
-            for axis in dim:
+        """Return the type of the model's output, or ``()`` for several; their channels must not be pruned."""
+        values = as_tuple(node.args[0])
+        for value in values:
+            for axis in (axis for dim in input_type(value) for axis in dim):
                 if axis.kind == Kind.CHANNEL:
                     axis.freeze("the model's output")
-        return dims
+        return input_type(values[0]) if len(values) == 1 else ()
 
     def attribute(self, node: fx.Node) -> Dims:
         """Return the type of a bare parameter.

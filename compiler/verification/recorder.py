@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 
 STIMULUS_SEED = 0
@@ -45,15 +46,15 @@ class Recorder(fx.Interpreter):
     @classmethod
     def record(
         cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
-    ) -> tuple[Recorder, torch.Tensor]:
-        """Run a program on a batch in inference mode, from a reset state; return the recorder and the logits."""
+    ) -> tuple[Recorder, tuple[torch.Tensor, ...]]:
+        """Run a program on a batch in inference mode, from a reset state; return the recorder and the outputs."""
         program.module.eval()
         program.reset()
         recorder = cls(program, spikes)
         with torch.inference_mode():
-            logits = recorder.run(x)
+            outputs = as_tuple(recorder.run(x))
         program.reset()
-        return recorder, logits
+        return recorder, outputs
 
 
 def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

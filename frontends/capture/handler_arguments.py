@@ -10,9 +10,15 @@ from torch import fx
 from svitc.frontends.capture.graph_builder import GraphBuilder
 from svitc.ir.graph import input_type
 
+HARMLESS = ("input", "self", "inplace")  # arguments that do not change what a call computes
+
 
 def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> list[Any]:
-    """Return the arguments of a call in the order of ``names``, after its tensor, whether passed by keyword or not."""
+    """Return the arguments of a call in the order of ``names``, after its tensor, whether passed by keyword or not.
+
+    Raises:
+        UnsupportedError: there is an argument that none of them names, so that the call computes something else.
+    """
     args, kwargs = b.arg(node.args), b.arg(node.kwargs)
     positional = list(args[1:])
     values = [args[0] if args else kwargs.get("input")]
@@ -23,6 +29,10 @@ def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> lis
             values.append(kwargs[name])
         else:
             values.append(defaults.get(name))
+    unknown = [f"{k}={v!r}" for k, v in kwargs.items() if k not in (*names, *HARMLESS) and v is not None]
+    if positional or unknown:
+        name = getattr(node.target, "__name__", node.target)
+        raise b.refuse(f"{name} with {', '.join([*map(repr, positional), *unknown])} is not supported")
     return values
 
 

@@ -17,6 +17,7 @@ from torch.fx.node import Argument, Target
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
+from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS, parts_of
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
@@ -124,42 +125,29 @@ def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def chunk(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit the equal parts of a dimension; refuse unequal ones."""
+    """Emit the parts of a dimension, of which the last may be smaller."""
     x, count, dim = call(b, node, "chunks", "dim", dim=0)
     dim = positive(x, dim)
-    if axes.size(input_type(x)[dim]) % count:
-        raise b.refuse(f"chunk({count}) of {axes.size(input_type(x)[dim])} elements is uneven")
+    total = axes.size(input_type(x)[dim])
+    if total % count:
+        size = -(-total // count)
+        return parts_of(b, x, dim, [min(size, total - start) for start in range(0, total, size)])
     return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
 
 
 def split(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit the parts of a dimension, of a size or of equal sizes; refuse unequal ones."""
-    x, sizes, dim = call(b, node, "split_size_or_sections", "dim", dim=0)
+    """Emit the parts of a dimension, of a size or of given sizes."""
+    x, sizes, dim = call(
+        b, node, "split_size_or_sections" if "split_size_or_sections" in node.kwargs else "split_size", "dim", dim=0
+    )
     dim = positive(x, dim)
     total = axes.size(input_type(x)[dim])
-    part_sizes = {sizes} if isinstance(sizes, int) else set(sizes)
-    if len(part_sizes) != 1 or total % min(part_sizes):
-        raise b.refuse(f"split of {total} elements into {sizes} is uneven")
-    count = total // min(part_sizes)
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+    if len(set(sizes)) != 1:
+        return parts_of(b, x, dim, sizes)
+    count = len(sizes)
     return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
-
-
-def getitem(b: GraphBuilder, node: fx.Node) -> Value:
-    """Emit an entry of a tuple, or one position of a dimension: ``qkv[0]``, ``x[:, :, 1]``."""
-    x, index = b.arg(node.args[0]), node.args[1]
-    if isinstance(x, tuple):
-        return x[index]  # type: ignore[index]
-    entries = index if isinstance(index, tuple) else (index,)
-    if all(e == slice(None) or isinstance(e, int) for e in entries):
-        picks = [(i, e) for i, e in enumerate(entries) if isinstance(e, int)]
-        for i, e in reversed(picks):
-            dims = input_type(x)
-            count = axes.size(dims[i])
-            part = b.emit("call_function", ops.take_block, (x, i, e % count, count))
-            dims = input_type(part)
-            x = b.view(part, dims[:i] + dims[i + 1 :])
-        return x
-    raise b.refuse(f"indexing with {index} is not supported")
 
 
 def unbind(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -258,6 +246,7 @@ def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
 COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
     **ELEMENTWISE_HANDLERS,
+    **SLICING_HANDLERS,
     "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
@@ -271,7 +260,6 @@ HANDLERS: dict[str, Handler] = {
     "pad": pad,
     "chunk": chunk,
     "split": split,
-    "getitem": getitem,
     "unbind": unbind,
     **dict.fromkeys(("add", "iadd"), binary(operator.add)),
     **dict.fromkeys(("sub", "isub"), binary(operator.sub)),

@@ -93,7 +93,8 @@ def lossless(report: JsonDict) -> None:
                 "[yellow]note[/] this processor has no integer dot products (AVX-512 VNNI, AVX-VNNI, Arm dotprod): the "
                 "file is as exact here, but hardly faster than fp32"
             )
-        for reason in sorted({why for name, why in weights["inexact"].items() if name != "logits"}):
+        neurons = {layer["name"] for layer in report["verify"]["layers"]}
+        for reason in sorted({why for name, why in weights["inexact"].items() if name in neurons}):
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
 
 

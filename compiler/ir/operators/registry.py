@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from svitc.ir.operators.pointwise import POINTWISE
+from svitc.ir.operators.regroup import REGROUP
 from svitc.ir.operators.several import SEVERAL
+from svitc.ir.operators.slicing import SLICING
 from svitc.ir.operators.table import Operator
 
-OPERATORS: dict[Callable, Operator] = {operator.function: operator for operator in (*POINTWISE, *SEVERAL)}
+OPERATORS: dict[Callable, Operator] = {
+    operator.function: operator for operator in (*POINTWISE, *SEVERAL, *REGROUP, *SLICING)
+}
 
 
 def operator_of(target: object) -> Operator | None:

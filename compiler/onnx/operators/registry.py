@@ -9,11 +9,13 @@ from torch import fx
 
 from svitc.ir.axes import Dims
 from svitc.ir.operators.registry import OPERATORS
+from svitc.ir.operators.regroup import regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import pointwise, several
+from svitc.onnx.operators import pointwise, several, slicing
 from svitc.onnx.operators.emitter import Emitter
+from svitc.onnx.operators.regroup import regroup_rule
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
@@ -49,5 +51,7 @@ def several_rule(form: several.Form) -> Rule:
 OPERATOR_RULES: dict[Callable, Rule] = {
     **{function: pointwise_rule(form) for function, form in pointwise.FORMS.items()},
     **{function: several_rule(form) for function, form in several.FORMS.items()},
+    regroup: regroup_rule,
+    **slicing.RULES,
 }
 assert set(OPERATOR_RULES) == set(OPERATORS), "every general operator needs an ONNX form"

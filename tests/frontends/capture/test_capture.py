@@ -100,14 +100,14 @@ def read_item(x):
 
 
 def assign(x):
-    x[0] = 0
+    x[x.sum(-1).long()] = 0
     return x.mean((0, 3, 4))
 
 
 REFUSED = {
     "control flow on data": (lambda: Net(branch), "control flow depends on the data", "def branch"),
     "a value read out": (lambda: Net(read_item), "control flow depends on the data", "def read_item"),
-    "assignment": (lambda: Net(assign), "assignment into a tensor", "def assign"),
+    "assignment by data": (lambda: Net(assign), "positions that depend on the data", "def assign"),
     "unknown operation": (
         lambda: Net(lambda x: torch.softmax(x, 2).mean((0, 3, 4))),
         "softmax is not an operation",

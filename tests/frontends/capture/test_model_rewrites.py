@@ -108,9 +108,7 @@ REFUSED = {
     "all samples flat": (lambda net, x: x.mean((0, 3, 4)).flatten(), "not one result for each sample"),
     "padding of channels": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 1)).mean((0, 3, 4)), "by (0, 0, 0, 0, 1, 1)"),
     "padding by reflection": (lambda net, x: F.pad(x.flatten(0, 1), (1,) * 4, "reflect").mean((2, 3)), "reflect"),
-    "in place": (lambda net, x: mean(net, x.mul_(2) + x), "mul_ changes a tensor in place"),
-    "in place, unread": (lambda net, x: (x.mul_(2), mean(net, x))[1], "mul_ changes a tensor in place"),
-    "augmented": (lambda net, x: mean(net, augmented(x)), "iadd changes a tensor in place"),
+    "in place, in a part": (lambda net, x: (x.chunk(2, 2)[0].mul_(2), mean(net, x))[1], "part of a split tensor"),
 }
 
 
@@ -138,7 +136,10 @@ CAPTURED = {
     "padding of one dimension": lambda net, x: mean(net, F.pad(x.flatten(0, 1), [1, 1]).unflatten(0, (2, -1))),
     "numbers that change nothing": lambda net, x: mean(net, (0.0 + x * 1 - 0) / 1.0),
     "dead operations": lambda net, x: (torch.softmax(x, 2), mean(net, x))[1],
-    "augmented": lambda net, x: mean(net, augmented_once(x * 1.5)),
+    "augmented once": lambda net, x: mean(net, augmented_once(x * 1.5)),
+    "augmented": lambda net, x: mean(net, augmented(x)),
+    "in place": lambda net, x: mean(net, x.mul_(2) + x),
+    "in place, unread": lambda net, x: (x.mul_(2), mean(net, x))[1],
     "attributes": lambda net, x: net.head((x.mT.mT.data * 0.5).sum((0, 3, 4)).T.T),
 }
 
