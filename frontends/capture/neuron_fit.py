@@ -17,6 +17,7 @@ import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
+from svitc.frontends.capture.integer_spikes import operation
 from svitc.frontends.capture.neuron_regions import Region
 from svitc.ir import ops
 
@@ -24,6 +25,8 @@ PROBES = 4096  # neurons that are tried at once
 SEED = 0
 LARGEST = 1e6  # current, in units of the least one that fires, with which every neuron fires as much as it can
 MAX_LEVELS = 255
+# Operations whose last bits depend on the library, so that no number of currents would show a neuron to be equal
+INEXACT = {"exp", "sigmoid", "tanh", "pow"}
 CLOSE = 1e-4  # relative; of a measured parameter and the number that it is taken for
 
 
@@ -57,7 +60,7 @@ def fit(region: Region) -> nn.Module | None:
     Where a region's last operations change the spikes, such as a division by their largest number, they are left to
     ``region.after``.
     """
-    if region.constants:
+    if region.constants or any(operation(node) in INEXACT for node in region.nodes):
         return None
     measured = _measure(region)
     while measured is None and region.peel():
