@@ -20,6 +20,7 @@ from svitc.ir import axes, ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.operators.table import Operator
+from svitc.ir.operators.time import mix_steps
 from svitc.ir.outputs import output_values
 from svitc.ir.program import Program
 
@@ -52,7 +53,7 @@ def magnitudes(program: Program) -> Program:
                 getattr(twin.module.get_submodule(owner), name).abs_()
             elif node.target is operator.sub:
                 node.target = operator.add
-            elif (general := operator_of(node.target)) is not None and not general.moves:
+            elif (general := operator_of(node.target)) is not None and not (general.moves or general.is_monotone):
                 _enlarge(twin, node, general)
             elif node.target in (operator.mul, operator.truediv):
                 node.args = tuple(abs(a) if isinstance(a, (int, float)) else a for a in node.args)
@@ -103,6 +104,8 @@ def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
         return 4
     if node.target is torch.matmul:
         return program.shape_of(node.all_input_nodes[0])[-1]
+    if node.target is mix_steps:
+        return program.shape_of(node)[0] + 1
     if node.target in ops.REDUCTIONS:
         dims = program.type_of(node.all_input_nodes[0])
         reduced: Any = node.kwargs["dim"]

@@ -7,7 +7,8 @@ Every neuron with a membrane charges, fires and resets at every time step:
     v = reset where s, else h   (hard reset)   or   h - s * threshold   (soft reset);   v = rest before the first step
 
 where keep = 1 and gain = 1 for IF; a LeakyNeuron has them as they are; otherwise keep = 1 - 1/tau, and gain = 1/tau if
-the input decays, else 1. An integer spike has no membrane: s = round(clip(x, 0, max_spikes)); nor has a step: s = x >= threshold, or x > threshold.
+the input decays, else 1. An integer spike has no membrane: s = round(clip(x, 0, max_spikes)); nor has a step:
+s = x >= threshold, or x > threshold.
 """
 
 from __future__ import annotations

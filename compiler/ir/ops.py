@@ -2,8 +2,8 @@
 
 Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
-    IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
-    dimension is time; LeakyNeuron, which has another form; IntegerSpike and Step, neurons without state, for inputs with any dimensions;
+    IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, and LeakyNeuron, whose first
+    dimension is time; IntegerSpike and Step, neurons without state, for inputs with any dimensions;
     in quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
 Functions (``call_function``)
     einops.rearrange(x, pattern, **sizes)   any chain of views, with named axes

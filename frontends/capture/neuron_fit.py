@@ -8,6 +8,7 @@ among them many at and next to the threshold.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def fit(region: Region) -> nn.Module | None:
     values = region.run(probes)
     membranes = [probes, *(v for v in values.values() if v.shape == probes[0].shape)]
     spikes = torch.stack([values[node] for node in region.results])
-    return next((n for n in _candidates(measured) if _equals(n, probes, spikes, membranes)), None)
+    candidates = itertools.chain(_candidates(measured, literal=True), _candidates(measured, literal=False))
+    return next((n for n in candidates if _equals(n, probes, spikes, membranes)), None)
 
 
 def _measure(region: Region) -> Measured | None:
@@ -136,40 +138,45 @@ def _boundary(holds: Callable[[float], bool], unit: float) -> float | None:
     return high
 
 
-def _candidates(m: Measured) -> Iterator[nn.Module]:
-    """Yield neurons with the measured parameters: SpikingJelly's first, then those of a free form."""
+def _candidates(m: Measured, literal: bool) -> Iterator[nn.Module]:
+    """Yield neurons with the measured parameters: SpikingJelly's first, then those of a free form.
+
+    Args:
+        m: The parameters.
+        literal: Whether thresholds are numbers that the region uses; otherwise they are as measured.
+    """
     reset = 0.0 if m.hard_reset else None
     fire = surrogate.ATan()
     keeps = _near(m.keep, [*_derived(m.literals), 1.0])
     if m.levels == 1:
-        for threshold in _thresholds(m, 1.0):
+        for threshold in _thresholds(m, 1.0, literal):
             if 1.0 in keeps:
                 yield neuron.IFNode(threshold, reset, fire, step_mode="m")
         for tau in _near(1 / (1 - m.keep), [*_derived(m.literals), 2.0]) if 0 < m.keep < 1 - CLOSE else ():
             for decay_input in (False, True):
-                for threshold in _thresholds(m, 1 / tau if decay_input else 1.0):
+                for threshold in _thresholds(m, 1 / tau if decay_input else 1.0, literal):
                     yield neuron.LIFNode(tau, decay_input, threshold, reset, fire, step_mode="m")
     elif not m.hard_reset and 0 < m.keep < 1 - CLOSE:
         for tau in _near(1 / (1 - m.keep), [1 / (1 - k) for k in keeps if k != 1]):
-            for threshold in _thresholds(m, 1.0):
+            for threshold in _thresholds(m, 1.0, literal):
                 yield neuron.ILIFNode(tau, threshold, surrogate.MultiLevelSpikeCount(m.levels), step_mode="m")
-    yield from _leaky(m, keeps)
-    yield from _parametric(m, reset)
+    yield from _leaky(m, keeps, literal)
+    yield from _parametric(m, reset, literal)
 
 
-def _leaky(m: Measured, keeps: Iterable[float]) -> Iterator[nn.Module]:
+def _leaky(m: Measured, keeps: Iterable[float], literal: bool) -> Iterator[nn.Module]:
     """Yield neurons of the form ``keep * v + gain * x``."""
     if m.levels > 1 and m.hard_reset:
         return
     for keep in keeps:
         gains = dict.fromkeys([1.0, *((1 - keep,) if keep != 1 else ()), *(g for g in _derived(m.literals) if g > 0)])
         for gain in gains:
-            for threshold in _thresholds(m, gain):
+            for threshold in _thresholds(m, gain, literal):
                 for strict in (False, True) if m.levels == 1 else (False,):
                     yield ops.LeakyNeuron(keep, gain, threshold, m.hard_reset, strict, m.levels)
 
 
-def _parametric(m: Measured, reset: float | None) -> Iterator[nn.Module]:
+def _parametric(m: Measured, reset: float | None, literal: bool) -> Iterator[nn.Module]:
     """Yield PLIF neurons, whose 1/tau multiplies instead of dividing by tau."""
     if m.levels > 1 or not 0 < m.keep < 1 - CLOSE:
         return
@@ -179,16 +186,16 @@ def _parametric(m: Measured, reset: float | None) -> Iterator[nn.Module]:
         if exact is None:
             continue
         for decay_input in (False, True):
-            for threshold in _thresholds(m, rate if decay_input else 1.0):
+            for threshold in _thresholds(m, rate if decay_input else 1.0, literal):
                 node = neuron.ParametricLIFNode(2.0, decay_input, threshold, reset, surrogate.ATan(), step_mode="m")
                 node.w.data = exact
                 yield node
 
 
-def _thresholds(m: Measured, gain: float) -> list[float]:
-    """Return the thresholds that the least current can mean, numbers of the region first."""
+def _thresholds(m: Measured, gain: float, literal: bool) -> list[float]:
+    """Return the thresholds that the least current can mean."""
     value = m.ratio * gain
-    return list(dict.fromkeys([*_near(value, _derived(m.literals)), _float32(value)]))
+    return _near(value, _derived(m.literals)) if literal else [_float32(value)]
 
 
 def _derived(literals: Iterable[float]) -> list[float]:

@@ -128,6 +128,23 @@ def find_regions(graph: fx.Graph, model: nn.Module) -> Iterator[Region]:
             yield region
 
 
+def skip_single_steps(graph: fx.Graph) -> None:
+    """Let whoever selects a step of joined steps read the step itself, in place.
+
+    SpikingJelly's neurons run a single step as a sequence of one.
+    """
+    for node in list(graph.nodes):
+        step = time_step(node)
+        if step is None:
+            continue
+        joined = joined_steps(step.x)
+        added = _unsqueezed(step.x, step.dim)
+        if joined is not None and joined[1] == step.dim:
+            node.replace_all_uses_with(joined[0][step.t])
+        elif added is not None:
+            node.replace_all_uses_with(added)
+
+
 def joined_steps(node: fx.Node) -> tuple[list[fx.Node], int] | None:
     """Return the values that a node joins along a new dimension, and the dimension; None for other nodes."""
     name = operation(node)
@@ -249,7 +266,7 @@ def _is_closed(region: Region) -> bool:
     inside = {*region.nodes, region.joined}
     through = [user for node in region.nodes for user in node.users if user not in inside]
     # what only the next, missing step would need is computed all the same
-    return all(operation(user) == "unsqueeze" and set(user.users) <= inside or not user.users for user in through)
+    return all((operation(user) == "unsqueeze" and set(user.users) <= inside) or not user.users for user in through)
 
 
 def _attribute(model: nn.Module, path: str) -> torch.Tensor:
@@ -259,9 +276,7 @@ def _attribute(model: nn.Module, path: str) -> torch.Tensor:
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
     """Return whether two nodes call the same operation with the same numbers."""
-    return (
-        a.target is b.target or (isinstance(a.target, str) and a.target == b.target)
-    ) and _numbers(a) == _numbers(b)
+    return (a.target is b.target or (isinstance(a.target, str) and a.target == b.target)) and _numbers(a) == _numbers(b)
 
 
 def _numbers(node: fx.Node) -> list[object]:

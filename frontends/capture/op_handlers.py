@@ -18,6 +18,7 @@ from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, o
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS, parts_of
+from svitc.frontends.capture.time_handlers import TIME_HANDLERS
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
@@ -247,6 +248,7 @@ COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
     **ELEMENTWISE_HANDLERS,
     **SLICING_HANDLERS,
+    **TIME_HANDLERS,
     "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),

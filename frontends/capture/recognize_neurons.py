@@ -12,7 +12,7 @@ from svitc.errors import UnsupportedError
 from svitc.frontends.capture.effects import has_effect
 from svitc.frontends.capture.integer_spikes import register
 from svitc.frontends.capture.neuron_fit import fit
-from svitc.frontends.capture.neuron_regions import Region, find_regions
+from svitc.frontends.capture.neuron_regions import Region, find_regions, skip_single_steps
 from svitc.ir.neuron_dynamics import dynamics_of
 
 
@@ -39,6 +39,7 @@ def recognize_neurons(graph: fx.Graph, model: nn.Module, ignored: Collection[int
     Returns:
         A sentence for each place in the model's code that defines such neurons.
     """
+    skip_single_steps(graph)
     graph.eliminate_dead_code(has_effect)
     found: Counter[tuple[str, str]] = Counter()
     for number, region in enumerate(find_regions(graph, model)):

@@ -9,9 +9,10 @@ from svitc.ir.operators.regroup import REGROUP
 from svitc.ir.operators.several import SEVERAL
 from svitc.ir.operators.slicing import SLICING
 from svitc.ir.operators.table import Operator
+from svitc.ir.operators.time import TIME
 
 OPERATORS: dict[Callable, Operator] = {
-    operator.function: operator for operator in (*POINTWISE, *SEVERAL, *REGROUP, *SLICING)
+    operator.function: operator for operator in (*POINTWISE, *SEVERAL, *REGROUP, *SLICING, *TIME)
 }
 
 

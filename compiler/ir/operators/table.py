@@ -62,6 +62,7 @@ class Operator:
         fills: Whether channels that are 0 do not stay 0; None to find out by computing it for 0.
         moves: Whether every element of its value is an element of its inputs, or 0.
         same_bits: Whether every runtime computes the same bits, as for one addition; not so for an exponential.
+        is_monotone: Whether it grows with each input as long as none is negative, so that it bounds itself.
         lipschitz: Largest factor by which it can enlarge a difference, or None if there is none, or none that is known.
     """
 
@@ -73,6 +74,7 @@ class Operator:
     fills: bool | None = None
     moves: bool = False
     same_bits: bool = False
+    is_monotone: bool = False
     lipschitz: float | None = None
 
     @property

@@ -13,7 +13,7 @@ from svitc.ir.operators.regroup import regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import pointwise, several, slicing
+from svitc.onnx.operators import pointwise, several, slicing, time
 from svitc.onnx.operators.emitter import Emitter
 from svitc.onnx.operators.regroup import regroup_rule
 
@@ -53,5 +53,6 @@ OPERATOR_RULES: dict[Callable, Rule] = {
     **{function: several_rule(form) for function, form in several.FORMS.items()},
     regroup: regroup_rule,
     **slicing.RULES,
+    **time.RULES,
 }
 assert set(OPERATOR_RULES) == set(OPERATORS), "every general operator needs an ONNX form"
