@@ -65,9 +65,11 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
     module = program.module_of(node)
     if module is not None:
         return _of_layer(module, ranges.get(node.all_input_nodes[0]))
-    if node.op == "output" or not node.all_input_nodes or any(source not in ranges for source in node.all_input_nodes):
+    if not node.all_input_nodes or any(source not in ranges for source in node.all_input_nodes):
         return None
     first = ranges[node.all_input_nodes[0]]
+    if node.op == "output":
+        return first if len(node.all_input_nodes) == 1 else None
     if node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
         return first
     if node.target in ops.REDUCTIONS:

@@ -15,7 +15,7 @@ from svitc.codegen.quantized_classes import definition, fixed_point
 from svitc.ir import ops, standalone_layers
 from svitc.ir.axes import Dim
 from svitc.ir.program import Program, Stage
-from svitc.serialization.layer_schema import describe_layer
+from svitc.serialization.layer_schema import START, describe_layer
 from svitc.support.types import JsonDict
 
 WIDTH_CHARS = 100  # longest line of the generated source, without comments
@@ -193,7 +193,14 @@ class Neurons:
                 arguments.append(("surrogate_function", surrogate_text(kind["surrogate"])))
             arguments.append(("step_mode", '"m"'))
             yield f"def {name}({f'v_threshold={usual}' if several else ''}):"
-            yield from Call(f"neuron.{kind['type']}(", arguments).lines("return ", "    ")
+            call = Call(f"neuron.{kind['type']}(", arguments)
+            if START in kind:
+                yield from call.lines("node = ", "    ")
+                yield f'    node.set_reset_value("v", {kind[START]!r})  # where the membrane starts'
+                yield "    node.reset()"
+                yield "    return node"
+            else:
+                yield from call.lines("return ", "    ")
             yield ""
             yield ""
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Dim, Kind
 from svitc.ir.graph import type_of
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
 
 REASON = "an operation makes another value of its zeros"
@@ -58,7 +59,9 @@ def _filled(node: fx.Node) -> tuple[Axis, ...]:
 
 
 def _fires_without_input(module: nn.Module | None) -> bool:
-    """Return whether a layer is a neuron without membrane that makes a spike of 0."""
+    """Return whether a layer is a neuron that makes a spike of 0."""
+    if ops.has_state(module):
+        return dynamics_of(module).fires_without_input
     return isinstance(module, ops.STATELESS_NEURONS) and bool(module(torch.zeros(1)).ne(0).any())
 
 

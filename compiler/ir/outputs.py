@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import fx
 
-from svitc.errors import InputError
+from svitc.errors import InputError, UsageError
 from svitc.ir import axes
 from svitc.ir.axes import Dims, Kind
 from svitc.ir.graph import type_of
@@ -195,11 +195,13 @@ def _checked(structure: Json) -> Iterator[int]:
         for item in inner:
             yield from _checked(item)
     elif kind == "dict" and isinstance(inner, list):
+        keys: set[str | int] = set()
         for pair in inner:
             if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int)):
                 raise InputError("the structure of the outputs has an entry that is no pair of key and value")
+            keys.add(pair[0])
             yield from _checked(pair[1])
-        if len({pair[0] for pair in inner}) != len(inner):
+        if len(keys) != len(inner):
             raise InputError("the structure of the outputs has two entries of one key")
     elif kind != "value" or not (
         inner is None or isinstance(inner, str | int) or (isinstance(inner, float) and math.isfinite(inner))
@@ -271,6 +273,22 @@ def class_scores(graph: fx.Graph, info: JsonMapping) -> ClassScores | None:
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     return candidates.get(LOGITS)
+
+
+def required_scores(graph: fx.Graph, info: JsonMapping) -> ClassScores:
+    """Return the output that scores classes.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    scores = class_scores(graph, info)
+    if scores is None:
+        names = ", ".join(output_names(info))
+        raise UsageError(
+            f"the model has no single output of class scores, [N, classes]; its outputs are {names}",
+            hint="Name one of several logits, or give a metric of your own: --metric module:function.",
+        )
+    return scores
 
 
 def _as_scores(dims: Dims) -> tuple[bool, int | None]:

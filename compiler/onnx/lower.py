@@ -31,10 +31,10 @@ INPUT, OUTPUT = "x", LOGITS  # OUTPUT is the name of a single output
 def lower(program: Program, target: Target = CPU) -> ir.Model:
     """Lower a program at any stage to an ONNX model: float32, or integer for a quantized program.
 
-    The input ``x`` and the outputs (``logits``, where there is one) have the program's shapes, with the batch dynamic as ``N``; inside, time
-    and batch are stored as one leading dimension (layout.py). Each layer's node is named by the layer's path, its
-    weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The time is linear in the
-    size of the program.
+    The input ``x`` and the outputs (``logits``, where there is one) have the program's shapes, with the batch dynamic
+    as ``N``; inside, time and batch are stored as one leading dimension (layout.py). Each layer's node is named by the
+    layer's path, its weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The time is
+    linear in the size of the program.
 
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.

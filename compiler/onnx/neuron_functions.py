@@ -40,6 +40,7 @@ class NeuronKind:
         keep: factor of the membrane of the step before; only for Leaky.
         gain: factor of the input; only for Leaky.
         strict: whether a membrane that equals the threshold does not fire; only for Leaky.
+        start: membrane potential before the first step; None for the reset voltage, or 0 for a soft reset.
     """
 
     name: str
@@ -53,6 +54,7 @@ class NeuronKind:
     keep: float = 1.0
     gain: float = 1.0
     strict: bool = False
+    start: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -81,19 +83,28 @@ class NeuronKind:
             parts.append("fullinput")
         if self.strict:
             parts.append("strict")
+        if self.start is not None:
+            parts.append(f"start{self.start:g}")
         parts += [f"T{self.steps}"] + ["static"] * self.static
         return "_".join(parts).replace(".", "p").replace("-", "m").replace("+", "")
 
     @property
     def takes_decay(self) -> bool:
         """Return whether the function's second input is PLIF's learned 1/tau."""
-        return self.name == "PLIF" and (self.steps > 1 or self.decay_input)
+        return self.name == "PLIF" and (self.keeps_membrane or self.decay_input)
+
+    @property
+    def keeps_membrane(self) -> bool:
+        """Return whether a membrane potential other than the reset voltage is ever charged."""
+        return self.steps > 1 or self.start is not None
 
     @property
     def constants(self) -> dict[str, float]:
         """Return the scalar inputs that follow the current and PLIF's decay, by name, in order."""
         constants: dict[str, float] = {}
-        keeps_membrane = self.steps > 1
+        keeps_membrane = self.keeps_membrane
+        if self.start is not None:
+            constants["start"] = self.start
         if keeps_membrane and self.keep != 1:
             constants["decay"] = self.keep
         if self.gain != 1:
@@ -107,7 +118,7 @@ class NeuronKind:
         constants["threshold"] = self.threshold
         if self.tau is not None and (keeps_membrane or self.decay_input):
             constants |= {"rate": 1 / self.tau} if _is_power_of_two(self.tau) else {"tau": self.tau}
-        if self.reset is not None and (keeps_membrane or self.reset != 0):
+        if self.reset is not None and (self.steps > 1 or self.reset != 0):
             constants["reset"] = self.reset
         return constants
 
@@ -142,7 +153,8 @@ class NeuronKind:
         if self.counts:
             fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))"
         reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
-        return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}."
+        start = "" if self.start is None else f" Before them, v = {self.start:g}."
+        return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}.{start}"
 
 
 @dataclass(frozen=True)
@@ -295,6 +307,7 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
         keep=1.0 if dynamics.factors is None else dynamics.factors[0],
         gain=1.0 if dynamics.factors is None else dynamics.factors[1],
         strict=dynamics.strict,
+        start=dynamics.start,
     )
 
 
@@ -352,7 +365,7 @@ class NeuronBody(FunctionBody):
     def fired(self) -> list[ir.Value]:
         """Emit an IF, LIF or PLIF neuron and return a boolean value for each step: whether it fires."""
         fired: list[ir.Value] = []
-        v: ir.Value | None = None
+        v = self.inputs.get("start")
         for t, x in enumerate(self.currents()):
             h = self.charge(t, x, v)
             fired.append(self.op(self.fires(), f"s{t}", h, self.threshold(t)))
@@ -374,7 +387,7 @@ class NeuronBody(FunctionBody):
         Args:
             t: time step, from 0.
             x: input current.
-            v: membrane after the step before; None at the first step, where it is the reset voltage.
+            v: membrane after the step before, or where it starts; None where that is the reset voltage.
         """
         kind, get = self.kind, self.inputs
         if kind.name == "Leaky":
@@ -421,7 +434,7 @@ class NeuronBody(FunctionBody):
         kind, get = self.kind, self.inputs
         unit_threshold = kind.threshold == 1
         counts: list[ir.Value] = []
-        v: ir.Value | None = None
+        v = self.inputs.get("start")
         for t, x in enumerate(self.currents()):
             h = self.weighted_sum(t, x, v)
             scaled = h if unit_threshold else self.op("Div", f"scaled{t}", h, get["threshold"])

@@ -13,6 +13,7 @@ from torch import nn
 
 from svitc.errors import InputError, InternalError, UnsupportedError
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 from svitc.support.types import JsonDict
@@ -21,6 +22,7 @@ _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", 
 _CONVOLUTION = (*_GEOMETRY, "bias")
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine")
 _NEURON = ("v_threshold", "v_reset", "detach_reset")
+START = "v_start"  # of a neuron whose membrane does not start at rest; it is no argument of a constructor
 ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
@@ -160,6 +162,9 @@ def describe_layer(path: str, module: nn.Module) -> JsonDict:
         if module.step_mode != "m":
             raise UnsupportedError(f"neuron {path} is in single-step mode")
         entry["surrogate"] = _describe_surrogate(path, module)
+        start = dynamics_of(module).start
+        if start is not None:
+            entry[START] = start
     return entry
 
 
@@ -252,15 +257,22 @@ def build_layer(entry: object) -> nn.Module:
         if kind is not neuron.ILIFNode and (fields.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
             raise InputError(f"{kind.__name__} fires 0 or 1, but its surrogate MultiLevelSpikeCount counts spikes")
         arguments |= {"surrogate_function": build_surrogate(fields.get("surrogate")), "step_mode": "m"}
+    start = fields.get(START)
+    if start is not None and not (kind in ops.NEURONS and is_number(start)):
+        raise InputError(f"{kind.__name__} has no valid {START!r}")
     if any(isinstance(v, tuple) and len(v) != WINDOWS.get(kind, 2) for v in arguments.values()):
         raise InputError(f"{kind.__name__} has a window of another number of dimensions")
     if kind in ops.POOLS and np.any(2 * np.array(arguments["padding"]) > arguments["kernel_size"]):
         raise InputError(f"{kind.__name__} pads by more than half its window")
     try:
         with torch.device("meta"):
-            return kind(**arguments)
+            layer: Any = kind(**arguments)
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise InputError(f"{kind.__name__} cannot be created with these arguments: {error}") from error
+    if start is not None:
+        layer.set_reset_value("v", float(start))
+        layer.reset()
+    return layer
 
 
 def build_surrogate(entry: object) -> nn.Module:

@@ -104,8 +104,8 @@ class ProgramReader:
         module = fx.GraphModule(self.root, self.graph).eval()
         program = Program(module, InputSpec(tuple(shape)), self.stage, self.info)
         program.retype()
-        for value in output_values(program.graph):
-            if (problem := problem_of(value)) is not None:
+        for output in output_values(program.graph):
+            if (problem := problem_of(output)) is not None:
                 raise InputError(f"the program returns {problem}")
         check(program, "load")
         return program

@@ -15,9 +15,10 @@ import torch
 
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.passes.pipelines import exportable_program
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 NEAR = 2.0**-12  # largest share of the spikes of an inexact neuron that may differ
@@ -36,6 +37,9 @@ def verify_exact(
 
     Returns:
         the differences in each layer and in the outputs.
+
+    Raises:
+        InputError: the file does not have the program's outputs.
     """
     lowered = exportable_program(program)  # with layers joined as in the file
     split_file, neurons = backend.split_unrolled_neurons(exported)
@@ -43,17 +47,20 @@ def verify_exact(
     inexact_neurons = set(inexact(lowered))
     modules = {str(node.target): lowered.module_of(node) for node in lowered.neurons()}
     verdict = Verdict.of(lowered)
+    check_outputs(program, full_session)
     names = [output.name for output in split_session.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
-        reference, expected = Recorder.record(lowered, x)
+        reference, result = Recorder.record(lowered, x)
+        expected = as_tuple(result)
         for output, before, after in zip(verdict.outputs, program.outputs(x), expected, strict=True):
             if not torch.equal(before, after):
                 output.values_beyond_rounding += 1  # joining layers must not change the result
         runs = [(reference, expected)]
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            runs.append(Recorder.record(lowered, x, spikes))
+            stimulated, result = Recorder.record(lowered, x, spikes)
+            runs.append((stimulated, as_tuple(result)))
         for kind, (run, expected_outputs) in enumerate(runs):
             feed = {backend.INPUT: x.numpy()}
             for neuron in neurons:

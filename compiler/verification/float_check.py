@@ -19,8 +19,9 @@ from torch import nn
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_lengths, sum_lengths
 from svitc.ir import ops
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 
@@ -40,6 +41,9 @@ def verify(
 
     Returns:
         the differences in each layer and in the outputs.
+
+    Raises:
+        InputError: the file does not have the program's outputs.
     """
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = backend.session(exported), backend.session(split_file)
@@ -47,14 +51,17 @@ def verify(
     lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
     verdict = Verdict.of(program)
+    check_outputs(program, full_session)
     names = [output.name for output in split_session.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
-        reference, expected = Recorder.record(program, x)
+        reference, output = Recorder.record(program, x)
+        expected = as_tuple(output)
         runs = [(reference, expected)]
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            runs.append(Recorder.record(program, x, spikes))
+            stimulated, output = Recorder.record(program, x, spikes)
+            runs.append((stimulated, as_tuple(output)))
         for kind, (run, expected_outputs) in enumerate(runs):
             currents, output_magnitudes = Recorder.record(bounds, x.abs(), run.fed)
             feed = {backend.INPUT: x.numpy()}
@@ -66,7 +73,7 @@ def verify(
                 comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
             for i, name in enumerate(program.output_names):
                 value, expected_value = outputs[name], expected_outputs[i].numpy()
-                allowed = bound(output_magnitudes[i].numpy(), output_lengths[i])
+                allowed = bound(as_tuple(output_magnitudes)[i].numpy(), output_lengths[i])
                 with np.errstate(invalid="ignore"):  # a number that is not finite is beyond, unless both are the same
                     beyond = (value != expected_value) & ~(abs(value - expected_value) <= allowed)
                 verdict.outputs[i].values_beyond_rounding += int(beyond.sum())

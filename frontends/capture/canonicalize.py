@@ -16,14 +16,19 @@ from torch import fx, nn
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.effects import has_effect, in_place
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
+from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
 from svitc.frontends.capture.leaves import leaf_kind
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.frontends.capture.recognize_neurons import NotOverTime
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
+
+LAYERS = {**NORMALIZATION_LAYERS, **RESAMPLING_LAYERS}  # layers that become general operators
 
 
 def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[str], list[str]]:
@@ -98,8 +103,10 @@ class Canonicalizer(GraphBuilder):
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
             return self.call_module(node)
-        if dataclasses.is_dataclass(node.target):  # made by torch.fx of what the model returns
+        if dataclasses.is_dataclass(node.target):  # torch.fx makes nodes of these in what the model returns
             return self.arg(node.kwargs)
+        if hasattr(node.target, "_fields"):
+            return node.target(*self.arg(node.args))  # type: ignore[operator]
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
         if in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
@@ -107,7 +114,7 @@ class Canonicalizer(GraphBuilder):
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
-                hint="svitc inspect lists what is supported; rewrite the layer with those, or report it.",
+                hint="svitc inspect --supported lists what is; rewrite the layer with those, or report it.",
             )
         return handler(self, node)
 
@@ -136,6 +143,7 @@ class Canonicalizer(GraphBuilder):
         module = self.layers.setdefault(path, self.program.module_of(node))
         x = self.arg(node.args[0])
         assert module is not None
+        check_layer(path, module, node.meta.get("source"))
         if isinstance(module, (nn.Identity, nn.Dropout)):
             return x
         if isinstance(module, (base.MemoryModule, ops.LeakyNeuron)):
@@ -144,13 +152,15 @@ class Canonicalizer(GraphBuilder):
             return self.pool_3d(path, module, x)
         if ops.is_neuron(module):
             path, module = self.path_of_call(path), copy.deepcopy(module)
-        self.replace(path, plain(module))
+        general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
+        if general is None:
+            self.replace(path, plain(module))
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
-            return self.emit("call_module", path, (x,))
+            return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
         dims = input_type(x)
         merged = self.view(x, ((*dims[0], *dims[1]), *dims[2:]))
-        y = self.emit("call_module", path, (merged,))
+        y = general(self, path, module, merged) if general else self.emit("call_module", path, (merged,))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
@@ -159,12 +169,8 @@ class Canonicalizer(GraphBuilder):
         if not ops.is_neuron(module) and leaf_kind(module) in ops.NEURONS:
             module = plain(module)  # type: ignore[assignment]
             self.replace(path, module)
-        if not ops.is_neuron(module):
-            supported = ", ".join(t.__name__ for t in ops.NEURONS)
-            raise self.refuse(
-                f"neuron {path} is a {type(module).__name__}, which svitc does not know",
-                hint=f"Known neurons: {supported}.",
-            )
+        if isinstance(module, base.MemoryModule):
+            check_neuron(path, module, self.origin.meta.get("source"))
         dynamics = dynamics_of(module)
         if dynamics.threshold <= 0 or dynamics.rest >= dynamics.threshold:
             raise self.refuse(
@@ -258,8 +264,14 @@ def plain(module: nn.Module) -> nn.Module:
     kind = leaf_kind(module)
     if kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
-    if type(module) is kind:
+    padding = getattr(module, "padding", None)
+    if type(module) is kind and not isinstance(padding, str):
         return module
     layer = kind.__new__(kind)
     layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode" or ops.is_neuron(layer)})
+    if isinstance(padding, str):
+        zeros = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
+        if padding == "same" and any(z % 2 for z in zeros):
+            raise UnsupportedError(f"padding='same' around a kernel of {module.kernel_size} is not symmetric")
+        layer.padding = tuple(z // 2 if padding == "same" else 0 for z in zeros)  # type: ignore[assignment]
     return layer

@@ -24,9 +24,11 @@ from svitc.frontends.capture import constants
 from svitc.frontends.capture.autograd_functions import record_autograd_functions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
+from svitc.frontends.capture.leaves import drop_hooks
 from svitc.frontends.capture.model_rewrites import prepare
 from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons
 from svitc.frontends.capture.reparametrized import bake, copy_model
+from svitc.frontends.capture.single_steps import merge_single_steps
 from svitc.frontends.capture.tracer import Tracer
 from svitc.frontends.capture.user_line import raised_at, user_line
 from svitc.ir.graph import BATCH_PROBE, InputSpec
@@ -48,7 +50,7 @@ def capture(
 
     Args:
         model: an SViT whose ``forward`` takes one tensor, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and
-            returns logits ``[N, classes]`` or ``[T, N, classes]``, perhaps with a dictionary of hooks.
+            returns tensors with a batch dimension, by themselves or in tuples, lists and dictionaries.
         input_spec: the input's shape without batch.
         info: what is known of the model, kept with the program; ``assumptions`` is added to.
         rewrite_model: split time from batch before a neuron that runs them together.
@@ -116,7 +118,7 @@ def _capture(
         ignored: Numbers of the regions that are not taken for neurons.
     """
     parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
-    graph = _trace(model, input_spec, batch_first)
+    graph, rounded = _trace(model, input_spec, batch_first)
     recognized = recognize_neurons(graph, model, ignored)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
@@ -126,6 +128,9 @@ def _capture(
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
     fixed, functions = canonicalize(program, rewrite_model, done)
     notes += recognized
+    if rounded:
+        program.info["rounded"] = rounded
+        notes += [f"{what} is computed in another order: the same but for rounding" for what in rounded]
     if fixed:
         program.info["fixed"] = fixed
         notes.append(f"time and batch, run together in the model's code, are split before {some('neuron', fixed)}")
@@ -136,8 +141,15 @@ def _capture(
     return program
 
 
-def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Graph:
-    """Record the raw graph of a model. Raises UnsupportedError with the user's line."""
+def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[fx.Graph, list[str]]:
+    """Record the raw graph of a model.
+
+    Returns:
+        The graph, and what in it is computed in another order than in the model.
+
+    Raises:
+        UnsupportedError: The model cannot be traced; the error names the user's line.
+    """
     tracer = Tracer()
     name = _only_input(model)
     example = torch.empty(input_spec.batched(BATCH_PROBE))
@@ -156,8 +168,10 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Gra
             where=where,
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
+    drop_hooks(graph, model)
+    merge_single_steps(graph, model, tracer)
     constants.keep_names(graph, model, tracer.constants.views)
-    return graph
+    return graph, tracer.constants.rounded
 
 
 @contextlib.contextmanager

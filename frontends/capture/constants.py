@@ -58,6 +58,10 @@ class Constants:
     Args:
         tracer: What records the model.
         root: The model. Attributes are added to it.
+
+    Attributes:
+        views: Path of a parameter that was added to the model -> that of the parameter that it is in another shape.
+        rounded: What is computed in another order than in the model, and differs by rounding.
     """
 
     def __init__(self, tracer: Tracer, root: nn.Module) -> None:
@@ -69,6 +73,7 @@ class Constants:
         self._nodes: dict[str, fx.Node] = {}
         self._layers = functional_layers.Layers(self)
         self.views: dict[str, str] = {}
+        self.rounded: list[str] = []
 
     def call(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> Any:
         """Record a call in which real tensors may meet proxies."""

@@ -76,6 +76,7 @@ class Layers:
         if isinstance(right, torch.Tensor) and right.dim() == 2 and isinstance(left, ValueProxy) and left.dim() > 1:
             return self._record(nn.Linear, {"weight": right.t(), "bias": None}, left, "matmul")
         if isinstance(left, torch.Tensor) and left.dim() == 2 and isinstance(right, ValueProxy) and right.dim() > 1:
+            self.constants.rounded.append(f"a product with a constant matrix on its left at {user_line()}")
             turned = right.transpose(-1, -2)
             return self._record(nn.Linear, {"weight": left, "bias": None}, turned, "matmul").transpose(-1, -2)
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from spikingjelly.activation_based import base, layer
-from torch import nn
+from torch import fx, nn
 
 from svitc.ir import ops
 
@@ -16,6 +17,10 @@ KINDS: tuple[type[nn.Module], ...] = (
     nn.BatchNorm3d,
     nn.LayerNorm,
     nn.GroupNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.PReLU,
     nn.MaxPool3d,
     nn.AvgPool3d,
@@ -80,10 +85,20 @@ def leaf_kind(module: nn.Module) -> type[nn.Module] | None:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Return whether a capture records a call of the module instead of what happens in it.
+    """Return whether a capture records a call of the module instead of what happens in it."""
+    return leaf_kind(module) is not None and not (isinstance(module, base.MemoryModule) and _has_numbers(module))
 
-    A neuron that is called step by step is traced like code of the user's own (recognize_neurons.py).
-    """
-    if isinstance(module, base.MemoryModule) and module.step_mode != "m":
-        return False
-    return leaf_kind(module) is not None
+
+def _has_numbers(module: base.MemoryModule) -> bool:
+    """Return whether a neuron has a further memory, or parameters that differ by element."""
+    start = module.get_reset_value("v") if "v" in module._memories else None
+    values = [start, *(getattr(module, name, None) for name in ("v_threshold", "v_reset", "tau", "w"))]
+    return set(module._memories) != {"v"} or any(isinstance(v, torch.Tensor) and v.numel() > 1 for v in values)
+
+
+def drop_hooks(graph: fx.Graph, model: nn.Module) -> None:
+    """Remove the hooks of the layers that a raw graph calls, as what they do is part of the graph."""
+    for path in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
+        module = model.get_submodule(path)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()

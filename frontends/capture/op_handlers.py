@@ -17,12 +17,14 @@ from torch.fx.node import Argument, Target
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
+from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS, general_pad
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS, parts_of
-from svitc.frontends.capture.time_handlers import TIME_HANDLERS
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
-from svitc.ir.operators import pointwise, several
+from svitc.ir.operators import normalization, pointwise, several
 from svitc.ir.views import emit_view, follow, tokens
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
@@ -72,6 +74,10 @@ def permute(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``x.T``, ``x.mT`` and ``x.data``, attributes that a proxy does not answer by itself."""
     x, name = b.arg(node.args[0]), node.args[1]
+    if isinstance(x, tuple) and name == "values":
+        return x[0]
+    if isinstance(x, tuple):
+        raise b.refuse(f"{name} of a result of several values is not supported")
     order = list(range(rank(x)))
     if name == "data":
         return x
@@ -161,13 +167,15 @@ def unbind(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def pad(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit padding of pixels with zeros as a layer; refuse other padding."""
+    """Emit padding of pixels with zeros as a layer, and any other as an operator."""
     x, sizes, mode, value = call(b, node, "pad", "mode", "value", mode="constant")
-    sizes = tuple(sizes)
+    given = sizes = tuple(sizes)
     while len(sizes) > 4 and sizes[-2:] == (0, 0):
         sizes = sizes[:-2]
-    if mode != "constant" or value not in (None, 0) or len(sizes) not in (2, 4):
-        raise b.refuse(f"padding by {sizes} ({mode}, {value}) is not supported; zeros around pixels are")
+    dims = input_type(x)[rank(x) - len(sizes) // 2 :]
+    on_pixels = all(axis.kind == axes.Kind.PIXEL for dim in dims for axis in dim) and min(sizes) >= 0
+    if mode != "constant" or value not in (None, 0) or len(sizes) not in (2, 4) or rank(x) < 3 or not on_pixels:
+        return general_pad(b, x, tuple(int(n) for n in given), mode, value)
     return b.emit("call_module", b.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))
 
 
@@ -218,12 +226,6 @@ def reversed_subtraction(b: GraphBuilder, node: fx.Node) -> fx.Node:
     return b.emit("call_function", pointwise.subtract_from, (x,), {"number": y})
 
 
-def matmul(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit a matrix product."""
-    x, y = call(b, node, "other")
-    return b.emit("call_function", torch.matmul, (x, y))
-
-
 def reduction(target: Target) -> Handler:
     """Return a handler of a reduction over dimensions."""
 
@@ -248,7 +250,11 @@ COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
     **ELEMENTWISE_HANDLERS,
     **SLICING_HANDLERS,
-    **TIME_HANDLERS,
+    **NORMALIZATION_HANDLERS,
+    **RESAMPLING_HANDLERS,
+    **PRODUCT_HANDLERS,
+    "max": extreme_along(normalization.largest, ELEMENTWISE_HANDLERS["maximum"]),
+    "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
     "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
@@ -267,7 +273,6 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("sub", "isub"), binary(operator.sub)),
     **dict.fromkeys(("mul", "imul", "multiply"), binary(operator.mul)),
     **dict.fromkeys(("truediv", "div", "itruediv"), binary(operator.truediv)),
-    **dict.fromkeys(("matmul", "bmm"), matmul),
     "mean": reduction(torch.mean),
     "sum": reduction(torch.sum),
     "rearrange": rearrange,

@@ -67,6 +67,7 @@ class ValueProxy(fx.Proxy):
     """
 
     tracer: Tracer  # type: ignore[assignment]
+    __array_ufunc__ = None  # NumPy's numbers leave an operation with a proxy to the proxy
 
     def __init__(self, node: fx.Node, tracer: Tracer) -> None:
         super().__init__(node, tracer)
@@ -109,6 +110,8 @@ class ValueProxy(fx.Proxy):
             return getattr(self.value, name)
         if name in _OPERATIONS:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name.startswith("__"):  # a protocol, such as NumPy's, that tensors may follow but a proxy does not
+            raise AttributeError(name)
         return super().__getattr__(name)
 
     def size(self, dim: int | None = None) -> int | torch.Size:

@@ -40,10 +40,12 @@ def stack(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def getitem(b: GraphBuilder, node: fx.Node) -> Value:
-    """Emit an entry of a tuple, or an index of a tensor: ``qkv[0]``, ``x[:, :, 1]``, ``x[..., ::2]``, ``x[:, None]``."""
+    """Emit an entry of a tuple, or an index of a tensor: ``qkv[0]``, ``x[:, 1]``, ``x[..., ::2]``, ``x[:, None]``."""
     x, index = b.arg(node.args[0]), b.arg(node.args[1])
     if isinstance(x, tuple):
-        return x[index]  # type: ignore[index]
+        if not isinstance(index, int) or index >= len(x):
+            raise b.refuse("the positions of extremes, which are data, are not supported")
+        return x[index]
     entries = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in [e for e in entries if not isinstance(e, fx.Node)]:
         at = next(i for i, e in enumerate(entries) if e is Ellipsis)

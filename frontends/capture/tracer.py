@@ -13,11 +13,13 @@ from typing import Any
 
 import einops
 import einops.einops
+import numpy as np
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Target
+from torch.fx.proxy import Scope, ScopeContextManager
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -79,9 +81,11 @@ class Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         """Record the call of a leaf, whose hooks are traced; trace into other modules."""
+        if not is_leaf(m):
+            return super().call_module(m, forward, args, kwargs)
+        if not any(isinstance(v, fx.Proxy) for v in self.resolve((args, kwargs))):
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if not is_leaf(m) or not any(isinstance(v, fx.Proxy) for v in self.resolve((args, kwargs))):
-            return super().call_module(m, forward, args, kwargs) if not is_leaf(m) else forward(*args, **kwargs)
 
         def record(*inputs: object, **named: object) -> object:
             values = (*inputs, *named.values())
@@ -89,14 +93,14 @@ class Tracer(fx.Tracer):
                 raise UnsupportedError(f"{path} is called with {len(values)} arguments", where=user_line())
             return self.record("call_module", path, self.substitute(values), {})
 
-        hooked = m._forward_hooks or m._forward_pre_hooks
-        if not hooked:
-            return record(*args, **kwargs)
-        vars(m)["forward"] = record
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            del vars(m)["forward"]
+        with ScopeContextManager(self.scope, Scope(path, type(m))):
+            if not m._forward_hooks and not m._forward_pre_hooks:
+                return record(*args, **kwargs)
+            vars(m)["forward"] = record
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                del vars(m)["forward"]
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
         return attr_val
@@ -106,6 +110,8 @@ class Tracer(fx.Tracer):
             return a
         if isinstance(a, torch.Tensor):
             return self.constants.node(a)
+        if isinstance(a, np.generic):
+            return a.item()
         return super().create_arg(a)
 
     def resolve(self, values: object) -> list[Any]:
@@ -143,6 +149,9 @@ class Tracer(fx.Tracer):
         reference = reference_of(target)
         if reference is not None:
             return reference(*args, **kwargs)
+        if constants.name_of(target) in _FACTORIES:
+            args, kwargs = tree_map(_with_data, (args, kwargs))
+            return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)  # type: ignore[operator]
         change = in_place.change_of(kind, target, args, kwargs)
         if change is not None:
             return in_place.apply(self, change)
@@ -203,13 +212,16 @@ def _shares_memory(arg: object, value: object) -> bool:
     return isinstance(arg, ValueProxy) and not _storages(arg.value).isdisjoint(_storages(value))
 
 
+# Calls that take no more from a tensor than its shape and type
+_FACTORIES = {
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
+}
+
+
 class _TensorCalls(TorchFunctionMode):
     """Sees every call on tensors that do not depend on the input, to follow those that are written into."""
 
-    FACTORIES = {
-        *("zeros_like", "ones_like", "full_like", "empty_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
-    }
     EMPTY = {"empty", "empty_like", "new_empty", "empty_strided"}
     RANDOM = {
         *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial", "normal"),
@@ -234,9 +246,6 @@ class _TensorCalls(TorchFunctionMode):
             )
         flat = tree_flatten((args, kwargs))[0]
         if any(isinstance(value, fx.Proxy) for value in flat):
-            if name in self.FACTORIES:
-                args, kwargs = tree_map(_with_data, (args, kwargs))
-                return self.make(func, name, args, kwargs)
             return func(*args, **kwargs)
         if tracer.changed and any(id(value) in tracer.changed for value in flat):
             return self.call_changed(func, name, args, kwargs)
@@ -253,7 +262,7 @@ class _TensorCalls(TorchFunctionMode):
         """Run or record a call on a tensor that a value was written into that depends on the input."""
         if name == "__get__" and func.__self__.__name__ in VALUE_ATTRIBUTES:
             return func(*args, **kwargs)
-        if name in self.FACTORIES:
+        if name in _FACTORIES:
             return self.make(func, name, args, kwargs)
         args, kwargs = self.tracer.substitute((args, kwargs))
         if name in ANSWERS:

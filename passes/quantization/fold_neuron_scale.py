@@ -26,6 +26,8 @@ class FoldNeuronScale(Pass):
 
         u = (v - reset) / (threshold - reset),   x' = x / tau / (threshold - reset)
 
+    A membrane that starts elsewhere than at rest starts at the u of that voltage.
+
     All layers whose outputs add up to one current are scaled together, and so are all neurons that read it (a membrane
     shortcut); any other reader gets the unscaled value. The result is equal up to rounding, and exact where the factor
     is a power of two.
@@ -109,11 +111,13 @@ def _normalize(module: Any) -> None:
     if isinstance(module, ops.LeakyNeuron):
         module.threshold = module.gain = 1.0
         return
+    neuron = dynamics_of(module)
+    start = (neuron.initial - neuron.rest) / (neuron.threshold - neuron.rest)
     module.v_threshold = 1.0
     module.v_reset = None if module.v_reset is None else 0.0
     if hasattr(module, "decay_input"):
         module.decay_input = False
-    module.set_reset_value("v", 0.0)  # where the membrane starts
+    module.set_reset_value("v", start)
     module.reset()
 
 

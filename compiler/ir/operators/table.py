@@ -38,6 +38,16 @@ def is_integer(value: object) -> bool:
     return type(value) is int and abs(value) < MAX_ELEMENTS
 
 
+def is_size(value: object) -> bool:
+    """Return whether a value is the size of a dimension or window, or a stride."""
+    return is_index(value) and value != 0
+
+
+def optional(is_valid: Validator) -> Validator:
+    """Return a validator of values that may be None."""
+    return lambda value: value is None or is_valid(value)
+
+
 def are(is_valid: Validator) -> Validator:
     """Return a validator of tuples, whose elements are all valid."""
     return lambda value: isinstance(value, (tuple, list)) and all(is_valid(v) for v in value)
@@ -62,8 +72,10 @@ class Operator:
         fills: Whether channels that are 0 do not stay 0; None to find out by computing it for 0.
         moves: Whether every element of its value is an element of its inputs, or 0.
         same_bits: Whether every runtime computes the same bits, as for one addition; not so for an exponential.
-        is_monotone: Whether it grows with each input as long as none is negative, so that it bounds itself.
         lipschitz: Largest factor by which it can enlarge a difference, or None if there is none, or none that is known.
+        linear: Whether it sums products of its inputs with factors that are not negative, so that for their magnitudes
+            it gives a bound on its own.
+        terms: From a node to how many terms each of its sums has.
     """
 
     function: Callable[..., torch.Tensor]
@@ -74,8 +86,9 @@ class Operator:
     fills: bool | None = None
     moves: bool = False
     same_bits: bool = False
-    is_monotone: bool = False
     lipschitz: float | None = None
+    linear: bool = False
+    terms: Callable[[fx.Node], int] = lambda _: 1
 
     @property
     def name(self) -> str:

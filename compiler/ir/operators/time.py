@@ -37,4 +37,13 @@ def mix_rule(node: fx.Node) -> Dims:
     return x
 
 
-TIME = (Operator(mix_steps, mix_rule, "addmm of time steps, as in PSN", tensors=(3, 3), fills=True, is_monotone=True),)
+def _summed(node: fx.Node) -> int:
+    """Return the number of terms of each sum: all time steps, and the bias."""
+    return axes.size(input_type(node.args[0])[0]) + 1
+
+
+TIME = (
+    Operator(
+        mix_steps, mix_rule, "addmm of time steps, as in PSN", tensors=(3, 3), fills=True, linear=True, terms=_summed
+    ),
+)

@@ -13,7 +13,7 @@ from svitc.ir.operators.regroup import regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import pointwise, several, slicing, time
+from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing, time
 from svitc.onnx.operators.emitter import Emitter
 from svitc.onnx.operators.regroup import regroup_rule
 
@@ -54,5 +54,8 @@ OPERATOR_RULES: dict[Callable, Rule] = {
     regroup: regroup_rule,
     **slicing.RULES,
     **time.RULES,
+    **normalization.RULES,
+    **resampling.RULES,
+    **products.RULES,
 }
 assert set(OPERATOR_RULES) == set(OPERATORS), "every general operator needs an ONNX form"

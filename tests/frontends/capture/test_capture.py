@@ -125,11 +125,6 @@ REFUSED = {
         "x.chunk(3, 2)",
     ),
     "unknown neuron": (lambda: Net(spiking=neuron.KLIFNode(step_mode="m")), "neuron lif is a KLIFNode", "self.lif("),
-    "single step": (
-        lambda: Net(spiking=neuron.LIFNode(step_mode="s")),
-        "neuron lif is in single-step mode",
-        "self.lif(",
-    ),
 }
 
 

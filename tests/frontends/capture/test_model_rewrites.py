@@ -99,20 +99,19 @@ def mean(net, x):
 
 
 REFUSED = {
-    "two results": (lambda net, x: (mean(net, x), mean(net, x * 2)), "one tensor of logits; it returns 2"),
-    "none": (lambda net, x: {}, "one tensor of logits; it returns 0"),
+    "none": (lambda net, x: {}, "returns no tensor"),
     "across the batch": (lambda net, x: x.mean((0, 1, 3)), "it runs across the batch"),
     "one for all": (lambda net, x: net.head(x.sum((0, 1, 3, 4))), "it runs across the batch"),
     "samples by samples": (lambda net, x: x.sum((0, 3, 4)).T @ x.sum((0, 3, 4)), "it runs across the batch"),
     "an attribute": (lambda net, x: x.real.sum((0, 3, 4)), "a tensor's real is not an operation"),
-    "all samples flat": (lambda net, x: x.mean((0, 3, 4)).flatten(), "not one result for each sample"),
+    "all samples flat": (lambda net, x: x.mean((0, 3, 4)).flatten(), "the batch is merged with other dimensions"),
     "padding of channels": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 1)).mean((0, 3, 4)), "by (0, 0, 0, 0, 1, 1)"),
     "padding by reflection": (lambda net, x: F.pad(x.flatten(0, 1), (1,) * 4, "reflect").mean((2, 3)), "reflect"),
     "in place, in a part": (lambda net, x: (x.chunk(2, 2)[0].mul_(2), mean(net, x))[1], "part of a split tensor"),
 }
 
 
-UNPLACED = ("two results", "none", "all samples flat")  # what is returned has no line of its own
+UNPLACED = ("none", "all samples flat")  # what is returned has no line of its own
 
 
 def augmented(x):
