@@ -53,7 +53,7 @@ def pattern_between(source: Dims, target: Dims) -> tuple[str, dict[str, int]]:
     for run_indices in left_indices:
         if len(run_indices) < 2:
             continue
-        free = next((i for i in run_indices if runs[i][0].kind == Kind.BATCH), None)
+        free = next((i for i in run_indices if any(axis.kind == Kind.BATCH for axis in runs[i])), None)
         if free is None:
             free = next((i for i in reversed(run_indices) if runs[i][0].kind == Kind.CHANNEL), run_indices[-1])
         sizes.update({letters[i]: axes.size(runs[i]) for i in run_indices if i != free})

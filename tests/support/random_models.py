@@ -236,7 +236,7 @@ def views(r: random.Random, s: Shape) -> tuple[nn.Module, Shape]:
             (lambda m, x: x[..., ::2, 1::2], half),
             (lambda m, x: each(x, lambda y: F.adaptive_avg_pool2d(y, (s.H // 2, s.W // 2))), half),
             (lambda m, x: each(x, lambda y: F.interpolate(F.max_pool2d(y, 2), scale_factor=2)), s),
-            (lambda m, x: each(x, lambda y: F.pad(y[..., 1:-1], (1, 1), mode="reflect")) if s.W > 4 else x, s),
+            (lambda m, x: each(x, lambda y: F.pad(y[..., 1:-1], (1, 1, 0, 0), mode="reflect")) if s.W > 4 else x, s),
         ]
     function, shape = r.choice(choices)
     return Apply(function, p=p), shape
