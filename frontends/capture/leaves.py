@@ -91,8 +91,7 @@ def is_leaf(module: nn.Module) -> bool:
 
 def _has_numbers(module: base.MemoryModule) -> bool:
     """Return whether a neuron has a further memory, or parameters that differ by element."""
-    start = module.get_reset_value("v") if "v" in module._memories else None
-    values = [start, *(getattr(module, name, None) for name in ("v_threshold", "v_reset", "tau", "w"))]
+    values = [getattr(module, name, None) for name in ("v_threshold", "v_reset", "tau", "w")]
     return set(module._memories) != {"v"} or any(isinstance(v, torch.Tensor) and v.numel() > 1 for v in values)
 
 

@@ -57,6 +57,7 @@ class Region:
         constants: Parameters and buffers that the operations read, without those that hold one number.
         numbers: Those that hold one number.
         after: Operations with numbers that each step ends with, from the first on, which are no part of ``nodes``.
+        first_used: For each operation, the first step whose result needs it, where every step reads the same tensor.
     """
 
     x: fx.Node
@@ -69,6 +70,7 @@ class Region:
     constants: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
     numbers: dict[fx.Node, torch.Tensor] = field(default_factory=dict)
     after: list[fx.Node] = field(default_factory=list)
+    first_used: dict[fx.Node, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -79,15 +81,17 @@ class Region:
         """Run the operations.
 
         Args:
-            x: Values ``[T, …]``, one-dimensional for each step where there are no ``constants``.
+            x: Values ``[T, …]``, which may differ from step to step although the region reads the same ones at each.
 
         Returns:
             The value of each operation.
         """
         env: dict[fx.Node, Any] = {**self.constants, **self.numbers}
-        env.update({node: x[t].clone() for node, t in self.inputs.items()})
+        env.update({node: x[t] for node, t in self.inputs.items()})
         with torch.no_grad():
             for node in self.nodes:
+                if self.dim is None:
+                    env[self.x] = x[self.first_used[node]]
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
                 value = _call(node, args, kwargs)
                 env[node] = value
@@ -221,6 +225,9 @@ def _region(
     else:
         selected = {node: step.t for node, step in inputs.items()}
     region = Region(x, dim, selected, ordered, results, joined, joined_dim)
+    if dim is None:
+        for t in reversed(range(steps)):
+            region.first_used.update(dict.fromkeys(_walk(results[t : t + 1])[0], t))
     for node in attributes:
         tensor = _attribute(model, str(node.target))
         first = tensor.reshape(-1)[:1]

@@ -158,7 +158,7 @@ class Net(nn.Module):
         self.head = nn.Linear(width, 5)
         generator = torch.Generator().manual_seed(0)
         for norm in self.norms:
-            nn.init.uniform_(norm.weight, 0.8, 1.2, generator=generator)
+            nn.init.uniform_(norm.weight, 2.0, 3.0, generator=generator)
             nn.init.uniform_(norm.bias, 0.2, 0.6, generator=generator)
 
     def forward(self, x):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
 from support import written_neurons as written
@@ -21,10 +21,10 @@ def neurons(program) -> list[nn.Module]:
     return [program.module_of(node) for node in program.neurons()]
 
 
-def captured(fires, steps=4):
+def captured(fires, steps=4, depth=2):
     """The program of a network that fires, whose logits equal those of the model."""
     torch.manual_seed(0)
-    model = written.Net(fires, steps).eval()
+    model = written.Net(fires, steps, depth).eval()
     program = capture(model, IMAGE)
     assert check_capture(model, program) == 0.0
     assert program(torch.randn(2, 3, 8, 6)).std() > 0
@@ -109,13 +109,13 @@ def test_membranes_that_are_read_elsewhere_stay_ordinary_operations():
 
 
 def test_a_neuron_in_a_subclass_of_spikingjelly_is_recognized():
-    class Kept(neuron.LIFNode):
+    class Kept(neuron.BaseNode):
         def single_step_functional_forward(self, inputs, states, **kwargs):
             v = states[0] * 0.9 + inputs[0]
             spike = self.surrogate_function(v - self.v_threshold)
             return (spike,), (v * (1 - spike),)
 
-    (module, _) = neurons(captured(Kept(step_mode="m")))
+    (module,) = neurons(captured(Kept(step_mode="m"), depth=1))
     assert isinstance(module, ops.LeakyNeuron)
     assert (module.keep, module.threshold, module.hard_reset, module.strict) == (0.9, 1.0, True, False)
 
@@ -145,11 +145,10 @@ def test_the_same_image_at_each_step():
     assert isinstance(module, ops.LeakyNeuron) and module.keep == 0.3
 
 
-def test_a_surrogate_that_is_not_a_step_is_no_neuron():
-    class Soft(neuron.LIFNode):
+def test_an_output_that_is_no_spike_is_no_neuron():
+    class Soft(neuron.BaseNode):
         def single_step_functional_forward(self, inputs, states, **kwargs):
             v = states[0] * 0.9 + inputs[0]
-            return (self.surrogate_function(v - 1.0),), (v,)
+            return (torch.relu(v - 1.0),), (v,)
 
-    fires = Soft(surrogate_function=surrogate.ReLU() if hasattr(surrogate, "ReLU") else torch.relu, step_mode="m")
-    assert neurons(captured(fires)) == []
+    assert neurons(captured(Soft(step_mode="m"), depth=1)) == []
