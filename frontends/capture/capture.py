@@ -26,7 +26,7 @@ from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.leaves import drop_hooks
 from svitc.frontends.capture.model_rewrites import prepare
-from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons
+from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons, recognize_step_neurons
 from svitc.frontends.capture.reparametrized import bake, copy_model
 from svitc.frontends.capture.single_steps import merge_single_steps
 from svitc.frontends.capture.tracer import Tracer
@@ -118,8 +118,8 @@ def _capture(
         ignored: Numbers of the regions that are not taken for neurons.
     """
     parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
-    graph, rounded = _trace(model, input_spec, batch_first)
-    recognized = recognize_neurons(graph, model, ignored)
+    graph, rounded, recognized = _trace(model, input_spec, batch_first)
+    recognized += recognize_neurons(graph, model, ignored)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
     notes = program.info["assumptions"]
@@ -141,11 +141,11 @@ def _capture(
     return program
 
 
-def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[fx.Graph, list[str]]:
+def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[fx.Graph, list[str], list[str]]:
     """Record the raw graph of a model.
 
     Returns:
-        The graph, and what in it is computed in another order than in the model.
+        The graph, what in it is computed in another order than in the model, and sentences on recognized neurons.
 
     Raises:
         UnsupportedError: The model cannot be traced; the error names the user's line.
@@ -169,9 +169,10 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
     drop_hooks(graph, model)
+    recognized = recognize_step_neurons(graph, model)
     merge_single_steps(graph, model, tracer)
     constants.keep_names(graph, model, tracer.constants.views)
-    return graph, tracer.constants.rounded
+    return graph, tracer.constants.rounded, recognized
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ parameters, in which a step may use what earlier steps computed, and ends where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,8 @@ class Region:
         kept = [arg for arg in first.all_input_nodes if arg not in self.numbers]
         if first not in self.nodes or len(kept) != 1 or not all(_alike(first, other) for other in self.results[1:]):
             return False
-        if any(user is not self.joined and user not in self.after for node in self.results for user in node.users):
+        inside = set(self.nodes)
+        if any(user in inside for node in self.results for user in node.users):
             return False
         if any(arg in self.inputs for arg in kept):
             return False
@@ -228,6 +229,12 @@ def _region(
     if dim is None:
         for t in reversed(range(steps)):
             region.first_used.update(dict.fromkeys(_walk(results[t : t + 1])[0], t))
+    sort_constants(region, model, attributes)
+    return region if _is_closed(region) else None
+
+
+def sort_constants(region: Region, model: nn.Module, attributes: Iterable[fx.Node]) -> None:
+    """Add the parameters and buffers that a region reads to its constants, or to its numbers if they hold only one."""
     for node in attributes:
         tensor = _attribute(model, str(node.target))
         first = tensor.reshape(-1)[:1]
@@ -235,7 +242,6 @@ def _region(
             region.numbers[node] = first.reshape(()).clone()
         else:
             region.constants[node] = tensor
-    return region if _is_closed(region) else None
 
 
 def _walk(

@@ -13,6 +13,7 @@ from svitc.frontends.capture.effects import has_effect
 from svitc.frontends.capture.integer_spikes import register
 from svitc.frontends.capture.neuron_fit import fit
 from svitc.frontends.capture.neuron_regions import Region, find_regions, skip_single_steps
+from svitc.frontends.capture.step_regions import find_step_regions
 from svitc.ir.neuron_dynamics import dynamics_of
 
 
@@ -50,6 +51,29 @@ def recognize_neurons(graph: fx.Graph, model: nn.Module, ignored: Collection[int
         neuron = fit(region)
         if neuron is not None:
             _replace(graph, model, region, neuron).meta["region"] = number
+            found[source, summary(neuron)] += 1
+    return [_sentence(source, text, count) for (source, text), count in found.items()]
+
+
+def recognize_step_neurons(graph: fx.Graph, model: nn.Module) -> list[str]:
+    """Rewrite neurons that are called once for each time step as calls of single-step neurons, in place.
+
+    Args:
+        graph: The raw graph.
+        model: What it was recorded of; new neurons are registered in it.
+
+    Returns:
+        A sentence for each place in the model's code that defines such neurons.
+    """
+    skip_single_steps(graph)
+    graph.eliminate_dead_code(has_effect)
+    found: Counter[tuple[str, str]] = Counter()
+    for region in find_step_regions(graph, model):
+        outputs = list(region.results)
+        source = str(outputs[0].meta.get("source") or "")
+        neuron = fit(region)
+        if neuron is not None:
+            _replace_steps(graph, model, region, outputs, neuron)
             found[source, summary(neuron)] += 1
     return [_sentence(source, text, count) for (source, text), count in found.items()]
 
@@ -95,11 +119,7 @@ def _replace(graph: fx.Graph, model: nn.Module, region: Region, neuron: nn.Modul
         path = register(graph, model, scope, neuron)
         spikes = graph.call_module(path, (x,))
         spikes.meta.update(meta, val=x.meta["val"].clone(), scope=path)
-        y = spikes
-        for node in region.after:
-            inner = next(a for a in node.all_input_nodes if a not in region.numbers)
-            y = graph.node_copy(node, lambda n, inner=inner, y=y: y if n is inner else n)  # type: ignore[misc]
-            y.meta.update({k: v for k, v in node.meta.items() if k != "function"}, val=region.joined.meta["val"])
+        y = _finish(graph, region, spikes, region.joined.meta["val"])
         x = y
         if region.joined_dim != 0:
             rank = region.joined.meta["val"].ndim
@@ -116,4 +136,34 @@ def _replace(graph: fx.Graph, model: nn.Module, region: Region, neuron: nn.Modul
     return spikes
 
 
-__all__ = ["NotOverTime", "recognize_neurons", "summary"]
+def _replace_steps(
+    graph: fx.Graph, model: nn.Module, region: Region, outputs: list[fx.Node], neuron: nn.Module
+) -> None:
+    """Put a call of a single-step neuron in the place of each step of a region.
+
+    Args:
+        outputs: The results of the steps, with the operations of ``region.after``.
+    """
+    neuron.step_mode = "s"  # type: ignore[assignment]
+    path = register(graph, model, str(outputs[0].meta.get("scope") or ""), neuron)
+    for x, output in zip(region.inputs, outputs, strict=True):
+        meta = {k: v for k, v in output.meta.items() if k != "function"}
+        with graph.inserting_before(output):
+            spikes = graph.call_module(path, (x,))
+            spikes.meta.update(meta, scope=path)
+            output.replace_all_uses_with(_finish(graph, region, spikes, output.meta["val"]))
+    graph.eliminate_dead_code(has_effect)
+
+
+def _finish(graph: fx.Graph, region: Region, spikes: fx.Node, value: object) -> fx.Node:
+    """Emit the operations that steps end with behind the neuron."""
+    y = spikes
+    for node in region.after:
+        inner = next(a for a in node.all_input_nodes if a not in region.numbers)
+        y = graph.node_copy(node, lambda n, inner=inner, y=y: y if n is inner else n)  # type: ignore[misc]
+        y.meta.update({k: v for k, v in node.meta.items() if k != "function"}, val=value)
+        y.meta.pop("function", None)
+    return y
+
+
+__all__ = ["NotOverTime", "recognize_neurons", "recognize_step_neurons", "summary"]

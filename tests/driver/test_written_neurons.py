@@ -58,7 +58,7 @@ def test_the_float_file_is_the_models(fires):
 def test_int8_spikes_are_the_references_bit_for_bit(fires, steps):
     program = quantize(built(fires, steps)[1])[0]
     verdict = verify_exact(program, export(program), random_inputs(program, 3, 2, 0))
-    assert verdict.passed and verdict.total("firing") > 1000, verdict.to_json()
+    assert verdict.passed and verdict.total("firing") > 400, verdict.to_json()
 
 
 @each

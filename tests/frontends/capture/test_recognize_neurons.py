@@ -152,3 +152,55 @@ def test_an_output_that_is_no_spike_is_no_neuron():
             return (torch.relu(v - 1.0),), (v,)
 
     assert neurons(captured(Soft(step_mode="m"), depth=1)) == []
+
+
+class Fires(nn.Module):
+    """A neuron that keeps its membrane between the calls of a loop over the whole network."""
+
+    def forward(self, x):
+        self.mem = self.mem * 0.25 + x
+        spike = written.Exceeds.apply(self.mem, 0.5)
+        self.mem = self.mem * (1 - spike)
+        return spike * 0.5
+
+
+class Loop(nn.Module):
+    def __init__(self, feedback: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.first, self.second, self.feedback = Fires(), Fires(), feedback
+
+    def forward(self, x):
+        self.first.mem = self.second.mem = 0.0
+        total, back = 0.0, 0.0
+        for _ in range(3):
+            y = self.first(self.a(x) * 2 + back)
+            y = self.second(self.b(y) * 2)
+            back = y if self.feedback else 0.0
+            total = total + self.head(y.mean((2, 3)))
+        return total / 3
+
+
+def looped(feedback):
+    torch.manual_seed(0)
+    model = Loop(feedback).eval()
+    program = capture(model, IMAGE)
+    x = torch.randn(2, 3, 8, 6)
+    with torch.no_grad():
+        want = model(x)
+    torch.testing.assert_close(program(x), want, rtol=0, atol=1e-6)
+    assert want.std() > 0
+    return program
+
+
+def test_a_neuron_in_a_loop_over_the_network_is_called_once():
+    program = looped(False)
+    assert [type(module) for module in neurons(program)] == [ops.LeakyNeuron] * 2
+    assert {str(node.target) for node in program.neurons()} == {"first", "second"}
+    assert [node.target for node in program.graph.nodes if node.op == "call_module"].count("b") == 1
+    (note,) = [n for n in program.info["assumptions"] if "by hand" in n]
+    assert note.startswith("2 neurons") and "keep 0.25" in note
+
+
+def test_a_neuron_whose_spikes_come_back_later_stays_ordinary_operations():
+    assert {type(module) for module in neurons(looped(True))} == {ops.Step}
