@@ -19,7 +19,9 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
 from svitc.ir.operators.products import add_product
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.time import mix_steps
 
+ADDED_TO_PRODUCTS = {add_product: 0, mix_steps: 2}  # operator -> which of its inputs it adds to a product of others
 REASON = "an operation makes another value of its zeros"
 MOST_VALUES = 4096  # that are followed; a channel that can have more is not known
 Values = dict[Axis, torch.Tensor | None]  # channel axis -> values that its removed channels can have; None: not known
@@ -44,9 +46,10 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         if not any(sources) and everywhere and node.target in ops.ELEMENTWISE:
             return  # 0 of zeros
         values = {axis: _computed(node, module, axis, owner) for axis in present}
-    elif general is not None and general.function is add_product:
-        factor = float(node.kwargs["beta"])  # type: ignore[arg-type]
-        added = {axis: _value_of(node.all_input_nodes[0], axis, owner) for axis in present}
+    elif general is not None and general.function in ADDED_TO_PRODUCTS:
+        factor = float(node.kwargs.get("beta", 1))  # type: ignore[arg-type]
+        bias: fx.Node = node.args[ADDED_TO_PRODUCTS[general.function]]  # type: ignore[assignment]
+        added = {axis: _value_of(bias, axis, owner) for axis in present}
         values = {axis: None if value is None else value * factor for axis, value in added.items()}
     elif general is not None and not general.moves and general.is_filling(node):
         values = dict.fromkeys(present)

@@ -11,8 +11,9 @@ from torch import fx
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, unused_name
 from svitc.frontends.capture.handler_arguments import call, positive, rank
 from svitc.ir import axes
+from svitc.ir.axes import Kind
 from svitc.ir.graph import attribute_of, input_type
-from svitc.ir.operators import products
+from svitc.ir.operators import products, time
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
 
@@ -50,9 +51,12 @@ def _is_wider(letter: str, operand: int, operands: list[str], tensors: list[fx.N
 
 
 def addmm(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit ``beta * x + alpha * (y @ z)``."""
+    """Emit ``beta * x + alpha * (y @ z)``; where ``z`` has time first, all time steps mixed by the weights ``y``."""
     second, third = ("mat1", "mat2") if str(getattr(node.target, "__name__", node.target)) == "addmm" else _BATCHED
     x, y, z, beta, alpha = call(b, node, second, third, "beta", "alpha", beta=1, alpha=1)
+    parameters = all(isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in (x, y))
+    if parameters and beta == alpha == 1 and [axis.kind for axis in input_type(z)[0]] == [Kind.TIME]:
+        return b.emit("call_function", time.mix_steps, (z, y, x))
     return b.emit("call_function", products.add_product, (x, y, z), {"beta": beta, "alpha": alpha})
 
 
