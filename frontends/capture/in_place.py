@@ -105,8 +105,8 @@ def apply(tracer: Tracer, change: Change) -> ValueProxy:
 
 def become(tracer: Tracer, tensor: ValueProxy, new: ValueProxy) -> None:
     """Let a tensor have a new value, and the tensor that it is a view of, too."""
-    if tensor.view is not None:
-        write_back(tracer, tensor.view, new)
+    if tensor.view_of is not None:
+        write_back(tracer, tensor.view_of, new)
     tensor.become(new.node)
 
 

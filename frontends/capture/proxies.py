@@ -63,7 +63,7 @@ class ValueProxy(fx.Proxy):
     it, which are recorded again.
 
     Attributes:
-        view: Set if the tensor shares memory with another one.
+        view_of: Set if the tensor shares memory with another one.
     """
 
     tracer: Tracer  # type: ignore[assignment]
@@ -71,13 +71,13 @@ class ValueProxy(fx.Proxy):
 
     def __init__(self, node: fx.Node, tracer: Tracer) -> None:
         super().__init__(node, tracer)
-        self.view: View | None = None
+        self.view_of: View | None = None
         self._own_version = 0
 
     @property
     def node(self) -> fx.Node:
         """The node that computes the present value."""
-        view = self.__dict__.get("view")
+        view = self.__dict__.get("view_of")
         if view is not None and view.version != view.source.version:
             self._node = self.tracer.record(view.kind, view.target, view.args, view.kwargs).node
             view.version = view.source.version
@@ -90,15 +90,15 @@ class ValueProxy(fx.Proxy):
     @property
     def version(self) -> int:
         """Number of changes in place so far of the memory that the tensor is in."""
-        return self._own_version if self.view is None else self.view.source.version
+        return self._own_version if self.view_of is None else self.view_of.source.version
 
     def become(self, node: fx.Node) -> None:
         """Take the value of a node after a change in place. Whoever calls this on a view writes it back, too."""
         self._node = node
-        if self.view is None:
+        if self.view_of is None:
             self._own_version += 1
         else:
-            self.view.version = self.view.source.version
+            self.view_of.version = self.view_of.source.version
 
     @property
     def value(self) -> Any:
