@@ -96,8 +96,6 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         "neuron spike has an initial membrane for each",
     ),
     "memory": (lambda n: n.register_memory("trace", 0.0), "neuron spike keeps a further memory, 'trace'"),
-    "hook": (lambda n: n.register_forward_hook(lambda m, a, y: 0 * y), "spike has a forward hook"),
-    "early hook": (lambda n: n.register_forward_pre_hook(lambda m, a: (a[0] + 1,)), "spike has a forward hook"),
     "method": (lambda n: setattr(n, "multi_step_forward", lambda x: x), "spike, a LIFNode, has a multi_step_forward"),
     "fire": (lambda n: setattr(n, "single_step_functional_forward", lambda *a: a), "single_step_functional_forward"),
     "precision": (lambda n: setattr(n, "_neuron_precision", ("fp16",) * 3), "a precision of its own"),
@@ -115,11 +113,4 @@ def test_what_a_program_cannot_hold_is_refused_by_name(name):
 def test_time_constants_for_each_channel_are_refused_by_name():
     model = built(lambda node: setattr(node, "w", nn.Parameter(torch.rand(CHANNELS, 1, 1))), neuron.ParametricLIFNode)
     with pytest.raises(UnsupportedError, match="neuron spike has a time constant for each element"):
-        program_of(model)
-
-
-def test_a_hook_on_another_layer_is_refused_by_name():
-    model = built(lambda node: None)
-    model.conv.register_forward_hook(lambda m, a, y: 2 * y)
-    with pytest.raises(UnsupportedError, match="conv has a forward hook"):
         program_of(model)
