@@ -40,10 +40,12 @@ class Run:
     Attributes:
         outputs: What it returns.
         inputs: Layer -> its input at each call, and the version of this tensor, which changes in place raise.
+        fired: Neuron that passes on other spikes than its own -> its own at each call.
     """
 
     outputs: tuple[torch.Tensor, ...] = ()
     inputs: dict[str, list[tuple[torch.Tensor, int]]] = field(default_factory=lambda: defaultdict(list))
+    fired: dict[str, list[tuple[torch.Tensor, int]]] = field(default_factory=lambda: defaultdict(list))
 
 
 def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
@@ -70,12 +72,13 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
         if name == STRONG and not silent:
             break
         first = x if first is None else first
+        if program.input.at_once(2) < 2:
+            break  # large images, for which each run takes long; the one with random spikes shows the most
         # a spike that rounding flips changes everything behind it
         largest = max(largest, comparison.run(x, name, compare=not program.info.get("rounded")))
         silent -= comparison.fired
     assert first is not None
-    x = first.narrow(program.input.batch_dim, 0, 1)
-    largest = max(largest, comparison.run(x, "random spikes", torch.Generator().manual_seed(seed)))
+    largest = max(largest, comparison.run(first, "random spikes", torch.Generator().manual_seed(seed)))
     silent -= comparison.fired
     if silent:
         names = ", ".join(sorted(silent)[:5]) + (", …" if len(silent) > 5 else "")
@@ -95,8 +98,6 @@ def _inputs(program: Program, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     noise = random_inputs(program, 1, 1, seed)[0]
     strong = [255 * uniform, 5 * noise.abs().ceil() if program.input.events else 5 * noise]
     for name, batch in (("random images", [noise, uniform]), (STRONG, strong)):
-        if name == STRONG and program.input.at_once(2) < 2:
-            batch = batch[:1]  # large images, for which one more run takes long
         for x in batch if single else [torch.cat(batch, program.input.batch_dim)]:
             yield name, x
 
@@ -200,14 +201,14 @@ class _Comparison:
         finally:
             self.program.reset()
 
-    def compare(self, node: fx.Node, actual: torch.Tensor, calls: list[tuple[torch.Tensor, int]], name: str) -> None:
-        """Refuse the program if the input of a layer differs from the model's.
+    def compare(self, node: fx.Node, actual: torch.Tensor, calls: list[tuple[torch.Tensor, int]], what: str) -> None:
+        """Refuse the program if the input of a layer, or what a neuron fires, differs from the model's.
 
         Args:
             node: The call of the layer.
             actual: Its input.
             calls: The model's calls of the layer, in their order: one, or one for each time step. They are taken off.
-            name: Of the inputs, for messages.
+            what: What is compared, for messages; ``{layer}`` and ``{difference}`` are filled in.
         """
         parts, size = [], 0
         while calls and size < actual.numel():
@@ -221,7 +222,7 @@ class _Comparison:
         if difference and actual.ndim != joined.ndim:  # a layer over three dimensions that became one over two
             difference = self.difference(actual.flatten().sort().values, joined.flatten().sort().values)
         if difference:
-            text = f"the input of {node.target} differs by {difference:g} on {name}"
+            text = what.format(layer=node.target, difference=f"{difference:g}")
             raise self.refuse(text, node.meta.get("source"))
 
     def _compare_outputs(
@@ -287,11 +288,17 @@ class _Interpreter(fx.Interpreter):
         assert self.node is not None
         want = self.expected.inputs.get(target)
         if want:
-            self.comparison.compare(self.node, args[0], want, self.name)
+            what = f"the input of {{layer}} differs by {{difference}} on {self.name}"
+            self.comparison.compare(self.node, args[0], want, what)
         y = super().call_module(target, args, kwargs)
         if ops.is_neuron(self.fetch_attr(target)) and target not in self.comparison.fired and bool(y.any()):  # type: ignore[attr-defined]
             self.comparison.fired.add(target)
-        return self.spikes.get(target, y)
+        if target not in self.spikes:
+            return y
+        if not self.comparison.program.info.get("rounded"):
+            what = f"what {{layer}} fires differs by {{difference}} on {self.name}"
+            self.comparison.compare(self.node, y, self.expected.fired.get(target, []), what)  # type: ignore[arg-type]
+        return self.spikes[target]
 
 
 def _recording_hook(run: Run, path: str, rest: dict[str, torch.Tensor], keep: bool) -> Any:
@@ -310,6 +317,7 @@ def _recording_hook(run: Run, path: str, rest: dict[str, torch.Tensor], keep: bo
         run.inputs[path].append((x, x._version))
         if path not in rest:
             return None
+        run.fired[path].append((output, output._version))
         fired, rest[path] = rest[path][: output.numel()], rest[path][output.numel() :]
         return fired.reshape(output.shape).clone() if fired.numel() == output.numel() else None
 

@@ -109,7 +109,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, fx.Node):
             return a
         if isinstance(a, torch.Tensor):
-            return self.constants.node(a)
+            current = self.substitute(a)
+            return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
         if isinstance(a, np.generic):
             return a.item()
         return super().create_arg(a)
