@@ -111,7 +111,6 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda n: n.set_reset_value("v", torch.rand(CHANNELS, 1, 1)),
         "neuron spike has an initial membrane for each",
     ),
-    "memory": (lambda n: n.register_memory("trace", 0.0), "neuron spike keeps a further memory, 'trace'"),
     "method": (lambda n: setattr(n, "multi_step_forward", lambda x: x), "spike, a LIFNode, has a multi_step_forward"),
     "fire": (lambda n: setattr(n, "single_step_functional_forward", lambda *a: a), "single_step_functional_forward"),
     "precision": (lambda n: setattr(n, "_neuron_precision", ("fp16",) * 3), "a precision of its own"),
