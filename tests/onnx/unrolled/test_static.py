@@ -1,4 +1,4 @@
-"""Static images that are repeated before layers which the repetition cannot be moved behind: one value for all steps."""
+"""Static images that are repeated before layers which the repetition cannot be moved behind."""
 
 from __future__ import annotations
 
