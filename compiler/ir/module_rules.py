@@ -164,7 +164,7 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
     **dict.fromkeys(ops.POOLS, pool),
     **dict.fromkeys(ops.PADS, zero_pad),
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: stateless_neuron,
 }

@@ -7,6 +7,7 @@ support another operation, write its handler and name it in ``HANDLERS``.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 
 import torch
@@ -173,9 +174,20 @@ def reduction(target: Target) -> Handler:
     return handler
 
 
+def spelled_out(pattern: str, rank: int) -> str:
+    """Return an einops pattern with letters in place of ``...``."""
+    left, arrow, right = pattern.partition("->")
+    if "..." not in left:
+        return pattern
+    named = len(re.sub(r"\([^)]*\)", "g", left.replace("...", " ")).split())
+    letters = " ".join(f"etc{i}" for i in range(rank - named))
+    return left.replace("...", letters) + arrow + right.replace("...", letters)
+
+
 def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit a rearrange that the model calls itself, with its pattern in canonical letters."""
-    x, pattern = b.arg(node.args[0]), str(node.args[1])
+    x = b.arg(node.args[0])
+    pattern = spelled_out(str(node.args[1]), rank(x))
     bind_letters(input_type(x), pattern, node.kwargs)  # splits axes as the pattern does
     source = tokens(input_type(x))
     return emit_view(b.emit, x, source, follow(source, pattern, node.kwargs))

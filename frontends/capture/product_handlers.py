@@ -11,8 +11,9 @@ from torch import fx
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, unused_name
 from svitc.frontends.capture.handler_arguments import call, positive, rank
 from svitc.ir import axes
+from svitc.ir.axes import Kind
 from svitc.ir.graph import attribute_of, input_type
-from svitc.ir.operators import products
+from svitc.ir.operators import products, time
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
 
@@ -34,13 +35,28 @@ def einsum(b: GraphBuilder, node: fx.Node) -> fx.Node:
     names = "".join(spare[:widest])
     operands = [part.replace("...", names[widest - w :]) for w, part in zip(widths, operands, strict=True)]
     right = right.replace("...", names)
+    tensors = list(tensors)
+    for i, part in enumerate(operands):  # a dimension of size 1 that is broadcast has no letter
+        dims = input_type(tensors[i])
+        thin = [j for j, c in enumerate(part) if axes.size(dims[j]) == 1 and _is_wider(c, i, operands, tensors)]
+        tensors[i] = b.view(tensors[i], tuple(dim for j, dim in enumerate(dims) if j not in thin))
+        operands[i] = "".join(c for j, c in enumerate(part) if j not in thin)
     return b.emit("call_function", products.einsum, tuple(tensors), {"equation": f"{','.join(operands)}->{right}"})
 
 
+def _is_wider(letter: str, operand: int, operands: list[str], tensors: list[fx.Node]) -> bool:
+    """Return whether a letter stands for more than one element in an operand other than this one."""
+    others = [(part, x) for i, (part, x) in enumerate(zip(operands, tensors, strict=True)) if i != operand]
+    return any(letter in part and axes.size(input_type(x)[part.index(letter)]) > 1 for part, x in others)
+
+
 def addmm(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit ``beta * x + alpha * (y @ z)``."""
+    """Emit ``beta * x + alpha * (y @ z)``; where ``z`` has time first, all time steps mixed by the weights ``y``."""
     second, third = ("mat1", "mat2") if str(getattr(node.target, "__name__", node.target)) == "addmm" else _BATCHED
     x, y, z, beta, alpha = call(b, node, second, third, "beta", "alpha", beta=1, alpha=1)
+    parameters = all(isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in (x, y))
+    if parameters and beta == alpha == 1 and [axis.kind for axis in input_type(z)[0]] == [Kind.TIME]:
+        return b.emit("call_function", time.mix_steps, (z, y, x))
     return b.emit("call_function", products.add_product, (x, y, z), {"beta": beta, "alpha": alpha})
 
 

@@ -14,6 +14,7 @@ from svitc.ir import axes
 from svitc.ir.axes import Kind
 from svitc.ir.graph import input_type
 from svitc.ir.operators import structure
+from svitc.ir.views import emit_view, tokens
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
 
@@ -30,7 +31,27 @@ def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x = repeat_new(b, x, dims, [n if i not in tiled else axes.size(dims[i]) for i, n in enumerate(sizes)])
     if not tiled:
         return x
+    if any(axis.kind == axes.Kind.BATCH for i in tiled for axis in dims[i]):
+        return copied_outside(b, x, sizes)
     return b.emit("call_function", structure.tile, (x,), {"repeats": tuple(tiled.get(i, 1) for i in range(len(sizes)))})
+
+
+def copied_outside(b: GraphBuilder, x: fx.Node, sizes: Sequence[int]) -> fx.Node:
+    """Emit a repetition of whole dimensions, such as the batch for each time step: a new axis outside each of them."""
+    for i, size in enumerate(sizes):
+        dims = input_type(x)
+        copies = size // axes.size(dims[i])
+        if copies == 1:
+            continue
+        apart = b.view(x, tuple(dim for dim in dims if dim))
+        letters = " ".join(f"d{j}" for j, dim in enumerate(dims) if dim)
+        copied = b.emit("call_function", einops.repeat, (apart, f"{letters} -> t {letters}"), {"t": copies})
+        new, *rest = tokens(input_type(copied))
+        places = iter(rest)
+        target = [next(places) if dim else () for dim in dims]
+        target[i] = (*new, *target[i])
+        x = emit_view(b.emit, copied, (new, *rest), tuple(target))
+    return x
 
 
 def repeat_new(b: GraphBuilder, x: fx.Node, dims: axes.Dims, sizes: Sequence[int]) -> fx.Node:

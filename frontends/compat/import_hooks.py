@@ -69,8 +69,8 @@ def import_model_file(path: Path, blame: type[SvitcError] = InputError) -> Modul
         blame: class of the error.
 
     Raises:
-        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a package that is
-            not installed and has no stand-in, or its code raises an error.
+        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a module that is
+            not there and has no stand-in, or its code raises an error.
         UnsupportedError: the file uses a stand-in for more than its name.
     """
     return _imported(path, blame)[0]

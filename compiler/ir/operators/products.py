@@ -120,7 +120,9 @@ def einsum_rule(node: fx.Node) -> Dims:
     if len(operands) != len(node.args) or len(set(right)) != len(right) or not set(right) <= set(left):
         raise AxisConflict(f"the equation {equation!r} does not fit {len(node.args)} tensors")
     bound: dict[str, Dim] = {}
-    for letters, arg in zip(operands, node.args, strict=True):
+    # values first: the shape of a parameter does not say what its dimensions mean
+    pairs = sorted(zip(operands, node.args, strict=True), key=lambda pair: pair[1].op == "get_attr")  # type: ignore[union-attr]
+    for letters, arg in pairs:
         if len(letters) != len(input_type(arg)) or len(set(letters)) != len(letters):
             raise AxisConflict(f"{letters!r} does not fit {axes.show(input_type(arg))}")
         adopt_kinds(arg, tuple(bound.get(letter, ()) for letter in letters))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from svitc.ir.operators.regroup import regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing, structure
+from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing, structure, time
 from svitc.onnx.operators.emitter import Emitter
 from svitc.onnx.operators.regroup import regroup_rule
 
@@ -66,6 +66,7 @@ OPERATOR_RULES: dict[Callable, Rule] = {
     regroup: regroup_rule,
     **slicing.RULES,
     **{function: shaped_rule(form) for function, form in structure.FORMS.items()},
+    **time.RULES,
     **normalization.RULES,
     **resampling.RULES,
     **products.RULES,

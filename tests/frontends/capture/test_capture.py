@@ -113,17 +113,11 @@ REFUSED = {
         "sort is not an operation",
         "torch.sort",
     ),
-    "positions that are data": (
-        lambda: Net(lambda x: x[:, :, x.sum((0, 1, 3, 4)).argmax()]),
-        "argmax is not an operation",
-        "argmax()",
-    ),
     "a part of the batch": (
         lambda: Net(lambda x: x[:, 1:].mean((0, 3, 4))),
         "across the batch",
         "x[:, 1:]",
     ),
-    "unknown neuron": (lambda: Net(spiking=neuron.KLIFNode(step_mode="m")), "neuron lif is a KLIFNode", "self.lif("),
 }
 
 
