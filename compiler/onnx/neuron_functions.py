@@ -3,7 +3,7 @@
 The bodies consist of default-domain operators. A body reads and writes values whose outermost axis is time,
 ``[(t b), ...]`` or ``[t, ...]``, and keeps the order of SpikingJelly's arithmetic, so that equal input currents
 give bit-identical spikes. The first step starts from the reset voltage, which is a constant; the last step does not
-reset. A neuron without a membrane accepts values of any layout.
+reset.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import onnx_ir as ir
 from torch import nn
 
 from svitc.errors import UnsupportedError
 from svitc.ir.neuron_dynamics import dynamics_of
-
-DOMAIN = "svitc"
-KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's function
+from svitc.onnx.function_body import FunctionBody, neuron_function
+from svitc.onnx.stateless_functions import IntegerKind, StepKind
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ class NeuronKind:
         """
         body = NeuronBody(self, ["x", *(["decay"] if self.takes_decay else []), *self.constants])
         spikes = body.integer_spikes() if self.counts else body.spikes()
-        return _function(self, body, spikes, used_names, opset)
+        return neuron_function(self, body, spikes, used_names, opset)
 
     @property
     def formula(self) -> str:
@@ -155,129 +153,6 @@ class NeuronKind:
         reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
         start = "" if self.start is None else f" Before them, v = {self.start:g}."
         return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}.{start}"
-
-
-@dataclass(frozen=True)
-class IntegerKind:
-    """Everything that the function of a neuron without a membrane depends on.
-
-    Attributes:
-        levels: largest number of spikes.
-        half_up: whether halves are rounded up, as ``floor(x + 0.5)`` does; otherwise to even numbers.
-    """
-
-    levels: int
-    half_up: bool = False
-    name: ClassVar[str] = "IntegerSpike"
-    static: ClassVar[bool] = False
-    takes_decay: ClassVar[bool] = False
-
-    @property
-    def title(self) -> str:
-        """Return the function's name, such as ``IntegerSpike_max4``."""
-        return f"{self.name}_max{self.levels}" + "_halfup" * self.half_up
-
-    @property
-    def constants(self) -> dict[str, float]:
-        """Return the scalar inputs that follow the current, by name, in order."""
-        return {"zero": 0.0, "most": float(self.levels)} | ({"half": 0.5} if self.half_up else {})
-
-    @property
-    def formula(self) -> str:
-        """Return the documentation of the function that is written into the file."""
-        clipped = f"clip(x, 0, {self.levels})"
-        return f"s = floor({clipped} + 0.5)." if self.half_up else f"s = round({clipped}), halves to even numbers."
-
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the model-local function.
-
-        Args:
-            used_names: names of the model's other functions.
-            opset: version of the default-domain operators.
-        """
-        body = FunctionBody(["x", *self.constants])
-        x, zero, most, *half = body.inputs.values()
-        clipped = body.op("Clip", "clip", x, zero, most)
-        if self.half_up:
-            spikes = body.op("Floor", "spikes", body.op("Add", "raised", clipped, *half))
-        else:
-            spikes = body.op("Round", "spikes", clipped)
-        return _function(self, body, spikes, used_names, opset)
-
-
-@dataclass(frozen=True)
-class StepKind:
-    """Everything that the function of a comparison with a threshold depends on.
-
-    Attributes:
-        threshold: the threshold.
-        strict: whether an input that equals the threshold does not fire.
-    """
-
-    threshold: float
-    strict: bool = False
-    name: ClassVar[str] = "Step"
-    static: ClassVar[bool] = False
-    takes_decay: ClassVar[bool] = False
-
-    @property
-    def title(self) -> str:
-        """Return the function's name; the threshold is an input."""
-        return self.name + "_strict" * self.strict
-
-    @property
-    def constants(self) -> dict[str, float]:
-        """Return the scalar input that follows the current."""
-        return {"threshold": self.threshold}
-
-    @property
-    def formula(self) -> str:
-        """Return the documentation of the function that is written into the file."""
-        return f"s = x {'>' if self.strict else '>='} {self.threshold:g}."
-
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the model-local function."""
-        body = FunctionBody(["x", *self.constants])
-        fired = body.op("Greater" if self.strict else "GreaterOrEqual", "fired", *body.inputs.values())
-        spikes = body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)
-        return _function(self, body, spikes, used_names, opset)
-
-
-AnyKind = NeuronKind | IntegerKind | StepKind
-
-
-def unique_name(title: str, used_names: Collection[str]) -> str:
-    """Return ``title``, with a number behind it where a function has that name already."""
-    name, i = title, 1
-    while name in used_names:
-        i += 1
-        name = f"{title}_{i}"
-    return name
-
-
-def _function(
-    kind: AnyKind, body: FunctionBody, spikes: ir.Value, used_names: Collection[str], opset: int
-) -> ir.Function:
-    """Wrap a finished body as a model-local function with a unique name."""
-    name = unique_name(kind.title, used_names)
-    graph = ir.Graph(
-        list(body.inputs.values()),
-        [spikes],
-        nodes=body.nodes,
-        opset_imports={"": opset},
-        name=name,
-        doc_string=kind.formula,
-        metadata_props={KIND_KEY: kind.name} | ({STATIC_KEY: "1"} if kind.static else {}),
-    )
-    return ir.Function(DOMAIN, name, graph=graph, attributes=[])
-
-
-def stateless_kind_of(module: nn.Module) -> IntegerKind | StepKind:
-    """Return the kind of a neuron without a membrane."""
-    dynamics = dynamics_of(module)
-    if dynamics.kind == "Step":
-        return StepKind(dynamics.threshold, dynamics.strict)
-    return IntegerKind(dynamics.max_spikes, dynamics.half_up)
 
 
 def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKind:
@@ -314,25 +189,6 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
 def _is_power_of_two(number: float) -> bool:
     """Return whether multiplying by the reciprocal gives the same bits as dividing."""
     return math.frexp(number)[0] == 0.5
-
-
-class FunctionBody:
-    """The nodes of one model-local function under construction.
-
-    Attributes:
-        nodes: the nodes emitted so far, in order.
-        inputs: the function's inputs by name, in order.
-    """
-
-    def __init__(self, inputs: Iterable[str]) -> None:
-        self.nodes: list[ir.Node] = []
-        self.inputs = {name: ir.val(name) for name in inputs}
-
-    def op(self, op_type: str, name: str, *inputs: ir.Value, **attributes: float) -> ir.Value:
-        """Emit one node with one output; the node and the value share ``name``."""
-        value = ir.val(name)
-        self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=[value], name=name))
-        return value
 
 
 class NeuronBody(FunctionBody):
@@ -446,17 +302,6 @@ class NeuronBody(FunctionBody):
         return counts
 
 
-__all__ = [
-    "DOMAIN",
-    "KIND_KEY",
-    "STATIC_KEY",
-    "AnyKind",
-    "FunctionBody",
-    "IntegerKind",
-    "NeuronBody",
-    "NeuronKind",
-    "StepKind",
-    "kind_of",
-    "stateless_kind_of",
-    "unique_name",
-]
+AnyKind = NeuronKind | IntegerKind | StepKind
+
+__all__ = ["AnyKind", "NeuronBody", "NeuronKind", "kind_of"]

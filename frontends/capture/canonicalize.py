@@ -167,6 +167,7 @@ class Canonicalizer(GraphBuilder):
 
     def neuron(self, path: str, module: base.MemoryModule | ops.LeakyNeuron, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""
+        assert self.origin is not None
         if not ops.is_neuron(module) and leaf_kind(module) in ops.NEURONS:
             module = plain(module)  # type: ignore[assignment]
             self.replace(path, module)

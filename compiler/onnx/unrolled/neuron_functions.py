@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, NeuronBody, NeuronKind, unique_name
+from svitc.onnx.function_body import DOMAIN, KIND_KEY, unique_name
+from svitc.onnx.neuron_functions import NeuronBody, NeuronKind
 from svitc.onnx.unrolled.step_gain import factor
 
 
