@@ -26,6 +26,7 @@ from svitc.frontends.capture.user_line import raised_at
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple, tensors_of
 from svitc.ir.program import Program
+from svitc.support.cpu_only import on_cpu
 from svitc.verification.recorder import stimulate
 
 ROUNDING = 1e-4  # largest difference that rounding explains, of the largest magnitude in the tensor
@@ -144,7 +145,7 @@ class _Comparison:
             if _is_comparable(module):
                 module.register_forward_hook(_recording_hook(run, path, rest), prepend=True, with_kwargs=True)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), on_cpu():
                 output = eager(x.transpose(0, 1) if self.program.info.get("batch_first") else x)
         except SvitcError:
             raise
