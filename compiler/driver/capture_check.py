@@ -27,6 +27,7 @@ from svitc.frontends.capture.user_line import raised_at
 from svitc.ir import axes, ops
 from svitc.ir.outputs import as_tuple, tensors_of
 from svitc.ir.program import Program
+from svitc.support.cpu_only import on_cpu
 from svitc.verification.recorder import stimulate
 
 STRONG = "strong inputs"
@@ -165,7 +166,11 @@ class _Comparison:
                     _recording_hook(run, path, rest, self._keep), prepend=True, with_kwargs=True
                 )
         try:
+<<<<<<< HEAD
             with torch.no_grad():  # not inference mode, in which tensors have no version
+=======
+            with torch.inference_mode(), on_cpu():
+>>>>>>> h-front
                 output = eager(x.transpose(0, 1) if self.program.info.get("batch_first") else x)
         except SvitcError:
             raise
