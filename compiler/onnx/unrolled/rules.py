@@ -20,7 +20,8 @@ from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Attributes, Stored
 from svitc.onnx.float_rules import LoweringRule, norm_weights, pair_of, runs, window
-from svitc.onnx.neuron_functions import kind_of, stateless_kind_of
+from svitc.onnx.neuron_functions import kind_of
+from svitc.onnx.stateless_functions import stateless_kind_of
 from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
@@ -324,7 +325,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: fixed_point,
 }
