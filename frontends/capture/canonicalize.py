@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from spikingjelly.activation_based import base
@@ -28,6 +29,7 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
 
+EDGED: Callable[..., fx.Node] = edged_convolution
 LAYERS = {**NORMALIZATION_LAYERS, **RESAMPLING_LAYERS}  # layers that become general operators
 
 
@@ -152,10 +154,10 @@ class Canonicalizer(GraphBuilder):
             return self.pool_3d(path, module, x)
         if ops.is_neuron(module):
             path, module = self.path_of_call(path), copy.deepcopy(module)
-        general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
+        general: Callable[..., fx.Node] | None = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
             self.replace(path, plain(module))
-            general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
+            general = EDGED if getattr(module, "padding_mode", "zeros") != "zeros" else None
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
             return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
@@ -245,7 +247,7 @@ def plain(module: nn.Module) -> nn.Module:
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
     kind = leaf_kind(module)
-    if kind not in ops.MODULES:
+    if kind is None or kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
     padding = getattr(module, "padding", None)
     if type(module) is kind and not isinstance(padding, str):

@@ -76,7 +76,7 @@ class Tracer(fx.Tracer):
         except NameError:  # kept in a list, say, where PyTorch does not see it
             name = unused_name(self.root, "unregistered")
             self.root.add_module(name, mod)
-            if isinstance(getattr(self, "submodule_paths", None), dict):
+            if self.submodule_paths is not None:
                 self.submodule_paths.update({m: f"{name}.{path}".rstrip(".") for path, m in mod.named_modules()})
             return name
 
@@ -166,7 +166,7 @@ class Tracer(fx.Tracer):
 
     def record(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> ValueProxy:
         """Append a node, run it on fake values, and return its proxy."""
-        proxy = super().create_proxy(kind, target, args, kwargs, name)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
         node = proxy._node
         # the input has no line in the model: the frames above belong to the caller of capture
         node.meta["source"] = user_line() if kind != "placeholder" else None
