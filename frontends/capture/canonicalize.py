@@ -29,7 +29,6 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
 
-EDGED: Callable[..., fx.Node] = edged_convolution
 LAYERS = {**NORMALIZATION_LAYERS, **RESAMPLING_LAYERS}  # layers that become general operators
 
 
@@ -157,7 +156,7 @@ class Canonicalizer(GraphBuilder):
         general: Callable[..., fx.Node] | None = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
             self.replace(path, plain(module))
-            general = EDGED if getattr(module, "padding_mode", "zeros") != "zeros" else None
+            general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
             return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
@@ -262,7 +261,7 @@ def plain(module: nn.Module) -> nn.Module:
     return layer
 
 
-def edged_convolution(b: GraphBuilder, path: str, layer: nn.Conv2d, x: fx.Node) -> fx.Node:
+def edged_convolution(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.Node:
     """Emit a convolution that pads its input with its own pixels as a padding and a convolution that pads nothing."""
     bare = copy.copy(plain(layer))
     bare.padding = (0,) * len(layer.kernel_size)  # type: ignore[assignment]
