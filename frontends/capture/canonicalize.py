@@ -21,7 +21,7 @@ from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.frontends.capture.recognize_neurons import NotOverTime
-from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS, pad_edges, pool_2d_of, pooled_3d
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
 from svitc.ir.neuron_dynamics import dynamics_of
@@ -155,6 +155,7 @@ class Canonicalizer(GraphBuilder):
         general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
             self.replace(path, plain(module))
+            general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
             return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
@@ -214,10 +215,10 @@ class Canonicalizer(GraphBuilder):
         return unique
 
     def pool_3d(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
-        """Emit a 3D pooling whose window has size 1 in its first dimension as a 2D pooling over the other two."""
-        dims, pool_2d = input_type(x), _as_pool_2d(module)
+        """Emit a 3D pooling; one whose window has size 1 in its first dimension as a 2D one over the other two."""
+        dims, pool_2d = input_type(x), pool_2d_of(module)
         if pool_2d is None or len(dims) != 5:
-            raise self.refuse(f"{module} of {axes.show(dims)} pools over three dimensions")
+            return pooled_3d(self, module, x)
         self.replace(path, pool_2d)
         y = self.emit("call_module", path, (self.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
         out = input_type(y)
@@ -235,33 +236,14 @@ def _drop_unused_parameters(program: Program) -> None:
                 del store[name]
 
 
-def _as_pool_2d(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
-    """Return the 2D pooling that equals a 3D one, or None where the first dimension is pooled, too."""
-
-    def triple(name: str) -> tuple[int, int, int]:
-        value = getattr(module, name, 1)
-        return value if isinstance(value, tuple) else (value,) * 3
-
-    names = ("kernel_size", "stride", "padding", "dilation")
-    if [triple(name)[0] for name in names] != [1, 1, 0, 1]:
-        return None
-    kernel, stride, padding, dilation = ((b, c) for _, b, c in map(triple, names))
-    if isinstance(module, nn.MaxPool3d):
-        return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
-    options = module.ceil_mode, module.count_include_pad, module.divisor_override
-    return nn.AvgPool2d(kernel, stride, padding, *options)
-
-
 def plain(module: nn.Module) -> nn.Module:
     """Return the ``torch.nn`` layer of one of SpikingJelly's step-mode subclasses, with the same parameters.
 
     Raises:
-        UnsupportedError: A batch norm has no running statistics, or padding is not with zeros.
+        UnsupportedError: A batch norm has no running statistics.
     """
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise UnsupportedError(f"padding mode {module.padding_mode!r} is not supported")
     kind = leaf_kind(module)
     if kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
@@ -276,3 +258,12 @@ def plain(module: nn.Module) -> nn.Module:
             raise UnsupportedError(f"padding='same' around a kernel of {module.kernel_size} is not symmetric")
         layer.padding = tuple(z // 2 if padding == "same" else 0 for z in zeros)  # type: ignore[assignment]
     return layer
+
+
+def edged_convolution(b: GraphBuilder, path: str, layer: nn.Conv2d, x: fx.Node) -> fx.Node:
+    """Emit a convolution that pads its input with its own pixels as a padding and a convolution that pads nothing."""
+    bare = copy.copy(plain(layer))
+    bare.padding = (0,) * len(layer.kernel_size)  # type: ignore[assignment]
+    bare.padding_mode = "zeros"  # type: ignore[assignment]
+    b.replace(path, bare)
+    return b.emit("call_module", path, (pad_edges(b, x, layer),))

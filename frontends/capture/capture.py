@@ -33,6 +33,7 @@ from svitc.frontends.capture.tracer import Tracer
 from svitc.frontends.capture.user_line import raised_at, user_line
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.program import Program
+from svitc.support.cpu_only import on_cpu
 from svitc.support.renamed import renamed_keywords
 from svitc.support.types import JsonDict
 
@@ -127,6 +128,7 @@ def _capture(
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
     fixed, functions = canonicalize(program, rewrite_model, done)
+    rounded += program.info.pop("rounded", [])
     notes += recognized
     if rounded:
         program.info["rounded"] = rounded
@@ -155,7 +157,7 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
     example = torch.empty(input_spec.batched(BATCH_PROBE))
     tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
     try:
-        with record_autograd_functions(tracer), _fake_tensor_log_silenced():
+        with on_cpu(), record_autograd_functions(tracer), _fake_tensor_log_silenced():
             graph = tracer.trace(model)
     except SvitcError:
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -17,11 +17,8 @@ from torch.fx.node import Target
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import functional_layers
 from svitc.frontends.capture.graph_builder import unused_name
-from svitc.frontends.capture.proxies import ValueProxy
+from svitc.frontends.capture.proxies import Tracer, ValueProxy
 from svitc.frontends.capture.user_line import user_line
-
-if TYPE_CHECKING:
-    from svitc.frontends.capture.tracer import Tracer
 
 # Operations of two tensors for which a number has the effect of a tensor that holds it everywhere
 _BINARY: dict[str, Callable] = {

@@ -10,18 +10,15 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx.node import Target
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.constants import at, name_of
-from svitc.frontends.capture.proxies import IN_PLACE_OPERATORS, ValueProxy, View
+from svitc.frontends.capture.proxies import IN_PLACE_OPERATORS, Tracer, ValueProxy, View
 from svitc.frontends.capture.user_line import user_line
-
-if TYPE_CHECKING:
-    from svitc.frontends.capture.tracer import Tracer
 
 _ASSIGN = "setitem"
 _SAME_PLACES = ("contiguous", "detach", "to", "float", "data", "type", "type_as", "identity", "alias", "clone")

@@ -152,12 +152,13 @@ def _candidates(m: Measured, literal: bool) -> Iterator[nn.Module]:
         for threshold in _thresholds(m, 1.0, literal):
             if 1.0 in keeps:
                 yield neuron.IFNode(threshold, reset, fire, step_mode="m")
-        for tau in _near(1 / (1 - m.keep), [*_derived(m.literals), 2.0]) if 0 < m.keep < 1 - CLOSE else ():
+        taus = _near(1 / (1 - m.keep), [*_derived(m.literals), 2.0]) if 0 < m.keep < 1 - CLOSE else ()
+        for tau in (tau for tau in taus if tau > 1):  # which SpikingJelly's neurons ask for
             for decay_input in (False, True):
                 for threshold in _thresholds(m, 1 / tau if decay_input else 1.0, literal):
                     yield neuron.LIFNode(tau, decay_input, threshold, reset, fire, step_mode="m")
     elif not m.hard_reset and 0 < m.keep < 1 - CLOSE:
-        for tau in _near(1 / (1 - m.keep), [1 / (1 - k) for k in keeps if k != 1]):
+        for tau in (tau for tau in _near(1 / (1 - m.keep), [1 / (1 - k) for k in keeps if k != 1]) if tau > 1):
             for threshold in _thresholds(m, 1.0, literal):
                 yield neuron.ILIFNode(tau, threshold, surrogate.MultiLevelSpikeCount(m.levels), step_mode="m")
     yield from _leaky(m, keeps, literal)

@@ -64,6 +64,10 @@ def merge_single_steps(graph: fx.Graph, model: nn.Module, tracer: Tracer) -> Non
         if node.op == "call_function" and node.target is torch.stack and node.users and node not in merger.stacks:
             merger.merge_stack(node)
     _sort(graph)
+    if merger.joined:
+        first, others = merger.joined[0], len(set(merger.joined)) - 1
+        what = f"layer {first}" + (f" and {others} more" if others else "")
+        tracer.constants.rounded.append(f"{what}, called step by step in the model and at once here,")
 
 
 def _check_independent(path: str, steps: Sequence[fx.Node]) -> None:
@@ -92,11 +96,13 @@ class _Merger:
 
     Attributes:
         stacks: The nodes that put steps together where nothing better was found.
+        joined: The layers that run on all steps at once, which may take sums in another order.
     """
 
     def __init__(self, graph: fx.Graph, tracer: Tracer) -> None:
         self.graph, self.tracer = graph, tracer
         self.stacks: set[fx.Node] = set()
+        self.joined: list[str] = []
         self._known: dict[tuple[fx.Node, ...], fx.Node] = {}
         self._like: fx.Node = next(iter(graph.nodes))
 
@@ -118,8 +124,9 @@ class _Merger:
         if dim != 0 or not isinstance(values, (tuple, list)) or not all(isinstance(v, fx.Node) for v in values):
             return
         self._like = node
+        count = len(self.stacks)
         new = self.stacked(tuple(values))  # type: ignore[arg-type]
-        if new not in self.stacks:
+        if len(self.stacks) == count:  # all of it is computed at once
             node.replace_all_uses_with(new)
 
     def stacked(self, steps: tuple[fx.Node, ...]) -> fx.Node:
@@ -156,10 +163,9 @@ class _Merger:
         if any(s.kwargs != first.kwargs for s in steps) or any(_nodes(v) for v in first.kwargs.values()):
             return None
         name = name_of(first.target)
-        others = [a for s in steps for a in s.args[1:] if not isinstance(a, fx.Node)]
-        if others != [a for _ in steps for a in first.args[1:] if not isinstance(a, fx.Node)]:
+        if any(_fixed(s) != _fixed(first) for s in steps):
             return None
-        if name in _SAME_ON_EACH or (name in ("matmul", "bmm") and first.meta["val"].dim() > 2):
+        if name in _SAME_ON_EACH or (name == "matmul" and first.meta["val"].dim() > 2):
             return self._elementwise(steps)
         if not isinstance(first.args[0], fx.Node) or any(_nodes(a) for a in first.args[1:]):
             return None
@@ -172,6 +178,8 @@ class _Merger:
             return None
         x = self.stacked(tuple(step.args[0] for step in steps))  # type: ignore[misc]
         self._like = steps[0]
+        if len(steps) > 1:
+            self.joined.append(str(steps[0].target))
         shape = tuple(x.meta["val"].shape[:2])
         y = self.emit("call_module", steps[0].target, (self.emit("call_method", "flatten", (x, 0, 1)),))
         return self.emit("call_method", "unflatten", (y, 0, shape))
@@ -237,6 +245,11 @@ class _Merger:
         node.meta.update({k: self._like.meta[k] for k in ("source", "scope") if k in self._like.meta})
         node.meta["val"] = self.tracer.value(node)
         return node
+
+
+def _fixed(step: fx.Node) -> list[object]:
+    """Return the arguments of a step that are no tensors, with a mark in the place of those that are."""
+    return [None if isinstance(value, fx.Node) else (value,) for value in step.args]
 
 
 def _nodes(value: Any) -> list[fx.Node]:

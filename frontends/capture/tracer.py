@@ -30,6 +30,7 @@ from svitc.frontends.capture.leaves import is_leaf
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
 from svitc.frontends.capture.registered_neurons import reference_of
 from svitc.frontends.capture.user_line import user_line
+from svitc.support.cpu_only import GPUS, host_arguments
 
 
 class Tracer(fx.Tracer):
@@ -109,7 +110,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, fx.Node):
             return a
         if isinstance(a, torch.Tensor):
-            return self.constants.node(a)
+            current = self.substitute(a)
+            return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
         if isinstance(a, np.generic):
             return a.item()
         return super().create_arg(a)
@@ -146,10 +148,18 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if kind not in ("call_function", "call_method"):
             return self.record(kind, target, args, kwargs, name)
+<<<<<<< HEAD
         reference = reference_of(target)
         if reference is not None:
             return reference(*args, **kwargs)
         if constants.name_of(target) in _FACTORIES:
+=======
+        called = constants.name_of(target)
+        if called in (*GPUS, "cpu"):
+            return args[0]
+        args, kwargs = host_arguments(called, args, kwargs)
+        if called in _FACTORIES:
+>>>>>>> h-front
             args, kwargs = tree_map(_with_data, (args, kwargs))
             return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)  # type: ignore[operator]
         change = in_place.change_of(kind, target, args, kwargs)

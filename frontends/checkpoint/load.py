@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,6 +18,7 @@ from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, rec
 from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
+from svitc.support.cpu_only import on_cpu
 from svitc.support.types import Json, JsonDict, JsonMapping
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
@@ -65,7 +66,7 @@ class Loaded:
 
     def callable_within(self) -> AbstractContextManager[object]:
         """Return the context in which the model can be called: its forward may import a missing package."""
-        return nullcontext() if self.file is None else compatible(self.file)
+        return on_cpu() if self.file is None else compatible(self.file)
 
 
 @dataclass

@@ -25,7 +25,8 @@ from svitc.frontends.checkpoint.weights import check_tensors
 from svitc.frontends.published.recognize import AVERAGED, WEIGHTS, unwrap
 from svitc.support.user_code import importable
 
-TIME_NAMES = ("T", "time_step", "time_steps", "timesteps", "num_steps")  # names of T in models and training scripts
+# names of T in models and training scripts
+TIME_NAMES = ("T", "time_step", "timestep", "time_steps", "timesteps", "num_steps", "step")
 # entries that describe the model, with their types
 DESCRIPTION: dict[str, type | tuple[type, ...]] = {
     "input_shape": (list, tuple),

@@ -1,8 +1,8 @@
 """The import system for old model files, which run unchanged though many of their imports do not exist any more.
 
 Within ``compatible``, and only there, stand-ins take the place of missing packages (stand_ins.py), neurons accept and
-ignore the arguments of old versions, and the folders of the model file are on ``sys.path``. An installed package is
-always used, except for timm and torchvision, which are never imported.
+ignore the arguments of old versions, what asks for a GPU gets the CPU, and the folders of the model file are on
+``sys.path``. An installed package is always used, except for timm and torchvision, which are never imported.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UnsupportedError
 from svitc.frontends.compat.shims import DROPPED, Registry
 from svitc.frontends.compat.stand_ins import Finder, StandIn
+from svitc.support.cpu_only import on_cpu
 from svitc.support.user_code import INSTALLED, import_file, raised_at, search_path
 
 NEVER_HIDDEN = ("__main__", "svitc")
@@ -52,7 +53,7 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
     sys.path[:0] = folders
     sys.dont_write_bytecode = True  # write no __pycache__ into the user's folders
     try:
-        with _old_arguments(), warnings.catch_warnings():
+        with on_cpu(), _old_arguments(), warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
                 warnings.simplefilter("ignore", category)
             yield registry
@@ -69,8 +70,8 @@ def import_model_file(path: Path, blame: type[SvitcError] = InputError) -> Modul
         blame: class of the error.
 
     Raises:
-        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a package that is
-            not installed and has no stand-in, or its code raises an error.
+        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a module that is
+            not there and has no stand-in, or its code raises an error.
         UnsupportedError: the file uses a stand-in for more than its name.
     """
     return _imported(path, blame)[0]

@@ -16,6 +16,8 @@ import torch
 from spikingjelly.activation_based import base, layer, neuron
 from torch import nn
 
+from svitc.frontends.compat.timm_layers import TIMM_LAYERS
+
 Factory = Callable[..., nn.Module]
 # old arguments of neurons that select an implementation or record states; the result does not depend on them
 DROPPED = ("backend", "lava_s_cale", "cupy_fp32_inference", "monitor_state")
@@ -137,6 +139,7 @@ class Registry:
     def timm(self) -> dict[str, object]:
         """Return the replacements for names of timm; they serve all its submodules."""
         return {
+            **TIMM_LAYERS,
             **{f"to_{n}tuple": to_tuple(n) for n in (1, 2, 3, 4)},
             "to_ntuple": to_tuple,
             "trunc_normal_": nn.init.trunc_normal_,
@@ -153,5 +156,17 @@ class Registry:
         }
 
 
+class BaseModule(nn.Module):
+    """OpenMMLab's base class of layers, which only adds how weights are initialized."""
+
+    def __init__(self, init_cfg: object = None) -> None:
+        super().__init__()
+        self.init_cfg = init_cfg
+
+    def init_weights(self) -> None:
+        """Do nothing: a checkpoint has the weights."""
+
+
+OPENMMLAB: dict[str, object] = {"BaseModule": BaseModule}
 # what torch._six held in old versions of PyTorch
 TORCH_SIX = {"inf": math.inf, "nan": math.nan, "string_classes": (str, bytes), "int_classes": int}

@@ -18,7 +18,7 @@ def mix_steps(b: Builder, node: fx.Node, _: None) -> Stored:
     flat = (view[0], layout.flat(view[1:]))
     x = b.read(stored, (stored.view[0], layout.flat(stored.view[1:])))
     weight, bias = (_parameter(b, arg) for arg in node.args[1:])
-    weighted = b.op("MatMul", [b.weight(f"{node.name}.weight", weight), x], flat, helper="weighted")
+    weighted = b.op("MatMul", [b.weight(f"{node.name}.weight", weight), x], flat, helper="mixed")
     steps = bias.reshape(-1, 1).expand(len(weight), 1)
     return b.store(b.op("Add", [weighted, b.weight(f"{node.name}.bias", steps)], flat), flat, view)
 

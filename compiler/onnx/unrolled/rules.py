@@ -112,7 +112,8 @@ def stateless_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> St
         fired = b.call(kind, [b.read_step(x, t, x.dims), *scalars], x.dims)
         return fired if dtype == FLOAT else b.cast(fired, dtype, x.dims)
 
-    return Steps(b.per_step(len(x.values), emit), x.dims, x.view, dtype)
+    # a call for each step even of a static image, as verification feeds each step with spikes of its own
+    return Steps(b.per_step(b.steps_of(x.view), emit), x.dims, x.view, dtype, time_order=x.time_order)
 
 
 def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:

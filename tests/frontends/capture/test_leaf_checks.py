@@ -111,8 +111,6 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda n: n.set_reset_value("v", torch.rand(CHANNELS, 1, 1)),
         "neuron spike has an initial membrane for each",
     ),
-    "hook": (lambda n: n.register_forward_hook(lambda m, a, y: 0 * y), "spike has a forward hook"),
-    "early hook": (lambda n: n.register_forward_pre_hook(lambda m, a: (a[0] + 1,)), "spike has a forward hook"),
     "method": (lambda n: setattr(n, "multi_step_forward", lambda x: x), "spike, a LIFNode, has a multi_step_forward"),
     "fire": (lambda n: setattr(n, "single_step_functional_forward", lambda *a: a), "single_step_functional_forward"),
     "precision": (lambda n: setattr(n, "_neuron_precision", ("fp16",) * 3), "a precision of its own"),
@@ -135,10 +133,3 @@ def test_time_constants_for_each_channel_are_traced():
         want = model(x)
     assert torch.equal(program(x), want) and want.std() > 0
     assert verify(program, export(program), [x]).passed
-
-
-def test_a_hook_on_another_layer_is_refused_by_name():
-    model = built(lambda node: None)
-    model.conv.register_forward_hook(lambda m, a, y: 2 * y)
-    with pytest.raises(UnsupportedError, match="conv has a forward hook"):
-        program_of(model)
