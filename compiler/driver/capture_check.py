@@ -166,11 +166,7 @@ class _Comparison:
                     _recording_hook(run, path, rest, self._keep), prepend=True, with_kwargs=True
                 )
         try:
-<<<<<<< HEAD
-            with torch.no_grad():  # not inference mode, in which tensors have no version
-=======
-            with torch.inference_mode(), on_cpu():
->>>>>>> h-front
+            with torch.no_grad(), on_cpu():  # not inference mode: tensors need a version
                 output = eager(x.transpose(0, 1) if self.program.info.get("batch_first") else x)
         except SvitcError:
             raise

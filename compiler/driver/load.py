@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from svitc.driver.capture_check import check_capture
+from svitc.driver.eager import attach_eager_model
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture
 from svitc.ir.outputs import class_scores, output_values
@@ -72,6 +73,7 @@ def load(
     with reporter.stage("capture"), loaded.callable_within():
         program = capture(loaded.model, loaded.input, loaded.info, rewrite_model)
         check_capture(loaded.model, program)
+    attach_eager_model(program, loaded)
     with reporter.stage("analyse"):
         run_canonical_passes(program)
     scores = class_scores(program.graph, program.info)

@@ -148,18 +148,14 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if kind not in ("call_function", "call_method"):
             return self.record(kind, target, args, kwargs, name)
-<<<<<<< HEAD
         reference = reference_of(target)
         if reference is not None:
             return reference(*args, **kwargs)
-        if constants.name_of(target) in _FACTORIES:
-=======
         called = constants.name_of(target)
         if called in (*GPUS, "cpu"):
             return args[0]
         args, kwargs = host_arguments(called, args, kwargs)
         if called in _FACTORIES:
->>>>>>> h-front
             args, kwargs = tree_map(_with_data, (args, kwargs))
             return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)  # type: ignore[operator]
         change = in_place.change_of(kind, target, args, kwargs)
