@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
-from svitc.data.inputs import Data, has_labels, some_inputs
+from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
+from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
@@ -27,7 +27,6 @@ from svitc.driver.report import (
     AccuracyReport,
     BeforeAfter,
     BudgetReport,
-    InputReport,
     NoAccuracy,
     Report,
     WeightsReport,
@@ -35,13 +34,13 @@ from svitc.driver.report import (
     energy_of,
     energy_report,
     groups_report,
+    input_report,
     memory_report,
     package_versions,
     parameters_report,
 )
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
-from svitc.evaluation.metric import Metric
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
@@ -49,7 +48,6 @@ from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
-from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 from svitc.training.finetune import Finetuned, check_trainable, finetune
@@ -131,7 +129,8 @@ class Compiler:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
-        self.workspace = Workspace(program, self.options, self.reporter)
+        self.program = with_input_range(program, self.options)
+        self.workspace = Workspace(self.program, self.options, self.reporter)
         if self.options.finetune and self.options.train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
         if self.options.finetune:
@@ -187,7 +186,7 @@ class Compiler:
             return Compiled(applied.pruned, b"", searched.plan, {}, Verdict())
         lowered = self._lower(task, searched.plan, applied.pruned, reporter)
         sections = self._sections(task, searched, applied, lowered)
-        verdict = self._verify(task, lowered, reporter)
+        verdict = self._verify(task, applied.pruned, lowered, reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -266,14 +265,17 @@ class Compiler:
             exported = self.workspace.export(final)
             return Lowered(final, weights, exported, backend.weight_bytes(exported))
 
-    def _verify(self, task: Task, lowered: Lowered, reporter: Reporter) -> Verdict:
-        """Compare the file with the program that it was exported from."""
+    def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
+        """Compare the file with the program that it was exported from, and that with the float program."""
         images = self.options.images
         with reporter.stage("verify", images) as step:
-            check = verify if task.weights == "fp32" else verify_exact
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
             inputs = some_inputs(lowered.program, data, images, self.options.seed)
-            return check(lowered.program, lowered.exported, inputs, step)
+            if task.weights == "fp32":
+                return verify(lowered.program, lowered.exported, inputs, step)
+            if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
+                inputs = within(inputs, span_of(lowered.program))
+            return verify_exact(lowered.program, lowered.exported, inputs, step, pruned)
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
@@ -284,7 +286,7 @@ class Compiler:
         return {
             "svitc": version("svitc"),
             "model": {key: value for key, value in program.info.items() if key != "dead"},
-            "input": InputReport(list(program.input.shape), program.input.events),
+            "input": input_report(program, task.weights != "fp32"),
             "budget": BudgetReport(text, of, task.limit, searched.timing),
             "policy": searched.plan.provenance,
             "memory": memory_report(self.workspace.original_bytes, lowered.stored_bytes),
@@ -304,9 +306,10 @@ class Compiler:
     def _measurements(self, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
         data = self.options.data
+        watched = None if data is None else Watched(data, span_of(lowered.program))
         accuracy: AccuracyReport | NoAccuracy = NoAccuracy()
         agreement = None
-        if data is None:
+        if data is None or watched is None:
             return {"accuracy": accuracy, "agreement": agreement, "energy": None}
         program, metric, outputs = self.program, self.options.metric, None
         scores = class_scores(program.graph, program.info)
@@ -316,78 +319,15 @@ class Compiler:
                 "the outputs are compared with the original's"
             )
         if scores is not None and has_labels(data):
-            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, data, reporter)
+            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, watched, reporter)
         elif scores is not None:
             logs = self.workspace.original_log_probabilities()
-            agreement = agreement_report(program, logs, lowered.exported, data, reporter)
+            agreement = agreement_report(program, logs, lowered.exported, watched, reporter)
         if scores is None or metric is not None or len(program.output_names) > 1:
-            outputs = outputs_report(program, lowered.exported, data, metric, reporter)
+            outputs = outputs_report(program, lowered.exported, watched, metric, reporter)
+        if watched.note is not None:
+            reporter.decide(watched.note)
         energy = energy_of(lowered.program, data, self.options.seed, reporter)
         original = self.workspace.original_energy() if energy is not None else None
         energies = energy_report(energy, original)
         return {"accuracy": accuracy, "agreement": agreement, "energy": energies, "outputs": outputs}
-
-
-@renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")
-def compile(
-    program: Program,
-    budget: str | float | Budget | None = None,
-    *,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
-    reporter: Reporter | None = None,
-    finetune_file: Path | None = None,
-    data: Data | None = None,
-    train_data: Dataset | None = None,
-    max_drop: float | None = None,
-    sweep_images: int = 1000,
-    calibration_images: int = 256,
-    sweep_file: Path | None = None,
-    resume: bool = False,
-    finetune: int = 0,
-    finetune_options: dict[str, Any] | None = None,
-    weights: str | None = None,
-    min_weight_bits: int | None = None,
-    target: str = "cpu",
-    reparam: str = "auto",
-    remove_dead_channels: str = "auto",
-    no_data: str = "synthetic",
-    images: int = 4,
-    seed: int = 0,
-    metric: Metric | None = None,
-) -> Compiled:
-    """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
-
-    Args:
-        program, policy, reporter: see ``Compiler``.
-        budget, plan, finetune_file: see ``Compiler.compile``.
-        data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
-            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, images, seed, metric: see
-            ``CompileOptions``.
-
-    Raises:
-        BudgetError: no plan meets the budget.
-        InputError: the plan does not fit the program.
-        UsageError: invalid options.
-    """
-    options = CompileOptions(
-        data=data,
-        train_data=train_data,
-        max_drop=max_drop,
-        sweep_images=sweep_images,
-        calibration_images=calibration_images,
-        sweep_file=sweep_file,
-        resume=resume,
-        finetune=finetune,
-        finetune_options=finetune_options or {},
-        weights=weights,
-        min_weight_bits=min_weight_bits,
-        target=target,
-        reparam=reparam,
-        remove_dead_channels=remove_dead_channels,
-        no_data=no_data,
-        images=images,
-        seed=seed,
-        metric=metric,
-    )
-    return Compiler(program, policy, options, reporter).compile(budget, plan, finetune_file=finetune_file)

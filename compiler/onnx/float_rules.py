@@ -359,7 +359,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
 }
 FUNCTION_RULES: dict[Any, Rule] = {

@@ -63,7 +63,7 @@ def change_of(kind: str, target: Target, args: tuple, kwargs: dict[str, Any]) ->
     if isinstance(target, str) and target.startswith("__i") and target.endswith("__") and hasattr(operator, name):
         function = IN_PLACE_OPERATORS.get(getattr(operator, name))
         return Change(args[0], "call_function", function, args, kwargs) if function is not None else None
-    if name.endswith("_") and not name.endswith("__"):
+    if name.endswith("_") and not name.endswith("__") and target not in (operator.and_, operator.or_, operator.not_):
         plain = _plain_function(target, name[:-1]) if callable(target) else name[:-1]
         return Change(args[0], kind, plain, args, kwargs)
     if kwargs.get("out") is not None:

@@ -47,7 +47,11 @@ def merge_single_steps(graph: fx.Graph, model: nn.Module, tracer: Tracer) -> Non
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and leaf_kind(module) in ops.NEURONS and getattr(module, "step_mode", "m") == "s":
+        if (
+            module is not None
+            and leaf_kind(module) in ops.STATEFUL_NEURONS
+            and getattr(module, "step_mode", "m") == "s"
+        ):
             calls.setdefault(str(node.target), []).append(node)
     if not calls:
         return
@@ -164,7 +168,7 @@ class _Merger:
     def _layer(self, steps: tuple[fx.Node, ...]) -> fx.Node | None:
         """Emit a layer on time and batch together."""
         module = self.tracer.root.get_submodule(str(steps[0].target))
-        if leaf_kind(module) in ops.NEURONS or getattr(module, "step_mode", "s") == "m":
+        if leaf_kind(module) in ops.STATEFUL_NEURONS or getattr(module, "step_mode", "s") == "m":
             return None
         x = self.stacked(tuple(step.args[0] for step in steps))  # type: ignore[misc]
         self._like = steps[0]

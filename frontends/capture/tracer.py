@@ -28,6 +28,7 @@ from svitc.frontends.capture import constants, in_place
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.registered_neurons import reference_of
 from svitc.frontends.capture.user_line import user_line
 from svitc.support.cpu_only import GPUS, host_arguments
 
@@ -146,6 +147,9 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if kind not in ("call_function", "call_method"):
             return self.record(kind, target, args, kwargs, name)
+        reference = reference_of(target)
+        if reference is not None:
+            return reference(*args, **kwargs)
         called = constants.name_of(target)
         if called in (*GPUS, "cpu"):
             return args[0]
