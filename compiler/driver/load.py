@@ -20,7 +20,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
-from svitc.serialization.writer import load_program
+from svitc.serialization.writer import is_program, load_program
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonMapping
@@ -75,7 +75,7 @@ def load(
         UnsupportedError: the model cannot be represented; the error names file and line.
     """
     reporter, path = reporter or Reporter(), Path(path)
-    if (path / "model.safetensors").is_file():
+    if is_program(path / "model.safetensors"):
         with reporter.stage("load"):
             return load_program(path / "model.safetensors")
     with reporter.stage("load"):

@@ -171,6 +171,17 @@ def short_source(source: str | None) -> str | None:
 # file -> program
 
 
+def is_program(path: Path) -> bool:
+    """Tell whether a file is one of ``save_program``, or a damaged one, of which ``load_program`` says more."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return (file.metadata() or {}).get("format", "").startswith("svitc")
+    except (OSError, SafetensorError):
+        return True
+
+
 def load_program(path: Path | str) -> Program:
     """Return the program from a file that ``save_program`` wrote.
 

@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.frontends.checkpoint import model_factory, neuron_json, recognize_published, spikingjelly_families, weights
+from svitc.frontends.checkpoint.labels import labels, metrics
 from svitc.frontends.checkpoint.model_factory import check_json, check_json_object
 from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, prefix_errors, read
 from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognize, shape_note
+from svitc.frontends.checkpoint.wrappers import unwrapped
 from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
 from svitc.support.cpu_only import on_cpu
-from svitc.support.types import Json, JsonDict, JsonMapping
+from svitc.support.types import JsonDict, JsonMapping
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
 
@@ -115,8 +117,8 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
             loaded = _load_custom(draft, contents, options, source)
     kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
     loaded.info["assumptions"] += contents.notes
-    loaded.info |= {"metrics": _metrics(contents.metrics), "format": kind, "sha256": digest}
-    _check_labels(loaded, contents, source)
+    loaded.info |= {"metrics": metrics(contents.metrics), "format": kind, "sha256": digest}
+    loaded.info |= labels(contents, loaded.info["num_classes"], loaded.input.shape[-3], source)
     return loaded
 
 
@@ -190,7 +192,7 @@ def _recognized(
     """Recognize the model of a bare state dict; what the user says is not listed as an assumption."""
     shape, steps = _reconcile_time(options, shape, {}, user_args, source)
     with prefix_errors(source):
-        recognized = recognize_published.recognize_any(contents, shape, steps)
+        recognized = recognize_published.recognize_within(contents, shape, steps)
     if isinstance(recognized, Layout):
         notes = {key: note for key, note in recognized.assumptions.items() if key not in user_args}
         return _Draft(recognized.arch, recognized.arguments | user_args, recognized.input_shape, notes)
@@ -254,11 +256,7 @@ def _load_spikingjelly(draft: _Draft, contents: Contents, options: LoadOptions, 
     blame = UsageError if options.arch or options.arch_args else InputError
     with prefix_errors(source, blame is InputError):
         model = model_factory.build_spikingjelly(factory, draft.args, blame, len(contents.state))
-    try:
-        notes = weights.fit(model, contents.state, source, factory)
-    except InputError as error:
-        error.hint = error.hint or recognize_published.summary(contents)
-        raise
+    notes = _fit(model, contents, source, factory)
     family = spikingjelly_families.family_of(model)
     channels, classes = contents.state[family.stem].shape[1], contents.state["head.weight"].shape[0]
     shape = draft.shape
@@ -282,11 +280,7 @@ def _load_published(draft: _Draft, contents: Contents, options: LoadOptions, sou
     blame = UsageError if options.arch or options.arch_args else InputError
     with prefix_errors(source, blame is InputError):
         model = model_factory.build_published(factory, draft.args, blame, len(contents.state))
-    try:
-        notes = weights.fit(model, contents.state, source, factory)
-    except InputError as error:
-        error.hint = error.hint or recognize_published.summary(contents)
-        raise
+    notes = _fit(model, contents, source, factory)
     first = recognize_published.stem(model)
     channels, classes = contents.state[first].shape[1], contents.state["head.weight"].shape[0]
     shape = draft.shape
@@ -295,6 +289,22 @@ def _load_published(draft: _Draft, contents: Contents, options: LoadOptions, sou
     _check_channels(shape, channels, first, contents, options, source)
     info = _info(draft.arch, draft.args, [*draft.notes.values(), *notes], classes)
     return Loaded(model.eval(), InputSpec(shape), info)
+
+
+def _fit(model: nn.Module, contents: Contents, source: str, name: str, hint: str | None = None) -> list[str]:
+    """Load a checkpoint's weights into a model, whose own names ``contents.state`` gets; return assumptions.
+
+    Args:
+        name: name of the model, for messages.
+        hint: what to do where the weights do not fit, besides what is known of them.
+    """
+    try:
+        state, notes = weights.align(model.state_dict(), contents.state, source)
+        contents.state = dict(state)
+        return notes + weights.fit(model, contents.state, source, name)
+    except InputError as error:
+        error.hint = error.hint or " ".join(filter(None, (recognize_published.summary(contents), hint))) or None
+        raise
 
 
 def _takes_steps(arch: str) -> bool:
@@ -319,15 +329,12 @@ def _check_channels(
 def _load_custom(draft: _Draft, contents: Contents, options: LoadOptions, source: str) -> Loaded:
     """Build a model from the user's own code and load the weights into it."""
     steps = options.time_steps if draft.shape is None or len(draft.shape) == 3 else None
-    saved_steps = contents.time_steps if draft.shape is None or len(draft.shape) == 3 else None
-    model, arguments = model_factory.build_custom(draft.arch, draft.args, steps, saved_steps)
+    is_static = draft.shape is None or len(draft.shape) == 3
+    saved_steps, saved_options = (contents.time_steps, contents.options) if is_static else (None, {})
+    model, arguments = model_factory.build_custom(draft.arch, draft.args, steps, saved_steps, saved_options)
     model = model.float().eval()
-    try:
-        notes = weights.fit(model, contents.state, source, draft.arch.rpartition(":")[2])
-    except InputError as error:
-        check = "Check --arch-args, and that the weights were trained with this code."
-        error.hint = error.hint or " ".join(filter(None, (recognize_published.summary(contents), check)))
-        raise
+    check = "Check --arch-args, and that the weights were trained with this code."
+    notes = _fit(model, contents, source, draft.arch.rpartition(":")[2], check)
     shape = draft.shape
     if shape is None:
         image, channels = _image_size(arguments), _first_channels(model)
@@ -358,8 +365,8 @@ def _no_shape_error(what: str, channels: int | None) -> UsageError:
 
 def _load_pickled(contents: Contents, options: LoadOptions, source: str) -> Loaded:
     """Take a complete model from a pickle that the user trusts."""
-    model = contents.module
-    assert model is not None
+    assert contents.module is not None
+    model = unwrapped(contents.module)
     if options.arch or options.arch_args:
         raise UsageError(f"{source} holds a whole model: --arch and --arch-args have no effect")
     model = model.float().eval()
@@ -379,41 +386,3 @@ def _load_pickled(contents: Contents, options: LoadOptions, source: str) -> Load
 
 def _info(arch: str, args: JsonMapping, notes: list[str], classes: int | None = None) -> JsonDict:
     return {"arch": arch, "arch_args": dict(args), "assumptions": notes, "num_classes": classes}
-
-
-def _metrics(value: object) -> Json:
-    """Return the metrics in a file, or None where they are not JSON: they are information only, so that is no error."""
-    try:
-        return check_json(value, "metrics")
-    except InputError:
-        return None
-
-
-def _is_number_list(value: object, count: int) -> TypeGuard[list[float]]:
-    return (
-        isinstance(value, list)
-        and len(value) == count
-        and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-    )
-
-
-def _check_labels(loaded: Loaded, contents: Contents, source: str) -> None:
-    """Add class names and normalization to ``loaded.info``. Raises InputError where they do not fit the model."""
-    classes, count = contents.classes, loaded.info["num_classes"]
-    if classes is not None:
-        if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-            raise InputError(f"{source}: classes is not a list of names")
-        if len(set(classes)) != len(classes) or (count is not None and len(classes) != count):
-            raise InputError(f"{source}: classes has {len(set(classes))} names, but the head has {count}")
-        loaded.info["num_classes"] = len(classes)
-    normalize, channels = contents.normalize, loaded.input.shape[-3]
-    if normalize is not None:
-        normalize = check_json(normalize, f"{source}: normalize")
-        mean, std = (normalize.get("mean"), normalize.get("std")) if isinstance(normalize, dict) else (None, None)
-        if not _is_number_list(mean, channels) or not _is_number_list(std, channels) or min(std) <= 0:
-            raise InputError(
-                f'{source}: normalize is not {{"mean": […], "std": […]}} of {channels} numbers, std above 0'
-            )
-    scaling = {"resize": contents.resize, "crop_pct": contents.crop_pct}  # checked when data are loaded
-    loaded.info |= {key: value for key, value in scaling.items() if value is not None}
-    loaded.info |= {"normalize": normalize, "classes": None if classes is None else list(classes)}

@@ -24,7 +24,7 @@ from torch import nn
 from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
 from svitc.frontends import published
 from svitc.frontends.checkpoint import neuron_json, spikingjelly_families
-from svitc.frontends.checkpoint.reader import TIME_NAMES
+from svitc.frontends.checkpoint.reader import AMBIGUOUS, TIME_NAMES
 from svitc.frontends.compat.import_hooks import find_factory
 from svitc.support.cpu_only import on_cpu
 from svitc.support.types import Json, JsonDict, JsonMapping
@@ -106,7 +106,11 @@ def build_published(factory: str, args: JsonMapping, blame: type[SvitcError], te
 
 
 def build_custom(
-    arch: str, args: JsonMapping, time_steps: int | None, saved_steps: int | None = None
+    arch: str,
+    args: JsonMapping,
+    time_steps: int | None,
+    saved_steps: int | None = None,
+    saved_options: JsonMapping | None = None,
 ) -> tuple[nn.Module, JsonDict]:
     """Build a model from the user's own code: an importable module, or a model file (read with ``compat``).
 
@@ -115,6 +119,7 @@ def build_custom(
         args: arguments of the factory.
         time_steps: number of time steps that the user asks for; an error if the factory takes none.
         saved_steps: number of time steps in the options of the checkpoint; ignored if the factory takes none.
+        saved_options: options of the checkpoint; of these, ``step`` is a number of time steps if the factory takes one.
 
     Returns:
         The model, and the named arguments of the factory, defaults included.
@@ -137,6 +142,9 @@ def build_custom(
             if args or time_steps is not None:
                 raise UsageError(f"{arch} is a model, not a factory: it takes no arguments")
             return original, {}
+        if saved_steps is None and AMBIGUOUS in _parameters(factory):
+            saved = (saved_options or {}).get(AMBIGUOUS)
+            saved_steps = saved if type(saved) is int and saved > 0 else None
         model: object = None
         if time_steps is not None:
             model, args = _with_time_steps(name, factory, args, time_steps)

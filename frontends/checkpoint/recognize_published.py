@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from svitc.frontends.checkpoint.reader import Contents
 from svitc.frontends.checkpoint.recognize_spikingjelly import MIN_SIMILARITY, OWN_CODE, Recognized, recognize
 from svitc.frontends.published import FACTORIES, PUBLISHED, Layout, layout
 from svitc.frontends.published.registry import HOME
-from svitc.frontends.state_dict import Shapes
+from svitc.frontends.state_dict import Shapes, is_average, prefixes, strip_prefixes, within
 from svitc.support.types import JsonMapping
 
 # one published model of each layout, whose names unrecognized weights are compared with
@@ -56,6 +57,22 @@ def recognize_any(contents: Contents, shape: tuple[int, ...] | None, steps: int 
         return recognize(contents.state, input_shape=shape, time_steps=steps or contents.time_steps)
     except UnsupportedError as error:
         raise _like_a_published(contents.state) or error from error
+
+
+def recognize_within(contents: Contents, shape: tuple[int, ...] | None, steps: int | None) -> Layout | Recognized:
+    """Recognize a state dict, or the part of it below one prefix, to which ``contents.state`` is then reduced."""
+    try:
+        return recognize_any(contents, shape, steps)
+    except UnsupportedError:
+        state = contents.state
+        for prefix in sorted(prefixes(state), key=is_average):
+            contents.state = strip_prefixes(within(state, prefix))
+            with contextlib.suppress(SvitcError):
+                recognized = recognize_any(contents, shape, steps)
+                contents.notes.append(weights.prefix_note(state, prefix))
+                return recognized
+        contents.state = state
+        raise
 
 
 def summary(contents: Contents) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from svitc.errors import InputError
+from svitc.frontends.state_dict import is_average, prefixes, within
 
 COUNTER = "num_batches_tracked"  # only training reads this buffer, and old files do not have it
 MAX_NAMES = 3  # that a message lists
@@ -37,6 +38,54 @@ def check_tensors(state: Mapping[str, object], source: str) -> None:
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             # zero strides can show a few bytes as a huge tensor
             raise InputError(f"{source}: {key} claims {value.numel()} numbers, which the file does not hold")
+
+
+def align(expected: Iterable[str], state: State, source: str) -> tuple[State, list[str]]:
+    """Return the part of a state dict that is the model's, under the model's names.
+
+    Training scripts wrap models: in a Lightning module beside the loss, in a module that also holds the average, in
+    ``nn.DataParallel``. Where the names of a state dict are not the model's, those below one prefix may be.
+
+    Args:
+        expected: names of the model's tensors.
+        source: name of the file, for messages.
+
+    Returns:
+        The state dict, unchanged where nothing is found, and notes for the user.
+
+    Raises:
+        InputError: the names below several prefixes are the model's, and nothing says which.
+    """
+    names = [name for name in expected if not name.endswith(COUNTER)]
+    if not names or all(name in state for name in names):
+        return state, []
+    wrapper = next(iter(prefixes(dict.fromkeys(names))), "")  # of the model itself, removed when the file was read
+    if wrapper and all(name.startswith(wrapper) and name[len(wrapper) :] in state for name in names):
+        return {wrapper + key: value for key, value in state.items()}, []
+    keys = [(key.partition(".")[2], key) for key in state]
+    candidates = {""}
+    while keys:  # one part of the names after another
+        candidates |= {key[: len(key) - len(rest)] for rest, key in keys if rest}
+        keys = [(rest.partition(".")[2], key) for rest, key in keys if rest]
+    counts = {prefix: sum(prefix + name in state for name in names) for prefix in candidates}
+    most = max(counts.values())
+    best = sorted(prefix for prefix in candidates if counts[prefix] == most)
+    if "" in best or most <= len(names) / 2:
+        return state, []
+    best = [prefix for prefix in best if not is_average(prefix)] or best
+    if len(best) > 1:
+        raise InputError(
+            f"{source}: the weights of the model are in it several times, under {' and under '.join(map(repr, best))}",
+            hint="Save those that are meant as a file of their own, without the prefix.",
+        )
+    return within(state, best[0]), [prefix_note(state, best[0])]
+
+
+def prefix_note(state: State, prefix: str) -> str:
+    """Return the sentence for the user that only the weights below a prefix are used."""
+    others = [key for key in state if not key.startswith(prefix)]
+    note = f"the weights are those whose names begin with {prefix!r}"
+    return note + (f"; {first(others)} {_is(others)} not of the model" if others else "")
 
 
 def fit(model: nn.Module, state: State, source: str, arch: str) -> list[str]:
@@ -68,6 +117,7 @@ def fit(model: nn.Module, state: State, source: str, arch: str) -> list[str]:
                 hint="Quantized weights cannot be compiled; save those of the float model.",
             )
     dtypes = {v.dtype for k, v in state.items() if v.is_floating_point() and expected[k].is_floating_point()}
+    _check_range(state, expected, source)
     # copies, because the file's tensors may be views of one another, or of an array that is used elsewhere
     state = {key: _copy(value, expected[key]) for key, value in state.items()}
     _check_values(state, source)
@@ -127,6 +177,21 @@ def _check_values(state: State, source: str) -> None:
         raise InputError(
             f"{source}: NaN or infinity in {first(bad)}",
             hint="The training diverged; use an earlier checkpoint.",
+        )
+
+
+def _check_range(state: State, expected: State, source: str) -> None:
+    """Raise InputError where finite numbers of the file are too large for float32, in which svitc computes."""
+    large = []
+    for key, value in state.items():
+        if value.dtype == torch.float64 and expected[key].is_floating_point():
+            count = int((value.isfinite() & value.float().isinf()).sum())
+            large += [f"{key} ({count} of {value.numel()})"] if count else []
+    if large:
+        raise InputError(
+            f"{source}: NaN or infinity in {first(large)}: the file's float64 numbers are too large for float32, "
+            "in which svitc computes",
+            hint="Weights above 3.4e38 are rarely meant; scale them, or use an earlier checkpoint.",
         )
 
 

@@ -17,13 +17,21 @@ from torch import nn
 from svitc.errors import InputError
 from svitc.frontends.published.registry import EVENTS, FACTORIES, HOME, PUBLISHED, Published
 from svitc.frontends.published.shape_readers import read
-from svitc.frontends.state_dict import divisors, strip_prefixes
+from svitc.frontends.state_dict import (
+    AVERAGED,
+    AVERAGES,
+    WEIGHTS,
+    divisors,
+    find_weights,
+    is_average,
+    prefixes,
+    strip_prefixes,
+    within,
+)
 from svitc.support.types import JsonDict, JsonMapping
 
-WEIGHTS = ("state_dict", "model", "model_state_dict", "net")
-AVERAGED = ("state_dict_ema", "model_ema")
 # names of an option in the published scripts; the first one that is present counts
-TIME_STEPS = ("time_steps", "time_step", "T")
+TIME_STEPS = ("time_steps", "time_step", "T", "timestep", "timesteps", "num_steps")
 IMAGE_SIZE = ("img_size", "input_size")
 # the published code uses these numbers of heads whatever the options say
 HARD_CODED_HEADS = {"QKFormer (cifar)": 8, "QKFormer (dvs)": 16, "MetaSpikeFormer": 8, "ESpikeFormer": 8}
@@ -72,16 +80,27 @@ def unwrap(checkpoint: JsonMapping, ema: bool = False) -> tuple[JsonDict, JsonDi
     Raises:
         InputError: The checkpoint holds no weights, or no averaged weights.
     """
-    names = AVERAGED if ema else WEIGHTS
-    key = next((name for name in names if isinstance(checkpoint.get(name), Mapping)), None)
-    if ema and key is None:
+    try:
+        path, state = find_weights(checkpoint, AVERAGED if ema else WEIGHTS)
+    except ValueError as error:
+        entries = ", ".join(map(str, error.args[0]))
+        raise InputError(
+            f"the checkpoint holds weights in several entries ({entries})",
+            hint="Save one of them as a file of its own: torch.save(checkpoint[…], …).",
+        ) from error
+    if ema and not path:
+        if AVERAGES in checkpoint:  # the file is the average itself
+            return strip_prefixes({str(k): v for k, v in checkpoint.items()}), {}
+        weights = find_weights(checkpoint)[1]  # a module that holds the model and its average, as Lightning's do
+        averages = [prefix for prefix in prefixes(weights) if is_average(prefix)]
+        if len(averages) == 1:
+            return strip_prefixes(within(weights, averages[0])), {}
         present = ", ".join(map(str, list(checkpoint)[:5]))
         raise InputError(f"the checkpoint holds no averaged weights (it has {present})", hint="Leave out --ema.")
-    state = checkpoint if key is None else checkpoint[key]
     if not any(hasattr(value, "shape") for value in state.values()):
         present = ", ".join(map(str, list(state)[:5])) or "nothing"
         raise InputError(f"the checkpoint holds no weights (it has {present})", hint="svitc reads a state_dict.")
-    args = None if key is None else checkpoint.get("args")
+    args = None if not path else checkpoint.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args
     options = options if isinstance(options, Mapping) else {}
     plain = (bool, int, float, str, list, tuple)
