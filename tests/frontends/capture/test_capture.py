@@ -34,7 +34,7 @@ def test_capture_is_exact(family, events, time):
     program = capture(model, spec)
     assert check_capture(model, program) == 0.0
     for batch in (1, 4):
-        recorder, (logits,) = Recorder.record(program, torch.randn(spec.batched(batch)))
+        recorder, logits = Recorder.record(program, torch.randn(spec.batched(batch)))
         assert logits.shape[-2:] == (batch, 5)
     fired = [bool(s.any()) for s in recorder.spikes.values()]
     assert sum(fired) > 0.7 * len(fired), "a silent model proves little"

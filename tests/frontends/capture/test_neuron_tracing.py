@@ -65,11 +65,14 @@ def test_a_neuron_is_traced_exactly(kind):
         assert torch.isfinite(model(torch.randn(2, 3, 8, 6))).all()
 
 
-def test_parallel_neurons_mix_time_steps():
-    program = capture(alive(KINDS["PSN"]), IMAGE)
+@pytest.mark.parametrize("bias", [-0.3, 0.3])
+def test_parallel_neurons_mix_time_steps(bias):
+    model = alive(KINDS["PSN"])
+    nn.init.constant_(model.spiking.bias, bias)
+    program = capture(model, IMAGE)
     assert [node.target for node in program.graph.nodes].count(mix_steps) == 1
     (group,) = [g for g in program.groups if g.name == "convs.0"]
-    assert group.frozen is not None, "a bias makes channels fire that are 0"
+    assert (group.frozen is not None) == (bias > 0), "such a bias makes channels fire that are 0"
 
 
 def test_neurons_with_one_spike_each_step_keep_their_channels_prunable():
