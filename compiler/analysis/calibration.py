@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import fx
 
 from svitc.analysis import im2col
-from svitc.data.inputs import time_average
+from svitc.errors import UsageError
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Dims, Kind
 from svitc.ir.channel_groups import ChannelGroup
+from svitc.ir.outputs import as_tuple, class_scores
 from svitc.ir.program import Program
 
 BATCH_IMAGES = 32
@@ -122,11 +123,17 @@ class Calibration:
     def _gradients(self) -> dict[str, torch.Tensor]:
         """Return, for each neuron, the absolute value of spikes times gradient, summed over the images."""
         taylor: dict[str, torch.Tensor] = {}
+        scores = class_scores(self.program.graph, self.program.info)
+        if scores is None:
+            raise UsageError(
+                "the criterion taylor needs a loss, and the model has no single output of class scores",
+                hint="Choose another --criterion.",
+            )
         for x, labels in self._batches():
             self.program.reset()
             recorder = _SpikeRecorder(self.program.module)
             with torch.enable_grad():
-                logits = time_average(recorder.run(x))
+                logits = scores.of(as_tuple(recorder.run(x)))
                 targets = torch.where(labels < 0, logits.argmax(1), labels)
                 loss = F.cross_entropy(logits, targets, reduction="sum")
                 values = list(recorder.values.items())

@@ -9,12 +9,17 @@ from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.ir import ops
+from svitc.ir.graph import describe
+from svitc.ir.operators.registry import operator_of
+from svitc.ir.outputs import labels, output_values
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 
 
 def inexact(program: Program) -> dict[str, str]:
-    """Return the neurons, and ``logits``, whose values depend on the order of float sums, each with the reason.
+    """Return the neurons and outputs whose values depend on the order of float sums, each with the reason.
+
+    Outputs are called as ``ir.outputs.labels`` says, ``logits`` where there is one.
 
     All other neurons fire the same, bit for bit, in every runtime that conforms to IEEE float32: between spikes there
     are only sums of integers below 2^24, and elementwise operations, which have exactly one correctly rounded result.
@@ -29,9 +34,8 @@ def inexact(program: Program) -> dict[str, str]:
             why[node] = reason
             if ops.is_neuron(program.module_of(node)):
                 inexact_neurons[str(node.target)] = reason
-            elif node.op == "output":
-                inexact_neurons["logits"] = reason
-    return inexact_neurons
+    outputs = zip(labels(program.info), output_values(program.graph), strict=True)
+    return inexact_neurons | {label: why[value] for label, value in outputs if value in why}
 
 
 def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRange]) -> str | None:
@@ -49,6 +53,10 @@ def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRan
         return None if largest < EXACT else f"{where} could pass 2^24"
     if ops.is_batch_norm(module):
         return f"{where} is a batch norm, which runtimes compute in different ways"
+    general = operator_of(node.target)
+    if general is not None:
+        alike = general.same_bits or general.moves or node in ranges
+        return None if alike else f"{general.name} in {where}, which runtimes compute in different ways"
     if isinstance(module, nn.AvgPool2d) or node.target is torch.mean:
         # a mean is exact only where its divisor is a power of two
         return None if node in ranges and _small(ranges[node]) else f"a mean in {where}"
@@ -57,7 +65,15 @@ def _reason_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRan
         if any(source not in ranges for source in inputs):
             return f"a {what} of real numbers in {where}"
         return None if _small(ranges[node]) else f"a {what} in {where} could pass 2^24"
-    return None
+    # everything else between neurons has one correctly rounded result, or copies its input
+    if module is not None:
+        known = ops.is_neuron(module) or isinstance(module, (nn.MaxPool2d, nn.ZeroPad2d, ops.FixedPoint))
+    else:
+        known = node.op != "call_function" or node.target in (*ops.ELEMENTWISE, *ops.VIEWS, *_PARTS)
+    return None if known else f"runtimes compute {describe(node)} in different ways"
+
+
+_PARTS = (ops.take_block, ops.take_range)
 
 
 def _small(value_range: IntegerRange) -> bool:

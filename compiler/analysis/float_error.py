@@ -18,6 +18,10 @@ from torch import fx, nn
 
 from svitc.ir import axes, ops
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
+from svitc.ir.operators.registry import OPERATORS, operator_of
+from svitc.ir.operators.table import Operator
+from svitc.ir.outputs import output_values
 from svitc.ir.program import Program
 
 UNIT = 2.0**-24
@@ -49,27 +53,60 @@ def magnitudes(program: Program) -> Program:
                 getattr(twin.module.get_submodule(owner), name).abs_()
             elif node.target is operator.sub:
                 node.target = operator.add
+            elif (general := operator_of(node.target)) is not None:
+                _enlarge(twin, node, general)
             elif node.target in (operator.mul, operator.truediv):
                 node.args = tuple(abs(a) if isinstance(a, (int, float)) else a for a in node.args)
     twin.module.recompile()
     return twin
 
 
+def _enlarge(twin: Program, node: fx.Node, general: Operator) -> None:
+    """Replace a general operator by a bound on its value and on its error: ``|f(x)| <= |f(0)| + L |x|``."""
+    if general.moves or general.linear:
+        return
+    lipschitz = general.lipschitz if general.lipschitz is not None else 4.0
+    if general.rule not in (pointwise_rule, broadcast_rule):
+        node.kwargs = {"name": general.name, "attributes": dict(node.kwargs), "lipschitz": lipschitz}
+        node.target = _bound_along
+        return
+    zeros = [torch.zeros(1) for _ in node.args]
+    offset = float(general.function(*zeros, **node.kwargs).nan_to_num().abs())
+    node.target, node.kwargs = _bound_of, {"lipschitz": lipschitz, "offset": offset}
+
+
+def _bound_of(*tensors: torch.Tensor, lipschitz: float, offset: float) -> torch.Tensor:
+    total = sum(tensors[1:], start=tensors[0])
+    return total * lipschitz + offset
+
+
+def _bound_along(*tensors: torch.Tensor, name: str, attributes: dict[str, Any], lipschitz: float) -> torch.Tensor:
+    """Return a bound for an operator whose elements depend on many of its first input, which the largest stands for."""
+    function = next(f for f in OPERATORS if f.__name__ == name)
+    value = function(*tensors, **attributes).abs().nan_to_num()
+    return value + lipschitz * max(float(tensor.abs().max()) for tensor in tensors)
+
+
 def sum_lengths(program: Program) -> dict[str, int]:
-    """Return, for each neuron and ``logits``, how many terms are summed between the spikes before it and its input."""
+    """Return, for each neuron, how many terms are summed between the spikes before it and its input."""
+    depth = _depths(program)
+    return {str(node.target): max(depth[n] for n in node.all_input_nodes) + 1 for node in program.neurons()}
+
+
+def output_sum_lengths(program: Program) -> list[int]:
+    """Return, for each output, how many terms are summed between the spikes before it and its values."""
+    depth = _depths(program)
+    return [depth[value] + 1 for value in output_values(program.graph)]
+
+
+def _depths(program: Program) -> dict[fx.Node, int]:
+    """Return, for each node, how many terms are summed between the spikes before it and its value."""
     depth: dict[fx.Node, int] = {}
-    lengths: dict[str, int] = {}
     for node in program.graph.nodes:
-        terms_before = max((depth[n] for n in node.all_input_nodes), default=0)
         module = program.module_of(node)
-        if ops.is_neuron(module):
-            lengths[str(node.target)] = terms_before + 1
-            depth[node] = 0
-            continue
-        if node.op == "output":
-            lengths["logits"] = terms_before + 1
-        depth[node] = terms_before + _terms(program, node, module)
-    return lengths
+        terms_before = max((depth[n] for n in node.all_input_nodes), default=0)
+        depth[node] = 0 if ops.is_neuron(module) else terms_before + _terms(program, node, module)
+    return depth
 
 
 def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
@@ -84,6 +121,9 @@ def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
         dims = program.type_of(node.all_input_nodes[0])
         reduced: Any = node.kwargs["dim"]
         return math.prod(axes.size(dims[dim]) for dim in reduced)
+    general = operator_of(node.target)
+    if general is not None:
+        return general.terms(node)
     return 1 if node.target in ops.ELEMENTWISE or isinstance(module, nn.AvgPool2d) else 0
 
 
@@ -115,11 +155,13 @@ def margins(
     neuron = dynamics_of(module)
     if not neuron.has_state:
         x = current.astype(np.float64)
+        if neuron.kind == "Step":
+            return abs(x - neuron.threshold), bound(magnitude.astype(np.float64) + abs(neuron.threshold), terms + 1)
         nearest = np.clip(np.floor(x), 0, neuron.max_spikes - 1) + 0.5
         return abs(x - nearest), bound(magnitude.astype(np.float64), terms + 1)
     keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest
-    v = np.full(current.shape[1:], rest)
-    m = np.full(current.shape[1:], abs(rest))
+    v = np.full(current.shape[1:], neuron.initial)
+    m = np.full(current.shape[1:], max(abs(rest), abs(neuron.initial)))
     distance, allowed = np.empty(current.shape), np.empty(current.shape)
     for t in range(len(current)):
         h = keep * v + (1 - keep) * rest + gain * current[t].astype(np.float64)

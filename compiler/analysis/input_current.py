@@ -9,7 +9,8 @@ from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange
 from svitc.ir import ops
-from svitc.ir.graph import describe
+from svitc.ir.axes import Kind
+from svitc.ir.graph import describe, input_type
 from svitc.ir.program import Program
 
 CARRIERS = (*ops.VIEWS, ops.take_block, ops.take_range)  # a factor can be moved across them
@@ -87,4 +88,6 @@ def _carries(program: Program, node: fx.Node) -> bool:
     """Return whether an operation is linear without a factor of its own: a sum, a view, a maximum, padding."""
     if node.target in (operator.add, operator.sub):
         return True
+    if node.target is ops.take_block and any(a.kind == Kind.TIME for a in input_type(node.args[0])[int(node.args[1])]):  # type: ignore[arg-type]
+        return False  # one time step, without the others that a factor by step refers to
     return node.target in CARRIERS or isinstance(program.module_of(node), (nn.MaxPool2d, nn.ZeroPad2d))

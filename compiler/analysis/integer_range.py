@@ -16,6 +16,9 @@ from torch import fx, nn
 
 from svitc.ir import axes, ops
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators import pointwise
+from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.table import Operator
 from svitc.ir.program import Program
 
 
@@ -65,14 +68,21 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
     if not node.all_input_nodes or any(source not in ranges for source in node.all_input_nodes):
         return None
     first = ranges[node.all_input_nodes[0]]
-    if node.op == "output" or node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
+    if node.op == "output":
+        return first if len(node.all_input_nodes) == 1 else None
+    if node.target in ops.VIEWS or node.target in (ops.take_block, ops.take_range):
         return first
     if node.target in ops.REDUCTIONS:
         reduced: Any = node.kwargs["dim"]
         size = axes.size(axis for dim in reduced for axis in program.type_of(node.all_input_nodes[0])[dim])
         total = IntegerRange(first.unit, first.low * size, first.high * size)
         return _scaled(total, 1 / size) if node.target is torch.mean else total
-    if len(node.args) == 2 and not all(isinstance(arg, fx.Node) for arg in node.args):
+    general = operator_of(node.target)
+    if general is not None:
+        return _of_operator(node, general, [ranges[source] for source in node.all_input_nodes])
+    if node.target not in (*ops.ELEMENTWISE, torch.matmul):
+        return None
+    if not all(isinstance(arg, fx.Node) for arg in node.args):
         number: Any = next(arg for arg in node.args if not isinstance(arg, fx.Node))
         return _scaled(first, 1 / number if node.target is operator.truediv else number)
     second = ranges[node.args[1]]  # type: ignore[index]
@@ -85,6 +95,26 @@ def _range_of(program: Program, node: fx.Node, ranges: dict[fx.Node, IntegerRang
         ends = sorted((sign * second.low, sign * second.high))
         return IntegerRange(first.unit, first.low + ends[0], first.high + ends[1])
     return None
+
+
+def _of_operator(node: fx.Node, general: Operator, sources: list[IntegerRange]) -> IntegerRange | None:
+    """Return the range of a general operator's value, given those of its inputs."""
+    first = sources[0]
+    if general.moves:
+        if any(source.unit != first.unit for source in sources):
+            return None
+        return replace(first, low=min(0, *(s.low for s in sources)), high=max(0, *(s.high for s in sources)))
+    if general.function is pointwise.relu:
+        return replace(first, low=max(0, first.low), high=max(0, first.high))
+    if general.function is pointwise.negative:
+        return replace(first, low=-first.high, high=-first.low)
+    number: Any = node.kwargs.get("number")
+    if general.function not in (pointwise.add_number, pointwise.subtract_from) or (number / first.unit) % 1:
+        return None
+    shift = int(number / first.unit)
+    if general.function is pointwise.add_number:
+        return replace(first, low=first.low + shift, high=first.high + shift)
+    return replace(first, low=shift - first.high, high=shift - first.low)
 
 
 def _of_layer(module: nn.Module, source: IntegerRange | None) -> IntegerRange | None:

@@ -5,7 +5,7 @@ one of T steps:
 
     h = keep * v + (1 - keep) * rest + gain * x         IF  1, 1     LIF, PLIF  1 - 1/tau, 1/tau (input decays) or 1
     s = h >= threshold                                   ILIF  s = round(clip(h / threshold, 0, D)), 1 - 1/tau, 1
-    v = rest if s (hard) or h - s * threshold (soft)     v = rest before the first step
+    v = rest if s (hard) or h - s * threshold (soft)     v = rest before the first step, unless it starts elsewhere
 
 keep and gain are not negative, so h is greatest where v and x are. As long as both ends of h give the same s, the ends
 of v follow exactly: a neuron that has never fired was never reset, and the upper end of h is the plain sum
@@ -91,12 +91,17 @@ def fire(module: nn.Module, x: Interval, steps: int) -> Interval | None:
         return None
     if not neuron.has_state:
         margin = (SAFETY + (x.terms + 1) * UNIT) * x.magnitude
-        low, high = _counts(neuron, x.low - margin, x.high + margin)
+        if neuron.counts:
+            low, high = _counts(neuron, x.low - margin, x.high + margin)
+        else:
+            margin = margin + SAFETY * abs(neuron.threshold)
+            low = (x.low - margin > neuron.threshold).double()
+            high = (~(x.high + margin < neuron.threshold)).double()
         return Interval(low, high, high, 0)
     keep, gain, threshold, rest = neuron.keep, neuron.gain, neuron.threshold, neuron.rest
     if keep < 0:
         return None
-    low = high = torch.full_like(x.low, rest)
+    low = high = torch.full_like(x.low, neuron.initial)
     magnitude = low.abs()
     fewest, greatest = torch.full_like(low, neuron.max_spikes), torch.zeros_like(low)
     for step in range(steps):

@@ -63,7 +63,7 @@ def _interval_of(program: Program, node: fx.Node, inputs: list[Interval]) -> Int
     if node.op == "placeholder":
         return None
     if node.op == "output":
-        return inputs[0]
+        return None
     if node.op == "get_attr":
         return _attribute(program, node)
     module = program.module_of(node)

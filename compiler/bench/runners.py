@@ -27,8 +27,8 @@ from svitc import onnx as backend
 from svitc.bench.worker import Ready
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture
-from svitc.frontends.capture.model_rewrites import logits_of
 from svitc.ir.graph import InputSpec
+from svitc.ir.outputs import tensors_of
 from svitc.serialization.writer import load_program
 from svitc.support.types import JsonDict
 
@@ -96,7 +96,7 @@ def onnx_file(path: Path, load: Load) -> Ready:
     session = backend.session(path, load.threads)
     name, x = session.get_inputs()[0].name, load.images()
     return Ready(
-        lambda: session.run(None, {name: x})[0],
+        lambda: joined(session.run(None, {name: x})),
         f"onnxruntime {version('onnxruntime')}",
         profile=lambda runs: profile(path, load, runs),
     )
@@ -142,7 +142,12 @@ def openvino_file(path: Path, load: Load, precise: bool = False) -> Ready:
     compiled = openvino.Core().compile_model(str(path), "CPU", config)
     x = load.images()
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return Ready(lambda: compiled([x])[0], f"openvino {version('openvino')}, {precision}")
+    return Ready(lambda: joined(list(compiled([x]).values())), f"openvino {version('openvino')}, {precision}")
+
+
+def joined(outputs: list[np.ndarray]) -> np.ndarray:
+    """Return a model's only output, or the numbers of all of them in one array."""
+    return outputs[0] if len(outputs) == 1 else np.concatenate([output.reshape(-1) for output in outputs])
 
 
 def eager(source: Source, load: Load, mode: str = "eager") -> Ready:
@@ -165,10 +170,10 @@ def eager(source: Source, load: Load, mode: str = "eager") -> Ready:
 
     def run() -> np.ndarray:
         with torch.inference_mode():
-            logits = logits_of(call(x))
+            outputs = tensors_of(call(x))
             if mode == "cuda":
                 torch.cuda.synchronize()
-        return logits.cpu().numpy()
+        return joined([output.cpu().numpy() for output in outputs])
 
     return Ready(run, label, reset=lambda: functional.reset_net(model))
 

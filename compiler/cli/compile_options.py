@@ -251,6 +251,15 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
             "group by the same share, which is fast and loses far more.",
         ),
     ] = "synthetic"
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Report this beside top-1, such as a segmentation's mIoU: a function of what the model returns for a "
+            "batch and of the labels (without labels, of what the original returns), whose result is a number, or one "
+            "for each image; higher is better. A module, or a file.py. [red]This runs its code[/].",
+        ),
+    ] = None
 
     @property
     def given(self) -> bool:

@@ -15,7 +15,7 @@ from svitc.codegen.quantized_classes import definition, fixed_point
 from svitc.ir import ops, standalone_layers
 from svitc.ir.axes import Dim
 from svitc.ir.program import Program, Stage
-from svitc.serialization.layer_schema import describe_layer
+from svitc.serialization.layer_schema import START, describe_layer
 from svitc.support.types import JsonDict
 
 WIDTH_CHARS = 100  # longest line of the generated source, without comments
@@ -116,12 +116,12 @@ class Neurons:
         names: name of the function for each kind.
         usual: most common threshold of each kind.
         several: for each kind, whether there are different thresholds.
-        integer: whether there are neurons without membranes, which need a class in the source.
+        integer, compares: whether there are neurons without membranes, which need a class in the source.
         trains: whether the program can be trained.
     """
 
     def __init__(self, program: Program) -> None:
-        self.integer = False
+        self.integer = self.compares = False
         self.trains = program.stage < Stage.INFERENCE
         self.kinds: list[JsonDict] = []
         thresholds: list[Counter[float]] = []
@@ -129,7 +129,8 @@ class Neurons:
             module = program.module_of(node)
             assert module is not None
             if not ops.has_state(module):
-                self.integer = True
+                self.integer |= isinstance(module, ops.IntegerSpike)
+                self.compares |= isinstance(module, ops.Step)
                 continue
             entry = describe_layer(str(node.target), module)
             kind, threshold = self._kind(entry)
@@ -158,6 +159,8 @@ class Neurons:
         """Return the expression that creates the neuron of a description."""
         if entry["type"] == ops.IntegerSpike.__name__:
             return f"IntegerSpike({entry['levels']}{', half_up=True' if entry['rounding'] == 'half_up' else ''})"
+        if entry["type"] == ops.Step.__name__:
+            return f"Step({entry['threshold']!r}{', strict=True' if entry['strict'] else ''})"
         kind, threshold = self._kind(entry)
         i = self.kinds.index(kind)
         return f"{self.names[i]}({'' if threshold == self.usual[i] else threshold})"
@@ -167,6 +170,9 @@ class Neurons:
         if self.integer:
             yield from definition(standalone_layers.Integer)
             yield from definition(standalone_layers.IntegerSpike)
+        if self.compares:
+            yield from definition(standalone_layers.Heaviside)
+            yield from definition(standalone_layers.Step)
         for kind, name, usual, several in zip(self.kinds, self.names, self.usual, self.several, strict=True):
             arguments: list[tuple[str | None, Call | str]] = []
             for key in ("tau", "decay_input"):
@@ -180,7 +186,14 @@ class Neurons:
                 arguments.append(("surrogate_function", surrogate_text(kind["surrogate"])))
             arguments.append(("step_mode", '"m"'))
             yield f"def {name}({f'v_threshold={usual}' if several else ''}):"
-            yield from Call(f"neuron.{kind['type']}(", arguments).lines("return ", "    ")
+            call = Call(f"neuron.{kind['type']}(", arguments)
+            if START in kind:
+                yield from call.lines("node = ", "    ")
+                yield f'    node.set_reset_value("v", {kind[START]!r})  # where the membrane starts'
+                yield "    node.reset()"
+                yield "    return node"
+            else:
+                yield from call.lines("return ", "    ")
             yield ""
             yield ""
 

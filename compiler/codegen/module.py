@@ -14,15 +14,19 @@ import itertools
 import re
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 
 from torch import fx
 
 from svitc.codegen.classes import Classes, attributes, class_head, constructor_lines, literal, shape
 from svitc.codegen.constructors import LAYERS_CLASS, LAYERS_CLASS_SHORT, Constructors, Neurons, is_name
 from svitc.codegen.operations import StatementBuilder, call_unit, time_steps
+from svitc.codegen.outputs import restored_source
 from svitc.codegen.partition import Letters, Partition, Unit
-from svitc.codegen.quantized_classes import REFERENCE_NOTE, Quantized
+from svitc.codegen.quantized_classes import REFERENCE_NOTE, Quantized, definition
 from svitc.codegen.statements import Body, Role, Statement
+from svitc.ir.operators.registry import OPERATORS
+from svitc.ir.outputs import output_values
 from svitc.ir.program import Program, Stage
 from svitc.serialization.layer_schema import stored_info
 
@@ -62,6 +66,8 @@ class Source:
         self.letters = Letters(self.program)
         self.neurons = Neurons(self.program)
         self.quantized = Quantized(self.program)
+        called = {n.target for n in self.program.graph.nodes}
+        self.operators = [function for function in OPERATORS if function in called]
         self.info = stored_info(program)
         self.classes = Classes(self.partition, self.neurons, self.letters, self.T)
 
@@ -80,9 +86,12 @@ class Source:
             else:
                 statements += builder.of(part)
         source = next(n for n in self.program.graph.nodes if n.op == "placeholder")
-        output = next(n for n in self.program.graph.nodes if n.op == "output").all_input_nodes[0]
-        body = Body(statements, [builder.value(source)], [builder.value(output)])
-        head = f"{shape(self.letters.layout(source))} -> logits {shape(self.letters.layout(output))}."
+        values = output_values(self.program.graph)
+        returned = partial(restored_source, self.program.info)
+        body = Body(statements, [builder.value(source)], [builder.value(value) for value in values], returned)
+        shapes = [shape(self.letters.layout(value)) for value in values]
+        named = ", ".join(f"{n} {s}" for n, s in zip(self.program.output_names, shapes, strict=True))
+        head = f"{shape(self.letters.layout(source))} -> {named}."
         return [
             *class_head("Model", tree, head, []),
             "    def __init__(self):",
@@ -98,7 +107,8 @@ class Source:
         blocks = [line for class_ in self.classes.all for line in [*self.classes.lines(class_), "", ""]]
         body = "\n".join([*blocks, *model])
         lines = [*self._docstring(), "", "from pathlib import Path", ""]
-        lines += ["import torch"] if "torch.zeros(" in body or self.neurons.integer or self.quantized.weights else []
+        needs_torch = self.neurons.integer or self.neurons.compares or self.quantized.weights or self.operators
+        lines += ["import torch"] if "torch.zeros(" in body or needs_torch else []
         views = [name for name in ("rearrange", "repeat") if f" {name}(" in body or f"({name}(" in body]
         merging, splitting = "merge_time(" in body, "split_time(" in body
         if (merging or splitting) and "rearrange" not in views:
@@ -117,6 +127,8 @@ class Source:
         ):
             lines += [f"def {name}(x):", f"    return rearrange(x, {pattern})", "", ""] if is_used else []
         lines += [*self.neurons.definitions(), *self.quantized.definitions()]
+        for function in self.operators:
+            lines += definition(function)
         if "Layers(" in body:
             has_bare_parameters = any(n.op == "get_attr" for n in self.program.graph.nodes)
             lines += [LAYERS_CLASS if has_bare_parameters else LAYERS_CLASS_SHORT, ""]

@@ -16,6 +16,7 @@ from svitc.codegen.partition import Letters, Tree, Unit
 from svitc.codegen.statements import Code, Rank, Role, Statement, Text, Value
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters, parse_pattern
+from svitc.ir.operators.registry import OPERATORS
 from svitc.ir.program import Program
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", torch.matmul: "@"}
@@ -141,6 +142,8 @@ class StatementBuilder:
         elif node.target is ops.take_block:
             _, dim, index, count = node.args
             code = _suffix(f".chunk({count}, dim={dim})[{index}]")
+        elif node.target in OPERATORS:
+            code = _call(node)
         else:
             code = self.binary(node)
             if node.target is operator.add and all(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args):
@@ -224,6 +227,13 @@ def _suffix(end: str) -> Code:
         return (text if rank == Rank.ATOM else f"({text})") + end, Rank.ATOM
 
     return code
+
+
+def _call(node: fx.Node) -> Code:
+    """Return the writer of a call of a general operator."""
+    name = OPERATORS[node.target].name  # type: ignore[index]
+    attributes = [f"{key}={value!r}" for key, value in node.kwargs.items()]
+    return lambda texts: (f"{name}({', '.join([*(text for text, _ in texts), *attributes])})", Rank.ATOM)
 
 
 def name_hint(path: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from svitc.ir import ops, standalone_layers
 from svitc.ir.program import Program
@@ -50,8 +50,8 @@ class Quantized:
                 yield from definition(standalone)
 
 
-def definition(standalone: type) -> Iterator[str]:
-    """Yield the lines of a class in ``standalone_layers``, and two blank lines."""
+def definition(standalone: Callable) -> Iterator[str]:
+    """Yield the lines of a class or function that needs only torch, and two blank lines."""
     yield from (*inspect.getsource(standalone).splitlines(), "", "")
 
 

@@ -6,6 +6,7 @@ values get a variable, whose name is used again as soon as the value is no longe
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -81,6 +82,7 @@ class Body:
         steps: statements, in an order in which they can be computed.
         inputs: values of the arguments.
         outputs: values to return.
+        returned: writes what is returned, from the texts of the outputs and the width of a line.
         indent: spaces before each line.
         maker: value -> the statement that computes it.
         kept: values that get a variable.
@@ -89,6 +91,7 @@ class Body:
     steps: list[Statement]
     inputs: list[Value]
     outputs: list[Value]
+    returned: Callable[[Sequence[str]], str] = ", ".join
     indent: str = " " * 8
     maker: dict[Value, Statement] = field(default_factory=dict)
     kept: set[Value] = field(default_factory=set)
@@ -135,7 +138,7 @@ class Body:
             inputs: values that the expression reads.
             text: returns the line.
         """
-        while len(self.indent + text()) > WIDTH_CHARS:
+        while len(self.indent + text().partition("\n")[0]) > WIDTH_CHARS:
             inner = [v for v in self._inner(inputs) if self.maker[v].role not in (Role.VIEW, Role.OTHER)]
             inner = inner or self._inner(inputs)
             if not inner:
@@ -171,7 +174,7 @@ class Body:
         return "x = " + self._code(step)[0]
 
     def _return(self) -> str:
-        return "return " + ", ".join(self._expression(value)[0] for value in self.outputs)
+        return "return " + self.returned([self._expression(value)[0] for value in self.outputs])
 
     def _variables(self, inputs: Sequence[Value]) -> list[Value]:
         """Return the values with variables that an expression of these inputs reads."""
@@ -230,7 +233,7 @@ class Body:
                     line += comment
                 shown = layout
             lines.append(line)
-        return [*lines, self.indent + self._return()]
+        return [*lines, *textwrap.indent(self._return(), self.indent).splitlines()]
 
     def _name(self, step: Statement, ending: list[str], alive: dict[str, Value], unary: bool) -> str:
         """Return a variable for a statement's value: its hint, else the name of a value it replaces, else a free name.

@@ -7,7 +7,8 @@ import numpy as np
 from svitc import onnx as backend
 from svitc.data.inputs import Data
 from svitc.driver.report import BATCH_IMAGES, AgreementReport
-from svitc.evaluation.evaluator import log_softmax
+from svitc.evaluation.comparison import log_softmax
+from svitc.ir.outputs import required_scores
 from svitc.ir.program import Program
 from svitc.support.confidence import wilson
 from svitc.support.reporter import Reporter
@@ -16,29 +17,32 @@ from svitc.support.reporter import Reporter
 def log_probabilities(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
     """Return the log-probabilities ``[N, classes]`` of a program for images in PyTorch, batch by batch."""
     logs: list[np.ndarray] = []
-    seen = 0
+    seen, scores = 0, required_scores(program.graph, program.info)
     with reporter.stage("classes of the original", len(data)) as step:
         for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
-            logs.append(log_softmax(program(x).numpy()).astype(np.float32))
+            logs.append(log_softmax(scores.of(program.outputs(x)).numpy()).astype(np.float32))
             step(seen := seen + len(logs[-1]))
     return logs
 
 
-def agreement_report(original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter) -> AgreementReport:
+def agreement_report(
+    program: Program, original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter
+) -> AgreementReport:
     """Measure how often an exported file chooses the class that the original chooses.
 
     Args:
+        program: the original.
         original: log-probabilities of the original, batch by batch.
         exported: the ONNX file.
         data: the images; labels are not used.
         reporter: told about progress.
     """
-    session = backend.session(exported)
+    session, scores = backend.session(exported), required_scores(program.graph, program.info)
     same = images = 0
     divergence = 0.0
     with reporter.stage("agreement", len(data)) as step:
         for (x, _), expected in zip(data.batches(len(original[0])), original, strict=True):
-            log = log_softmax(session.run(None, {backend.INPUT: x.numpy()})[0])
+            log = log_softmax(scores.of(session.run(program.output_names, {backend.INPUT: x.numpy()})))
             same += int((log.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
             divergence += float((np.exp(expected) * (expected - log)).sum())
             step(images := images + len(log))

@@ -19,6 +19,7 @@ from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
+from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
@@ -40,7 +41,9 @@ from svitc.driver.report import (
 )
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
+from svitc.evaluation.metric import Metric
 from svitc.evaluation.sweep import Sweep
+from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
 from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
@@ -49,7 +52,7 @@ from svitc.support.distributed import current
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
-from svitc.training.finetune import Finetuned, finetune
+from svitc.training.finetune import Finetuned, check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -131,6 +134,8 @@ class Compiler:
         self.workspace = Workspace(program, self.options, self.reporter)
         if self.options.finetune and self.options.train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
+        if self.options.finetune:
+            check_trainable(program)
 
     @property
     def sweep(self) -> Sweep:
@@ -303,14 +308,24 @@ class Compiler:
         agreement = None
         if data is None:
             return {"accuracy": accuracy, "agreement": agreement, "energy": None}
-        if has_labels(data):
-            accuracy = accuracy_report(self.workspace.original_classes(), lowered.exported, data, reporter)
-        else:
+        program, metric, outputs = self.program, self.options.metric, None
+        scores = class_scores(program.graph, program.info)
+        if scores is None and metric is None and has_labels(data):
+            reporter.decide(
+                "accuracy needs a single output of class scores, or a metric of your own (--metric module:function): "
+                "the outputs are compared with the original's"
+            )
+        if scores is not None and has_labels(data):
+            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, data, reporter)
+        elif scores is not None:
             logs = self.workspace.original_log_probabilities()
-            agreement = agreement_report(logs, lowered.exported, data, reporter)
+            agreement = agreement_report(program, logs, lowered.exported, data, reporter)
+        if scores is None or metric is not None or len(program.output_names) > 1:
+            outputs = outputs_report(program, lowered.exported, data, metric, reporter)
         energy = energy_of(lowered.program, data, self.options.seed, reporter)
         original = self.workspace.original_energy() if energy is not None else None
-        return {"accuracy": accuracy, "agreement": agreement, "energy": energy_report(energy, original)}
+        energies = energy_report(energy, original)
+        return {"accuracy": accuracy, "agreement": agreement, "energy": energies, "outputs": outputs}
 
 
 @renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")
@@ -339,6 +354,7 @@ def compile(
     no_data: str = "synthetic",
     images: int = 4,
     seed: int = 0,
+    metric: Metric | None = None,
 ) -> Compiled:
     """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
 
@@ -346,7 +362,7 @@ def compile(
         program, policy, reporter: see ``Compiler``.
         budget, plan, finetune_file: see ``Compiler.compile``.
         data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
-            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, images, seed: see
+            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, images, seed, metric: see
             ``CompileOptions``.
 
     Raises:
@@ -372,5 +388,6 @@ def compile(
         no_data=no_data,
         images=images,
         seed=seed,
+        metric=metric,
     )
     return Compiler(program, policy, options, reporter).compile(budget, plan, finetune_file=finetune_file)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import Data
+from svitc.evaluation.metric import Metric
 from svitc.support.types import JsonDict
 
 NO_DATA = ("synthetic", "uniform")
@@ -44,6 +45,8 @@ class CompileOptions:
         target: ``cpu``, or ``cuda`` for the operators and types of ONNX Runtime's CUDA provider (docs/targets.md).
         reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
             ``off`` does not. A plan that is replayed overrides this.
+        metric: the user's function of a batch's outputs and targets, whose mean over the images takes the place of the
+            accuracy, higher for a better network. Targets are the labels; of images without, the original's outputs.
         no_data: what plans are chosen on where there is no data set: ``synthetic`` images, or none (``uniform``): then
             the default policy is ``uniform``, and weights are rounded to the nearest numbers.
         remove_dead_channels: ``auto`` removes neurons that never fire for any input and folds those that always fire
@@ -69,6 +72,7 @@ class CompileOptions:
     no_data: str = "synthetic"
     images: int = 4
     seed: int = 0
+    metric: Metric | None = None
 
     @property
     def preparation(self) -> PreparationOptions:

@@ -10,6 +10,7 @@ from svitc.driver.prepare import Prepared, Workspace
 from svitc.errors import InternalError, UsageError
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.channel_slicing import selection
+from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.latency.budget_search import within_latency
 from svitc.latency.paired_timer import paired_timer
@@ -168,10 +169,18 @@ def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter:
         problem.measuring = measuring
         problem.evaluations = lambda: workspace.evaluations
         problem.calibrating = lambda: measuring().calibration
-        if problem.max_drop is not None and not workspace.options.choosing_by_labels:
+        drop, counts_classes = problem.max_drop, class_scores(prepared.program.graph, prepared.program.info) is not None
+        if drop is not None and workspace.options.metric is not None:
+            reporter.decide(f"max-drop bounds what the metric loses: at most {drop:g}")
+        elif drop is not None and not counts_classes:
+            reporter.decide(
+                f"max-drop bounds the relative squared error of the outputs, as no single one scores classes: at most "
+                f"{100 * drop:g}%"
+            )
+        elif drop is not None and not workspace.options.choosing_by_labels:
             reporter.decide(
                 f"max-drop bounds the share of images that get another class than the original's, right or wrong, as "
-                f"there are no labels: at most {100 * problem.max_drop:g}%"
+                f"there are no labels: at most {100 * drop:g}%"
             )
     return problem
 

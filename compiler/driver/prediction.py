@@ -17,6 +17,7 @@ from svitc.driver.report import PredictionReport
 from svitc.errors import BudgetError
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.sweep import Sweep
+from svitc.ir.outputs import class_scores
 from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
@@ -58,11 +59,13 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
         exported: the file.
 
     Returns:
-        None where labels tell, where plans are chosen without images, or where nothing is left out or rounded to few
-        bits.
+        None where labels tell, where no output scores classes or a metric of the user's counts, where plans are chosen
+        without images, or where nothing is left out or rounded to few bits.
     """
     options = workspace.options
-    if not options.sampled or options.choosing_by_labels:
+    if not options.sampled or options.choosing_by_labels or options.metric is not None:
+        return None
+    if class_scores(workspace.program.graph, workspace.program.info) is None:
         return None
     if not _pruned(plan) and min(plan.bits.values(), default=8) == 8:
         return None

@@ -198,11 +198,13 @@ class Workspace:
             )
         with self.reporter.stage("read images"):
             subject = [data.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
+            if options.metric is not None:
+                subject.append(f"{options.metric.__module__}:{getattr(options.metric, '__qualname__', '')}")
             path = options.sweep_file if current().is_writer else None
             store = Store(path, fingerprint(program, *subject), options.resume)
         seen = data is options.data
         images = min(options.sweep_images, len(data) // 2) if synthetic else options.sweep_images
-        settings = SweepSettings(images, options.calibration_images, options.seed, seen)
+        settings = SweepSettings(images, options.calibration_images, options.seed, seen, options.metric)
         sweep = open_sweep(program, data, store, settings, self.reporter)
         if synthetic:
             sweep.remarks[:0] = data.notes

@@ -12,10 +12,11 @@ import numpy as np
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.data.dataset import Dataset, split
-from svitc.data.inputs import Data, has_labels, top1
+from svitc.data.inputs import Data, has_labels
 from svitc.energy.estimate import Energy, energy, saving
 from svitc.errors import InputError
 from svitc.ir import ops
+from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
@@ -188,6 +189,24 @@ class AgreementReport(Section):
 
 
 @dataclass(frozen=True)
+class OutputsReport(Section):
+    """How far the file's outputs in ONNX Runtime are from the original's in PyTorch, where they are not just classes.
+
+    Attributes:
+        images: number of images.
+        relative_errors: output -> sum of squared differences, relative to the sum of the original's squares.
+        metric: name of the user's metric, with its mean for the ``original`` and the ``compiled`` network, and the
+            ``drop``; None without one.
+        targets: what the metric compares outputs with: ``labels``, or the ``original``'s outputs.
+    """
+
+    images: int
+    relative_errors: dict[str, float]
+    metric: dict[str, Any] | None
+    targets: str
+
+
+@dataclass(frozen=True)
 class PredictionReport(Section):
     """The predicted loss of top-1 accuracy, where no labels tell the real one (prediction.py).
 
@@ -256,6 +275,11 @@ class Report(Section):
     prediction: PredictionReport | None
     energy: EnergyReport | None
     seconds: dict[str, float]
+    outputs: OutputsReport | None = None
+
+    def to_json(self) -> JsonDict:
+        """See ``Section``; without the outputs where the classes say everything."""
+        return {key: value for key, value in super().to_json().items() if key != "outputs" or value is not None}
 
 
 def package_versions() -> dict[str, str]:
@@ -284,18 +308,21 @@ def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
 def classify(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
     """Return the classes that a program predicts for images in PyTorch, batch by batch."""
     classes: list[np.ndarray] = []
-    seen = 0
+    seen, scores = 0, required_scores(program.graph, program.info)
     with reporter.stage("accuracy of the original", len(data)) as step:
         for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
-            classes.append(top1(program(x).numpy()))
+            classes.append(scores.of(program.outputs(x)).numpy().argmax(axis=-1))
             step(seen := seen + len(classes[-1]))
     return classes
 
 
-def accuracy_report(original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter) -> AccuracyReport:
+def accuracy_report(
+    program: Program, original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter
+) -> AccuracyReport:
     """Measure the accuracy of an exported file, and compare it with the original's.
 
     Args:
+        program: the original.
         original: classes that the original predicts, batch by batch.
         exported: the ONNX file.
         data: labeled images.
@@ -309,13 +336,14 @@ def accuracy_report(original: list[np.ndarray], exported: bytes, data: Data, rep
             "accuracy needs labels, and these images have none",
             hint="Give class folders, or an .npz with images and labels.",
         )
-    session = backend.session(exported)
+    session, scores = backend.session(exported), required_scores(program.graph, program.info)
     total_original = total = lost = gained = images = 0
     with reporter.stage("accuracy", len(data)) as step:
         for (x, labels), predicted in zip(data.batches(len(original[0])), original, strict=True):
             expected = labels.numpy()
             original_right = predicted == expected
-            right = top1(session.run(None, {backend.INPUT: x.numpy()})[0]) == expected
+            outputs = session.run(program.output_names, {backend.INPUT: x.numpy()})
+            right = scores.of(outputs).argmax(axis=-1) == expected
             total_original, total = total_original + int(original_right.sum()), total + int(right.sum())
             lost, gained = lost + int((original_right & ~right).sum()), gained + int((right & ~original_right).sum())
             step(images := images + len(expected))

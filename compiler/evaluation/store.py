@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +107,7 @@ class Store:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("w" if self._head else "a") as file:
-                    file.write(self._head + json.dumps({"key": key, "point": asdict(point), **about}) + "\n")
+                    file.write(self._head + json.dumps({"key": key, "point": point.fields(), **about}) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 self._head = ""

@@ -18,6 +18,7 @@ from svitc.data.dataset import Dataset, sample, split
 from svitc.errors import InputError
 from svitc.evaluation.drift import Drift
 from svitc.evaluation.evaluator import Evaluator, Measurement
+from svitc.evaluation.metric import Metric
 from svitc.evaluation.store import Store, key_of
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
@@ -43,12 +44,14 @@ class SweepSettings:
         calibration_images: number of other images, which refits and criteria use.
         seed: seed of the samples.
         seen: whether these are the images that accuracies are reported on.
+        metric: the user's metric, or None.
     """
 
     images: int = 1000
     calibration_images: int = 256
     seed: int = 0
     seen: bool = False
+    metric: Metric | None = None
 
 
 class Sweep:
@@ -257,18 +260,24 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
     with reporter.stage("run the original", measured_images) as step:
         images = x.narrow(dim, first, measured_images).split(batch, dim)
         chunks = list(zip(images, y[first : first + measured_images].split(batch), strict=True))
-        evaluator = Evaluator(program, chunks, threads=threads, progress=step)
+        evaluator = Evaluator(program, chunks, threads=threads, progress=step, metric=settings.metric)
     with reporter.stage("calibrate"):
         statistics = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], settings.seed)
     sweep = Sweep(program, evaluator, statistics, store, current(), reporter, settings.seen)
-    sweep.shared, sweep.remarks = shared, _remarks(data, measured_images)
+    sweep.shared, sweep.remarks = shared, _remarks(data, measured_images, evaluator)
     return sweep
 
 
-def _remarks(data: Dataset, images: int) -> list[str]:
+def _remarks(data: Dataset, images: int, evaluator: Evaluator) -> list[str]:
     """Return what the user should know about the images that plans are measured on."""
     remarks = []
-    if not data.labeled:
+    if evaluator.metric is not None:
+        remarks.append(f"a point lost is 0.01 of the metric {evaluator.metric.name}")
+    elif evaluator.reader.scores is None:
+        remarks.append(
+            "no single output scores classes, so that a point lost is 1% of relative squared error of the outputs"
+        )
+    elif not data.labeled:
         remarks.append(
             f"{data.name}: no labels, so that a point lost is 1% of them in another class than the "
             "original's, right or wrong"

@@ -125,11 +125,29 @@ def shape(dims: Iterable[Dim]) -> tuple[int, ...]:
 def unify(left: Dim, right: Dim) -> Dim:
     """Make two dimensions identical, element by element, and return their common product of axes.
 
+    Where that fails half-way, some of their factors are identical already, so that none of them can be pruned.
+
     Raises:
-        AxisConflict: sizes or kinds differ, or the factors do not nest (8 x 48 and 3 x 128).
+        AxisConflict: sizes or kinds differ, the factors do not nest (8 x 48 and 3 x 128), or a dimension meets its own
+            elements in another order.
     """
     if size(left) != size(right):
         raise AxisConflict(f"sizes {size(left)} and {size(right)} differ")
+    try:
+        common = _nested(left, right)
+        channels = [id(axis) for axis in common if axis.kind == Kind.CHANNEL and axis.size > 1]
+        if len(channels) != len(set(channels)):
+            raise AxisConflict("channels meet themselves in another order")
+    except AxisConflict:
+        for axis in (*resolve(left), *resolve(right)):
+            if axis.kind == Kind.CHANNEL:
+                axis.freeze("it meets channels that are grouped in another way")
+        raise
+    return common
+
+
+def _nested(left: Dim, right: Dim) -> Dim:
+    """Unify two dimensions of the same size, factor by factor from the outermost one."""
     a, b = list(reversed(resolve(left))), list(reversed(resolve(right)))
     common: list[Axis] = []
     while a or b:
@@ -138,6 +156,11 @@ def unify(left: Dim, right: Dim) -> Dim:
             common.append(side.pop())
             continue
         p, q = a.pop(), b.pop()
+        if len(p.leaves()) > 1 or len(q.leaves()) > 1:  # split or identified since it was taken up
+            a += reversed(p.leaves())
+            b += reversed(q.leaves())
+            continue
+        (p,), (q,) = p.leaves(), q.leaves()
         if p is q:
             common.append(p)
             continue

@@ -13,6 +13,9 @@ from svitc.ir.axes import Axis, AxisConflict, Dims, Kind
 from svitc.ir.einops_pattern import bind_letters, parse_pattern
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH, Rule
+from svitc.ir.operators.broadcasting import broadcast
+from svitc.ir.operators.registry import OPERATORS
+from svitc.ir.operators.table import OperatorRule
 
 
 def rearrange(node: fx.Node, _: None) -> Dims:
@@ -42,7 +45,7 @@ def elementwise(node: fx.Node, _: None) -> Dims:
     """Return the type of ``x + y``, ``x - y``, ``x * y`` or ``x / y``; dimensions that meet become identical.
 
     Raises:
-        AxisConflict: the dimensions do not fit, or the result would not be zero for a removed channel.
+        AxisConflict: the dimensions do not fit, or the operation is one of ``operators``.
     """
     left, right = node.args
     if not isinstance(right, fx.Node) or not isinstance(left, fx.Node):
@@ -50,47 +53,11 @@ def elementwise(node: fx.Node, _: None) -> Dims:
         if node.target not in (operator.mul, operator.truediv) or (
             node.target is operator.truediv and left is not scaled
         ):
-            raise AxisConflict("a number added to a tensor would give a removed channel a value")
+            raise AxisConflict("a number and a tensor are added by add_number or subtract_from")
         return input_type(scaled)
     if node.target is operator.truediv:
-        raise AxisConflict("a tensor divided by a tensor is not supported")
-    a, b = input_type(left), input_type(right)
-    adopt_kinds(left, b)
-    adopt_kinds(right, a)
-    a, b = input_type(left), input_type(right)
-    rank = max(len(a), len(b))
-    a, b = ((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b
-    out = []
-    for i, (p, q) in enumerate(zip(a, b, strict=True)):
-        if axes.size(p) == 1 or axes.size(q) == 1:
-            out.append(p if axes.size(q) == 1 and p else q if axes.size(p) == 1 and q else p)
-            lone = p if axes.size(q) == 1 else q
-            if node.target is not operator.mul:
-                for axis in lone:
-                    if axis.kind == Kind.CHANNEL:
-                        axis.freeze("an addition broadcasts over it")
-            continue
-        try:
-            out.append(axes.unify(p, q))
-        except AxisConflict as conflict:
-            raise AxisConflict(
-                f"dimension {i} of {axes.show(a)} does not fit that of {axes.show(b)}: {conflict}"
-            ) from conflict
-    return tuple(out)
-
-
-def adopt_kinds(node: fx.Node, other: Dims) -> None:
-    """Set the kinds of a bare parameter's axes to those of the value that it is combined with.
-
-    The shape of a parameter does not say what its dimensions mean.
-    """
-    if node.op != "get_attr":
-        return
-    for dim, other_dim in zip(reversed(node.meta["dims"]), reversed(other), strict=False):
-        leaves, other_leaves = axes.resolve(dim), axes.resolve(other_dim)
-        if leaves and other_leaves and len({axis.kind for axis in other_leaves}) == 1:
-            for axis in leaves:
-                axis.kind = other_leaves[0].kind
+        raise AxisConflict("a tensor is divided by a tensor by divide")
+    return broadcast((left, right), is_product=node.target is operator.mul)
 
 
 def matmul(node: fx.Node, _: None) -> Dims:
@@ -145,7 +112,12 @@ def part(node: fx.Node, _: None) -> Dims:
     return (*x[:dim], (taken,), *x[dim + 1 :])
 
 
+def _general(rule: OperatorRule) -> Rule:
+    return lambda node, _: rule(node)
+
+
 FUNCTION_RULES: dict[object, Rule] = {
+    **{function: _general(general.rule) for function, general in OPERATORS.items()},
     einops.rearrange: rearrange,
     einops.repeat: repeat,
     **dict.fromkeys(ops.ELEMENTWISE, elementwise),

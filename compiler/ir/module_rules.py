@@ -148,7 +148,7 @@ def spiking_neuron(node: fx.Node, _: nn.Module) -> Dims:
         AxisConflict: the first dimension is not time alone.
     """
     x = input_type(node.args[0])
-    if not x or len(x[0]) != 1 or x[0][0].kind != Kind.TIME:
+    if not x or not x[0] or any(axis.kind != Kind.TIME for axis in x[0]):
         raise AxisConflict(
             "the neuron's first dimension is not time alone"
             f" ({axes.show(x)}), so that it would run over other samples as if they were later steps"

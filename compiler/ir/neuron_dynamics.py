@@ -4,10 +4,10 @@ Every neuron with a membrane charges, fires and resets at every time step:
 
     h = keep * v + (1 - keep) * rest + gain * x
     s = h >= threshold                                    ILIF: s = round(clip(h / threshold, 0, max_spikes))
-    v = reset where s, else h   (hard reset)   or   h - s * threshold   (soft reset);   v = rest before the first step
+    v = reset where s, else h   (hard reset)   or   h - s * threshold   (soft reset);   v = start before the first step
 
 where keep = 1 and gain = 1 for IF; otherwise keep = 1 - 1/tau, and gain = 1/tau if the input decays, else 1. An
-integer spike has no membrane: s = round(clip(x, 0, max_spikes)).
+integer spike has no membrane: s = round(clip(x, 0, max_spikes)); nor has a step: s = x >= threshold, or x > threshold.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _KINDS = {
     neuron.ParametricLIFNode: "PLIF",
     neuron.ILIFNode: "ILIF",
     ops.IntegerSpike: "IntegerSpike",
+    ops.Step: "Step",
 }
 
 
@@ -35,14 +36,16 @@ class NeuronDynamics:
     """Equations of a neuron layer.
 
     Attributes:
-        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF`` or ``IntegerSpike``.
+        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF``, ``IntegerSpike`` or ``Step``.
         tau: time constant in time steps; None without a leak, and for PLIF, which learns it.
         decay_input: whether the input is multiplied by 1/tau, too.
         threshold: membrane voltage at which the neuron fires; 1 for ``IntegerSpike``.
         reset: membrane voltage after a spike; None for a soft reset, which subtracts the threshold, and for neurons
             without membrane.
+        start: membrane voltage before the first time step; None where that is ``rest``.
         max_spikes: largest number of spikes in one time step. Numbers of spikes are non-negative integers.
         half_up: whether halves are rounded up instead of to the nearest even number; only for ``IntegerSpike``.
+        strict: whether an input that equals the threshold does not fire; only for ``Step``.
         fires: whether the output consists of spikes; False for a surrogate function with ``spiking=False``.
         learned: PLIF's parameter w, where 1/tau = sigmoid(w); on the module's device, and up to date.
     """
@@ -52,15 +55,17 @@ class NeuronDynamics:
     decay_input: bool = False
     threshold: float = 1.0
     reset: float | None = None
+    start: float | None = None
     max_spikes: int = 1
     half_up: bool = False
+    strict: bool = False
     fires: bool = True
     learned: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def has_state(self) -> bool:
         """Whether the neuron has a membrane."""
-        return self.kind != "IntegerSpike"
+        return self.kind not in ("IntegerSpike", "Step")
 
     @property
     def counts(self) -> bool:
@@ -73,8 +78,20 @@ class NeuronDynamics:
 
     @property
     def rest(self) -> float:
-        """Membrane voltage before the first time step, to which the membrane decays."""
+        """Membrane voltage to which the membrane decays."""
         return 0.0 if self.reset is None else self.reset
+
+    @property
+    def initial(self) -> float:
+        """Membrane voltage before the first time step."""
+        return self.rest if self.start is None else self.start
+
+    @property
+    def fires_without_input(self) -> bool:
+        """Whether a neuron with a membrane can fire although its input is 0 at every step."""
+        least = self.threshold / 2 if self.counts else self.threshold  # half a spike is rounded to none
+        charged = self.rest + max(self.keep, 0.0) * (self.initial - self.rest)
+        return max(charged, self.rest) >= least
 
     @property
     def rate(self) -> float:
@@ -118,12 +135,17 @@ def dynamics_of(module: nn.Module | None) -> NeuronDynamics:
         raise TypeError(f"{type(layer).__name__} is not a neuron")
     if isinstance(layer, ops.IntegerSpike):
         return NeuronDynamics(kind, max_spikes=int(layer.levels), half_up=layer.rounding == "half_up")
+    if isinstance(layer, ops.Step):
+        return NeuronDynamics(kind, threshold=float(layer.threshold), strict=bool(layer.strict))
+    reset = None if layer.v_reset is None else float(layer.v_reset)
+    start = float(layer.get_reset_value("v"))
     return NeuronDynamics(
         kind,
         tau=float(layer.tau) if kind in ("LIF", "ILIF") else None,
         decay_input=kind in ("LIF", "PLIF") and bool(layer.decay_input),
         threshold=float(layer.v_threshold),
-        reset=None if layer.v_reset is None else float(layer.v_reset),
+        reset=reset,
+        start=None if start == (reset or 0.0) else start,
         max_spikes=int(layer.surrogate_function.max_spike_count) if kind == "ILIF" else 1,
         fires=bool(getattr(layer.surrogate_function, "spiking", True)),
         learned=layer.w if kind == "PLIF" else None,

@@ -3,7 +3,7 @@
 Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
     IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
-    dimension is time; IntegerSpike, a neuron without state, for inputs with any dimensions;
+    dimension is time; IntegerSpike and Step, neurons without state, for inputs with any dimensions;
     in quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
 Functions (``call_function``)
     einops.rearrange(x, pattern, **sizes)   any chain of views, with named axes
@@ -13,6 +13,7 @@ Functions (``call_function``)
     torch.mean, torch.sum (x, dim=(…), keepdim=…)   dims are not negative
     take_block(x, dim, index, count)        one of ``count`` equal blocks of a dimension
     take_range(x, dim, start, stop)         part of a dimension; only for export, when channel counts are final
+    any operator of operators/registry.py   activations, comparisons, concatenation and others
 Parameters (``get_attr``)
     a parameter or buffer that is added or multiplied, such as a layer scale.
 """
@@ -28,6 +29,7 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 from svitc.ir import standalone_layers
+from svitc.ir.operators.registry import OPERATORS
 from svitc.ir.quantized_modules import QUANTIZED, FixedPoint
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -77,9 +79,24 @@ class IntegerSpike(standalone_layers.IntegerSpike):
         return f"levels={self.levels}, rounding={self.rounding!r}"
 
 
-STATELESS_NEURONS = (IntegerSpike,)
+class Step(standalone_layers.Step):
+    """Neuron without state that fires where its input reaches a threshold: a comparison in a model's code.
+
+    Args:
+        threshold: the threshold.
+        strict: whether an input that equals the threshold does not fire.
+    """
+
+    def reset(self) -> None:
+        """Do nothing, as there is no membrane. SpikingJelly's functions call this method on every neuron."""
+
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold}, strict={self.strict}"
+
+
+STATELESS_NEURONS = (IntegerSpike, Step)
 MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STATELESS_NEURONS, FixedPoint)
-FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range)
+FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range, *OPERATORS)
 
 
 def is_neuron(module: object) -> bool:

@@ -35,8 +35,16 @@ def dump(module: fx.GraphModule, groups: Sequence[ChannelGroup], title: str) -> 
     return "\n".join(lines)
 
 
+def _text(argument: object) -> str:
+    if isinstance(argument, fx.Node):
+        return f"%{argument.name}"
+    if isinstance(argument, tuple) and any(isinstance(item, fx.Node) for item in argument):
+        return f"({', '.join(map(_text, argument))})"
+    return repr(argument)
+
+
 def _node_line(module: fx.GraphModule, node: fx.Node, axis_names: dict[int, str]) -> str:
-    args = ", ".join(f"%{a.name}" if isinstance(a, fx.Node) else repr(a) for a in node.args)
+    args = ", ".join(_text(a) for a in node.args)
     kwargs = "".join(f", {k}={v}" for k, v in node.kwargs.items())
     if node.op == "call_module":
         call = f"{type(module_of(module, node)).__name__}[{node.target}]"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,6 +15,7 @@ from torch import fx, nn
 from svitc.ir import axes, ops
 from svitc.ir.channel_groups import ChannelGroup, channel_groups
 from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
+from svitc.ir.outputs import as_tuple, output_names, restored
 from svitc.ir.printer import dump
 from svitc.ir.type_inference import infer
 from svitc.support.types import JsonDict
@@ -38,7 +40,7 @@ class Program:
         input: shape of the input without batch.
         stage: stage that the passes have reached.
         info: information from the frontend about the model: ``arch``, ``assumptions``, ``dead`` parameters,
-            ``normalize``, ``classes``. JSON values only.
+            ``normalize``, ``classes``, ``outputs`` (outputs.py). JSON values only.
     """
 
     module: fx.GraphModule
@@ -110,15 +112,28 @@ class Program:
             if ops.is_neuron(module):
                 module.reset()  # type: ignore[operator]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in order; ``logits`` for a model that returns one tensor."""
+        return output_names(self.info)
+
+    def outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run inference as in ``__call__``, and return the outputs in the order of ``output_names``."""
+        return as_tuple(self._run(x))
+
+    def __call__(self, x: torch.Tensor) -> Any:
         """Run inference on a batch, with all membranes reset before and afterwards.
 
         Args:
             x: of shape ``input.batched(N)`` for any batch size N.
 
         Returns:
-            the model's output, such as logits of shape ``[N, classes]`` or ``[T, N, classes]``.
+            what the model returns, such as logits of shape ``[N, classes]`` or ``[T, N, classes]``, or a dictionary.
         """
+        return restored(self.info, self._run(x))
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Run inference, and return what the graph returns."""
         self.module.eval()
         self.reset()
         with torch.inference_mode():

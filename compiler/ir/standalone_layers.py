@@ -85,3 +85,27 @@ class IntegerSpike(nn.Module):
 
     def forward(self, x):
         return Integer.apply(x, self.levels, self.half_up)
+
+
+class Heaviside(torch.autograd.Function):
+    """1 where x reaches the threshold, else 0; the gradient is that of an arc tangent."""
+
+    @staticmethod
+    def forward(ctx, x, threshold, strict):
+        ctx.save_for_backward(x - threshold)
+        return (x > threshold if strict else x >= threshold).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / (1 + (torch.pi * ctx.saved_tensors[0]) ** 2), None, None
+
+
+class Step(nn.Module):
+    """A neuron without membrane that fires where its input reaches a threshold, or exceeds it if strict."""
+
+    def __init__(self, threshold=0.0, strict=False):
+        super().__init__()
+        self.threshold, self.strict = threshold, strict
+
+    def forward(self, x):
+        return Heaviside.apply(x, self.threshold, self.strict)

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from torch import fx
 
 from svitc.errors import InternalError, UnsupportedError
-from svitc.ir import axes
+from svitc.ir import axes, filled
 from svitc.ir.axes import Axis, AxisConflict, Dims, Kind
 from svitc.ir.function_rules import FUNCTION_RULES
 from svitc.ir.graph import BATCH_PROBE, InputSpec, attribute_of, describe, input_type, module_of
 from svitc.ir.module_rules import MODULE_RULES, Rule
+from svitc.ir.outputs import as_tuple
 
 
 class TypeInference:
@@ -52,6 +53,7 @@ class TypeInference:
         except AxisConflict as conflict:
             raise UnsupportedError(f"{describe(node)}: {conflict}", where=node.meta.get("source")) from conflict
         node.meta["dims"] = tuple(axes.resolve(dim) for dim in dims)
+        filled.track(node, module_of(self.module, node))
 
     def share(self, node: fx.Node) -> None:
         """Make the types of a layer's parameters identical in all nodes that call the layer."""
@@ -74,13 +76,13 @@ class TypeInference:
         return ((batch,), *image)
 
     def output(self, node: fx.Node) -> Dims:
-        """Return the type of the model's output, whose channels must not be pruned."""
-        dims = input_type(node.args[0])
-        for dim in dims:
-            for axis in dim:
+        """Return the type of the model's output, or ``()`` for several; their channels must not be pruned."""
+        values = as_tuple(node.args[0])
+        for value in values:
+            for axis in (axis for dim in input_type(value) for axis in dim):
                 if axis.kind == Kind.CHANNEL:
                     axis.freeze("the model's output")
-        return dims
+        return input_type(values[0]) if len(values) == 1 else ()
 
     def attribute(self, node: fx.Node) -> Dims:
         """Return the type of a bare parameter.

@@ -9,6 +9,7 @@ from torch import fx, nn
 from svitc.errors import InternalError
 from svitc.ir import axes, ops
 from svitc.ir.graph import attribute_of
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program, Stage
 
 
@@ -38,6 +39,8 @@ def _problems(program: Program, node: fx.Node, positions: dict[fx.Node, int], ca
         positions: node -> index in the graph.
         called: paths of the layers that earlier nodes call; this node's layer is added.
     """
+    if node.op == "output" and len(as_tuple(node.args[0])) != len(program.output_names):
+        yield f"returns {len(as_tuple(node.args[0]))} values for {len(program.output_names)} names"
     for source in node.all_input_nodes:
         if source not in positions:
             yield f"uses {source.name}, which is not in the graph"

@@ -53,7 +53,7 @@ def pattern_between(source: Dims, target: Dims) -> tuple[str, dict[str, int]]:
     for run_indices in left_indices:
         if len(run_indices) < 2:
             continue
-        free = next((i for i in run_indices if runs[i][0].kind == Kind.BATCH), None)
+        free = next((i for i in run_indices if any(axis.kind == Kind.BATCH for axis in runs[i])), None)
         if free is None:
             free = next((i for i in reversed(run_indices) if runs[i][0].kind == Kind.CHANNEL), run_indices[-1])
         sizes.update({letters[i]: axes.size(runs[i]) for i in run_indices if i != free})
@@ -74,19 +74,18 @@ def _runs(source: Dims, target: Dims) -> list[Dim]:
 
 
 def _letters(runs: list[Dim]) -> list[str]:
-    names: list[str] = []
-    for run in runs:
-        name = run[0].letter if len(run) == 1 else "n" if all(a.kind == Kind.PIXEL for a in run) else "c"
-        while name in names:
-            name += "'"
-        names.append(name)
+    """Return a letter for each run, with a number behind it where an earlier run has that letter."""
+    letters: list[str] = []
     counts: dict[str, int] = {}
-    out = []
-    for name in names:
-        base = name.rstrip("'")
+    for run in runs:
+        base = run[0].letter if len(run) == 1 else "n" if all(a.kind == Kind.PIXEL for a in run) else "c"
         counts[base] = counts.get(base, 0) + 1
-        out.append(base if counts[base] == 1 else f"{base}{counts[base]}")
-    return out
+        letter = base if counts[base] == 1 else f"{base}{counts[base]}"
+        while letter in letters:  # the letter of another axis, as models' own patterns may have numbers
+            counts[base] += 1
+            letter = f"{base}{counts[base]}"
+        letters.append(letter)
+    return letters
 
 
 def tokens(dims: Dims) -> Dims:

@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from svitc.errors import InternalError
-from svitc.ir import axes
 from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
@@ -99,8 +98,8 @@ class Builder:
         self.name = ""
         self._scope = ""
         self._node_names, self._value_names = Names(), Names()
-        self._value_names("x")  # the names of the file's input and output
-        self._value_names("logits")
+        for name in ("x", *program.output_names):  # the names of the file's input and outputs
+            self._value_names(name)
         self._names: dict[fx.Node, str] = {}
         for op in ("call_module", "call_function"):  # layers first: they keep their paths
             for node in program.graph.nodes:
@@ -175,12 +174,7 @@ class Builder:
         key = (stored.parameter, dims)
         if key not in self.cache:
             values = as_array(attribute_of(self.program.module, stored.parameter))
-            values = values.reshape(axes.shape(stored.dims))
-            for view in layout.view_operations(stored.dims, dims):
-                if view.op == "Transpose":
-                    values = values.transpose(view.operand)
-                values = values.reshape(axes.shape(view.dims))
-            self.cache[key] = self.initializer(stored.parameter, values)
+            self.cache[key] = self.initializer(stored.parameter, layout.moved(values, stored.dims, dims))
         return self.cache[key]
 
     # emission

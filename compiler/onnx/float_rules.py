@@ -21,7 +21,8 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Attributes, Builder, Stored
-from svitc.onnx.neuron_functions import AnyKind, integer_kind_of, kind_of
+from svitc.onnx.neuron_functions import AnyKind, kind_of, stateless_kind_of
+from svitc.onnx.operators.registry import OPERATOR_RULES
 
 BuilderT = TypeVar("BuilderT", bound=Builder)
 ResultT = TypeVar("ResultT")
@@ -149,7 +150,7 @@ def zero_pad(b: Builder, node: fx.Node, module: nn.ZeroPad2d) -> Stored:
     return _layer(b, node, "Pad", [b.integers("pads", [*rest, top, left, *rest, bottom, right])])
 
 
-def integer_spike(b: Builder, node: fx.Node, module: ops.IntegerSpike) -> Stored:
+def stateless_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     """Lower a neuron without a membrane.
 
     It is elementwise, so its input is read as it is stored if the elements are in the program's order, on which the
@@ -158,7 +159,7 @@ def integer_spike(b: Builder, node: fx.Node, module: ops.IntegerSpike) -> Stored
     source = b.at(node.args[0])
     usable = source.in_order and not source.constant_along and source.value is not None
     dims = source.dims if usable else layout.physical(source.view, keep=0)
-    kind = integer_kind_of(module)
+    kind = stateless_kind_of(module)
     return b.store(b.call(kind, [b.read(source, dims), *_scalars(b, kind)], dims), dims, source.view)
 
 
@@ -359,9 +360,10 @@ MODULE_RULES: dict[type, Rule] = {
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
     **dict.fromkeys(ops.NEURONS, spiking_neuron),
-    ops.IntegerSpike: integer_spike,
+    **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
 }
 FUNCTION_RULES: dict[Any, Rule] = {
+    **OPERATOR_RULES,
     **dict.fromkeys(ops.VIEWS, rearrange),
     **dict.fromkeys(ops.ELEMENTWISE, elementwise),
     torch.matmul: matmul,

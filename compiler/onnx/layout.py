@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from svitc.errors import InternalError
 from svitc.ir import axes
 from svitc.ir.axes import Axis, Dim, Dims, Kind
@@ -149,6 +151,16 @@ def view_operations(source: Dims, target: Dims) -> list[ViewOperation]:
     runs = _runs(before, after)
     first, last = _ordered(runs, before), _ordered(runs, after)
     return [_reshape(source, first), _transpose(first, last), _reshape(last, target)]
+
+
+def moved(values: np.ndarray, source: Dims, target: Dims) -> np.ndarray:
+    """Return the elements of an array, which lie as ``source``, in the layout ``target``."""
+    values = values.reshape(axes.shape(source))
+    for view in view_operations(source, target):
+        if view.op == "Transpose":
+            values = values.transpose(view.operand)
+        values = values.reshape(axes.shape(view.dims))
+    return values
 
 
 def shape(dims: Dims) -> Shape:

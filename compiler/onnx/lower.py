@@ -13,6 +13,7 @@ from torch import fx
 
 from svitc.errors import InternalError
 from svitc.ir import axes, ops
+from svitc.ir.outputs import LOGITS, as_tuple
 from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
@@ -21,20 +22,19 @@ from svitc.onnx.neuron_functions import DOMAIN
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
-from svitc.onnx.unrolled.step_gain import step_gains
 
 IR_VERSIONS = {INT2_OPSET: 13}  # the IR version that this opset was released with
 IR_VERSION = 10  # that of opset 21, which every ONNX Runtime since 1.18 reads
-INPUT, OUTPUT = "x", "logits"
+INPUT, OUTPUT = "x", LOGITS  # OUTPUT is the name of a single output
 
 
 def lower(program: Program, target: Target = CPU) -> ir.Model:
     """Lower a program at any stage to an ONNX model: float32, or integer for a quantized program.
 
-    The input ``x`` and the output ``logits`` have the program's shapes, with the batch dynamic as ``N``; inside, time
-    and batch are stored as one leading dimension (layout.py). Each layer's node is named by the layer's path, its
-    weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The time is linear in the
-    size of the program.
+    The input ``x`` and the outputs (``logits``, where there is one) have the program's shapes, with the batch dynamic
+    as ``N``; inside, time and batch are stored as one leading dimension (layout.py). Each layer's node is named by the
+    layer's path, its weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The time is
+    linear in the size of the program.
 
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.
@@ -43,15 +43,15 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
         if target.narrowest == 2 and 2 in stored_widths(program):
             target = replace(target, opset=INT2_OPSET)  # an opset applies to the entire file
-        return _model(program, *lower_nodes(program, step_gains(program), INPUT, target))
+        return _model(program, *lower_nodes(program, INPUT, target))
     return _model(program, *_nodes(program, target))
 
 
-def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, ir.Value]:
-    """Emit every node of a float program; return the builder, the input and the output."""
+def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, list[ir.Value]]:
+    """Emit every node of a float program; return the builder, the input and the outputs."""
     b = Builder(program, target)
     x: ir.Value | None = None
-    logits: ir.Value | None = None
+    outputs: list[ir.Value] = []
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
@@ -59,24 +59,28 @@ def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, ir.Valu
             x = ir.Value(name=INPUT, shape=ir.Shape(layout.shape(dims)), type=FLOAT)
             b.stored[node] = b.store(x, dims)
         elif node.op == "output":
-            stored = b.at(node.args[0])
-            logits = b.read(stored, stored.view)
+            outputs = [b.read(stored, stored.view) for stored in map(b.at, as_tuple(node.args[0]))]
         else:
             b.stored[node] = _rule(b, node)
             _verify(program, node, b.stored[node])
-    if x is None or logits is None:
+    if x is None or not outputs:
         raise InternalError("the program has no input or no output")
-    return b, x, logits
+    return b, x, outputs
 
 
-def _model(program: Program, b: Builder, x: ir.Value, logits: ir.Value) -> ir.Model:
+def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) -> ir.Model:
     """Assemble the emitted nodes into a model."""
-    if logits.producer() is None:  # ONNX wants an output to come from a node, not to be the input or a parameter
-        b.nodes.append(ir.node("Identity", [logits], outputs=[logits := _like(logits)], name="logits"))
-    logits.name = OUTPUT
+    outputs: list[ir.Value] = []
+    for value, name in zip(values, program.output_names, strict=True):
+        output = value
+        if _serves_otherwise(value, outputs):
+            output = ir.Value(name=name, shape=value.shape, type=FLOAT)
+            b.nodes.append(ir.node("Identity", [value], outputs=[output], name=name))
+        output.name = name
+        outputs.append(output)
     graph = ir.Graph(
         [x],
-        [logits],
+        outputs,
         nodes=b.nodes,
         initializers=b.initializers,
         opset_imports={"": b.target.opset, DOMAIN: 1},
@@ -100,9 +104,14 @@ def _verify(program: Program, node: fx.Node, stored: Stored) -> None:
         raise InternalError(f"{node.target} was lowered with {shapes}", where=node.meta.get("source"))
 
 
-def _like(value: ir.Value) -> ir.Value:
-    """Return a new value of the same shape for the model's output."""
-    return ir.Value(name=OUTPUT, shape=value.shape, type=FLOAT)
+def _serves_otherwise(value: ir.Value, outputs: list[ir.Value]) -> bool:
+    """Return whether a value cannot be an output under the output's name, so that the output must be a copy.
+
+    It may be the input or a parameter, while ONNX wants an output to come from a node; an output under another name;
+    the spikes of a neuron, at which files are cut; or a value that other nodes read.
+    """
+    producer = value.producer()
+    return producer is None or producer.domain == DOMAIN or bool(value.uses()) or any(o is value for o in outputs)
 
 
 def to_bytes(model: ir.Model) -> bytes:

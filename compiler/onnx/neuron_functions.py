@@ -37,6 +37,7 @@ class NeuronKind:
             their names short.
         count: largest number of spikes in one step (more than 1 for ILIF only).
         static: whether the input current is the same at every step and is given once.
+        start: membrane potential before the first step; None for the reset voltage, or 0 for a soft reset.
     """
 
     name: str
@@ -47,6 +48,7 @@ class NeuronKind:
     decay_input: bool = True
     count: int = 1
     static: bool = False
+    start: float | None = None
 
     @property
     def title(self) -> str:
@@ -64,19 +66,28 @@ class NeuronKind:
             parts.append(f"reset{self.reset:g}")
         if not self.decay_input:
             parts.append("fullinput")
+        if self.start is not None:
+            parts.append(f"start{self.start:g}")
         parts += [f"T{self.steps}"] + ["static"] * self.static
         return "_".join(parts).replace(".", "p").replace("-", "m").replace("+", "")
 
     @property
     def takes_decay(self) -> bool:
         """Return whether the function's second input is PLIF's learned 1/tau."""
-        return self.name == "PLIF" and (self.steps > 1 or self.decay_input)
+        return self.name == "PLIF" and (self.keeps_membrane or self.decay_input)
+
+    @property
+    def keeps_membrane(self) -> bool:
+        """Return whether a membrane potential other than the reset voltage is ever charged."""
+        return self.steps > 1 or self.start is not None
 
     @property
     def constants(self) -> dict[str, float]:
         """Return the scalar inputs that follow the current and PLIF's decay, by name, in order."""
         constants: dict[str, float] = {}
-        keeps_membrane = self.steps > 1
+        keeps_membrane = self.keeps_membrane
+        if self.start is not None:
+            constants["start"] = self.start
         if self.name == "ILIF":
             assert self.tau is not None
             if keeps_membrane:
@@ -87,7 +98,7 @@ class NeuronKind:
         constants["threshold"] = self.threshold
         if self.tau is not None and (keeps_membrane or self.decay_input):
             constants |= {"rate": 1 / self.tau} if _is_power_of_two(self.tau) else {"tau": self.tau}
-        if self.reset is not None and (keeps_membrane or self.reset != 0):
+        if self.reset is not None and (self.steps > 1 or self.reset != 0):
             constants["reset"] = self.reset
         return constants
 
@@ -120,7 +131,8 @@ class NeuronKind:
         if self.name == "ILIF":
             fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))"
         reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
-        return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}."
+        start = "" if self.start is None else f" Before them, v = {self.start:g}."
+        return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}.{start}"
 
 
 @dataclass(frozen=True)
@@ -171,7 +183,45 @@ class IntegerKind:
         return _function(self, body, spikes, used_names, opset)
 
 
-AnyKind = NeuronKind | IntegerKind
+@dataclass(frozen=True)
+class StepKind:
+    """Everything that the function of a comparison with a threshold depends on.
+
+    Attributes:
+        threshold: the threshold.
+        strict: whether an input that equals the threshold does not fire.
+    """
+
+    threshold: float
+    strict: bool = False
+    name: ClassVar[str] = "Step"
+    static: ClassVar[bool] = False
+    takes_decay: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:
+        """Return the function's name; the threshold is an input."""
+        return self.name + "_strict" * self.strict
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Return the scalar input that follows the current."""
+        return {"threshold": self.threshold}
+
+    @property
+    def formula(self) -> str:
+        """Return the documentation of the function that is written into the file."""
+        return f"s = x {'>' if self.strict else '>='} {self.threshold:g}."
+
+    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
+        """Write the model-local function."""
+        body = FunctionBody(["x", *self.constants])
+        fired = body.op("Greater" if self.strict else "GreaterOrEqual", "fired", *body.inputs.values())
+        spikes = body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)
+        return _function(self, body, spikes, used_names, opset)
+
+
+AnyKind = NeuronKind | IntegerKind | StepKind
 
 
 def unique_name(title: str, used_names: Collection[str]) -> str:
@@ -200,9 +250,11 @@ def _function(
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 
-def integer_kind_of(module: nn.Module) -> IntegerKind:
+def stateless_kind_of(module: nn.Module) -> IntegerKind | StepKind:
     """Return the kind of a neuron without a membrane."""
     dynamics = dynamics_of(module)
+    if dynamics.kind == "Step":
+        return StepKind(dynamics.threshold, dynamics.strict)
     return IntegerKind(dynamics.max_spikes, dynamics.half_up)
 
 
@@ -230,6 +282,7 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
         decay_input=dynamics.decay_input or dynamics.kind in ("IF", "ILIF"),
         count=dynamics.max_spikes,
         static=static and steps > 1,
+        start=dynamics.start,
     )
 
 
@@ -287,7 +340,7 @@ class NeuronBody(FunctionBody):
     def fired(self) -> list[ir.Value]:
         """Emit an IF, LIF or PLIF neuron and return a boolean value for each step: whether it fires."""
         fired: list[ir.Value] = []
-        v: ir.Value | None = None
+        v = self.inputs.get("start")
         for t, x in enumerate(self.currents()):
             h = self.charge(t, x, v)
             fired.append(self.op(self.fires(), f"s{t}", h, self.threshold(t)))
@@ -309,7 +362,7 @@ class NeuronBody(FunctionBody):
         Args:
             t: time step, from 0.
             x: input current.
-            v: membrane after the step before; None at the first step, where it is the reset voltage.
+            v: membrane after the step before, or where it starts; None where that is the reset voltage.
         """
         kind, get = self.kind, self.inputs
         rest = bool(kind.reset)  # only a reset voltage other than 0 needs its own terms
@@ -346,7 +399,7 @@ class NeuronBody(FunctionBody):
         kind, get = self.kind, self.inputs
         unit_threshold = kind.threshold == 1
         counts: list[ir.Value] = []
-        v: ir.Value | None = None
+        v = self.inputs.get("start")
         for t, x in enumerate(self.currents()):
             h = x if v is None else self.op("Add", f"h{t}", self.op("Mul", f"left{t}", get["decay"], v), x)
             scaled = h if unit_threshold else self.op("Div", f"scaled{t}", h, get["threshold"])
@@ -367,7 +420,8 @@ __all__ = [
     "IntegerKind",
     "NeuronBody",
     "NeuronKind",
-    "integer_kind_of",
+    "StepKind",
     "kind_of",
+    "stateless_kind_of",
     "unique_name",
 ]

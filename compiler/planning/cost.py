@@ -92,6 +92,6 @@ def byte_cost(program: Program, inference: Program, exported: int) -> Cost:
             # folding may add a bias to a layer, and quantizing adds a scale: one element for each output channel
             layer = str(node.target) if name == "weight" and value.element_size() == 1 else ""
             cost.add(value.element_size(), before[name] if name in before else (before["weight"][0],), layer)
-            assert axes.shape(dims) == axes.shape(before.get(name, before["weight"][:1]))
+            assert axes.shape(dims) == axes.shape(before[name] if name in before else before["weight"][:1])
     cost.constant = exported - cost()
     return cost

@@ -13,6 +13,7 @@ from torch import nn
 
 from svitc.errors import InputError, InternalError, UnsupportedError
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 from svitc.support.types import JsonDict
@@ -21,6 +22,7 @@ _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", 
 _CONVOLUTION = (*_GEOMETRY, "bias")
 _BATCH_NORM = ("num_features", "eps", "momentum", "affine")
 _NEURON = ("v_threshold", "v_reset", "detach_reset")
+START = "v_start"  # of a neuron whose membrane does not start at rest; it is no argument of a constructor
 ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
@@ -35,6 +37,7 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1/tau is the sigmoid of the parameter w
     neuron.ILIFNode: ("tau", "v_threshold", "detach_reset"),
     ops.IntegerSpike: ("levels", "rounding"),
+    ops.Step: ("threshold", "strict"),
     QuantizedConv1d: _GEOMETRY,  # quantized layers always have a bias
     QuantizedConv2d: _GEOMETRY,
     QuantizedLinear: ("in_features", "out_features"),
@@ -109,12 +112,12 @@ def _is_number_or_none(value: object) -> bool:
 
 
 _SIZE_KEYS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
-_FLAG_KEYS = ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset")
+_FLAG_KEYS = ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset", "strict")
 _VALIDATORS: dict[str, Validator] = {
     **dict.fromkeys(_SIZE_KEYS, _is_positive_size),
     **dict.fromkeys(("kernel_size", "stride", "dilation"), _one_or_list(_is_positive_size)),
     **dict.fromkeys(_FLAG_KEYS, _is_flag),
-    "v_threshold": is_number,
+    **dict.fromkeys(("v_threshold", "threshold"), is_number),
     "eps": lambda value: is_number(value) and value >= 0,
     **dict.fromkeys(("momentum", "v_reset"), _is_number_or_none),
     "padding": _one_or_list(_is_size),
@@ -125,7 +128,7 @@ _VALIDATORS: dict[str, Validator] = {
     "limit": lambda value: _is_positive_size(value) and value < EXACT,
     "rounding": lambda value: isinstance(value, str) and value in ops.IntegerSpike.ROUNDINGS,
 }
-_FLOATS = ("eps", "momentum", "tau", "v_threshold", "v_reset", "step")
+_FLOATS = ("threshold", "eps", "momentum", "tau", "v_threshold", "v_reset", "step")
 
 
 def describe_layer(path: str, module: nn.Module) -> JsonDict:
@@ -157,6 +160,9 @@ def describe_layer(path: str, module: nn.Module) -> JsonDict:
         if module.step_mode != "m":
             raise UnsupportedError(f"neuron {path} is in single-step mode")
         entry["surrogate"] = _describe_surrogate(path, module)
+        start = dynamics_of(module).start
+        if start is not None:
+            entry[START] = start
     return entry
 
 
@@ -249,15 +255,22 @@ def build_layer(entry: object) -> nn.Module:
         if kind is not neuron.ILIFNode and (fields.get("surrogate") or {}).get("type") == "MultiLevelSpikeCount":
             raise InputError(f"{kind.__name__} fires 0 or 1, but its surrogate MultiLevelSpikeCount counts spikes")
         arguments |= {"surrogate_function": build_surrogate(fields.get("surrogate")), "step_mode": "m"}
+    start = fields.get(START)
+    if start is not None and not (kind in ops.NEURONS and is_number(start)):
+        raise InputError(f"{kind.__name__} has no valid {START!r}")
     if any(isinstance(v, tuple) and len(v) != WINDOWS.get(kind, 2) for v in arguments.values()):
         raise InputError(f"{kind.__name__} has a window of another number of dimensions")
     if kind in ops.POOLS and np.any(2 * np.array(arguments["padding"]) > arguments["kernel_size"]):
         raise InputError(f"{kind.__name__} pads by more than half its window")
     try:
         with torch.device("meta"):
-            return kind(**arguments)
+            layer: Any = kind(**arguments)
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise InputError(f"{kind.__name__} cannot be created with these arguments: {error}") from error
+    if start is not None:
+        layer.set_reset_value("v", float(start))
+        layer.reset()
+    return layer
 
 
 def build_surrogate(entry: object) -> nn.Module:

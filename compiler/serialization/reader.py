@@ -15,6 +15,8 @@ from torch.fx.node import Argument
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
+from svitc.ir.operators.registry import operator_of
+from svitc.ir.outputs import check_description, output_values, problem_of
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
 from svitc.serialization.layer_schema import QUANTIZED_ONLY, build_layer, is_number
@@ -92,7 +94,7 @@ class ProgramReader:
         self.stage = Stage[stage]
         self.layers: JsonDict = _field(self.content, "layers", dict, what)
         self.parameters: JsonDict = _field(self.content, "parameters", dict, what)
-        info: JsonDict = _field(self.content, "info", dict, what)
+        self.info: JsonDict = _field(self.content, "info", dict, what)
         for name, value in self.tensors.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise InputError(f"tensor {name} contains values that are not finite numbers")
@@ -100,16 +102,20 @@ class ProgramReader:
             self.node(entry)
         self.check_complete()
         module = fx.GraphModule(self.root, self.graph).eval()
-        program = Program(module, InputSpec(tuple(shape)), self.stage, info)
+        program = Program(module, InputSpec(tuple(shape)), self.stage, self.info)
         program.retype()
+        for output in output_values(program.graph):
+            if (problem := problem_of(output)) is not None:
+                raise InputError(f"the program returns {problem}")
         check(program, "load")
         return program
 
     def check_complete(self) -> None:
-        """Raise ``InputError`` unless there is one input and one output, and all tensors belong to the program."""
+        """Raise ``InputError`` unless there is one input and one output node, and all tensors belong to the program."""
         node_ops = [node.op for node in self.graph.nodes]
         if node_ops.count("placeholder") != 1 or node_ops.count("output") != 1 or node_ops[-1] != "output":
-            raise InputError("a program has one input, and one output, which comes last")
+            raise InputError("a program has one input, and one output node, which comes last")
+        check_description(self.info.get("outputs"), len(output_values(self.graph)))
         if self.tensors:
             raise InputError(f"tensor {min(self.tensors)} belongs to no layer of the program")
 
@@ -260,6 +266,9 @@ def _is_name(name: str) -> bool:
 def _is_valid_call(op: str, target: str, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
     """Return whether an operation is called with the arguments that the transfer rules and ``torch`` expect."""
     nodes = [isinstance(arg, fx.Node) for arg in args]
+    if op == "output" and nodes == [False]:
+        several = args[0]
+        return isinstance(several, tuple) and len(several) > 1 and all(isinstance(v, fx.Node) for v in several)
     if op != "call_function":
         return not kwargs and nodes == ([True] if op in ("call_module", "output") else [])
     if target in ("rearrange", "repeat"):
@@ -278,6 +287,9 @@ def _is_valid_call(op: str, target: str, args: Sequence[object], kwargs: Mapping
             and all(type(d) is int and d >= 0 for d in dim)
             and type(kwargs["keepdim"]) is bool
         )
+    general = operator_of(FUNCTIONS[target])
+    if general is not None:
+        return all(nodes) and general.is_valid_call(len(nodes), kwargs)
     if kwargs:
         return False
     if target == "take_block":

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import neuron, surrogate
 from torch import fx, nn
 
-from svitc.data.inputs import time_average
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
+from svitc.ir.outputs import as_tuple, required_scores
 from svitc.ir.program import Program
 
 # surrogate functions whose gradient is a static method of the distance from the threshold
@@ -70,7 +70,7 @@ def neuron_constants(module: nn.Module) -> NeuronConstants | None:
 
 
 def spikes(x: torch.Tensor, c: NeuronConstants) -> torch.Tensor:
-    """Return the spikes of a neuron that starts at rest.
+    """Return the spikes of a neuron, from its initial membrane on.
 
     Args:
         x: input currents, ``[T, …]``.
@@ -104,7 +104,7 @@ def _integrate(x: torch.Tensor, c: NeuronConstants, membranes: torch.Tensor | No
     spiked = _empty_steps(x)
     h = torch.empty_like(x[0])
     n = c.neuron
-    v = torch.full_like(x[0], n.rest)
+    v = torch.full_like(x[0], n.initial)
     use_lerp = x.dtype in (torch.bfloat16, torch.float16) and n.tau is not None and n.decay_input and n.rest == 0
     for t in range(len(x)):
         if membranes is not None:
@@ -258,8 +258,9 @@ class FastForward(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.inner = program.module
+        self.scores = required_scores(program.graph, program.info)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits ``[N, classes]`` averaged over time, in float32 (float64 for a float64 input)."""
-        y = _Runner(self.inner).run(x)
-        return time_average(y if y.dtype == torch.float64 else y.float())
+        outputs = as_tuple(_Runner(self.inner).run(x))
+        return self.scores.of([y if y.dtype == torch.float64 else y.float() for y in outputs])

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svitc.errors import UsageError
 from svitc.ir.ops import is_batch_norm
+from svitc.ir.outputs import class_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes.canonical.merge_views import MergeViews
@@ -93,8 +94,23 @@ def finetune(
     for program in (student, teacher):
         if program.stage > Stage.PRUNED:
             raise UsageError(f"a program at stage {program.stage.name.lower()} no longer trains")
+        check_trainable(program)
     options.check()
     return _Run(student, teacher, data, options, reporter or Reporter()).result()
+
+
+def check_trainable(program: Program) -> None:
+    """Check that fine-tuning has a loss for all outputs of a program.
+
+    Raises:
+        UsageError: there are outputs beside class scores, or none.
+    """
+    names = program.output_names
+    if len(names) > 1 or class_scores(program.graph, program.info) is None:
+        raise UsageError(
+            f"fine-tuning trains class scores alone, and the model returns {', '.join(names)}",
+            hint="Compile without --finetune, and train the written model.py with your own loss.",
+        )
 
 
 class _Run:

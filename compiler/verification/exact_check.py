@@ -15,9 +15,10 @@ import torch
 
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.passes.pipelines import exportable_program
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 NEAR = 2.0**-12  # largest share of the spikes of an inexact neuron that may differ
@@ -35,25 +36,32 @@ def verify_exact(
         progress: called with the number of images done.
 
     Returns:
-        the differences in each layer and in the logits.
+        the differences in each layer and in the outputs.
+
+    Raises:
+        InputError: the file does not have the program's outputs.
     """
     lowered = exportable_program(program)  # with layers joined as in the file
     split_file, neurons = backend.split_unrolled_neurons(exported)
     full_session, split_session = backend.session(exported), backend.session(split_file)
     inexact_neurons = set(inexact(lowered))
     modules = {str(node.target): lowered.module_of(node) for node in lowered.neurons()}
-    verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
+    verdict = Verdict.of(lowered)
+    check_outputs(program, full_session)
     names = [output.name for output in split_session.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
-        reference, logits = Recorder.record(lowered, x)
-        if not torch.equal(program(x), logits):
-            verdict.logits_beyond_rounding += 1  # joining layers must not change the result
-        runs = [(reference, logits)]
+        reference, result = Recorder.record(lowered, x)
+        expected = as_tuple(result)
+        for output, before, after in zip(verdict.outputs, program.outputs(x), expected, strict=True):
+            if not torch.equal(before, after):
+                output.values_beyond_rounding += 1  # joining layers must not change the result
+        runs = [(reference, expected)]
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            runs.append(Recorder.record(lowered, x, spikes))
-        for kind, (run, expected_logits) in enumerate(runs):
+            stimulated, result = Recorder.record(lowered, x, spikes)
+            runs.append((stimulated, as_tuple(result)))
+        for kind, (run, expected_outputs) in enumerate(runs):
             feed = {backend.INPUT: x.numpy()}
             for neuron in neurons:
                 feed.update(neuron.steps_of(run.fed[neuron.path].numpy()))
@@ -68,16 +76,11 @@ def verify_exact(
                     path in inexact_neurons,
                     natural=kind == 0,
                 )
-            close = np.isclose(
-                outputs[backend.OUTPUT],
-                expected_logits.numpy(),
-                rtol=1e-4,
-                atol=1e-5 * float(expected_logits.abs().max()),
-            )
-            verdict.logits_beyond_rounding += int((~close).sum())
-        reference_logits = logits.numpy()
-        final = full_session.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.add(final, reference_logits)
+            for output, name, value in zip(verdict.outputs, program.output_names, expected_outputs, strict=True):
+                close = np.isclose(outputs[name], value.numpy(), rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+                output.values_beyond_rounding += int((~close).sum())
+        final = full_session.run(program.output_names, {backend.INPUT: x.numpy()})
+        verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)
     return verdict

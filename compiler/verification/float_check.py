@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from svitc import onnx as backend
-from svitc.analysis.float_error import bound, magnitudes, margins, sum_lengths
+from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_lengths, sum_lengths
 from svitc.ir import ops
+from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 
@@ -39,24 +40,30 @@ def verify(
         progress: called with the number of images done.
 
     Returns:
-        the differences in each layer and in the logits.
+        the differences in each layer and in the outputs.
+
+    Raises:
+        InputError: the file does not have the program's outputs.
     """
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = backend.session(exported), backend.session(split_file)
     bounds = magnitudes(program)
-    lengths = sum_lengths(program)
+    lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
-    verdict = Verdict(layers={name: LayerVerdict(name) for name in modules})
+    verdict = Verdict.of(program)
+    check_outputs(program, full_session)
     names = [output.name for output in split_session.get_outputs()]
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
-        reference, logits = Recorder.record(program, x)
-        runs = [(reference, logits)]
+        reference, output = Recorder.record(program, x)
+        expected = as_tuple(output)
+        runs = [(reference, expected)]
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            runs.append(Recorder.record(program, x, spikes))
-        for kind, (run, expected_logits) in enumerate(runs):
-            currents, logit_magnitude = Recorder.record(bounds, x.abs(), run.fed)
+            stimulated, output = Recorder.record(program, x, spikes)
+            runs.append((stimulated, as_tuple(output)))
+        for kind, (run, expected_outputs) in enumerate(runs):
+            currents, output_magnitudes = Recorder.record(bounds, x.abs(), run.fed)
             feed = {backend.INPUT: x.numpy()}
             feed.update({neuron.reference: run.fed[neuron.path].numpy().reshape(neuron.shape) for neuron in neurons})
             outputs = dict(zip(names, split_session.run(names, feed), strict=True))
@@ -64,13 +71,14 @@ def verify(
             for neuron in neurons:
                 path = neuron.path
                 comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
-            difference = abs(outputs[backend.OUTPUT] - expected_logits.numpy())
-            verdict.logits_beyond_rounding += int(
-                (difference > bound(logit_magnitude.numpy(), lengths["logits"])).sum()
-            )
-        reference_logits = logits.numpy()
-        final = full_session.run(None, {backend.INPUT: x.numpy()})[0]
-        verdict.add(final, reference_logits)
+            for i, name in enumerate(program.output_names):
+                value, expected_value = outputs[name], expected_outputs[i].numpy()
+                allowed = bound(as_tuple(output_magnitudes)[i].numpy(), output_lengths[i])
+                with np.errstate(invalid="ignore"):  # a number that is not finite is beyond, unless both are the same
+                    beyond = (value != expected_value) & ~(abs(value - expected_value) <= allowed)
+                verdict.outputs[i].values_beyond_rounding += int(beyond.sum())
+        final = full_session.run(program.output_names, {backend.INPUT: x.numpy()})
+        verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)
     return verdict

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from onnxruntime import InferenceSession
 from torch import fx, nn
 
+from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
@@ -45,15 +49,33 @@ class Recorder(fx.Interpreter):
     @classmethod
     def record(
         cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
-    ) -> tuple[Recorder, torch.Tensor]:
-        """Run a program on a batch in inference mode, from a reset state; return the recorder and the logits."""
+    ) -> tuple[Recorder, Any]:
+        """Run a program on a batch in inference mode, from a reset state.
+
+        Returns:
+            the recorder, and the output: a tensor, or a tuple of several.
+        """
         program.module.eval()
         program.reset()
         recorder = cls(program, spikes)
         with torch.inference_mode():
-            logits = recorder.run(x)
+            output = recorder.run(x)
         program.reset()
-        return recorder, logits
+        return recorder, output
+
+
+def check_outputs(program: Program, session: InferenceSession) -> None:
+    """Check that a file has a program's outputs, so that all of them are compared.
+
+    Raises:
+        InputError: it has others.
+    """
+    names = [output.name for output in session.get_outputs()]
+    if names != program.output_names:
+        raise InputError(
+            f"the ONNX file has the outputs {', '.join(names)}, the program {', '.join(program.output_names)}",
+            hint="They are not of one compilation.",
+        )
 
 
 def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -1,12 +1,14 @@
-"""Verdict: the result of a verification, in each layer and in the logits, and whether it passes."""
+"""Verdict: the result of a verification, in each layer and in the outputs, and whether it passes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from svitc.data.inputs import top1
+from svitc.ir.outputs import ClassScores, class_scores, labels
+from svitc.ir.program import Program
 from svitc.support.types import JsonDict
 
 
@@ -34,34 +36,70 @@ class LayerVerdict:
 
 
 @dataclass
+class OutputVerdict:
+    """The differences of one output over all images.
+
+    Attributes:
+        name: what reports call it.
+        values_beyond_rounding: values that differ by more than rounding explains.
+        max_difference: largest absolute difference of a value, where the whole file ran by itself.
+    """
+
+    name: str
+    values_beyond_rounding: int = 0
+    max_difference: float = 0.0
+
+
+@dataclass
 class Verdict:
     """The result of a verification; ``to_json`` is the report's ``verify`` section.
 
     Attributes:
         images: number of images compared.
         agreeing: number of images with the same predicted class.
-        max_logit_difference: largest absolute difference of a logit.
-        logits_beyond_rounding: logits that differ by more than rounding explains.
         layers: neuron -> its differences, in order of execution.
+        outputs: the differences of each output, in order.
+        scores: which of the outputs scores classes, if any.
     """
 
     images: int = 0
     agreeing: int = 0
-    max_logit_difference: float = 0.0
-    logits_beyond_rounding: int = 0
     layers: dict[str, LayerVerdict] = field(default_factory=dict)
+    outputs: list[OutputVerdict] = field(default_factory=list)
+    scores: ClassScores | None = None
 
-    def add(self, final: np.ndarray, expected: np.ndarray) -> None:
+    @classmethod
+    def of(cls, program: Program) -> Verdict:
+        """Return an empty verdict on a program's file."""
+        layers = {str(node.target): LayerVerdict(str(node.target)) for node in program.neurons()}
+        outputs = [OutputVerdict(label) for label in labels(program.info)]
+        return cls(layers=layers, outputs=outputs, scores=class_scores(program.graph, program.info))
+
+    def add(self, final: Sequence[np.ndarray], expected: Sequence[np.ndarray], images: int) -> None:
         """Count the images of a batch.
 
         Args:
-            final: logits of the unsplit file, ``[T, N, classes]`` or ``[N, classes]``.
-            expected: logits of the reference, of the same shape.
+            final: outputs of the unsplit file.
+            expected: outputs of the reference, of the same shapes.
+            images: number of images in the batch.
         """
-        predicted, expected_classes = top1(final), top1(expected)
-        self.max_logit_difference = max(self.max_logit_difference, float(abs(final - expected).max()))
-        self.agreeing += int((predicted == expected_classes).sum())
-        self.images += len(expected_classes)
+        for output, value, expected_value in zip(self.outputs, final, expected, strict=True):
+            difference = abs(value - expected_value).max(initial=0.0)
+            output.max_difference = max(output.max_difference, float(difference))
+        if self.scores is not None:
+            same = self.scores.of(final).argmax(axis=-1) == self.scores.of(expected).argmax(axis=-1)
+            self.agreeing += int(same.sum())
+        self.images += images
+
+    @property
+    def logits_beyond_rounding(self) -> int:
+        """Number of output values that differ by more than rounding explains."""
+        return sum(output.values_beyond_rounding for output in self.outputs)
+
+    @property
+    def max_logit_difference(self) -> float:
+        """Largest absolute difference of an output value, where the whole file ran by itself."""
+        return max((output.max_difference for output in self.outputs), default=0.0)
 
     def total(self, field_name: str) -> int:
         """Return the sum of a field over the layers."""
@@ -73,7 +111,7 @@ class Verdict:
         for layer in self.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
                 return layer.name
-        return "logits" if self.logits_beyond_rounding else None
+        return next((output.name for output in self.outputs if output.values_beyond_rounding), None)
 
     @property
     def passed(self) -> bool:
@@ -92,8 +130,9 @@ class Verdict:
             "currents_beyond_rounding": self.total("currents_beyond_rounding"),
             "logits_beyond_rounding": self.logits_beyond_rounding,
             "first_divergence": self.first_divergence,
-            "top1_agreement": self.agreeing / self.images if self.images else None,
+            "top1_agreement": self.agreeing / self.images if self.images and self.scores is not None else None,
             "max_logit_difference": self.max_logit_difference,
             "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
             "layers": [asdict(layer) for layer in self.layers.values()],
+            **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),
         }

@@ -7,6 +7,7 @@ outside the list is refused by name, with its line in the user's code.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
 
 import torch
@@ -15,10 +16,17 @@ from torch import fx, nn
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
+from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
+from svitc.frontends.capture.leaves import leaf_kind
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
+from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
+
+LAYERS = {**NORMALIZATION_LAYERS, **RESAMPLING_LAYERS}  # layers that become general operators
 
 
 def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list[str], list[str]]:
@@ -93,6 +101,10 @@ class Canonicalizer(GraphBuilder):
             return self.emit("get_attr", node.target)
         if node.op == "call_module":
             return self.call_module(node)
+        if dataclasses.is_dataclass(node.target):  # torch.fx makes nodes of these in what the model returns
+            return self.arg(node.kwargs)
+        if hasattr(node.target, "_fields"):
+            return node.target(*self.arg(node.args))  # type: ignore[operator]
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
         if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
@@ -100,20 +112,28 @@ class Canonicalizer(GraphBuilder):
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
-                hint="svitc inspect lists what is supported; rewrite the layer with those, or report it.",
+                hint="svitc inspect --supported lists what is; rewrite the layer with those, or report it.",
             )
         return handler(self, node)
 
     def output(self, node: fx.Node) -> fx.Node:
-        """Emit the output: the one tensor that the model returns, perhaps beside an empty dictionary of hooks."""
-        tensors: list[fx.Node] = []
-        fx.node.map_arg(self.arg(node.args[0]), tensors.append)
-        if len(tensors) != 1:
-            raise self.refuse(f"the model must return one tensor of logits; it returns {len(tensors)}")
-        dims = input_type(tensors[0])
-        if not any(len(dim) == 1 and dim[0].kind == axes.Kind.BATCH for dim in dims):
-            raise self.refuse(f"the model returns {axes.show(dims)}, which is not one result for each sample")
-        return self.emit("output", "output", (tensors[0],))
+        """Emit the output, and describe the names and the structure of what the model returns in ``info``."""
+        try:
+            values, described = describe_outputs(self.arg(node.args[0]), fx.Node)
+        except Unrepresentable as error:
+            raise self.refuse(
+                f"the model returns a {error}, which no file can hold",
+                hint="Return tensors, in tuples, lists or dictionaries.",
+            ) from error
+        if not values:
+            raise self.refuse("the model returns no tensor that is computed from its input")
+        for value, name in zip(values, output_names({"outputs": described}), strict=True):
+            if (problem := problem_of(value)) is not None:
+                which = "the model" if described is None else f"the model, as {name},"
+                raise self.refuse(f"{which} returns {problem}")
+        if described is not None:
+            self.program.info["outputs"] = described
+        return self.emit("output", "output", (values[0] if len(values) == 1 else tuple(values),))
 
     def call_module(self, node: fx.Node) -> fx.Node:
         """Emit the call of a layer or neuron, with time and batch merged around a layer in multi-step mode."""
@@ -121,6 +141,7 @@ class Canonicalizer(GraphBuilder):
         module = self.layers.setdefault(path, self.program.module_of(node))
         x = self.arg(node.args[0])
         assert module is not None
+        check_layer(path, module, node.meta.get("source"))
         if isinstance(module, (nn.Identity, nn.Dropout)):
             return x
         if isinstance(module, base.MemoryModule):
@@ -129,24 +150,30 @@ class Canonicalizer(GraphBuilder):
             return self.pool_3d(path, module, x)
         if ops.is_neuron(module):
             path, module = self.path_of_call(path), copy.deepcopy(module)
-        self.replace(path, plain(module))
+        general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
+        if general is None:
+            self.replace(path, plain(module))
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
-            return self.emit("call_module", path, (x,))
+            return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
         dims = input_type(x)
         merged = self.view(x, ((*dims[0], *dims[1]), *dims[2:]))
-        y = self.emit("call_module", path, (merged,))
+        y = general(self, path, module, merged) if general else self.emit("call_module", path, (merged,))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
     def neuron(self, path: str, module: base.MemoryModule, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""
+        if not ops.is_neuron(module) and leaf_kind(module) in ops.NEURONS:
+            module = plain(module)  # type: ignore[assignment]
+            self.replace(path, module)
         if not ops.is_neuron(module):
             supported = ", ".join(t.__name__ for t in ops.NEURONS)
             raise self.refuse(
                 f"neuron {path} is a {type(module).__name__}, which svitc does not know",
                 hint=f"Known neurons: {supported}.",
             )
+        check_neuron(path, module, self.origin.meta.get("source"))
         if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
             raise self.refuse(
                 f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
@@ -239,20 +266,23 @@ def plain(module: nn.Module) -> nn.Module:
     """Return the ``torch.nn`` layer of one of SpikingJelly's step-mode subclasses, with the same parameters.
 
     Raises:
-        UnsupportedError: A batch norm has no running statistics, padding is not with zeros, or a subclass changes
-            what the layer computes.
+        UnsupportedError: A batch norm has no running statistics, or padding is not with zeros.
     """
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
     if getattr(module, "padding_mode", "zeros") != "zeros":
         raise UnsupportedError(f"padding mode {module.padding_mode!r} is not supported")
-    for kind in ops.MODULES:
-        if isinstance(module, kind):
-            if type(module) is kind:
-                return module
-            if type(module).forward is not kind.forward and not isinstance(module, base.StepModule):
-                raise UnsupportedError(f"{type(module).__name__} changes what {kind.__name__} computes")
-            layer = kind.__new__(kind)
-            layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode"})
-            return layer
-    raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
+    kind = leaf_kind(module)
+    if kind not in ops.MODULES:
+        raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
+    padding = getattr(module, "padding", None)
+    if type(module) is kind and not isinstance(padding, str):
+        return module
+    layer = kind.__new__(kind)
+    layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode" or ops.is_neuron(layer)})
+    if isinstance(padding, str):
+        zeros = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
+        if padding == "same" and any(z % 2 for z in zeros):
+            raise UnsupportedError(f"padding='same' around a kernel of {module.kernel_size} is not symmetric")
+        layer.padding = tuple(z // 2 if padding == "same" else 0 for z in zeros)  # type: ignore[assignment]
+    return layer

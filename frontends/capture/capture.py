@@ -12,7 +12,6 @@ import contextlib
 import copy
 import inspect
 import logging
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,25 +20,20 @@ from spikingjelly.activation_based import functional
 from torch import fx, nn
 
 from svitc.errors import SvitcError, UnsupportedError
+from svitc.frontends.capture import constants
 from svitc.frontends.capture.autograd_functions import record_autograd_functions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
+from svitc.frontends.capture.leaves import drop_hooks
 from svitc.frontends.capture.model_rewrites import prepare
-from svitc.frontends.capture.tracer import (
-    FRAMEWORK_PATHS,
-    Tracer,
-    ValueProxy,
-    in_place_method,
-    record_einops,
-    user_line,
-)
+from svitc.frontends.capture.reparametrized import bake, copy_model
+from svitc.frontends.capture.single_steps import merge_single_steps
+from svitc.frontends.capture.tracer import Tracer
+from svitc.frontends.capture.user_line import raised_at, user_line
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.program import Program
 from svitc.support.renamed import renamed_keywords
 from svitc.support.types import JsonDict
-
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(ValueProxy, f"__{_name}__", in_place_method(getattr(operator, _name)))
 
 
 @renamed_keywords(fix="rewrite_model")
@@ -55,7 +49,7 @@ def capture(
 
     Args:
         model: an SViT whose ``forward`` takes one tensor, ``[N, C, H, W]`` or ``[T, N, C, H, W]``, and
-            returns logits ``[N, classes]`` or ``[T, N, classes]``, perhaps with a dictionary of hooks.
+            returns tensors with a batch dimension, by themselves or in tuples, lists and dictionaries.
         input_spec: the input's shape without batch.
         info: what is known of the model, kept with the program; ``assumptions`` is added to.
         rewrite_model: split time from batch before a neuron that runs them together.
@@ -64,7 +58,8 @@ def capture(
         UnsupportedError: an operation, neuron or control flow that svitc cannot represent, with its line.
     """
     functional.reset_net(model)
-    model = copy.deepcopy(model).eval().float()
+    model = copy_model(model).eval().float()
+    bake(model)
     given = info is not None and "assumptions" in info
     info = dict(info or {})
     info["assumptions"] = [*info.get("assumptions", [])]
@@ -106,7 +101,8 @@ def _capture(
         batch_first: Whether it takes ``[N, T, C, H, W]``.
         done: Receives the operations that could be represented.
     """
-    graph = _trace(model, input_spec, batch_first)
+    parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
+    graph, rounded = _trace(model, input_spec, batch_first)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
     notes = program.info["assumptions"]
@@ -114,36 +110,50 @@ def _capture(
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
     fixed, functions = canonicalize(program, rewrite_model, done)
+    if rounded:
+        program.info["rounded"] = rounded
+        notes += [f"{what} is computed in another order: the same but for rounding" for what in rounded]
     if fixed:
         program.info["fixed"] = fixed
         notes.append(f"time and batch, run together in the model's code, are split before {some('neuron', fixed)}")
     if functions:
         notes.append(f"gradients of {', '.join(functions)} are those of their forward, not their own")
-    used = {name for name, _ in program.module.named_parameters()}
-    program.info["dead"] = {name: p.numel() for name, p in model.named_parameters() if name not in used}
+    used = {p.data_ptr() for p in program.module.parameters()}
+    program.info["dead"] = {name: n for name, (n, place) in parameters.items() if place not in used}
     return program
 
 
-def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> fx.Graph:
-    """Record the raw graph of a model. Raises UnsupportedError with the user's line."""
+def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[fx.Graph, list[str]]:
+    """Record the raw graph of a model.
+
+    Returns:
+        The graph, and what in it is computed in another order than in the model.
+
+    Raises:
+        UnsupportedError: The model cannot be traced; the error names the user's line.
+    """
     tracer = Tracer()
     name = _only_input(model)
     example = torch.empty(input_spec.batched(BATCH_PROBE))
     tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
     try:
-        with record_einops(tracer), record_autograd_functions(tracer), _fake_tensor_log_silenced():
-            return tracer.trace(model)
+        with record_autograd_functions(tracer), _fake_tensor_log_silenced():
+            graph = tracer.trace(model)
     except SvitcError:
         raise
     except Exception as error:
         # an error of the model's own code, which the user can correct: name its line
-        where = _raised_at(error) or user_line()
+        where = raised_at(error) or user_line()
         raise UnsupportedError(
             f"the model's forward failed on an input of shape {tuple(tracer.example[name].shape)}: "
             f"{type(error).__name__}: {error}",
             where=where,
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
+    drop_hooks(graph, model)
+    merge_single_steps(graph, model, tracer)
+    constants.keep_names(graph, model, tracer.constants.views)
+    return graph, tracer.constants.rounded
 
 
 @contextlib.contextmanager
@@ -168,14 +178,3 @@ def _only_input(model: nn.Module) -> str:
         names = ", ".join(p.name for p in required) or "none"
         raise UnsupportedError(f"the model's forward must take one tensor; it takes {names}")
     return required[0].name
-
-
-def _raised_at(error: BaseException) -> str | None:
-    """Return ``file.py:line`` of the innermost frame of the model's own code that an error passed through."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if not name.startswith(FRAMEWORK_PATHS):
-            line = f"{name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return line

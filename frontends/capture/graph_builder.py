@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import fx, nn
 from torch.fx.node import Argument, Target
 
 from svitc.errors import UnsupportedError
-from svitc.ir import axes
+from svitc.ir import axes, ops
 from svitc.ir.graph import input_type
+from svitc.ir.module_rules import ACROSS_BATCH
+from svitc.ir.operators.regroup import regroup, regrouped_type
+from svitc.ir.operators.several import SEVERAL
 from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
+# elementwise operations and products, in which dimensions meet
+MEETINGS = (*ops.ELEMENTWISE, torch.matmul, *(operator.function for operator in SEVERAL))
 Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
 
 
@@ -53,12 +59,35 @@ class GraphBuilder:
         name: str | None = None,
     ) -> fx.Node:
         """Append a node to the graph, and type it."""
-        node = self.graph.create_node(op, target, args, kwargs or {}, name=name)
+        try:
+            return self._typed(op, target, args, kwargs or {}, name)
+        except UnsupportedError as error:
+            if not isinstance(error.__cause__, axes.AxisConflict) or target not in MEETINGS:
+                raise
+            apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in args)
+            try:
+                return self._typed(op, target, apart, kwargs or {}, name)
+            except UnsupportedError:
+                raise error from error.__cause__
+
+    def _typed(self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict, name: str | None) -> fx.Node:
+        """Append a node and type it; it is taken back where that fails."""
+        node = self.graph.create_node(op, target, args, kwargs, name=name)
         assert self.origin is not None
         node.meta.update({k: self.origin.meta[k] for k in ("source", "scope") if k in self.origin.meta})
-        # the graph belongs to no module yet: the rules look layers up in the program
-        self.inference.visit(node)
+        try:
+            # the graph belongs to no module yet: the rules look layers up in the program
+            self.inference.visit(node)
+        except UnsupportedError:
+            self.graph.erase_node(node)
+            raise
         return node
+
+    def apart(self, x: fx.Node) -> fx.Node:
+        """Return ``x`` with axes of its own, so that it can meet a value whose dimensions are made of others."""
+        if x.op == "get_attr":
+            return x
+        return self._typed("call_function", regroup, (x,), {"sizes": sizes_of(input_type(x))}, None)
 
     def view(self, x: fx.Node, dims: axes.Dims) -> fx.Node:
         """Return ``x`` with its axes grouped as ``dims``, in their order; ``x`` itself where nothing changes."""
@@ -74,9 +103,22 @@ class GraphBuilder:
         """Return ``x`` with its axes grouped into dimensions of these sizes. Raises UnsupportedError."""
         try:
             dims = axes.factor(input_type(x), sizes)
-            return self.view(x, dims)
+        except axes.AxisConflict:
+            return self.regroup(x, sizes)
+        return self.view(x, dims)
+
+    def regroup(self, x: fx.Node, sizes: tuple[int, ...]) -> fx.Node:
+        """Return a reshape of ``x`` that its axes do not explain. Raises UnsupportedError where it mixes the batch."""
+        batch = axes.size(axis for dim in input_type(x) for axis in dim if axis.kind == axes.Kind.BATCH)
+        try:
+            # the batch is in the one dimension whose size changes with it
+            dims = regrouped_type(input_type(x), sizes)
         except axes.AxisConflict as conflict:
-            raise self.refuse(f"reshape of {axes.show(input_type(x))} to {sizes}: {conflict}") from conflict
+            where = f"reshape of {axes.show(input_type(x))} to {sizes}"
+            if batch > 1:
+                conflict = axes.AxisConflict(f"{conflict}, or it runs {ACROSS_BATCH}")
+            raise self.refuse(f"{where}: {conflict}") from conflict
+        return self.emit("call_function", regroup, (x,), {"sizes": sizes_of(dims)})
 
     def refuse(self, text: str, hint: str | None = None) -> UnsupportedError:
         """Return an error that names the scope and line of the raw node."""
@@ -103,6 +145,12 @@ class GraphBuilder:
         setattr(self.program.module.get_submodule(owner), name, module)
 
 
+def sizes_of(dims: axes.Dims) -> tuple[int, ...]:
+    """Return the sizes of a reshape to this type, with -1 for the dimension of the batch."""
+    is_batch = [any(axis.kind == axes.Kind.BATCH for axis in dim) for dim in dims]
+    return tuple(-1 if batch else axes.size(dim) for batch, dim in zip(is_batch, dims, strict=True))
+
+
 def has_module(model: nn.Module, path: str) -> bool:
     """Return whether a model has a submodule at a path."""
     try:
@@ -110,3 +158,12 @@ def has_module(model: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def unused_name(module: nn.Module, name: str) -> str:
+    """Return a name for a new attribute of a module: the given one, or with a number behind it."""
+    unique, count = name, 0
+    while hasattr(module, unique):
+        count += 1
+        unique = f"{name}_{count}"
+    return unique

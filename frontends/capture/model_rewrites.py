@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from typing import Any
 
@@ -11,6 +10,8 @@ from spikingjelly.activation_based import functional
 from torch import nn
 from torch.nn import functional as F
 
+from svitc.frontends.capture.reparametrized import copy_model
+from svitc.ir.outputs import restored, tensors_of
 from svitc.ir.program import Program
 
 TOLERANCE = 1e-9  # absolute, in float64
@@ -48,7 +49,7 @@ def border_of(module: nn.Module) -> tuple[int, bool]:
         return 0, False
     if isinstance(module, nn.Sequential) or next(module.parameters(recurse=False), None) is not None:
         return 0, False
-    double = copy.deepcopy(module).double().eval()
+    double = copy_model(module).double().eval()
     norm = next(double.children())
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
     generator = torch.Generator().manual_seed(0)
@@ -70,10 +71,7 @@ def border_of(module: nn.Module) -> tuple[int, bool]:
 
 def logits_of(output: object) -> Any:
     """Return the one tensor in a model's output, such as ``(logits, hook)``, or the output where there is not one."""
-    if not isinstance(output, dict | tuple | list):
-        return output
-    parts = output.values() if isinstance(output, dict) else output
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    tensors = tensors_of(output)
     return tensors[0] if len(tensors) == 1 else output
 
 
@@ -88,10 +86,12 @@ def reference(model: nn.Module, program: Program, x: torch.Tensor) -> Any:
         x: ``[N, C, H, W]`` or ``[T, N, C, H, W]``.
 
     Returns:
-        Logits ``[N, classes]`` or ``[T, N, classes]``; whatever else the model returns where it is not one tensor.
+        What ``program(x)`` returns, such as logits ``[N, classes]`` or ``[T, N, classes]``.
     """
-    eager = copy.deepcopy(model).float().eval()
+    eager = copy_model(model).float().eval()
     prepare(eager)
     functional.reset_net(eager)
     with torch.inference_mode():
-        return logits_of(eager(x.transpose(0, 1) if program.info.get("batch_first") else x))
+        output = eager(x.transpose(0, 1) if program.info.get("batch_first") else x)
+    tensors = tensors_of(output)
+    return restored(program.info, tensors[0] if len(tensors) == 1 else tuple(tensors))

@@ -8,63 +8,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import einops
 import torch
 from torch import fx
-from torch.fx.node import Target
+from torch.fx.node import Argument, Target
 
+from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
+from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
+from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS, general_pad
+from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS, parts_of
 from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
+from svitc.ir.operators import normalization, pointwise, several
 from svitc.ir.views import emit_view, follow, tokens
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
-
-
-def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> list[Any]:
-    """Return the arguments of a call in the order of ``names``, after its tensor, whether passed by keyword or not."""
-    args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-    positional = list(args[1:])
-    values = [args[0] if args else kwargs.get("input")]
-    for name in names:
-        if positional:
-            values.append(positional.pop(0))
-        elif name in kwargs:
-            values.append(kwargs[name])
-        else:
-            values.append(defaults.get(name))
-    return values
-
-
-def variadic(b: GraphBuilder, node: fx.Node, name: str) -> tuple[fx.Node, tuple[int, ...]]:
-    """Return the tensor and numbers of ``x.f(1, 2)``, ``x.f((1, 2))`` or ``f(x, name=(1, 2))``."""
-    args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-    values = args[1:] or (kwargs[name],)
-    if len(values) == 1 and isinstance(values[0], (tuple, list, torch.Size)):
-        values = tuple(values[0])
-    return args[0], tuple(int(v) for v in values)
-
-
-def rank(x: fx.Node) -> int:
-    """Return the number of dimensions of a canonical node."""
-    return len(input_type(x))
-
-
-def positive(x: fx.Node, dim: int, extra: int = 0) -> int:
-    """Return the number of a dimension counted from 0, where ``dim`` may be negative.
-
-    Args:
-        extra: Dimensions that the operation adds to ``x``.
-    """
-    return dim % (rank(x) + extra)
-
-
-def value_shape(node: fx.Node) -> tuple[int, ...]:
-    """Return the recorded shape of a raw node's value."""
-    return tuple(node.meta["val"].shape)
 
 
 def reshape(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -78,12 +41,19 @@ def same(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Leave out a cast to the type that the tensor has; refuse others."""
+    """Leave out a cast that changes no value: between floats, and from truth values, which are 0 and 1 here.
+
+    A cast of a float to integers cuts off its fraction.
+    """
     x = node.args[0]
     assert isinstance(x, fx.Node)
-    if x.meta["val"].dtype != node.meta["val"].dtype:
-        raise b.refuse(f"a cast from {x.meta['val'].dtype} to {node.meta['val'].dtype} is not supported")
-    return b.arg(x)
+    before, after = x.meta["val"].dtype, node.meta["val"].dtype
+    narrows = {before, after} & {torch.float16, torch.bfloat16}
+    if before == after or (not narrows and (before == torch.bool or after.is_floating_point)):
+        return b.arg(x)
+    if before.is_floating_point and not narrows and after != torch.bool:
+        return b.emit("call_function", pointwise.truncate, (b.arg(x),))
+    raise b.refuse(f"a cast from {before} to {after} is not supported")
 
 
 def transpose(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -104,6 +74,10 @@ def permute(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``x.T``, ``x.mT`` and ``x.data``, attributes that a proxy does not answer by itself."""
     x, name = b.arg(node.args[0]), node.args[1]
+    if isinstance(x, tuple) and name == "values":
+        return x[0]
+    if isinstance(x, tuple):
+        raise b.refuse(f"{name} of a result of several values is not supported")
     order = list(range(rank(x)))
     if name == "data":
         return x
@@ -158,42 +132,29 @@ def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 
 def chunk(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit the equal parts of a dimension; refuse unequal ones."""
+    """Emit the parts of a dimension, of which the last may be smaller."""
     x, count, dim = call(b, node, "chunks", "dim", dim=0)
     dim = positive(x, dim)
-    if axes.size(input_type(x)[dim]) % count:
-        raise b.refuse(f"chunk({count}) of {axes.size(input_type(x)[dim])} elements is uneven")
+    total = axes.size(input_type(x)[dim])
+    if total % count:
+        size = -(-total // count)
+        return parts_of(b, x, dim, [min(size, total - start) for start in range(0, total, size)])
     return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
 
 
 def split(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit the parts of a dimension, of a size or of equal sizes; refuse unequal ones."""
-    x, sizes, dim = call(b, node, "split_size_or_sections", "dim", dim=0)
+    """Emit the parts of a dimension, of a size or of given sizes."""
+    x, sizes, dim = call(
+        b, node, "split_size_or_sections" if "split_size_or_sections" in node.kwargs else "split_size", "dim", dim=0
+    )
     dim = positive(x, dim)
     total = axes.size(input_type(x)[dim])
-    part_sizes = {sizes} if isinstance(sizes, int) else set(sizes)
-    if len(part_sizes) != 1 or total % min(part_sizes):
-        raise b.refuse(f"split of {total} elements into {sizes} is uneven")
-    count = total // min(part_sizes)
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+    if len(set(sizes)) != 1:
+        return parts_of(b, x, dim, sizes)
+    count = len(sizes)
     return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
-
-
-def getitem(b: GraphBuilder, node: fx.Node) -> Value:
-    """Emit an entry of a tuple, or one position of a dimension: ``qkv[0]``, ``x[:, :, 1]``."""
-    x, index = b.arg(node.args[0]), node.args[1]
-    if isinstance(x, tuple):
-        return x[index]  # type: ignore[index]
-    entries = index if isinstance(index, tuple) else (index,)
-    if all(e == slice(None) or isinstance(e, int) for e in entries):
-        picks = [(i, e) for i, e in enumerate(entries) if isinstance(e, int)]
-        for i, e in reversed(picks):
-            dims = input_type(x)
-            count = axes.size(dims[i])
-            part = b.emit("call_function", ops.take_block, (x, i, e % count, count))
-            dims = input_type(part)
-            x = b.view(part, dims[:i] + dims[i + 1 :])
-        return x
-    raise b.refuse(f"indexing with {index} is not supported")
 
 
 def unbind(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -206,13 +167,15 @@ def unbind(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def pad(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit padding of pixels with zeros as a layer; refuse other padding."""
+    """Emit padding of pixels with zeros as a layer, and any other as an operator."""
     x, sizes, mode, value = call(b, node, "pad", "mode", "value", mode="constant")
-    sizes = tuple(sizes)
+    given = sizes = tuple(sizes)
     while len(sizes) > 4 and sizes[-2:] == (0, 0):
         sizes = sizes[:-2]
-    if mode != "constant" or value not in (None, 0) or len(sizes) not in (2, 4):
-        raise b.refuse(f"padding by {sizes} ({mode}, {value}) is not supported; zeros around pixels are")
+    dims = input_type(x)[rank(x) - len(sizes) // 2 :]
+    on_pixels = all(axis.kind == axes.Kind.PIXEL for dim in dims for axis in dim) and min(sizes) >= 0
+    if mode != "constant" or value not in (None, 0) or len(sizes) not in (2, 4) or rank(x) < 3 or not on_pixels:
+        return general_pad(b, x, tuple(int(n) for n in given), mode, value)
     return b.emit("call_module", b.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))
 
 
@@ -221,23 +184,46 @@ def binary(target: Target) -> Handler:
     neutral = 0 if target in (operator.add, operator.sub) else 1
 
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
-        args, kwargs = b.arg(node.args), b.arg(node.kwargs)
-        left, right = (*args, *(kwargs[k] for k in ("input", "other") if k in kwargs))[:2]
-        if kwargs.get("alpha", 1) != 1:
-            raise b.refuse("alpha is not supported")
+        left, right = operands(b, node)
+        alpha = node.kwargs.get("alpha", 1)
+        if alpha != 1:
+            right = (
+                b.emit("call_function", operator.mul, (right, alpha)) if isinstance(right, fx.Node) else right * alpha
+            )  # type: ignore[operator]
         if isinstance(left, fx.Node) and isinstance(right, int | float) and right == neutral:
             return left
         if isinstance(right, fx.Node) and isinstance(left, int | float) and left == neutral and target in COMMUTE:
             return right
-        return b.emit("call_function", target, (left, right))
+        if isinstance(left, fx.Node) and isinstance(right, fx.Node):
+            return b.emit("call_function", several.divide if target is operator.truediv else target, (left, right))
+        if isinstance(left, fx.Node) and target not in (operator.add, operator.sub):
+            return b.emit("call_function", target, (left, right))
+        if isinstance(left, fx.Node):
+            signed = right if target is operator.add else -right
+            return b.emit("call_function", pointwise.add_number, (left,), {"number": signed})
+        return b.emit("call_function", *number_first(target, left, right))
 
     return handler
 
 
-def matmul(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit a matrix product."""
-    x, y = call(b, node, "other")
-    return b.emit("call_function", torch.matmul, (x, y))
+def number_first(target: Target, number: float, x: fx.Node) -> tuple[Target, tuple, dict[str, Argument]]:
+    """Return function, arguments and attributes of an operation of a number and a tensor, in this order."""
+    if target is operator.mul:
+        return target, (number, x), {}
+    operators = {
+        operator.add: pointwise.add_number,
+        operator.sub: pointwise.subtract_from,
+        operator.truediv: pointwise.divide_number,
+    }
+    return operators[target], (x,), {"number": number}  # type: ignore[index]
+
+
+def reversed_subtraction(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit ``torch.rsub(x, y)``, which is ``y - x``."""
+    x, y = operands(b, node)
+    if isinstance(y, fx.Node):
+        return b.emit("call_function", operator.sub, (y, x))
+    return b.emit("call_function", pointwise.subtract_from, (x,), {"number": y})
 
 
 def reduction(target: Target) -> Handler:
@@ -262,9 +248,17 @@ def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
+    **ELEMENTWISE_HANDLERS,
+    **SLICING_HANDLERS,
+    **NORMALIZATION_HANDLERS,
+    **RESAMPLING_HANDLERS,
+    **PRODUCT_HANDLERS,
+    "max": extreme_along(normalization.largest, ELEMENTWISE_HANDLERS["maximum"]),
+    "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
+    "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
     **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
-    **dict.fromkeys(("to", "float", "type_as", "type"), cast),
+    **dict.fromkeys(("to", "float", "double", "type_as", "type", "int", "long", "bool"), cast),
     **dict.fromkeys(("transpose", "swapaxes"), transpose),
     "permute": permute,
     "getattr": attribute,
@@ -274,13 +268,11 @@ HANDLERS: dict[str, Handler] = {
     "pad": pad,
     "chunk": chunk,
     "split": split,
-    "getitem": getitem,
     "unbind": unbind,
     **dict.fromkeys(("add", "iadd"), binary(operator.add)),
     **dict.fromkeys(("sub", "isub"), binary(operator.sub)),
     **dict.fromkeys(("mul", "imul", "multiply"), binary(operator.mul)),
     **dict.fromkeys(("truediv", "div", "itruediv"), binary(operator.truediv)),
-    **dict.fromkeys(("matmul", "bmm"), matmul),
     "mean": reduction(torch.mean),
     "sum": reduction(torch.sum),
     "rearrange": rearrange,

@@ -1,124 +1,34 @@
-"""Trace a model on fake tensors: record each call with its value's shape, the user's line and the enclosing module."""
+"""Trace a model on fake tensors: record each call with its value's shape, the user's line and the enclosing module.
+
+Only what depends on the input is recorded. Parameters, buffers and whatever ``forward`` computes from them or makes
+by itself are real tensors, computed as the model does, so that a branch on their values is taken as it is in the
+model; constants.py puts those that meet the input into the graph.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import einops
 import einops.einops
-import spikingjelly
+import numpy as np
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import Argument, Target
+from torch.fx.node import Target
+from torch.fx.proxy import Scope, ScopeContextManager
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
 
-import svitc.frontends
 from svitc.errors import UnsupportedError
-from svitc.ir import ops
-
-LEAVES = (
-    *ops.CONVOLUTIONS,
-    nn.Linear,
-    *ops.BATCH_NORMS,
-    *ops.POOLS,
-    nn.MaxPool3d,
-    nn.AvgPool3d,
-    *ops.PADS,
-    *ops.STATELESS_NEURONS,
-    nn.Dropout,
-    nn.Identity,
-    base.MemoryModule,
-)
-
-
-# Files whose frames only pass a call on: the line to show is that of their caller in the user's code.
-FRAMEWORK_PATHS = (
-    *(str(Path(str(package.__file__)).parent) + os.sep for package in (torch, einops)),
-    *(
-        str(Path(str(spikingjelly.__file__)).parent / "activation_based" / part)
-        for part in ("layer/container.py", "layer/stateless_wrapper.py", "functional/forward.py", "base.py")
-    ),
-    *(str(Path(str(package.__file__)).parent) + os.sep for package in (svitc, svitc.frontends)),
-)
-# attributes that a proxy takes from its fake value
-_VALUE_ATTRIBUTES = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")
-
-
-def user_line() -> str | None:
-    """Return ``file.py:line`` of the innermost frame of the model's own code."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(FRAMEWORK_PATHS) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def _data_dependent(need: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"control flow depends on the data: {need} of a tensor is needed while the model is captured",
-        where=user_line(),
-        hint="A compiled graph takes the same path for every input; branch on shapes or on configuration instead.",
-    )
-
-
-class ValueProxy(fx.Proxy):
-    """A proxy that knows its value's shape and type, from the fake tensor in its node's ``meta["val"]``."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _VALUE_ATTRIBUTES:
-            return getattr(self.node.meta["val"], name)
-        return super().__getattr__(name)
-
-    def size(self, dim: int | None = None) -> int | torch.Size:
-        value = self.node.meta["val"]
-        return value.size() if dim is None else value.size(dim)
-
-    def dim(self) -> int:
-        return self.node.meta["val"].dim()
-
-    def numel(self) -> int:
-        return self.node.meta["val"].numel()
-
-    def __len__(self) -> int:
-        return len(self.node.meta["val"])
-
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))  # type: ignore[index]
-
-    def __bool__(self) -> bool:
-        raise _data_dependent("the truth")
-
-    def __float__(self) -> float:
-        raise _data_dependent("the value")
-
-    def __int__(self) -> int:
-        raise _data_dependent("the value")
-
-    def item(self) -> NoReturn:
-        raise _data_dependent("the value")
-
-    def tolist(self) -> NoReturn:
-        raise _data_dependent("the values")
-
-    def __setitem__(self, key: object, value: object) -> NoReturn:
-        raise UnsupportedError("assignment into a tensor is not supported", where=user_line())
-
-
-def in_place_method(target: Callable) -> Callable:
-    """Return a method that records ``x += y`` as such, as it also changes other references to ``x``."""
-
-    def method(self: ValueProxy, other: Argument) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return method
+from svitc.frontends.capture import constants, in_place
+from svitc.frontends.capture.graph_builder import unused_name
+from svitc.frontends.capture.leaves import is_leaf
+from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.user_line import user_line
 
 
 class Tracer(fx.Tracer):
@@ -127,19 +37,26 @@ class Tracer(fx.Tracer):
     Attributes:
         mode: Makes tensors that have a shape and a type but no data.
         example: The input by the name of the argument that takes it.
-        evaluating: Whether a leaf runs on fake values, when nothing is recorded.
+        evaluating: Whether an operation runs on fake values, when nothing is recorded.
+        constants: The tensors that do not depend on the input.
+        changed: Tensors, by id, that did not depend on the input until a value that does was written into them.
     """
-
-    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__(param_shapes_constant=False)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.example: dict[str, torch.Tensor] = {}
         self.evaluating = False
+        self.changed: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
+        self.constants: constants.Constants
+
+    def trace(self, root: nn.Module, concrete_args: object = None) -> fx.Graph:  # type: ignore[override]
+        self.constants = constants.Constants(self, root)
+        with _TensorCalls(self), _proxies_in_buffers(), _record_einops(self), _is_tensor():
+            return super().trace(root, None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAVES)
+        return is_leaf(m)
 
     def proxy(self, node: fx.Node) -> ValueProxy:
         return ValueProxy(node, self)
@@ -148,19 +65,73 @@ class Tracer(fx.Tracer):
         self, root_fn: Callable, is_module: bool, concrete_args: object = None
     ) -> tuple[Callable, list]:
         """Return the root and its arguments: one placeholder. Optional arguments keep their defaults."""
-        return root_fn, [self.root, self.create_proxy("placeholder", next(iter(self.example)), (), {})]
+        x = self.record("placeholder", next(iter(self.example)), (), {})
+        return lambda root, x: root(x), [self.root, x]  # the call runs the root's hooks, too
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:  # kept in a list, say, where PyTorch does not see it
+            name = unused_name(self.root, "unregistered")
+            self.root.add_module(name, mod)
+            if isinstance(getattr(self, "submodule_paths", None), dict):
+                self.submodule_paths.update({m: f"{name}.{path}".rstrip(".") for path, m in mod.named_modules()})
+            return name
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        if isinstance(m, ops.MODULES) and getattr(m, "step_mode", None) == "s" and ops.is_neuron(m):
-            raise UnsupportedError(
-                f"neuron {self.path_of_module(m)} is in single-step mode",
-                where=user_line(),
-                hint="Use spikingjelly.activation_based.functional.set_step_mode(model, 'm').",
-            )
-        return super().call_module(m, forward, args, kwargs)
+        """Record the call of a leaf, whose hooks are traced; trace into other modules."""
+        if not is_leaf(m):
+            return super().call_module(m, forward, args, kwargs)
+        if not any(isinstance(v, fx.Proxy) for v in self.resolve((args, kwargs))):
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+
+        def record(*inputs: object, **named: object) -> object:
+            values = (*inputs, *named.values())
+            if len(values) != 1:
+                raise UnsupportedError(f"{path} is called with {len(values)} arguments", where=user_line())
+            return self.record("call_module", path, self.substitute(values), {})
+
+        with ScopeContextManager(self.scope, Scope(path, type(m))):
+            if not m._forward_hooks and not m._forward_pre_hooks:
+                return record(*args, **kwargs)
+            vars(m)["forward"] = record
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                del vars(m)["forward"]
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
-        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Node):
+            return a
+        if isinstance(a, torch.Tensor):
+            return self.constants.node(a)
+        if isinstance(a, np.generic):
+            return a.item()
+        return super().create_arg(a)
+
+    def resolve(self, values: object) -> list[Any]:
+        """Return the leaves of nested arguments, with changed tensors as the proxies that stand for them."""
+        return tree_flatten(self.substitute(values))[0]
+
+    def substitute(self, values: Any) -> Any:
+        """Return nested arguments with each changed tensor replaced by the proxy that stands for it."""
+        if not self.changed:
+            return values
+
+        def current(value: object) -> object:
+            if not isinstance(value, torch.Tensor):
+                return value
+            if id(value) in self.changed:
+                return self.changed[id(value)][1]
+            if value._is_view() and id(value._base) in self.changed:
+                raise UnsupportedError("a view of a tensor is read after the tensor was changed", where=user_line())
+            return value
+
+        return tree_map(current, values)
 
     def create_proxy(
         self,
@@ -171,13 +142,29 @@ class Tracer(fx.Tracer):
         name: str | None = None,
         type_expr: object = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
-    ) -> fx.Proxy:
-        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
-        node = proxy.node
+    ) -> Any:
+        if kind not in ("call_function", "call_method"):
+            return self.record(kind, target, args, kwargs, name)
+        if constants.name_of(target) in _FACTORIES:
+            args, kwargs = tree_map(_with_data, (args, kwargs))
+            return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)  # type: ignore[operator]
+        change = in_place.change_of(kind, target, args, kwargs)
+        if change is not None:
+            return in_place.apply(self, change)
+        args, kwargs = self.substitute((args, kwargs))
+        return self.constants.call(kind, target, args, kwargs, name)
+
+    def record(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> ValueProxy:
+        """Append a node, run it on fake values, and return its proxy."""
+        proxy = super().create_proxy(kind, target, args, kwargs, name)
+        node = proxy._node
         # the input has no line in the model: the frames above belong to the caller of capture
         node.meta["source"] = user_line() if kind != "placeholder" else None
         node.meta["scope"] = self.scope.module_path
         node.meta["val"] = self.value(node)
+        source = next((a for a in tree_flatten((args, kwargs))[0] if _shares_memory(a, node.meta["val"])), None)
+        if source is not None:
+            proxy.view_of = View(source, kind, target, args, kwargs, source.version)
         return proxy
 
     def value(self, node: fx.Node) -> object:
@@ -186,45 +173,178 @@ class Tracer(fx.Tracer):
         kwargs: Any
         target: Any = node.target
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        self.evaluating = True
         with self.mode, torch.no_grad():
-            if node.op == "placeholder":
-                return self.mode.from_tensor(self.example[str(node.target)])
-            if node.op == "output":
-                return args[0]
             try:
+                if node.op == "placeholder":
+                    return self.mode.from_tensor(self.example[str(node.target)])
                 if node.op == "get_attr":
                     owner, _, name = str(node.target).rpartition(".")
-                    self.evaluating = True
                     return self.mode.from_tensor(getattr(self.root.get_submodule(owner), name).detach())
                 if node.op == "call_module":
                     module = self.root.get_submodule(str(node.target))
                     if isinstance(module, base.MemoryModule):
                         return args[0].clone()
-                    self.evaluating = True
-                    return module.forward(*args, **kwargs)
+                    return type(module).forward(module, *args, **kwargs)
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 return target(*args, **kwargs)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 name = target if isinstance(target, str) else getattr(target, "__name__", target)
-                text = str(error).splitlines()[0]
+                text = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UnsupportedError(f"{name} does not fit its input: {text}", where=node.meta["source"]) from error
             finally:
                 self.evaluating = False
 
 
+def _storages(value: object) -> set[int]:
+    """Return what identifies the memory of a tensor, or of the tensors in a tuple."""
+    if isinstance(value, torch.Tensor):
+        return {value.untyped_storage()._cdata}
+    return {s for v in value for s in _storages(v)} if isinstance(value, (tuple, list)) else set()
+
+
+def _shares_memory(arg: object, value: object) -> bool:
+    return isinstance(arg, ValueProxy) and not _storages(arg.value).isdisjoint(_storages(value))
+
+
+# Calls that take no more from a tensor than its shape and type
+_FACTORIES = {
+    *("zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
+}
+
+
+class _TensorCalls(TorchFunctionMode):
+    """Sees every call on tensors that do not depend on the input, to follow those that are written into."""
+
+    EMPTY = {"empty", "empty_like", "new_empty", "empty_strided"}
+    RANDOM = {
+        *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial", "normal"),
+        *("bernoulli", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "poisson", "log_normal_"),
+        *("geometric_", "cauchy_"),
+    }
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        tracer, name = self.tracer, str(getattr(func, "__name__", ""))
+        if tracer.evaluating:
+            return func(*args, **kwargs)
+        if name in self.RANDOM:
+            raise UnsupportedError(
+                f"{name} draws random numbers in forward, so that two calls differ",
+                where=user_line(),
+                hint="Draw them only while training (if self.training).",
+            )
+        flat = tree_flatten((args, kwargs))[0]
+        if any(isinstance(value, fx.Proxy) for value in flat):
+            return func(*args, **kwargs)
+        if tracer.changed and any(id(value) in tracer.changed for value in flat):
+            return self.call_changed(func, name, args, kwargs)
+        return self.make(func, name, args, kwargs)
+
+    def make(self, func: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        """Run a call on real tensors."""
+        result = func(*args, **kwargs)
+        if name in self.EMPTY and isinstance(result, torch.Tensor):
+            return result.zero_()  # what is read before it is written is the same in each run
+        return result
+
+    def call_changed(self, func: Any, name: str, args: tuple, kwargs: dict) -> Any:
+        """Run or record a call on a tensor that a value was written into that depends on the input."""
+        if name == "__get__" and func.__self__.__name__ in VALUE_ATTRIBUTES:
+            return func(*args, **kwargs)
+        if name in _FACTORIES:
+            return self.make(func, name, args, kwargs)
+        args, kwargs = self.tracer.substitute((args, kwargs))
+        if name in ANSWERS:
+            return getattr(args[0], name)(*args[1:], **kwargs)
+        if name == "__get__":
+            return getattr(args[0], func.__self__.__name__)
+        return ValueProxy.__torch_function__(func, (ValueProxy,), args, kwargs)
+
+
+def _with_data(value: object) -> object:
+    """Return a tensor of the shape and type of a proxy; other values as they are."""
+    if not isinstance(value, ValueProxy):
+        return value
+    return torch.zeros(tuple(value.shape), dtype=value.dtype)
+
+
 @contextlib.contextmanager
-def record_einops(tracer: Tracer) -> Iterator[None]:
-    """Record calls of einops' ``rearrange`` and ``repeat``, by whatever name the model imported them."""
+def _proxies_in_buffers() -> Iterator[None]:
+    """Let a model assign a traced value to a buffer of its own, such as a membrane that it carries along."""
+    original, register = nn.Module.__setattr__, nn.Module.register_buffer
+
+    def setattribute(module: nn.Module, name: str, value: object) -> None:
+        if isinstance(value, fx.Proxy) and (name in module._buffers or name in module._parameters):
+            module._buffers.pop(name, None)
+            module._parameters.pop(name, None)
+            vars(module)[name] = value
+        else:
+            if name in module._buffers or name in module._parameters:
+                vars(module).pop(name, None)
+            original(module, name, value)  # type: ignore[arg-type]
+
+    def register_buffer(module: nn.Module, name: str, tensor: Any, persistent: bool = True) -> None:
+        if isinstance(tensor, fx.Proxy):
+            module._buffers.pop(name, None)
+            vars(module)[name] = tensor
+        else:
+            vars(module).pop(name, None)
+            register(module, name, tensor, persistent)
+
+    nn.Module.__setattr__, nn.Module.register_buffer = setattribute, register_buffer  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__, nn.Module.register_buffer = original, register  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _is_tensor() -> Iterator[None]:
+    """Let ``torch.is_tensor`` know the stand-ins for tensors."""
+    original = torch.is_tensor
+    torch.is_tensor = lambda obj: isinstance(obj, ValueProxy) or original(obj)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.is_tensor = original
+
+
+@contextlib.contextmanager
+def _record_einops(tracer: Tracer) -> Iterator[None]:
+    """Record calls of einops' ``rearrange``, ``repeat`` and ``reduce``, by whatever name the model imported them."""
     original = einops.einops.reduce
 
     def reduce(tensor: object, pattern: str, reduction: str | Callable, **sizes: int) -> Any:
-        if isinstance(tensor, ValueProxy) and reduction in ("rearrange", "repeat"):
-            return tracer.create_proxy("call_function", getattr(einops, reduction), (tensor, pattern), sizes)
-        return original(tensor, pattern, reduction, **sizes)
+        [value] = tracer.resolve((tensor,)) if isinstance(tensor, torch.Tensor) else [tensor]
+        if isinstance(tensor, (list, tuple)) and any(isinstance(t, fx.Proxy) for t in tracer.resolve(tensor)):
+            value = torch.stack(list(tensor))
+        if not isinstance(value, ValueProxy):
+            return original(tensor, pattern, reduction, **sizes)
+        if reduction in ("rearrange", "repeat"):
+            return tracer.create_proxy("call_function", getattr(einops, reduction), (value, pattern), sizes)
+        left, right = pattern.split("->")
+        gone = " ".join(name for name in _names(left) if name not in _names(right))
+        joined = einops.rearrange(value, f"{left} -> {right} ({gone})", **sizes)
+        return (
+            getattr(joined, str(reduction))(-1)
+            if reduction in ("mean", "sum")
+            else getattr(joined, f"a{reduction}")(-1)
+        )
 
     einops.einops.reduce = reduce
     try:
         yield
     finally:
         einops.einops.reduce = original
+
+
+def _names(side: str) -> list[str]:
+    """Return the names of axes on one side of an einops pattern."""
+    return [name for name in side.replace("(", " ").replace(")", " ").split() if name != "1"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from spikingjelly.activation_based import base
 from torch import nn
 
 from svitc.errors import SvitcError, UsageError
@@ -89,7 +91,15 @@ def _compare(model: nn.Module, factory: str, args: JsonMapping, state: weights.S
 
 
 def _lines(model: nn.Module) -> list[str]:
-    """Print the model as lines, with T, and without surrogates of binary neurons, which only change gradients."""
-    lines = [line.strip() for line in repr(model).splitlines()]
+    """Print what the model computes as lines: its layers, T, and where membranes start.
+
+    Left out is what only matters in training: surrogates of binary neurons, and the momentum of batch norms.
+    """
+    lines = [re.sub(r"momentum=[^,)]*", "", line.strip()) for line in repr(model).splitlines()]
     kept = [line for line in lines if "surrogate_function" not in line or "MultiLevel" in line]
-    return [f"T={getattr(model, 'T', None)}", *kept]
+    starts = [
+        f"{path}, whose memories start at {module._memories_rv}"
+        for path, module in model.named_modules()
+        if isinstance(module, base.MemoryModule)
+    ]
+    return [f"T={getattr(model, 'T', None)}", *kept, *starts]

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from svitc.errors import InternalError
 from svitc.ir import ops
-from svitc.ir.axes import Axis, Dims
+from svitc.ir.axes import Axis, Dims, Kind
 from svitc.ir.channel_slicing import slice_module
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
@@ -62,7 +62,8 @@ class SplitFusedProjection(Pass):
       2. a value in between that has another reader;
       3. a source that is not a convolution or linear layer;
       4. a grouped convolution;
-      5. blocks that cut through heads.
+      5. blocks that cut through heads;
+      6. blocks of time steps or pixels.
     """
 
     requires = (Stage.CAPTURED, Stage.CAPTURED)
@@ -85,6 +86,8 @@ class SplitFusedProjection(Pass):
         section = program.type_of(source)[dim][0]
         if section.size != count:
             return "the blocks cut through heads"
+        if section.kind != Kind.CHANNEL:
+            return "the blocks are time steps or pixels, not channels"
         nodes = [source]
         while not ops.is_projection(program.module_of(nodes[0])):
             head = nodes[0]

@@ -7,7 +7,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from svitc.ir import ops
-from svitc.ir.axes import Kind
+from svitc.ir.axes import Kind, size
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 from svitc.ir.views import pattern_between
@@ -29,7 +29,10 @@ class HoistRepeat(Pass):
     requires = (Stage.CAPTURED, Stage.PRUNED)
 
     def match(self, program: Program, node: fx.Node) -> bool:
-        return node.target is einops.repeat and program.type_of(node)[0][0].kind == Kind.TIME
+        if node.target is not einops.repeat:
+            return False
+        first = program.type_of(node)[0]
+        return len(first) > 0 and all(axis.kind == Kind.TIME for axis in first)
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
         if len(node.users) != 1:
@@ -62,7 +65,7 @@ class HoistRepeat(Pass):
         dims = program.type_of(value)
         names = " ".join(f"d{i}" for i in range(len(dims)))
         with program.graph.inserting_before(last):
-            repeated = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": time[0].size})
+            repeated = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": size(time)})
             repeated.meta.update(node.meta, dims=(time, *dims))
             pattern, sizes = pattern_between((time, *dims), program.type_of(last))
             kwargs: dict[str, Argument] = {**sizes}

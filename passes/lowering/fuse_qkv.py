@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from svitc.ir import ops
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 from svitc.quantization.weight_grid import stored_bits
@@ -112,7 +113,7 @@ def _signature(program: Program, chain: list[fx.Node]) -> str:
     state = {k: v.tolist() for k, v in neuron.state_dict().items()} if neuron is not None else {}
     bits = stored_bits(layer.weight) if ops.is_quantized(layer) else None  # joined, all would be stored in the largest
     geometry = (type(layer).__name__, layer.stride, layer.padding, layer.dilation, layer.bias is None, bits)
-    return f"{geometry} {views} {neuron!r} {state}"
+    return f"{geometry} {views} {neuron!r} {dynamics_of(neuron)} {state}"
 
 
 def _joined(modules: list[nn.Module | None]) -> nn.Module:

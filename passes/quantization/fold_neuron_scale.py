@@ -26,6 +26,8 @@ class FoldNeuronScale(Pass):
 
         u = (v - reset) / (threshold - reset),   x' = x / tau / (threshold - reset)
 
+    A membrane that starts elsewhere than at rest starts at the u of that voltage.
+
     All layers whose outputs add up to one current are scaled together, and so are all neurons that read it (a membrane
     shortcut); any other reader gets the unscaled value. The result is equal up to rounding, and exact where the factor
     is a power of two.
@@ -104,11 +106,13 @@ def _product(program: Program, value: fx.Node, number: float) -> fx.Node:
 
 def _normalize(module: Any) -> None:
     """Set the threshold of a neuron to 1, its reset voltage to 0 and the factor of its input to 1."""
+    neuron = dynamics_of(module)
+    start = (neuron.initial - neuron.rest) / (neuron.threshold - neuron.rest)
     module.v_threshold = 1.0
     module.v_reset = None if module.v_reset is None else 0.0
     if hasattr(module, "decay_input"):
         module.decay_input = False
-    module.set_reset_value("v", 0.0)  # where the membrane starts
+    module.set_reset_value("v", start)
     module.reset()
 
 

@@ -14,7 +14,7 @@ from svitc.data.inputs import top1
 from svitc.driver.agreement import agreement_report, log_probabilities
 from svitc.driver.report import accuracy_report
 from svitc.errors import BudgetError, InputError
-from svitc.evaluation.evaluator import log_softmax
+from svitc.evaluation.comparison import log_softmax
 from svitc.onnx.export import export
 from svitc.passes.policies import Auto, Uniform
 from svitc.support.confidence import wilson
@@ -36,7 +36,7 @@ def images(program, path, unlabeled: bool):
 def test_agreement_is_counted_against_the_original(digits, files):
     data = images(digits, files[0], True)
     pruned = svitc.compile(digits, 0.5, images=1, no_data="uniform")
-    report = agreement_report(log_probabilities(digits, data, Reporter()), pruned.onnx, data, Reporter())
+    report = agreement_report(digits, log_probabilities(digits, data, Reporter()), pruned.onnx, data, Reporter())
     x = torch.cat([x for x, _ in data.batches(16)])
     before = log_softmax(digits(x).numpy())
     after = log_softmax(backend.session(pruned.onnx).run(None, {backend.INPUT: x.numpy()})[0])
@@ -44,7 +44,7 @@ def test_agreement_is_counted_against_the_original(digits, files):
     assert 0 < same < 80
     assert (report.images, report.share, report.interval) == (80, same / 80, wilson(same, 80))
     assert report.divergence == pytest.approx((np.exp(before) * (before - after)).sum(-1).mean(), rel=1e-4)
-    own = agreement_report(log_probabilities(digits, data, Reporter()), export(digits), data, Reporter())
+    own = agreement_report(digits, log_probabilities(digits, data, Reporter()), export(digits), data, Reporter())
     assert own.share == 1 and own.divergence == pytest.approx(0, abs=1e-6)
 
 
@@ -106,4 +106,4 @@ def test_accuracy_needs_labels(digits, files):
     data = images(digits, files[0], True)
     classes = [top1(digits(x).numpy()) for x, _ in data.batches(64)]
     with pytest.raises(InputError, match="accuracy needs labels, and these images have none\n  Give class folders"):
-        accuracy_report(classes, export(digits), data, Reporter())
+        accuracy_report(digits, classes, export(digits), data, Reporter())

@@ -76,7 +76,7 @@ def test_without_images_the_network_is_kept_where_uniform_loses_it(digits, tmp_p
     assert kept.report["policy"]["policy"] == "auto" and kept.report["policy"]["data"] == "synthetic"
     assert uniform.report["policy"]["policy"] == "uniform" and uniform.report["prediction"] is None
     classes = classify(digits, real, Reporter())
-    lost = [accuracy_report(classes, done.onnx, real, Reporter()).drop for done in (kept, uniform)]
+    lost = [accuracy_report(digits, classes, done.onnx, real, Reporter()).drop for done in (kept, uniform)]
     assert lost[0] < 0.02 and lost[1] > 0.1
     assert kept.report["accuracy"]["images"] == 0 and kept.report["agreement"] is None
     assert kept.report["memory"]["ratio"] <= 0.6

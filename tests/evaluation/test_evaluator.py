@@ -11,7 +11,8 @@ from support.families import FAMILIES
 from support.measured import family, halved, images_of, prunable
 from svitc import onnx as backend
 from svitc.evaluation import evaluator
-from svitc.evaluation.evaluator import Evaluator, Packed, log_softmax
+from svitc.evaluation.comparison import log_softmax
+from svitc.evaluation.evaluator import Evaluator, Packed
 from svitc.onnx.export import export
 from svitc.onnx.surgery import suffix
 from svitc.passes import Prune
@@ -22,9 +23,9 @@ from svitc.planning.plan import Plan
 class Open(Evaluator):
     """Shows the log-probabilities behind a point, and what each tail took."""
 
-    def _point(self, logs):
-        self.logs = np.concatenate(logs)
-        return super()._point(logs)
+    def _point(self, read, qualities):
+        self.logs = np.concatenate([outputs[0] for outputs in read])
+        return super()._point(read, qualities)
 
 
 @pytest.fixture

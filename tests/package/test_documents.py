@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from svitc.frontends.capture.supported import page
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 FOLDERS = "compiler|passes|frontends|benchmarks|tests|docs|demo"
@@ -29,6 +31,11 @@ def test_links_lead_somewhere(document):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     missing = [link for link in links if not (document.parent / link).exists()]
     assert not missing, f"{document.name} links to {missing}"
+
+
+def test_the_page_of_what_is_supported_is_what_the_code_says():
+    stored = (ROOT / "docs" / "operators.md").read_text()
+    assert stored == page(), "write it again: svitc inspect --supported > docs/operators.md"
 
 
 def test_names_of_tests_in_the_guide_exist():

@@ -148,8 +148,10 @@ def _compile_options(
 ) -> CompileOptions:
     """Open the images and translate the options into those of the compiler."""
     from svitc.driver.options import CompileOptions
+    from svitc.evaluation.metric import load_metric
 
     return CompileOptions(
+        metric=None if data.metric is None else load_metric(data.metric),
         data=load_images(data.data, program, data.limit, output.seed, data, data.unlabeled),
         train_data=load_images(data.train_data, program, None, output.seed, data, data.unlabeled),
         max_drop=budget.max_drop_share,

@@ -16,6 +16,15 @@ from svitc.cli.views.latency import prediction
 from svitc.errors import UsageError
 
 
+def _show_supported(wanted: bool) -> None:
+    """Print what a model may be made of, and leave."""
+    if wanted:
+        from svitc.frontends.capture.supported import page
+
+        print(page(), end="")
+        raise typer.Exit
+
+
 @dataclass(frozen=True)
 class ViewOptions:
     """What to show of the model."""
@@ -43,6 +52,16 @@ class ViewOptions:
         int | None,
         typer.Option(help="With --latency: threads of ONNX Runtime; by default one per processor.", show_default=False),
     ] = None
+
+    supported: Annotated[
+        bool,
+        typer.Option(
+            "--supported",
+            help="List the layers, neurons and operations that a model may be made of, and leave; needs no model.",
+            is_eager=True,
+            callback=_show_supported,
+        ),
+    ] = False
 
     def check(self) -> None:
         """Check the options before anything is loaded.

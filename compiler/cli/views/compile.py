@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.markup import escape
+from rich.table import Table
 
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.prediction import predicted_cells, predicted_from
@@ -34,6 +35,9 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         same = f"[bold]{human.accuracy(agreement['share'])}[/]"
         table.add_row(f"same class on {agreement['images']:,} images", "-", same, "")
         table.add_row("  95% interval", "", human.share_interval(agreement["interval"]), "")
+    compared = report.get("outputs")
+    if compared:
+        _outputs_rows(table, compared)
     prediction = report["prediction"]
     if prediction:
         table.add_row("predicted change of top-1", "", *predicted_cells(prediction))
@@ -65,6 +69,16 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
 
 
+def _outputs_rows(table: Table, compared: JsonDict) -> None:
+    """Add what is known of outputs that are not class scores."""
+    for name, error in compared["relative_errors"].items():
+        table.add_row(f"relative error of {escape(name)}", "-", f"{error:.3g}", "")
+    metric = compared["metric"]
+    if metric:
+        name = f"{escape(metric['name'])} on {compared['images']:,} images"
+        table.add_row(name, f"{metric['original']:.4f}", f"{metric['compiled']:.4f}", f"{-metric['drop']:+.4f}")
+
+
 def no_accuracy() -> None:
     """Print that agreement is not accuracy."""
     out.print(
@@ -93,7 +107,8 @@ def lossless(report: JsonDict) -> None:
                 "[yellow]note[/] this processor has no integer dot products (AVX-512 VNNI, AVX-VNNI, Arm dotprod): the "
                 "file is as exact here, but hardly faster than fp32"
             )
-        for reason in sorted({why for name, why in weights["inexact"].items() if name != "logits"}):
+        neurons = {layer["name"] for layer in report["verify"]["layers"]}
+        for reason in sorted({why for name, why in weights["inexact"].items() if name in neurons}):
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
 
 

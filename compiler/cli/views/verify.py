@@ -19,10 +19,11 @@ def verdict_line(verify: JsonDict) -> None:
     """Print whether the file is the same network, and on how many spikes and images that was checked."""
     flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
     silent = len(verify["silent_neurons"])
-    text = (
-        f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
-        f" the same class for {share(verify['top1_agreement'])}"
-    )
+    text = f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
+    if verify["top1_agreement"] is not None:
+        text += f" the same class for {share(verify['top1_agreement'])}"
+    else:
+        text += f" outputs differ by at most {verify['max_logit_difference']:.3g}"
     if verify["status"] == "passed":
         out.print(f"[green]verified[/] that model.onnx computes what model.py computes: {text}")
     else:

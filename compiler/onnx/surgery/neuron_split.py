@@ -23,7 +23,7 @@ class SplitNeuron:
 
     Attributes:
         path: path of the neuron's layer, which is the name of its node.
-        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF`` or ``IntegerSpike``.
+        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF``, ``IntegerSpike`` or ``Step``.
         reference: graph input that all readers of the neuron read instead of its spikes.
         spikes: graph output: what the neuron fires when the layers before it get the reference's spikes.
         current: graph output: the neuron's input current.

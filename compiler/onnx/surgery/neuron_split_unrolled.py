@@ -39,7 +39,7 @@ class SplitUnrolledNeuron:
         """Convert the program's array of spikes to feeds for ``reference``, by name."""
         steps, view = self.pattern.split(" -> ")
         sizes = dict(self.sizes)
-        if len(self.reference) > 1 or steps.split()[0] != "()":
+        if not steps.startswith("("):  # else there is no time, or each of its factors is in the sizes
             sizes |= {steps.split()[0]: len(self.reference)}
         stacked = einops.rearrange(array, f"{view} -> {steps}", **sizes)
         return {name: np.ascontiguousarray(stacked[t].astype(self.dtype)) for t, name in enumerate(self.reference)}

@@ -9,73 +9,32 @@ its columns channels, as matrix products read and write them. View operations ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange, integer_ranges
-from svitc.errors import InternalError, UnsupportedError
-from svitc.ir import axes
-from svitc.ir.axes import Dims, Kind
+from svitc.errors import InternalError
+from svitc.ir.axes import Axis, Dim, Dims, Kind, size
+from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.builder import FLOAT, Builder, Stored
+from svitc.onnx.builder import FLOAT, Stored, as_array
 from svitc.onnx.target import CPU, Target
-from svitc.quantization.weight_grid import stored_bits
+from svitc.onnx.unrolled.step_gain import factor
+from svitc.onnx.unrolled.steps import Steps, leading_time
+from svitc.onnx.unrolled.weights import WeightBuilder
 
 I32, I64, BOOL = (ir.TensorType(t) for t in (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL))
 
 
-@dataclass(frozen=True)
-class Steps:
-    """A value of the program and how it is stored in the ONNX graph.
-
-    Attributes:
-        values: one ONNX value for each time step; a single one if it serves for all steps (a static image) or if the
-            value has no time.
-        dims: layout of each ONNX value.
-        view: its dimensions in the program, time included, in the same tokens.
-        dtype: element type. Whole numbers are stored in the target's spike type, or as int32.
-        unit: what a stored 1 stands for.
-        gain: if not 0, step t holds ``factor(gain, t)`` times the value (step_gain.py).
-        offset: added to the stored numbers, so that unsigned bytes can hold negative ones.
-        parameter: path of the parameter, for a value that no node computes.
-    """
-
-    values: tuple[ir.Value, ...]
-    dims: Dims
-    view: Dims
-    dtype: ir.TensorType = FLOAT
-    unit: float = 1.0
-    gain: int = 0
-    offset: int = 0
-    parameter: str = ""
-
-    @property
-    def timeless(self) -> Dims:
-        """Return the dimensions of one step's value."""
-        return timeless(self.view)
-
-    @property
-    def static(self) -> bool:
-        """Return whether one value serves for all steps."""
-        return len(self.values) == 1
-
-
-def timeless(view: Dims) -> Dims:
-    """Return a view without its time axes: the dimensions of one step's value."""
-    return tuple(tuple(token for token in dim if token.kind != Kind.TIME) for dim in view)
-
-
-class UnrolledBuilder(Builder):
+class UnrolledBuilder(WeightBuilder):
     """Emits the nodes of a quantized program; the rules (rules.py) call it.
 
     Attributes:
         grids: integer ranges of the program's values.
-        steps: number of time steps.
         at_node: the stored value of each lowered node.
         gains: gains of the nodes that are emitted at another scale (step_gain.py).
         spike: element type of stored spikes, and of other values that fit it.
@@ -90,16 +49,6 @@ class UnrolledBuilder(Builder):
         self.at_node: dict[fx.Node, Steps] = {}
         self.gains: dict[fx.Node, int] = {}
         self._emitted: set[str] = set()  # layers whose main node exists
-        sizes = {
-            token.size
-            for node in program.graph.nodes
-            for dim in program.type_of(node)
-            for token in dim
-            if token.kind == Kind.TIME
-        }
-        if len(sizes) > 1:
-            raise UnsupportedError("values of different numbers of time steps have no integer lowering")
-        self.steps = sizes.pop() if sizes else 1
 
     def _main_name(self) -> str:
         """Return the layer's path, and for its further steps the path with a number."""
@@ -107,31 +56,93 @@ class UnrolledBuilder(Builder):
         self._emitted.add(self.name)
         return self.name if first else self._node_names(f"{self.name}.t1" if self.name else "step")
 
-    def of(self, node: object) -> Steps:
-        """Return the stored value of a node.
+    def of(self, node: object, dim: int | None = None) -> Steps:
+        """Return the stored value of a node as one value for each time step.
 
         Args:
             node: argument of another node.
+            dim: the dimension whose outermost axes are the steps; by default the first that begins with time.
 
         Raises:
             InternalError: the argument is not a tensor that was lowered.
         """
-        if not isinstance(node, fx.Node) or node not in self.at_node:
+        if not isinstance(node, fx.Node) or (node not in self.at_node and node not in self.stored):
             raise InternalError(f"{self.name} reads {node!r}, which is not a tensor that was lowered")
-        return self.at_node[node]
+        wanted = leading_time(self.program.type_of(node))
+        if dim is not None and wanted is not None and wanted[0] != dim:
+            wanted = None
+        steps = self.at_node.get(node)
+        view = steps.view if steps is not None else self.stored[node].view
+        time = view[wanted[0]][: wanted[1]] if wanted is not None else ()
+        if steps is not None and (steps.time == time or steps.parameter):
+            return steps
+        key = ("steps", node, time)
+        if key not in self.cache:
+            self.cache[key] = self._split(self.at(node), time)
+        return self.cache[key]
+
+    def at(self, node: object) -> Stored:
+        """Return the stored value of a node as one value for all time steps, in float32 (whole.py)."""
+        if isinstance(node, fx.Node) and node in self.at_node and node not in self.stored:
+            self.stored[node] = self._joined(self.at_node[node])
+        return super().at(node)
+
+    def _joined(self, steps: Steps) -> Stored:
+        """Concatenate the steps of a value along its first dimension."""
+        if steps.parameter:
+            return Stored(None, steps.view, steps.view, steps.parameter)
+        plain = replace(steps, gain=0)
+        dims = steps.dims or ((),)
+        values = [self.read_step(plain, t, dims) for t in range(len(steps.values))]
+        if steps.gain:
+            values = [self.times(value, 1 / factor(steps.gain, t), dims) for t, value in enumerate(values)]
+        if steps.static:  # without time, or the same at every step
+            return Stored(values[0], dims, steps.view)
+        dims = ((*steps.time, *dims[0]), *dims[1:])
+        return Stored(self.op("Concat", values, dims, {"axis": 0}, helper="all_steps"), dims, steps.view)
+
+    def _split(self, stored: Stored, time: Dim) -> Steps:
+        """Split a value into its steps.
+
+        Args:
+            stored: the value of all steps.
+            time: tokens of the steps. What else is time belongs to each step's value, and is seen as pixels there.
+        """
+        if stored.value is None:
+            return self.parameter_steps(stored.parameter, stored.dims, stored.view)
+        repeated = stored.constant_along
+        other = {
+            token: Axis(token.name, token.size, Kind.PIXEL, token.letter)
+            for token in layout.flat(stored.view)
+            if token.kind == Kind.TIME and token not in time
+        }
+
+        def renamed(dims: Dims) -> Dims:
+            return tuple(tuple(other.get(token, token) for token in dim) for dim in dims)
+
+        if repeated and set(repeated) != set(time):  # repeated along something else, too
+            value = self.read(stored, stored.view)
+            stored, repeated = Stored(value, stored.view, stored.view), ()
+        if repeated or not time:
+            assert stored.value is not None
+            return Steps((stored.value,), renamed(stored.dims), renamed(stored.view), time_order=time)
+        rest = tuple(dim for dim in layout.without(stored.dims, time) if dim) or ((),)
+        whole = self.read(stored, ((*time, *rest[0]), *rest[1:]))
+        count = size(time)
+        values = self.ops("Split", [whole], [rest] * count, {"axis": 0, "num_outputs": count}, helper="steps")
+        return Steps(tuple(values), renamed(rest), renamed(stored.view), time_order=time)
+
+    def parameter_steps(self, path: str, dims: Dims, view: Dims) -> Steps:
+        """Return a parameter, perhaps with a value for each step; it is written where it is read."""
+        return Steps((ir.Value(name=f"{path}.parameter"),) * self.steps_of(view), dims, view, parameter=path)
 
     def fresh_view(self, node: fx.Node) -> Dims:
-        """Return new tokens for a node's value.
+        """Return new tokens for a node's value."""
+        return layout.fresh(self.program.type_of(node))
 
-        Raises:
-            UnsupportedError: time is an inner factor of a dimension.
-        """
-        view = layout.fresh(self.program.type_of(node))
-        for dim in view:
-            kinds = [token.kind for token in dim]
-            if Kind.TIME in kinds[1:]:
-                raise UnsupportedError(f"{self.name}: time within {axes.show(view)} has no integer lowering")
-        return view
+    def steps_of(self, view: Dims) -> int:
+        """Return the number of time steps of a value."""
+        return size(token for dim in view for token in dim if token.kind == Kind.TIME)
 
     def read_step(self, source: Steps, t: int, dims: Dims, dtype: ir.TensorType = FLOAT, unit: float = 1.0) -> ir.Value:
         """Return the value of one step, emitting the casts and view operations that this takes.
@@ -144,7 +155,7 @@ class UnrolledBuilder(Builder):
             unit: what an integer 1 stands for.
         """
         if source.parameter:
-            return self._parameter(Stored(None, source.dims, source.view, source.parameter), dims)
+            return self._parameter_step(source, t, dims)
         value = source.values[0 if source.static else t]
         cast_last = source.dtype in (self.spike, BOOL)  # moving bytes is cheaper than moving what they are widened to
         if not cast_last:
@@ -210,14 +221,6 @@ class UnrolledBuilder(Builder):
             self.cache[key] = self.op("Mul", [value, factor], dims, helper="unit")
         return self.cache[key]
 
-    def cast(self, value: ir.Value, dtype: ir.TensorType, dims: Dims) -> ir.Value:
-        """Emit a cast, once for each value and type."""
-        key = (value, "cast", dtype.dtype)
-        if key not in self.cache:
-            attributes = {"to": dtype.dtype.value}
-            self.cache[key] = self.op("Cast", [value], dims, attributes, helper="cast", dtype=dtype)
-        return self.cache[key]
-
     def fits(self, grid: IntegerRange | None) -> bool:
         """Return whether all numbers of a value fit the target's spike type."""
         return grid is not None and grid.low >= 0 and grid.high <= self.target.spike_max
@@ -260,126 +263,16 @@ class UnrolledBuilder(Builder):
         """Return the value that ``emit`` gives for each of the first ``count`` steps."""
         return tuple(emit(t) for t in range(count))
 
-    # weights
-
-    def small(self, path: str, values: np.ndarray) -> ir.Value:
-        """Return a constant in its own element type; there is one for each path and type."""
-        key = ("small", path, values.dtype.str)
+    def _parameter_step(self, source: Steps, t: int, dims: Dims) -> ir.Value:
+        """Return a parameter, or one step of a parameter with a number for each step."""
+        if not source.time:
+            return self._parameter(Stored(None, source.dims, source.view, source.parameter), dims)
+        key = (source.parameter, t, dims)
         if key not in self.cache:
-            self.cache[key] = self.initializer(path, values)
-        return self.cache[key]
-
-    def packed(self, path: str, weights: np.ndarray) -> ir.Value:
-        """Return int8 weights that are stored in as few bits as possible and widened when the file is loaded.
-
-        ONNX packs two INT4 or four INT2 numbers into a byte. Two bits hold the odd numbers from -3 to 3, as
-        (w - 1) / 2.
-        """
-        bits = max(stored_bits(torch.from_numpy(np.ascontiguousarray(weights))), self.target.narrowest)
-        if bits == 8:
-            return self.small(path, weights)
-        key = ("packed", path)
-        if key not in self.cache:
-            kind = ir.DataType.INT4 if bits == 4 else ir.DataType.INT2
-            numbers = weights if bits == 4 else (weights - 1) // 2
-            stored = self.initializer(path, numbers.astype(kind.numpy()))
-            if bits == 2:
-                wide = self.cast(stored, FLOAT, ())
-                wide.shape = ir.Shape(weights.shape)
-                double = self._folded("Mul", wide, self.scalar("factor.2", 2), weights.shape)
-                stored = self._folded("Add", double, self.scalar("odd", 1), weights.shape)
-            value = self.cast(stored, ir.TensorType(ir.DataType.INT8), ())
-            value.shape = ir.Shape(weights.shape)
-            self.cache[key] = value
-        return self.cache[key]
-
-    def widened(self, path: str, weights: np.ndarray, scale: np.ndarray | None, gain: float) -> ir.Value:
-        """Return int8 weights as floats, times a scale and a gain; the products are folded when the file is loaded.
-
-        Args:
-            path: name of the weights in the file.
-            weights: int8 array.
-            scale: float32 array that broadcasts to the weights' shape; None for 1.
-            gain: factor for all weights.
-        """
-        key = ("widened", path, scale is None, gain)
-        if key not in self.cache:
-            value = self.cast(self.small(path, weights), FLOAT, ())
-            value.shape = ir.Shape(weights.shape)
-            if scale is not None:
-                column = self.small(f"{path.removesuffix('.weight')}.scale", scale)
-                value = self._folded("Mul", value, column, weights.shape)
-            if gain != 1:
-                value = self._folded("Mul", value, self.scalar(f"factor.{gain:g}", gain), weights.shape)
-            self.cache[key] = value
-        return self.cache[key]
-
-    def gained(self, path: str, values: np.ndarray, gain: float) -> ir.Value:
-        """Return a constant times a gain; the product is folded when the file is loaded."""
-        value = self.small(path, values)
-        if gain == 1:
-            return value
-        key = ("gained", path, gain)
-        if key not in self.cache:
-            self.cache[key] = self._folded("Mul", value, self.scalar(f"factor.{gain:g}", gain), values.shape)
-        return self.cache[key]
-
-    def _folded(self, op_type: str, left: ir.Value, right: ir.Value, shape: tuple[int, ...]) -> ir.Value:
-        """Emit an operation on constants, which ONNX Runtime computes when it loads the file."""
-        value = self.op(op_type, [left, right], (), helper="constant")
-        value.shape = ir.Shape(shape)
-        return value
-
-    def rescaled(self, path: str, sums: ir.Value, layer: nn.Module, unit: float, gain: float, dims: Dims) -> ir.Value:
-        """Emit ``(sums * unit * scale + bias) * gain``; the scale is stored as uint16 where that loses no bit.
-
-        Args:
-            path: path of the layer.
-            sums: result of the layer's matrix product.
-            layer: quantized layer with one scale and one bias for each channel.
-            unit: what a sum of 1 stands for, before the scale.
-            gain: factor of the time step.
-            dims: layout of the result.
-        """
-        scale, bias = layer.get_buffer("scale").numpy(), layer.get_buffer("bias").numpy()
-        exponent = int(np.frexp(scale)[1].min()) - 8
-        mantissas = np.ldexp(scale.astype(np.float64), -exponent)
-        if mantissas.max() < 65536 and (mantissas == np.floor(mantissas)).all():
-            column = self.cast(self.small(f"{path}.scale", mantissas.astype(np.uint16)), FLOAT, ())
-            column.shape = ir.Shape(scale.shape)
-            column_unit = 2.0**exponent
-        else:  # scales too far apart for one exponent
-            column, column_unit = self.small(f"{path}.scale", scale), 1.0
-        product = self.scaled(sums, unit * gain * column_unit, dims, column)
-        return self.op("Add", [product, self.gained(f"{path}.bias", bias, gain)], dims, helper="add_bias")
-
-    def scaled(self, sums: ir.Value, number: float, dims: Dims, column: ir.Value | None = None) -> ir.Value:
-        """Emit a matrix product's result times a number, and times one constant for each column.
-
-        On the CPU the factor is written as a product with something that ONNX Runtime does not fold. ONNX Runtime then
-        replaces the integer product, the cast, this product and the addition of a bias by one of its own operators,
-        which writes floats directly (0.3 instead of 0.7 ms for 784 x 384 x 384). Other targets have no such operator.
-        """
-        floats = sums if sums.type == FLOAT else self.cast(sums, FLOAT, dims)
-        factor = self.scalar(f"factor.{number:g}", number)
-        if self.target.hides_scales and sums.type != FLOAT:
-            factor = self._unfolded(number)
-            column = self.scalar("factor.1", 1) if column is None else column
-        if column is not None:
-            factor = self._folded("Mul", factor, column, tuple(column.shape or ()))  # type: ignore[arg-type]
-        return self.op("Mul", [floats, factor], dims, helper="rescale")
-
-    def _unfolded(self, number: float) -> ir.Value:
-        """Return a number that ONNX Runtime computes in every run, since it does not fold DequantizeLinear."""
-        if "half" not in self.cache:
-            half = [self.small("one", np.array(1, np.uint8)), self.scalar("half", 0.5)]
-            self.cache["half"] = self.op("DequantizeLinear", half, (), helper="half")
-        key = ("unfolded", number)
-        if key not in self.cache:
-            self.cache[key] = self._folded(
-                "Mul", self.cache["half"], self.scalar(f"factor.{2 * number:g}", 2 * number), ()
-            )
+            values = as_array(attribute_of(self.program.module, source.parameter))
+            of_step = layout.moved(values, source.dims, (source.time, *dims))[t]
+            self.cache[key] = self.initializer(source.parameter, of_step)
         return self.cache[key]
 
 
-__all__ = ["BOOL", "I32", "Steps", "UnrolledBuilder", "timeless"]
+__all__ = ["BOOL", "I32", "UnrolledBuilder"]

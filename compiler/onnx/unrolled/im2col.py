@@ -9,7 +9,8 @@ from torch import nn
 from svitc.analysis.integer_range import IntegerRange
 from svitc.ir.axes import Dim, Dims, Kind, size
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.unrolled.builder import I32, Steps, UnrolledBuilder
+from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
+from svitc.onnx.unrolled.steps import Steps
 
 
 def kernel_of(weight: np.ndarray) -> np.ndarray:

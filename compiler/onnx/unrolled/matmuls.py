@@ -14,9 +14,10 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.unrolled.builder import I32, Steps, UnrolledBuilder, timeless
+from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
 from svitc.onnx.unrolled.im2col import kernel_of, patches
 from svitc.onnx.unrolled.step_gain import factor
+from svitc.onnx.unrolled.steps import Steps, timeless
 from svitc.quantization.weight_grid import stored_bits
 
 Projection = nn.Conv1d | nn.Conv2d | nn.Linear  # the float layers and their quantized subclasses
@@ -108,7 +109,7 @@ def _product(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
             return product
         return b.op("Add", [product, b.gained(f"{path}.bias", bias, factor(gain, t))], dims, helper="add_bias")
 
-    return Steps(b.per_step(b.steps if gain else len(x.values), emit), dims, view, gain=gain)
+    return Steps(b.per_step(b.steps_of(x.view) if gain else len(x.values), emit), dims, view, gain=gain)
 
 
 def _convolution(b: UnrolledBuilder, node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Steps:
@@ -135,7 +136,7 @@ def _convolution(b: UnrolledBuilder, node: fx.Node, module: nn.Conv1d | nn.Conv2
     def emit(t: int) -> ir.Value:
         return b.op("Conv", [b.read_step(x, t, x.timeless), *parameters(factor(gain, t))], dims, attributes)
 
-    values = b.per_step(b.steps if gain else len(x.values), emit)
+    values = b.per_step(b.steps_of(x.view) if gain else len(x.values), emit)
     return b.channels_last(node, Steps(values, dims, view, gain=gain))
 
 

@@ -55,6 +55,8 @@ class UnrolledKind:
         constants = {
             f"threshold{t}" if t else "threshold": self.level(t) for t in range(kind.steps if self.gain else 1)
         }
+        if kind.start is not None:  # what is left of it at the first step, at that step's scale
+            constants["start"] = kind.start * (0.5 if kind.name == "LIF" else 1.0) * factor(self.gain, 0)
         if kind.name == "LIF" and not self.gain and kind.steps > 1:
             constants["keep"] = 0.5
         return constants
@@ -62,7 +64,7 @@ class UnrolledKind:
     @property
     def periodic(self) -> bool:
         """Return whether a neuron that first fires at step m, counted from 1, fires at every multiple of m."""
-        return self.plain and self.kind.static and self.kind.reset is not None
+        return self.plain and self.kind.static and self.kind.reset is not None and self.kind.start is None
 
     @property
     def plain(self) -> bool:
@@ -129,6 +131,8 @@ class _UnrolledBody(NeuronBody):
             return super().charge(t, x, v)
         if v is None:
             return x
+        if v is self.inputs.get("start"):
+            return self.op("Add", f"h{t}", v, x)
         kept = v if "keep" not in self.inputs else self.op("Mul", f"left{t}", v, self.inputs["keep"])
         return self.op("Add", f"h{t}", kept, x)
 

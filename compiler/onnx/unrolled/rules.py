@@ -20,11 +20,13 @@ from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Attributes, Stored
 from svitc.onnx.float_rules import LoweringRule, norm_weights, pair_of, runs, window
-from svitc.onnx.neuron_functions import integer_kind_of, kind_of
-from svitc.onnx.unrolled.builder import BOOL, I32, Steps, UnrolledBuilder, timeless
+from svitc.onnx.neuron_functions import kind_of, stateless_kind_of
+from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
+from svitc.onnx.unrolled.parts import block, part
 from svitc.onnx.unrolled.step_gain import factor
+from svitc.onnx.unrolled.steps import Steps, timeless
 
 Rule = LoweringRule[UnrolledBuilder, Steps]
 
@@ -99,10 +101,10 @@ def zero_pad(b: UnrolledBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
     return _channels_first(b, node, "Pad", [pads], None, keep=b.target.pads_spikes)
 
 
-def integer_spike(b: UnrolledBuilder, node: fx.Node, module: ops.IntegerSpike) -> Steps:
+def stateless_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:
     """Lower a neuron without a membrane to a call of its kind's function for each step."""
     x = b.of(node.args[0])
-    kind, dtype = integer_kind_of(module), b.stored_as(int(module.levels))
+    kind, dtype = stateless_kind_of(module), b.stored_as(dynamics_of(module).max_spikes)
     scalars = [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
     def emit(t: int) -> ir.Value:
@@ -114,7 +116,7 @@ def integer_spike(b: UnrolledBuilder, node: fx.Node, module: ops.IntegerSpike) -
 
 def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:
     """Lower a neuron with a membrane to one call of its kind's function, which has one output for each step."""
-    x = b.of(node.args[0])
+    x = b.of(node.args[0], dim=0)
     inner = kind_of(str(node.target), module, size(x.view[0]), x.static)
     dims = tuple(dim for dim in x.dims if dim)  # ONNX Runtime does not vectorize comparisons of [n, 1] with a scalar
     dtype = b.stored_as(inner.count)
@@ -133,15 +135,10 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
 
 def rearrange(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     """Lower a view, which emits nothing: the readers rearrange the stored values as they need them."""
-    x = b.of(node.args[0])
+    x = b.at_node[node.all_input_nodes[0]]  # as it is stored: its readers are judged by their types
     view = layout.rearranged(x.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
-    if any(token.kind == Kind.TIME for dim in view for token in dim[1:]):
-        raise UnsupportedError(f"{b.name}: time within {axes.show(view)} has no integer lowering")
-    present = {id(token) for token in layout.flat(x.view)}
-    new = [token for token in layout.flat(view) if id(token) not in present and token.kind != Kind.TIME]
-    if new:
-        raise UnsupportedError(f"{b.name}: a repetition along another axis than time has no integer lowering")
-    return replace(x, view=view)
+    time = x.time or tuple(token for token in layout.flat(view) if token.kind == Kind.TIME)  # of a repeated image
+    return replace(x, view=view, time_order=time)
 
 
 def elementwise(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
@@ -204,7 +201,8 @@ def _times(b: UnrolledBuilder, node: fx.Node) -> Steps:
         value = b.read_step(stored, t, x.dims)
         return value if total == 1 else b.op("Mul", [value, b.scalar(f"factor.{total:g}", total)], x.dims)
 
-    return Steps(b.per_step(b.steps if gain or x.gain else len(x.values), emit), x.dims, x.view, gain=gain)
+    count = b.steps_of(x.view) if gain or x.gain else len(x.values)
+    return Steps(b.per_step(count, emit), x.dims, x.view, gain=gain, time_order=x.time_order)
 
 
 def matmul(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
@@ -219,15 +217,16 @@ def reduction(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     tokens = [token for i, dim in enumerate(x.view) if i in reduced for token in dim]
     view = tuple(() if i in reduced else dim for i, dim in enumerate(x.view) if keep or i not in reduced)
     over_time = any(token.kind == Kind.TIME for token in tokens)
+    steps = b.steps_of(x.view)
     tokens = [token for token in tokens if token.kind != Kind.TIME]
     mean = node.target is torch.mean
     values, dims = [b.read_step(x, t, x.dims) for t in range(len(x.values))], x.dims
     if over_time and not x.static:
         values = [b.op("Sum", values, dims, helper="over_time")]
         if mean:
-            values = [b.op("Mul", [values[0], b.scalar("share", 1 / b.steps)], dims, helper="over_time")]
+            values = [b.op("Mul", [values[0], b.scalar("share", 1 / steps)], dims, helper="over_time")]
     elif over_time and not mean:
-        values = [b.op("Mul", [values[0], b.scalar("steps", float(b.steps))], dims, helper="over_time")]
+        values = [b.op("Mul", [values[0], b.scalar("steps", float(steps))], dims, helper="over_time")]
     if tokens:
         source = Steps(tuple(values), dims, x.view)
         split = tuple(run for dim in dims for run in runs(dim, tuple(tokens)))
@@ -238,72 +237,10 @@ def reduction(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     return Steps(tuple(values), dims, view)
 
 
-def block(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
-    """Lower one of the equal blocks of a dimension."""
-    source, dim, index, count = node.args
-    assert isinstance(dim, int) and isinstance(count, int) and isinstance(index, int)
-    x = b.of(source)
-    rest = layout.blocks(timeless(x.view)[dim], count)
-    return _parts(b, node, dim, [rest] * count, index, [size(rest)] * count)
-
-
-def part(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
-    """Lower a range of a dimension; the ranges together must cover it."""
-    source, dim = node.args[0], node.args[1]
-    assert isinstance(source, fx.Node) and isinstance(dim, int)
-    users = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[arg-type]
-    widths = [int(u.args[3]) - int(u.args[2]) for u in users]  # type: ignore[arg-type]
-    key = ("rests", source, dim)
-    if key not in b.cache:
-        b.cache[key] = [layout.fresh(b.program.type_of(u))[dim] for u in users]
-    return _parts(b, node, dim, b.cache[key], users.index(node), widths)
-
-
-def _parts(
-    b: UnrolledBuilder, node: fx.Node, dim: int, rests: Sequence[Dim], index: int, widths: Sequence[int]
-) -> Steps:
-    """Lower one of the parts of a dimension; at each step one Split gives all of them.
-
-    Args:
-        b: builder that the nodes are emitted to.
-        node: the part to return; its first argument is the tensor that is split.
-        dim: the dimension that is split.
-        rests: tokens that remain of the dimension in each part.
-        index: which part ``node`` is.
-        widths: size of each part.
-    """
-    x = b.of(node.args[0])
-    divided = timeless(x.view)[dim]
-    if sum(widths) != size(divided):
-        raise InternalError(f"{b.name}: the ranges of {node.args[0]} do not cover its dimension {dim} exactly")
-    # a dimension that is stored separately is split in place; any other is moved to the end first
-    if divided in x.dims:
-        dims = x.dims
-    else:
-        dims = (tuple(token for d in x.dims for token in d if token not in divided), divided)
-    axis = dims.index(divided)
-    outs = [(*dims[:axis], rest, *dims[axis + 1 :]) for rest in rests]
-
-    def emit(t: int) -> ir.Value:
-        key = ("parts", node.args[0], dim, t)
-        if key not in b.cache:
-            inputs = [b.read_step(x, t, dims, x.dtype), b.integers("split", widths)]
-            b.cache[key] = b.ops("Split", inputs, outs, {"axis": axis}, helper="split", dtype=x.dtype)
-        return b.cache[key][index]
-
-    if x.dtype == FLOAT and x.unit != 1:
-        raise InternalError(f"{b.name}: floats with a unit")
-    view = (*x.view[:dim], rests[index], *x.view[dim + 1 :])
-    return replace(x, values=b.per_step(len(x.values), emit), dims=outs[index], view=view)
-
-
 def attribute(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     """Lower a parameter that the program reads directly; it is written in the layout in which it is read."""
     view = b.fresh_view(node)
-    if any(token.kind == Kind.TIME for dim in view for token in dim):
-        raise UnsupportedError(f"{node.target}: a parameter for each time step has no integer lowering")
-    placeholder = ir.Value(name=f"{node.target}.parameter")
-    return Steps((placeholder,), view, view, parameter=str(node.target))
+    return b.parameter_steps(str(node.target), view, view)
 
 
 # shared by rules
@@ -387,7 +324,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
     **dict.fromkeys(ops.NEURONS, spiking_neuron),
-    ops.IntegerSpike: integer_spike,
+    **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: fixed_point,
 }
 FUNCTION_RULES: dict[Any, Rule] = {

@@ -5,6 +5,8 @@ How a neuron uses such a current is described in neuron_functions.py.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from torch import fx, nn
 
 from svitc.analysis.input_current import Current, by_number, current_of
@@ -15,8 +17,12 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
 
-def step_gains(program: Program) -> dict[fx.Node, int]:
+def step_gains(program: Program, whole: AbstractSet[fx.Node] = frozenset()) -> dict[fx.Node, int]:
     """Return the gain of quantized layers and of products with a number: 1, -1, or 0 for nodes that are missing.
+
+    Args:
+        program: the quantized program.
+        whole: nodes that are lowered on all steps at once, where no step has a factor of its own.
 
     With gain 1, step t is emitted times 2^t; with gain -1, times -2^t. All nodes that add up to one current have the
     same gain. It is not 0 if only neurons of time constant 2 read the current: they need not halve their membranes
@@ -37,6 +43,7 @@ def step_gains(program: Program) -> dict[fx.Node, int]:
             and all(by_number(user) for _, user in current.exits)
             and all(halves_membrane(program, reader) for reader in current.readers)
             and all(_has_time(program, source) for source in current.sources)
+            and all(value not in whole and whole.isdisjoint(value.users) for value in current.values)
             and all(layer is None or ops.is_quantized(layer) for layer in layers)
         ):
             hard_reset = all(dynamics_of(program.module_of(neuron)).reset is not None for neuron in current.readers)

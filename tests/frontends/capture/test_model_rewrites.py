@@ -99,22 +99,19 @@ def mean(net, x):
 
 
 REFUSED = {
-    "two results": (lambda net, x: (mean(net, x), mean(net, x * 2)), "one tensor of logits; it returns 2"),
-    "none": (lambda net, x: {}, "one tensor of logits; it returns 0"),
+    "none": (lambda net, x: {}, "returns no tensor"),
     "across the batch": (lambda net, x: x.mean((0, 1, 3)), "it runs across the batch"),
     "one for all": (lambda net, x: net.head(x.sum((0, 1, 3, 4))), "it runs across the batch"),
     "samples by samples": (lambda net, x: x.sum((0, 3, 4)).T @ x.sum((0, 3, 4)), "it runs across the batch"),
     "an attribute": (lambda net, x: x.real.sum((0, 3, 4)), "a tensor's real is not an operation"),
-    "all samples flat": (lambda net, x: x.mean((0, 3, 4)).flatten(), "not one result for each sample"),
+    "all samples flat": (lambda net, x: x.mean((0, 3, 4)).flatten(), "the batch is merged with other dimensions"),
     "padding of channels": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 1)).mean((0, 3, 4)), "by (0, 0, 0, 0, 1, 1)"),
     "padding by reflection": (lambda net, x: F.pad(x.flatten(0, 1), (1,) * 4, "reflect").mean((2, 3)), "reflect"),
-    "in place": (lambda net, x: mean(net, x.mul_(2) + x), "mul_ changes a tensor in place"),
-    "in place, unread": (lambda net, x: (x.mul_(2), mean(net, x))[1], "mul_ changes a tensor in place"),
-    "augmented": (lambda net, x: mean(net, augmented(x)), "iadd changes a tensor in place"),
+    "in place, in a part": (lambda net, x: (x.chunk(2, 2)[0].mul_(2), mean(net, x))[1], "part of a split tensor"),
 }
 
 
-UNPLACED = ("two results", "none", "all samples flat")  # what is returned has no line of its own
+UNPLACED = ("none", "all samples flat")  # what is returned has no line of its own
 
 
 def augmented(x):
@@ -138,7 +135,10 @@ CAPTURED = {
     "padding of one dimension": lambda net, x: mean(net, F.pad(x.flatten(0, 1), [1, 1]).unflatten(0, (2, -1))),
     "numbers that change nothing": lambda net, x: mean(net, (0.0 + x * 1 - 0) / 1.0),
     "dead operations": lambda net, x: (torch.softmax(x, 2), mean(net, x))[1],
-    "augmented": lambda net, x: mean(net, augmented_once(x * 1.5)),
+    "augmented once": lambda net, x: mean(net, augmented_once(x * 1.5)),
+    "augmented": lambda net, x: mean(net, augmented(x)),
+    "in place": lambda net, x: mean(net, x.mul_(2) + x),
+    "in place, unread": lambda net, x: (x.mul_(2), mean(net, x))[1],
     "attributes": lambda net, x: net.head((x.mT.mT.data * 0.5).sum((0, 3, 4)).T.T),
 }
 

@@ -151,14 +151,14 @@ def test_no_neuron_of_a_cut_model_feeds_another(four_kinds):
 
 
 def test_a_program_that_ends_in_a_neuron_in_physical_form(program_of):
-    """The neuron's spikes are the logits themselves, with no view in between."""
+    """The spikes of the neuron are the logits, with no view in between."""
 
     def build(graph, x):
         shown = graph.call_function(einops.repeat, (x, "b c y x -> t b c y x"), {"t": 1})
         return graph.call_function(torch.mean, (graph.call_module("lif", (shown,)),), {"dim": (0,), "keepdim": False})
 
     model = to_bytes(lower(program_of((3, 4, 6), build, lif=neuron.LIFNode(step_mode="m"))))
-    assert [node.name for node in onnx.load_from_string(model).graph.node] == ["lif"]
+    assert [node.name for node in onnx.load_from_string(model).graph.node] == ["lif", "logits"], "a copy, to be cut at"
     data, _ = split_neurons(model)
     onnx.checker.check_model(data, full_check=True)
     spikes = np.ones((2, 3, 4, 6), np.float32)

@@ -1,0 +1,86 @@
+"""Reshapes and sums that axes do not explain are kept, and what they touch is not pruned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from spikingjelly.activation_based import neuron
+from torch import nn
+
+from support.families import warm
+from svitc.driver.compiler import compile as compile_program
+from svitc.driver.load import check_capture, run_canonical_passes
+from svitc.errors import UnsupportedError
+from svitc.frontends.capture.capture import capture
+from svitc.ir.graph import InputSpec
+from svitc.ir.operators.regroup import regroup
+from svitc.passes.policies import Uniform
+
+T, C, SIZE = 2, 16, 8
+
+
+class Net(nn.Module):
+    """Two convolutions with neurons, and a function of spikes ``[T, N, C, H, W]`` between them."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.conv1, self.norm1, self.lif1 = nn.Conv2d(3, C, 3, 1, 1), nn.BatchNorm2d(C), neuron.LIFNode(step_mode="m")
+        self.conv2, self.norm2, self.lif2 = nn.Conv2d(C, C, 3, 1, 1), nn.BatchNorm2d(C), neuron.LIFNode(step_mode="m")
+        self.head = nn.Linear(C, 5)
+
+    def forward(self, x):
+        x = x.unsqueeze(0).repeat(T, 1, 1, 1, 1)
+        t, n = x.shape[:2]
+        x = self.norm1(self.conv1(x.flatten(0, 1)))
+        x = self.function(self.lif1(x.reshape(t, n, *x.shape[1:])))
+        x = self.norm2(self.conv2(x.flatten(0, 1)))
+        x = self.lif2(x.reshape(t, n, *x.shape[1:]))
+        return self.head(x.flatten(3).mean(3)).mean(0)
+
+
+def windows_joined_with_the_batch(x):
+    t, n, c, h, w = x.shape
+    y = x.reshape(t, n, c, h // 2, 2, w // 2, 2).permute(0, 1, 4, 6, 2, 3, 5).reshape(t, -1, c, h // 2, w // 2)
+    q = y.flatten(3).transpose(-1, -2).reshape(t, y.shape[1], -1, 4, c // 4).permute(0, 1, 3, 2, 4)
+    y = (q @ (q.transpose(-2, -1) @ q)).transpose(3, 4).reshape(t, -1, c, h // 2, w // 2)
+    return y.reshape(t, -1, 2, 2, c, h // 2, w // 2).permute(0, 1, 4, 5, 2, 6, 3).reshape(t, n, c, h, w)
+
+
+MIXED = {
+    "tokens and channels": lambda x: x.reshape(*x.shape[:2], 64, 16).transpose(2, 3).reshape(x.shape) + x,
+    "two ways to split heads": lambda x: (
+        x
+        + x.reshape(*x.shape[:2], 2, 8, 64).transpose(2, 3).reshape(x.shape)
+        + x.reshape(*x.shape[:2], 4, 4, 64).transpose(2, 3).reshape(x.shape)
+    ),
+    "channels meet pixels": lambda x: x.flatten(3).transpose(2, 3).reshape(x.shape) + x,
+}
+
+
+def compiled(function, budget):
+    torch.manual_seed(0)
+    model = warm(Net(function), (3, SIZE, SIZE))
+    program = capture(model, InputSpec((3, SIZE, SIZE)))
+    assert check_capture(model, program) == 0.0
+    run_canonical_passes(program)
+    return program, compile_program(program, budget=budget, policy=Uniform(), no_data="uniform")
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_mixed_reshape_is_exact_and_freezes_its_channels(name):
+    program, done = compiled(MIXED[name], 0.9)
+    assert done.verdict.passed
+    assert "conv1" not in {group.name for group in program.groups if group.frozen is None}
+
+
+def test_windows_that_join_the_batch_are_pruned():
+    program, done = compiled(windows_joined_with_the_batch, 0.6)
+    assert done.verdict.passed
+    assert regroup not in {node.target for node in program.graph.nodes}
+    assert any(group.frozen is None and "conv1" in group.producers for group in program.groups)
+
+
+def test_a_reshape_that_mixes_the_batch_is_refused():
+    with pytest.raises(UnsupportedError, match="batch"):
+        capture(Net(lambda x: x.transpose(0, 1).reshape(x.shape)).eval(), InputSpec((3, SIZE, SIZE)))
