@@ -24,7 +24,20 @@ if TYPE_CHECKING:
     from svitc.frontends.capture.tracer import Tracer
 
 _ASSIGN = "setitem"
-_SAME_PLACES = ("contiguous", "detach", "to", "float", "data", "type", "type_as", "identity", "alias", "clone")
+_SAME_PLACES = (
+    "contiguous",
+    "detach",
+    "to",
+    "cuda",
+    "cpu",
+    "float",
+    "data",
+    "type",
+    "type_as",
+    "identity",
+    "alias",
+    "clone",
+)
 
 
 @dataclass

@@ -257,7 +257,7 @@ HANDLERS: dict[str, Handler] = {
     "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
     "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
-    **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
+    **dict.fromkeys(("contiguous", "clone", "detach", "dropout", "cuda", "cpu"), same),
     **dict.fromkeys(("to", "float", "double", "type_as", "type", "int", "long", "bool"), cast),
     **dict.fromkeys(("transpose", "swapaxes"), transpose),
     "permute": permute,

@@ -26,7 +26,20 @@ if TYPE_CHECKING:
 _SAME_ON_EACH = {
     *("add", "sub", "mul", "truediv", "div", "multiply", "gt", "ge", "lt", "le", "eq", "ne", "pow", "neg", "abs"),
     *("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "clamp", "clip", "hardtanh", "round", "floor", "ceil"),
-    *("maximum", "minimum", "float", "to", "contiguous", "detach", "exp", "sqrt", "leaky_relu", "hardswish"),
+    *(
+        "maximum",
+        "minimum",
+        "float",
+        "to",
+        "cuda",
+        "cpu",
+        "contiguous",
+        "detach",
+        "exp",
+        "sqrt",
+        "leaky_relu",
+        "hardswish",
+    ),
     *("hardsigmoid", "softplus", "elu", "mish", "sign", "where", "clone"),
 }
 _BY_SHAPE = ("reshape", "view", "flatten", "unflatten")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from svitc.frontends.checkpoint.model_factory import check_json, check_json_obje
 from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, prefix_errors, read
 from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognize, shape_note
 from svitc.frontends.checkpoint.wrappers import unwrapped
+from svitc.frontends.compat.devices import cuda_is_cpu
 from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
@@ -66,8 +67,8 @@ class Loaded:
     file: Path | None = None
 
     def callable_within(self) -> AbstractContextManager[object]:
-        """Return the context in which the model can be called: its forward may import a missing package."""
-        return nullcontext() if self.file is None else compatible(self.file)
+        """Return the context in which the model can be called: its forward may name missing packages or CUDA."""
+        return cuda_is_cpu() if self.file is None else compatible(self.file)
 
 
 @dataclass

@@ -21,8 +21,10 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UnsupportedError
+from svitc.frontends.compat.absent import Absent
+from svitc.frontends.compat.devices import cuda_is_cpu
 from svitc.frontends.compat.shims import DROPPED, Registry
-from svitc.frontends.compat.stand_ins import Finder, StandIn
+from svitc.frontends.compat.stand_ins import Finder, StandIn, optional_lines
 from svitc.support.user_code import INSTALLED, import_file, raised_at, search_path
 
 NEVER_HIDDEN = ("__main__", "svitc")
@@ -44,6 +46,8 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
     """
     folders = search_path(file) if file is not None else []
     registry = Registry()
+    StandIn.starred.clear()
+    optional_lines.cache_clear()
     path, finders, bytecode = list(sys.path), list(sys.meta_path), sys.dont_write_bytecode
     hidden = _hide(folders)
     before = dict(sys.modules)
@@ -52,7 +56,7 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
     sys.path[:0] = folders
     sys.dont_write_bytecode = True  # write no __pycache__ into the user's folders
     try:
-        with _old_arguments(), warnings.catch_warnings():
+        with _old_arguments(), cuda_is_cpu(), warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
                 warnings.simplefilter("ignore", category)
             yield registry
@@ -92,8 +96,11 @@ def _imported(path: Path, blame: type[SvitcError]) -> tuple[ModuleType, Registry
                 hint="Install it, or remove the import.",
             ) from error
         except (Exception, SystemExit) as error:  # the user's code may raise anything
+            starred = ", ".join(dict.fromkeys(StandIn.starred)) if isinstance(error, NameError) else ""
             raise blame(
-                f"importing {path} failed: {type(error).__name__}: {error}", where=raised_at(error, path)
+                f"importing {path} failed: {type(error).__name__}: {error}",
+                where=raised_at(error, path),
+                hint=f"It imports * from what is not installed: {starred}." if starred else None,
             ) from error
 
 
@@ -122,7 +129,15 @@ def find_factory(path: Path, name: str, blame: type[SvitcError] = InputError) ->
     @functools.wraps(factory)
     def build(*args: object, **kwargs: object) -> object:
         with compatible(path):
-            return factory(*args, **kwargs)
+            try:
+                model = factory(*args, **kwargs)
+            except TypeError as error:
+                if "Absent" in str(error) and Absent.latest is not None:  # PyTorch does not take it for a layer
+                    raise Absent.latest.error() from error
+                raise
+            if isinstance(model, Absent):
+                raise model.error()
+            return model
 
     return build
 

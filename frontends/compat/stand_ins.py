@@ -2,94 +2,54 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.abc
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import ClassVar
 
-from torch import nn
-
-from svitc.errors import UnsupportedError
-from svitc.frontends.compat.shims import TORCH_SIX, Registry, clock_driven
+from svitc.frontends.compat.absent import Absent, replacement
+from svitc.frontends.compat.shims import TORCH_SIX, TQDM, Registry, clock_driven
+from svitc.frontends.compat.timm_layers import LAYERS, OF_BLOCKS, TORCHVISION
+from svitc.support.user_code import INSTALLED
 
 CLOCK_DRIVEN, ACTIVATION_BASED = "spikingjelly.clock_driven", "spikingjelly.activation_based"
 # replaced even if installed: timm needs torchvision, whose version often does not match that of PyTorch
 ALWAYS = ("timm", "torchvision")
-# packages that measure, plot and log; no model's forward needs them
-TOOLS = (
-    "apex",
-    "fvcore",
-    "matplotlib",
-    "ptflops",
-    "seaborn",
-    "tensorboard",
-    "tensorboardX",
-    "thop",
-    "torchinfo",
-    "torchstat",
-    "torchsummary",
-    "tqdm",
-    "visualizer",
-    "wandb",
+# replaced wherever they are missing, also where installed packages import them
+ANYWHERE = (
+    *("apex", "fvcore", "matplotlib", "ptflops", "seaborn", "tensorboard", "tensorboardX", "thop", "torchinfo"),
+    *("torchstat", "torchsummary", "tqdm", "visualizer", "wandb"),
 )
-
-
-class Absent:
-    """A name of a missing package: it can be imported, and raises an error only when it is used.
-
-    Args:
-        path: the dotted name.
-        names: replacements for names of the package.
-    """
-
-    def __init__(self, path: str, names: Mapping[str, object]) -> None:
-        self._path, self._names = path, names
-
-    def _error(self) -> UnsupportedError:
-        package = self._path.partition(".")[0]
-        return UnsupportedError(
-            f"{self._path} is used, and {package} is not here: svitc stands in for its names, not for what it does",
-            hint="Define what the model needs of it in the model's own file.",
-        )
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return replacement(f"{self._path}.{name}", self._names)
-
-    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        raise self._error()
-
-    def __mro_entries__(self, bases: tuple) -> tuple[type, ...]:
-        """Return a base class for a class that derives from this name; only creating an instance is an error."""
-        error = self._error
-
-        def init(_: object, *args: object, **kwargs: object) -> None:
-            raise error()
-
-        return (type(self._path.rpartition(".")[2], (nn.Module,), {"__init__": init}),)
-
-
-def replacement(path: str, names: Mapping[str, object]) -> object:
-    """Return what replaces a dotted name, looked up by its last part; an ``Absent`` where nothing does."""
-    name = path.rpartition(".")[2]
-    if name in names:
-        return names[name]
-    if name.startswith("register_"):  # decorators that only add a function to a registry
-        return lambda function=None, *_, **__: function
-    return Absent(path, names)
+_MACHINERY = re.compile(r"<frozen importlib\._bootstrap|importlib/__init__\.py$")
+VERSION = "1.0.0"  # of every stand-in, for code that asks
 
 
 class StandIn(ModuleType):
     """A module that stands in for one that is not installed."""
 
     _names: Mapping[str, object]
+    starred: ClassVar[list[str]] = []  # packages of which a file imports *, so that their names are not known
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return Absent(self.__name__, self._names)(*args, **kwargs)
+
+    def __mro_entries__(self, bases: tuple) -> tuple[type, ...]:
+        return Absent(self.__name__, self._names).__mro_entries__(bases)
 
     def __getattr__(self, name: str) -> object:
+        if name == "__version__":
+            return VERSION
+        if name == "__all__":
+            self.starred.append(self.__name__)
         if name.startswith("__"):
             raise AttributeError(name)
         if not self.__name__.startswith(CLOCK_DRIVEN):
@@ -99,6 +59,27 @@ class StandIn(ModuleType):
             raise AttributeError(name)
         module = importlib.import_module(f"{ACTIVATION_BASED}.{part}")
         return getattr(module, name) if hasattr(module, name) else clock_driven(part, name)
+
+
+@cache
+def optional_lines(file: str) -> list[range]:
+    """Return the lines of a Python file whose imports may fail: in the body of ``try`` with ``except ImportError``."""
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [
+        range(node.body[0].lineno, (node.body[-1].end_lineno or node.body[-1].lineno) + 1)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try) and any(_catches_imports(handler) for handler in node.handlers)
+    ]
+
+
+def _catches_imports(handler: ast.ExceptHandler) -> bool:
+    names = (
+        [node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)] if handler.type else ["Exception"]
+    )
+    return any(name in ("ImportError", "ModuleNotFoundError", "Exception", "BaseException") for name in names)
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -111,7 +92,13 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     def __init__(self, registry: Registry, folders: Sequence[str], first: bool) -> None:
-        self.timm, self.folders, self.first = registry.timm(), list(folders), first
+        self.folders, self.first = list(folders), first
+        self.names: dict[str, Mapping[str, object]] = {
+            "timm": {**LAYERS, **registry.timm()},
+            "torchvision": TORCHVISION,
+            "torch": TORCH_SIX,
+            "tqdm": TQDM,
+        }
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -131,14 +118,25 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             except ImportError:
                 replaced = False
         else:
-            replaced = fullname in (CLOCK_DRIVEN, "torch._six") or root in TOOLS
+            replaced = fullname in (CLOCK_DRIVEN, "torch._six") or root in ANYWHERE or self.is_needed()
         return ModuleSpec(fullname, self, is_package=True) if replaced else None
+
+    def is_needed(self) -> bool:
+        """Tell whether the import that is under way is in the user's code, and no ``except ImportError`` handles it."""
+        frame = sys._getframe(2)
+        while frame is not None and (_MACHINERY.search(frame.f_code.co_filename) or frame.f_globals is globals()):
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is None:
+            return False
+        file = frame.f_code.co_filename
+        is_users = file.startswith(tuple(folder + os.sep for folder in self.folders)) and not file.startswith(INSTALLED)
+        return is_users and not any(frame.f_lineno in lines for lines in optional_lines(file))
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Create the stand-in with the replacements for its package."""
         module = StandIn(spec.name)
         root = spec.name.partition(".")[0]
-        module._names = TORCH_SIX if root == "torch" else self.timm if root == "timm" else {}
+        module._names = {**self.names.get(root, {}), **(OF_BLOCKS if "efficientnet_blocks" in spec.name else {})}
         return module
 
     def exec_module(self, module: ModuleType) -> None:
