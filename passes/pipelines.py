@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from svitc.analysis.input_range import input_range
 from svitc.ir.pass_manager import Pass, Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes.canonical.merge_views import MergeViews
@@ -36,13 +37,14 @@ def lowering_passes() -> list[Pass]:
     return [ReassociateMatmuls(), ShareViews(), FuseQKV(), MergeViews()]
 
 
-def quantization_passes(bits: Mapping[str, int] | None = None) -> list[Pass]:
+def quantization_passes(bits: Mapping[str, int] | None = None, span: float | None = None) -> list[Pass]:
     """Return the passes that turn a program for inference into one of integer weights and integer sums.
 
     Args:
         bits: layer -> bits of its weights, where that is not 8.
+        span: largest magnitude of an input; None for the usual one.
     """
-    return [FoldNeuronScale(), QuantizeInput(), QuantizeWeights(bits)]
+    return [FoldNeuronScale(), QuantizeInput(span), QuantizeWeights(bits)]
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
@@ -58,10 +60,17 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
     Raises:
         UnsupportedError: weights that are infinite or not a number.
     """
-    twin = program.copy()
-    pipeline = Pipeline([QuantizeResidualStreams(), *inference_passes(), *quantization_passes(bits)])
+    twin, span = program.copy(), input_range(program).span
+    pipeline = Pipeline([QuantizeResidualStreams(), *inference_passes(), *quantization_passes(bits, span)])
     pipeline(twin)
     return twin, pipeline
+
+
+def unrounded_program(program: Program) -> Program:
+    """Return what ``quantize`` makes of a program, but for the rounding of weights, at the same scales."""
+    twin, span = program.copy(), input_range(program).span
+    Pipeline([QuantizeResidualStreams(), *inference_passes(), *quantization_passes(span=span)[:-1]])(twin)
+    return twin
 
 
 def exportable_program(program: Program, keep: bool = True) -> Program:

@@ -19,7 +19,14 @@ from svitc.ir.program import Program
 
 # Operations that keep channels apart: a channel that is 0 changes no other channel. Channels that a pool slides over
 # are frozen anyway.
-APART_MODULES = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.NEURONS, *ops.STATELESS_NEURONS)
+APART_MODULES = (
+    *ops.CONVOLUTIONS,
+    *ops.BATCH_NORMS,
+    *ops.POOLS,
+    *ops.PADS,
+    *ops.STATEFUL_NEURONS,
+    *ops.STATELESS_NEURONS,
+)
 APART = (*ops.ELEMENTWISE, *ops.VIEWS, ops.take_block)
 
 

@@ -28,6 +28,7 @@ UNIT = 2.0**-24
 # The file and the reference both round, so that each may use half of the bound. A single sum exceeds a bound of lambda
 # with a probability of 2 exp(-lambda^2 / 2).
 LAMBDA = 8.0
+MASKED = 1e30  # what masks of attention hold for infinity is larger
 
 
 def magnitudes(program: Program) -> Program:
@@ -84,7 +85,8 @@ def _bound_along(*tensors: torch.Tensor, name: str, attributes: dict[str, Any], 
     """Return a bound for an operator whose elements depend on many of its first input, which the largest stands for."""
     function = next(f for f in OPERATORS if f.__name__ == name)
     value = function(*tensors, **attributes).abs().nan_to_num()
-    return value + lipschitz * max(float(tensor.abs().max()) for tensor in tensors)
+    largest = max(float(tensor.abs().where(tensor.abs() < MASKED, 0).max()) for tensor in tensors)
+    return value + lipschitz * largest
 
 
 def sum_lengths(program: Program) -> dict[str, int]:

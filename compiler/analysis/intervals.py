@@ -75,7 +75,9 @@ def _interval_of(program: Program, node: fx.Node, inputs: list[Interval]) -> Int
     if ops.is_projection(module):
         return projection(program, node, module, inputs[0])
     if ops.is_batch_norm(module):
-        return None if module.running_mean is None else batch_norm(module, inputs[0])
+        # where axes of pixels lie within the channels, an interval has fewer elements than the norm
+        known = module.running_mean is not None and inputs[0].low.shape[1] == module.num_features
+        return batch_norm(module, inputs[0]) if known else None
     return window(module, inputs[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from svitc.cli.options import (
     PruningOptions,
     SweepOptions,
     Unlabeled,
+    parse_floats,
 )
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
@@ -197,6 +199,15 @@ class FileOptions:
             "any.",
         ),
     ] = None
+    input_range: Annotated[
+        str | None,
+        typer.Option(
+            "--input-range",
+            metavar="LO,HI",
+            help="The smallest and the largest value of an input, such as 0,255. A file with integer weights clamps "
+            "what is beyond. By default measured on --data or --train-data, or derived from the model.",
+        ),
+    ] = None
     target: Annotated[
         str,
         typer.Option(
@@ -212,11 +223,28 @@ class FileOptions:
         """Whether weights and operators are the same as without these options."""
         return self.weights in (None, "fp32") and self.target == "cpu"
 
-    def check(self) -> None:
-        """Check the type of the weights and the target.
+    @property
+    def input_ends(self) -> tuple[float, float] | None:
+        """The ends of ``--input-range``, or None without it.
 
         Raises:
-            UsageError: there is no such type of weights, or no such target.
+            UsageError: it is not two numbers, the smaller one first.
+        """
+        if self.input_range is None:
+            return None
+        ends = parse_floats("--input-range", self.input_range, "0,255")
+        if len(ends) != 2 or not ends[0] < ends[1] or not all(map(math.isfinite, ends)):
+            raise UsageError(
+                f"--input-range {self.input_range!r} is not a range",
+                hint="Give the smallest and the largest value of an input, such as --input-range 0,255.",
+            )
+        return ends[0], ends[1]
+
+    def check(self) -> None:
+        """Check the type of the weights, the range of the input and the target.
+
+        Raises:
+            UsageError: there is no such type of weights, no such range, or no such target.
         """
         from svitc.driver.weight_types import check_weight_type
         from svitc.onnx.target import target_of
@@ -224,6 +252,7 @@ class FileOptions:
         if self.weights is not None:
             check_weight_type(self.weights)
         target_of(self.target, self.min_weight_bits)
+        _ = self.input_ends
 
 
 @dataclass(frozen=True, eq=False, repr=False)

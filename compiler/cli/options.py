@@ -316,12 +316,13 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-def parse_floats(flag: str, text: str) -> list[float]:
+def parse_floats(flag: str, text: str, example: str = "0.485,0.456,0.406") -> list[float]:
     """Parse numbers that are separated by commas.
 
     Args:
         flag: name of the option, for the message.
         text: value of the option.
+        example: a valid value, for the message.
 
     Raises:
         UsageError: one of them is not a number.
@@ -329,7 +330,7 @@ def parse_floats(flag: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{flag} {text!r} is not a list of numbers", hint="For example 0.485,0.456,0.406.") from None
+        raise UsageError(f"{flag} {text!r} is not a list of numbers", hint=f"For example {example}.") from None
 
 
 def parse_json_object(text: str | None) -> JsonDict | None:

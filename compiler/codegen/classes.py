@@ -102,7 +102,8 @@ class Classes:
             draft = self._draft(unit)
             by_template.setdefault(draft.template, Class([])).drafts.append(draft)
         classes = list(by_template.values())
-        taken = {"Model", "Layers", "Path", "Integer", "IntegerSpike", "Heaviside", "Step", *QUANTIZED_NAMES}
+        taken = {"Model", "Layers", "Path", "Integer", "IntegerSpike", "Heaviside", "Step", "LeakyNeuron"}
+        taken |= set(QUANTIZED_NAMES)
         for class_ in classes:
             paths = [draft.unit.tree.path for draft in class_.drafts]
             names = list(dict.fromkeys(class_name(path) for path in paths))

@@ -19,6 +19,13 @@ from svitc.serialization.layer_schema import START, describe_layer
 from svitc.support.types import JsonDict
 
 WIDTH_CHARS = 100  # longest line of the generated source, without comments
+# Autograd functions that neurons of a source may need, and the classes of neurons with what they need
+FUNCTIONS = (standalone_layers.Integer, standalone_layers.Heaviside)
+STANDALONE: dict[type, tuple[type, ...]] = {
+    standalone_layers.IntegerSpike: (standalone_layers.Integer,),
+    standalone_layers.Step: (standalone_layers.Heaviside,),
+    standalone_layers.LeakyNeuron: FUNCTIONS,
+}
 NEURON_NAMES = {"LIFNode": "lif", "IFNode": "if_node", "ParametricLIFNode": "plif", "ILIFNode": "ilif"}
 DEFAULTS = {
     "stride": 1,
@@ -116,21 +123,20 @@ class Neurons:
         names: name of the function for each kind.
         usual: most common threshold of each kind.
         several: for each kind, whether there are different thresholds.
-        integer, compares: whether there are neurons without membranes, which need a class in the source.
+        standalone: classes of neurons that the source has to define.
         trains: whether the program can be trained.
     """
 
     def __init__(self, program: Program) -> None:
-        self.integer = self.compares = False
+        self.standalone: set[type] = set()
         self.trains = program.stage < Stage.INFERENCE
         self.kinds: list[JsonDict] = []
         thresholds: list[Counter[float]] = []
         for node in program.neurons():
             module = program.module_of(node)
             assert module is not None
-            if not ops.has_state(module):
-                self.integer |= isinstance(module, ops.IntegerSpike)
-                self.compares |= isinstance(module, ops.Step)
+            if type(module) not in ops.NEURONS:
+                self.standalone |= {kind for kind in STANDALONE if isinstance(module, kind)}
                 continue
             entry = describe_layer(str(node.target), module)
             kind, threshold = self._kind(entry)
@@ -161,18 +167,19 @@ class Neurons:
             return f"IntegerSpike({entry['levels']}{', half_up=True' if entry['rounding'] == 'half_up' else ''})"
         if entry["type"] == ops.Step.__name__:
             return f"Step({entry['threshold']!r}{', strict=True' if entry['strict'] else ''})"
+        if entry["type"] == ops.LeakyNeuron.__name__:
+            usual = {"gain": 1.0, "threshold": 1.0, "hard_reset": True, "strict": False, "levels": 1}
+            changed = "".join(f", {key}={entry[key]!r}" for key, value in usual.items() if entry[key] != value)
+            return f"LeakyNeuron({entry['keep']!r}{changed})"
         kind, threshold = self._kind(entry)
         i = self.kinds.index(kind)
         return f"{self.names[i]}({'' if threshold == self.usual[i] else threshold})"
 
     def definitions(self) -> Iterator[str]:
         """Yield the lines of the functions and classes for neurons."""
-        if self.integer:
-            yield from definition(standalone_layers.Integer)
-            yield from definition(standalone_layers.IntegerSpike)
-        if self.compares:
-            yield from definition(standalone_layers.Heaviside)
-            yield from definition(standalone_layers.Step)
+        functions = {function for kind in self.standalone for function in STANDALONE[kind]}
+        for part in (*(f for f in FUNCTIONS if f in functions), *(k for k in STANDALONE if k in self.standalone)):
+            yield from definition(part)
         for kind, name, usual, several in zip(self.kinds, self.names, self.usual, self.several, strict=True):
             arguments: list[tuple[str | None, Call | str]] = []
             for key in ("tau", "decay_input"):

@@ -107,7 +107,7 @@ class Source:
         blocks = [line for class_ in self.classes.all for line in [*self.classes.lines(class_), "", ""]]
         body = "\n".join([*blocks, *model])
         lines = [*self._docstring(), "", "from pathlib import Path", ""]
-        needs_torch = self.neurons.integer or self.neurons.compares or self.quantized.weights or self.operators
+        needs_torch = bool(self.neurons.standalone) or self.quantized.weights or self.operators
         lines += ["import torch"] if "torch.zeros(" in body or needs_torch else []
         views = [name for name in ("rearrange", "repeat") if f" {name}(" in body or f"({name}(" in body]
         merging, splitting = "merge_time(" in body, "split_time(" in body

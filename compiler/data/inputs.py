@@ -49,6 +49,8 @@ def top1(logits: np.ndarray) -> np.ndarray:
 def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[torch.Tensor]:
     """Return batches of random inputs: images of standard normal pixels, or event frames of small counts.
 
+    Where the program knows another range of its input, the pixels are uniform in it.
+
     Args:
         images: Number of images in all.
         batch: Images in one batch; the last may have fewer.
@@ -57,7 +59,10 @@ def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[
     batches = []
     while images > 0:
         shape = program.input.batched(min(batch, images))
-        x = torch.randn(shape, generator=generator)
+        if (ends := program.info.get("input_range")) is not None:
+            x = torch.rand(shape, generator=generator) * (ends["high"] - ends["low"]) + ends["low"]
+        else:
+            x = torch.randn(shape, generator=generator)
         batches.append(x.abs().floor() if program.input.events else x)
         images -= batch
     return batches

@@ -18,6 +18,7 @@ from svitc.data.inputs import Data, has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
+from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
@@ -27,7 +28,6 @@ from svitc.driver.report import (
     AccuracyReport,
     BeforeAfter,
     BudgetReport,
-    InputReport,
     NoAccuracy,
     Report,
     WeightsReport,
@@ -35,6 +35,7 @@ from svitc.driver.report import (
     energy_of,
     energy_report,
     groups_report,
+    input_report,
     memory_report,
     package_versions,
     parameters_report,
@@ -131,7 +132,8 @@ class Compiler:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
-        self.workspace = Workspace(program, self.options, self.reporter)
+        self.program = with_input_range(program, self.options)
+        self.workspace = Workspace(self.program, self.options, self.reporter)
         if self.options.finetune and self.options.train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
         if self.options.finetune:
@@ -187,7 +189,7 @@ class Compiler:
             return Compiled(applied.pruned, b"", searched.plan, {}, Verdict())
         lowered = self._lower(task, searched.plan, applied.pruned, reporter)
         sections = self._sections(task, searched, applied, lowered)
-        verdict = self._verify(task, lowered, reporter)
+        verdict = self._verify(task, applied.pruned, lowered, reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -266,14 +268,17 @@ class Compiler:
             exported = self.workspace.export(final)
             return Lowered(final, weights, exported, backend.weight_bytes(exported))
 
-    def _verify(self, task: Task, lowered: Lowered, reporter: Reporter) -> Verdict:
-        """Compare the file with the program that it was exported from."""
+    def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
+        """Compare the file with the program that it was exported from, and that with the float program."""
         images = self.options.images
         with reporter.stage("verify", images) as step:
-            check = verify if task.weights == "fp32" else verify_exact
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
             inputs = some_inputs(lowered.program, data, images, self.options.seed)
-            return check(lowered.program, lowered.exported, inputs, step)
+            if task.weights == "fp32":
+                return verify(lowered.program, lowered.exported, inputs, step)
+            if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
+                inputs = within(inputs, span_of(lowered.program))
+            return verify_exact(lowered.program, lowered.exported, inputs, step, pruned)
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
@@ -284,7 +289,7 @@ class Compiler:
         return {
             "svitc": version("svitc"),
             "model": {key: value for key, value in program.info.items() if key != "dead"},
-            "input": InputReport(list(program.input.shape), program.input.events),
+            "input": input_report(program, task.weights != "fp32"),
             "budget": BudgetReport(text, of, task.limit, searched.timing),
             "policy": searched.plan.provenance,
             "memory": memory_report(self.workspace.original_bytes, lowered.stored_bytes),
@@ -304,9 +309,10 @@ class Compiler:
     def _measurements(self, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
         data = self.options.data
+        watched = None if data is None else Watched(data, span_of(lowered.program))
         accuracy: AccuracyReport | NoAccuracy = NoAccuracy()
         agreement = None
-        if data is None:
+        if data is None or watched is None:
             return {"accuracy": accuracy, "agreement": agreement, "energy": None}
         program, metric, outputs = self.program, self.options.metric, None
         scores = class_scores(program.graph, program.info)
@@ -316,12 +322,14 @@ class Compiler:
                 "the outputs are compared with the original's"
             )
         if scores is not None and has_labels(data):
-            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, data, reporter)
+            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, watched, reporter)
         elif scores is not None:
             logs = self.workspace.original_log_probabilities()
-            agreement = agreement_report(program, logs, lowered.exported, data, reporter)
+            agreement = agreement_report(program, logs, lowered.exported, watched, reporter)
         if scores is None or metric is not None or len(program.output_names) > 1:
-            outputs = outputs_report(program, lowered.exported, data, metric, reporter)
+            outputs = outputs_report(program, lowered.exported, watched, metric, reporter)
+        if watched.note is not None:
+            reporter.decide(watched.note)
         energy = energy_of(lowered.program, data, self.options.seed, reporter)
         original = self.workspace.original_energy() if energy is not None else None
         energies = energy_report(energy, original)
@@ -352,6 +360,7 @@ def compile(
     reparam: str = "auto",
     remove_dead_channels: str = "auto",
     no_data: str = "synthetic",
+    input_range: tuple[float, float] | None = None,
     images: int = 4,
     seed: int = 0,
     metric: Metric | None = None,
@@ -362,8 +371,8 @@ def compile(
         program, policy, reporter: see ``Compiler``.
         budget, plan, finetune_file: see ``Compiler.compile``.
         data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
-            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, images, seed, metric: see
-            ``CompileOptions``.
+            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, input_range, images, seed,
+            metric: see ``CompileOptions``.
 
     Raises:
         BudgetError: no plan meets the budget.
@@ -386,6 +395,7 @@ def compile(
         reparam=reparam,
         remove_dead_channels=remove_dead_channels,
         no_data=no_data,
+        input_range=input_range,
         images=images,
         seed=seed,
         metric=metric,

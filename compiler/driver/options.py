@@ -51,6 +51,8 @@ class CompileOptions:
             the default policy is ``uniform``, and weights are rounded to the nearest numbers.
         remove_dead_channels: ``auto`` removes neurons that never fire for any input and folds those that always fire
             into their consumers, both without changing the output (passes/canonical); ``off`` does not.
+        input_range: the smallest and the largest value of an input, for quantized files, which clamp what is beyond;
+            None to measure it on the images, or else to derive it from the model (analysis/input_range.py).
         images: number of images that verification uses.
         seed: seed of all random choices.
     """
@@ -70,6 +72,7 @@ class CompileOptions:
     reparam: str = "auto"
     remove_dead_channels: str = "auto"
     no_data: str = "synthetic"
+    input_range: tuple[float, float] | None = None
     images: int = 4
     seed: int = 0
     metric: Metric | None = None

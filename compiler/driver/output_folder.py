@@ -6,6 +6,7 @@ from pathlib import Path
 
 from svitc.codegen.module import program_source
 from svitc.data.inputs import Data, some_inputs
+from svitc.driver.input_range import Watched, span_of
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.serialization.writer import load_program
@@ -51,9 +52,13 @@ def verify_folder(
         reporter: told about progress.
     """
     check = verify_exact if program.stage == Stage.QUANTIZED else verify
-    return check(
+    watched = None if data is None else Watched(data, span_of(program))
+    verdict = check(
         program,
         exported,
-        some_inputs(program, data, images, seed),
+        some_inputs(program, watched, images, seed),
         lambda done: reporter.progress("verify", done, images),
     )
+    if watched is not None and watched.note is not None:
+        reporter.decide(watched.note)
+    return verdict

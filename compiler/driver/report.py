@@ -11,6 +11,7 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
+from svitc.analysis.input_range import input_range
 from svitc.data.dataset import Dataset, split
 from svitc.data.inputs import Data, has_labels
 from svitc.energy.estimate import Energy, energy, saving
@@ -47,10 +48,23 @@ def _json(value: object) -> object:
 
 @dataclass(frozen=True)
 class InputReport(Section):
-    """The input shape without its batch axis, and whether inputs are event frames."""
+    """The input.
+
+    Attributes:
+        shape: its shape without the batch axis.
+        events: whether inputs are event frames.
+        range: the smallest and the largest value of an input that a quantized file does not clamp; else None.
+        range_from: where the range is known from, see ``analysis.input_range.InputRange``.
+    """
 
     shape: list[int]
     events: bool
+    range: tuple[float, float] | None = None
+    range_from: str | None = None
+
+    def to_json(self) -> JsonDict:
+        """See ``Section``; without the range where there is none."""
+        return {key: value for key, value in super().to_json().items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -290,6 +304,15 @@ def package_versions() -> dict[str, str]:
 def memory_report(original: int, compiled: int) -> MemoryReport:
     """Compare the bytes of the weights in two files."""
     return MemoryReport(original, compiled, compiled / original)
+
+
+def input_report(program: Program, quantized: bool) -> InputReport:
+    """Describe the input of a program; its range matters where inputs are rounded to integers."""
+    shape, events = list(program.input.shape), program.input.events
+    if not quantized:
+        return InputReport(shape, events)
+    found = input_range(program)
+    return InputReport(shape, events, (found.low, found.high), found.source)
 
 
 def parameters_report(program: Program, pruned: Program) -> ParametersReport:

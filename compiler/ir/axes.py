@@ -164,6 +164,9 @@ def _nested(left: Dim, right: Dim) -> Dim:
         if p is q:
             common.append(p)
             continue
+        if p.size == q.size == 1 and p.kind != q.kind:  # of one element, either meaning is right
+            common.append(q if q.kind == Kind.TIME else p)
+            continue
         if p.kind != q.kind:
             raise AxisConflict(f"{p.kind} axis {p.name} meets {q.kind} axis {q.name}")
         if p.size == q.size:

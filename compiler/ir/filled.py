@@ -1,7 +1,8 @@
 """Removed channels that are not 0: after ``1 - x`` or a sigmoid, a channel that never fires has another value than 0.
 
 Pruning removes a channel that its producers leave at 0. Where an operation makes another value of this 0, the channel
-counts for whatever sums over it, so that it must stay. A product with a value that is 0 there is 0 again.
+counts for whatever sums over it, so that it must stay. What it becomes is found by computing it: a later operation,
+such as a comparison or a product, can make it 0 again.
 """
 
 from __future__ import annotations
@@ -13,61 +14,138 @@ from torch import fx, nn
 
 from svitc.ir import ops
 from svitc.ir.axes import Axis, Dim, Kind
-from svitc.ir.graph import type_of
+from svitc.ir.graph import attribute_of, module_of, type_of
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
+from svitc.ir.operators.products import add_product
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.time import mix_steps
 
+ADDED_TO_PRODUCTS = {add_product: 0, mix_steps: 2}  # operator -> which of its inputs it adds to a product of others
 REASON = "an operation makes another value of its zeros"
+MOST_VALUES = 4096  # that are followed; a channel that can have more is not known
+Values = dict[Axis, torch.Tensor | None]  # channel axis -> values that its removed channels can have; None: not known
 
 
-def track(node: fx.Node, module: nn.Module | None) -> None:
-    """Store in ``node.meta["filled"]`` the channel axes along which removed channels are not 0.
+def track(node: fx.Node, owner: fx.GraphModule) -> None:
+    """Store in ``node.meta["filled"]`` what the removed channels of a value are, for those axes for which it is not 0.
 
     Axes whose channels would be missing from a sum are frozen.
 
     Args:
         node: a node with a type.
-        module: the layer that it calls, or None.
+        owner: the module that contains the layers and parameters of the nodes.
     """
     node.meta.pop("filled", None)
-    sources = [set(_filled(source)) for source in node.all_input_nodes]
+    module = module_of(owner, node)
+    sources = [_filled(source) for source in node.all_input_nodes]
+    general, present = operator_of(node.target), _channels(node)
+    values: Values = {}
+    if _is_elementwise(node, module):
+        everywhere = all(present <= _channels(source) for source in node.all_input_nodes)
+        if not any(sources) and everywhere and node.target in ops.ELEMENTWISE:
+            return  # 0 of zeros
+        values = {axis: _computed(node, module, axis, owner) for axis in present}
+    elif general is not None and general.function in ADDED_TO_PRODUCTS:
+        factor = float(node.kwargs.get("beta", 1))  # type: ignore[arg-type]
+        bias: fx.Node = node.args[ADDED_TO_PRODUCTS[general.function]]  # type: ignore[assignment]
+        added = {axis: _value_of(bias, axis, owner) for axis in present}
+        values = {axis: None if value is None else value * factor for axis, value in added.items()}
+    elif general is not None and not general.moves and general.is_filling(node):
+        values = dict.fromkeys(present)
+    elif any(sources):
+        values = _passed_on(node, module, sources)
+    elif ops.has_state(module) and dynamics_of(module).fires_without_input:
+        values = dict.fromkeys(present)
+    if module is not None:
+        values |= _shifted(node, module, present)
+    node.meta["filled"] = {a: v for a, v in values.items() if a in present and (v is None or bool(v.ne(0).any()))}
+
+
+def _channels(node: fx.Node) -> set[Axis]:
+    """Return the leaf axes of channels in the type of a value."""
+    return {axis for dim in type_of(node) for axis in dim if axis.kind == Kind.CHANNEL}
+
+
+def _is_elementwise(node: fx.Node, module: nn.Module | None) -> bool:
+    """Return whether each element of a value depends on the same element of the inputs alone."""
     general = operator_of(node.target)
-    if not any(sources) and general is None and not _fires_without_input(module):
-        return
-    filled: set[Axis] = set().union(*sources)
-    if (general is not None and general.is_filling(node)) or _fires_without_input(module):
-        filled |= {axis for dim in type_of(node) for axis in dim if axis.kind == Kind.CHANNEL}
+    if general is not None:
+        return general.rule in (pointwise_rule, broadcast_rule)
+    return node.target in ops.ELEMENTWISE or isinstance(module, ops.STATELESS_NEURONS)
+
+
+def _computed(node: fx.Node, module: nn.Module | None, axis: Axis, owner: nn.Module) -> torch.Tensor | None:
+    """Return what an elementwise operation makes of removed channels; None where that depends on the data."""
+    arguments = [_value_of(arg, axis, owner) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    tensors = [v for v, arg in zip(arguments, node.args, strict=True) if isinstance(arg, fx.Node)]
+    if node.target is operator.mul and any(v is not None and not bool(v.ne(0).any()) for v in tensors):
+        return torch.zeros(1)
+    known = [v for v in tensors if v is not None]
+    if len(known) < len(tensors) or torch.Size([v.numel() for v in known]).numel() > MOST_VALUES:
+        return None
+    grid = iter(torch.meshgrid(*known, indexing="ij"))
+    operands = [next(grid) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    result = (module if module is not None else node.target)(*operands, **node.kwargs)  # type: ignore[operator]
+    return None if bool(result.isnan().any()) else result.reshape(-1).unique()
+
+
+def _value_of(node: fx.Node, axis: Axis, owner: nn.Module) -> torch.Tensor | None:
+    """Return what a value has where channels of an axis are removed; a parameter without the axis has its values."""
+    if axis in _channels(node):
+        return _filled(node).get(axis, torch.zeros(1))
+    if node.op != "get_attr":
+        return None
+    values = attribute_of(owner, str(node.target)).detach()
+    return values.float().reshape(-1).unique() if values.numel() <= MOST_VALUES else None
+
+
+def _shifted(node: fx.Node, module: nn.Module, present: set[Axis]) -> Values:
+    """Return the axes along which a layer adds its bias although they are not those of its channels, such as tokens."""
+    if not (ops.is_projection(module) or ops.is_batch_norm(module)) or getattr(module, "bias", None) is None:
+        return {}
+    own = type_of(node)[-1 if isinstance(module, nn.Linear) else 1]
+    return dict.fromkeys(axis for axis in present if axis not in own)
+
+
+def _passed_on(node: fx.Node, module: nn.Module | None, sources: list[Values]) -> Values:
+    """Return what removed channels are after an operation that is not elementwise; freeze those that it sums."""
+    inputs = node.all_input_nodes
+    values: Values = dict.fromkeys(axis for source in sources for axis in source)
     if ops.is_projection(module) and getattr(module, "groups", 1) == 1:  # a depthwise convolution sums no channels
-        x = type_of(node.all_input_nodes[0])
-        _freeze(filled, x[-1] if isinstance(module, nn.Linear) else x[1])
-        filled = set()
-    elif node.target is torch.matmul:
-        left, right = type_of(node.all_input_nodes[0]), type_of(node.all_input_nodes[-1])
-        _freeze(sources[0] & sources[-1], left[-1], right[-2])
+        x = type_of(inputs[0])
+        _freeze(values, x[-1] if isinstance(module, nn.Linear) else x[1])
+        return values
+    if node.target is torch.matmul:
+        left, right = type_of(inputs[0]), type_of(inputs[-1])
+        _freeze({axis: None for axis in sources[0] if axis in sources[-1]}, left[-1], right[-2])
     elif node.target in ops.REDUCTIONS:
         reduced = node.kwargs["dim"]
-        _freeze(filled, *(type_of(node.all_input_nodes[0])[i] for i in reduced))  # type: ignore[union-attr, index, misc]
-    elif node.target is operator.mul and len(sources) == 2:
-        filled = sources[0] & sources[1]
-    present = {id(axis) for dim in type_of(node) for axis in dim}
-    node.meta["filled"] = tuple(axis for axis in filled if id(axis) in present)
+        _freeze(values, *(type_of(inputs[0])[i] for i in reduced))  # type: ignore[union-attr, index, misc]
+    general = operator_of(node.target)
+    if general is not None:
+        _freeze_summed(node, sources)
+    moves = node.target in (*ops.VIEWS, ops.take_block, ops.take_range) or (general is not None and general.moves)
+    return dict(sources[0]) if moves and len(inputs) == 1 else values
 
 
-def _filled(node: fx.Node) -> tuple[Axis, ...]:
-    """Return the leaf axes of a value along which removed channels are not 0."""
-    return tuple(leaf for axis in node.meta.get("filled", ()) for leaf in axis.leaves())
+def _freeze_summed(node: fx.Node, sources: list[Values]) -> None:
+    """Freeze the axes over which a general operator sums products none of whose factors is 0."""
+    present = _channels(node)
+    for axis in set().union(*sources):
+        holders = [values for x, values in zip(node.all_input_nodes, sources, strict=True) if axis in _channels(x)]
+        if axis not in present and all(axis in values for values in holders):
+            axis.freeze(REASON)
 
 
-def _fires_without_input(module: nn.Module | None) -> bool:
-    """Return whether a layer is a neuron that makes a spike of 0."""
-    if ops.has_state(module):
-        return dynamics_of(module).fires_without_input
-    return isinstance(module, ops.STATELESS_NEURONS) and bool(module(torch.zeros(1)).ne(0).any())
+def _filled(node: fx.Node) -> Values:
+    """Return what the removed channels of a value are, by leaf axis, where it is not 0."""
+    return {leaf: value for axis, value in node.meta.get("filled", {}).items() for leaf in axis.leaves()}
 
 
-def _freeze(filled: set[Axis], *dims: Dim) -> None:
-    """Freeze the axes of these dimensions that are filled."""
+def _freeze(values: Values, *dims: Dim) -> None:
+    """Freeze the axes of these dimensions whose removed channels are not 0."""
     for dim in dims:
         for axis in dim:
-            if axis in filled:
+            if axis in values:
                 axis.freeze(REASON)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from svitc.ir import axes, ops
-from svitc.ir.axes import Axis, AxisConflict, Dims, Kind
+from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
 from svitc.ir.einops_pattern import bind_letters, parse_pattern
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH, Rule
@@ -57,7 +57,7 @@ def elementwise(node: fx.Node, _: None) -> Dims:
         return input_type(scaled)
     if node.target is operator.truediv:
         raise AxisConflict("a tensor is divided by a tensor by divide")
-    return broadcast((left, right), is_product=node.target is operator.mul)
+    return broadcast((left, right))
 
 
 def matmul(node: fx.Node, _: None) -> Dims:
@@ -67,9 +67,19 @@ def matmul(node: fx.Node, _: None) -> Dims:
         raise AxisConflict(f"a product of {axes.show(a)} and {axes.show(b)} is not supported")
     if any(axis.kind == Kind.BATCH for axis in a[-1]):
         raise AxisConflict(f"it runs {ACROSS_BATCH}")
+    _adopt_summed(node.args[0], a, a[-1], b[-2])
+    _adopt_summed(node.args[1], b, b[-2], a[-1])
     lead = tuple(axes.unify(p, q) for p, q in zip(a[:-2], b[:-2], strict=True))
     axes.unify(a[-1], b[-2])
     return (*lead, a[-2], b[-1])
+
+
+def _adopt_summed(parameter: object, own: Dims, summed: Dim, other: Dim) -> None:
+    """Let a bare parameter that multiplies steps or pixels, such as a matrix ``[T, T]``, be of these."""
+    kinds = {axis.kind for axis in other}
+    if isinstance(parameter, fx.Node) and parameter.op == "get_attr" and len(kinds) == 1 and summed:
+        for axis in (*own[-2], *own[-1]):
+            axis.kind = next(iter(kinds))
 
 
 def reduction(node: fx.Node, _: None) -> Dims:

@@ -89,11 +89,13 @@ def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
 
 
 def linear(node: fx.Node, module: nn.Linear) -> Dims:
-    """Return the type of a linear layer, with a new channel axis."""
+    """Return the type of a linear layer, with a new channel axis; of time where it mixes time steps alone."""
     x = input_type(node.args[0])
     if axes.size(x[-1]) != module.in_features:
         raise AxisConflict(f"expects {module.in_features} features, got {axes.size(x[-1])}")
     out = (Axis(str(node.target), module.out_features, Kind.CHANNEL, "c"),)
+    if {axis.kind for axis in x[-1]} == {Kind.TIME}:
+        out = (Axis(str(node.target), module.out_features, Kind.TIME, "t"),)
     node.meta["params"] = {"weight": (out, x[-1])} | _per_channel_parameters(module, out)
     return (*x[:-1], out)
 
@@ -162,7 +164,7 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(ops.BATCH_NORMS, batch_norm),
     **dict.fromkeys(ops.POOLS, pool),
     **dict.fromkeys(ops.PADS, zero_pad),
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: stateless_neuron,
 }

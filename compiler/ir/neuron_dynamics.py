@@ -6,8 +6,9 @@ Every neuron with a membrane charges, fires and resets at every time step:
     s = h >= threshold                                    ILIF: s = round(clip(h / threshold, 0, max_spikes))
     v = reset where s, else h   (hard reset)   or   h - s * threshold   (soft reset);   v = start before the first step
 
-where keep = 1 and gain = 1 for IF; otherwise keep = 1 - 1/tau, and gain = 1/tau if the input decays, else 1. An
-integer spike has no membrane: s = round(clip(x, 0, max_spikes)); nor has a step: s = x >= threshold, or x > threshold.
+where keep = 1 and gain = 1 for IF; a LeakyNeuron has them as they are; otherwise keep = 1 - 1/tau, and gain = 1/tau if
+the input decays, else 1. An integer spike has no membrane: s = round(clip(x, 0, max_spikes)); nor has a step:
+s = x >= threshold, or x > threshold.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _KINDS = {
     neuron.LIFNode: "LIF",
     neuron.ParametricLIFNode: "PLIF",
     neuron.ILIFNode: "ILIF",
+    ops.LeakyNeuron: "Leaky",
     ops.IntegerSpike: "IntegerSpike",
     ops.Step: "Step",
 }
@@ -36,7 +38,7 @@ class NeuronDynamics:
     """Equations of a neuron layer.
 
     Attributes:
-        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF``, ``IntegerSpike`` or ``Step``.
+        kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF``, ``Leaky``, ``IntegerSpike`` or ``Step``.
         tau: time constant in time steps; None without a leak, and for PLIF, which learns it.
         decay_input: whether the input is multiplied by 1/tau, too.
         threshold: membrane voltage at which the neuron fires; 1 for ``IntegerSpike``.
@@ -45,9 +47,10 @@ class NeuronDynamics:
         start: membrane voltage before the first time step; None where that is ``rest``.
         max_spikes: largest number of spikes in one time step. Numbers of spikes are non-negative integers.
         half_up: whether halves are rounded up instead of to the nearest even number; only for ``IntegerSpike``.
-        strict: whether an input that equals the threshold does not fire; only for ``Step``.
+        strict: whether an input that equals the threshold does not fire; only for ``Step`` and ``Leaky``.
         fires: whether the output consists of spikes; False for a surrogate function with ``spiking=False``.
         learned: PLIF's parameter w, where 1/tau = sigmoid(w); on the module's device, and up to date.
+        factors: ``keep`` and ``gain`` of ``Leaky``.
     """
 
     kind: str
@@ -61,6 +64,7 @@ class NeuronDynamics:
     strict: bool = False
     fires: bool = True
     learned: torch.Tensor | None = field(default=None, compare=False, repr=False)
+    factors: tuple[float, float] | None = None
 
     @property
     def has_state(self) -> bool:
@@ -70,11 +74,11 @@ class NeuronDynamics:
     @property
     def counts(self) -> bool:
         """Whether the neuron fires any number of spikes in a time step, instead of 0 or 1."""
-        return self.kind in ("ILIF", "IntegerSpike")
+        return self.kind in ("ILIF", "IntegerSpike") or self.max_spikes > 1
 
     @property
     def leaks(self) -> bool:
-        return self.kind in ("LIF", "PLIF", "ILIF")
+        return self.kind in ("LIF", "PLIF", "ILIF", "Leaky")
 
     @property
     def rest(self) -> float:
@@ -109,11 +113,13 @@ class NeuronDynamics:
     @property
     def keep(self) -> float:
         """Factor of the membrane voltage of the previous time step."""
-        return 1.0 - self.rate
+        return 1.0 - self.rate if self.factors is None else self.factors[0]
 
     @property
     def gain(self) -> float:
         """Factor of the input."""
+        if self.factors is not None:
+            return self.factors[1]
         return self.rate if self.decay_input else 1.0
 
     @property
@@ -137,6 +143,15 @@ def dynamics_of(module: nn.Module | None) -> NeuronDynamics:
         return NeuronDynamics(kind, max_spikes=int(layer.levels), half_up=layer.rounding == "half_up")
     if isinstance(layer, ops.Step):
         return NeuronDynamics(kind, threshold=float(layer.threshold), strict=bool(layer.strict))
+    if isinstance(layer, ops.LeakyNeuron):
+        return NeuronDynamics(
+            kind,
+            threshold=float(layer.threshold),
+            reset=0.0 if layer.hard_reset else None,
+            max_spikes=int(layer.levels),
+            strict=bool(layer.strict),
+            factors=(float(layer.keep), float(layer.gain)),
+        )
     reset = None if layer.v_reset is None else float(layer.v_reset)
     start = float(layer.get_reset_value("v"))
     return NeuronDynamics(

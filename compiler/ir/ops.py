@@ -2,7 +2,7 @@
 
 Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
-    IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, whose first
+    IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, and LeakyNeuron, whose first
     dimension is time; IntegerSpike and Step, neurons without state, for inputs with any dimensions;
     in quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
 Functions (``call_function``)
@@ -94,19 +94,71 @@ class Step(standalone_layers.Step):
         return f"threshold={self.threshold}, strict={self.strict}"
 
 
+class LeakyNeuron(standalone_layers.LeakyNeuron):
+    """Neuron of the form in which people write them by hand, with the order of operations of ``h`` as given here.
+
+        h = keep * v + gain * x
+        s = h >= threshold                      levels > 1: s = round(clip(h / threshold, 0, levels))
+        v = h * (1 - s) or h - s * threshold;   v = 0 before the first step
+
+    Args:
+        keep: factor of the membrane voltage of the previous time step, from 0 to 1.
+        gain: factor of the input.
+        threshold: membrane voltage at which it fires.
+        hard_reset: whether a spike sets the membrane to 0; otherwise it subtracts the threshold.
+        strict: whether a membrane that equals the threshold does not fire.
+        levels: largest number of spikes in a time step; more than 1 only with a soft reset.
+    """
+
+    step_mode = "m"
+
+    def __init__(
+        self,
+        keep: float,
+        gain: float = 1.0,
+        threshold: float = 1.0,
+        hard_reset: bool = True,
+        strict: bool = False,
+        levels: int = 1,
+    ) -> None:
+        if not 0 <= keep <= 1 or gain <= 0 or threshold <= 0 or levels < 1:
+            raise ValueError(f"no neuron keeps {keep}, with gain {gain}, threshold {threshold} and {levels} levels")
+        if levels > 1 and (hard_reset or strict):
+            raise ValueError("a neuron that counts spikes has a soft reset, and rounds")
+        super().__init__(keep, gain, threshold, hard_reset, strict, levels)
+
+    def reset(self) -> None:
+        """Do nothing, as no membrane is kept between calls. SpikingJelly's functions call this on every neuron."""
+
+    def trace(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the spikes, and the membrane at each step before it fires."""
+        v, charged, spikes = torch.zeros_like(x[0]), [], []
+        for current in x:
+            charged.append(self.charge(v, current))
+            spikes.append(self.fire(charged[-1]))
+            v = self.reset_membrane(charged[-1], spikes[-1])
+        return torch.stack(spikes), charged
+
+    def extra_repr(self) -> str:
+        reset = "hard" if self.hard_reset else "soft"
+        text = f"keep={self.keep}, gain={self.gain}, threshold={self.threshold}, {reset} reset"
+        return text + (", strict" if self.strict else "") + (f", levels={self.levels}" if self.levels > 1 else "")
+
+
+STATEFUL_NEURONS = (*NEURONS, LeakyNeuron)
 STATELESS_NEURONS = (IntegerSpike, Step)
-MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *NEURONS, *STATELESS_NEURONS, FixedPoint)
+MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *STATEFUL_NEURONS, *STATELESS_NEURONS, FixedPoint)
 FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range, *OPERATORS)
 
 
 def is_neuron(module: object) -> bool:
     """Return whether ``module`` is a canonical neuron. Subclasses are not, because they may behave differently."""
-    return type(module) in (*NEURONS, *STATELESS_NEURONS)
+    return type(module) in (*STATEFUL_NEURONS, *STATELESS_NEURONS)
 
 
 def has_state(module: object) -> bool:
     """Return whether ``module`` is a canonical neuron with a membrane, which keeps state between time steps."""
-    return type(module) in NEURONS
+    return type(module) in STATEFUL_NEURONS
 
 
 def is_batch_norm(module: object) -> TypeGuard[nn.BatchNorm2d]:

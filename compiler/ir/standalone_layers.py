@@ -109,3 +109,31 @@ class Step(nn.Module):
 
     def forward(self, x):
         return Heaviside.apply(x, self.threshold, self.strict)
+
+
+class LeakyNeuron(nn.Module):
+    """A neuron that keeps a part of its membrane, h = keep * v + gain * x, and fires 0 to levels spikes in a step."""
+
+    def __init__(self, keep, gain=1.0, threshold=1.0, hard_reset=True, strict=False, levels=1):
+        super().__init__()
+        self.keep, self.gain, self.threshold = keep, gain, threshold
+        self.hard_reset, self.strict, self.levels = hard_reset, strict, levels
+
+    def forward(self, x):
+        v, spikes = torch.zeros_like(x[0]), []
+        for current in x:
+            h = self.charge(v, current)
+            spikes.append(self.fire(h))
+            v = self.reset_membrane(h, spikes[-1])
+        return torch.stack(spikes)
+
+    def charge(self, v, x):
+        return self.keep * v + (x if self.gain == 1 else self.gain * x)
+
+    def fire(self, h):
+        if self.levels > 1:
+            return Integer.apply(h / self.threshold, self.levels, False)
+        return Heaviside.apply(h, self.threshold, self.strict)
+
+    def reset_membrane(self, h, spikes):
+        return h * (1 - spikes) if self.hard_reset else h - spikes * self.threshold

@@ -53,7 +53,7 @@ class TypeInference:
         except AxisConflict as conflict:
             raise UnsupportedError(f"{describe(node)}: {conflict}", where=node.meta.get("source")) from conflict
         node.meta["dims"] = tuple(axes.resolve(dim) for dim in dims)
-        filled.track(node, module_of(self.module, node))
+        filled.track(node, self.module)
 
     def share(self, node: fx.Node) -> None:
         """Make the types of a layer's parameters identical in all nodes that call the layer."""

@@ -21,8 +21,9 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Attributes, Builder, Stored
-from svitc.onnx.neuron_functions import AnyKind, kind_of, stateless_kind_of
+from svitc.onnx.neuron_functions import AnyKind, kind_of
 from svitc.onnx.operators.registry import OPERATOR_RULES
+from svitc.onnx.stateless_functions import stateless_kind_of
 
 BuilderT = TypeVar("BuilderT", bound=Builder)
 ResultT = TypeVar("ResultT")
@@ -359,7 +360,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
 }
 FUNCTION_RULES: dict[Any, Rule] = {

@@ -18,7 +18,7 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
-from svitc.onnx.neuron_functions import DOMAIN
+from svitc.onnx.function_body import DOMAIN
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths

@@ -36,6 +36,7 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     neuron.LIFNode: ("tau", "decay_input", *_NEURON),
     neuron.ParametricLIFNode: ("decay_input", *_NEURON),  # 1/tau is the sigmoid of the parameter w
     neuron.ILIFNode: ("tau", "v_threshold", "detach_reset"),
+    ops.LeakyNeuron: ("keep", "gain", "threshold", "hard_reset", "strict", "levels"),
     ops.IntegerSpike: ("levels", "rounding"),
     ops.Step: ("threshold", "strict"),
     QuantizedConv1d: _GEOMETRY,  # quantized layers always have a bias
@@ -112,7 +113,7 @@ def _is_number_or_none(value: object) -> bool:
 
 
 _SIZE_KEYS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
-_FLAG_KEYS = ("bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset", "strict")
+_FLAG_KEYS = ("hard_reset", "bias", "affine", "ceil_mode", "count_include_pad", "decay_input", "detach_reset", "strict")
 _VALIDATORS: dict[str, Validator] = {
     **dict.fromkeys(_SIZE_KEYS, _is_positive_size),
     **dict.fromkeys(("kernel_size", "stride", "dilation"), _one_or_list(_is_positive_size)),
@@ -124,11 +125,12 @@ _VALIDATORS: dict[str, Validator] = {
     "tau": lambda value: is_number(value) and value > 1,
     "divisor_override": lambda value: value is None or _is_positive_size(value),
     "levels": _is_positive_size,
+    **dict.fromkeys(("keep", "gain"), lambda value: is_number(value) and value >= 0),
     "step": _is_power_of_two,
     "limit": lambda value: _is_positive_size(value) and value < EXACT,
     "rounding": lambda value: isinstance(value, str) and value in ops.IntegerSpike.ROUNDINGS,
 }
-_FLOATS = ("threshold", "eps", "momentum", "tau", "v_threshold", "v_reset", "step")
+_FLOATS = ("keep", "gain", "threshold", "eps", "momentum", "tau", "v_threshold", "v_reset", "step")
 
 
 def describe_layer(path: str, module: nn.Module) -> JsonDict:
@@ -156,7 +158,7 @@ def describe_layer(path: str, module: nn.Module) -> JsonDict:
         elif key in _FLOATS and value is not None:
             value = float(value)
         entry[key] = value
-    if ops.has_state(module):
+    if kind in ops.NEURONS:
         if module.step_mode != "m":
             raise UnsupportedError(f"neuron {path} is in single-step mode")
         entry["surrogate"] = _describe_surrogate(path, module)
@@ -212,7 +214,7 @@ def stored_info(program: Program) -> JsonDict:
         {
             type(module.surrogate_function).__name__  # type: ignore[union-attr]
             for module in map(program.module_of, program.neurons())
-            if ops.has_state(module) and not is_spikingjelly_surrogate(module.surrogate_function)  # type: ignore[union-attr]
+            if type(module) in ops.NEURONS and not is_spikingjelly_surrogate(module.surrogate_function)  # type: ignore[union-attr]
         }
     )
     if not replaced:

@@ -18,6 +18,7 @@ from svitc.analysis.exactness import inexact
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.passes.pipelines import exportable_program
+from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
@@ -25,15 +26,20 @@ NEAR = 2.0**-12  # largest share of the spikes of an inexact neuron that may dif
 
 
 def verify_exact(
-    program: Program, exported: bytes, inputs: Iterable[torch.Tensor], progress: Callable[[int], None] | None = None
+    program: Program,
+    exported: bytes,
+    inputs: Iterable[torch.Tensor],
+    progress: Callable[[int], None] | None = None,
+    original: Program | None = None,
 ) -> Verdict:
-    """Compare an exported file with the quantized program that defines it.
+    """Compare an exported file with the quantized program that defines it, and that with the float program.
 
     Args:
         program: the reference, at stage QUANTIZED.
         exported: bytes of the ONNX file.
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
+        original: the float program that was quantized (quantization_check.py); None where it is not at hand.
 
     Returns:
         the differences in each layer and in the outputs.
@@ -57,6 +63,8 @@ def verify_exact(
             if not torch.equal(before, after):
                 output.values_beyond_rounding += 1  # joining layers must not change the result
         runs = [(reference, expected)]
+        if number == 0 and original is not None:  # one image is enough, as each has thousands of currents
+            verdict.quantization = check_quantization(original, program, x.narrow(program.input.batch_dim, 0, 1))
         if number == 0:
             spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
             stimulated, result = Recorder.record(lowered, x, spikes)

@@ -50,18 +50,18 @@ class Recorder(fx.Interpreter):
     def record(
         cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
     ) -> tuple[Recorder, Any]:
-        """Run a program on a batch in inference mode, from a reset state.
-
-        Returns:
-            the recorder, and the output: a tensor, or a tuple of several.
-        """
-        program.module.eval()
-        program.reset()
+        """Run a program on a batch; return the recorder and the output: a tensor, or a tuple of several."""
         recorder = cls(program, spikes)
+        return recorder, recorder.run_from_rest(x)
+
+    def run_from_rest(self, x: torch.Tensor) -> Any:
+        """Run the program on a batch in inference mode, from a reset state, and return its output."""
+        self.program.module.eval()
+        self.program.reset()
         with torch.inference_mode():
-            output = recorder.run(x)
-        program.reset()
-        return recorder, output
+            output = self.run(x)
+        self.program.reset()
+        return output
 
 
 def check_outputs(program: Program, session: InferenceSession) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import torch
 
 from svitc.ir.outputs import ClassScores, class_scores, labels
 from svitc.ir.program import Program
@@ -50,6 +51,56 @@ class OutputVerdict:
     max_difference: float = 0.0
 
 
+MOST_CLAMPED = 0.01  # largest share of an input's values that may lie outside its range
+
+
+@dataclass
+class QuantizationVerdict:
+    """The differences between a quantized program and the float program that it was made of.
+
+    Attributes:
+        beyond: neuron, layer or output -> how many of its currents, weights or values differ by more than rounding
+            explains; for a neuron with other equations at least 1.
+        compared: number of currents and values that were compared.
+        clamped: rounding of an input or of a stream -> elements outside its range, and all of them.
+    """
+
+    beyond: dict[str, int] = field(default_factory=dict)
+    compared: int = 0
+    clamped: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def judge(self, name: str, difference: torch.Tensor, allowed: torch.Tensor) -> None:
+        """Count the elements that differ by more than they may.
+
+        Args:
+            name: neuron or output.
+            difference: differences, of any sign.
+            allowed: the largest magnitudes that rounding explains; infinite where nothing is known.
+        """
+        difference, allowed = difference.abs().double(), allowed.double().expand(difference.shape)
+        self.beyond[name] = self.beyond.get(name, 0) + int((~(difference <= allowed)).sum())
+        self.compared += difference.numel()
+
+    def to_json(self) -> JsonDict:
+        """Return the ``quantization`` entry of the report's ``verify`` section."""
+        return {
+            "compared": self.compared,
+            "beyond_rounding": sum(self.beyond.values()),
+            "first_divergence": self.first_divergence,
+            "clamped": {name: {"values": count, "of": total} for name, (count, total) in self.clamped.items()},
+        }
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first rounding that clamps its input, or the first neuron, layer or output beyond rounding."""
+        clamps = [
+            f"{name}, which clamps values outside its range"
+            for name, (count, total) in self.clamped.items()
+            if count > MOST_CLAMPED * total
+        ]
+        return next((name for name in (*clamps, *(name for name, count in self.beyond.items() if count))), None)
+
+
 @dataclass
 class Verdict:
     """The result of a verification; ``to_json`` is the report's ``verify`` section.
@@ -60,6 +111,7 @@ class Verdict:
         layers: neuron -> its differences, in order of execution.
         outputs: the differences of each output, in order.
         scores: which of the outputs scores classes, if any.
+        quantization: for a quantized program, its differences from the float program, where that was at hand.
     """
 
     images: int = 0
@@ -67,6 +119,7 @@ class Verdict:
     layers: dict[str, LayerVerdict] = field(default_factory=dict)
     outputs: list[OutputVerdict] = field(default_factory=list)
     scores: ClassScores | None = None
+    quantization: QuantizationVerdict | None = None
 
     @classmethod
     def of(cls, program: Program) -> Verdict:
@@ -111,7 +164,10 @@ class Verdict:
         for layer in self.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
                 return layer.name
-        return next((output.name for output in self.outputs if output.values_beyond_rounding), None)
+        beyond = next((output.name for output in self.outputs if output.values_beyond_rounding), None)
+        if beyond is None and self.quantization is not None:
+            return self.quantization.first_divergence
+        return beyond
 
     @property
     def passed(self) -> bool:
@@ -134,5 +190,6 @@ class Verdict:
             "max_logit_difference": self.max_logit_difference,
             "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
             "layers": [asdict(layer) for layer in self.layers.values()],
+            **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),
             **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),
         }

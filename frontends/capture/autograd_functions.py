@@ -9,6 +9,8 @@ import torch
 from torch import fx
 from torch.autograd import Function
 
+from svitc.frontends.capture.tracer import Tracer
+
 
 class Context:
     """Stand-in for ``ctx`` while an autograd function's forward is recorded; it ignores what is saved in it."""
@@ -24,7 +26,7 @@ class Context:
 
 
 @contextlib.contextmanager
-def record_autograd_functions(tracer: fx.Tracer) -> Iterator[None]:
+def record_autograd_functions(tracer: Tracer) -> Iterator[None]:
     """Record the operations of an autograd function's forward where the function is applied to a proxy.
 
     The function's backward is lost: gradients become those of the operations. Each node that is recorded has the
@@ -33,6 +35,7 @@ def record_autograd_functions(tracer: fx.Tracer) -> Iterator[None]:
     original = Function.__dict__["apply"]
 
     def apply(cls: type[Function], *args: object, **kwargs: object) -> object:
+        args, kwargs = tracer.substitute((args, kwargs))
         if not any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
             return original.__get__(None, cls)(*args, **kwargs)
         count = len(tracer.graph.nodes)

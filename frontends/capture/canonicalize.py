@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import operator
 
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.effects import has_effect, in_place
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
 from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
-from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS
+from svitc.frontends.capture.recognize_neurons import NotOverTime
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS, pad_edges, pool_2d_of, pooled_3d
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
+from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
 
@@ -43,7 +45,7 @@ def canonicalize(program: Program, fix: bool, done: list[fx.Node]) -> tuple[list
         UnsupportedError: The program has an operation or neuron outside the closed list.
     """
     raw = program.graph
-    raw.eliminate_dead_code(_has_effect)
+    raw.eliminate_dead_code(has_effect)
     canonicalizer = Canonicalizer(program, fix)
     program.module.graph = canonicalizer.run(raw, done)
     program.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
@@ -107,7 +109,7 @@ class Canonicalizer(GraphBuilder):
             return node.target(*self.arg(node.args))  # type: ignore[operator]
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         handler = HANDLERS.get(name.strip("_") if name not in HANDLERS else name)
-        if _in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
+        if in_place(node) and list(node.all_input_nodes[0].users)[-1] is not node:
             raise self.refuse(f"{name} changes a tensor in place, and what it was is used again")
         if handler is None:
             raise self.refuse(
@@ -144,7 +146,7 @@ class Canonicalizer(GraphBuilder):
         check_layer(path, module, node.meta.get("source"))
         if isinstance(module, (nn.Identity, nn.Dropout)):
             return x
-        if isinstance(module, base.MemoryModule):
+        if isinstance(module, (base.MemoryModule, ops.LeakyNeuron)):
             return self.neuron(path, module, x)
         if isinstance(module, (nn.MaxPool3d, nn.AvgPool3d)):
             return self.pool_3d(path, module, x)
@@ -153,6 +155,7 @@ class Canonicalizer(GraphBuilder):
         general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
             self.replace(path, plain(module))
+            general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
             return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
@@ -162,21 +165,18 @@ class Canonicalizer(GraphBuilder):
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
 
-    def neuron(self, path: str, module: base.MemoryModule, x: fx.Node) -> fx.Node:
+    def neuron(self, path: str, module: base.MemoryModule | ops.LeakyNeuron, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""
+        assert self.origin is not None
         if not ops.is_neuron(module) and leaf_kind(module) in ops.NEURONS:
             module = plain(module)  # type: ignore[assignment]
             self.replace(path, module)
-        if not ops.is_neuron(module):
-            supported = ", ".join(t.__name__ for t in ops.NEURONS)
+        if isinstance(module, base.MemoryModule):
+            check_neuron(path, module, self.origin.meta.get("source"))
+        dynamics = dynamics_of(module)
+        if dynamics.threshold <= 0 or dynamics.rest >= dynamics.threshold:
             raise self.refuse(
-                f"neuron {path} is a {type(module).__name__}, which svitc does not know",
-                hint=f"Known neurons: {supported}.",
-            )
-        check_neuron(path, module, self.origin.meta.get("source"))
-        if module.v_threshold <= 0 or (module.v_reset is not None and module.v_reset >= module.v_threshold):  # type: ignore[operator]
-            raise self.refuse(
-                f"neuron {path} fires without input (threshold {module.v_threshold}, reset {module.v_reset})"
+                f"neuron {path} fires without input (threshold {dynamics.threshold}, reset {dynamics.reset})"
             )
         if path in self.called:
             raise self.refuse(
@@ -185,8 +185,12 @@ class Canonicalizer(GraphBuilder):
                 hint="Give each place a neuron of its own.",
             )
         self.called.add(path)
-        module.store_v_seq = False  # type: ignore[assignment]
+        if isinstance(module, base.MemoryModule):
+            module.store_v_seq = False  # type: ignore[assignment]
         dims = input_type(x)
+        if "region" in self.origin.meta and (not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME]):
+            text = f"{path} runs over {axes.show(dims)}, whose first dimension is not time"
+            raise NotOverTime(self.origin.meta["region"], text, where=self.origin.meta.get("source"))
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
             return self.emit("call_module", path, (x,))
         if not self.fix:
@@ -211,27 +215,14 @@ class Canonicalizer(GraphBuilder):
         return unique
 
     def pool_3d(self, path: str, module: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
-        """Emit a 3D pooling whose window has size 1 in its first dimension as a 2D pooling over the other two."""
-        dims, pool_2d = input_type(x), _as_pool_2d(module)
+        """Emit a 3D pooling; one whose window has size 1 in its first dimension as a 2D one over the other two."""
+        dims, pool_2d = input_type(x), pool_2d_of(module)
         if pool_2d is None or len(dims) != 5:
-            raise self.refuse(f"{module} of {axes.show(dims)} pools over three dimensions")
+            return pooled_3d(self, module, x)
         self.replace(path, pool_2d)
         y = self.emit("call_module", path, (self.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Return whether a raw operation has an effect even where nothing reads its result."""
-    return node.op in ("placeholder", "output") or _in_place(node)
-
-
-def _in_place(node: fx.Node) -> bool:
-    """Return whether a raw operation changes its input."""
-    if node.op == "call_function":
-        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    name = str(node.target)
-    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
 
 
 def _drop_unused_parameters(program: Program) -> None:
@@ -245,33 +236,14 @@ def _drop_unused_parameters(program: Program) -> None:
                 del store[name]
 
 
-def _as_pool_2d(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
-    """Return the 2D pooling that equals a 3D one, or None where the first dimension is pooled, too."""
-
-    def triple(name: str) -> tuple[int, int, int]:
-        value = getattr(module, name, 1)
-        return value if isinstance(value, tuple) else (value,) * 3
-
-    names = ("kernel_size", "stride", "padding", "dilation")
-    if [triple(name)[0] for name in names] != [1, 1, 0, 1]:
-        return None
-    kernel, stride, padding, dilation = ((b, c) for _, b, c in map(triple, names))
-    if isinstance(module, nn.MaxPool3d):
-        return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
-    options = module.ceil_mode, module.count_include_pad, module.divisor_override
-    return nn.AvgPool2d(kernel, stride, padding, *options)
-
-
 def plain(module: nn.Module) -> nn.Module:
     """Return the ``torch.nn`` layer of one of SpikingJelly's step-mode subclasses, with the same parameters.
 
     Raises:
-        UnsupportedError: A batch norm has no running statistics, or padding is not with zeros.
+        UnsupportedError: A batch norm has no running statistics.
     """
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise UnsupportedError(f"padding mode {module.padding_mode!r} is not supported")
     kind = leaf_kind(module)
     if kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
@@ -286,3 +258,12 @@ def plain(module: nn.Module) -> nn.Module:
             raise UnsupportedError(f"padding='same' around a kernel of {module.kernel_size} is not symmetric")
         layer.padding = tuple(z // 2 if padding == "same" else 0 for z in zeros)  # type: ignore[assignment]
     return layer
+
+
+def edged_convolution(b: GraphBuilder, path: str, layer: nn.Conv2d, x: fx.Node) -> fx.Node:
+    """Emit a convolution that pads its input with its own pixels as a padding and a convolution that pads nothing."""
+    bare = copy.copy(plain(layer))
+    bare.padding = (0,) * len(layer.kernel_size)  # type: ignore[assignment]
+    bare.padding_mode = "zeros"  # type: ignore[assignment]
+    b.replace(path, bare)
+    return b.emit("call_module", path, (pad_edges(b, x, layer),))

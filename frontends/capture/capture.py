@@ -12,7 +12,7 @@ import contextlib
 import copy
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,12 +26,14 @@ from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.leaves import drop_hooks
 from svitc.frontends.capture.model_rewrites import prepare
+from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons, recognize_step_neurons
 from svitc.frontends.capture.reparametrized import bake, copy_model
 from svitc.frontends.capture.single_steps import merge_single_steps
 from svitc.frontends.capture.tracer import Tracer
 from svitc.frontends.capture.user_line import raised_at, user_line
 from svitc.ir.graph import BATCH_PROBE, InputSpec
 from svitc.ir.program import Program
+from svitc.support.cpu_only import on_cpu
 from svitc.support.renamed import renamed_keywords
 from svitc.support.types import JsonDict
 
@@ -73,7 +75,7 @@ def capture(
     for batch_first in (False, True) if input_spec.events else (False,):
         done: list[fx.Node] = []
         try:
-            program = _capture(copy.deepcopy(model), input_spec, info, batch_first, rewrite_model, done)
+            program = _capture_recognizing(model, input_spec, info, batch_first, rewrite_model, done)
             if not program.info["assumptions"] and not given:
                 del program.info["assumptions"]
             return program
@@ -87,6 +89,19 @@ def some(what: str, paths: list[str]) -> str:
     return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
 
 
+def _capture_recognizing(
+    model: nn.Module, input_spec: InputSpec, info: JsonDict, batch_first: bool, fix: bool, done: list[fx.Node]
+) -> Program:
+    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations."""
+    ignored: set[int] = set()
+    while True:
+        try:
+            return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done, ignored)
+        except NotOverTime as error:
+            ignored.add(error.number)
+            done.clear()
+
+
 def _capture(
     model: nn.Module,
     input_spec: InputSpec,
@@ -94,15 +109,18 @@ def _capture(
     batch_first: bool,
     rewrite_model: bool,
     done: list[fx.Node],
+    ignored: Collection[int] = (),
 ) -> Program:
     """Capture a model, which is changed.
 
     Args:
         batch_first: Whether it takes ``[N, T, C, H, W]``.
         done: Receives the operations that could be represented.
+        ignored: Numbers of the regions that are not taken for neurons.
     """
     parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
-    graph, rounded = _trace(model, input_spec, batch_first)
+    graph, rounded, recognized = _trace(model, input_spec, batch_first)
+    recognized += recognize_neurons(graph, model, ignored)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
     notes = program.info["assumptions"]
@@ -110,6 +128,8 @@ def _capture(
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")
     fixed, functions = canonicalize(program, rewrite_model, done)
+    rounded += program.info.pop("rounded", [])
+    notes += recognized
     if rounded:
         program.info["rounded"] = rounded
         notes += [f"{what} is computed in another order: the same but for rounding" for what in rounded]
@@ -123,11 +143,11 @@ def _capture(
     return program
 
 
-def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[fx.Graph, list[str]]:
+def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[fx.Graph, list[str], list[str]]:
     """Record the raw graph of a model.
 
     Returns:
-        The graph, and what in it is computed in another order than in the model.
+        The graph, what in it is computed in another order than in the model, and sentences on recognized neurons.
 
     Raises:
         UnsupportedError: The model cannot be traced; the error names the user's line.
@@ -137,7 +157,7 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
     example = torch.empty(input_spec.batched(BATCH_PROBE))
     tracer.example = {name: example.transpose(0, 1).contiguous() if batch_first else example}
     try:
-        with record_autograd_functions(tracer), _fake_tensor_log_silenced():
+        with on_cpu(), record_autograd_functions(tracer), _fake_tensor_log_silenced():
             graph = tracer.trace(model)
     except SvitcError:
         raise
@@ -151,9 +171,10 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
             hint="Check the input shape (--input-shape), or see -v for the traceback.",
         ) from error
     drop_hooks(graph, model)
+    recognized = recognize_step_neurons(graph, model)
     merge_single_steps(graph, model, tracer)
     constants.keep_names(graph, model, tracer.constants.views)
-    return graph, tracer.constants.rounded
+    return graph, tracer.constants.rounded, recognized
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -17,11 +17,8 @@ from torch.fx.node import Target
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import functional_layers
 from svitc.frontends.capture.graph_builder import unused_name
-from svitc.frontends.capture.proxies import ValueProxy
+from svitc.frontends.capture.proxies import Tracer, ValueProxy
 from svitc.frontends.capture.user_line import user_line
-
-if TYPE_CHECKING:
-    from svitc.frontends.capture.tracer import Tracer
 
 # Operations of two tensors for which a number has the effect of a tensor that holds it everywhere
 _BINARY: dict[str, Callable] = {
@@ -39,6 +36,7 @@ _BINARY: dict[str, Callable] = {
 _COMPARISONS = (operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne)
 _REFLECTED = ("rsub", "rtruediv", "rdiv")
 _BROADCASTING = {"where", "masked_fill", "maximum", "minimum", "fmax", "fmin", "clamp", "pow", "lerp", "addcmul"}
+_AND, _OR = {"and", "and_", "logical_and", "bitwise_and"}, {"or", "or_", "logical_or", "bitwise_or"}
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"}
 _DROPOUT = {
     f"{name}{n}" for name in ("dropout", "alpha_dropout", "feature_alpha_dropout") for n in ("", "1d", "2d", "3d")
@@ -90,6 +88,8 @@ class Constants:
             if kwargs and set(kwargs) - {"alpha"}:
                 return self.tracer.record(kind, target, args, kwargs, name)
             return self._binary(kind, target, args, kwargs)
+        elif operation in _AND | _OR and len(args) == 2 and any(isinstance(a, torch.Tensor) for a in args):
+            return self._logical(operation in _AND, kind, target, args)
         elif operation in _BROADCASTING:
             shape = torch.broadcast_shapes(*(tuple(a.shape) for a in args if isinstance(a, ValueProxy)))
             args = tuple(self.narrowed(a, shape) if isinstance(a, torch.Tensor) else a for a in args)
@@ -173,6 +173,21 @@ class Constants:
             number = self.narrowed(constant, tuple(other.shape))
         values = (number, other) if constant is left else (other, number)
         return self.tracer.record("call_function", function, values, {})
+
+    def _logical(self, is_and: bool, kind: str, target: Target, args: tuple) -> ValueProxy:
+        """Record ``x & y`` or ``x | y`` of a truth value that depends on the input and a constant one."""
+        constant, value = args if isinstance(args[0], torch.Tensor) else reversed(args)
+        whole = torch.broadcast_shapes(tuple(constant.shape), tuple(value.shape)) == tuple(value.shape)
+        if not whole or constant.dtype != torch.bool or constant.any() != constant.all():
+            return self.tracer.record(
+                kind, target, tuple(self.narrowed(a, tuple(value.shape)) if a is constant else a for a in args), {}
+            )
+        if bool(constant.all()) == is_and:
+            return value
+        opposite = self.tracer.record("call_function", torch.logical_not, (value,), {})
+        return self.tracer.record(
+            "call_function", torch.logical_and if is_and else torch.logical_or, (value, opposite), {}
+        )
 
     def _joined(self, operation: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Return the arguments of a concatenation with constants as values that know the batch size."""

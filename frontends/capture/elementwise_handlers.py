@@ -78,6 +78,8 @@ def comparison(strict: bool, below: bool) -> Handler:
             x, y, is_below = y, x, not below
         if isinstance(y, fx.Node):
             x, y = b.emit("call_function", operator.sub, (x, y)), 0.0
+        if y == 0 and x.target is pointwise.add_number:  # v - threshold >= 0 is v >= threshold, bit for bit
+            x, y = x.args[0], -x.kwargs["number"]
         path = b.layer("step", ops.Step(float(y), strict != is_below))
         fired = b.emit("call_module", path, (x,))
         return b.emit("call_function", pointwise.subtract_from, (fired,), {"number": 1}) if is_below else fired

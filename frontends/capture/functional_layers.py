@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,9 +15,6 @@ from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.proxies import ValueProxy
 from svitc.frontends.capture.user_line import user_line
-
-if TYPE_CHECKING:
-    from svitc.frontends.capture.constants import Constants
 
 _CONVOLUTION = dict(input=None, weight=None, bias=None, stride=1, padding=0, dilation=1, groups=1)
 _TRANSPOSED = dict(input=None, weight=None, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)
@@ -47,7 +44,7 @@ class Layers:
         constants: The model's parameters, and what is computed of them.
     """
 
-    def __init__(self, constants: Constants) -> None:
+    def __init__(self, constants: Any) -> None:
         self.constants = constants
         self._made: dict[tuple, str] = {}
         self._tensors: list[torch.Tensor] = []  # keeps them from being freed, and their place from being taken
@@ -107,7 +104,7 @@ def _identity(value: object) -> tuple:
     return value.data_ptr(), tuple(value.shape), value.stride(), value._version
 
 
-def _make(kind: type[nn.Module], given: dict[str, Any], x: ValueProxy, constants: Constants) -> nn.Module:
+def _make(kind: type[nn.Module], given: dict[str, Any], x: ValueProxy, constants: Any) -> nn.Module:
     """Return a layer with the weights that a function is called with."""
     weight, bias = given.get("weight"), given.get("bias")
     options: dict[str, Any] = {k: v for k, v in given.items() if k not in _TENSORS}

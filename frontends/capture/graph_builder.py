@@ -16,14 +16,16 @@ from svitc.errors import UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH
+from svitc.ir.operators.products import einsum
 from svitc.ir.operators.regroup import regroup, regrouped_type
 from svitc.ir.operators.several import SEVERAL
+from svitc.ir.operators.slicing import concatenate
 from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
 # elementwise operations and products, in which dimensions meet
-MEETINGS = (*ops.ELEMENTWISE, torch.matmul, *(operator.function for operator in SEVERAL))
+MEETINGS = (*ops.ELEMENTWISE, torch.matmul, einsum, concatenate, *(operator.function for operator in SEVERAL))
 Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
 
 

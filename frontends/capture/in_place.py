@@ -10,34 +10,18 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx.node import Target
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.constants import at, name_of
-from svitc.frontends.capture.proxies import IN_PLACE_OPERATORS, ValueProxy, View
+from svitc.frontends.capture.proxies import IN_PLACE_OPERATORS, Tracer, ValueProxy, View
 from svitc.frontends.capture.user_line import user_line
 
-if TYPE_CHECKING:
-    from svitc.frontends.capture.tracer import Tracer
-
 _ASSIGN = "setitem"
-_SAME_PLACES = (
-    "contiguous",
-    "detach",
-    "to",
-    "cuda",
-    "cpu",
-    "float",
-    "data",
-    "type",
-    "type_as",
-    "identity",
-    "alias",
-    "clone",
-)
+_SAME_PLACES = ("contiguous", "detach", "to", "float", "data", "type", "type_as", "identity", "alias", "clone")
 
 
 @dataclass
@@ -76,7 +60,7 @@ def change_of(kind: str, target: Target, args: tuple, kwargs: dict[str, Any]) ->
     if isinstance(target, str) and target.startswith("__i") and target.endswith("__") and hasattr(operator, name):
         function = IN_PLACE_OPERATORS.get(getattr(operator, name))
         return Change(args[0], "call_function", function, args, kwargs) if function is not None else None
-    if name.endswith("_") and not name.endswith("__"):
+    if name.endswith("_") and not name.endswith("__") and target not in (operator.and_, operator.or_, operator.not_):
         plain = _plain_function(target, name[:-1]) if callable(target) else name[:-1]
         return Change(args[0], kind, plain, args, kwargs)
     if kwargs.get("out") is not None:

@@ -36,7 +36,7 @@ def fuse_integer_spikes(graph: fx.Graph, model: nn.Module) -> None:
         if pattern is None or pattern.levels is None or pattern.rounding is None:
             continue
         scope = str(node.meta.get("scope") or "")
-        path = _register(graph, model, scope, ops.IntegerSpike(pattern.levels, pattern.rounding))
+        path = register(graph, model, scope, ops.IntegerSpike(pattern.levels, pattern.rounding))
         with graph.inserting_after(node):
             spike = graph.call_module(path, (pattern.x,))
         spike.meta.update({k: v for k, v in node.meta.items() if k != "function"}, scope=path)
@@ -96,7 +96,7 @@ def _levels(node: fx.Node, name: str) -> int | None:
     return int(high) if low == 0 and high >= 1 and float(high).is_integer() else None
 
 
-def _register(graph: fx.Graph, model: nn.Module, scope: str, spike: nn.Module) -> str:
+def register(graph: fx.Graph, model: nn.Module, scope: str, spike: nn.Module) -> str:
     """Register a neuron in place of the module that spells it out, or inside it if that has other parts.
 
     A module that is called twice becomes two neurons.

@@ -6,7 +6,6 @@ else a model hangs on a layer is refused here by name, as it would be lost witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,16 +38,8 @@ def check_layer(path: str, module: nn.Module, where: str | None = None) -> None:
         where: the line of the model's code that calls it.
 
     Raises:
-        UnsupportedError: the layer has hooks, or methods of its own.
+        UnsupportedError: the layer has methods of its own.
     """
-    if module._forward_hooks or module._forward_pre_hooks:
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        raise UnsupportedError(
-            f"{path} has a forward hook ({_name(hooks[0])}), which a compiled file would not run",
-            where=where,
-            hint="Remove hooks before compiling (monitors of SpikingJelly: remove_hooks()); what a hook computes "
-            "belongs in the model's forward.",
-        )
     kind = type(module)
     replaced = [name for name, value in vars(module).items() if callable(value) and callable(getattr(kind, name, None))]
     if replaced:
@@ -111,11 +102,6 @@ def _number(path: str, name: str, value: torch.Tensor | float, where: str | None
         where=where,
         hint=_WAYS_OUT.get(name, f"Give the whole layer {_NUMBERS[name]}, and train it again for a few epochs."),
     )
-
-
-def _name(hook: Callable) -> str:
-    """Return the name of a hook: that of its function or class."""
-    return getattr(hook, "__name__", type(hook).__name__)
 
 
 __all__ = ["check_layer", "check_neuron"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spikingjelly.activation_based import layer, neuron
+import torch
+from spikingjelly.activation_based import base, layer
 from torch import fx, nn
 
 from svitc.ir import ops
@@ -85,10 +86,13 @@ def leaf_kind(module: nn.Module) -> type[nn.Module] | None:
 
 def is_leaf(module: nn.Module) -> bool:
     """Return whether a capture records a call of the module instead of what happens in it."""
-    if leaf_kind(module) is not None:
-        return True
-    # SpikingJelly's other neurons are refused by name, which says more than an operation somewhere in them
-    return isinstance(module, neuron.BaseNode) and type(module).__module__.startswith("spikingjelly.")
+    return leaf_kind(module) is not None and not (isinstance(module, base.MemoryModule) and _has_numbers(module))
+
+
+def _has_numbers(module: base.MemoryModule) -> bool:
+    """Return whether a neuron has a further memory, or parameters that differ by element."""
+    values = [getattr(module, name, None) for name in ("v_threshold", "v_reset", "tau", "w")]
+    return set(module._memories) != {"v"} or any(isinstance(v, torch.Tensor) and v.numel() > 1 for v in values)
 
 
 def drop_hooks(graph: fx.Graph, model: nn.Module) -> None:

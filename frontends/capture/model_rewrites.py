@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from svitc.frontends.capture.reparametrized import copy_model
 from svitc.ir.outputs import restored, tensors_of
 from svitc.ir.program import Program
+from svitc.support.cpu_only import on_cpu
 
 TOLERANCE = 1e-9  # absolute, in float64
 
@@ -91,7 +92,7 @@ def reference(model: nn.Module, program: Program, x: torch.Tensor) -> Any:
     eager = copy_model(model).float().eval()
     prepare(eager)
     functional.reset_net(eager)
-    with torch.inference_mode():
+    with torch.inference_mode(), on_cpu():
         output = eager(x.transpose(0, 1) if program.info.get("batch_first") else x)
     tensors = tensors_of(output)
     return restored(program.info, tensors[0] if len(tensors) == 1 else tuple(tensors))

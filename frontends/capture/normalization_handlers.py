@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank
+from svitc.frontends.capture.slicing_handlers import Extremes
 from svitc.ir.operators import normalization, pointwise
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
@@ -54,7 +56,7 @@ def extreme_along(target: Callable, two_tensors: Handler) -> Handler:
             return two_tensors(b, node)
         x, dim, keepdim = call(b, node, "dim", "keepdim", keepdim=False)
         value = b.emit("call_function", target, (x,), {"dims": dims_of(x, dim), "keepdim": bool(keepdim)})
-        return value if dim is None else (value,)  # the indices are left out: reading them is refused
+        return value if dim is None else Extremes([value])
 
     return handler
 
@@ -67,10 +69,10 @@ def product(b: GraphBuilder, node: fx.Node) -> fx.Node:
     return b.emit("call_function", normalization.product, (x,), {"dim": positive(x, dim), "keepdim": bool(keepdim)})
 
 
-def variance(root: bool) -> Handler:
-    """Return a handler of the variance, or of its root, the standard deviation."""
+def variance(target: Callable, and_mean: bool = False) -> Handler:
+    """Return a handler of the variance, or of its root, the standard deviation, perhaps together with the mean."""
 
-    def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    def handler(b: GraphBuilder, node: fx.Node) -> Value:
         x, dim, unbiased, keepdim, correction = call(
             b, node, "dim", "unbiased", "keepdim", "correction", unbiased=True, keepdim=False
         )
@@ -81,8 +83,10 @@ def variance(root: bool) -> Handler:
             "correction": int(unbiased) if correction is None else int(correction),
             "keepdim": bool(keepdim),
         }
-        y = b.emit("call_function", normalization.variance, (x,), attributes)
-        return b.emit("call_function", pointwise.sqrt, (y,)) if root else y
+        y = b.emit("call_function", target, (x,), attributes)
+        if not and_mean:
+            return y
+        return y, b.emit("call_function", torch.mean, (x,), {"dim": attributes["dims"], "keepdim": bool(keepdim)})
 
     return handler
 
@@ -161,6 +165,25 @@ def instance_norm(b: GraphBuilder, path: str, layer: nn.InstanceNorm2d, x: fx.No
     return b.emit("call_function", normalization.instance_norm, (x, *parameters_of(b, path, layer)), attributes)
 
 
+def softmin(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit the softmax of the opposite."""
+    x, dim, *_ = call(b, node, "dim", "_stacklevel", "dtype")
+    if dim is None:
+        raise b.refuse("softmin without a dimension; name the dimension")
+    opposite = b.emit("call_function", pointwise.negative, (x,))
+    return b.emit("call_function", normalization.softmax, (opposite,), {"dim": positive(x, dim)})
+
+
+def instance_norm_call(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit ``F.instance_norm``."""
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    x, mean, _, weight, bias, measured, _, eps = call(b, node, *names, use_input_stats=True, eps=1e-5)
+    if not measured or mean is not None or (weight is None) != (bias is None):
+        raise b.refuse("an instance norm with running statistics, or with a scale or a shift alone, is not supported")
+    parameters = () if weight is None else (weight, bias)
+    return b.emit("call_function", normalization.instance_norm, (x, *parameters), {"eps": float(eps)})
+
+
 NORMALIZATION_HANDLERS: dict[str, Handler] = {
     "softmax": along(normalization.softmax),
     "log_softmax": along(normalization.log_softmax),
@@ -169,9 +192,13 @@ NORMALIZATION_HANDLERS: dict[str, Handler] = {
     "amin": reduction(normalization.smallest),
     "logsumexp": reduction(normalization.log_sum_exp),
     "prod": product,
-    "var": variance(root=False),
-    "std": variance(root=True),
-    **dict.fromkeys(("norm", "vector_norm", "linalg_vector_norm"), norm),
+    "softmin": softmin,
+    "var": variance(normalization.variance),
+    "std": variance(normalization.standard_deviation),
+    "var_mean": variance(normalization.variance, and_mean=True),
+    "std_mean": variance(normalization.standard_deviation, and_mean=True),
+    **dict.fromkeys(("norm", "vector_norm", "linalg_vector_norm", "linalg_norm"), norm),
+    "instance_norm": instance_norm_call,
     "normalize": normalize,
     "layer_norm": last_norm(normalization.layer_norm, "layer"),
     "rms_norm": last_norm(normalization.rms_norm, "rms"),

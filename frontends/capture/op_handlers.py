@@ -7,9 +7,9 @@ support another operation, write its handler and name it in ``HANDLERS``.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 
-import einops
 import torch
 from torch import fx
 from torch.fx.node import Argument, Target
@@ -19,9 +19,10 @@ from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
 from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
-from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS, general_pad
-from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS, parts_of
-from svitc.ir import axes, ops
+from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
+from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS
+from svitc.frontends.capture.structure_handlers import STRUCTURE_HANDLERS
+from svitc.ir import axes
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
 from svitc.ir.operators import normalization, pointwise, several
@@ -86,6 +87,14 @@ def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
     raise b.refuse(f"a tensor's {name} is not an operation that svitc can represent")
 
 
+def channel_shuffle(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit a shuffle of groups of channels as a transposition of groups and channels."""
+    x, groups = call(b, node, "groups")
+    sizes = axes.shape(input_type(x))
+    split = b.reshape(x, (sizes[0], groups, sizes[1] // groups, *sizes[2:]))
+    return b.reshape(b.permute(split, [0, 2, 1, *range(3, len(sizes) + 1)]), sizes)
+
+
 def unsqueeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit a new dimension of size 1."""
     x, dim = call(b, node, "dim")
@@ -104,79 +113,6 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     if axes.size(dims[dim]) != 1:
         return x
     return b.view(x, dims[:dim] + dims[dim + 1 :])
-
-
-def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit repeat and expand of dimensions of size 1; refuse others."""
-    if node.target is einops.repeat:
-        return b.emit("call_function", einops.repeat, (b.arg(node.args[0]), node.args[1]), dict(node.kwargs))
-    x = b.arg(node.args[0])
-    dims, sizes = input_type(x), value_shape(node)
-    dims = ((),) * (len(sizes) - len(dims)) + dims
-    repeated = [i for i, (dim, size) in enumerate(zip(dims, sizes, strict=True)) if axes.size(dim) != size]
-    if any(dims[i] for i in repeated):
-        raise b.refuse(f"repeat of {axes.show(dims)} to {sizes} tiles an axis")
-    if not repeated and axes.size(dims[0]) == 1 and not dims[0] and rank(x) == 5 and sizes[0] == 1:
-        repeated = [0]  # a static image at a single time step
-    if not repeated:
-        return b.view(x, dims)
-    names: list[str] = []
-    for i, dim in enumerate(dims):
-        letter = dim[0].letter if len(dim) == 1 else f"n{i}" if dim else "1"
-        names.append(f"{letter}{i}" if letter in names and dim else letter)
-    source = [name for i, name in enumerate(names) if dims[i]]
-    target = [("t" if i == 0 else f"r{i}") if i in repeated else name for i, name in enumerate(names)]
-    squeezed = b.view(x, tuple(dim for dim in dims if dim))
-    pattern = f"{' '.join(source)} -> {' '.join(target)}"
-    return b.emit("call_function", einops.repeat, (squeezed, pattern), {target[i]: sizes[i] for i in repeated})
-
-
-def chunk(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit the parts of a dimension, of which the last may be smaller."""
-    x, count, dim = call(b, node, "chunks", "dim", dim=0)
-    dim = positive(x, dim)
-    total = axes.size(input_type(x)[dim])
-    if total % count:
-        size = -(-total // count)
-        return parts_of(b, x, dim, [min(size, total - start) for start in range(0, total, size)])
-    return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
-
-
-def split(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit the parts of a dimension, of a size or of given sizes."""
-    x, sizes, dim = call(
-        b, node, "split_size_or_sections" if "split_size_or_sections" in node.kwargs else "split_size", "dim", dim=0
-    )
-    dim = positive(x, dim)
-    total = axes.size(input_type(x)[dim])
-    if isinstance(sizes, int):
-        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
-    if len(set(sizes)) != 1:
-        return parts_of(b, x, dim, sizes)
-    count = len(sizes)
-    return tuple(b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count))
-
-
-def unbind(b: GraphBuilder, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Emit each position of a dimension."""
-    x, dim = call(b, node, "dim", dim=0)
-    dim = positive(x, dim)
-    count = axes.size(input_type(x)[dim])
-    parts = [b.emit("call_function", ops.take_block, (x, dim, i, count)) for i in range(count)]
-    return tuple(b.view(p, d[:dim] + d[dim + 1 :]) for p in parts for d in [input_type(p)])
-
-
-def pad(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit padding of pixels with zeros as a layer, and any other as an operator."""
-    x, sizes, mode, value = call(b, node, "pad", "mode", "value", mode="constant")
-    given = sizes = tuple(sizes)
-    while len(sizes) > 4 and sizes[-2:] == (0, 0):
-        sizes = sizes[:-2]
-    dims = input_type(x)[rank(x) - len(sizes) // 2 :]
-    on_pixels = all(axis.kind == axes.Kind.PIXEL for dim in dims for axis in dim) and min(sizes) >= 0
-    if mode != "constant" or value not in (None, 0) or len(sizes) not in (2, 4) or rank(x) < 3 or not on_pixels:
-        return general_pad(b, x, tuple(int(n) for n in given), mode, value)
-    return b.emit("call_module", b.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))
 
 
 def binary(target: Target) -> Handler:
@@ -238,9 +174,20 @@ def reduction(target: Target) -> Handler:
     return handler
 
 
+def spelled_out(pattern: str, rank: int) -> str:
+    """Return an einops pattern with letters in place of ``...``."""
+    left, arrow, right = pattern.partition("->")
+    if "..." not in left:
+        return pattern
+    named = len(re.sub(r"\([^)]*\)", "g", left.replace("...", " ")).split())
+    letters = " ".join(f"etc{i}" for i in range(rank - named))
+    return left.replace("...", letters) + arrow + right.replace("...", letters)
+
+
 def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit a rearrange that the model calls itself, with its pattern in canonical letters."""
-    x, pattern = b.arg(node.args[0]), str(node.args[1])
+    x = b.arg(node.args[0])
+    pattern = spelled_out(str(node.args[1]), rank(x))
     bind_letters(input_type(x), pattern, node.kwargs)  # splits axes as the pattern does
     source = tokens(input_type(x))
     return emit_view(b.emit, x, source, follow(source, pattern, node.kwargs))
@@ -250,6 +197,7 @@ COMMUTE = (operator.add, operator.mul)
 HANDLERS: dict[str, Handler] = {
     **ELEMENTWISE_HANDLERS,
     **SLICING_HANDLERS,
+    **STRUCTURE_HANDLERS,
     **NORMALIZATION_HANDLERS,
     **RESAMPLING_HANDLERS,
     **PRODUCT_HANDLERS,
@@ -257,18 +205,14 @@ HANDLERS: dict[str, Handler] = {
     "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
     "rsub": reversed_subtraction,
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel"), reshape),
-    **dict.fromkeys(("contiguous", "clone", "detach", "dropout", "cuda", "cpu"), same),
+    **dict.fromkeys(("contiguous", "clone", "detach", "dropout"), same),
     **dict.fromkeys(("to", "float", "double", "type_as", "type", "int", "long", "bool"), cast),
-    **dict.fromkeys(("transpose", "swapaxes"), transpose),
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
     "permute": permute,
     "getattr": attribute,
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
-    **dict.fromkeys(("repeat", "expand"), repeat),
-    "pad": pad,
-    "chunk": chunk,
-    "split": split,
-    "unbind": unbind,
     **dict.fromkeys(("add", "iadd"), binary(operator.add)),
     **dict.fromkeys(("sub", "isub"), binary(operator.sub)),
     **dict.fromkeys(("mul", "imul", "multiply"), binary(operator.mul)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import fx
@@ -14,9 +14,7 @@ from torch.fx.node import Target
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.user_line import user_line
 
-if TYPE_CHECKING:
-    from svitc.frontends.capture.tracer import Tracer
-
+Tracer: TypeAlias = Any  # the tracer, whose module imports this one
 # attributes that a proxy takes from its fake value
 VALUE_ATTRIBUTES = (
     *("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "is_leaf", "grad"),
@@ -66,7 +64,7 @@ class ValueProxy(fx.Proxy):
         view_of: Set if the tensor shares memory with another one.
     """
 
-    tracer: Tracer  # type: ignore[assignment]
+    tracer: Tracer
     __array_ufunc__ = None  # NumPy's numbers leave an operation with a proxy to the proxy
 
     def __init__(self, node: fx.Node, tracer: Tracer) -> None:

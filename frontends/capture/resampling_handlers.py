@@ -9,6 +9,8 @@ from torch import fx, nn
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape
+from svitc.frontends.capture.slicing_handlers import windows
+from svitc.frontends.capture.structure_handlers import padded
 from svitc.ir.graph import input_type
 from svitc.ir.operators import resampling
 
@@ -84,13 +86,13 @@ def pool(layer: type[nn.Module], pixels: int) -> Handler:
 def interpolate(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``F.interpolate``."""
     names = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
-    x, size, scales, mode, corners, recompute, smooth = call(b, node, *names, mode="nearest", antialias=False)
+    x, _, scales, mode, corners, recompute, smooth = call(b, node, *names, mode="nearest", antialias=False)
     pixels = rank(x) - 2
-    if mode not in ("nearest", "linear", "bilinear", "trilinear") or smooth:
-        raise b.refuse(
-            f"interpolation by {mode}{' with antialiasing' if smooth else ''} is not supported",
-            hint="nearest, linear, bilinear and trilinear are.",
-        )
+    if smooth:
+        raise b.refuse(f"interpolation by {mode} with antialiasing is not supported", hint="Without it, it is.")
+    if mode == "area":
+        sizes = {"sizes": value_shape(node)[-pixels:]}
+        return b.emit("call_function", resampling.adaptive_average_pool, (x,), sizes)
     if scales is not None and not recompute:
         factors = tuple(float(s) for s in (scales if isinstance(scales, (tuple, list)) else (scales,) * pixels))
     else:
@@ -101,23 +103,30 @@ def interpolate(b: GraphBuilder, node: fx.Node) -> fx.Node:
         "mode": mode,
         "align_corners": bool(corners),
     }
+    if mode == "bicubic":
+        del attributes["mode"]
+        return b.emit("call_function", resampling.interpolate_cubic, (x,), attributes)
     return b.emit("call_function", resampling.interpolate, (x,), attributes)
 
 
-def general_pad(b: GraphBuilder, x: fx.Node, sizes: tuple[int, ...], mode: str, value: float | None) -> fx.Node:
-    """Emit a padding of any dimensions."""
-    attributes = {"sizes": sizes, "mode": mode, "value": float(value or 0)}
-    return b.emit("call_function", resampling.pad, (x,), attributes)
-
-
 def unfold(b: GraphBuilder, node: fx.Node) -> fx.Node:
-    """Emit ``F.unfold``; ``x.unfold(dim, size, step)`` is refused."""
+    """Emit ``F.unfold``, or ``x.unfold(dim, size, step)``."""
     if node.op == "call_method":
-        raise b.refuse("x.unfold(dim, size, step) is not supported; torch.nn.functional.unfold is")
+        x, dim, size, step = call(b, node, "dimension", "size", "step")
+        return windows(b, x, dim, size, step)
     x, *values = call(b, node, "kernel_size", "dilation", "padding", "stride", dilation=1, padding=0, stride=1)
     names = ("kernel", "dilation", "padding", "stride")
     attributes = {name: per_dimension(value, 2) for name, value in zip(names, values, strict=True)}
     return b.emit("call_function", resampling.unfold, (x,), attributes)
+
+
+def fold(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit ``F.fold``."""
+    names = ("output_size", "kernel_size", "dilation", "padding", "stride")
+    x, *values = call(b, node, *names, dilation=1, padding=0, stride=1)
+    keys = ("sizes", "kernel", "dilation", "padding", "stride")
+    attributes = {key: per_dimension(value, 2) for key, value in zip(keys, values, strict=True)}
+    return b.emit("call_function", resampling.fold, (x,), attributes)
 
 
 def pixel_shuffle(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -142,8 +151,6 @@ def pixel_unshuffle(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 def convolution_layer(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.Node:
     """Emit a convolution, transposed or over three dimensions, whose weights are inputs of an operator."""
-    if layer.padding_mode != "zeros":
-        raise b.refuse(f"padding mode {layer.padding_mode!r} is not supported")
     count = layer.weight.ndim - 2
     attributes = {
         "stride": per_dimension(layer.stride, count),
@@ -158,6 +165,8 @@ def convolution_layer(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.
     names = [name for name in ("weight", "bias") if getattr(layer, name) is not None]
     parameters = [b.emit("get_attr", f"{path}.{name}") for name in names]
     x, back = with_batch(b, x, count)
+    if layer.padding_mode != "zeros":
+        x, attributes["padding"] = pad_edges(b, x, layer), (0,) * count
     return back(b.emit("call_function", target, (x, *parameters), attributes))
 
 
@@ -190,6 +199,10 @@ def batch_norm_3d(b: GraphBuilder, path: str, layer: nn.BatchNorm3d, x: fx.Node)
     flat = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
     flat.__dict__.update(layer.__dict__)
     b.replace(path, flat)
+    source = b.origin.args[0] if b.origin is not None else None
+    if isinstance(source, fx.Node) and not source.meta["val"].is_contiguous():
+        # torch multiplies and adds in one step, or in two, depending on how the elements lie in memory
+        b.program.info.setdefault("rounded", []).append(path)
     return _each_slice(b, path, x)
 
 
@@ -217,13 +230,69 @@ def movedim(b: GraphBuilder, node: fx.Node) -> fx.Node:
     return b.permute(x, [moves[i] if i in moves else next(rest) for i in range(rank(x))])
 
 
+def pad_edges(b: GraphBuilder, x: fx.Node, layer: Any) -> fx.Node:
+    """Emit the padding of a convolution that does not pad with zeros."""
+    return padded(b, x, tuple(layer._reversed_padding_repeated_twice), layer.padding_mode, 0)
+
+
+def pool_3d(b: GraphBuilder, node: fx.Node) -> fx.Node:
+    """Emit ``F.max_pool3d`` or ``F.avg_pool3d``."""
+    is_max = "max" in str(getattr(node.target, "__name__", node.target))
+    names = ("kernel_size", "stride", "padding", *(("dilation", "ceil_mode", "return_indices") if is_max else _AVERAGE))
+    x, *values = call(b, node, *names, padding=0, dilation=1, ceil_mode=False, count_include_pad=True)
+    options = dict(zip(names, values, strict=True))
+    if options["stride"] in (None, []):
+        options["stride"] = options["kernel_size"]
+    if options.pop("return_indices", False):
+        raise b.refuse("a pooling that returns indices is not supported")
+    return pooled_3d(b, (nn.MaxPool3d if is_max else nn.AvgPool3d)(**options), x)
+
+
+_AVERAGE = ("ceil_mode", "count_include_pad", "divisor_override")
+
+
+def pooled_3d(b: GraphBuilder, layer: nn.MaxPool3d | nn.AvgPool3d, x: fx.Node) -> fx.Node:
+    """Emit a pooling over three dimensions; of windows of size 1 in the first one, as a layer over two."""
+    flat = pool_2d_of(layer)
+    if flat is not None and rank(x) == 5:
+        dims = input_type(x)
+        y = b.emit("call_module", b.layer("pool", flat), (b.view(x, ((*dims[0], *dims[1]), *dims[2:])),))
+        return b.view(y, (dims[0], dims[1], *input_type(y)[1:]))
+    is_max = isinstance(layer, nn.MaxPool3d)
+    if layer.ceil_mode or (per_dimension(layer.dilation, 3) != (1, 1, 1) if is_max else layer.divisor_override):
+        raise b.refuse(f"{layer} is not supported", hint="Without ceil_mode, dilation and divisor_override, it is.")
+    attributes: dict[str, Any] = {
+        name: per_dimension(value, 3)
+        for name, value in (("kernel", layer.kernel_size), ("stride", layer.stride), ("padding", layer.padding))
+    }
+    if is_max:
+        return b.emit("call_function", resampling.max_pool_3d, (x,), attributes)
+    attributes["count_include_pad"] = bool(layer.count_include_pad)
+    return b.emit("call_function", resampling.average_pool_3d, (x,), attributes)
+
+
+def pool_2d_of(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
+    """Return the 2D pooling that equals a 3D one, or None where the first dimension is pooled, too."""
+    names = ("kernel_size", "stride", "padding", "dilation")
+    windows_3d = [per_dimension(getattr(module, name, 1), 3) for name in names]
+    if [window[0] for window in windows_3d] != [1, 1, 0, 1]:
+        return None
+    kernel, stride, padding, dilation = (window[1:] for window in windows_3d)
+    if isinstance(module, nn.MaxPool3d):
+        return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
+    options = module.ceil_mode, module.count_include_pad, module.divisor_override
+    return nn.AvgPool2d(kernel, stride, padding, *options)
+
+
 RESAMPLING_HANDLERS: dict[str, Handler] = {
     **{f"adaptive_avg_pool{n}d": adaptive_pool(resampling.adaptive_average_pool, n) for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": adaptive_pool(resampling.adaptive_max_pool, n) for n in (1, 2, 3)},
     **{f"max_pool{n}d": pool(nn.MaxPool2d, n) for n in (1, 2)},
     **{f"avg_pool{n}d": pool(nn.AvgPool2d, n) for n in (1, 2)},
     "interpolate": interpolate,
+    **dict.fromkeys(("max_pool3d", "avg_pool3d"), pool_3d),
     "unfold": unfold,
+    "fold": fold,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     **dict.fromkeys(("movedim", "moveaxis"), movedim),

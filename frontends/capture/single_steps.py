@@ -26,20 +26,7 @@ if TYPE_CHECKING:
 _SAME_ON_EACH = {
     *("add", "sub", "mul", "truediv", "div", "multiply", "gt", "ge", "lt", "le", "eq", "ne", "pow", "neg", "abs"),
     *("relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "clamp", "clip", "hardtanh", "round", "floor", "ceil"),
-    *(
-        "maximum",
-        "minimum",
-        "float",
-        "to",
-        "cuda",
-        "cpu",
-        "contiguous",
-        "detach",
-        "exp",
-        "sqrt",
-        "leaky_relu",
-        "hardswish",
-    ),
+    *("maximum", "minimum", "float", "to", "contiguous", "detach", "exp", "sqrt", "leaky_relu", "hardswish"),
     *("hardsigmoid", "softplus", "elu", "mish", "sign", "where", "clone"),
 }
 _BY_SHAPE = ("reshape", "view", "flatten", "unflatten")
@@ -60,7 +47,11 @@ def merge_single_steps(graph: fx.Graph, model: nn.Module, tracer: Tracer) -> Non
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and leaf_kind(module) in ops.NEURONS and getattr(module, "step_mode", "m") == "s":
+        if (
+            module is not None
+            and leaf_kind(module) in ops.STATEFUL_NEURONS
+            and getattr(module, "step_mode", "m") == "s"
+        ):
             calls.setdefault(str(node.target), []).append(node)
     if not calls:
         return
@@ -73,6 +64,10 @@ def merge_single_steps(graph: fx.Graph, model: nn.Module, tracer: Tracer) -> Non
         if node.op == "call_function" and node.target is torch.stack and node.users and node not in merger.stacks:
             merger.merge_stack(node)
     _sort(graph)
+    if merger.joined:
+        first, others = merger.joined[0], len(set(merger.joined)) - 1
+        what = f"layer {first}" + (f" and {others} more" if others else "")
+        tracer.constants.rounded.append(f"{what}, called step by step in the model and at once here,")
 
 
 def _check_independent(path: str, steps: Sequence[fx.Node]) -> None:
@@ -101,11 +96,13 @@ class _Merger:
 
     Attributes:
         stacks: The nodes that put steps together where nothing better was found.
+        joined: The layers that run on all steps at once, which may take sums in another order.
     """
 
     def __init__(self, graph: fx.Graph, tracer: Tracer) -> None:
         self.graph, self.tracer = graph, tracer
         self.stacks: set[fx.Node] = set()
+        self.joined: list[str] = []
         self._known: dict[tuple[fx.Node, ...], fx.Node] = {}
         self._like: fx.Node = next(iter(graph.nodes))
 
@@ -127,8 +124,9 @@ class _Merger:
         if dim != 0 or not isinstance(values, (tuple, list)) or not all(isinstance(v, fx.Node) for v in values):
             return
         self._like = node
+        count = len(self.stacks)
         new = self.stacked(tuple(values))  # type: ignore[arg-type]
-        if new not in self.stacks:
+        if len(self.stacks) == count:  # all of it is computed at once
             node.replace_all_uses_with(new)
 
     def stacked(self, steps: tuple[fx.Node, ...]) -> fx.Node:
@@ -165,10 +163,9 @@ class _Merger:
         if any(s.kwargs != first.kwargs for s in steps) or any(_nodes(v) for v in first.kwargs.values()):
             return None
         name = name_of(first.target)
-        others = [a for s in steps for a in s.args[1:] if not isinstance(a, fx.Node)]
-        if others != [a for _ in steps for a in first.args[1:] if not isinstance(a, fx.Node)]:
+        if any(_fixed(s) != _fixed(first) for s in steps):
             return None
-        if name in _SAME_ON_EACH or (name in ("matmul", "bmm") and first.meta["val"].dim() > 2):
+        if name in _SAME_ON_EACH or (name == "matmul" and first.meta["val"].dim() > 2):
             return self._elementwise(steps)
         if not isinstance(first.args[0], fx.Node) or any(_nodes(a) for a in first.args[1:]):
             return None
@@ -177,10 +174,12 @@ class _Merger:
     def _layer(self, steps: tuple[fx.Node, ...]) -> fx.Node | None:
         """Emit a layer on time and batch together."""
         module = self.tracer.root.get_submodule(str(steps[0].target))
-        if leaf_kind(module) in ops.NEURONS or getattr(module, "step_mode", "s") == "m":
+        if leaf_kind(module) in ops.STATEFUL_NEURONS or getattr(module, "step_mode", "s") == "m":
             return None
         x = self.stacked(tuple(step.args[0] for step in steps))  # type: ignore[misc]
         self._like = steps[0]
+        if len(steps) > 1:
+            self.joined.append(str(steps[0].target))
         shape = tuple(x.meta["val"].shape[:2])
         y = self.emit("call_module", steps[0].target, (self.emit("call_method", "flatten", (x, 0, 1)),))
         return self.emit("call_method", "unflatten", (y, 0, shape))
@@ -246,6 +245,11 @@ class _Merger:
         node.meta.update({k: self._like.meta[k] for k in ("source", "scope") if k in self._like.meta})
         node.meta["val"] = self.tracer.value(node)
         return node
+
+
+def _fixed(step: fx.Node) -> list[object]:
+    """Return the arguments of a step that are no tensors, with a mark in the place of those that are."""
+    return [None if isinstance(value, fx.Node) else (value,) for value in step.args]
 
 
 def _nodes(value: Any) -> list[fx.Node]:

@@ -28,7 +28,9 @@ from svitc.frontends.capture import constants, in_place
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.registered_neurons import reference_of
 from svitc.frontends.capture.user_line import user_line
+from svitc.support.cpu_only import GPUS, host_arguments
 
 
 class Tracer(fx.Tracer):
@@ -74,7 +76,7 @@ class Tracer(fx.Tracer):
         except NameError:  # kept in a list, say, where PyTorch does not see it
             name = unused_name(self.root, "unregistered")
             self.root.add_module(name, mod)
-            if isinstance(getattr(self, "submodule_paths", None), dict):
+            if self.submodule_paths is not None:
                 self.submodule_paths.update({m: f"{name}.{path}".rstrip(".") for path, m in mod.named_modules()})
             return name
 
@@ -108,7 +110,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, fx.Node):
             return a
         if isinstance(a, torch.Tensor):
-            return self.constants.node(a)
+            current = self.substitute(a)
+            return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
         if isinstance(a, np.generic):
             return a.item()
         return super().create_arg(a)
@@ -145,7 +148,14 @@ class Tracer(fx.Tracer):
     ) -> Any:
         if kind not in ("call_function", "call_method"):
             return self.record(kind, target, args, kwargs, name)
-        if constants.name_of(target) in _FACTORIES:
+        reference = reference_of(target)
+        if reference is not None:
+            return reference(*args, **kwargs)
+        called = constants.name_of(target)
+        if called in (*GPUS, "cpu"):
+            return args[0]
+        args, kwargs = host_arguments(called, args, kwargs)
+        if called in _FACTORIES:
             args, kwargs = tree_map(_with_data, (args, kwargs))
             return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)  # type: ignore[operator]
         change = in_place.change_of(kind, target, args, kwargs)
@@ -156,7 +166,7 @@ class Tracer(fx.Tracer):
 
     def record(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> ValueProxy:
         """Append a node, run it on fake values, and return its proxy."""
-        proxy = super().create_proxy(kind, target, args, kwargs, name)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
         node = proxy._node
         # the input has no line in the model: the frames above belong to the caller of capture
         node.meta["source"] = user_line() if kind != "placeholder" else None

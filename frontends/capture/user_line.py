@@ -11,6 +11,8 @@ import einops
 import spikingjelly
 import torch
 
+import svitc.frontends
+
 # Files whose frames only pass a call on: the line to show is that of their caller in the user's code.
 FRAMEWORK_PATHS = (
     *(str(Path(str(package.__file__)).parent) + os.sep for package in (torch, einops)),
@@ -18,7 +20,7 @@ FRAMEWORK_PATHS = (
         str(Path(str(spikingjelly.__file__)).parent / "activation_based" / part)
         for part in ("layer/container.py", "layer/stateless_wrapper.py", "functional/forward.py", "base.py")
     ),
-    str(Path(__file__).parents[2]) + os.sep,  # svitc
+    *(str(Path(str(package.__file__)).parent) + os.sep for package in (svitc, svitc.frontends)),
 )
 _LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _CAPTURE = str(Path(__file__).parent / "capture.py")

@@ -17,10 +17,10 @@ from svitc.frontends.checkpoint.model_factory import check_json, check_json_obje
 from svitc.frontends.checkpoint.reader import TIME_NAMES, Contents, prefix_errors, read
 from svitc.frontends.checkpoint.recognize_spikingjelly import assumed_input, recognize, shape_note
 from svitc.frontends.checkpoint.wrappers import unwrapped
-from svitc.frontends.compat.devices import cuda_is_cpu
 from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
+from svitc.support.cpu_only import on_cpu
 from svitc.support.types import JsonDict, JsonMapping
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
@@ -67,8 +67,8 @@ class Loaded:
     file: Path | None = None
 
     def callable_within(self) -> AbstractContextManager[object]:
-        """Return the context in which the model can be called: its forward may name missing packages or CUDA."""
-        return cuda_is_cpu() if self.file is None else compatible(self.file)
+        """Return the context in which the model can be called: its forward may import a missing package."""
+        return on_cpu() if self.file is None else compatible(self.file)
 
 
 @dataclass

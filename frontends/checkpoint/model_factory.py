@@ -25,8 +25,8 @@ from svitc.errors import InputError, SvitcError, UnsupportedError, UsageError
 from svitc.frontends import published
 from svitc.frontends.checkpoint import neuron_json, spikingjelly_families
 from svitc.frontends.checkpoint.reader import AMBIGUOUS, TIME_NAMES
-from svitc.frontends.compat.devices import cuda_is_cpu
 from svitc.frontends.compat.import_hooks import find_factory
+from svitc.support.cpu_only import on_cpu
 from svitc.support.types import Json, JsonDict, JsonMapping
 from svitc.support.user_code import importable
 
@@ -132,7 +132,7 @@ def build_custom(
     if not place or not name:
         raise UsageError(f"--arch {arch!r} does not name a factory", hint=ARCH_FORM)
     factory: Factory
-    with importable(Path.cwd()), cuda_is_cpu():
+    with importable(Path.cwd()), on_cpu():
         if place.endswith(".py"):
             factory = find_factory(Path(place), name, UsageError)
             original = getattr(factory, "__wrapped__", factory)

@@ -1,8 +1,8 @@
 """The import system for old model files, which run unchanged though many of their imports do not exist any more.
 
 Within ``compatible``, and only there, stand-ins take the place of missing packages (stand_ins.py), neurons accept and
-ignore the arguments of old versions, and the folders of the model file are on ``sys.path``. An installed package is
-always used, except for timm and torchvision, which are never imported.
+ignore the arguments of old versions, what asks for a GPU gets the CPU, and the folders of the model file are on
+``sys.path``. An installed package is always used, except for timm and torchvision, which are never imported.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
 
 from svitc.errors import InputError, SvitcError, UnsupportedError
-from svitc.frontends.compat.absent import Absent
-from svitc.frontends.compat.devices import cuda_is_cpu
 from svitc.frontends.compat.shims import DROPPED, Registry
-from svitc.frontends.compat.stand_ins import Finder, StandIn, optional_lines
+from svitc.frontends.compat.stand_ins import Finder, StandIn
+from svitc.support.cpu_only import on_cpu
 from svitc.support.user_code import INSTALLED, import_file, raised_at, search_path
 
 NEVER_HIDDEN = ("__main__", "svitc")
@@ -46,8 +45,6 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
     """
     folders = search_path(file) if file is not None else []
     registry = Registry()
-    StandIn.starred.clear()
-    optional_lines.cache_clear()
     path, finders, bytecode = list(sys.path), list(sys.meta_path), sys.dont_write_bytecode
     hidden = _hide(folders)
     before = dict(sys.modules)
@@ -56,7 +53,7 @@ def compatible(file: Path | None = None) -> Iterator[Registry]:
     sys.path[:0] = folders
     sys.dont_write_bytecode = True  # write no __pycache__ into the user's folders
     try:
-        with _old_arguments(), cuda_is_cpu(), warnings.catch_warnings():
+        with on_cpu(), _old_arguments(), warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning, SyntaxWarning):
                 warnings.simplefilter("ignore", category)
             yield registry
@@ -73,8 +70,8 @@ def import_model_file(path: Path, blame: type[SvitcError] = InputError) -> Modul
         blame: class of the error.
 
     Raises:
-        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a package that is
-            not installed and has no stand-in, or its code raises an error.
+        SvitcError: of class ``blame``, with the file and line: there is no such file, it imports a module that is
+            not there and has no stand-in, or its code raises an error.
         UnsupportedError: the file uses a stand-in for more than its name.
     """
     return _imported(path, blame)[0]
@@ -96,11 +93,8 @@ def _imported(path: Path, blame: type[SvitcError]) -> tuple[ModuleType, Registry
                 hint="Install it, or remove the import.",
             ) from error
         except (Exception, SystemExit) as error:  # the user's code may raise anything
-            starred = ", ".join(dict.fromkeys(StandIn.starred)) if isinstance(error, NameError) else ""
             raise blame(
-                f"importing {path} failed: {type(error).__name__}: {error}",
-                where=raised_at(error, path),
-                hint=f"It imports * from what is not installed: {starred}." if starred else None,
+                f"importing {path} failed: {type(error).__name__}: {error}", where=raised_at(error, path)
             ) from error
 
 
@@ -129,15 +123,7 @@ def find_factory(path: Path, name: str, blame: type[SvitcError] = InputError) ->
     @functools.wraps(factory)
     def build(*args: object, **kwargs: object) -> object:
         with compatible(path):
-            try:
-                model = factory(*args, **kwargs)
-            except TypeError as error:
-                if "Absent" in str(error) and Absent.latest is not None:  # PyTorch does not take it for a layer
-                    raise Absent.latest.error() from error
-                raise
-            if isinstance(model, Absent):
-                raise model.error()
-            return model
+            return factory(*args, **kwargs)
 
     return build
 

@@ -16,6 +16,8 @@ import torch
 from spikingjelly.activation_based import base, layer, neuron
 from torch import nn
 
+from svitc.frontends.compat.timm_layers import TIMM_LAYERS
+
 Factory = Callable[..., nn.Module]
 # old arguments of neurons that select an implementation or record states; the result does not depend on them
 DROPPED = ("backend", "lava_s_cale", "cupy_fp32_inference", "monitor_state")
@@ -109,9 +111,7 @@ def _cfg(url: str = "", **kwargs: object) -> dict[str, object]:
     return {"url": url, **kwargs}
 
 
-def build_model_with_cfg(
-    model: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: object
-) -> nn.Module:
+def build_model_with_cfg(model: Factory, variant: str, pretrained: bool = False, **kwargs: object) -> nn.Module:
     """Build a model, named ``variant``, as timm's factories do, without what concerns pretrained weights."""
     ignored = (
         *("pretrained_cfg", "default_cfg", "pretrained_cfg_overlay", "model_cfg", "feature_cfg"),
@@ -148,6 +148,7 @@ class Registry:
     def timm(self) -> dict[str, object]:
         """Return the replacements for names of timm; they serve all its submodules."""
         return {
+            **TIMM_LAYERS,
             **{f"to_{n}tuple": to_tuple(n) for n in (1, 2, 3, 4)},
             "to_ntuple": to_tuple,
             "trunc_normal_": nn.init.trunc_normal_,
@@ -165,6 +166,17 @@ class Registry:
         }
 
 
-TQDM = {"tqdm": lambda items=(), *_, **__: items, "trange": lambda *numbers, **_: range(*numbers)}
+class BaseModule(nn.Module):
+    """OpenMMLab's base class of layers, which only adds how weights are initialized."""
+
+    def __init__(self, init_cfg: object = None) -> None:
+        super().__init__()
+        self.init_cfg = init_cfg
+
+    def init_weights(self) -> None:
+        """Do nothing: a checkpoint has the weights."""
+
+
+OPENMMLAB: dict[str, object] = {"BaseModule": BaseModule}
 # what torch._six held in old versions of PyTorch
 TORCH_SIX = {"inf": math.inf, "nan": math.nan, "string_classes": (str, bytes), "int_classes": int}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,10 @@ def _pair(x: object) -> tuple:
     return tuple(x) if isinstance(x, list | tuple) else (x, x)
 
 
-def get_padding(kernel_size: int, stride: int = 1, dilation: int = 1, **_: object) -> int:
-    """Return the padding that keeps the size of an image at stride 1."""
+def get_padding(kernel_size: Any, stride: Any = 1, dilation: Any = 1, **_: object) -> Any:
+    """Return the padding that keeps the size of an image at stride 1, for both sides where the sizes differ."""
+    if any(isinstance(size, list | tuple) for size in (kernel_size, stride, dilation)):
+        return tuple(map(get_padding, _pair(kernel_size), _pair(stride), _pair(dilation)))
     return ((stride - 1) + dilation * (kernel_size - 1)) // 2
 
 
@@ -249,14 +252,15 @@ class SEModule(nn.Module):
         rd_channels: int | None = None,
         rd_divisor: int = 8,
         bias: bool = True,
-        act_layer: Layer = nn.ReLU,
-        gate_layer: object = nn.Sigmoid,
+        act_layer: object = nn.ReLU,
+        norm_layer: Layer | None = None,
+        gate_layer: object = "sigmoid",
     ) -> None:
         super().__init__()
         width = rd_channels or make_divisible(channels * rd_ratio, rd_divisor, round_limit=0.0)
         self.fc1 = nn.Conv2d(channels, width, 1, bias=bias)
-        self.bn = nn.Identity()
-        self.act = act_layer()
+        self.bn = norm_layer(width) if norm_layer else nn.Identity()
+        self.act = create_act_layer(act_layer)
         self.fc2 = nn.Conv2d(width, channels, 1, bias=bias)
         self.gate = create_act_layer(gate_layer)
 
@@ -367,7 +371,7 @@ class Permute(nn.Module):
 
 
 # name of timm -> its replacement
-LAYERS: dict[str, object] = {
+TIMM_LAYERS: dict[str, object] = {
     **{layer.__name__: layer for layer in (Mlp, ConvMlp, PatchEmbed, LayerScale, LayerNorm, LayerNorm2d)},
     **{layer.__name__: layer for layer in (StdConv2d, ScaledStdConv2d, ConvNormAct, SEModule)},
     **{f.__name__: f for f in (get_padding, make_divisible, create_conv2d, get_act_layer, create_act_layer)},

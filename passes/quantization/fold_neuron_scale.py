@@ -62,7 +62,7 @@ class FoldNeuronScale(Pass):
                 result.refused.update(dict.fromkeys(names, reason))
                 continue
             factor: Any = next(iter(factors))
-            if all(neuron.is_normalized and not neuron.decay_input for neuron in neurons):
+            if all(neuron.is_normalized and neuron.gain == 1 for neuron in neurons):
                 continue
             if factor != 1:
                 self._scale(program, current, factor)
@@ -91,7 +91,9 @@ def _factor(neuron: NeuronDynamics) -> float | None:
     if neuron.counts:
         return None
     factor = 1 / (neuron.threshold - neuron.rest)
-    if neuron.decay_input:
+    if neuron.factors is not None:
+        factor *= neuron.gain
+    elif neuron.decay_input:
         factor *= float(neuron.float32_rate) if neuron.learned is not None else neuron.rate
     return factor
 
@@ -106,6 +108,9 @@ def _product(program: Program, value: fx.Node, number: float) -> fx.Node:
 
 def _normalize(module: Any) -> None:
     """Set the threshold of a neuron to 1, its reset voltage to 0 and the factor of its input to 1."""
+    if isinstance(module, ops.LeakyNeuron):
+        module.threshold = module.gain = 1.0
+        return
     neuron = dynamics_of(module)
     start = (neuron.initial - neuron.rest) / (neuron.threshold - neuron.rest)
     module.v_threshold = 1.0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from svitc.analysis.input_range import COUNTS, PIXELS, SMALL
 from svitc.ir import ops
 from svitc.ir.graph import readers_through
 from svitc.ir.pass_manager import Pass
@@ -17,8 +18,7 @@ from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.passes.quantization.quantize_weights import LEVELS
 
 STEP = 2.0**-9  # of a normalized pixel: an eighth of the distance between two of the image's 256 levels
-RANGE = 4  # normalized pixels lie within +-2.7
-COUNTS = 256  # largest number of events of a pixel in one frame
+FINEST = 2.0**-11  # step of a small range, as a share of it
 
 
 class QuantizeInput(Pass):
@@ -27,7 +27,10 @@ class QuantizeInput(Pass):
     before   x -> conv
     after    x -> FixedPoint -> conv', with conv's weights times the step
 
-    The limit is lowered until no sum of the first layer can exceed 2^24.
+    The limit is lowered, or the step enlarged, until no sum of the first layer can exceed 2^24.
+
+    Args:
+        span: largest magnitude of an input; None for that of normalized pixels, or of counts of events.
 
     Refuses
       1. an input that something other than projections reads;
@@ -35,6 +38,9 @@ class QuantizeInput(Pass):
     """
 
     requires = (Stage.INFERENCE, Stage.INFERENCE)
+
+    def __init__(self, span: float | None = None) -> None:
+        self.span = span
 
     def match(self, program: Program, node: fx.Node) -> bool:
         return node.op == "placeholder" and not any(
@@ -50,9 +56,9 @@ class QuantizeInput(Pass):
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
         terms = max(math.prod(_weight(program, reader).shape[1:]) for reader in _readers(program, node))
-        span = COUNTS if program.input.events else RANGE
-        limit = min(int(span / STEP), EXACT // (terms * LEVELS) - 1)
-        step = STEP
+        span = self.span or (COUNTS if program.input.events else PIXELS)
+        step = STEP if span > SMALL else min(STEP, 2.0 ** math.floor(math.log2(span * FINEST)))
+        limit = min(int(span / step), EXACT // (terms * LEVELS) - 1)
         while step * limit < span:  # a window of many inputs: coarser steps instead of a narrow range
             step *= 2
         limit = min(limit, int(span / step))

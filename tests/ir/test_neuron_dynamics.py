@@ -74,6 +74,10 @@ def test_each_kind_says_what_it_is():
     assert (plif.kind, plif.tau, plif.decay_input, plif.leaks) == ("PLIF", None, False, True)
     assert dynamics_of(neuron.ILIFNode()) == NeuronDynamics("ILIF", tau=4 / 3, max_spikes=4)
     assert dynamics_of(ops.IntegerSpike(2, "half_up")) == NeuronDynamics("IntegerSpike", max_spikes=2, half_up=True)
+    leaky_dynamics = dynamics_of(ops.LeakyNeuron(0.25, 0.5, 0.3, hard_reset=False, strict=True))
+    assert leaky_dynamics == NeuronDynamics("Leaky", threshold=0.3, strict=True, factors=(0.25, 0.5))
+    assert (leaky_dynamics.keep, leaky_dynamics.gain, leaky_dynamics.leaks) == (0.25, 0.5, True)
+    assert dynamics_of(ops.LeakyNeuron(0.25, hard_reset=False, levels=3)).counts
     assert not dynamics_of(neuron.LIFNode(surrogate_function=surrogate.ATan(spiking=False))).fires
 
 
@@ -100,3 +104,21 @@ def test_others_are_refused():
     for module in (nn.ReLU(), Other()):
         with pytest.raises(TypeError, match="is not a neuron"):
             dynamics_of(module)
+
+
+def test_the_equations_of_an_own_neuron():
+    x = torch.randn(STEPS, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
+    for options in ({}, {"hard_reset": False}, {"hard_reset": False, "levels": 3}):
+        module = ops.LeakyNeuron(0.7, 0.6, 0.8, **options)
+        dynamics = dynamics_of(module)
+        spikes, v = [], torch.zeros_like(x[0])
+        for current in x:
+            s, v = step(dynamics, v, current)
+            spikes.append(s)
+        assert torch.equal(module(x), torch.stack(spikes)) and torch.stack(spikes).max() == dynamics.max_spikes
+
+
+def test_an_own_neuron_that_cannot_be():
+    for arguments in ((1.5,), (-0.1,), (0.5, 0.0), (0.5, 1.0, 0.0), (0.5, 1.0, 1.0, True, False, 4)):
+        with pytest.raises(ValueError, match="neuron"):
+            ops.LeakyNeuron(*arguments)

@@ -10,7 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
-from svitc.ir.ops import IntegerSpike
+from svitc.ir.ops import IntegerSpike, LeakyNeuron
 from svitc.onnx import lower, session, split_neurons, to_bytes
 from svitc.onnx.neuron_functions import kind_of
 
@@ -25,6 +25,46 @@ def leaky(tau: float, threshold: float, reset: float | None, decay_input: bool):
 
 def parametric(tau: float, threshold: float, reset: float | None, decay_input: bool):
     return neuron.ParametricLIFNode(tau, decay_input, threshold, reset, step_mode="m")
+
+
+def own(keep: float, gain: float, threshold: float, form: str):
+    hard, strict, levels = {"hard": (True, False, 1), "strict": (True, True, 1), "soft": (False, False, 1)}.get(
+        form, (False, False, 4)
+    )
+    return LeakyNeuron(keep, gain, threshold, hard, strict, levels)
+
+
+def edges(module: LeakyNeuron, steps: int) -> torch.Tensor:
+    """Random currents, half of which bring the membrane of a LeakyNeuron within a few units of firing."""
+    generator = torch.Generator().manual_seed(steps)
+    shape = (BATCH, *SHAPE)
+    v, steps_x = torch.zeros(shape), []
+    for _ in range(steps):
+        aim = torch.full(shape, module.threshold)
+        if module.levels > 1:
+            aim = (torch.randint(0, 4, shape, generator=generator) + 0.5) * module.threshold
+        x = (aim - module.keep * v) / module.gain
+        ulps = torch.randint(-3, 4, shape, generator=generator) * 2.0**-24
+        noise = torch.randn(shape, generator=generator) * 3 * module.threshold
+        x = torch.where(torch.rand(shape, generator=generator) < 0.5, x * (1 + ulps), noise)
+        steps_x.append(x)
+        h = module.charge(v, x)
+        v = module.reset_membrane(h, module.fire(h))
+    return torch.stack(steps_x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("form", ["hard", "strict", "soft", "counts"])
+@pytest.mark.parametrize("keep, gain, threshold", [(0.25, 1.0, 0.5), (0.9, 0.3, 0.7), (1.0, 1.0, 1.0)])
+def test_own_neurons_fire_as_in_torch(program_of, run, keep, gain, threshold, form, steps):
+    module = own(keep, gain, threshold, form)
+    program = program_of((steps, *SHAPE), one_neuron, lif=module)
+    x = edges(module, steps)
+    spikes, _ = run(program, x)
+    want = program(x).numpy()
+    np.testing.assert_array_equal(spikes, want)
+    assert 0.2 < (want > 0).mean() < 0.8
+    assert set(np.unique(want)) == set(range(module.levels + 1))
 
 
 def currents(module, steps: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from support.serialized import Custom, File, assert_same, bare, canonicalised, c
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
+from svitc.ir.ops import LeakyNeuron
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Stage
 from svitc.passes.pipelines import inference_passes
@@ -171,6 +172,17 @@ def test_malformed_padding_and_integer_spikes(change):
     entry = {"type": "IntegerSpike", "levels": 4, "rounding": "half_up"}
     assert repr(build_layer(entry)) == "IntegerSpike(levels=4, rounding='half_up')"
     with pytest.raises(InputError, match="IntegerSpike has no valid|ZeroPad2d has"):
+        build_layer(entry | change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"keep": "a"}, {"keep": 2.0}, {"gain": 0}, {"threshold": -1.0}, {"levels": 0}, {"strict": 1}], ids=str
+)
+def test_malformed_own_neurons(change):
+    entry = {"type": "LeakyNeuron", "keep": 0.25, "gain": 1, "threshold": 0.5}
+    entry |= {"hard_reset": True, "strict": False, "levels": 1}
+    assert isinstance(build_layer(entry), LeakyNeuron)
+    with pytest.raises(InputError, match="LeakyNeuron"):
         build_layer(entry | change)
 
 

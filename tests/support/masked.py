@@ -1,4 +1,4 @@
-"""A program in which the channels that a plan removes are silenced instead: it must compute what the pruned one does."""
+"""A program in which the channels that a plan removes are silenced: it must compute what the pruned one does."""
 
 from __future__ import annotations
 

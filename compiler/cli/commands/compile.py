@@ -167,6 +167,7 @@ def _compile_options(
         reparam=budget.reparam,
         remove_dead_channels=budget.remove_dead_channels,
         no_data=data.no_data,
+        input_range=file.input_ends,
         images=output.verify_images,
         seed=output.seed,
     )

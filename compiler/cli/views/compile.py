@@ -97,6 +97,7 @@ def lossless(report: JsonDict) -> None:
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
         out.print(f"int8: {text} the same, bit for bit, in every runtime")
+        input_line(report["input"])
         if weights["streams"]:
             out.print(
                 f"[yellow]note[/] {len(weights['streams'])} layers read a membrane stream instead of spikes: it is "
@@ -110,6 +111,23 @@ def lossless(report: JsonDict) -> None:
         neurons = {layer["name"] for layer in report["verify"]["layers"]}
         for reason in sorted({why for name, why in weights["inexact"].items() if name in neurons}):
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
+
+
+RANGE_SOURCES = {
+    "declared": "as declared",
+    "measured": "as measured on the images",
+    "normalization": "from the checkpoint's normalization",
+    "batch norm": "from the model's first batch norm",
+    "assumed": "as normalized pixels and counts of events are",
+}
+
+
+def input_line(described: JsonDict) -> None:
+    """Print the range of the input, outside which a quantized file clamps."""
+    if "range" in described:
+        low, high = described["range"]
+        source = RANGE_SOURCES[described["range_from"]]
+        out.print(f"inputs from {low:g} to {high:g}, {source}; beyond, the file clamps them (--input-range)")
 
 
 def front(reports: list[JsonDict], out_folder: Path) -> None:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from torch import fx
 
 from svitc.ir import axes
-from svitc.ir.axes import AxisConflict, Dims, Kind
+from svitc.ir.axes import AxisConflict, Dims
 from svitc.ir.graph import input_type
 
 
-def broadcast(tensors: Sequence[fx.Node], is_product: bool = False) -> Dims:
+def broadcast(tensors: Sequence[fx.Node]) -> Dims:
     """Return the type of an elementwise operation of tensors.
 
     Args:
         tensors: its inputs.
-        is_product: Whether the result is 0 wherever one of them is.
 
     Raises:
         AxisConflict: the dimensions do not fit.
@@ -26,11 +25,11 @@ def broadcast(tensors: Sequence[fx.Node], is_product: bool = False) -> Dims:
         for earlier in tensors[: number + 1]:
             adopt_kinds(earlier, input_type(node))
             adopt_kinds(node, input_type(earlier))
-        out = _meet(tuple(axes.resolve(dim) for dim in out), input_type(node), is_product)
+        out = _meet(tuple(axes.resolve(dim) for dim in out), input_type(node))
     return out
 
 
-def _meet(a: Dims, b: Dims, is_product: bool) -> Dims:
+def _meet(a: Dims, b: Dims) -> Dims:
     """Return the type of an elementwise operation of two tensors of these types."""
     rank = max(len(a), len(b))
     a, b = ((),) * (rank - len(a)) + a, ((),) * (rank - len(b)) + b
@@ -38,11 +37,6 @@ def _meet(a: Dims, b: Dims, is_product: bool) -> Dims:
     for i, (p, q) in enumerate(zip(a, b, strict=True)):
         if axes.size(p) == 1 or axes.size(q) == 1:
             out.append(p if axes.size(q) == 1 and p else q if axes.size(p) == 1 and q else p)
-            lone = p if axes.size(q) == 1 else q
-            if not is_product:
-                for axis in lone:
-                    if axis.kind == Kind.CHANNEL:
-                        axis.freeze("an addition broadcasts over it")
             continue
         try:
             out.append(axes.unify(p, q))

@@ -54,6 +54,10 @@ def variance(x, dims, correction, keepdim):
     return torch.var(x, dims, correction=correction, keepdim=keepdim)
 
 
+def standard_deviation(x, dims, correction, keepdim):
+    return torch.std(x, dims, correction=correction, keepdim=keepdim)
+
+
 def largest(x, dims, keepdim):
     return torch.amax(x, dims, keepdim)
 
@@ -144,6 +148,7 @@ NORMALIZATION = (
     Operator(normalize, along_rule, "normalize", {"order": is_number, "dim": is_index} | _EPS, fills=False),
     Operator(norm, reduced_rule, "norm", {"order": is_number} | _DIMS, fills=True),
     Operator(variance, reduced_rule, "var", {"correction": is_index} | _DIMS, fills=True),
+    Operator(standard_deviation, reduced_rule, "std", {"correction": is_index} | _DIMS, fills=True),
     Operator(largest, reduced_rule, "amax, max(dim).values", _DIMS, fills=True, same_bits=True, lipschitz=1.0),
     Operator(smallest, reduced_rule, "amin, min(dim).values", _DIMS, fills=True, same_bits=True, lipschitz=1.0),
     Operator(product, reduced_rule, "prod", {"dim": is_index, "keepdim": is_flag}, fills=True),

@@ -11,9 +11,11 @@ from svitc.ir.operators.regroup import REGROUP
 from svitc.ir.operators.resampling import RESAMPLING
 from svitc.ir.operators.several import SEVERAL
 from svitc.ir.operators.slicing import SLICING
+from svitc.ir.operators.structure import STRUCTURE
 from svitc.ir.operators.table import Operator
+from svitc.ir.operators.time import TIME
 
-GROUPS = (POINTWISE, SEVERAL, REGROUP, SLICING, NORMALIZATION, RESAMPLING, PRODUCTS)
+GROUPS = (POINTWISE, SEVERAL, REGROUP, SLICING, STRUCTURE, NORMALIZATION, RESAMPLING, PRODUCTS, TIME)
 OPERATORS: dict[Callable, Operator] = {operator.function: operator for group in GROUPS for operator in group}
 
 

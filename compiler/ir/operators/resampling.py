@@ -12,8 +12,8 @@ from torch import fx
 from svitc.ir import axes
 from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
 from svitc.ir.graph import input_type
-from svitc.ir.operators.slicing import changed_dim
-from svitc.ir.operators.table import Operator, are, is_flag, is_index, is_integer, is_number, one_of
+from svitc.ir.operators.slicing import bounded, changed_dim
+from svitc.ir.operators.table import Operator, are, is_flag, is_index, is_number, is_size, one_of
 
 LETTERS = "zyx"
 MAX_SIZE = 1 << 16  # pixels along one side
@@ -30,13 +30,8 @@ def adaptive_max_pool(x, sizes):
 
 
 def interpolate(x, sizes, scales, mode, align_corners):
-    return torch.nn.functional.interpolate(
-        x, sizes if scales is None else None, scales, mode, None if mode == "nearest" else align_corners
-    )
-
-
-def pad(x, sizes, mode, value):
-    return torch.nn.functional.pad(x, sizes, mode, value if mode == "constant" else None)
+    corners = None if mode.startswith("nearest") else align_corners
+    return torch.nn.functional.interpolate(x, sizes if scales is None else None, scales, mode, corners)
 
 
 def convolution(x, weight, *bias, stride, padding, dilation, groups):
@@ -49,6 +44,22 @@ def transposed_convolution(x, weight, *bias, stride, padding, output_padding, gr
     return conv(x, weight, *(bias or [None]), stride, padding, output_padding, groups, dilation)
 
 
+def interpolate_cubic(x, sizes, scales, align_corners):
+    return torch.nn.functional.interpolate(x, sizes if scales is None else None, scales, "bicubic", align_corners)
+
+
+def fold(x, sizes, kernel, dilation, padding, stride):
+    return torch.nn.functional.fold(x, sizes, kernel, dilation, padding, stride)
+
+
+def max_pool_3d(x, kernel, stride, padding):
+    return torch.nn.functional.max_pool3d(x, kernel, stride, padding)
+
+
+def average_pool_3d(x, kernel, stride, padding, count_include_pad):
+    return torch.nn.functional.avg_pool3d(x, kernel, stride, padding, False, count_include_pad)
+
+
 def unfold(x, kernel, dilation, padding, stride):
     return torch.nn.functional.unfold(x, kernel, dilation, padding, stride)
 
@@ -58,7 +69,7 @@ def parametric_relu(x, weight):
 
 
 def pixels(node: fx.Node, dims: Sequence[Dim], sizes: Sequence[int]) -> Dims:
-    """Return dimensions of pixels with new sizes; those whose size stays keep their axes.
+    """Return dimensions of pixels, or time, with new sizes; those whose size stays keep their axes.
 
     Raises:
         AxisConflict: a size is out of bounds, or the batch is among the dimensions.
@@ -67,11 +78,12 @@ def pixels(node: fx.Node, dims: Sequence[Dim], sizes: Sequence[int]) -> Dims:
     for dim, size, letter in zip(dims, sizes, LETTERS[-len(dims) :], strict=True):
         if not 0 < size <= MAX_SIZE:
             raise AxisConflict(f"{axes.size(dim)} pixels would become {size}")
-        if size == axes.size(dim) and all(axis.kind == Kind.PIXEL for axis in dim):
+        if size == axes.size(dim) and all(axis.kind in (Kind.PIXEL, Kind.TIME) for axis in dim):
             out.append(dim)
             continue
-        changed_dim(node, [dim], size, "a window slides over it")  # refuses the batch, and freezes channels
-        out.append((Axis(f"{node.name}/{letter}", size, Kind.PIXEL, letter),))
+        (new,) = changed_dim(node, [dim], size, "a window slides over it")  # refuses the batch, and freezes channels
+        kind = Kind.TIME if new.kind == Kind.TIME else Kind.PIXEL
+        out.append((Axis(f"{node.name}/{letter}", size, kind, "t" if kind == Kind.TIME else letter),))
     return tuple(out)
 
 
@@ -82,21 +94,6 @@ def sized_rule(node: fx.Node) -> Dims:
     if not 0 < count <= 3 or len(x) != count + 2:
         raise AxisConflict(f"{axes.show(x)} does not have {count} dimensions of pixels")
     return (*x[:2], *pixels(node, x[2:], sizes))  # type: ignore[arg-type]
-
-
-def pad_rule(node: fx.Node) -> Dims:
-    """Return the type of a padding of the last dimensions, of which the last is named first."""
-    x, sizes = input_type(node.args[0]), node.kwargs["sizes"]
-    pairs = list(zip(sizes[::2], sizes[1::2], strict=True))[::-1]  # type: ignore[index]
-    if len(pairs) > len(x):
-        raise AxisConflict(f"{axes.show(x)} has fewer dimensions than are padded")
-    out = list(x[: len(x) - len(pairs)])
-    for dim, (before, after) in zip(x[len(out) :], pairs, strict=True):
-        size = axes.size(dim) + before + after
-        if size < 1 or abs(before) + abs(after) > MAX_SIZE:
-            raise AxisConflict(f"a padding of {before} and {after} of {axes.size(dim)} elements")
-        out.append(changed_dim(node, [dim], size, "it is padded") if before or after else dim)
-    return tuple(out)
 
 
 def spans(n: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -142,6 +139,9 @@ def _coupled(node: fx.Node, channels: Dim, inputs: Dim, outputs: Dim) -> Dim:
     groups: Any = node.kwargs["groups"]
     for axis in (*inputs, *outputs):
         axis.kind = Kind.CHANNEL
+    for dim in input_type(node.args[1])[2:]:  # the windows, of which nothing can be removed
+        for axis in dim:
+            axis.kind = Kind.PIXEL
     if groups == 1:
         axes.unify(channels, inputs)
     else:
@@ -156,12 +156,45 @@ def _coupled(node: fx.Node, channels: Dim, inputs: Dim, outputs: Dim) -> Dim:
     return outputs
 
 
+def folded_rule(node: fx.Node) -> Dims:
+    """Return the type of an image that is the sum of windows ``[N, C * window, windows]``."""
+    x = input_type(node.args[0])
+    sizes, *windows = (list(node.kwargs[key]) for key in ("sizes", "kernel", "dilation", "padding", "stride"))  # type: ignore[arg-type, call-overload]
+    if len(x) != 3 or any(len(window) != 2 for window in (sizes, *windows)):
+        raise AxisConflict(f"{axes.show(x)} is no batch of windows of images")
+    counts = [spans(n, k, s, p, e) for n, k, e, p, s in zip(sizes, *windows, strict=True)]
+    window = math.prod(windows[0])
+    if min(counts) < 1 or math.prod(counts) != axes.size(x[2]) or axes.size(x[1]) % window:
+        raise AxisConflict(f"{axes.show(x)} are not the windows of an image of {sizes} pixels")
+    changed_dim(node, [x[2]], 1, "windows are summed up")  # refuses the batch, and freezes channels
+    stream = list(reversed(x[1]))
+    channels = axes.take(stream, axes.size(x[1]) // window)
+    for axis in stream:
+        if axis.kind == Kind.CHANNEL:
+            axis.freeze("windows are summed up")
+    rows = (Axis(f"{node.name}/{letter}", n, Kind.PIXEL, letter) for letter, n in zip("yx", sizes, strict=True))
+    return bounded((x[0], channels, *((row,) for row in rows)))
+
+
+def pool_3d_rule(node: fx.Node) -> Dims:
+    """Return the type of a pooling over the last three dimensions."""
+    x = input_type(node.args[0])
+    names = ("kernel", "stride", "padding")
+    kernel, stride, padding = (list(node.kwargs[key]) for key in names)  # type: ignore[arg-type, call-overload]
+    if len(x) != 5 or any(len(window) != 3 for window in (kernel, stride, padding)):
+        raise AxisConflict(f"{axes.show(x)} does not have three dimensions of pixels")
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise AxisConflict(f"windows of {kernel} lie in a padding of {padding}")
+    counts = [spans(axes.size(d), k, s, p, 1) for d, k, s, p in zip(x[2:], kernel, stride, padding, strict=True)]
+    return (*x[:2], *pixels(node, x[2:], counts))
+
+
 def unfold_rule(node: fx.Node) -> Dims:
     """Return the type of the windows of an image, ``[N, C * window, windows]``."""
     x = input_type(node.args[0])
     names = ("kernel", "dilation", "padding", "stride")
     kernel, dilation, padding, stride = (list(node.kwargs[name]) for name in names)  # type: ignore[arg-type, call-overload]
-    if len(x) != 4 or len(kernel) != 2:
+    if len(x) != 4 or any(len(window) != 2 for window in (kernel, dilation, padding, stride)):
         raise AxisConflict(f"{axes.show(x)} is no batch of images")
     counts = [
         spans(axes.size(d), k, s, p, e) for d, k, s, p, e in zip(x[2:], kernel, stride, padding, dilation, strict=True)
@@ -188,8 +221,10 @@ def _kernel(node: fx.Node) -> int:
     return math.prod(axes.shape(input_type(node.args[1]))) + 1
 
 
-_SIZES = {"sizes": are(is_index)}
-_WINDOW = {"stride": are(is_index), "padding": are(is_index), "dilation": are(is_index), "groups": is_index}
+_SIZES = {"sizes": are(is_size)}
+_UNFOLDING = ("kernel", "dilation", "padding", "stride")
+_POOL = {"kernel": are(is_size), "stride": are(is_size), "padding": are(is_index)}
+_WINDOW = {"stride": are(is_size), "padding": are(is_index), "dilation": are(is_size), "groups": is_size}
 RESAMPLING = (
     Operator(adaptive_average_pool, sized_rule, "adaptive_avg_pool1d to 3d", _SIZES, fills=False, linear=True),
     Operator(
@@ -198,24 +233,24 @@ RESAMPLING = (
     Operator(
         interpolate,
         sized_rule,
-        "interpolate, nn.Upsample: nearest, linear, bilinear, trilinear",
+        "interpolate, nn.Upsample: nearest, nearest-exact, linear, bilinear, trilinear",
         {
             **_SIZES,
             "scales": lambda v: v is None or are(is_number)(v),
-            "mode": one_of("nearest", "linear", "bilinear", "trilinear"),
+            "mode": one_of("nearest", "nearest-exact", "linear", "bilinear", "trilinear"),
             "align_corners": is_flag,
         },
         fills=False,
         linear=True,
     ),
     Operator(
-        pad,
-        pad_rule,
-        "pad: constant, reflect, replicate, circular",
-        {"sizes": are(is_integer), "mode": one_of("constant", "reflect", "replicate", "circular"), "value": is_number},
-        fills=True,
-        same_bits=True,
-        lipschitz=1.0,
+        interpolate_cubic,
+        sized_rule,
+        "interpolate, nn.Upsample: bicubic",
+        {**_SIZES, "scales": lambda v: v is None or are(is_number)(v), "align_corners": is_flag},
+        fills=False,
+        lipschitz=2.0,
+        terms=lambda _: 16,
     ),
     Operator(convolution, convolution_rule, "conv1d to 3d", _WINDOW, (2, 3), fills=False, linear=True, terms=_kernel),
     Operator(
@@ -232,10 +267,29 @@ RESAMPLING = (
         unfold,
         unfold_rule,
         "unfold",
-        {key: are(is_index) for key in ("kernel", "dilation", "padding", "stride")},
+        {key: are(is_size if key != "padding" else is_index) for key in _UNFOLDING},
         fills=False,
         moves=True,
         same_bits=True,
+    ),
+    Operator(
+        fold,
+        folded_rule,
+        "fold",
+        {key: are(is_size if key != "padding" else is_index) for key in ("sizes", *_UNFOLDING)},
+        fills=False,
+        linear=True,
+        terms=lambda node: math.prod(node.kwargs["kernel"]),  # type: ignore[arg-type]
+    ),
+    Operator(max_pool_3d, pool_3d_rule, "max_pool3d, nn.MaxPool3d", _POOL, fills=False, moves=True, same_bits=True),
+    Operator(
+        average_pool_3d,
+        pool_3d_rule,
+        "avg_pool3d, nn.AvgPool3d",
+        _POOL | {"count_include_pad": is_flag},
+        fills=False,
+        linear=True,
+        terms=lambda node: math.prod(node.kwargs["kernel"]),  # type: ignore[arg-type]
     ),
     Operator(parametric_relu, prelu_rule, "prelu, nn.PReLU", {}, (2, 2), fills=False, same_bits=True),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from svitc.ir import axes
 from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
 from svitc.ir.graph import input_type
 from svitc.ir.operators.broadcasting import adopt_kinds
-from svitc.ir.operators.table import Operator, are, is_index, is_integer
+from svitc.ir.operators.table import MAX_ELEMENTS, Operator, are, is_index, is_integer, is_size
 
 ACROSS_BATCH = "it runs across the batch, so that one sample's result would depend on its neighbors"
 LETTERS = {Kind.TIME: "t", Kind.PIXEL: "n", Kind.CHANNEL: "c"}
@@ -62,6 +63,13 @@ def changed_dim(node: fx.Node, dims: Sequence[Dim], size: int, reason: str) -> D
     return (Axis(node.name, size, kind, LETTERS[kind], frozen),)
 
 
+def bounded(dims: Dims) -> Dims:
+    """Return a type. Raises AxisConflict if a value of it would be too large for memory."""
+    if math.prod(axes.shape(dims)) >= MAX_ELEMENTS:
+        raise AxisConflict(f"a value of shape {axes.shape(dims)} is too large")
+    return dims
+
+
 def concatenate_rule(node: fx.Node) -> Dims:
     """Return the type of values put together along a dimension; the other dimensions become identical."""
     parts, dim = [input_type(arg) for arg in node.args], index_of(node, "dim")
@@ -76,10 +84,18 @@ def concatenate_rule(node: fx.Node) -> Dims:
         common = [p if i == dim else axes.unify(p, q) for i, (p, q) in enumerate(zip(common, part, strict=True))]
     size = sum(axes.size(part[dim]) for part in parts)
     joined = changed_dim(node, [part[dim] for part in parts], size, "it is joined with other channels")
+    if _is_stack_of_steps(parts, dim):
+        joined = (Axis(node.name, size, Kind.TIME, "t"),)
+    return bounded((*common[:dim], joined, *common[dim + 1 :]))
+
+
+def _is_stack_of_steps(parts: Sequence[Dims], dim: int) -> bool:
+    """Return whether values without time are put together along a new dimension in front of the batch or behind it."""
+    kinds = [[axis.kind for axis in d] for d in parts[0]]
+    batch = next((i for i, found in enumerate(kinds) if Kind.BATCH in found), None)
+    is_beside = dim == 0 if batch is None else dim in (batch - 1, batch + 1)
     timeless = all(axis.kind != Kind.TIME for part in parts for d in part for axis in d)
-    if dim == 0 and timeless and not any(part[0] for part in parts):
-        joined = (Axis(node.name, size, Kind.TIME, "t"),)  # the steps of a loop
-    return (*common[:dim], joined, *common[dim + 1 :])
+    return is_beside and timeless and not any(part[dim] for part in parts)
 
 
 def index_of(node: fx.Node, name: str) -> int:
@@ -111,12 +127,14 @@ def select_rule(node: fx.Node) -> Dims:
     total = axes.size(input_type(node.args[0])[index_of(node, "dim")])
     if not indices or max(indices) >= total:
         raise AxisConflict(f"an index is not below {total}")
-    return _part_rule(node, len(indices))
+    return bounded(_part_rule(node, len(indices)))
 
 
 def moved_rule(node: fx.Node) -> Dims:
     """Return the type of a value whose elements change their places along some dimensions."""
-    x, dims = list(input_type(node.args[0])), node.kwargs["dims"]
+    x, dims, shifts = list(input_type(node.args[0])), node.kwargs["dims"], node.kwargs.get("shifts")
+    if len(set(dims)) != len(dims) or (shifts is not None and len(shifts) != len(dims)):  # type: ignore[arg-type]
+        raise AxisConflict(f"the dimensions {dims} do not fit")
     for dim in dims:  # type: ignore[union-attr]
         if dim >= len(x):  # type: ignore[operator]
             raise AxisConflict(f"there is no dimension {dim} in {axes.show(x)}")
@@ -130,7 +148,7 @@ def _moving(function, rule, what: str, tensors: tuple[int, int | None] = (1, 1),
 
 SLICING = (
     _moving(concatenate, concatenate_rule, "cat, stack", (1, None), dim=is_index),
-    _moving(slice_range, slice_rule, "x[:, a:b], narrow", dim=is_index, start=is_index, stop=is_index, step=is_index),
+    _moving(slice_range, slice_rule, "x[:, a:b], narrow", dim=is_index, start=is_index, stop=is_index, step=is_size),
     _moving(select_indices, select_rule, "index_select, x[:, [0, 2]]", dim=is_index, indices=are(is_index)),
     _moving(flip, moved_rule, "flip", dims=are(is_index)),
     _moving(roll, moved_rule, "roll", shifts=are(is_integer), dims=are(is_index)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from svitc.ir.axes import Dims
+from svitc.ir.axes import Axis, Dim, Dims, Kind
 from svitc.onnx.builder import FLOAT, Attributes, Builder
 
 BOOL = ir.TensorType(ir.DataType.BOOL)
@@ -25,7 +25,12 @@ class Emitter:
         self.b, self.dims, self.operands = b, dims, operands
 
     def __call__(
-        self, op_type: str, *inputs: ir.Value | float, attributes: Attributes | None = None, bools: bool = False
+        self,
+        op_type: str,
+        *inputs: ir.Value | float,
+        attributes: Attributes | None = None,
+        bools: bool = False,
+        dims: Dims | None = None,
     ) -> ir.Value:
         """Emit a node; numbers among its inputs become constants.
 
@@ -34,11 +39,27 @@ class Emitter:
             inputs: its inputs.
             attributes: its attributes.
             bools: whether its output is of truth values.
+            dims: layout of its output, where that is another one.
         """
         values = [value if isinstance(value, ir.Value) else self.constant(value) for value in inputs]
         dtype = BOOL if bools else FLOAT
-        return self.b.op(op_type, values, self.dims, attributes, helper=op_type.lower(), dtype=dtype)
+        out = self.dims if dims is None else dims
+        return self.b.op(op_type, values, out, attributes, helper=op_type.lower(), dtype=dtype)
+
+    def integers(self, name: str, *numbers: int) -> ir.Value:
+        """Return a constant vector of integers: axes, sizes or places."""
+        return self.b.integers(name, numbers)
 
     def constant(self, number: float) -> ir.Value:
         """Return a float32 constant."""
         return self.b.scalar(f"number.{number:g}", float(number))
+
+
+def resized(dims: Dims, sizes: dict[int, int]) -> Dims:
+    """Return a layout in which dimensions have other sizes, given by their index."""
+    return tuple(sized(sizes[i]) if i in sizes else dim for i, dim in enumerate(dims))
+
+
+def sized(size: int) -> Dim:
+    """Return a dimension of a layout of this size, with a token of its own."""
+    return () if size == 1 else (Axis("n", size, Kind.PIXEL, "n"),)

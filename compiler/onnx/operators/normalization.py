@@ -97,7 +97,9 @@ def variance(b: Builder, node: fx.Node, _: None) -> Stored:
     mean = reduced(b, e("Mul", apart, apart), "ReduceMean", view, dims, bool(node.kwargs["keepdim"]))
     out = layout.fresh(b.program.type_of(node))
     factor = count / max(1, count - int(node.kwargs["correction"]))  # type: ignore[call-overload]
-    return b.store(mean if factor == 1 else Emitter(b, out)("Mul", mean, factor), out)
+    thin = Emitter(b, out)
+    value = mean if factor == 1 else thin("Mul", mean, factor)
+    return b.store(thin("Sqrt", value) if node.target is normalization.standard_deviation else value, out)
 
 
 def layer_norm(b: Builder, node: fx.Node, _: None) -> Stored:
@@ -170,7 +172,7 @@ RULES: dict[Callable, Rule] = {
     normalization.instance_norm: group_norm,
     normalization.normalize: normalize,
     normalization.norm: norm,
-    normalization.variance: variance,
+    **dict.fromkeys((normalization.variance, normalization.standard_deviation), variance),
     normalization.largest: reduction("ReduceMax"),
     normalization.smallest: reduction("ReduceMin"),
     normalization.product: reduction("ReduceProd"),

@@ -13,7 +13,7 @@ from svitc.ir.operators.regroup import regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing
+from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing, structure, time
 from svitc.onnx.operators.emitter import Emitter
 from svitc.onnx.operators.regroup import regroup_rule
 
@@ -48,11 +48,25 @@ def several_rule(form: several.Form) -> Rule:
     return rule
 
 
+def shaped_rule(form: structure.Form) -> Rule:
+    """Return the rule of an operator that needs its inputs in the program's own dimensions."""
+
+    def rule(b: Builder, node: fx.Node, _: None) -> Stored:
+        stored = [b.at(arg) for arg in node.args]
+        view = layout.fresh(b.program.type_of(node))
+        values = [b.read(s, s.view) for s in stored]
+        return b.store(form(Emitter(b, view, [s.view for s in stored]), *values, **node.kwargs), view)
+
+    return rule
+
+
 OPERATOR_RULES: dict[Callable, Rule] = {
     **{function: pointwise_rule(form) for function, form in pointwise.FORMS.items()},
     **{function: several_rule(form) for function, form in several.FORMS.items()},
     regroup: regroup_rule,
     **slicing.RULES,
+    **{function: shaped_rule(form) for function, form in structure.FORMS.items()},
+    **time.RULES,
     **normalization.RULES,
     **resampling.RULES,
     **products.RULES,

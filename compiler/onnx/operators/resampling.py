@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from torch import fx
 
-from svitc.errors import UnsupportedError
 from svitc.ir import axes
 from svitc.ir.operators import resampling
 from svitc.onnx import layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators.emitter import Emitter
+from svitc.onnx.operators.emitter import Emitter, resized
 from svitc.onnx.operators.slicing import Rule, in_program_order, store
+from svitc.onnx.operators.structure import cut
 
 
 def adaptive_pool(op_type: str) -> Rule:
-    """Return the rule of a pooling to given sizes, which must divide those of the input."""
+    """Return the rule of a pooling to given sizes; windows of different sizes are taken one by one."""
 
     def rule(b: Builder, node: fx.Node, _: None) -> Stored:
         sizes: Any = node.kwargs["sizes"]
-        before = axes.shape(b.at(node.args[0]).view)[2:]
+        source = b.at(node.args[0])
+        before = axes.shape(source.view)[2:]
         if any(n % size for n, size in zip(before, sizes, strict=True)):
-            raise UnsupportedError(
-                f"{b.name}: pooling {before} pixels to {tuple(sizes)} has windows of different sizes, which have no"
-                " ONNX operator",
-                hint="Choose sizes that divide the number of pixels.",
-            )
+            view = layout.fresh(b.program.type_of(node))
+            return b.store(_uneven(Emitter(b, view), b.read(source, source.view), source.view, sizes, op_type), view)
         window = [n // size for n, size in zip(before, sizes, strict=True)]
         attributes = {"kernel_shape": window, "strides": window}
         return store(b, node, lambda view: b.op(op_type, in_program_order(b, node), view, attributes))
@@ -37,39 +36,62 @@ def adaptive_pool(op_type: str) -> Rule:
     return rule
 
 
+def _uneven(e: Emitter, x: ir.Value, dims: axes.Dims, sizes: Sequence[int], op_type: str) -> ir.Value:
+    """Emit a pooling with windows of different sizes: along each dimension, the mean or maximum of each window."""
+    reduce = {"AveragePool": "ReduceMean", "MaxPool": "ReduceMax"}[op_type]
+    for at, size in enumerate(sizes, 2):
+        n = axes.size(dims[at])
+        if n == size:
+            continue
+        thin, parts = resized(dims, {at: 1}), []
+        for i in range(size):
+            window, _ = cut(e, x, dims, at, slice(i * n // size, -(-(i + 1) * n // size), 1))
+            parts.append(e(reduce, window, e.integers("axes", at), dims=thin))
+        dims = resized(dims, {at: size})
+        x = e("Concat", *parts, attributes={"axis": at}, dims=dims)
+    return x
+
+
 def interpolate(b: Builder, node: fx.Node, _: None) -> Stored:
     """Lower to Resize, which counts coordinates as torch does."""
     source = b.at(node.args[0])
     before, sizes, scales = axes.shape(source.view)[2:], node.kwargs["sizes"], node.kwargs["scales"]
     ratios = scales or [size / n for size, n in zip(sizes, before, strict=True)]  # type: ignore[arg-type]
-    nearest = node.kwargs["mode"] == "nearest"
+    mode = str(node.kwargs.get("mode", "bicubic"))
+    attributes: dict[str, Any] = {"mode": "cubic" if mode == "bicubic" else "linear"}
     corners = "align_corners" if node.kwargs["align_corners"] else "pytorch_half_pixel"
-    attributes = {
-        "mode": "nearest" if nearest else "linear",
-        "coordinate_transformation_mode": "asymmetric" if nearest else corners,
-        **({"nearest_mode": "floor"} if nearest else {}),
-    }
+    if mode == "nearest":
+        attributes = {"mode": "nearest", "nearest_mode": "floor"}
+        corners = "asymmetric"
+    elif mode == "nearest-exact":
+        attributes = {"mode": "nearest", "nearest_mode": "round_prefer_ceil"}
+        corners = "half_pixel"
+    attributes["coordinate_transformation_mode"] = corners
     roi = b.initializer("roi", np.zeros(0, np.float32))
     factors = b.initializer("scales", np.array([1, 1, *ratios], np.float32))  # type: ignore[misc]
     inputs = [b.read(source, source.view), roi, factors]
     return store(b, node, lambda view: b.op("Resize", inputs, view, attributes))  # type: ignore[arg-type]
 
 
-def pad(b: Builder, node: fx.Node, _: None) -> Stored:
-    """Lower to Pad; a circular one to slices that are joined."""
-    source = b.at(node.args[0])
-    sizes: Any = node.kwargs["sizes"]
-    x, view = b.read(source, source.view), layout.fresh(b.program.type_of(node))
-    pairs = list(zip(sizes[::2], sizes[1::2], strict=True))[::-1]
-    rest = [0] * (len(view) - len(pairs))
-    pads = b.integers("pads", [*rest, *(p for p, _ in pairs), *rest, *(q for _, q in pairs)])
-    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[node.kwargs["mode"]]  # type: ignore[index]
-    if mode == "wrap" and b.target.opset < 19:
-        raise UnsupportedError(f"{b.name}: circular padding needs opset 19, which --target {b.target.name} lacks")
-    inputs = [x, pads]
-    if mode == "constant" and node.kwargs["value"]:
-        inputs.append(b.scalar(f"padding.{node.kwargs['value']:g}", float(node.kwargs["value"])))  # type: ignore[arg-type]
-    return b.store(b.op("Pad", inputs, view, {"mode": mode}), view)  # type: ignore[dict-item]
+def fold(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower to Col2Im."""
+    sizes, kernel, dilation, padding, stride = (
+        list(node.kwargs[key])
+        for key in ("sizes", "kernel", "dilation", "padding", "stride")  # type: ignore[call-overload]
+    )
+    inputs = [*in_program_order(b, node), b.integers("image_shape", sizes), b.integers("block_shape", kernel)]
+    attributes = {"dilations": dilation, "pads": padding * 2, "strides": stride}
+    return store(b, node, lambda view: b.op("Col2Im", inputs, view, attributes))
+
+
+def pool_3d(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower to a pooling over three dimensions."""
+    kernel, stride, padding = (list(node.kwargs[key]) for key in ("kernel", "stride", "padding"))  # type: ignore[call-overload]
+    attributes = {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
+    if node.kwargs.get("count_include_pad"):
+        attributes["count_include_pad"] = 1
+    op_type = "MaxPool" if node.target is resampling.max_pool_3d else "AveragePool"
+    return store(b, node, lambda view: b.op(op_type, in_program_order(b, node), view, attributes))
 
 
 def convolution(b: Builder, node: fx.Node, _: None) -> Stored:
@@ -128,8 +150,10 @@ def parametric_relu(b: Builder, node: fx.Node, _: None) -> Stored:
 RULES: dict[Callable, Rule] = {
     resampling.adaptive_average_pool: adaptive_pool("AveragePool"),
     resampling.adaptive_max_pool: adaptive_pool("MaxPool"),
-    resampling.interpolate: interpolate,
-    resampling.pad: pad,
+    **dict.fromkeys((resampling.interpolate, resampling.interpolate_cubic), interpolate),
+    resampling.fold: fold,
+    resampling.max_pool_3d: pool_3d,
+    resampling.average_pool_3d: pool_3d,
     resampling.convolution: convolution,
     resampling.transposed_convolution: transposed_convolution,
     resampling.unfold: unfold,

@@ -13,8 +13,8 @@ import onnx
 from onnx import numpy_helper
 
 from svitc.errors import InternalError
+from svitc.onnx.function_body import DOMAIN, KIND_KEY, STATIC_KEY
 from svitc.onnx.model_info import read_proto
-from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, STATIC_KEY
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY
+from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.surgery.neuron_split import members_of
 
 

@@ -52,7 +52,7 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
             sums, unit = b.op("MatMulInteger", [rows, integers, *zero], dims, dtype=I32), input_range.unit
         return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
 
-    return Steps(b.per_step(len(x.values), emit), dims, view, gain=gain)
+    return Steps(b.per_step(b.steps_of(x.view) if gain else len(x.values), emit), dims, view, gain=gain)
 
 
 def stored_widths(program: Program) -> set[int]:

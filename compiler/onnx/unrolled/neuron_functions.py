@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from svitc.onnx.neuron_functions import DOMAIN, KIND_KEY, NeuronBody, NeuronKind, unique_name
+from svitc.onnx.function_body import DOMAIN, KIND_KEY, unique_name
+from svitc.onnx.neuron_functions import NeuronBody, NeuronKind
 from svitc.onnx.unrolled.step_gain import factor
 
 
@@ -56,22 +57,36 @@ class UnrolledKind:
             f"threshold{t}" if t else "threshold": self.level(t) for t in range(kind.steps if self.gain else 1)
         }
         if kind.start is not None:  # what is left of it at the first step, at that step's scale
-            constants["start"] = kind.start * (0.5 if kind.name == "LIF" else 1.0) * factor(self.gain, 0)
-        if kind.name == "LIF" and not self.gain and kind.steps > 1:
-            constants["keep"] = 0.5
+            constants["start"] = kind.start * self.kept * factor(self.gain, 0)
+        if self.kept != 1 and not self.gain and kind.steps > 1:
+            constants["keep"] = self.kept
         return constants
 
     @property
     def periodic(self) -> bool:
         """Return whether a neuron that first fires at step m, counted from 1, fires at every multiple of m."""
-        return self.plain and self.kind.static and self.kind.reset is not None and self.kind.start is None
+        return (
+            self.plain
+            and self.kind.name != "Leaky"
+            and self.kind.static
+            and self.kind.reset is not None
+            and self.kind.start is None
+        )
 
     @property
     def plain(self) -> bool:
         """Return whether the short form of the equations applies, which gives the same bits as SpikingJelly's."""
         kind = self.kind
-        form = kind.threshold == 1 and not kind.reset
-        return form and (kind.name == "IF" or (kind.name == "LIF" and kind.tau == 2 and not kind.decay_input))
+        if kind.threshold != 1 or kind.reset or kind.counts:
+            return False
+        if kind.name == "Leaky":
+            return kind.gain == 1
+        return kind.name == "IF" or (kind.name == "LIF" and kind.tau == 2 and not kind.decay_input)
+
+    @property
+    def kept(self) -> float:
+        """Return the factor of the membrane of the step before, where the short form of the equations applies."""
+        return {"IF": 1.0, "LIF": 0.5}.get(self.kind.name, self.kind.keep)
 
     def level(self, t: int) -> float:
         """Return the threshold at step ``t``, scaled by the gain."""
@@ -85,7 +100,7 @@ class UnrolledKind:
             opset: version of the default-domain operators.
         """
         body = _Periodic(self) if self.periodic else _UnrolledBody(self)
-        fired = body.counts() if self.kind.name == "ILIF" else body.fired()
+        fired = body.counts() if self.kind.counts else body.fired()
         spikes = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
         title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
         name = unique_name(title, used_names)
@@ -123,7 +138,7 @@ class _UnrolledBody(NeuronBody):
 
     def fires(self) -> str:
         """Return the operator that compares the membrane with the threshold."""
-        return "LessOrEqual" if self.unrolled.gain < 0 else "GreaterOrEqual"
+        return "LessOrEqual" if self.unrolled.gain < 0 else super().fires()
 
     def charge(self, t: int, x: ir.Value, v: ir.Value | None) -> ir.Value:
         """Emit the membrane potential before firing; see ``NeuronBody.charge``."""
@@ -145,7 +160,8 @@ class _UnrolledBody(NeuronBody):
         if self.unrolled.gain < 0:
             return self.op("ThresholdedRelu", f"v{t}", h, alpha=self.unrolled.level(t))
         # ThresholdedRelu compares with >, so its alpha is the next lower float; a Where would take four times as long
-        below = float(np.nextafter(np.float32(self.unrolled.level(t)), np.float32(0)))
+        level = np.float32(self.unrolled.level(t))
+        below = float(level if self.kind.strict else np.nextafter(level, np.float32(0)))
         return self.op("Sub", f"v{t}", h, self.op("ThresholdedRelu", f"spent{t}", h, alpha=below))
 
 

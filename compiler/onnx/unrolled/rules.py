@@ -20,7 +20,8 @@ from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Attributes, Stored
 from svitc.onnx.float_rules import LoweringRule, norm_weights, pair_of, runs, window
-from svitc.onnx.neuron_functions import kind_of, stateless_kind_of
+from svitc.onnx.neuron_functions import kind_of
+from svitc.onnx.stateless_functions import stateless_kind_of
 from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
@@ -111,7 +112,8 @@ def stateless_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> St
         fired = b.call(kind, [b.read_step(x, t, x.dims), *scalars], x.dims)
         return fired if dtype == FLOAT else b.cast(fired, dtype, x.dims)
 
-    return Steps(b.per_step(len(x.values), emit), x.dims, x.view, dtype)
+    # a call for each step even of a static image, as verification feeds each step with spikes of its own
+    return Steps(b.per_step(b.steps_of(x.view), emit), x.dims, x.view, dtype, time_order=x.time_order)
 
 
 def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:
@@ -323,7 +325,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: average_pool,
     nn.ZeroPad2d: zero_pad,
-    **dict.fromkeys(ops.NEURONS, spiking_neuron),
+    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: fixed_point,
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 import svitc
@@ -87,17 +87,30 @@ def test_a_time_constant_of_one_element_is_a_scalar():
 def per_channel_threshold(node: neuron.BaseNode) -> None:
     del node.v_threshold
     node.v_threshold = nn.Parameter(torch.rand(CHANNELS, 1, 1) + 0.1)
+    node.surrogate_function = surrogate.Rect()  # SpikingJelly's registered neurons take one threshold
+
+
+def with_memory(node: neuron.BaseNode) -> None:
+    node.register_memory("trace", 0.0)
+    node.surrogate_function = surrogate.Rect()
+
+
+@pytest.mark.parametrize("change", [per_channel_threshold, with_memory])
+def test_a_neuron_with_more_than_its_dynamics_hold_is_traced(change):
+    model = built(change)
+    program = program_of(model)
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        want = model(x)
+    assert torch.equal(program(x), want) and want.std() > 0
+    assert verify(program, export(program), [x]).passed
 
 
 REFUSED: dict[str, tuple[Callable, str]] = {
-    "thresholds": (per_channel_threshold, "neuron spike has a threshold for each element"),
     "membranes": (
         lambda n: n.set_reset_value("v", torch.rand(CHANNELS, 1, 1)),
         "neuron spike has an initial membrane for each",
     ),
-    "memory": (lambda n: n.register_memory("trace", 0.0), "neuron spike keeps a further memory, 'trace'"),
-    "hook": (lambda n: n.register_forward_hook(lambda m, a, y: 0 * y), "spike has a forward hook"),
-    "early hook": (lambda n: n.register_forward_pre_hook(lambda m, a: (a[0] + 1,)), "spike has a forward hook"),
     "method": (lambda n: setattr(n, "multi_step_forward", lambda x: x), "spike, a LIFNode, has a multi_step_forward"),
     "fire": (lambda n: setattr(n, "single_step_functional_forward", lambda *a: a), "single_step_functional_forward"),
     "precision": (lambda n: setattr(n, "_neuron_precision", ("fp16",) * 3), "a precision of its own"),
@@ -112,14 +125,11 @@ def test_what_a_program_cannot_hold_is_refused_by_name(name):
     assert raised.value.hint and raised.value.where and "test_leaf_checks.py" in raised.value.where
 
 
-def test_time_constants_for_each_channel_are_refused_by_name():
+def test_time_constants_for_each_channel_are_traced():
     model = built(lambda node: setattr(node, "w", nn.Parameter(torch.rand(CHANNELS, 1, 1))), neuron.ParametricLIFNode)
-    with pytest.raises(UnsupportedError, match="neuron spike has a time constant for each element"):
-        program_of(model)
-
-
-def test_a_hook_on_another_layer_is_refused_by_name():
-    model = built(lambda node: None)
-    model.conv.register_forward_hook(lambda m, a, y: 2 * y)
-    with pytest.raises(UnsupportedError, match="conv has a forward hook"):
-        program_of(model)
+    program = program_of(model)
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        want = model(x)
+    assert torch.equal(program(x), want) and want.std() > 0
+    assert verify(program, export(program), [x]).passed

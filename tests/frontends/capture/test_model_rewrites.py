@@ -105,8 +105,6 @@ REFUSED = {
     "samples by samples": (lambda net, x: x.sum((0, 3, 4)).T @ x.sum((0, 3, 4)), "it runs across the batch"),
     "an attribute": (lambda net, x: x.real.sum((0, 3, 4)), "a tensor's real is not an operation"),
     "all samples flat": (lambda net, x: x.mean((0, 3, 4)).flatten(), "the batch is merged with other dimensions"),
-    "padding of channels": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, 1)).mean((0, 3, 4)), "by (0, 0, 0, 0, 1, 1)"),
-    "padding by reflection": (lambda net, x: F.pad(x.flatten(0, 1), (1,) * 4, "reflect").mean((2, 3)), "reflect"),
     "in place, in a part": (lambda net, x: (x.chunk(2, 2)[0].mul_(2), mean(net, x))[1], "part of a split tensor"),
 }
 
@@ -176,6 +174,6 @@ def test_pooling_in_a_window_one_wide_is_pooling_over_two_dimensions():
     x = torch.randn(2, 3, 8, 6)
     with torch.no_grad():
         assert torch.equal(program(x), model(x))
-    model.most = nn.MaxPool3d(3, 1, 1)
-    with pytest.raises(UnsupportedError, match="pools over three dimensions"):
+    model.most = nn.MaxPool3d(2, 1, 0, ceil_mode=True)
+    with pytest.raises(UnsupportedError, match="is not supported"):
         capture(model, IMAGE)

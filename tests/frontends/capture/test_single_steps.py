@@ -77,7 +77,8 @@ def test_steps_become_one_call(kind):
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.dim() > 1 else 1)
     program = capture(model, IMAGE)
-    assert check_capture(model, program) == 0.0
+    assert check_capture(model, program) < 1e-5
+    assert any("called step by step" in note for note in program.info.get("assumptions", [])) is (kind is not Once)
     neurons = list(program.neurons())
     assert len(neurons) == (3 if kind is Contained else 2)
     assert {program.shape_of(n)[0] for n in neurons} == {1 if kind is Once else 3}
@@ -87,7 +88,7 @@ def test_steps_become_one_call(kind):
     x = torch.rand(4, 3, 8, 6)
     functional.reset_net(model)
     with torch.no_grad():
-        assert torch.equal(model(x), program(x)) and program(x).std() > 0
+        assert abs(model(x) - program(x)).max() < 1e-5 and program(x).std() > 0
 
 
 def test_a_connection_back_in_time_is_refused():

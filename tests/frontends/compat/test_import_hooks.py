@@ -215,8 +215,11 @@ def test_relative_imports(tmp_path):
 
 
 BROKEN = {
-    "import surely_not_installed\nwidth = 3 * surely_not_installed.WIDTH\n": (r"surely_not_installed.WIDTH is used", 2),
-    "from surely_not_installed import *\nx = y\n": (r"NameError(.|\n)*imports \* from .* surely_not_installed", 2),
+    "import helper.part\n": (r"importing .* failed: ZeroDivisionError", 2),
+    "try:\n    import surely_not_installed\nexcept ValueError:\n    pass\n": (
+        r"imports surely_not_installed, which is not installed and has no stand-in",
+        2,
+    ),
     "\nraise ValueError('no luck')\n": (r"importing .* failed: ValueError: no luck", 2),
     "def f(:\n": (r"SyntaxError", 1),
     "import sys\nsys.exit(3)\n": (r"SystemExit: 3", 2),
@@ -226,10 +229,7 @@ BROKEN = {
     ),
     "from spikingjelly.clock_driven import nothing\n": (r"ImportError: cannot import name 'nothing'", 1),
     "import spikingjelly.clock_driven.nothing\n": (r"imports spikingjelly.clock_driven.nothing, which is not", 1),
-    "import timm\nmodel = timm.models.layers.Nothing(4)\n": (
-        r"timm.models.layers.Nothing is used, and timm is not here",
-        2,
-    ),
+    "import timm\nfor size in timm.models.sizes:\n    pass\n": (r"timm.models.sizes is used, and timm is not here", 2),
     "import helper\n": (r"importing .* failed: ZeroDivisionError", 2),
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import neuron
 
+from svitc.ir.ops import LeakyNeuron
 from svitc.onnx.neuron_functions import kind_of
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind, first_firing
 
@@ -16,7 +17,7 @@ OPSET = 18
 
 
 def spikes(module, x: np.ndarray, steps: int) -> np.ndarray:
-    """``[T, n]`` of SpikingJelly's neuron for one current ``[n]``."""
+    """``[T, n]`` of a neuron for one current ``[n]``."""
     module.reset()
     return module(torch.from_numpy(x).repeat(steps, 1)).numpy()
 
@@ -72,10 +73,17 @@ def test_the_least_current_that_fires_by_a_step(leaks):
         neuron.LIFNode(decay_input=False, step_mode="m", tau=3.0),
         neuron.LIFNode(decay_input=False, step_mode="m", v_threshold=0.5),
         neuron.LIFNode(step_mode="m"),
+        LeakyNeuron(0.25),
+        LeakyNeuron(0.25, strict=True),
+        LeakyNeuron(0.9, 0.5, 0.3),
+        LeakyNeuron(0.25, hard_reset=False),
+        LeakyNeuron(0.25, hard_reset=False, levels=4),
     ],
+    ids=repr,
 )
 def test_others_keep_their_membrane(module):
     stepped = UnrolledKind(kind_of("it", module, 4, static=True), ir.DataType.UINT8)
     assert not stepped.periodic
     x = np.random.default_rng(0).uniform(-1, 3, 1000).astype(np.float32)
+    x[:400] = np.round(x[:400] * 16) / 16  # sums that hit the threshold
     assert np.array_equal(computed(stepped, x), spikes(module, x, 4))

@@ -17,6 +17,7 @@ from support.families import IMAGE, spikformer, warm
 from support.programs import frames, lif, steps, tokens, view, written
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
+from svitc.analysis.input_range import PIXELS
 from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.data.inputs import random_inputs
 from svitc.driver.load import run_canonical_passes
@@ -30,7 +31,7 @@ from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.onnx.export import export
 from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights
 from svitc.passes.pipelines import canonical_passes, inference_passes, quantize
-from svitc.passes.quantization.quantize_input import RANGE, STEP
+from svitc.passes.quantization.quantize_input import STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.recorder import Recorder
@@ -308,7 +309,7 @@ def test_the_image_becomes_whole_numbers():
     node = next(n for n in program.graph.nodes if n.target == "input_steps")
     assert node.args[0].op == "placeholder" and [str(u.target) for u in node.users] == ["conv"]
     each = program.module.input_steps
-    assert (each.step, each.limit) == (STEP, int(RANGE / STEP)) == (2.0**-9, 2048)
+    assert (each.step, each.limit) == (STEP, int(PIXELS / STEP)) == (2.0**-9, 2048)
     assert torch.equal(program.module.conv.weight, weight * STEP)
     whole = each(x)
     assert torch.equal(whole, whole.round()) and float((whole * STEP - x.clamp(-4, 4)).abs().max()) <= STEP / 2
@@ -326,7 +327,7 @@ def test_wide_windows_get_coarser_steps(kernel, step, limit):
     QuantizeInput()(program)
     each = program.module.input_steps
     assert (each.step, each.limit) == (step, limit)
-    assert 3 * kernel**2 * LEVELS * limit < EXACT and step * limit >= RANGE
+    assert 3 * kernel**2 * LEVELS * limit < EXACT and step * limit >= PIXELS
     assert FixedPoint(step, limit)(torch.tensor([1e9, -1e9, 0.6 * step])).tolist() == [limit, -limit, 1]
 
 

@@ -1,0 +1,180 @@
+"""The check of a capture finds a wrong layer, also one that is silent on images and one that changes no output."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
+from support.families import FAMILIES, warm
+from svitc.driver.capture_check import check_capture
+from svitc.errors import UnsupportedError
+from svitc.frontends.capture.capture import capture
+from svitc.ir.graph import InputSpec
+
+IMAGE = InputSpec((3, 8, 6))
+
+
+class Net(nn.Module):
+    """Two layers; the first neuron fires where pixels are above ``threshold``."""
+
+    def __init__(self, threshold: float = 0.5, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv = layer.Conv2d(3, 8, 1, step_mode="m")
+        self.lif = neuron.LIFNode(v_threshold=threshold, step_mode="m")
+        self.conv2, self.lif2 = layer.Conv2d(8, 8, 3, padding=1, step_mode="m"), neuron.IFNode(step_mode="m")
+        self.head, self.scale = nn.Linear(8, 5), scale
+        with torch.no_grad():
+            self.conv.weight.fill_(1 / 3)
+            self.conv.bias.zero_()
+
+    def forward(self, x):
+        x = self.lif(self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1)))
+        return self.head(self.lif2(self.conv2(x) * self.scale).mean((0, 3, 4)))
+
+
+def both(model: nn.Module):
+    torch.manual_seed(0)
+    return model.eval(), capture(model, IMAGE)
+
+
+def test_a_program_that_is_the_model_passes():
+    model, program = both(Net())
+    assert check_capture(model, program) == 0.0 and "assumptions" not in program.info
+
+
+@pytest.mark.parametrize("threshold", [0.5, 100.0, 1e6], ids=["fires", "fires on strong inputs", "silent"])
+def test_a_wrong_layer_is_found_and_named(threshold):
+    """The weights are the model's; nothing behind a silent layer changes the output, but random spikes show it."""
+    model, program = both(Net(threshold))
+    with torch.no_grad():
+        program.module.conv2.weight[0, 0] += 1e-3
+    with pytest.raises(UnsupportedError, match="input of lif2 differs") as caught:
+        check_capture(model, program)
+    assert __file__ in (caught.value.where or "")
+
+
+def test_a_wrong_layer_whose_output_is_not_used_is_found():
+    model, program = both(Net())
+    with torch.no_grad():
+        program.module.head.weight.zero_()
+        model.head.weight.zero_()
+        program.module.conv.bias[3] = 0.1
+    with pytest.raises(UnsupportedError, match="input of lif differs"):
+        check_capture(model, program)
+
+
+def test_a_wrong_output_is_found():
+    model, program = both(Net())
+    with torch.no_grad():
+        program.module.head.bias[0] += 1e-6
+    with pytest.raises(UnsupportedError, match="the output differs by"):
+        check_capture(model, program)
+
+
+def test_silent_neurons_are_named():
+    model, program = both(Net(1e6))
+    assert check_capture(model, program) == 0.0
+    [note] = program.info["assumptions"]
+    assert note.endswith("fire: lif")
+
+
+class Stateful(Net):
+    """Carries something from one call to the next that only the model's own code can reset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0.0
+
+    def forward(self, x):
+        y = super().forward(x) + self.calls
+        self.calls += 1
+        return y
+
+
+def test_state_of_the_models_own_does_not_disturb():
+    model, program = both(Stateful())
+    before = copy.deepcopy(model.calls)
+    assert check_capture(model, program) == 0.0 and model.calls == before
+
+
+class Changing(Net):
+    """Changes in place what a layer has read."""
+
+    def forward(self, x):
+        x = self.lif(self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1)))
+        y = self.conv2(x)
+        x += 1
+        return self.head(self.lif2(y + x).mean((0, 3, 4)))
+
+
+def test_inputs_that_the_model_changes_afterwards():
+    model, program = both(Changing())
+    assert check_capture(model, program) == 0.0
+
+
+class OfThree(Net):
+    """Knows the batch size of a capture."""
+
+    def forward(self, x):
+        return super().forward(x) * torch.arange(1.0, 1 + len(x)).view(-1, 1)
+
+
+class Fails(Net):
+    def forward(self, x):
+        if len(x) == 2:
+            raise RuntimeError("not two")
+        return super().forward(x)
+
+
+def test_a_constant_of_the_batch_size_is_refused():
+    model, program = both(OfThree())
+    with pytest.raises(UnsupportedError, match="fails on a batch of"):
+        check_capture(model, program)
+
+
+def test_a_model_for_some_batch_sizes_is_refused_with_its_line():
+    model, program = both(Fails())
+    with pytest.raises(UnsupportedError, match="forward fails on a batch of 2") as caught:
+        check_capture(model, program)
+    assert __file__ in (caught.value.where or "")
+
+
+def test_known_rounding_is_allowed_and_other_differences_are_not():
+    class Mixed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(48, 48) / 7)
+
+        def forward(self, x):
+            x = self.lif(self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1))).flatten(3).transpose(2, 3)
+            return self.head(self.lif2(self.matrix @ x).mean((0, 2)))
+
+    model, program = both(Mixed())
+    assert check_capture(model, program) < 1e-5
+    assert any("same but for rounding" in note for note in program.info["assumptions"])
+    with torch.no_grad():
+        program.module.matmul.weight[0] += 1e-2
+    with pytest.raises(UnsupportedError, match="input of lif2 differs"):
+        check_capture(model, program)
+
+
+@pytest.mark.parametrize("family", ["spikformer", "qkformer-token"])
+def test_every_layer_of_a_family_is_compared(family):
+    """Whatever weight is wrong, the check sees it."""
+    torch.manual_seed(0)
+    factory, shape = FAMILIES[family]
+    model = warm(factory(T=2), shape)
+    program = capture(model, InputSpec(shape))
+    for name, parameter in program.module.named_parameters():
+        with torch.no_grad():
+            before = parameter.clone()
+            parameter += 1e-2
+            with pytest.raises(UnsupportedError, match="differs by"):
+                check_capture(model, program)
+            parameter.copy_(before)
+        assert name
+    assert check_capture(model, program) == 0.0
