@@ -35,6 +35,7 @@ from svitc import onnx as backend
 from svitc.driver.artifacts import Compiled
 from svitc.driver.load import run_canonical_passes
 from svitc.errors import InternalError
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.onnx.export import export
@@ -138,7 +139,7 @@ class Network:
 
     def capture(self) -> str:
         """Capture the model, and compare every output with the eager model's at several contrasts."""
-        program = svitc.capture(copy.deepcopy(self.model), svitc.InputSpec(self.definition.input))
+        program = capture(copy.deepcopy(self.model), svitc.InputSpec(self.definition.input))
         difference = 0.0
         for number, contrast in enumerate(CONTRASTS):
             x = self.definition.images(IMAGES, seed=number) * contrast

@@ -1,6 +1,6 @@
 """svitc: a compiler for spiking vision transformers.
 
-    program = svitc.load("model.pt")
+    program = svitc.load("model.pt")              # or svitc.capture(model, example_input)
     print(program)                                # the typed graph
     for group in program.groups: ...              # what is coupled, what is prunable and why not
     done = svitc.compile(program, budget=0.78)
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ imports the same names from _HOME
     from svitc.driver.artifacts import Compiled
-    from svitc.driver.compiler import Compiler, compile
-    from svitc.driver.load import load
+    from svitc.driver.compile import compile
+    from svitc.driver.compiler import Compiler
+    from svitc.driver.load import capture, load
     from svitc.driver.options import CompileOptions
     from svitc.errors import SvitcError
     from svitc.frontends import save
-    from svitc.frontends.capture.capture import capture
     from svitc.ir.graph import InputSpec
     from svitc.ir.pass_manager import Pass, PassResult, Pipeline
     from svitc.ir.program import Program, Stage
@@ -38,13 +38,13 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
 
 _HOME = {
     "load": "driver.load",
-    "compile": "driver.compiler",
+    "compile": "driver.compile",
     "Compiled": "driver.artifacts",
     "Compiler": "driver.compiler",
     "CompileOptions": "driver.options",
     "export": "onnx.export",
     "save": "frontends",
-    "capture": "frontends.capture.capture",
+    "capture": "driver.load",
     "Program": "ir.program",
     "InputSpec": "ir.graph",
     "Stage": "ir.program",

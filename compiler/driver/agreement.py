@@ -15,12 +15,12 @@ from svitc.support.reporter import Reporter
 
 
 def log_probabilities(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
-    """Return the log-probabilities ``[N, classes]`` of a program for images in PyTorch, batch by batch."""
+    """Return the log-probabilities ``[N, classes]`` of the original for images in PyTorch, batch by batch."""
     logs: list[np.ndarray] = []
     seen, scores = 0, required_scores(program.graph, program.info)
     with reporter.stage("classes of the original", len(data)) as step:
         for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
-            logs.append(log_softmax(scores.of(program.outputs(x)).numpy()).astype(np.float32))
+            logs.append(log_softmax(scores.of(program.original_outputs(x)).numpy()).astype(np.float32))
             step(seen := seen + len(logs[-1]))
     return logs
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
-from svitc.data.inputs import Data, has_labels, some_inputs
+from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
@@ -42,7 +41,6 @@ from svitc.driver.report import (
 )
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
-from svitc.evaluation.metric import Metric
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
@@ -50,7 +48,6 @@ from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
-from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 from svitc.training.finetune import Finetuned, check_trainable, finetune
@@ -334,70 +331,3 @@ class Compiler:
         original = self.workspace.original_energy() if energy is not None else None
         energies = energy_report(energy, original)
         return {"accuracy": accuracy, "agreement": agreement, "energy": energies, "outputs": outputs}
-
-
-@renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")
-def compile(
-    program: Program,
-    budget: str | float | Budget | None = None,
-    *,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
-    reporter: Reporter | None = None,
-    finetune_file: Path | None = None,
-    data: Data | None = None,
-    train_data: Dataset | None = None,
-    max_drop: float | None = None,
-    sweep_images: int = 1000,
-    calibration_images: int = 256,
-    sweep_file: Path | None = None,
-    resume: bool = False,
-    finetune: int = 0,
-    finetune_options: dict[str, Any] | None = None,
-    weights: str | None = None,
-    min_weight_bits: int | None = None,
-    target: str = "cpu",
-    reparam: str = "auto",
-    remove_dead_channels: str = "auto",
-    no_data: str = "synthetic",
-    input_range: tuple[float, float] | None = None,
-    images: int = 4,
-    seed: int = 0,
-    metric: Metric | None = None,
-) -> Compiled:
-    """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
-
-    Args:
-        program, policy, reporter: see ``Compiler``.
-        budget, plan, finetune_file: see ``Compiler.compile``.
-        data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
-            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, input_range, images, seed,
-            metric: see ``CompileOptions``.
-
-    Raises:
-        BudgetError: no plan meets the budget.
-        InputError: the plan does not fit the program.
-        UsageError: invalid options.
-    """
-    options = CompileOptions(
-        data=data,
-        train_data=train_data,
-        max_drop=max_drop,
-        sweep_images=sweep_images,
-        calibration_images=calibration_images,
-        sweep_file=sweep_file,
-        resume=resume,
-        finetune=finetune,
-        finetune_options=finetune_options or {},
-        weights=weights,
-        min_weight_bits=min_weight_bits,
-        target=target,
-        reparam=reparam,
-        remove_dead_channels=remove_dead_channels,
-        no_data=no_data,
-        input_range=input_range,
-        images=images,
-        seed=seed,
-        metric=metric,
-    )
-    return Compiler(program, policy, options, reporter).compile(budget, plan, finetune_file=finetune_file)

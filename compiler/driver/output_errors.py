@@ -32,7 +32,7 @@ def outputs_report(
     with reporter.stage("outputs", len(data)) as step:
         for x, labels in data.batches(program.input.at_once(BATCH_IMAGES)):
             count = x.shape[program.input.batch_dim]
-            original = [output.numpy() for output in program.outputs(x)]
+            original = [output.numpy() for output in program.original_outputs(x)]
             compiled = session.run(program.output_names, {backend.INPUT: x.numpy()})
             for error, value, expected in zip(errors.values(), compiled, original, strict=True):
                 error.add(value, expected)

@@ -329,12 +329,12 @@ def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
 
 
 def classify(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
-    """Return the classes that a program predicts for images in PyTorch, batch by batch."""
+    """Return the classes that the original predicts for images in PyTorch, batch by batch."""
     classes: list[np.ndarray] = []
     seen, scores = 0, required_scores(program.graph, program.info)
     with reporter.stage("accuracy of the original", len(data)) as step:
         for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
-            classes.append(scores.of(program.outputs(x)).numpy().argmax(axis=-1))
+            classes.append(scores.of(program.original_outputs(x)).numpy().argmax(axis=-1))
             step(seen := seen + len(classes[-1]))
     return classes
 

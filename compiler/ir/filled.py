@@ -77,8 +77,7 @@ def _is_elementwise(node: fx.Node, module: nn.Module | None) -> bool:
 
 def _computed(node: fx.Node, module: nn.Module | None, axis: Axis, owner: nn.Module) -> torch.Tensor | None:
     """Return what an elementwise operation makes of removed channels; None where that depends on the data."""
-    arguments = [_value_of(arg, axis, owner) if isinstance(arg, fx.Node) else arg for arg in node.args]
-    tensors = [v for v, arg in zip(arguments, node.args, strict=True) if isinstance(arg, fx.Node)]
+    tensors = [_value_of(arg, axis, owner) for arg in node.args if isinstance(arg, fx.Node)]
     if node.target is operator.mul and any(v is not None and not bool(v.ne(0).any()) for v in tensors):
         return torch.zeros(1)
     known = [v for v in tensors if v is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -41,6 +41,8 @@ class Program:
         stage: stage that the passes have reached.
         info: information from the frontend about the model: ``arch``, ``assumptions``, ``dead`` parameters,
             ``normalize``, ``classes``, ``outputs`` (outputs.py). JSON values only.
+        eager: runs the model itself that was captured, from a batch to its outputs; None where it is not at hand. It is
+            neither copied nor saved.
     """
 
     module: fx.GraphModule
@@ -49,6 +51,7 @@ class Program:
     info: JsonDict = field(default_factory=dict)
     _groups: list[ChannelGroup] | None = None
     _calls: Counter[str] | None = None
+    eager: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
@@ -120,6 +123,10 @@ class Program:
     def outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run inference as in ``__call__``, and return the outputs in the order of ``output_names``."""
         return as_tuple(self._run(x))
+
+    def original_outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of the model itself where it is at hand, otherwise those of the program."""
+        return self.outputs(x) if self.eager is None else self.eager(x)
 
     def __call__(self, x: torch.Tensor) -> Any:
         """Run inference on a batch, with all membranes reset before and afterwards.

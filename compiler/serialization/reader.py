@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import keyword
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import fx, nn
@@ -137,7 +137,7 @@ class ProgramReader:
             raise InputError(f"{name!r} is not a valid name for a node, or two nodes have it")
         if op not in OPS:
             raise InputError(f"{what}: unknown op {op!r}")
-        call: Callable | str = target
+        call: Any = target
         if op == "call_function":
             if target not in FUNCTIONS:
                 raise InputError(f"{what}: unknown function {target!r}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import base
@@ -152,7 +154,7 @@ class Canonicalizer(GraphBuilder):
             return self.pool_3d(path, module, x)
         if ops.is_neuron(module):
             path, module = self.path_of_call(path), copy.deepcopy(module)
-        general = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
+        general: Callable[..., fx.Node] | None = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
             self.replace(path, plain(module))
             general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
@@ -245,7 +247,7 @@ def plain(module: nn.Module) -> nn.Module:
     if isinstance(module, ops.BATCH_NORMS) and module.running_mean is None:
         raise UnsupportedError(f"{type(module).__name__} keeps no running statistics")
     kind = leaf_kind(module)
-    if kind not in ops.MODULES:
+    if kind is None or kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
     padding = getattr(module, "padding", None)
     if type(module) is kind and not isinstance(padding, str):
@@ -260,7 +262,7 @@ def plain(module: nn.Module) -> nn.Module:
     return layer
 
 
-def edged_convolution(b: GraphBuilder, path: str, layer: nn.Conv2d, x: fx.Node) -> fx.Node:
+def edged_convolution(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.Node:
     """Emit a convolution that pads its input with its own pixels as a padding and a convolution that pads nothing."""
     bare = copy.copy(plain(layer))
     bare.padding = (0,) * len(layer.kernel_size)  # type: ignore[assignment]

@@ -106,7 +106,8 @@ def _identity(value: object) -> tuple:
 
 def _make(kind: type[nn.Module], given: dict[str, Any], x: ValueProxy, constants: Any) -> nn.Module:
     """Return a layer with the weights that a function is called with."""
-    weight, bias = given.get("weight"), given.get("bias")
+    weight: Any = given.get("weight")
+    bias = given.get("bias")
     options: dict[str, Any] = {k: v for k, v in given.items() if k not in _TENSORS}
     layer: nn.Module
     if kind is nn.Linear:

@@ -5,7 +5,7 @@ Every view becomes an ``einops.rearrange`` of named axes, which follows from axi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -57,18 +57,18 @@ class GraphBuilder:
         op: str,
         target: Target,
         args: tuple[Argument, ...] = (),
-        kwargs: dict[str, Argument] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> fx.Node:
         """Append a node to the graph, and type it."""
         try:
-            return self._typed(op, target, args, kwargs or {}, name)
+            return self._typed(op, target, args, dict(kwargs or {}), name)
         except UnsupportedError as error:
             if not isinstance(error.__cause__, axes.AxisConflict) or target not in MEETINGS:
                 raise
             apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in args)
             try:
-                return self._typed(op, target, apart, kwargs or {}, name)
+                return self._typed(op, target, apart, dict(kwargs or {}), name)
             except UnsupportedError:
                 raise error from error.__cause__
 

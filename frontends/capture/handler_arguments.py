@@ -31,7 +31,7 @@ def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> lis
             values.append(defaults.get(name))
     unknown = [f"{k}={v!r}" for k, v in kwargs.items() if k not in (*names, *HARMLESS) and v is not None]
     if positional or unknown:
-        name = getattr(node.target, "__name__", node.target)
+        name = getattr(node.target, "__name__", str(node.target))
         raise b.refuse(f"{name} with {', '.join([*map(repr, positional), *unknown])} is not supported")
     return values
 

@@ -78,7 +78,7 @@ def variance(target: Callable, and_mean: bool = False) -> Handler:
         )
         if isinstance(dim, bool):
             dim, unbiased = None, dim
-        attributes = {
+        attributes: dict[str, Any] = {
             "dims": dims_of(x, dim),
             "correction": int(unbiased) if correction is None else int(correction),
             "keepdim": bool(keepdim),

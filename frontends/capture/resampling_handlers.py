@@ -158,7 +158,7 @@ def convolution_layer(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.
         "dilation": per_dimension(layer.dilation, count),
         "groups": layer.groups,
     }
-    target = resampling.convolution
+    target: Callable = resampling.convolution
     if layer.transposed:
         target = resampling.transposed_convolution
         attributes["output_padding"] = per_dimension(layer.output_padding, count)
@@ -281,7 +281,7 @@ def pool_2d_of(module: nn.MaxPool3d | nn.AvgPool3d) -> nn.Module | None:
     if isinstance(module, nn.MaxPool3d):
         return nn.MaxPool2d(kernel, stride, padding, dilation, module.return_indices, module.ceil_mode)
     options = module.ceil_mode, module.count_include_pad, module.divisor_override
-    return nn.AvgPool2d(kernel, stride, padding, *options)
+    return nn.AvgPool2d(kernel, stride, padding, *options)  # type: ignore[arg-type]
 
 
 RESAMPLING_HANDLERS: dict[str, Handler] = {
@@ -297,7 +297,7 @@ RESAMPLING_HANDLERS: dict[str, Handler] = {
     "pixel_unshuffle": pixel_unshuffle,
     **dict.fromkeys(("movedim", "moveaxis"), movedim),
 }
-RESAMPLING_LAYERS = {
+RESAMPLING_LAYERS: dict[type[nn.Module], Callable[..., fx.Node]] = {
     nn.Conv3d: convolution_3d,
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), convolution_layer),
     nn.BatchNorm3d: batch_norm_3d,

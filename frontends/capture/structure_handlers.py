@@ -103,7 +103,7 @@ def padded(b: GraphBuilder, x: fx.Node, sizes: tuple[int, ...], mode: str, numbe
         return b.emit("call_function", structure.pad_number, (x,), {"padding": sizes, "number": number})
     around = [axis.kind for dim in input_type(x)[-(len(sizes) // 2) :] for axis in dim]
     if len(sizes) in (2, 4) and rank(x) >= 3 and min(sizes) >= 0 and set(around) <= {Kind.PIXEL}:
-        return b.emit("call_module", b.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))
+        return b.emit("call_module", b.layer("pad", torch.nn.ZeroPad2d((*sizes, 0, 0)[:4])), (x,))  # type: ignore[arg-type]
     return b.emit("call_function", structure.pad_zeros, (x,), {"padding": sizes})
 
 

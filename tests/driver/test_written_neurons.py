@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
+from torch import nn
 
 from support import written_neurons as written
 from support.generated import assert_loads
@@ -25,6 +27,12 @@ from svitc.training.fast_forward import FastForward
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 
+TRACED = {
+    "PSN": lambda: neuron.PSN(4),
+    "GLIF": lambda: neuron.GatedLIFNode(4, inplane=8),
+    "QIF": lambda: neuron.QIFNode(step_mode="m"),
+    "CLIF": lambda: neuron.ComplementaryLIFNode(step_mode="m"),
+}
 OWN = (written.strict, written.subtracts, written.scales_its_input)
 ALL = (*OWN, written.charged_by_tau, written.charged_by_rate, written.counts, written.bends)
 IMAGE = (3, 12, 10)
@@ -32,7 +40,7 @@ each = pytest.mark.parametrize("fires", ALL, ids=lambda fires: fires.__name__)
 each_own = pytest.mark.parametrize("fires", OWN, ids=lambda fires: fires.__name__)
 
 
-def built(fires, steps=4) -> tuple[torch.nn.Module, Program]:
+def built(fires, steps=4) -> tuple[nn.Module, Program]:
     torch.manual_seed(0)
     model = written.Net(fires, steps, depth=3).eval()
     program = capture(model, InputSpec(IMAGE))
@@ -103,3 +111,24 @@ def test_intervals_hold_the_spikes(fires):
     spikes = module(x.float().expand(4, -1))
     assert bool((spikes.amin(0) >= bounds.low).all() and (spikes.amax(0) <= bounds.high).all())
     assert bool((bounds.low == bounds.high).any()), "the bounds say something"
+
+
+@pytest.mark.parametrize("kind", TRACED)
+def test_neurons_that_stay_ordinary_operations_are_verified_layer_by_layer(kind, tmp_path):
+    torch.manual_seed(0)
+    layers = nn.ModuleList(TRACED[kind]() for _ in range(2))
+    for layer in layers:
+        if hasattr(layer, "bias"):
+            nn.init.constant_(layer.bias, -0.3)
+    calls = iter([*layers] * 20)
+    model = written.Net(lambda x: next(calls)(x), 4, depth=2).eval()
+    model.neurons = layers
+    program = capture(model, InputSpec(IMAGE))
+    run_canonical_passes(program)
+    x = torch.randn(3, *IMAGE)
+    verdict = verify(program, export(program), [x])
+    assert verdict.passed and len(verdict.layers) >= 2 and verdict.total("firing") > 400, verdict.first_divergence
+    assert_same(program, reload(program, tmp_path))
+    assert_loads(program, tmp_path / "source")
+    small = quantize(program)[0]
+    assert verify_exact(small, export(small), random_inputs(small, 3, 2, 0)).passed

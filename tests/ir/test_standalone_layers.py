@@ -16,6 +16,9 @@ NAMES = (
     "FixedPoint",
     "Integer",
     "IntegerSpike",
+    "Heaviside",
+    "Step",
+    "LeakyNeuron",
 )
 
 
@@ -62,6 +65,19 @@ def test_quantized_layers(written, kind, arguments, shape):
         layer.load_state_dict(state)
     assert torch.equal(layers[0](x), layers[1](x))
     assert not list(layers[0].parameters()) and isinstance(layers[0], getattr(nn, kind.removeprefix("Quantized")))
+
+
+@pytest.mark.parametrize("form", [(True, False, 1), (True, True, 1), (False, False, 1), (False, False, 3)])
+def test_own_neurons_and_their_gradients(written, form):
+    x = torch.linspace(-1, 2, 61, dtype=torch.float64).expand(4, -1)
+    results = []
+    for kind in (ops.LeakyNeuron, written["LeakyNeuron"]):
+        y = x.clone().requires_grad_()
+        spikes = kind(0.5, 0.75, 0.6, *form)(y)
+        spikes.sum().backward()
+        results.append((spikes, y.grad))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    assert results[0][0].max() == form[2] and results[0][1].any()
 
 
 def test_fixed_point(written):

@@ -9,7 +9,7 @@ from spikingjelly.activation_based import functional
 from support.masked import masked, pruned
 from support.random_models import Network, random_network
 from svitc import onnx as backend
-from svitc.driver.compiler import compile as compile_program
+from svitc.driver.compile import compile as compile_program
 from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.errors import BudgetError
 from svitc.frontends.capture.capture import capture

@@ -8,7 +8,7 @@ from spikingjelly.activation_based import neuron
 from torch import nn
 
 from support.families import warm
-from svitc.driver.compiler import compile as compile_program
+from svitc.driver.compile import compile as compile_program
 from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
