@@ -323,7 +323,7 @@ def create_act_layer(name: object, inplace: bool | None = None, **kwargs: object
 
 def lecun_normal_(tensor: torch.Tensor) -> torch.Tensor:
     """Initialize weights with a variance of 1 / fan-in."""
-    return nn.init.trunc_normal_(tensor, std=math.sqrt(1 / tensor[0].numel()) / 0.87962566103423978)
+    return nn.init.normal_(tensor, std=math.sqrt(1 / tensor[0].numel()))
 
 
 def variance_scaling_(tensor: torch.Tensor, scale: float = 1.0, *_: object, **__: object) -> torch.Tensor:

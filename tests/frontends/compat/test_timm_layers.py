@@ -17,9 +17,7 @@ def made(name: str, *args: object, **kwargs: object) -> nn.Module:
     """Build a layer as a model file does."""
     torch.manual_seed(0)
     with compatible():
-        import timm.layers
-
-        layer = getattr(timm.layers, name)(*args, **kwargs)
+        layer = getattr(importlib.import_module("timm.layers"), name)(*args, **kwargs)
     assert isinstance(layer, nn.Module)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
@@ -86,7 +84,7 @@ def test_helpers():
     assert [TIMM_LAYERS["make_divisible"](v, 8) for v in (3, 12, 19, 20, 30)] == [8, 16, 24, 24, 32]
     weight = torch.empty(64, 64)
     TIMM_LAYERS["lecun_normal_"](weight)
-    assert 0.015 < weight.std() < 0.025
+    assert 0.115 < weight.std() < 0.135, "1 / 8, as 64 numbers come in"
 
 
 def test_other_layers():
