@@ -30,7 +30,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 # names of checkpoints in a folder
 IN_FOLDER = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 # names of T in models and training scripts
-TIME_NAMES = ("T", "time_step", "time_steps", "timestep", "timesteps", "num_steps", "step")
+TIME_NAMES = ("T", "time_step", "timestep", "time_steps", "timesteps", "num_steps", "step")
 # a training script's "step" may be one of its learning rate, too: it only counts where the model has one of that name
 AMBIGUOUS = "step"
 # entries that describe the model, with their types

@@ -111,6 +111,15 @@ def _cfg(url: str = "", **kwargs: object) -> dict[str, object]:
     return {"url": url, **kwargs}
 
 
+def build_model_with_cfg(model: Factory, variant: str, pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Build a model, named ``variant``, as timm's factories do, without what concerns pretrained weights."""
+    ignored = (
+        *("pretrained_cfg", "default_cfg", "pretrained_cfg_overlay", "model_cfg", "feature_cfg"),
+        *("pretrained_strict", "pretrained_filter_fn", "pretrained_custom_load", "kwargs_filter"),
+    )
+    return model(**{key: value for key, value in kwargs.items() if key not in ignored})
+
+
 class Registry:
     """The factories that one model file registers; each file has its own, so that names may repeat.
 
@@ -148,6 +157,7 @@ class Registry:
             "_cfg": _cfg,
             "register_model": self.register_model,
             "create_model": self.create_model,
+            "build_model_with_cfg": build_model_with_cfg,
             "list_models": lambda *_, **__: sorted(self.factories),
             "IMAGENET_DEFAULT_MEAN": (0.485, 0.456, 0.406),
             "IMAGENET_DEFAULT_STD": (0.229, 0.224, 0.225),

@@ -22,6 +22,7 @@ from torch import nn
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.compat.shims import OPENMMLAB, TORCH_SIX, Registry, clock_driven
+from svitc.frontends.compat.timm_layers import OF_BLOCKS, TORCHVISION
 from svitc.support.user_code import INSTALLED
 
 CLOCK_DRIVEN, ACTIVATION_BASED = "spikingjelly.clock_driven", "spikingjelly.activation_based"
@@ -320,7 +321,10 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module = StandIn(spec.name)
         root = spec.name.partition(".")[0]
         module.path = spec.name
-        module.names = {"torch": TORCH_SIX, "timm": self.timm, **dict.fromkeys(OPENMM, OPENMMLAB)}.get(root, {})
+        packages = {"torch": TORCH_SIX, "timm": self.timm, "torchvision": TORCHVISION}
+        module.names = {**packages, **dict.fromkeys(OPENMM, OPENMMLAB)}.get(root, {})
+        if "efficientnet_blocks" in spec.name:
+            module.names = {**module.names, **OF_BLOCKS}
         return module
 
     def exec_module(self, module: ModuleType) -> None:
