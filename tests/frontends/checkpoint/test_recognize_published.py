@@ -335,7 +335,11 @@ def test_time_and_batch_run_together_are_split_where_asked(write, repository, st
             "small",
             r"importing .*model.py failed: ValueError: no luck\n  at .*model.py:2",
         ),
-        ("import surely_not_installed", "small", r"model.py has no factory small\n  It defines no function and no class"),
+        (
+            "import surely_not_installed",
+            "small",
+            r"model.py has no factory small\n  It defines no function and no class",
+        ),
         (FILE, "smal", r"has no factory smal; the closest is small\n  It has small, mixed, Small, Fixed\."),
     ],
 )
