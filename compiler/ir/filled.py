@@ -49,14 +49,16 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
     elif general is not None and general.function in ADDED_TO_PRODUCTS:
         factor = float(node.kwargs.get("beta", 1))  # type: ignore[arg-type]
         bias: fx.Node = node.args[ADDED_TO_PRODUCTS[general.function]]  # type: ignore[assignment]
-        added = {axis: _value_of(bias, axis, owner) for axis in present}
-        values = {axis: None if value is None else value * factor for axis, value in added.items()}
-    elif general is not None and not general.moves and general.is_filling(node):
+        _freeze_summed(node, sources)
+        for axis in present:
+            value = None if any(axis in source for source in sources) else _value_of(bias, axis, owner)
+            values[axis] = None if value is None else value * factor
+    elif (general is not None and not general.moves and general.is_filling(node)) or (
+        ops.has_state(module) and dynamics_of(module).fires_without_input
+    ):
         values = dict.fromkeys(present)
     elif any(sources):
         values = _passed_on(node, module, sources)
-    elif ops.has_state(module) and dynamics_of(module).fires_without_input:
-        values = dict.fromkeys(present)
     if module is not None:
         values |= _shifted(node, module, present)
     node.meta["filled"] = {a: v for a, v in values.items() if a in present and (v is None or bool(v.ne(0).any()))}

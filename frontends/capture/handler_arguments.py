@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -62,3 +63,19 @@ def positive(x: fx.Node, dim: int, extra: int = 0) -> int:
 def value_shape(node: fx.Node) -> tuple[int, ...]:
     """Return the recorded shape of a raw node's value."""
     return tuple(node.meta["val"].shape)
+
+
+def dims_of(x: fx.Node, dim: Any) -> tuple[int, ...]:
+    """Return the dimensions that a call names, counted from 0; all of them for None."""
+    dims = range(rank(x)) if dim is None else [dim] if isinstance(dim, int) else dim
+    return tuple(sorted(positive(x, i) for i in dims))
+
+
+def spelled_out(pattern: str, rank: int) -> str:
+    """Return an einops pattern with letters in place of ``...``."""
+    left, arrow, right = pattern.partition("->")
+    if "..." not in left:
+        return pattern
+    named = len(re.sub(r"\([^)]*\)", "g", left.replace("...", " ")).split())
+    letters = " ".join(f"etc{i}" for i in range(rank - named))
+    return left.replace("...", letters) + arrow + right.replace("...", letters)

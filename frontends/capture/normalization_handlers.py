@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
-from svitc.frontends.capture.handler_arguments import call, positive, rank
+from svitc.frontends.capture.handler_arguments import call, dims_of, positive
 from svitc.frontends.capture.slicing_handlers import Extremes
 from svitc.ir.operators import normalization, pointwise
 
@@ -29,12 +29,6 @@ def along(target: Callable) -> Handler:
         return b.emit("call_function", target, (x,), {"dim": positive(x, dim)})
 
     return handler
-
-
-def dims_of(x: fx.Node, dim: Any) -> tuple[int, ...]:
-    """Return the dimensions that a call names, counted from 0; all of them for None."""
-    dims = range(rank(x)) if dim is None else [dim] if isinstance(dim, int) else dim
-    return tuple(sorted(positive(x, i) for i in dims))
 
 
 def reduction(target: Callable) -> Handler:

@@ -7,7 +7,6 @@ support another operation, write its handler and name it in ``HANDLERS``.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable
 
 import torch
@@ -16,7 +15,7 @@ from torch.fx.node import Argument, Target
 
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
-from svitc.frontends.capture.handler_arguments import call, positive, rank, value_shape, variadic
+from svitc.frontends.capture.handler_arguments import call, dims_of, positive, rank, spelled_out, value_shape, variadic
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
 from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
@@ -167,21 +166,9 @@ def reduction(target: Target) -> Handler:
 
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
         x, dim, keepdim = call(b, node, "dim", "keepdim", keepdim=False)
-        dims = range(rank(x)) if dim is None else [dim] if isinstance(dim, int) else dim
-        where = tuple(sorted(positive(x, i) for i in dims))
-        return b.emit("call_function", target, (x,), {"dim": where, "keepdim": bool(keepdim)})
+        return b.emit("call_function", target, (x,), {"dim": dims_of(x, dim), "keepdim": bool(keepdim)})
 
     return handler
-
-
-def spelled_out(pattern: str, rank: int) -> str:
-    """Return an einops pattern with letters in place of ``...``."""
-    left, arrow, right = pattern.partition("->")
-    if "..." not in left:
-        return pattern
-    named = len(re.sub(r"\([^)]*\)", "g", left.replace("...", " ")).split())
-    letters = " ".join(f"etc{i}" for i in range(rank - named))
-    return left.replace("...", letters) + arrow + right.replace("...", letters)
 
 
 def rearrange(b: GraphBuilder, node: fx.Node) -> fx.Node:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
-from svitc.frontends.capture.handler_arguments import call, rank, value_shape
+from svitc.frontends.capture.handler_arguments import call, rank, spelled_out, value_shape
 from svitc.ir import axes
 from svitc.ir.axes import Kind
 from svitc.ir.graph import input_type
@@ -22,7 +22,9 @@ Handler = Callable[[GraphBuilder, fx.Node], Value]
 def repeat(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit repeat, expand and tile: dimensions of size 1 become new axes, others are tiled."""
     if node.target is einops.repeat:
-        return b.emit("call_function", einops.repeat, (b.arg(node.args[0]), node.args[1]), dict(node.kwargs))
+        source = b.arg(node.args[0])
+        pattern = spelled_out(str(node.args[1]), rank(source))
+        return b.emit("call_function", einops.repeat, (source, pattern), dict(node.kwargs))
     x = b.arg(node.args[0])
     dims, sizes = input_type(x), value_shape(node)
     dims = ((),) * (len(sizes) - len(dims)) + dims
