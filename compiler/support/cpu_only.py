@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,17 @@ _REPLACEMENTS: dict[str, Any] = {
 
 
 @contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Let functions and modules that ``torch.compile`` wraps run as they are written."""
+    dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiles
+    if dynamo is None:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
+
+
+@contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
     """Let code that asks for a GPU run on the CPU, in the body of a ``with`` statement.
 
@@ -88,7 +100,7 @@ def on_cpu() -> Iterator[None]:
     for name in before:
         setattr(torch.cuda, name, _REPLACEMENTS[name])
     try:
-        with _OnCpu():
+        with _OnCpu(), _uncompiled():
             yield
     finally:
         for name, value in before.items():
