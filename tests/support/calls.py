@@ -191,6 +191,12 @@ call(
     t=lambda: nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, 2, groups=CHANNELS),
 )
 call(
+    "depthwise convolution that doubles the channels",
+    lambda s, x: each(x, lambda y: s.d(s.a(y))),
+    a=conv(outputs=6),
+    d=conv(6, 12, 3, groups=6),
+)
+call(
     "transposed convolution of a series",
     lambda s, x: series(x, s.t),
     t=lambda: nn.ConvTranspose1d(CHANNELS, CHANNELS, 2, 2),
