@@ -80,12 +80,12 @@ _REPLACEMENTS: dict[str, Any] = {
 
 @contextlib.contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Let functions and modules that ``torch.compile`` wraps run as they are written."""
-    dynamo = sys.modules.get("torch._dynamo")  # loaded by whoever compiles
+    """Run functions that ``torch.compile`` returned as they were written; where there are none, import nothing."""
+    dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
         yield
         return
-    with torch.compiler.set_stance("force_eager"), dynamo.config.patch(error_on_nested_fx_trace=False):
+    with dynamo.config.patch(error_on_nested_fx_trace=False), torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -94,7 +94,8 @@ def on_cpu() -> Iterator[None]:
     """Let code that asks for a GPU run on the CPU, in the body of a ``with`` statement.
 
     Tensors and modules stay where they are when they are moved to a GPU, and ``torch.cuda`` answers as far as
-    constructors and ``forward`` of models need it. ``torch.cuda.is_available`` is left as it is.
+    constructors and ``forward`` of models need it. ``torch.cuda.is_available`` is left as it is. What ``torch.compile``
+    returned runs as the code that it was made of.
     """
     before = {name: getattr(torch.cuda, name) for name in _REPLACEMENTS if hasattr(torch.cuda, name)}
     for name in before:
