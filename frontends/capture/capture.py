@@ -64,6 +64,7 @@ def capture(
     functional.reset_net(model)
     model = copy_model(model).eval().float()
     bake(model)
+    _keep_integers_as_buffers(model)
     given = info is not None and "assumptions" in info
     info = dict(info or {})
     info["assumptions"] = [*info.get("assumptions", [])]
@@ -84,6 +85,15 @@ def capture(
         except UnsupportedError as error:
             failures.append((len(done), error))
     raise max(failures, key=lambda failure: failure[0])[1]  # the layout that led further
+
+
+def _keep_integers_as_buffers(model: nn.Module) -> None:
+    """Turn parameters that cannot be trained, such as masks and tables of positions, into buffers, in place."""
+    for module in model.modules():
+        for name, value in list(module._parameters.items()):
+            if value is not None and not value.is_floating_point():
+                del module._parameters[name]
+                module.register_buffer(name, value.detach())
 
 
 def some(what: str, paths: list[str]) -> str:
@@ -182,10 +192,10 @@ def _failure(error: Exception, shape: tuple[int, ...]) -> UnsupportedError:
         return data_dependent("the value", where)
     if "Proxy" in text or (isinstance(error, KeyError) and error.args == ("val",)):
         return UnsupportedError(
-            "a call takes tensors past what can be recorded, such as a function that torch.jit.script compiled, "
+            "a call takes tensors past what can be recorded, such as a module that torch.jit.script compiled, "
             f"torch.vmap, or a method called on its class ({text})",
             where=where,
-            hint="Call plain functions of PyTorch and methods of tensors; take off @torch.jit.script.",
+            hint="Call plain functions of PyTorch and methods of tensors; leave out torch.jit.script.",
         )
     return UnsupportedError(
         f"the model's forward failed on an input of shape {shape}: {text}",
