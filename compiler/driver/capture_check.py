@@ -202,7 +202,9 @@ class _Comparison:
         finally:
             self.program.reset()
 
-    def compare(self, node: fx.Node, actual: torch.Tensor, calls: list[tuple[torch.Tensor, int]], what: str) -> None:
+    def compare(
+        self, node: fx.Node, actual: torch.Tensor, calls: list[tuple[torch.Tensor, int]], what: str
+    ) -> torch.Tensor:
         """Refuse the program if the input of a layer, or what a neuron fires, differs from the model's.
 
         Args:
@@ -210,6 +212,10 @@ class _Comparison:
             actual: Its input.
             calls: The model's calls of the layer, in their order: one, or one for each time step. They are taken off.
             what: What is compared, for messages; ``{layer}`` and ``{difference}`` are filled in.
+
+        Returns:
+            The same numbers as ``actual``, in the model's order in memory where that is known: some convolutions round
+            otherwise in another order.
         """
         parts, size = [], 0
         while calls and size < actual.numel():
@@ -217,7 +223,7 @@ class _Comparison:
             size += parts[-1].numel()
         if size != actual.numel():
             calls.clear()
-            return  # a function that became a layer, or a layer that became another one
+            return actual  # a function that became a layer, or a layer that became another one
         joined = parts[0] if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
         difference = self.difference(actual.reshape(joined.shape), joined)
         if difference and actual.ndim != joined.ndim:  # a layer over three dimensions that became one over two
@@ -225,6 +231,7 @@ class _Comparison:
         if difference:
             text = what.format(layer=node.target, difference=f"{difference:g}")
             raise self.refuse(text, node.meta.get("source"))
+        return parts[0] if len(parts) == 1 and torch.equal(parts[0], actual) else actual
 
     def _compare_outputs(
         self, actual: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], name: str
@@ -290,7 +297,7 @@ class _Interpreter(fx.Interpreter):
         want = self.expected.inputs.get(target)
         if want:
             what = f"the input of {{layer}} differs by {{difference}} on {self.name}"
-            self.comparison.compare(self.node, args[0], want, what)
+            args = (self.comparison.compare(self.node, args[0], want, what), *args[1:])
         y = super().call_module(target, args, kwargs)
         if ops.is_neuron(self.fetch_attr(target)) and target not in self.comparison.fired and bool(y.any()):  # type: ignore[attr-defined]
             self.comparison.fired.add(target)
