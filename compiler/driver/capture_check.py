@@ -178,7 +178,7 @@ class _Comparison:
                 hint="A model must take batches of any size.",
             ) from error
         run.outputs = tuple(tensors_of(output))
-        changed = any(value._version != version for calls in run.inputs.values() for value, version in calls)
+        changed = any(version_of(value) != version for calls in run.inputs.values() for value, version in calls)
         if changed and not self._keep:
             self._keep = True
             return self._eager_run(x, spikes)
@@ -267,6 +267,11 @@ class _Comparison:
         )
 
 
+def version_of(x: torch.Tensor) -> int:
+    """Return the number of changes in place of a tensor; tensors that inference mode makes do not count them."""
+    return 0 if x.is_inference() else x._version
+
+
 def batch_size(dim: axes.Dim, batch: int) -> int:
     """Return the size of a dimension for a batch of another size than the one that types are written for."""
     return math.prod(batch if axis.kind == axes.Kind.BATCH else axis.size for axis in dim)
@@ -322,10 +327,10 @@ def _recording_hook(run: Run, path: str, rest: dict[str, torch.Tensor], keep: bo
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         x = args[0] if args else next(iter(kwargs.values()))
         x = x.clone() if keep else x
-        run.inputs[path].append((x, x._version))
+        run.inputs[path].append((x, version_of(x)))
         if path not in rest:
             return None
-        run.fired[path].append((output, output._version))
+        run.fired[path].append((output, version_of(output)))
         fired, rest[path] = rest[path][: output.numel()], rest[path][output.numel() :]
         return fired.reshape(output.shape).clone() if fired.numel() == output.numel() else None
 

@@ -27,6 +27,7 @@ from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS, pad_e
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators.regroup import as_steps
 from svitc.ir.outputs import Unrepresentable, describe_outputs, output_names, problem_of
 from svitc.ir.program import Program
 
@@ -193,6 +194,9 @@ class Canonicalizer(GraphBuilder):
         if "region" in self.origin.meta and (not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME]):
             text = f"{path} runs over {axes.show(dims)}, whose first dimension is not time"
             raise NotOverTime(self.origin.meta["region"], text, where=self.origin.meta.get("source"))
+        kinds = {axis.kind for axis in dims[0]} if dims else set()
+        if kinds and not kinds & {axes.Kind.TIME, axes.Kind.BATCH} and axes.size(dims[0]) > 1:
+            return self.emit("call_module", path, (self.emit("call_function", as_steps, (x,)),))
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
             return self.emit("call_module", path, (x,))
         if not self.fix:

@@ -8,24 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import fx, nn
 from torch.fx.node import Argument, Target
 
 from svitc.errors import UnsupportedError
-from svitc.ir import axes, ops
+from svitc.ir import axes
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH
-from svitc.ir.operators.products import einsum
 from svitc.ir.operators.regroup import regroup, regrouped_type
-from svitc.ir.operators.several import SEVERAL
-from svitc.ir.operators.slicing import concatenate
 from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
-# elementwise operations and products, in which dimensions meet
-MEETINGS = (*ops.ELEMENTWISE, torch.matmul, einsum, concatenate, *(operator.function for operator in SEVERAL))
 Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
 
 
@@ -60,11 +54,19 @@ class GraphBuilder:
         kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> fx.Node:
-        """Append a node to the graph, and type it."""
+        """Append a node to the graph, and type it.
+
+        Where the axes of its inputs do not fit, the inputs get axes of their own, which cannot be pruned.
+
+        Raises:
+            UnsupportedError: it does not fit its inputs.
+        """
         try:
             return self._typed(op, target, args, dict(kwargs or {}), name)
         except UnsupportedError as error:
-            if not isinstance(error.__cause__, axes.AxisConflict) or target not in MEETINGS:
+            if not isinstance(error.__cause__, axes.AxisConflict) or op not in ("call_function", "call_module"):
+                raise
+            if not any(isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in args):
                 raise
             apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in args)
             try:

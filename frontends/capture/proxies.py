@@ -5,13 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 from torch.fx.node import Target
 
-from svitc.errors import UnsupportedError
+from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent, truth_of
 from svitc.frontends.capture.user_line import user_line
 
 Tracer: TypeAlias = Any  # the tracer, whose module imports this one
@@ -22,15 +22,6 @@ VALUE_ATTRIBUTES = (
 )
 # attributes that are operations, and whose value may be asked for its shape in turn
 _OPERATIONS = ("T", "mT", "H", "mH", "data", "real", "imag")
-
-
-def data_dependent(need: str) -> UnsupportedError:
-    """Return the error for control flow that needs a value."""
-    return UnsupportedError(
-        f"control flow depends on the data: {need} of a tensor is needed while the model is captured",
-        where=user_line(),
-        hint="A compiled graph takes the same path for every input; branch on shapes or on configuration instead.",
-    )
 
 
 @dataclass
@@ -110,7 +101,12 @@ class ValueProxy(fx.Proxy):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name.startswith("__"):  # a protocol, such as NumPy's, that tensors may follow but a proxy does not
             raise AttributeError(name)
+        if not hasattr(torch.Tensor, name):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
         return super().__getattr__(name)
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
 
     def size(self, dim: int | None = None) -> int | torch.Size:
         return self.value.size() if dim is None else self.value.size(dim)
@@ -156,7 +152,11 @@ class ValueProxy(fx.Proxy):
         return (self[i] for i in range(len(self)))  # type: ignore[index]
 
     def __bool__(self) -> bool:
-        raise data_dependent("the truth")
+        truth = truth_of(self.node)
+        if truth is None:
+            raise data_dependent("the truth")
+        self.tracer.unchecked.append(user_line())
+        return truth
 
     def __float__(self) -> float:
         raise data_dependent("the value")
@@ -167,14 +167,14 @@ class ValueProxy(fx.Proxy):
     def __index__(self) -> int:
         raise data_dependent("the value")
 
-    def item(self) -> NoReturn:
-        raise data_dependent("the value")
+    def item(self) -> object:
+        return bool(self) if truth_of(self.node) is not None else UnknownNumber()
 
-    def tolist(self) -> NoReturn:
-        raise data_dependent("the values")
+    def tolist(self) -> UnknownNumber:
+        return UnknownNumber()
 
-    def numpy(self) -> NoReturn:
-        raise data_dependent("the values")
+    def numpy(self, **_: object) -> UnknownNumber:
+        return UnknownNumber()
 
     def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

@@ -89,12 +89,39 @@ def _segments(x: Dims, sizes: Sequence[int]) -> list[tuple[Dim, list[int]]]:
     return segments
 
 
+def as_steps(x):
+    return x
+
+
+def as_steps_rule(node: fx.Node) -> Dims:
+    """Return the type of a value whose first dimension is taken for time steps, as a neuron runs over it.
+
+    Raises:
+        AxisConflict: the batch is in it.
+    """
+    x = input_type(node.args[0])
+    if not x or any(axis.kind == Kind.BATCH for axis in x[0]):
+        raise AxisConflict("it runs over samples of the batch as if they were steps")
+    for axis in x[0]:
+        if axis.kind == Kind.CHANNEL:
+            axis.freeze("a neuron runs over them as time steps")
+    return ((Axis(node.name, axes.size(x[0]), Kind.TIME, "t"),), *x[1:])
+
+
 REGROUP = (
     Operator(
         regroup,
         regroup_rule,
         "reshape and view that mix axes",
         {"sizes": are(is_integer)},
+        fills=False,
+        moves=True,
+        same_bits=True,
+    ),
+    Operator(
+        as_steps,
+        as_steps_rule,
+        "a neuron that runs over another dimension than time",
         fills=False,
         moves=True,
         same_bits=True,
