@@ -167,7 +167,8 @@ class _Comparison:
                 )
         try:
             with torch.no_grad(), on_cpu():  # not inference mode: tensors need a version
-                output = eager(x.transpose(0, 1) if self.program.info.get("batch_first") else x)
+                # a copy, as a model may change its input in place
+                output = eager((x.transpose(0, 1) if self.program.info.get("batch_first") else x).clone())
         except SvitcError:
             raise
         except Exception as error:  # the user's code

@@ -161,6 +161,11 @@ call("pad of one dimension: reflect", lambda s, x: each(x, lambda y: F.pad(y, (1
 call("pad by less than nothing", lambda s, x: F.pad(x, (-1, 2, 0, -1)))
 call("pad of time", lambda s, x: F.pad(x, (0,) * 8 + (1, 0))[:STEPS])
 call("pad of channels", lambda s, x: F.pad(x, (0, 0, 0, 0, 2, 1)))
+call(
+    "convolution of an even size that keeps the image's",
+    lambda s, x: each(x, s.a),
+    a=lambda: nn.Conv2d(CHANNELS, CHANNELS, (4, 2), padding="same", dilation=(1, 2)),
+)
 call("convolution with its own padding", lambda s, x: each(x, s.a), a=conv(kernel=3, padding_mode="reflect"))
 # pixels
 call("interpolate: nearest", lambda s, x: each(x, lambda y: F.interpolate(y, scale_factor=1.5)))
