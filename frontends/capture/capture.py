@@ -22,6 +22,7 @@ from torch import fx, nn
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.capture import constants
 from svitc.frontends.capture.autograd_functions import record_autograd_functions
+from svitc.frontends.capture.batch_positions import rewrite_batch_positions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.leaves import drop_hooks
@@ -173,6 +174,7 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
     drop_hooks(graph, model)
     recognized = recognize_step_neurons(graph, model)
     merge_single_steps(graph, model, tracer)
+    rewrite_batch_positions(graph, model, tracer)
     constants.keep_names(graph, model, tracer.constants.views)
     return graph, tracer.constants.rounded, recognized
 
