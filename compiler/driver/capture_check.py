@@ -25,11 +25,16 @@ from svitc.frontends.capture.model_rewrites import prepare
 from svitc.frontends.capture.reparametrized import copy_model
 from svitc.frontends.capture.user_line import raised_at
 from svitc.ir import axes, ops
+from svitc.ir.operators.selection import positions
 from svitc.ir.outputs import as_tuple, tensors_of
 from svitc.ir.program import Program
 from svitc.support.cpu_only import on_cpu
 from svitc.verification.recorder import stimulate
 
+TIES = (
+    "The model sorts, and torch keeps equal scores in the order of their positions, as files do, only if told so: write"
+    " torch.sort(…, stable=True) instead of topk and argsort. Otherwise please report it."
+)
 STRONG = "strong inputs"
 ROUNDING = 1e-4  # largest difference that rounding explains, of the largest magnitude in the tensor
 
@@ -261,10 +266,13 @@ class _Comparison:
 
     def refuse(self, text: str, where: str | None = None) -> UnsupportedError:
         """Return the error for a program that is not the model."""
+        sorts = any(node.target is positions for node in self.program.graph.nodes)
         return UnsupportedError(
             f"the captured program differs from the model: {text}",
             where=where,
-            hint="The model does something that depends on values, on the batch or on earlier calls; please report it.",
+            hint=TIES
+            if sorts
+            else "The model does something that depends on values, on the batch or on earlier calls; please report it.",
         )
 
 

@@ -112,7 +112,7 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name in VALUE_ATTRIBUTES:
             return getattr(self.value, name)
-        if name in _OPERATIONS:
+        if name in _OPERATIONS or (isinstance(self.value, tuple) and name in ("values", "indices")):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name.startswith("__"):  # a protocol, such as NumPy's, that tensors may follow but a proxy does not
             raise AttributeError(name)
