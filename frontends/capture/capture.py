@@ -22,6 +22,7 @@ from torch import fx, nn
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.capture import constants
 from svitc.frontends.capture.autograd_functions import record_autograd_functions
+from svitc.frontends.capture.batch_positions import rewrite_batch_positions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.data_dependent import data_dependent
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
@@ -179,6 +180,7 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
     drop_hooks(graph, model)
     recognized = recognize_step_neurons(graph, model)
     merge_single_steps(graph, model, tracer)
+    rewrite_batch_positions(graph, model, tracer)
     constants.keep_names(graph, model, tracer.constants.views)
     checked = [f"what the model checks of values is taken to hold (line {line})" for line in tracer.unchecked if line]
     return graph, tracer.constants.rounded, recognized + list(dict.fromkeys(checked))

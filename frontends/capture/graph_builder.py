@@ -5,6 +5,7 @@ Every view becomes an ``einops.rearrange`` of named axes, which follows from axi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,14 +13,16 @@ from torch import fx, nn
 from torch.fx.node import Argument, Target
 
 from svitc.errors import UnsupportedError
-from svitc.ir import axes
+from svitc.ir import axes, ops
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH
-from svitc.ir.operators.regroup import regroup, regrouped_type
+from svitc.ir.operators.regroup import at_steps, regroup, regrouped_type
+from svitc.ir.operators.several import SEVERAL
 from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
+ALIGNED = (*ops.ELEMENTWISE, *(operator.function for operator in SEVERAL))  # those whose dimensions meet one by one
 Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
 
 
@@ -68,11 +71,32 @@ class GraphBuilder:
                 raise
             if not any(isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in args):
                 raise
-            apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in args)
-            try:
-                return self._typed(op, target, apart, dict(kwargs or {}), name)
-            except UnsupportedError:
-                raise error from error.__cause__
+            with_steps = self._with_steps(args) if target in ALIGNED else args
+            apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in with_steps)
+            for operands in (with_steps, apart) if with_steps != args else (apart,):
+                with contextlib.suppress(UnsupportedError):
+                    return self._typed(op, target, operands, dict(kwargs or {}), name)
+            raise
+
+    def _with_steps(self, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
+        """Return operands that meet, with time steps wherever another operand has as many in the same dimension."""
+        types = [input_type(arg) for arg in args if isinstance(arg, fx.Node)]
+        steps = {len(x) - i: axes.size(dim) for x in types for i, dim in enumerate(x) if are_steps(dim)}
+        result = []
+        for arg in args:
+            for place, count in steps.items():
+                if not isinstance(arg, fx.Node) or arg.op == "get_attr" or len(x := input_type(arg)) < place:
+                    continue
+                dim = x[len(x) - place]
+                has_batch = any(axis.kind == axes.Kind.BATCH for axis in dim)
+                if axes.size(dim) == count and not has_batch and not are_steps(dim):
+                    arg = self.at_steps(arg, len(x) - place)
+            result.append(arg)
+        return tuple(result)
+
+    def at_steps(self, x: fx.Node, dim: int) -> fx.Node:
+        """Return ``x`` with a dimension whose elements are taken for time steps."""
+        return self._typed("call_function", at_steps, (x,), {"dim": dim}, None)
 
     def _typed(self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict, name: str | None) -> fx.Node:
         """Append a node and type it; it is taken back where that fails."""
@@ -135,6 +159,9 @@ class GraphBuilder:
         """Register a layer for what the model computes with a function, and return its path."""
         assert self.origin is not None
         scope = self.origin.meta.get("scope")
+        if scope and scope == self.origin.target:  # beside the layer, which can hold no other
+            scope, _, layer = scope.rpartition(".")
+            name = f"{layer}_{name}"
         path = base = f"{scope}.{name}" if scope else name
         count = 0
         while has_module(self.program.module, path):
@@ -147,6 +174,11 @@ class GraphBuilder:
         """Put a module into the program at a path."""
         owner, _, name = path.rpartition(".")
         setattr(self.program.module.get_submodule(owner), name, module)
+
+
+def are_steps(dim: axes.Dim) -> bool:
+    """Return whether the elements of a dimension are time steps."""
+    return len(dim) > 0 and all(axis.kind == axes.Kind.TIME for axis in axes.resolve(dim))
 
 
 def sizes_of(dims: axes.Dims) -> tuple[int, ...]:

@@ -17,9 +17,10 @@ from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, dims_of, positive, rank, spelled_out, value_shape, variadic
-from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS
 from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
+from svitc.frontends.capture.selection_handlers import SELECTION_HANDLERS, Ordered, extreme_along
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS
 from svitc.frontends.capture.structure_handlers import STRUCTURE_HANDLERS
 from svitc.ir import axes
@@ -75,8 +76,8 @@ def permute(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``x.T``, ``x.mT`` and ``x.data``, attributes that a proxy does not answer by itself."""
     x, name = b.arg(node.args[0]), node.args[1]
-    if isinstance(x, tuple) and name == "values":
-        return x[0]
+    if isinstance(x, Ordered) and name in x.NAMES:
+        return x[x.NAMES.index(str(name))]
     if isinstance(x, tuple):
         raise b.refuse(f"{name} of a result of several values is not supported")
     order = list(range(rank(x)))
@@ -191,6 +192,7 @@ HANDLERS: dict[str, Handler] = {
     **NORMALIZATION_HANDLERS,
     **RESAMPLING_HANDLERS,
     **PRODUCT_HANDLERS,
+    **SELECTION_HANDLERS,
     "max": extreme_along(normalization.largest, ELEMENTWISE_HANDLERS["maximum"]),
     "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
     "rsub": reversed_subtraction,

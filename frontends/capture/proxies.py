@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.fx.node import Target
 
+from svitc.errors import UnsupportedError
 from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent, truth_of
 from svitc.frontends.capture.user_line import user_line
 
@@ -35,6 +36,7 @@ class View:
         args: Its arguments, among them ``source``.
         kwargs: Its arguments by keyword.
         version: Of ``source`` when the value was recorded.
+        shape_version: Of the shape of ``source`` then.
     """
 
     source: ValueProxy
@@ -43,6 +45,7 @@ class View:
     args: tuple
     kwargs: dict[str, Any]
     version: int
+    shape_version: int = 0
 
 
 class ValueProxy(fx.Proxy):
@@ -62,12 +65,19 @@ class ValueProxy(fx.Proxy):
         super().__init__(node, tracer)
         self.view_of: View | None = None
         self._own_version = 0
+        self.shape_version = 0  # number of changes of the shape in place
 
     @property
     def node(self) -> fx.Node:
         """The node that computes the present value."""
         view = self.__dict__.get("view_of")
         if view is not None and view.version != view.source.version:
+            if view.shape_version != view.source.shape_version:
+                raise UnsupportedError(
+                    "a view of a tensor is read after the tensor's shape and then its values were changed in place",
+                    where=user_line(),
+                    hint="Write x = x.unsqueeze(0), say, instead of x.unsqueeze_(0).",
+                )
             self._node = self.tracer.record(view.kind, view.target, view.args, view.kwargs).node
             view.version = view.source.version
         return self._node
@@ -89,6 +99,11 @@ class ValueProxy(fx.Proxy):
         else:
             self.view_of.version = self.view_of.source.version
 
+    def reshape_to(self, view: ValueProxy) -> None:
+        """Become a view of what the tensor was before its shape changed in place."""
+        self._node, self.view_of = view._node, view.view_of
+        self.shape_version += 1
+
     @property
     def value(self) -> Any:
         """The fake value: a tensor without data, or a tuple of them."""
@@ -97,7 +112,7 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name in VALUE_ATTRIBUTES:
             return getattr(self.value, name)
-        if name in _OPERATIONS:
+        if name in _OPERATIONS or (isinstance(self.value, tuple) and name in ("values", "indices")):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name.startswith("__"):  # a protocol, such as NumPy's, that tensors may follow but a proxy does not
             raise AttributeError(name)

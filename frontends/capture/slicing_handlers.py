@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, positive, rank
 from svitc.ir import axes, ops
@@ -20,10 +19,6 @@ Handler = Callable[[GraphBuilder, fx.Node], Value]
 INDICES = "Index with numbers, ranges, lists of positions, or masks that do not depend on the input."
 MAX_INDICES = 1 << 16  # of a list of positions, which the file stores
 MAX_BLOCKS = 16  # a single position of more is a slice, since one Split computes all blocks
-
-
-class Extremes(tuple):
-    """What ``max(dim)`` gives: the values alone, as their positions are data, which nothing can follow."""
 
 
 def concatenate(dim: int = 0) -> Handler:
@@ -69,8 +64,6 @@ def getitem(b: GraphBuilder, node: fx.Node) -> Value:
     """Emit an entry of a tuple, or an index of a tensor: ``qkv[0]``, ``x[:, 1]``, ``x[..., ::2]``, ``x[:, None]``."""
     x, index = b.arg(node.args[0]), b.arg(node.args[1])
     if isinstance(x, tuple):
-        if isinstance(x, Extremes) and index != 0:
-            raise b.refuse("the positions of extremes, which are data, are not supported", hint=advice("argmax"))
         return x[index]
     entries = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in [e for e in entries if not isinstance(e, fx.Node)]:

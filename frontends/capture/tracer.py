@@ -215,7 +215,7 @@ class Tracer(fx.Tracer):
         node.meta["val"] = self.value(node)
         source = next((a for a in tree_flatten((args, kwargs))[0] if _shares_memory(a, node.meta["val"])), None)
         if source is not None:
-            proxy.view_of = View(source, kind, target, args, kwargs, source.version)
+            proxy.view_of = View(source, kind, target, args, kwargs, source.version, source.shape_version)
         return proxy
 
     def value(self, node: fx.Node) -> object:

@@ -3,6 +3,9 @@
 A reshape of 12 tokens by 10 channels to 8 by 15 mixes the two, and 8 heads of 48 channels do not nest in 3 of 128. Such
 a value can still be computed; but what is removed from one side would be missing in the wrong places of the other. So
 its dimensions get axes of their own, and none of its channels can be removed.
+
+At steps: a dimension whose elements are the time steps, as a later operation shows, though its axes do not: channels or
+positions of a layer that runs over time, or the columns of an image that neurons take one after another.
 """
 
 from __future__ import annotations
@@ -17,13 +20,36 @@ from torch import fx
 from svitc.ir import axes
 from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
 from svitc.ir.graph import describe, input_type
-from svitc.ir.operators.table import Operator, are, is_integer
+from svitc.ir.operators.table import Operator, are, is_index, is_integer
 
 REASON = "an operation does not follow its axes"
+AS_STEPS = "they are taken for time steps"
 
 
 def regroup(x, sizes):
     return x.reshape(sizes)
+
+
+def at_steps(x, dim):
+    return x.reshape(x.shape)
+
+
+def at_steps_rule(node: fx.Node) -> Dims:
+    """Return the type of a value with a time axis in one dimension.
+
+    Raises:
+        AxisConflict: there is no such dimension, or the batch is in it.
+    """
+    x, place = input_type(node.args[0]), node.kwargs["dim"]
+    if not isinstance(place, int) or place >= len(x):
+        raise AxisConflict(f"there is no dimension {place} in {axes.show(x)}")
+    dim = axes.resolve(x[place])
+    if any(axis.kind == Kind.BATCH for axis in dim):
+        raise AxisConflict("images would be taken for time steps")
+    for axis in dim:
+        if axis.kind == Kind.CHANNEL:
+            axis.freeze(AS_STEPS)
+    return (*x[:place], (Axis(node.name, axes.size(dim), Kind.TIME, "t"),), *x[place + 1 :])
 
 
 def regroup_rule(node: fx.Node) -> Dims:
@@ -60,9 +86,10 @@ def regrouped_type(x: Dims, sizes: Any, name: str = "regroup", reason: str = REA
 
 def why_opaque(node: fx.Node) -> str | None:
     """Return why what a node reads is kept unpruned, if it is one of these operators; else None."""
-    if node.target is as_steps:
-        [neuron] = node.users
-        return f"neuron {neuron.target} runs over {axes.show(input_type(node.args[0])[:1])}, which is not time"
+    if node.target is at_steps:
+        place: Any = node.kwargs["dim"]
+        readers = " and ".join(sorted({describe(user) for user in node.users}))
+        return f"{readers}: takes {axes.show([input_type(node.args[0])[place]])} for time steps"
     if node.target is not regroup:
         return None
     before, after = axes.shape(input_type(node.args[0])), axes.shape(input_type(node))
@@ -107,25 +134,6 @@ def _segments(x: Dims, sizes: Sequence[int]) -> list[tuple[Dim, list[int]]]:
     return segments
 
 
-def as_steps(x):
-    return x
-
-
-def as_steps_rule(node: fx.Node) -> Dims:
-    """Return the type of a value whose first dimension is taken for time steps, as a neuron runs over it.
-
-    Raises:
-        AxisConflict: the batch is in it.
-    """
-    x = input_type(node.args[0])
-    if not x or any(axis.kind == Kind.BATCH for axis in x[0]):
-        raise AxisConflict("it runs over samples of the batch as if they were steps")
-    for axis in x[0]:
-        if axis.kind == Kind.CHANNEL:
-            axis.freeze("a neuron runs over them as time steps")
-    return ((Axis(node.name, axes.size(x[0]), Kind.TIME, "t"),), *x[1:])
-
-
 REGROUP = (
     Operator(
         regroup,
@@ -137,9 +145,10 @@ REGROUP = (
         same_bits=True,
     ),
     Operator(
-        as_steps,
-        as_steps_rule,
-        "a neuron that runs over another dimension than time",
+        at_steps,
+        at_steps_rule,
+        "neurons and sums over other steps than those of the input",
+        {"dim": is_index},
         fills=False,
         moves=True,
         same_bits=True,
