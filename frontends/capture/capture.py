@@ -28,6 +28,7 @@ from svitc.frontends.capture.data_dependent import data_dependent
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.keyword_names import rename_keywords
 from svitc.frontends.capture.leaves import drop_hooks
+from svitc.frontends.capture.membranes import MembraneRead, trace_into
 from svitc.frontends.capture.model_rewrites import prepare
 from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons, recognize_step_neurons
 from svitc.frontends.capture.reparametrized import bake, copy_model
@@ -105,13 +106,20 @@ def some(what: str, paths: list[str]) -> str:
 def _capture_recognizing(
     model: nn.Module, input_spec: InputSpec, info: JsonDict, batch_first: bool, fix: bool, done: list[fx.Node]
 ) -> Program:
-    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations."""
+    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations.
+
+    So does a neuron whose membrane is read.
+    """
     ignored: set[int] = set()
     while True:
         try:
             return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done, ignored)
         except NotOverTime as error:
             ignored.add(error.number)
+            done.clear()
+        except MembraneRead as error:
+            if not trace_into(model, error.path):
+                raise
             done.clear()
 
 

@@ -25,6 +25,7 @@ from svitc.frontends.capture import composites, constants, in_place, indexing, i
 from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
+from svitc.frontends.capture.membranes import Membrane, MembraneRead, Memories
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
 from svitc.frontends.capture.registered_neurons import reference_of
 from svitc.frontends.capture.user_line import user_line
@@ -39,6 +40,7 @@ class Tracer(fx.Tracer):
         example: The input by the name of the argument that takes it.
         evaluating: Whether an operation runs on fake values, when nothing is recorded.
         unchecked: Lines of checks of values, which are taken to hold.
+        memories: The membranes of neurons that were recorded.
         constants: The tensors that do not depend on the input.
         changed: Tensors, by id, that did not depend on the input until a value that does was written into them.
     """
@@ -50,12 +52,16 @@ class Tracer(fx.Tracer):
         self.evaluating = False
         self.changed: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
         self.unchecked: list[str | None] = []
+        self.memories = Memories()
         self.constants: constants.Constants
 
     def trace(self, root: nn.Module, concrete_args: object = None) -> fx.Graph:  # type: ignore[override]
         self.constants = constants.Constants(self, root)
-        with _TensorCalls(self), interception.all_of(self, root):
-            return super().trace(root, None)
+        try:
+            with _TensorCalls(self), interception.all_of(self, root):
+                return super().trace(root, None)
+        finally:
+            self.memories.restore()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m)
@@ -92,7 +98,10 @@ class Tracer(fx.Tracer):
             values = (*inputs, *named.values())
             if len(values) != 1:
                 raise UnsupportedError(f"{path} is called with {len(values)} arguments", where=user_line())
-            return self.record("call_module", path, self.substitute(values), {})
+            spikes = self.record("call_module", path, self.substitute(values), {})
+            if isinstance(m, base.MemoryModule):
+                self.memories.hide(m, path)
+            return spikes
 
         with ScopeContextManager(self.scope, Scope(path, type(m))):
             if not m._forward_hooks and not m._forward_pre_hooks:
@@ -118,6 +127,8 @@ class Tracer(fx.Tracer):
             return self.create_arg(torch.from_numpy(a))
         if type(a) is type(torch.FloatTensor):
             return a.dtype
+        if isinstance(a, Membrane):
+            raise MembraneRead(a._path)
         if isinstance(a, UnknownNumber):
             raise data_dependent("the value")
         try:

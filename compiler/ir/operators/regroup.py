@@ -92,11 +92,16 @@ def why_opaque(node: fx.Node) -> str | None:
         return f"{readers}: takes {axes.show([input_type(node.args[0])[place]])} for time steps"
     if node.target is not regroup:
         return None
-    before, after = axes.shape(input_type(node.args[0])), axes.shape(input_type(node))
+    before, after = (_sizes(input_type(x)) for x in (node.args[0], node))
     if before != after:
-        return f"a reshape of {axes.show(input_type(node.args[0]))} to {node.kwargs['sizes']} mixes axes"
+        return f"a reshape of {before} to {after} mixes axes"
     readers = " and ".join(sorted({describe(user) for user in node.users}))
     return f"{readers}: the axes of its inputs do not fit together"
+
+
+def _sizes(dims: Dims) -> tuple[int, ...]:
+    """Return the sizes of dimensions, with -1 for the one of the batch."""
+    return tuple(-1 if any(axis.kind == Kind.BATCH for axis in dim) else axes.size(dim) for dim in dims)
 
 
 def _complete(sizes: Any, total: int) -> list[int]:

@@ -135,7 +135,9 @@ def test_inspect_names_what_is_kept_and_why():
     [reason] = {group.frozen for group in program.groups if group.name == "conv1"}
     assert reason == f"an operation does not follow its axes (test_regroup.py:{line})"
     mixed = opaque(compiled(MIXED["tokens and channels"], 0.9)[0])
-    assert any("a reshape of [t=2, b, c=16, y=8, x=8] to (2, -1, 64, 16) mixes axes" in p["why"] for p in mixed)
+    assert any("a reshape of (2, -1, " in p["why"] and "to (2, -1, 64, 16) mixes axes" in p["why"] for p in mixed), (
+        mixed
+    )
     steps = opaque(compiled(Mixed(), 0.95)[0])
     assert any("for time steps" in p["why"] for p in steps)
 
