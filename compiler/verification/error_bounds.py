@@ -9,7 +9,7 @@ the float program given the same spikes, and E >= |x - x'|. Then
     product a b                               |a'| E_b + |b'| E_a + E_a E_b
     neuron                                    0: both programs get the same spikes
 
-Where nothing is known, E is ``UNKNOWN``, and not infinite, since what is multiplied by 0 does not differ, whatever it is.
+Where nothing is known, E is ``UNKNOWN``, and not infinite, since what is multiplied by 0 does not differ.
 """
 
 from __future__ import annotations
