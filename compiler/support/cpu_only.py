@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from svitc.support.uncompiled import uncompiled
 
 GPUS = ("cuda", "xpu", "mps", "npu", "hip")
 _NAME = re.compile(rf"({'|'.join(GPUS)})(:\d+)?")
@@ -79,29 +80,18 @@ _REPLACEMENTS: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Run functions that ``torch.compile`` returned as they were written; where there are none, import nothing."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        yield
-        return
-    with dynamo.config.patch(error_on_nested_fx_trace=False), torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
     """Let code that asks for a GPU run on the CPU, in the body of a ``with`` statement.
 
     Tensors and modules stay where they are when they are moved to a GPU, and ``torch.cuda`` answers as far as
-    constructors and ``forward`` of models need it. ``torch.cuda.is_available`` is left as it is. What ``torch.compile``
-    returned runs as the code that it was made of.
+    constructors and ``forward`` of models need it. ``torch.cuda.is_available`` is left as it is. Nothing is
+    compiled for a GPU either: see ``uncompiled``.
     """
     before = {name: getattr(torch.cuda, name) for name in _REPLACEMENTS if hasattr(torch.cuda, name)}
     for name in before:
         setattr(torch.cuda, name, _REPLACEMENTS[name])
     try:
-        with _OnCpu(), _uncompiled():
+        with _OnCpu(), uncompiled():
             yield
     finally:
         for name, value in before.items():
