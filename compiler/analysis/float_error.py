@@ -51,7 +51,9 @@ def magnitudes(program: Program) -> Program:
         for node in list(twin.graph.nodes):
             if node.op == "get_attr":
                 owner, _, name = str(node.target).rpartition(".")
-                getattr(twin.module.get_submodule(owner), name).abs_()
+                value = getattr(twin.module.get_submodule(owner), name)
+                if value.dtype != torch.bool:
+                    value.abs_()
             elif node.target is operator.sub:
                 node.target = operator.add
             elif (general := operator_of(node.target)) is not None:
