@@ -10,6 +10,7 @@ _LOSS = "Compute losses outside of the model, or only while training (if self.tr
 _SOLVE = "Of parameters alone it is computed once, while capturing; of activations there is no form of it."
 _FLOAT = "svitc compiles float32: cast only while training, or not at all."
 _INTEGERS = "Cast with .long(), or leave the numbers as floats."
+_QUANTIZED = "Write torch.round(x / scale).clamp(low, high) * scale; int8 files need no quantization of your own."
 _LOOP = "Write a loop over the positions, with x[..., i], and stack the results."
 _ADVICE = {
     **dict.fromkeys(("sort", "msort", "median", "nanmedian", "mode", "quantile", "kthvalue"), _CHOICE),
@@ -25,6 +26,10 @@ _ADVICE = {
     **dict.fromkeys(("inverse", "det", "logdet", "slogdet", "pinverse", "svd", "qr", "cholesky", "matrix_exp"), _SOLVE),
     **dict.fromkeys(("cross_entropy", "mse_loss", "nll_loss", "l1_loss", "smooth_l1_loss", "kl_div"), _LOSS),
     **dict.fromkeys(("binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss"), _LOSS),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "Weights that depend on the input: multiply with unfolded pixels."),
+    **dict.fromkeys(("max_pool2d_with_indices", "adaptive_max_pool2d_with_indices"), "Leave out return_indices."),
+    **dict.fromkeys(("quantize_per_tensor", "fake_quantize_per_tensor_affine"), _QUANTIZED),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), "Write out the cell with nn.Linear."),
     "as_strided": "Write reshape, transpose, or x.unfold(dimension, size, step).",
     "nan_to_num": "Keep what is divided by away from 0 instead, as in x / (y + 1e-6).",
     **dict.fromkeys(("isnan", "isinf", "isfinite"), "Check values outside of the model, or in an assert."),

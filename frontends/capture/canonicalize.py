@@ -162,7 +162,7 @@ class Canonicalizer(GraphBuilder):
             path, module = self.path_of_call(path), copy.deepcopy(module)
         general: Callable[..., fx.Node] | None = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
-            self.replace(path, plain(module))
+            self.replace(path, self.plain(path, module))
             general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
             general = lopsided_convolution if any(_excess(module)) else general
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
@@ -173,6 +173,15 @@ class Canonicalizer(GraphBuilder):
         y = general(self, path, module, merged) if general else self.emit("call_module", path, (merged,))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
+
+    def plain(self, path: str, module: nn.Module) -> nn.Module:
+        """Return the layer of ``torch.nn``, see below; an error names the place and the way out."""
+        try:
+            return plain(module)
+        except UnsupportedError as error:
+            way_out = "Track statistics while training, or normalize with nn.GroupNorm or nn.InstanceNorm."
+            hint = way_out if "statistics" in error.message else error.hint
+            raise self.refuse(error.message, hint=hint) from error
 
     def neuron(self, path: str, module: base.MemoryModule | ops.LeakyNeuron, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""

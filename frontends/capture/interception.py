@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import Any
 
 import einops
+import einops._backends
 import einops.einops
 import torch
 from torch import fx, nn
@@ -122,7 +123,7 @@ def tensors_in(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_einops(tracer: Tracer) -> Iterator[None]:
-    """Record calls of einops' ``rearrange``, ``repeat`` and ``reduce``, by whatever name the model imported them."""
+    """Record calls of einops, by whatever name the model imported them."""
     original = einops.einops.reduce
 
     def reduce(tensor: object, pattern: str, reduction: str | Callable, **sizes: int) -> Any:
@@ -143,10 +144,13 @@ def record_einops(tracer: Tracer) -> Iterator[None]:
         )
 
     einops.einops.reduce = reduce
+    backends = einops._backends._type2backend  # how pack, einsum and a direct call of reduce compute
+    backends[ValueProxy] = einops._backends.get_backend(torch.empty(0))
     try:
         yield
     finally:
         einops.einops.reduce = original
+        del backends[ValueProxy]
 
 
 def _names(side: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.node import Target
 from torch.fx.proxy import Scope, ScopeContextManager
 from torch.overrides import TorchFunctionMode
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture import composites, constants, in_place, indexing, interception
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
@@ -253,6 +254,9 @@ class Tracer(fx.Tracer):
                 return target(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 name = target if isinstance(target, str) else getattr(target, "__name__", target)
+                if isinstance(error, (DynamicOutputShapeException, DataDependentOutputException)):
+                    text = f"{name} gives something whose size depends on the data"
+                    raise UnsupportedError(text, where=node.meta["source"], hint=advice("nonzero")) from error
                 text = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UnsupportedError(f"{name} does not fit its input: {text}", where=node.meta["source"]) from error
             finally:

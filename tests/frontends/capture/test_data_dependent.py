@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import pytest
 import torch
 from torch import nn
@@ -75,6 +76,8 @@ ANSWERED = {
     "attributes": attributes,
     "tried": tried,
     "grown": grown,
+    "einops": lambda net, x: einops.reduce(x, "n c (h a) (w b) -> n c h w", "max", a=2, b=3),
+    "packed": lambda net, x: einops.pack([x, x], "n * h w")[0][:, :8],
     "compiled": lambda net, x: compiled(x),
     "scripted": lambda net, x: scripted(x, 0.5),
     "copied": lambda net, x: torch.tensor(torch.as_tensor(x)),
@@ -108,8 +111,21 @@ REFUSED = {
     "scripted": (lambda net, x: SCRIPTED(x), "torch.jit.script"),
     "an unbound method": (lambda net, x: torch.Tensor.mul(x, 2), "a method called on its class"),
     "an object": (lambda net, x: torch.relu(Box(x)), "Box"),
+    "a mask": (lambda net, x: x * x[x > 0].mean(), "whose size depends on the data"),
+    "several samples": (lambda net, x: (x.flatten(1) @ x.flatten(1).t() @ x.flatten(1)).reshape(x.shape), "batch"),
     "autocast": (lambda net, x: torch.autocast("cpu", dtype=torch.bfloat16)(net.conv)(x[:, :3]), "autocast"),
 }
+
+
+class Settings(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = Net(lambda net, x: x).eval()
+    model.settings = Settings(scale=1)
+    with pytest.raises(UnsupportedError, match="cannot be copied.*__deepcopy__"):
+        capture(model, IMAGE)
 
 
 @pytest.mark.parametrize("name", REFUSED)
