@@ -14,6 +14,7 @@ from svitc.driver.eager import attach_eager_model
 from svitc.errors import UnsupportedError, UsageError
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture as capture_graph
+from svitc.frontends.checkpoint.wrappers import unwrapped
 from svitc.ir.graph import InputSpec
 from svitc.ir.outputs import class_scores, output_values
 from svitc.ir.pass_manager import Pipeline
@@ -120,6 +121,7 @@ def capture(
             f"a {type(model).__name__} is not a torch.nn.Module",
             hint="Load a checkpoint with svitc.load(path); svitc.capture takes a model in memory.",
         )
+    model = unwrapped(model)
     with reporter.stage("capture"):
         program = _captured(model, example_input, info, rewrite_model)
         check_capture(model, program)

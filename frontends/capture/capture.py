@@ -24,6 +24,7 @@ from svitc.frontends.capture import constants
 from svitc.frontends.capture.autograd_functions import record_autograd_functions
 from svitc.frontends.capture.canonicalize import canonicalize
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
+from svitc.frontends.capture.keyword_names import rename_keywords
 from svitc.frontends.capture.leaves import drop_hooks
 from svitc.frontends.capture.model_rewrites import prepare
 from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons, recognize_step_neurons
@@ -120,6 +121,7 @@ def _capture(
     """
     parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
     graph, rounded, recognized = _trace(model, input_spec, batch_first)
+    rename_keywords(graph, model)
     recognized += recognize_neurons(graph, model, ignored)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
