@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
@@ -12,6 +13,7 @@ from torch import fx
 from torch.fx.node import Target
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.statistics import is_kept
 from svitc.frontends.capture.user_line import user_line
 
 Tracer: TypeAlias = Any  # the tracer, whose module imports this one
@@ -173,6 +175,8 @@ class ValueProxy(fx.Proxy):
         raise data_dependent("the truth")
 
     def __float__(self) -> float:
+        if is_kept(sys._getframe(1)):
+            return self.tracer.numbers.stand_in(self)
         raise data_dependent("the value")
 
     def __int__(self) -> int:
@@ -181,8 +185,14 @@ class ValueProxy(fx.Proxy):
     def __index__(self) -> int:
         raise data_dependent("the value")
 
-    def item(self) -> NoReturn:
-        raise data_dependent("the value")
+    def item(self) -> fx.Proxy:
+        """Return the one element as a value that depends on the input; it has no number yet."""
+        if self.numel() != 1:
+            raise RuntimeError(f"a Tensor with {self.numel()} elements cannot be converted to Scalar")
+        return self.reshape(())
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)  # for a log
 
     def tolist(self) -> NoReturn:
         raise data_dependent("the values")

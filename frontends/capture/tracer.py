@@ -28,7 +28,9 @@ from svitc.frontends.capture import constants, in_place
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.random_draws import Draws, random_error
 from svitc.frontends.capture.registered_neurons import reference_of
+from svitc.frontends.capture.statistics import Numbers
 from svitc.frontends.capture.user_line import user_line
 from svitc.support.cpu_only import GPUS, host_arguments
 
@@ -42,6 +44,7 @@ class Tracer(fx.Tracer):
         evaluating: Whether an operation runs on fake values, when nothing is recorded.
         constants: The tensors that do not depend on the input.
         changed: Tensors, by id, that did not depend on the input until a value that does was written into them.
+        numbers: What stands for a value where Python needs a number.
     """
 
     def __init__(self) -> None:
@@ -51,10 +54,11 @@ class Tracer(fx.Tracer):
         self.evaluating = False
         self.changed: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
         self.constants: constants.Constants
+        self.numbers = Numbers()
 
     def trace(self, root: nn.Module, concrete_args: object = None) -> fx.Graph:  # type: ignore[override]
         self.constants = constants.Constants(self, root)
-        with _TensorCalls(self), _proxies_in_buffers(), _record_einops(self), _is_tensor():
+        with _TensorCalls(self), _proxies_in_modules(self.numbers), _record_einops(self), _is_tensor():
             return super().trace(root, None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -112,6 +116,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, torch.Tensor):
             current = self.substitute(a)
             return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
+        if isinstance(a, Draws):
+            raise random_error(a.name)
         if isinstance(a, np.generic):
             return a.item()
         return super().create_arg(a)
@@ -244,12 +250,11 @@ class _TensorCalls(TorchFunctionMode):
         tracer, name = self.tracer, str(getattr(func, "__name__", ""))
         if tracer.evaluating:
             return func(*args, **kwargs)
+        if name in ("rand", "rand_like") and kwargs.get("out") is None:
+            args, kwargs = tree_map(_with_data, (args, kwargs))
+            return Draws(name, tuple(func(*args, **kwargs).shape))
         if name in self.RANDOM:
-            raise UnsupportedError(
-                f"{name} draws random numbers in forward, so that two calls differ",
-                where=user_line(),
-                hint="Draw them only while training (if self.training).",
-            )
+            raise random_error(name)
         flat = tree_flatten((args, kwargs))[0]
         if any(isinstance(value, fx.Proxy) for value in flat):
             return func(*args, **kwargs)
@@ -286,11 +291,12 @@ def _with_data(value: object) -> object:
 
 
 @contextlib.contextmanager
-def _proxies_in_buffers() -> Iterator[None]:
-    """Let a model assign a traced value to a buffer of its own, such as a membrane that it carries along."""
+def _proxies_in_modules(numbers: Numbers) -> Iterator[None]:
+    """Let a model keep traced values: in a buffer, such as a membrane, or as a number, such as a firing rate."""
     original, register = nn.Module.__setattr__, nn.Module.register_buffer
 
     def setattribute(module: nn.Module, name: str, value: object) -> None:
+        value = numbers.value(value)
         if isinstance(value, fx.Proxy) and (name in module._buffers or name in module._parameters):
             module._buffers.pop(name, None)
             module._parameters.pop(name, None)
