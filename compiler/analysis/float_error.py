@@ -66,6 +66,9 @@ def _enlarge(twin: Program, node: fx.Node, general: Operator) -> None:
     """Replace a general operator by a bound on its value and on its error: ``|f(x)| <= |f(0)| + L |x|``."""
     if general.moves or general.linear:
         return
+    if general.bound is not None:
+        node.target = general.bound
+        return
     lipschitz = general.lipschitz if general.lipschitz is not None else 4.0
     if general.rule not in (pointwise_rule, broadcast_rule):
         node.kwargs = {"name": general.name, "attributes": dict(node.kwargs), "lipschitz": lipschitz}

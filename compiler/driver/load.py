@@ -21,6 +21,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
+from svitc.quantization.grids import layers_on_grids
 from svitc.serialization.writer import is_program, load_program
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
@@ -165,9 +166,12 @@ def _captured(
 
 
 def _analyzed(program: Program, reporter: Reporter) -> Program:
-    """Bring a program that has been checked to its canonical form, and note how many classes it tells apart."""
+    """Bring a program that has been checked to its canonical form; note its classes, and layers trained on grids."""
     with reporter.stage("analyse"):
         run_canonical_passes(program)
+    grids = layers_on_grids(program)
+    if grids:
+        program.info["grids"] = grids
     scores = class_scores(program.graph, program.info)
     if scores is not None:
         program.info["num_classes"] = program.shape_of(output_values(program.graph)[scores.index])[-1]

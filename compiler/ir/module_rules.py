@@ -62,7 +62,7 @@ def window(node: fx.Node, module: Windowed, dim: Dim, i: int, letter: str) -> Di
 
 
 def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
-    """Return the type of a convolution, with a new channel axis unless it is depthwise."""
+    """Return the type of a convolution, with a new channel axis unless depthwise; of time where it mixes steps."""
     x = input_type(node.args[0])
     spatial = module.weight.ndim - 2
     if len(x) != spatial + 2:
@@ -76,7 +76,9 @@ def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
         out, per_group = x[1], ()
     else:
         frozen = "a grouped convolution" if module.groups > 1 else None
-        out = (Axis(str(node.target), module.out_channels, Kind.CHANNEL, "c", frozen=frozen),)
+        over_time = {axis.kind for axis in x[1]} == {Kind.TIME}
+        kind, letter = (Kind.TIME, "t") if over_time else (Kind.CHANNEL, "c")
+        out = (Axis(str(node.target), module.out_channels, kind, letter, frozen=frozen),)
         if module.groups > 1:
             for axis in x[1]:
                 axis.freeze("a grouped convolution")

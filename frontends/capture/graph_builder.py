@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import fx, nn
 from torch.fx.node import Argument, Target
 
@@ -17,16 +16,12 @@ from svitc.errors import UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH
-from svitc.ir.operators.products import einsum
 from svitc.ir.operators.regroup import at_steps, regroup, regrouped_type
 from svitc.ir.operators.several import SEVERAL
-from svitc.ir.operators.slicing import concatenate
 from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
-# elementwise operations and products, in which dimensions meet
-MEETINGS = (*ops.ELEMENTWISE, torch.matmul, einsum, concatenate, *(operator.function for operator in SEVERAL))
 ALIGNED = (*ops.ELEMENTWISE, *(operator.function for operator in SEVERAL))  # those whose dimensions meet one by one
 Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
 
@@ -62,11 +57,19 @@ class GraphBuilder:
         kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> fx.Node:
-        """Append a node to the graph, and type it."""
+        """Append a node to the graph, and type it.
+
+        Where the axes of its inputs do not fit, the inputs get axes of their own, which cannot be pruned.
+
+        Raises:
+            UnsupportedError: it does not fit its inputs.
+        """
         try:
             return self._typed(op, target, args, dict(kwargs or {}), name)
         except UnsupportedError as error:
-            if not isinstance(error.__cause__, axes.AxisConflict) or target not in MEETINGS:
+            if not isinstance(error.__cause__, axes.AxisConflict) or op not in ("call_function", "call_module"):
+                raise
+            if not any(isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in args):
                 raise
             with_steps = self._with_steps(args) if target in ALIGNED else args
             apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in with_steps)

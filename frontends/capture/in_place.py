@@ -215,7 +215,7 @@ def _put_steps(tracer: Tracer, x: Any, dim: int, steps: list[int], rest: tuple, 
     """Record ``x`` with one position of a dimension replaced: a stack of all positions."""
     parts = [_part(tracer, x, dim, i) for i in range(x.shape[dim])]
     for step in steps:
-        parts[step] = put(tracer, parts[step], rest, value)
+        parts[step] = put(tracer, parts[step], (*(slice(None),) * dim, *rest), value)
     written = parts[steps[0]]
     parts = [tracer.constants.like(written, p) if isinstance(p, torch.Tensor) else p for p in parts]
     result = tracer.record("call_function", torch.stack, (parts, dim), {})
@@ -228,7 +228,7 @@ def _put_range(tracer: Tracer, x: Any, dim: int, bounds: tuple[int, int], rest: 
     start, stop = bounds
     if start >= stop:
         raise refuse("an empty range is assigned to")
-    middle = put(tracer, _part(tracer, x, dim, slice(start, stop)), (slice(None), *rest), value)
+    middle = put(tracer, _part(tracer, x, dim, slice(start, stop)), (*(slice(None),) * (dim + 1), *rest), value)
     parts = [_part(tracer, x, dim, slice(0, start)), middle, _part(tracer, x, dim, slice(stop, x.shape[dim]))]
     parts = [p for p in parts if p.shape[dim]]
     return tracer.create_proxy("call_function", torch.cat, (parts, dim), {}) if len(parts) > 1 else middle

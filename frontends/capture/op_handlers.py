@@ -16,9 +16,10 @@ from torch.fx.node import Argument, Target
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, dims_of, positive, rank, spelled_out, value_shape, variadic
-from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS
 from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
+from svitc.frontends.capture.selection_handlers import SELECTION_HANDLERS, Ordered, extreme_along
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS
 from svitc.frontends.capture.structure_handlers import STRUCTURE_HANDLERS
 from svitc.ir import axes
@@ -74,8 +75,8 @@ def permute(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``x.T``, ``x.mT`` and ``x.data``, attributes that a proxy does not answer by itself."""
     x, name = b.arg(node.args[0]), node.args[1]
-    if isinstance(x, tuple) and name == "values":
-        return x[0]
+    if isinstance(x, Ordered) and name in x.NAMES:
+        return x[x.NAMES.index(str(name))]
     if isinstance(x, tuple):
         raise b.refuse(f"{name} of a result of several values is not supported")
     order = list(range(rank(x)))
@@ -107,7 +108,7 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x, dim = call(b, node, "dim")
     dims = input_type(x)
     if dim is None:
-        raise b.refuse("squeeze without a dimension depends on sizes; name the dimension")
+        return b.view(x, tuple(d for d in dims if axes.size(d) != 1))
     dim = positive(x, dim)
     if axes.size(dims[dim]) != 1:
         return x
@@ -188,6 +189,7 @@ HANDLERS: dict[str, Handler] = {
     **NORMALIZATION_HANDLERS,
     **RESAMPLING_HANDLERS,
     **PRODUCT_HANDLERS,
+    **SELECTION_HANDLERS,
     "max": extreme_along(normalization.largest, ELEMENTWISE_HANDLERS["maximum"]),
     "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
     "rsub": reversed_subtraction,

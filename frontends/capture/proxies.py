@@ -6,14 +6,14 @@ import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 from torch.fx.node import Target
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture.statistics import is_kept
+from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent, number_of, truth_of
 from svitc.frontends.capture.user_line import user_line
 
 Tracer: TypeAlias = Any  # the tracer, whose module imports this one
@@ -24,15 +24,6 @@ VALUE_ATTRIBUTES = (
 )
 # attributes that are operations, and whose value may be asked for its shape in turn
 _OPERATIONS = ("T", "mT", "H", "mH", "data", "real", "imag")
-
-
-def data_dependent(need: str) -> UnsupportedError:
-    """Return the error for control flow that needs a value."""
-    return UnsupportedError(
-        f"control flow depends on the data: {need} of a tensor is needed while the model is captured",
-        where=user_line(),
-        hint="A compiled graph takes the same path for every input; branch on shapes or on configuration instead.",
-    )
 
 
 @dataclass
@@ -122,11 +113,16 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name in VALUE_ATTRIBUTES:
             return getattr(self.value, name)
-        if name in _OPERATIONS:
+        if name in _OPERATIONS or (isinstance(self.value, tuple) and name in ("values", "indices")):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name.startswith("__"):  # a protocol, such as NumPy's, that tensors may follow but a proxy does not
             raise AttributeError(name)
+        if not hasattr(torch.Tensor, name):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
         return super().__getattr__(name)
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
 
     def size(self, dim: int | None = None) -> int | torch.Size:
         return self.value.size() if dim is None else self.value.size(dim)
@@ -172,12 +168,14 @@ class ValueProxy(fx.Proxy):
         return (self[i] for i in range(len(self)))  # type: ignore[index]
 
     def __bool__(self) -> bool:
-        raise data_dependent("the truth")
+        truth = truth_of(self.node)
+        if truth is None:
+            raise data_dependent("the truth")
+        self.tracer.unchecked.append(user_line())
+        return truth
 
     def __float__(self) -> float:
-        if is_kept(sys._getframe(1)):
-            return self.tracer.numbers.stand_in(self)
-        raise data_dependent("the value")
+        return number_of(sys._getframe(1))
 
     def __int__(self) -> int:
         raise data_dependent("the value")
@@ -185,20 +183,14 @@ class ValueProxy(fx.Proxy):
     def __index__(self) -> int:
         raise data_dependent("the value")
 
-    def item(self) -> fx.Proxy:
-        """Return the one element as a value that depends on the input; it has no number yet."""
-        if self.numel() != 1:
-            raise RuntimeError(f"a Tensor with {self.numel()} elements cannot be converted to Scalar")
-        return self.reshape(())
+    def item(self) -> object:
+        return bool(self) if truth_of(self.node) is not None else UnknownNumber()
 
-    def __format__(self, spec: str) -> str:
-        return repr(self)  # for a log
+    def tolist(self) -> UnknownNumber:
+        return UnknownNumber()
 
-    def tolist(self) -> NoReturn:
-        raise data_dependent("the values")
-
-    def numpy(self) -> NoReturn:
-        raise data_dependent("the values")
+    def numpy(self, **_: object) -> UnknownNumber:
+        return UnknownNumber()
 
     def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

@@ -20,10 +20,6 @@ MAX_INDICES = 1 << 16  # of a list of positions, which the file stores
 MAX_BLOCKS = 16  # a single position of more is a slice, since one Split computes all blocks
 
 
-class Extremes(tuple):
-    """What ``max(dim)`` gives: the values alone, as their positions are data, which nothing can follow."""
-
-
 def concatenate(dim: int = 0) -> Handler:
     """Return a handler of a concatenation along a dimension, which is ``dim`` unless a call names one."""
 
@@ -67,8 +63,6 @@ def getitem(b: GraphBuilder, node: fx.Node) -> Value:
     """Emit an entry of a tuple, or an index of a tensor: ``qkv[0]``, ``x[:, 1]``, ``x[..., ::2]``, ``x[:, None]``."""
     x, index = b.arg(node.args[0]), b.arg(node.args[1])
     if isinstance(x, tuple):
-        if isinstance(x, Extremes) and index != 0:
-            raise b.refuse("the positions of extremes, which are data, are not supported")
         return x[index]
     entries = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in [e for e in entries if not isinstance(e, fx.Node)]:

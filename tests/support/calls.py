@@ -7,6 +7,8 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.nn import functional as F
 
+from support import selection_calls
+
 CHANNELS, STEPS, PIXELS = 8, 2, 6
 SHAPE = (3, PIXELS, PIXELS)
 
@@ -294,6 +296,24 @@ call(
     b=conv(outputs=6),
 )
 call("einsum with an ellipsis", lambda s, x: torch.einsum("...hw,wv", x, s.w), w=weights(PIXELS, PIXELS))
+call(
+    "einsum with queries for all",
+    lambda s, x: tokens(
+        x,
+        lambda y: torch.einsum(
+            "tbnm,tbmc->tbnc",
+            torch.einsum("tbnd,tbmd->tbnm", s.w[None, None].expand(*y.shape[:2], -1, -1) * 1.0, s.k(y)),
+            y,
+        ),
+    ),
+    k=linear(CHANNELS, 6),
+    w=weights(36, 6),
+)
+call(
+    "product with a matrix for all",
+    lambda s, x: (s.w.repeat(*x.shape[:2], 1, 1, 1) @ x) + x @ s.w[None, None],
+    w=weights(1, PIXELS, PIXELS),
+)
 call("matrix of positions", lambda s, x: s.w @ x + x @ s.w, w=weights(PIXELS, PIXELS))
 call("product with a vector", lambda s, x: x * (x @ s.w)[..., None], w=weights(PIXELS))
 call("matrix of time steps", lambda s, x: (s.w @ x.flatten(1)).reshape(x.shape), w=weights(STEPS, STEPS))
@@ -332,3 +352,6 @@ call(
     ),
     q=linear(CHANNELS, CHANNELS),
 )
+for selection, function in selection_calls.SELECTIONS.items():
+    call(selection, function, score=linear(CHANNELS, 1), bias=weights(PIXELS * PIXELS))
+call("cosine similarity", selection_calls.similar, w=weights(CHANNELS, 1))

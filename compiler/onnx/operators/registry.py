@@ -13,7 +13,17 @@ from svitc.ir.operators.regroup import at_steps, regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing, structure, time
+from svitc.onnx.operators import (
+    normalization,
+    pointwise,
+    products,
+    resampling,
+    selection,
+    several,
+    slicing,
+    structure,
+    time,
+)
 from svitc.onnx.operators.emitter import Emitter
 from svitc.onnx.operators.regroup import at_steps_rule, regroup_rule
 
@@ -71,5 +81,6 @@ OPERATOR_RULES: dict[Callable, Rule] = {
     **normalization.RULES,
     **resampling.RULES,
     **products.RULES,
+    **selection.RULES,
 }
 assert set(OPERATOR_RULES) == set(OPERATORS), "every general operator needs an ONNX form"
