@@ -172,7 +172,8 @@ class _Comparison:
                 )
         try:
             with torch.no_grad(), on_cpu():  # not inference mode: tensors need a version
-                output = eager(x.transpose(0, 1) if self.program.info.get("batch_first") else x)
+                # a copy, as a model may change its input in place
+                output = eager((x.transpose(0, 1) if self.program.info.get("batch_first") else x).clone())
         except SvitcError:
             raise
         except Exception as error:  # the user's code
@@ -183,7 +184,7 @@ class _Comparison:
                 hint="A model must take batches of any size.",
             ) from error
         run.outputs = tuple(tensors_of(output))
-        changed = any(value._version != version for calls in run.inputs.values() for value, version in calls)
+        changed = any(version_of(value) != version for calls in run.inputs.values() for value, version in calls)
         if changed and not self._keep:
             self._keep = True
             return self._eager_run(x, spikes)
@@ -207,7 +208,9 @@ class _Comparison:
         finally:
             self.program.reset()
 
-    def compare(self, node: fx.Node, actual: torch.Tensor, calls: list[tuple[torch.Tensor, int]], what: str) -> None:
+    def compare(
+        self, node: fx.Node, actual: torch.Tensor, calls: list[tuple[torch.Tensor, int]], what: str
+    ) -> torch.Tensor:
         """Refuse the program if the input of a layer, or what a neuron fires, differs from the model's.
 
         Args:
@@ -215,6 +218,10 @@ class _Comparison:
             actual: Its input.
             calls: The model's calls of the layer, in their order: one, or one for each time step. They are taken off.
             what: What is compared, for messages; ``{layer}`` and ``{difference}`` are filled in.
+
+        Returns:
+            The same numbers as ``actual``, in the model's order in memory where that is known: some convolutions round
+            otherwise in another order.
         """
         parts, size = [], 0
         while calls and size < actual.numel():
@@ -222,7 +229,7 @@ class _Comparison:
             size += parts[-1].numel()
         if size != actual.numel():
             calls.clear()
-            return  # a function that became a layer, or a layer that became another one
+            return actual  # a function that became a layer, or a layer that became another one
         joined = parts[0] if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
         difference = self.difference(actual.reshape(joined.shape), joined)
         if difference and actual.ndim != joined.ndim:  # a layer over three dimensions that became one over two
@@ -230,6 +237,7 @@ class _Comparison:
         if difference:
             text = what.format(layer=node.target, difference=f"{difference:g}")
             raise self.refuse(text, node.meta.get("source"))
+        return parts[0] if len(parts) == 1 and torch.equal(parts[0], actual) else actual
 
     def _compare_outputs(
         self, actual: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], name: str
@@ -268,6 +276,11 @@ class _Comparison:
         )
 
 
+def version_of(x: torch.Tensor) -> int:
+    """Return the number of changes in place of a tensor; tensors that inference mode makes do not count them."""
+    return 0 if x.is_inference() else x._version
+
+
 def batch_size(dim: axes.Dim, batch: int) -> int:
     """Return the size of a dimension for a batch of another size than the one that types are written for."""
     return math.prod(batch if axis.kind == axes.Kind.BATCH else axis.size for axis in dim)
@@ -298,7 +311,7 @@ class _Interpreter(fx.Interpreter):
         want = self.expected.inputs.get(target)
         if want:
             what = f"the input of {{layer}} differs by {{difference}} on {self.name}"
-            self.comparison.compare(self.node, args[0], want, what)
+            args = (self.comparison.compare(self.node, args[0], want, what), *args[1:])
         y = super().call_module(target, args, kwargs)
         if ops.is_neuron(self.fetch_attr(target)) and target not in self.comparison.fired and bool(y.any()):  # type: ignore[attr-defined]
             self.comparison.fired.add(target)
@@ -323,10 +336,10 @@ def _recording_hook(run: Run, path: str, rest: dict[str, torch.Tensor], keep: bo
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         x = args[0] if args else next(iter(kwargs.values()))
         x = x.clone() if keep else x
-        run.inputs[path].append((x, x._version))
+        run.inputs[path].append((x, version_of(x)))
         if path not in rest:
             return None
-        run.fired[path].append((output, output._version))
+        run.fired[path].append((output, version_of(output)))
         fired, rest[path] = rest[path][: output.numel()], rest[path][output.numel() :]
         return fired.reshape(output.shape).clone() if fired.numel() == output.numel() else None
 

@@ -21,7 +21,9 @@ from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
+from svitc.passes.quantization.quantize_weights import QuantizeWeights
 from svitc.planning.plan import Plan
+from svitc.quantization.grids import trained_bits
 from svitc.quantization.weight_grid import stored_bits
 from svitc.support.confidence import paired, wilson
 from svitc.support.reporter import Reporter
@@ -132,7 +134,8 @@ class WeightsReport(Section):
 
     Attributes:
         type: ``fp32``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
-        layers: layer -> bits and shape.
+        layers: layer -> bits and shape, and where it keeps a grid that it was trained on, ``grid``, the bits
+            of that, and ``scale_error``, the largest relative error of its scales.
         streams: residual stream -> its quantization step.
         exact_neurons, neurons: number of neuron layers whose integer sums are exact, and of all neuron layers.
         inexact: neuron -> why its sums are rounded.
@@ -414,6 +417,9 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
             layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
         elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
             streams |= {str(user.target): module.step for user in node.users}
+    for step in pipeline.passes:
+        for name, error in step.kept.items() if isinstance(step, QuantizeWeights) else ():
+            layers[name] |= {"grid": trained_bits(program.info, name), "scale_error": error}
     inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(

@@ -47,7 +47,8 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
     values: Values = {}
     if _is_elementwise(node, module):
         everywhere = all(present <= _channels(source) for source in node.all_input_nodes)
-        if not any(sources) and everywhere and node.target in ops.ELEMENTWISE:
+        is_compared = any(is_threshold(source, owner) for source in node.all_input_nodes)
+        if not any(sources) and everywhere and node.target in ops.ELEMENTWISE and not is_compared:
             return  # 0 of zeros
         values = {axis: _computed(node, module, axis, owner) for axis in present}
     elif general is not None and general.function in ADDED_TO_PRODUCTS:
@@ -98,13 +99,32 @@ def _computed(node: fx.Node, module: nn.Module | None, axis: Axis, owner: nn.Mod
 
 
 def _value_of(node: fx.Node, axis: Axis, owner: nn.Module) -> torch.Tensor | None:
-    """Return what a value has where channels of an axis are removed; a parameter without the axis has its values."""
-    if axis in _channels(node):
+    """Return what a value has where channels of an axis are removed.
+
+    A parameter along the axis loses these channels, and counts as 0 there; one without the axis, and a threshold, which
+    keeps a neuron that has no input from firing, has its values.
+    """
+    if axis in _channels(node) and not is_threshold(node, owner):
         return _filled(node).get(axis, torch.zeros(1))
     if node.op != "get_attr":
         return None
     values = attribute_of(owner, str(node.target)).detach()
     return values.float().reshape(-1).unique() if values.numel() <= MOST_VALUES else None
+
+
+def is_threshold(node: fx.Node, owner: nn.Module) -> bool:
+    """Return whether a node reads a parameter that values are compared with, such as a threshold for each channel.
+
+    Args:
+        node: a node of a complete graph.
+        owner: the module that contains the layers of the nodes.
+    """
+    differences = [user for user in node.users if user.target is operator.sub and user.args[1] is node]
+    return node.op == "get_attr" and any(
+        reader.op == "call_module" and isinstance(owner.get_submodule(str(reader.target)), ops.Step)
+        for difference in differences
+        for reader in difference.users
+    )
 
 
 def _shifted(node: fx.Node, module: nn.Module, present: set[Axis]) -> Values:

@@ -63,7 +63,7 @@ def window(node: fx.Node, module: Windowed, dim: Dim, i: int, letter: str) -> Di
 
 
 def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
-    """Return the type of a convolution, with a new channel axis unless it is depthwise."""
+    """Return the type of a convolution, with a new channel axis unless depthwise; of time where it mixes steps."""
     x = input_type(node.args[0])
     spatial = module.weight.ndim - 2
     if len(x) != spatial + 2:
@@ -71,6 +71,8 @@ def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
     if axes.size(x[1]) != module.in_channels:
         raise AxisConflict(f"expects {module.in_channels} input channels, got {axes.size(x[1])}")
     depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
+    over_time = {axis.kind for axis in x[1]} == {Kind.TIME}
+    kind, letter = (Kind.TIME, "t") if over_time else (Kind.CHANNEL, "c")
     out: Dim
     per_group: Dim = x[1]
     if depthwise:
@@ -78,7 +80,7 @@ def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
     elif module.groups > 1:
         out, per_group = grouped_channels(node, module, x[1])
     else:
-        out = (Axis(str(node.target), module.out_channels, Kind.CHANNEL, "c"),)
+        out = (Axis(str(node.target), module.out_channels, kind, letter),)
     sizes = module.weight.shape[2:]
     kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(sizes))
     node.meta["params"] = {"weight": (out, per_group, *kernel)} | _per_channel_parameters(module, out)
@@ -96,17 +98,18 @@ def grouped_channels(node: fx.Node, module: nn.Conv1d | nn.Conv2d, channels: Dim
         module: the convolution.
         channels: its input channels.
     """
+    kind, letter = channels[-1].kind, channels[-1].letter
     stream = list(reversed(axes.resolve(channels)))
     try:
         groups = axes.take(stream, module.groups, ("g", "c"))
     except AxisConflict:  # the channels are grouped in another way already
         for axis in channels:
             axis.freeze(GROUPED)
-        out = (Axis(str(node.target), module.out_channels, Kind.CHANNEL, "c", frozen=GROUPED),)
-        return out, (Axis(f"{node.target}/in", module.weight.shape[1], Kind.CHANNEL, "c", frozen=GROUPED),)
+        out = (Axis(str(node.target), module.out_channels, kind, letter, frozen=GROUPED),)
+        return out, (Axis(f"{node.target}/in", module.weight.shape[1], kind, letter, frozen=GROUPED),)
     for axis in groups:
         axis.freeze(GROUPED)
-    inner = Axis(str(node.target), module.out_channels // module.groups, Kind.CHANNEL, "c")
+    inner = Axis(str(node.target), module.out_channels // module.groups, kind, letter)
     return (*groups, inner), tuple(reversed(stream))
 
 

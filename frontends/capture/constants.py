@@ -235,9 +235,11 @@ class Constants:
     def _joined(self, operation: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Return the arguments of a concatenation with constants as values that know the batch size."""
         parts = list(args[0] if args else kwargs["tensors"])
+        # PyTorch ignores torch.tensor([]), from which loops let a tensor grow
+        parts = [p for p in parts if not (isinstance(p, torch.Tensor) and tuple(p.shape) == (0,))] or parts
         shaped = next((p for p in parts if isinstance(p, ValueProxy)), None)
         if shaped is None or not any(isinstance(p, torch.Tensor) for p in parts):
-            return args, kwargs
+            return ((parts, *args[1:]), kwargs) if args else (args, {**kwargs, "tensors": parts})
         if operation != "stack":
             dim = {"hstack": 1, "vstack": 0, "dstack": 2}.get(
                 operation, kwargs.get("dim", (*args, 0)[1] if len(args) > 1 else 0)

@@ -108,7 +108,7 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x, dim = call(b, node, "dim")
     dims = input_type(x)
     if dim is None:
-        raise b.refuse("squeeze without a dimension depends on sizes; name the dimension")
+        return b.view(x, tuple(d for d in dims if axes.size(d) != 1))
     dim = positive(x, dim)
     if axes.size(dims[dim]) != 1:
         return x

@@ -8,7 +8,9 @@ model; constants.py puts those that meet the input into the graph.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import einops
@@ -24,12 +26,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import constants, in_place
+from svitc.frontends.capture import composites, constants, in_place, indexing
+from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
 from svitc.frontends.capture.registered_neurons import reference_of
-from svitc.frontends.capture.user_line import user_line
+from svitc.frontends.capture.user_line import is_user_code, user_line
 from svitc.support.cpu_only import GPUS, host_arguments
 
 
@@ -40,6 +43,7 @@ class Tracer(fx.Tracer):
         mode: Makes tensors that have a shape and a type but no data.
         example: The input by the name of the argument that takes it.
         evaluating: Whether an operation runs on fake values, when nothing is recorded.
+        unchecked: Lines of checks of values, which are taken to hold.
         constants: The tensors that do not depend on the input.
         changed: Tensors, by id, that did not depend on the input until a value that does was written into them.
     """
@@ -50,11 +54,12 @@ class Tracer(fx.Tracer):
         self.example: dict[str, torch.Tensor] = {}
         self.evaluating = False
         self.changed: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
+        self.unchecked: list[str | None] = []
         self.constants: constants.Constants
 
     def trace(self, root: nn.Module, concrete_args: object = None) -> fx.Graph:  # type: ignore[override]
         self.constants = constants.Constants(self, root)
-        with _TensorCalls(self), _proxies_in_buffers(), _record_einops(self), _is_tensor():
+        with _TensorCalls(self), _proxies_in_buffers(), _record_einops(self), _tensor_functions(), _tensors_in(root):
             return super().trace(root, None)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -114,7 +119,20 @@ class Tracer(fx.Tracer):
             return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
         if isinstance(a, np.generic):
             return a.item()
-        return super().create_arg(a)
+        if isinstance(a, np.ndarray):
+            return self.create_arg(torch.from_numpy(a))
+        if type(a) is type(torch.FloatTensor):
+            return a.dtype
+        if isinstance(a, UnknownNumber):
+            raise data_dependent("the value")
+        try:
+            return super().create_arg(a)
+        except NotImplementedError as error:
+            raise UnsupportedError(
+                f"an object of class {type(a).__name__} is returned, or passed to a call that is recorded",
+                where=user_line(),
+                hint="Pass and return tensors, numbers, tuples, lists and dictionaries.",
+            ) from error
 
     def resolve(self, values: object) -> list[Any]:
         """Return the leaves of nested arguments, with changed tensors as the proxies that stand for them."""
@@ -151,9 +169,14 @@ class Tracer(fx.Tracer):
         reference = reference_of(target)
         if reference is not None:
             return reference(*args, **kwargs)
+        target = composites.plain_of(target)
         called = constants.name_of(target)
         if called in (*GPUS, "cpu"):
             return args[0]
+        if called in ANSWERS and callable(target) and isinstance(args[0], ValueProxy):  # torch.numel(x)
+            return getattr(args[0], called)(*args[1:], **kwargs)
+        if called == "_assert":
+            return None if bool(args[0]) else target(*args, **kwargs)  # type: ignore[operator]
         args, kwargs = host_arguments(called, args, kwargs)
         if called in _FACTORIES:
             args, kwargs = tree_map(_with_data, (args, kwargs))
@@ -162,10 +185,33 @@ class Tracer(fx.Tracer):
         if change is not None:
             return in_place.apply(self, change)
         args, kwargs = self.substitute((args, kwargs))
-        return self.constants.call(kind, target, args, kwargs, name)
+        composed = self.composed(called, args, kwargs)
+        return self.constants.call(kind, target, args, kwargs, name) if composed is None else composed
+
+    def composed(self, called: str, args: tuple, kwargs: dict) -> Any:
+        """Trace a call that consists of others as these; return None for a call that is recorded as it is."""
+        if called == "getitem" and isinstance(args[0], ValueProxy):
+            return indexing.by_lists(*args)
+        composite = composites.composite_of(called, args, kwargs)
+        if composite is None:
+            return None
+        if called in composites.ROUNDED:
+            self.constants.rounded.append(f"{called} at {user_line()}")
+        try:
+            return composite(*args, **{"x" if k in ("input", "self") else k: v for k, v in kwargs.items()})
+        except TypeError as error:
+            raise UnsupportedError(
+                f"{called} is called in a way that is not supported: {error}", where=user_line()
+            ) from error
 
     def record(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> ValueProxy:
         """Append a node, run it on fake values, and return its proxy."""
+        if torch.is_autocast_enabled("cpu"):
+            raise UnsupportedError(
+                f"a part of the model runs under autocast, in {torch.get_autocast_dtype('cpu')}",
+                where=user_line(),
+                hint="svitc compiles float32; use autocast only while training, or with enabled=False.",
+            )
         proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
         node = proxy._node
         # the input has no line in the model: the frames above belong to the caller of capture
@@ -174,7 +220,7 @@ class Tracer(fx.Tracer):
         node.meta["val"] = self.value(node)
         source = next((a for a in tree_flatten((args, kwargs))[0] if _shares_memory(a, node.meta["val"])), None)
         if source is not None:
-            proxy.view_of = View(source, kind, target, args, kwargs, source.version)
+            proxy.view_of = View(source, kind, target, args, kwargs, source.version, source.shape_version)
         return proxy
 
     def value(self, node: fx.Node) -> object:
@@ -221,7 +267,7 @@ def _shares_memory(arg: object, value: object) -> bool:
 # Calls that take no more from a tensor than its shape and type
 _FACTORIES = {
     *("zeros_like", "ones_like", "full_like", "empty_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "new"),
 }
 
 
@@ -316,14 +362,51 @@ def _proxies_in_buffers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _is_tensor() -> Iterator[None]:
-    """Let ``torch.is_tensor`` know the stand-ins for tensors."""
-    original = torch.is_tensor
-    torch.is_tensor = lambda obj: isinstance(obj, ValueProxy) or original(obj)  # type: ignore[assignment]
+def _tensor_functions() -> Iterator[None]:
+    """Let functions that PyTorch does not dispatch know the stand-ins for tensors."""
+    originals = {name: getattr(torch, name) for name in ("is_tensor", "tensor", "as_tensor", "asarray")}
+
+    def copied(original: Callable) -> Callable:
+        def make(data: object, *args: object, **kwargs: object) -> Any:
+            return data.clone() if isinstance(data, ValueProxy) else original(data, *args, **kwargs)
+
+        return make
+
+    for name, original in originals.items():
+        setattr(torch, name, copied(original))
+    torch.is_tensor = lambda obj: isinstance(obj, ValueProxy) or originals["is_tensor"](obj)  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.is_tensor = original
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+@contextlib.contextmanager
+def _tensors_in(model: nn.Module) -> Iterator[None]:
+    """Let ``isinstance(x, torch.Tensor)`` hold for stand-ins in the files that define the model's classes.
+
+    A stand-in cannot claim to be a tensor everywhere: PyTorch would look for data in it.
+    """
+    holders = [value for module in model.modules() for value in (type(module), *vars(module).values())]
+    names = {str(getattr(value, "__module__", "")) for value in holders if isinstance(value, (type, FunctionType))}
+    used = [value for name in names for value in list(vars(sys.modules.get(name, model)).values())]
+    names |= {value.__module__ for value in used if isinstance(value, FunctionType)}  # imported from other files
+    modules = [sys.modules[name] for name in names if name in sys.modules]
+    places = [vars(m) for m in modules if is_user_code(getattr(m, "__file__", None) or "<")]
+    places = [place for place in places if "isinstance" not in place]
+    tensor = torch.empty(0)
+
+    def is_instance(value: object, kind: Any) -> bool:
+        return isinstance(tensor if isinstance(value, ValueProxy) else value, kind)
+
+    for place in places:
+        place["isinstance"] = is_instance
+    try:
+        yield
+    finally:
+        for place in places:
+            del place["isinstance"]
 
 
 @contextlib.contextmanager

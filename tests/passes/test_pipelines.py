@@ -240,6 +240,18 @@ class Break(Pass):
         module.weight = nn.Parameter(module.weight[:, :4])
 
 
+class Narrow(Break):
+    """Cuts channels off a convolution, but not off its readers."""
+
+    def match(self, program, node):
+        return isinstance(program.module_of(node), nn.Conv2d)
+
+    def rewrite(self, program, node):
+        module = program.module_of(node)
+        module.weight, module.bias = nn.Parameter(module.weight[:4]), None
+        module.out_channels = 4
+
+
 class Orphan(Pass):
     """Puts an operation that is not canonical into the graph."""
 
@@ -251,7 +263,7 @@ class Orphan(Pass):
         return PassResult(self.name, ["relu"])
 
 
-@pytest.mark.parametrize("wrong", [Break(), Orphan()])
+@pytest.mark.parametrize("wrong", [Break(), Narrow(), Orphan()])
 def test_a_pass_that_breaks_the_program_is_caught(wrong):
     program = program_of(Stem())
     with pytest.raises(InternalError):

@@ -159,9 +159,15 @@ call("channel shuffle", lambda s, x: each(x, nn.ChannelShuffle(4)))
 call("pad by a number", lambda s, x: F.pad(x, (1, 1, 1, 1), value=0.5))
 for mode in ("reflect", "replicate", "circular"):
     call(f"pad: {mode}", lambda s, x, mode=mode: each(x, lambda y: F.pad(y, (1, 2, 2, 1), mode=mode)))
+call("pad of one dimension: reflect", lambda s, x: each(x, lambda y: F.pad(y, (1, 1, 0, 0), mode="reflect")))
 call("pad by less than nothing", lambda s, x: F.pad(x, (-1, 2, 0, -1)))
 call("pad of time", lambda s, x: F.pad(x, (0,) * 8 + (1, 0))[:STEPS])
 call("pad of channels", lambda s, x: F.pad(x, (0, 0, 0, 0, 2, 1)))
+call(
+    "convolution of an even size that keeps the image's",
+    lambda s, x: each(x, s.a),
+    a=lambda: nn.Conv2d(CHANNELS, CHANNELS, (4, 2), padding="same", dilation=(1, 2)),
+)
 call("convolution with its own padding", lambda s, x: each(x, s.a), a=conv(kernel=3, padding_mode="reflect"))
 # pixels
 call("interpolate: nearest", lambda s, x: each(x, lambda y: F.interpolate(y, scale_factor=1.5)))
@@ -190,6 +196,12 @@ call(
     "grouped transposed convolution",
     lambda s, x: each(x, s.t),
     t=lambda: nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, 2, groups=CHANNELS),
+)
+call(
+    "depthwise convolution that doubles the channels",
+    lambda s, x: each(x, lambda y: s.d(s.a(y))),
+    a=conv(outputs=6),
+    d=conv(6, 12, 3, groups=6),
 )
 call(
     "transposed convolution of a series",

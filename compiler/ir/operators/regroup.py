@@ -3,6 +3,9 @@
 A reshape of 12 tokens by 10 channels to 8 by 15 mixes the two, and 8 heads of 48 channels do not nest in 3 of 128. Such
 a value can still be computed; but what is removed from one side would be missing in the wrong places of the other. So
 its dimensions get axes of their own, and none of its channels can be removed.
+
+At steps: a dimension whose elements are the time steps, as a later operation shows, though its axes do not: channels or
+positions of a layer that runs over time, or the columns of an image that neurons take one after another.
 """
 
 from __future__ import annotations
@@ -16,13 +19,36 @@ from torch import fx
 from svitc.ir import axes
 from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
 from svitc.ir.graph import input_type
-from svitc.ir.operators.table import Operator, are, is_integer
+from svitc.ir.operators.table import Operator, are, is_index, is_integer
 
 REASON = "a reshape or a sum does not follow its axes"
+AS_STEPS = "they are taken for time steps"
 
 
 def regroup(x, sizes):
     return x.reshape(sizes)
+
+
+def at_steps(x, dim):
+    return x.reshape(x.shape)
+
+
+def at_steps_rule(node: fx.Node) -> Dims:
+    """Return the type of a value with a time axis in one dimension.
+
+    Raises:
+        AxisConflict: there is no such dimension, or the batch is in it.
+    """
+    x, place = input_type(node.args[0]), node.kwargs["dim"]
+    if not isinstance(place, int) or place >= len(x):
+        raise AxisConflict(f"there is no dimension {place} in {axes.show(x)}")
+    dim = axes.resolve(x[place])
+    if any(axis.kind == Kind.BATCH for axis in dim):
+        raise AxisConflict("images would be taken for time steps")
+    for axis in dim:
+        if axis.kind == Kind.CHANNEL:
+            axis.freeze(AS_STEPS)
+    return (*x[:place], (Axis(node.name, axes.size(dim), Kind.TIME, "t"),), *x[place + 1 :])
 
 
 def regroup_rule(node: fx.Node) -> Dims:
@@ -95,6 +121,15 @@ REGROUP = (
         regroup_rule,
         "reshape and view that mix axes",
         {"sizes": are(is_integer)},
+        fills=False,
+        moves=True,
+        same_bits=True,
+    ),
+    Operator(
+        at_steps,
+        at_steps_rule,
+        "neurons and sums over other steps than those of the input",
+        {"dim": is_index},
         fills=False,
         moves=True,
         same_bits=True,

@@ -9,7 +9,7 @@ from torch import fx
 
 from svitc.ir.axes import Dims
 from svitc.ir.operators.registry import OPERATORS
-from svitc.ir.operators.regroup import regroup
+from svitc.ir.operators.regroup import at_steps, regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
@@ -25,7 +25,7 @@ from svitc.onnx.operators import (
     time,
 )
 from svitc.onnx.operators.emitter import Emitter
-from svitc.onnx.operators.regroup import regroup_rule
+from svitc.onnx.operators.regroup import at_steps_rule, regroup_rule
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
@@ -74,6 +74,7 @@ OPERATOR_RULES: dict[Callable, Rule] = {
     **{function: pointwise_rule(form) for function, form in pointwise.FORMS.items()},
     **{function: several_rule(form) for function, form in several.FORMS.items()},
     regroup: regroup_rule,
+    at_steps: at_steps_rule,
     **slicing.RULES,
     **{function: shaped_rule(form) for function, form in structure.FORMS.items()},
     **time.RULES,

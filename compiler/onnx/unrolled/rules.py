@@ -138,7 +138,8 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
 def rearrange(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     """Lower a view, which emits nothing: the readers rearrange the stored values as they need them."""
     x = b.at_node[node.all_input_nodes[0]]  # as it is stored: its readers are judged by their types
-    view = layout.rearranged(x.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
+    dims = b.program.type_of(node)
+    view = layout.rearranged(x.view, str(node.args[1]), node.kwargs, dims)  # type: ignore[arg-type]
     time = x.time or tuple(token for token in layout.flat(view) if token.kind == Kind.TIME)  # of a repeated image
     return replace(x, view=view, time_order=time)
 

@@ -109,9 +109,9 @@ REFUSED = {
     "a value read out": (lambda: Net(read_item), "control flow depends on the data", "def read_item"),
     "assignment by data": (lambda: Net(assign), "positions that depend on the data", "def assign"),
     "unknown operation": (
-        lambda: Net(lambda x: torch.sort(x, 2)[0].mean((0, 3, 4))),
-        "sort is not an operation",
-        "torch.sort",
+        lambda: Net(lambda x: torch.linalg.svdvals(x).mean((0, 3))),
+        "svdvals is not an operation",
+        "torch.linalg.svdvals",
     ),
     "a part of the batch": (
         lambda: Net(lambda x: x[:, 1:].mean((0, 3, 4))),

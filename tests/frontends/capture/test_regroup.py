@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from einops import rearrange
 from spikingjelly.activation_based import neuron
 from torch import nn
 
@@ -13,7 +14,7 @@ from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
-from svitc.ir.operators.regroup import regroup
+from svitc.ir.operators.regroup import at_steps, regroup
 from svitc.passes.policies import Uniform
 
 T, C, SIZE = 2, 16, 8
@@ -58,6 +59,12 @@ MIXED = {
 }
 
 
+def gated_by_steps(x):
+    """Scale each step by a gate that is one of the first channels."""
+    gate = x.mean((0, 3, 4))[:, :T].sigmoid()
+    return x * gate.transpose(0, 1)[..., None, None, None]
+
+
 def compiled(function, budget):
     torch.manual_seed(0)
     model = warm(Net(function), (3, SIZE, SIZE))
@@ -84,3 +91,43 @@ def test_windows_that_join_the_batch_are_pruned():
 def test_a_reshape_that_mixes_the_batch_is_refused():
     with pytest.raises(UnsupportedError, match="batch"):
         capture(Net(lambda x: x.transpose(0, 1).reshape(x.shape)).eval(), InputSpec((3, SIZE, SIZE)))
+
+
+def test_a_gate_for_each_step_may_come_from_other_axes():
+    program, done = compiled(gated_by_steps, 0.9)
+    assert done.verdict.passed
+    assert at_steps in {node.target for node in program.graph.nodes}
+
+
+class Columns(nn.Module):
+    """Neurons that take the columns of an image one after another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.lif1 = nn.Conv2d(3, C, 3, 1, 1), neuron.LIFNode(step_mode="m")
+        self.conv2, self.lif2 = nn.Conv1d(C, C, 3, 1, 1), neuron.LIFNode(step_mode="m")
+        self.head = nn.Linear(C, 5)
+
+    def forward(self, x):
+        x = self.lif1(self.conv1(x).permute(3, 0, 1, 2))  # [W, N, C, H]
+        x = self.lif2(self.conv2(x.flatten(0, 1)).reshape(x.shape)) + x
+        return self.head(x.mean((0, 3)))
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_columns_of_an_image_are_steps(weights):
+    torch.manual_seed(0)
+    model = warm(Columns(), (3, SIZE, SIZE))
+    program = capture(model, InputSpec((3, SIZE, SIZE)))
+    assert check_capture(model, program) == 0.0
+    run_canonical_passes(program)
+    done = compile_program(program, budget=0.8, policy=Uniform(), no_data="uniform", weights=weights)
+    assert done.verdict.passed
+
+
+def test_a_pattern_that_splits_the_batch_is_refused():
+    def split(x):
+        return rearrange(rearrange(x, "t n c h w -> (n t) c h w"), "(t n) c h w -> t n c h w", t=T)
+
+    with pytest.raises(UnsupportedError, match="cannot take 2 elements from batch"):
+        capture(Net(split).eval(), InputSpec((3, SIZE, SIZE)))
