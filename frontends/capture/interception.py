@@ -14,6 +14,7 @@ import einops.einops
 import torch
 from torch import fx, nn
 
+from svitc.frontends.capture.data_dependent import kept_value
 from svitc.frontends.capture.proxies import Tracer, ValueProxy
 from svitc.frontends.capture.user_line import is_user_code
 
@@ -21,16 +22,17 @@ from svitc.frontends.capture.user_line import is_user_code
 @contextlib.contextmanager
 def all_of(tracer: Tracer, model: nn.Module) -> Iterator[None]:
     """Make all changes of this file while a tracer traces a model."""
-    with proxies_in_buffers(), record_einops(tracer), tensor_functions(), scripts_as_written(tracer), tensors_in(model):
+    with proxies_in_modules(), record_einops(tracer), tensor_functions(), scripts_as_written(tracer), tensors_in(model):
         yield
 
 
 @contextlib.contextmanager
-def proxies_in_buffers() -> Iterator[None]:
-    """Let a model assign a traced value to a buffer of its own, such as a membrane that it carries along."""
+def proxies_in_modules() -> Iterator[None]:
+    """Let a model keep traced values: in a buffer, such as a membrane, or as a number, such as a firing rate."""
     original, register = nn.Module.__setattr__, nn.Module.register_buffer
 
     def setattribute(module: nn.Module, name: str, value: object) -> None:
+        value = kept_value(value)
         if isinstance(value, fx.Proxy) and (name in module._buffers or name in module._parameters):
             module._buffers.pop(name, None)
             module._parameters.pop(name, None)

@@ -28,6 +28,7 @@ from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
 from svitc.frontends.capture.membranes import Membrane, MembraneRead, Memories
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.random_draws import Draws, random_error
 from svitc.frontends.capture.registered_neurons import reference_of
 from svitc.frontends.capture.user_line import user_line
 from svitc.support.cpu_only import GPUS, host_arguments
@@ -122,6 +123,8 @@ class Tracer(fx.Tracer):
         if isinstance(a, torch.Tensor):
             current = self.substitute(a)
             return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
+        if isinstance(a, Draws):
+            raise random_error(a.name)
         if isinstance(a, np.generic):
             return a.item()
         if isinstance(a, np.ndarray):
@@ -300,12 +303,11 @@ class _TensorCalls(TorchFunctionMode):
         tracer, name = self.tracer, str(getattr(func, "__name__", ""))
         if tracer.evaluating:
             return func(*args, **kwargs)
+        if name in ("rand", "rand_like") and kwargs.get("out") is None:
+            args, kwargs = tree_map(_with_data, (args, kwargs))
+            return Draws(name, tuple(func(*args, **kwargs).shape))
         if name in self.RANDOM:
-            raise UnsupportedError(
-                f"{name} draws random numbers in forward, so that two calls differ",
-                where=user_line(),
-                hint="Draw them only while training (if self.training).",
-            )
+            raise random_error(name)
         flat = tree_flatten((args, kwargs))[0]
         if any(isinstance(value, fx.Proxy) for value in flat):
             return func(*args, **kwargs)

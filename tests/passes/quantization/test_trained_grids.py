@@ -269,7 +269,7 @@ def test_weights_that_were_not_trained_on_a_grid_are_rounded_as_ever():
 
 SAID = {
     "ternary": "the weights of 3 layers lie on a grid of 2 bits: kept exactly\n",
-    "4 bits": "the weights of 3 layers lie on a grid of 4 bits: kept exactly, times scales that are right to ",
+    "4 bits": "the weights of 3 layers lie on a grid of 4 bits: kept exactly, times scales that are right to within ",
 }
 
 
