@@ -13,6 +13,7 @@ from svitc.errors import InternalError, UnsupportedError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import zoo
+import zoo_report
 from zoo_models import ZOO
 
 SMALL = "spikingformer"
@@ -90,9 +91,9 @@ def test_masks_leave_frozen_groups_whole(network):
 
 def test_the_tables_say_what_failed_and_where():
     good, bad = zoo.Result(SMALL, ZOO[SMALL]), zoo.Result("psn", ZOO["psn"])
-    good.stages = {stage: zoo.Outcome(zoo.OK, "0") for stage in zoo.STAGES}
+    good.stages = {stage: zoo.Outcome(zoo.OK, "0") for stage in zoo_report.STAGES}
     bad.stages["capture"] = zoo.attempt(failing(UnsupportedError("addmm | mul", where="a/zoo_models/psn.py:3")))
-    text = zoo.markdown([good, bad])
+    text = zoo.markdown([good, bad], "What it does.")
     assert "1 of 2 networks pass every stage" in text
     assert "1 refused (0 of them without a line of the model), 0 internal errors, 0 wrong numbers" in text
     assert "| psn | capture | refused | a/zoo_models/psn.py:3 | UnsupportedError: addmm \\| mul |" in text
