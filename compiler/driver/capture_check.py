@@ -179,7 +179,7 @@ class _Comparison:
         except Exception as error:  # the user's code
             raise UnsupportedError(
                 f"the model's forward fails on a batch of {x.shape[self.program.input.batch_dim]}:"
-                f" {type(error).__name__}: {error}",
+                f" {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
                 where=raised_at(error),
                 hint="A model must take batches of any size.",
             ) from error

@@ -7,18 +7,21 @@ such as a comparison or a product, can make it 0 again.
 
 from __future__ import annotations
 
+import copy
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from svitc.ir import ops
-from svitc.ir.axes import Axis, Dim, Kind
+from svitc.ir.axes import Axis, Dim, Kind, size
 from svitc.ir.graph import attribute_of, module_of, type_of
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
 from svitc.ir.operators.products import add_product
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.slicing import concatenate
 from svitc.ir.operators.time import mix_steps
 
 ADDED_TO_PRODUCTS = {add_product: 0, mix_steps: 2}  # operator -> which of its inputs it adds to a product of others
@@ -37,6 +40,7 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         owner: the module that contains the layers and parameters of the nodes.
     """
     node.meta.pop("filled", None)
+    node.meta.pop("filled_steps", None)
     module = module_of(owner, node)
     sources = [_filled(source) for source in node.all_input_nodes]
     general, present = operator_of(node.target), _channels(node)
@@ -62,6 +66,8 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         values = _passed_on(node, module, sources)
     if module is not None:
         values |= _shifted(node, module, present)
+    if ops.has_state(module) or node.target in (concatenate, *ops.VIEWS):
+        values |= _over_time(node, module, present)
     node.meta["filled"] = {a: v for a, v in values.items() if a in present and (v is None or bool(v.ne(0).any()))}
 
 
@@ -148,6 +154,41 @@ def _passed_on(node: fx.Node, module: nn.Module | None, sources: list[Values]) -
         _freeze_summed(node, sources)
     moves = node.target in (*ops.VIEWS, ops.take_block, ops.take_range) or (general is not None and general.moves)
     return dict(sources[0]) if moves and len(inputs) == 1 else values
+
+
+def _over_time(node: fx.Node, module: nn.Module | None, present: set[Axis]) -> Values:
+    """Return what removed channels are that have another value at each time step, such as a membrane at the start.
+
+    They are followed from where steps are joined, in ``node.meta["filled_steps"]``, to the neuron that reads them.
+    """
+    sources = node.all_input_nodes
+    if node.target is concatenate:
+        dims, at = type_of(node), int(node.kwargs["dim"])  # type: ignore[call-overload, arg-type]
+        if [axis.kind for axis in dims[at]] != [Kind.TIME]:
+            return {}
+        series: dict[Axis, torch.Tensor] = {}
+        for axis in {axis for source in sources for axis in _filled(source)} & present:
+            steps = [_filled(source).get(axis, torch.zeros(1)) for source in sources]
+            if all(value is not None and value.numel() == 1 for value in steps):
+                counts = [size(type_of(source)[at]) for source in sources]
+                series[axis] = torch.cat([v.reshape(1).expand(n) for v, n in zip(steps, counts, strict=True)])  # type: ignore[union-attr]
+        node.meta["filled_steps"] = series
+        return {axis: steps.unique() for axis, steps in series.items()}
+    known = {leaf: v for axis, v in sources[0].meta.get("filled_steps", {}).items() for leaf in axis.leaves()}
+    if module is None:
+        node.meta["filled_steps"] = known
+        return {}
+    if any(p.numel() > 1 for p in (*module.parameters(), *module.buffers())):
+        return {}
+    return {axis: _fired(module, steps) for axis, steps in known.items() if type_of(node)[0][0].size == len(steps)}
+
+
+def _fired(neuron: nn.Module, current: torch.Tensor) -> torch.Tensor:
+    """Return what a neuron fires at a current over time, ``[T]``."""
+    twin: Any = copy.deepcopy(neuron).eval()
+    twin.reset()
+    with torch.no_grad():
+        return twin(current.reshape(-1, 1)).reshape(-1).unique()
 
 
 def _freeze_summed(node: fx.Node, sources: list[Values]) -> None:

@@ -16,6 +16,7 @@ from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.effects import has_effect, in_place
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, are_steps, has_module
 from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
@@ -153,7 +154,7 @@ class Canonicalizer(GraphBuilder):
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
-                hint="svitc inspect --supported lists what is; rewrite the layer with those, or report it.",
+                hint=advice(name),
             )
         return handler(self, node)
 

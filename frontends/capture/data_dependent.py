@@ -53,7 +53,8 @@ class UnknownNumber:
         return number_of(sys._getframe(1))
 
     __bool__ = __int__ = __index__ = __len__ = __iter__ = __contains__ = __complex__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _unknown
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = __round__ = _unknown
     __getitem__ = _unknown
@@ -120,4 +121,5 @@ def _asserted() -> bool | None:
         return None
     negated = isinstance(statement.test, ast.UnaryOp) and isinstance(statement.test.op, ast.Not)
     test = statement.test.operand if negated else statement.test  # type: ignore[attr-defined]
-    return not negated if isinstance(test, (ast.Call, ast.Compare, ast.Attribute, ast.Name)) else None
+    is_plain = not any(isinstance(part, (ast.Not, ast.IfExp, ast.Or)) for part in ast.walk(test))
+    return not negated if is_plain and not (negated and isinstance(test, ast.BoolOp)) else None

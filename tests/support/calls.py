@@ -297,6 +297,18 @@ call(
 )
 call("einsum with an ellipsis", lambda s, x: torch.einsum("...hw,wv", x, s.w), w=weights(PIXELS, PIXELS))
 call(
+    "grouped convolution",
+    lambda s, x: each(x, lambda y: s.g(s.a(y).relu()) + s.a(y).relu()),
+    a=conv(outputs=6),
+    g=lambda: nn.Conv2d(6, 6, 3, 1, 1, groups=2, bias=False),
+)
+call(
+    "membrane with a start of its own",
+    lambda s, x: s.lif(torch.cat([y[:1] + 0.5, y[1:]])) if (y := each(x, s.a)) is not None else None,
+    a=lambda: nn.Conv2d(CHANNELS, 6, 3, 1, 1, bias=False),
+    lif=lambda: neuron.IFNode(step_mode="m", v_reset=None),
+)
+call(
     "einsum with queries for all",
     lambda s, x: tokens(
         x,

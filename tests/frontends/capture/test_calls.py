@@ -69,6 +69,10 @@ FREE = {  # channel groups that stay free around a call
     "einsum of what is never 0": {"conv1"},
     "tensordot": {"conv1", "body.w"},
     "layer norm": set(),
+    "grouped convolution": {"conv1", "body.a"},
+    "membrane with a start of its own": {"conv1", "body.a"},
+    "topk and gather of tokens": {"conv1"},
+    "mask of the best tokens": {"conv1"},
     "softmax": set(),
     "roll of time": {"conv1"},
 }
