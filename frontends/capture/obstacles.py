@@ -101,8 +101,6 @@ def _guessed(sources: Sequence[Dims], shape: tuple[int, ...], name: str) -> Dims
     known = [axis for dims in sources for dim in dims for axis in axes.resolve(dim)]
     kept = (axis for axis in known if axis.kind in (Kind.TIME, Kind.BATCH) and axis.size > 1)
     left: dict[Kind, Axis] = {axis.kind: axis for axis in kept}
-        axis.kind: axis for axis in known if axis.kind in (Kind.TIME, Kind.BATCH) and axis.size > 1
-    }
     out = []
     for i, size in enumerate(shape):
         axis = next((a for a in left.values() if a.size == size), None)
