@@ -22,6 +22,7 @@ from svitc.frontends.capture.graph_builder import GraphBuilder, Value, are_steps
 from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
+from svitc.frontends.capture.obstacles import Obstacles, stand_in
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.frontends.capture.recognize_neurons import NotOverTime
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS, pad_edges, pool_2d_of, pooled_3d
@@ -80,25 +81,56 @@ class Canonicalizer(GraphBuilder):
         self.layers: dict[str, nn.Module | None] = {}
 
     def run(self, raw: fx.Graph, done: list[fx.Node]) -> fx.Graph:
-        """Return the canonical graph, and check each shape against the recorded one."""
+        """Return the canonical graph.
+
+        Args:
+            raw: The recorded graph.
+            done: Receives the raw operations before the first that could not be represented.
+
+        Raises:
+            UnsupportedError: Some could not; it names all of them.
+        """
+        obstacles = Obstacles()
         for node in raw.nodes:
             self.origin = node
+            obstacles.follow(node)
+            new: Value | None
             try:
-                new = self.handle(node)
-            except axes.AxisConflict as conflict:
-                name = getattr(node.target, "__name__", node.target)
-                raise self.refuse(f"{name}: {conflict}") from conflict
+                new = self.checked(node)
+            except NotOverTime:
+                raise
+            except UnsupportedError as error:
+                obstacles.add(node, error)
+                new = stand_in(self, node)
+            except Exception:
+                if not obstacles:
+                    raise
+                new = stand_in(self, node)  # of a type that the operation never sees in a graph that holds
+            if new is None:
+                break
             self.done[node] = new
-            done.append(node)
-            value = node.meta.get("val")
-            if isinstance(new, fx.Node) and isinstance(value, torch.Tensor):
-                shape = axes.shape(input_type(new))
-                if tuple(value.shape) != shape:
-                    raise UnsupportedError(
-                        f"{describe(node)}: typed as {shape}, but it has shape {tuple(value.shape)}",
-                        where=node.meta.get("source"),
-                    )
+            if not obstacles:
+                done.append(node)
+        if obstacles:
+            raise obstacles.error() from obstacles.errors[0].__cause__
         return self.graph
+
+    def checked(self, node: fx.Node) -> Value:
+        """Return what a raw node becomes, and check its shape against the recorded one."""
+        try:
+            new = self.handle(node)
+        except axes.AxisConflict as conflict:
+            name = getattr(node.target, "__name__", node.target)
+            raise self.refuse(f"{name}: {conflict}") from conflict
+        value = node.meta.get("val")
+        if isinstance(new, fx.Node) and isinstance(value, torch.Tensor):
+            shape = axes.shape(input_type(new))
+            if tuple(value.shape) != shape:
+                raise UnsupportedError(
+                    f"{describe(node)}: typed as {shape}, but it has shape {tuple(value.shape)}",
+                    where=node.meta.get("source"),
+                )
+        return new
 
     def handle(self, node: fx.Node) -> Value:
         """Emit the canonical operations of a raw node, and return the node, or tuple of nodes, that it became."""
