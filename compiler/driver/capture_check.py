@@ -31,6 +31,7 @@ from svitc.ir.program import Program
 from svitc.support.cpu_only import on_cpu
 from svitc.verification.recorder import stimulate
 
+UNEXPLAINED = "The model depends on values, on the batch, on chance or on earlier calls; please report it."
 TIES = (
     "The model sorts, and torch keeps equal scores in the order of their positions, as files do, only if told so: write"
     " torch.sort(…, stable=True) instead of topk and argsort. Otherwise please report it."
@@ -179,7 +180,7 @@ class _Comparison:
         except Exception as error:  # the user's code
             raise UnsupportedError(
                 f"the model's forward fails on a batch of {x.shape[self.program.input.batch_dim]}:"
-                f" {type(error).__name__}: {error}",
+                f" {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
                 where=raised_at(error),
                 hint="A model must take batches of any size.",
             ) from error
@@ -270,9 +271,7 @@ class _Comparison:
         return UnsupportedError(
             f"the captured program differs from the model: {text}",
             where=where,
-            hint=TIES
-            if sorts
-            else "The model does something that depends on values, on the batch or on earlier calls; please report it.",
+            hint=TIES if sorts else UNEXPLAINED,
         )
 
 

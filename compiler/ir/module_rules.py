@@ -178,7 +178,8 @@ def spiking_neuron(node: fx.Node, _: nn.Module) -> Dims:
     if not x or not x[0] or any(axis.kind != Kind.TIME for axis in x[0]):
         raise AxisConflict(
             "the neuron's first dimension is not time alone"
-            f" ({axes.show(x)}), so that it would run over other samples as if they were later steps"
+            f" ({axes.show(x)}), so that it would run over other samples as if they were later steps",
+            hint="Put time first in front of the neuron, as in x.transpose(0, 1).",
         )
     return x
 

@@ -25,7 +25,7 @@ MAX_LEVEL = 128  # the largest integer weight in magnitude: int8 holds -128 to 1
 ROUNDINGS = 4  # to float32, of a weight at most: fake quantization, batch norm, a neuron's factor, one in reserve
 TOLERANCE = 2 * ROUNDINGS * 2.0**-24  # relative, of the ratio of two weights
 MIN_EVIDENCE = 16  # weights of a layer that must be multiples of another one; fewer may be so by chance
-SAMPLE = 8  # channels on which a layer of real-valued weights is told apart at once
+SAMPLE = 8  # channels, and weights of each, by which a layer of real-valued weights is told apart at once
 MANTISSA = 24  # bits of float32's mantissa
 
 
@@ -55,12 +55,14 @@ def grid_of(weight: torch.Tensor, min_evidence: int = MIN_EVIDENCE) -> Grid | No
         min_evidence: number of weights, besides the first of each channel, that must not be 0; with 0 for a layer that
             is known to have been trained on a grid.
     """
-    flat = weight.detach().flatten(1).double()
-    used = flat.abs().amax(1) > 0
-    rows = flat[used]
-    if int((rows != 0).sum()) - len(rows) < min_evidence or not bool(flat.isfinite().all()):
+    flat = weight.detach().flatten(1)
+    sample = flat[:SAMPLE, :SAMPLE].double()
+    if _integers(sample[sample.any(1)]) is None:  # most layers of most models
         return None
-    if _integers(rows[:SAMPLE]) is None or (found := _integers(rows)) is None:
+    flat = flat.double()
+    used = flat.any(1)
+    rows = flat[used]
+    if int((rows != 0).sum()) - len(rows) < min_evidence or (found := _integers(rows)) is None:
         return None
     integers, step = torch.zeros_like(flat), torch.ones(len(flat), dtype=torch.float64)
     integers[used], step[used] = found, _step(rows, found)
@@ -69,35 +71,50 @@ def grid_of(weight: torch.Tensor, min_evidence: int = MIN_EVIDENCE) -> Grid | No
 
 
 def _integers(rows: torch.Tensor) -> torch.Tensor | None:
-    """Return the smallest integers whose ratios are those of the weights in each row, or None for any other row.
+    """Return the smallest integers whose ratios are those of the weights in each row, or None where a row has none.
 
     Args:
         rows: ``[rows, in]``, float64, none of which is 0.
     """
-    result = torch.zeros_like(rows)
-    open_rows = torch.arange(len(rows))
     units = rows / rows.abs().amax(1, keepdim=True)
-    for largest in range(1, MAX_LEVEL + 1):
-        ratios = units[open_rows] * largest
-        nearest = ratios.round()
-        fits = ((ratios - nearest).abs() <= TOLERANCE * nearest.abs()).all(1) & (nearest.amax(1) < MAX_LEVEL)
-        result[open_rows[fits]] = nearest[fits]
-        open_rows = open_rows[~fits]
-        if not len(open_rows):
-            return result
-    return None
+    levels = torch.arange(1, MAX_LEVEL + 1, dtype=rows.dtype)
+    plausible = _near_integers(units[:, None, :SAMPLE] * levels[:, None])  # [rows, levels]
+    if not bool(plausible.any(1).all()):
+        return None
+    result, is_open = torch.zeros_like(rows), torch.ones(len(rows), dtype=torch.bool)
+    for i, level in enumerate(levels.tolist()):
+        tried = (is_open & plausible[:, i]).nonzero().flatten()
+        if len(tried):
+            ratios = units[tried] * level
+            nearest = ratios.round()
+            fits = _near_integers(ratios) & (nearest.amax(1) < MAX_LEVEL)
+            result[tried[fits]], is_open[tried[fits]] = nearest[fits], False
+    return None if bool(is_open.any()) else result
+
+
+def _near_integers(ratios: torch.Tensor) -> torch.Tensor:
+    """Tell for each row, the last dimension, whether all of its numbers are integers up to rounding."""
+    nearest = ratios.round()
+    return ((ratios - nearest).abs() <= TOLERANCE * nearest.abs()).all(-1)
 
 
 def _step(rows: torch.Tensor, integers: torch.Tensor) -> torch.Tensor:
     """Return the step of each row, as ``Grid.step`` says."""
     present = integers != 0
-    quotients = torch.where(present, rows / torch.where(present, integers, 1), 0)
+    divisors = torch.where(present, integers, 1)
+    quotients = torch.where(present, rows / divisors, 0)
+    half_unit = torch.exp2(torch.frexp(rows)[1].double() - (MANTISSA + 1)) / divisors.abs()  # of the weight's last bit
+    low = torch.where(present, quotients - half_unit, -torch.inf).amax(1)
+    high = torch.where(present, quotients + half_unit, torch.inf).amin(1)
     mean = quotients.sum(1) / present.sum(1)
     step, is_open = mean.clone(), torch.ones(len(rows), dtype=torch.bool)
     for bits in range(1, MANTISSA + 1):
-        candidate = with_bits(mean, torch.full_like(mean, bits))
-        exact = ((integers * candidate[:, None]).float() == rows.float()).all(1) & is_open
-        step, is_open = torch.where(exact, candidate, step), is_open & ~exact
+        candidate = with_bits((low + high) / 2, torch.full_like(mean, bits))
+        fits = is_open & (candidate >= low) & (candidate <= high)
+        tried = fits.nonzero().flatten()
+        products = (integers[tried] * candidate[tried, None]).float()
+        exact = tried[(products == rows[tried]).all(1)]
+        step[exact], is_open[exact] = candidate[exact], False
     return step
 
 

@@ -16,11 +16,13 @@ from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.effects import has_effect, in_place
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value, are_steps, has_module
 from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
+from svitc.frontends.capture.obstacles import Obstacles, stand_in
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.frontends.capture.recognize_neurons import NotOverTime
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS, pad_edges, pool_2d_of, pooled_3d
@@ -79,25 +81,56 @@ class Canonicalizer(GraphBuilder):
         self.layers: dict[str, nn.Module | None] = {}
 
     def run(self, raw: fx.Graph, done: list[fx.Node]) -> fx.Graph:
-        """Return the canonical graph, and check each shape against the recorded one."""
+        """Return the canonical graph.
+
+        Args:
+            raw: The recorded graph.
+            done: Receives the raw operations before the first that could not be represented.
+
+        Raises:
+            UnsupportedError: Some could not; it names all of them.
+        """
+        obstacles = Obstacles()
         for node in raw.nodes:
             self.origin = node
+            obstacles.follow(node)
+            new: Value | None
             try:
-                new = self.handle(node)
-            except axes.AxisConflict as conflict:
-                name = getattr(node.target, "__name__", node.target)
-                raise self.refuse(f"{name}: {conflict}") from conflict
+                new = self.checked(node)
+            except NotOverTime:
+                raise
+            except UnsupportedError as error:
+                obstacles.add(node, error)
+                new = stand_in(self, node)
+            except Exception:
+                if not obstacles:
+                    raise
+                new = stand_in(self, node)  # of a type that the operation never sees in a graph that holds
+            if new is None:
+                break
             self.done[node] = new
-            done.append(node)
-            value = node.meta.get("val")
-            if isinstance(new, fx.Node) and isinstance(value, torch.Tensor):
-                shape = axes.shape(input_type(new))
-                if tuple(value.shape) != shape:
-                    raise UnsupportedError(
-                        f"{describe(node)}: typed as {shape}, but it has shape {tuple(value.shape)}",
-                        where=node.meta.get("source"),
-                    )
+            if not obstacles:
+                done.append(node)
+        if obstacles:
+            raise obstacles.error() from obstacles.errors[0].__cause__
         return self.graph
+
+    def checked(self, node: fx.Node) -> Value:
+        """Return what a raw node becomes, and check its shape against the recorded one."""
+        try:
+            new = self.handle(node)
+        except axes.AxisConflict as conflict:
+            name = getattr(node.target, "__name__", node.target)
+            raise self.refuse(f"{name}: {conflict}") from conflict
+        value = node.meta.get("val")
+        if isinstance(new, fx.Node) and isinstance(value, torch.Tensor):
+            shape = axes.shape(input_type(new))
+            if tuple(value.shape) != shape:
+                raise UnsupportedError(
+                    f"{describe(node)}: typed as {shape}, but it has shape {tuple(value.shape)}",
+                    where=node.meta.get("source"),
+                )
+        return new
 
     def handle(self, node: fx.Node) -> Value:
         """Emit the canonical operations of a raw node, and return the node, or tuple of nodes, that it became."""
@@ -121,7 +154,7 @@ class Canonicalizer(GraphBuilder):
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
-                hint="svitc inspect --supported lists what is; rewrite the layer with those, or report it.",
+                hint=advice(name),
             )
         return handler(self, node)
 
@@ -161,7 +194,7 @@ class Canonicalizer(GraphBuilder):
             path, module = self.path_of_call(path), copy.deepcopy(module)
         general: Callable[..., fx.Node] | None = LAYERS.get(leaf_kind(module)) if not ops.is_neuron(module) else None  # type: ignore[arg-type]
         if general is None:
-            self.replace(path, plain(module))
+            self.replace(path, self.plain(path, module))
             general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
             general = lopsided_convolution if any(_excess(module)) else general
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
@@ -172,6 +205,15 @@ class Canonicalizer(GraphBuilder):
         y = general(self, path, module, merged) if general else self.emit("call_module", path, (merged,))
         out = input_type(y)
         return self.view(y, (dims[0], dims[1], *out[1:]))
+
+    def plain(self, path: str, module: nn.Module) -> nn.Module:
+        """Return the layer of ``torch.nn``, see below; an error names the place and the way out."""
+        try:
+            return plain(module)
+        except UnsupportedError as error:
+            way_out = "Track statistics while training, or normalize with nn.GroupNorm or nn.InstanceNorm."
+            hint = way_out if "statistics" in error.message else error.hint
+            raise self.refuse(error.message, hint=hint) from error
 
     def neuron(self, path: str, module: base.MemoryModule | ops.LeakyNeuron, x: fx.Node) -> fx.Node:
         """Emit the call of a neuron that has a membrane potential."""

@@ -28,6 +28,7 @@ from svitc.frontends.capture.data_dependent import data_dependent
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
 from svitc.frontends.capture.keyword_names import rename_keywords
 from svitc.frontends.capture.leaves import drop_hooks
+from svitc.frontends.capture.membranes import MembraneRead, trace_into
 from svitc.frontends.capture.model_rewrites import prepare
 from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons, recognize_step_neurons
 from svitc.frontends.capture.reparametrized import bake, copy_model
@@ -65,6 +66,7 @@ def capture(
     functional.reset_net(model)
     model = copy_model(model).eval().float()
     bake(model)
+    _keep_integers_as_buffers(model)
     given = info is not None and "assumptions" in info
     info = dict(info or {})
     info["assumptions"] = [*info.get("assumptions", [])]
@@ -87,6 +89,15 @@ def capture(
     raise max(failures, key=lambda failure: failure[0])[1]  # the layout that led further
 
 
+def _keep_integers_as_buffers(model: nn.Module) -> None:
+    """Turn parameters that cannot be trained, such as masks and tables of positions, into buffers, in place."""
+    for module in model.modules():
+        for name, value in list(module._parameters.items()):
+            if value is not None and not value.is_floating_point():
+                del module._parameters[name]
+                module.register_buffer(name, value.detach())
+
+
 def some(what: str, paths: list[str]) -> str:
     """Return a count and an example of paths, such as ``8 neurons (a, …)``."""
     return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
@@ -95,13 +106,20 @@ def some(what: str, paths: list[str]) -> str:
 def _capture_recognizing(
     model: nn.Module, input_spec: InputSpec, info: JsonDict, batch_first: bool, fix: bool, done: list[fx.Node]
 ) -> Program:
-    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations."""
+    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations.
+
+    So does a neuron whose membrane is read.
+    """
     ignored: set[int] = set()
     while True:
         try:
             return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done, ignored)
         except NotOverTime as error:
             ignored.add(error.number)
+            done.clear()
+        except MembraneRead as error:
+            if not trace_into(model, error.path):
+                raise
             done.clear()
 
 
@@ -184,10 +202,10 @@ def _failure(error: Exception, shape: tuple[int, ...]) -> UnsupportedError:
         return data_dependent("the value", where)
     if "Proxy" in text or (isinstance(error, KeyError) and error.args == ("val",)):
         return UnsupportedError(
-            "a call takes tensors past what can be recorded, such as a function that torch.jit.script compiled, "
+            "a call takes tensors past what can be recorded, such as a module that torch.jit.script compiled, "
             f"torch.vmap, or a method called on its class ({text})",
             where=where,
-            hint="Call plain functions of PyTorch and methods of tensors; take off @torch.jit.script.",
+            hint="Call plain functions of PyTorch and methods of tensors; leave out torch.jit.script.",
         )
     return UnsupportedError(
         f"the model's forward failed on an input of shape {shape}: {text}",

@@ -290,6 +290,8 @@ COMPOSITES: dict[str, Callable[..., Any]] = {
     "count_nonzero": lambda x, dim=None: _different(x, 0).float().sum(dim),
     "multi_head_attention_forward": multi_head_attention,
     "local_response_norm": _python(F.local_response_norm),
+    "lp_pool1d": _python(F.lp_pool1d),
+    "lp_pool2d": _python(F.lp_pool2d),
 }
 # whose last bits can differ from the call's own
 ROUNDED = {
@@ -308,6 +310,6 @@ ROUNDED = {
         "addcdiv",
     ),
     *("floordiv", "floor_divide", "mod", "remainder", "fmod", "cdist", "pairwise_distance", "bilinear", "celu"),
-    *("local_response_norm", "special_expit", "tanhshrink"),
+    *("local_response_norm", "special_expit", "tanhshrink", "lp_pool1d", "lp_pool2d"),
 }
 __all__ = ["COMPOSITES", "ROUNDED", "composite_of", "plain_of"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import dis
 import linecache
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
-from torch import fx
+from torch import fx, nn
 
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.user_line import is_user_code, user_line
+
+_STAND_INS: dict[int, float] = {}  # numbers of number_of by id, until they are kept
 
 
 def data_dependent(need: str, where: str | None = None) -> UnsupportedError:
@@ -45,11 +49,40 @@ class UnknownNumber:
     def _unknown(self, *_: object) -> UnknownNumber:
         return self
 
-    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = __contains__ = __complex__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    def __float__(self) -> float:
+        return number_of(sys._getframe(1))
+
+    __bool__ = __int__ = __index__ = __len__ = __iter__ = __contains__ = __complex__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _unknown
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = __abs__ = __round__ = _unknown
     __getitem__ = _unknown
+
+
+def number_of(frame: FrameType) -> float:
+    """Return what ``float(x)`` gives for a value that depends on the input, in the code that a frame runs.
+
+    Python wants a number, which nobody knows yet. There is one only for ``self.rate = float(x.mean())``, which keeps it
+    for a log: it is recognized when it is kept, and an ``UnknownNumber`` takes its place (``kept_value``).
+
+    Raises:
+        UnsupportedError: the code does something else with the number.
+    """
+    following = [i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti][:2]
+    names = [instruction.opname for instruction in following]
+    if names[:1] not in (["LOAD_FAST"], ["LOAD_FAST_BORROW"], ["LOAD_DEREF"]) or names[1:] != ["STORE_ATTR"]:
+        raise data_dependent("the value")
+    if not isinstance(frame.f_locals.get(following[0].argval), nn.Module):
+        raise data_dependent("the value")
+    number = float("nan")
+    _STAND_INS[id(number)] = number
+    return number
+
+
+def kept_value(value: object) -> object:
+    """Return what a module keeps as an attribute: an ``UnknownNumber`` for what ``number_of`` gave, else the value."""
+    return UnknownNumber() if _STAND_INS.pop(id(value), None) is value and value is not None else value
 
 
 def truth_of(node: fx.Node) -> bool | None:
@@ -88,4 +121,5 @@ def _asserted() -> bool | None:
         return None
     negated = isinstance(statement.test, ast.UnaryOp) and isinstance(statement.test.op, ast.Not)
     test = statement.test.operand if negated else statement.test  # type: ignore[attr-defined]
-    return not negated if isinstance(test, (ast.Call, ast.Compare, ast.Attribute, ast.Name)) else None
+    is_plain = not any(isinstance(part, (ast.Not, ast.IfExp, ast.Or)) for part in ast.walk(test))
+    return not negated if is_plain and not (negated and isinstance(test, ast.BoolOp)) else None

@@ -72,10 +72,12 @@ class GraphBuilder:
             if not any(isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in args):
                 raise
             with_steps = self._with_steps(args) if target in ALIGNED else args
-            apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in with_steps)
-            for operands in (with_steps, apart) if with_steps != args else (apart,):
+            if with_steps != args:
                 with contextlib.suppress(UnsupportedError):
-                    return self._typed(op, target, operands, dict(kwargs or {}), name)
+                    return self._typed(op, target, with_steps, dict(kwargs or {}), name)
+            with contextlib.suppress(UnsupportedError):
+                apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in with_steps)
+                return self._typed(op, target, apart, dict(kwargs or {}), name)
             raise
 
     def _with_steps(self, args: tuple[Argument, ...]) -> tuple[Argument, ...]:

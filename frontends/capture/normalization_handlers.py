@@ -75,7 +75,7 @@ def norm(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x, order, dim, keepdim = call(b, node, "p" if "p" in node.kwargs else "ord", "dim", "keepdim", keepdim=False)
     order = 2 if order in (None, "fro") else order
     if order <= 0 or order == float("inf"):
-        raise b.refuse(f"a norm of order {order} is not supported")
+        raise b.refuse(f"a norm of order {order} is not supported", hint="Write (x.abs() ** p).sum(dim) ** (1 / p).")
     attributes = {"order": order, "dims": dims_of(x, dim), "keepdim": bool(keepdim)}
     return b.emit("call_function", normalization.norm, (x,), attributes)
 
@@ -84,7 +84,10 @@ def normalize(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``F.normalize``."""
     x, order, dim, eps = call(b, node, "p", "dim", "eps", p=2.0, dim=1, eps=1e-12)
     if not isinstance(dim, int):
-        raise b.refuse("normalize over several dimensions is not supported")
+        raise b.refuse(
+            "normalize over several dimensions is not supported",
+            hint="Write x / x.norm(dim=…, keepdim=True).clamp_min(1e-12).",
+        )
     attributes = {"order": order, "dim": positive(x, dim), "eps": eps}
     return b.emit("call_function", normalization.normalize, (x,), attributes)
 

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.fx.node import Argument, Target
 
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, dims_of, positive, rank, spelled_out, value_shape, variadic
@@ -54,7 +55,7 @@ def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
         return b.arg(x)
     if before.is_floating_point and not narrows and after != torch.bool:
         return b.emit("call_function", pointwise.truncate, (b.arg(x),))
-    raise b.refuse(f"a cast from {before} to {after} is not supported")
+    raise b.refuse(f"a cast from {before} to {after} is not supported", hint=advice("half"))
 
 
 def transpose(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -84,7 +85,7 @@ def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
         return x
     if name == "T" or (name == "mT" and len(order) > 1):
         return b.permute(x, order[::-1] if name == "T" else [*order[:-2], order[-1], order[-2]])
-    raise b.refuse(f"a tensor's {name} is not an operation that svitc can represent")
+    raise b.refuse(f"a tensor's {name} is not an operation that svitc can represent", hint=advice(str(name)))
 
 
 def channel_shuffle(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -108,6 +109,8 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x, dim = call(b, node, "dim")
     dims = input_type(x)
     if dim is None:
+        note = f"squeeze() keeps the batch where it is a single image, too (line {node.meta.get('source')})"
+        b.program.info.setdefault("assumptions", []).append(note)
         return b.view(x, tuple(d for d in dims if axes.size(d) != 1))
     dim = positive(x, dim)
     if axes.size(dims[dim]) != 1:

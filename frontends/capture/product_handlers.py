@@ -129,9 +129,11 @@ def attention(b: GraphBuilder, node: fx.Node) -> fx.Node:
     node.kwargs = kwargs
     q, k, v, mask, _, causal, scale, shared = call(b, node, *names, is_causal=False, enable_gqa=False)
     if shared:
-        raise b.refuse("attention whose heads share keys is not supported")
+        raise b.refuse("attention whose heads share keys is not supported", hint="Repeat them with repeat_interleave.")
     if q.op == "get_attr" or k.op == "get_attr" or v.op == "get_attr":
-        raise b.refuse("attention of a parameter is not supported")
+        raise b.refuse(
+            "attention of a parameter is not supported", hint="Write softmax(q @ k.transpose(-1, -2) * scale) @ v."
+        )
     width = axes.size(input_type(q)[-1])
     attributes = {"causal": bool(causal), "scale": width**-0.5 if scale is None else float(scale)}
     masks = () if mask is None else (additive(b, mask),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from torch import fx
 from torch.fx.node import Target
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent, truth_of
+from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent, number_of, truth_of
 from svitc.frontends.capture.user_line import user_line
 
 Tracer: TypeAlias = Any  # the tracer, whose module imports this one
@@ -174,7 +175,7 @@ class ValueProxy(fx.Proxy):
         return truth
 
     def __float__(self) -> float:
-        raise data_dependent("the value")
+        return number_of(sys._getframe(1))
 
     def __int__(self) -> int:
         raise data_dependent("the value")

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from svitc.errors import UnsupportedError
+
 _Key = tuple[tuple[int, ...], str]
 _SUFFIXES = ("_orig", "_mask", "_g", "_v", "_u")  # of what a weight is computed from, behind its own name
 
@@ -25,7 +27,14 @@ def copy_model(model: nn.Module) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # the user's code
+        text = next(iter(str(error).splitlines()), "")
+        raise UnsupportedError(
+            f"the model cannot be copied: copy.deepcopy(model) fails with {type(error).__name__}: {text}",
+            hint="Look for attributes that cannot be copied, such as a dictionary whose __getattr__ raises KeyError.",
+        ) from error
 
 
 def bake(model: nn.Module) -> None:

@@ -7,32 +7,30 @@ model; constants.py puts those that meet the input into the graph.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
-from types import FunctionType
+from collections.abc import Callable
 from typing import Any
 
-import einops
-import einops.einops
 import numpy as np
 import torch
 from spikingjelly.activation_based import base
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.node import Target
 from torch.fx.proxy import Scope, ScopeContextManager
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import composites, constants, in_place, indexing
+from svitc.frontends.capture import composites, constants, in_place, indexing, interception
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
+from svitc.frontends.capture.membranes import Membrane, MembraneRead, Memories
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.random_draws import Draws, random_error
 from svitc.frontends.capture.registered_neurons import reference_of
-from svitc.frontends.capture.user_line import is_user_code, user_line
+from svitc.frontends.capture.user_line import user_line
 from svitc.support.cpu_only import GPUS, host_arguments
 
 
@@ -44,6 +42,7 @@ class Tracer(fx.Tracer):
         example: The input by the name of the argument that takes it.
         evaluating: Whether an operation runs on fake values, when nothing is recorded.
         unchecked: Lines of checks of values, which are taken to hold.
+        memories: The membranes of neurons that were recorded.
         constants: The tensors that do not depend on the input.
         changed: Tensors, by id, that did not depend on the input until a value that does was written into them.
     """
@@ -55,12 +54,16 @@ class Tracer(fx.Tracer):
         self.evaluating = False
         self.changed: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
         self.unchecked: list[str | None] = []
+        self.memories = Memories()
         self.constants: constants.Constants
 
     def trace(self, root: nn.Module, concrete_args: object = None) -> fx.Graph:  # type: ignore[override]
         self.constants = constants.Constants(self, root)
-        with _TensorCalls(self), _proxies_in_buffers(), _record_einops(self), _tensor_functions(), _tensors_in(root):
-            return super().trace(root, None)
+        try:
+            with _TensorCalls(self), interception.all_of(self, root):
+                return super().trace(root, None)
+        finally:
+            self.memories.restore()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m)
@@ -97,7 +100,10 @@ class Tracer(fx.Tracer):
             values = (*inputs, *named.values())
             if len(values) != 1:
                 raise UnsupportedError(f"{path} is called with {len(values)} arguments", where=user_line())
-            return self.record("call_module", path, self.substitute(values), {})
+            spikes = self.record("call_module", path, self.substitute(values), {})
+            if isinstance(m, base.MemoryModule):
+                self.memories.hide(m, path)
+            return spikes
 
         with ScopeContextManager(self.scope, Scope(path, type(m))):
             if not m._forward_hooks and not m._forward_pre_hooks:
@@ -117,12 +123,16 @@ class Tracer(fx.Tracer):
         if isinstance(a, torch.Tensor):
             current = self.substitute(a)
             return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
+        if isinstance(a, Draws):
+            raise random_error(a.name)
         if isinstance(a, np.generic):
             return a.item()
         if isinstance(a, np.ndarray):
             return self.create_arg(torch.from_numpy(a))
         if type(a) is type(torch.FloatTensor):
             return a.dtype
+        if isinstance(a, Membrane):
+            raise MembraneRead(a._path)
         if isinstance(a, UnknownNumber):
             raise data_dependent("the value")
         try:
@@ -247,6 +257,9 @@ class Tracer(fx.Tracer):
                 return target(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 name = target if isinstance(target, str) else getattr(target, "__name__", target)
+                if isinstance(error, (DynamicOutputShapeException, DataDependentOutputException)):
+                    text = f"{name} gives something whose size depends on the data"
+                    raise UnsupportedError(text, where=node.meta["source"], hint=advice("nonzero")) from error
                 text = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UnsupportedError(f"{name} does not fit its input: {text}", where=node.meta["source"]) from error
             finally:
@@ -290,12 +303,11 @@ class _TensorCalls(TorchFunctionMode):
         tracer, name = self.tracer, str(getattr(func, "__name__", ""))
         if tracer.evaluating:
             return func(*args, **kwargs)
+        if name in ("rand", "rand_like") and kwargs.get("out") is None:
+            args, kwargs = tree_map(_with_data, (args, kwargs))
+            return Draws(name, tuple(func(*args, **kwargs).shape))
         if name in self.RANDOM:
-            raise UnsupportedError(
-                f"{name} draws random numbers in forward, so that two calls differ",
-                where=user_line(),
-                hint="Draw them only while training (if self.training).",
-            )
+            raise random_error(name)
         flat = tree_flatten((args, kwargs))[0]
         if any(isinstance(value, fx.Proxy) for value in flat):
             return func(*args, **kwargs)
@@ -329,115 +341,3 @@ def _with_data(value: object) -> object:
     if not isinstance(value, ValueProxy):
         return value
     return torch.zeros(tuple(value.shape), dtype=value.dtype)
-
-
-@contextlib.contextmanager
-def _proxies_in_buffers() -> Iterator[None]:
-    """Let a model assign a traced value to a buffer of its own, such as a membrane that it carries along."""
-    original, register = nn.Module.__setattr__, nn.Module.register_buffer
-
-    def setattribute(module: nn.Module, name: str, value: object) -> None:
-        if isinstance(value, fx.Proxy) and (name in module._buffers or name in module._parameters):
-            module._buffers.pop(name, None)
-            module._parameters.pop(name, None)
-            vars(module)[name] = value
-        else:
-            if name in module._buffers or name in module._parameters:
-                vars(module).pop(name, None)
-            original(module, name, value)  # type: ignore[arg-type]
-
-    def register_buffer(module: nn.Module, name: str, tensor: Any, persistent: bool = True) -> None:
-        if isinstance(tensor, fx.Proxy):
-            module._buffers.pop(name, None)
-            vars(module)[name] = tensor
-        else:
-            vars(module).pop(name, None)
-            register(module, name, tensor, persistent)
-
-    nn.Module.__setattr__, nn.Module.register_buffer = setattribute, register_buffer  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__, nn.Module.register_buffer = original, register  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _tensor_functions() -> Iterator[None]:
-    """Let functions that PyTorch does not dispatch know the stand-ins for tensors."""
-    originals = {name: getattr(torch, name) for name in ("is_tensor", "tensor", "as_tensor", "asarray")}
-
-    def copied(original: Callable) -> Callable:
-        def make(data: object, *args: object, **kwargs: object) -> Any:
-            return data.clone() if isinstance(data, ValueProxy) else original(data, *args, **kwargs)
-
-        return make
-
-    for name, original in originals.items():
-        setattr(torch, name, copied(original))
-    torch.is_tensor = lambda obj: isinstance(obj, ValueProxy) or originals["is_tensor"](obj)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
-
-
-@contextlib.contextmanager
-def _tensors_in(model: nn.Module) -> Iterator[None]:
-    """Let ``isinstance(x, torch.Tensor)`` hold for stand-ins in the files that define the model's classes.
-
-    A stand-in cannot claim to be a tensor everywhere: PyTorch would look for data in it.
-    """
-    holders = [value for module in model.modules() for value in (type(module), *vars(module).values())]
-    names = {str(getattr(value, "__module__", "")) for value in holders if isinstance(value, (type, FunctionType))}
-    used = [value for name in names for value in list(vars(sys.modules.get(name, model)).values())]
-    names |= {value.__module__ for value in used if isinstance(value, FunctionType)}  # imported from other files
-    modules = [sys.modules[name] for name in names if name in sys.modules]
-    places = [vars(m) for m in modules if is_user_code(getattr(m, "__file__", None) or "<")]
-    places = [place for place in places if "isinstance" not in place]
-    tensor = torch.empty(0)
-
-    def is_instance(value: object, kind: Any) -> bool:
-        return isinstance(tensor if isinstance(value, ValueProxy) else value, kind)
-
-    for place in places:
-        place["isinstance"] = is_instance
-    try:
-        yield
-    finally:
-        for place in places:
-            del place["isinstance"]
-
-
-@contextlib.contextmanager
-def _record_einops(tracer: Tracer) -> Iterator[None]:
-    """Record calls of einops' ``rearrange``, ``repeat`` and ``reduce``, by whatever name the model imported them."""
-    original = einops.einops.reduce
-
-    def reduce(tensor: object, pattern: str, reduction: str | Callable, **sizes: int) -> Any:
-        [value] = tracer.resolve((tensor,)) if isinstance(tensor, torch.Tensor) else [tensor]
-        if isinstance(tensor, (list, tuple)) and any(isinstance(t, fx.Proxy) for t in tracer.resolve(tensor)):
-            value = torch.stack(list(tensor))
-        if not isinstance(value, ValueProxy):
-            return original(tensor, pattern, reduction, **sizes)
-        if reduction in ("rearrange", "repeat"):
-            return tracer.create_proxy("call_function", getattr(einops, reduction), (value, pattern), sizes)
-        left, right = pattern.split("->")
-        gone = " ".join(name for name in _names(left) if name not in _names(right))
-        joined = einops.rearrange(value, f"{left} -> {right} ({gone})", **sizes)
-        return (
-            getattr(joined, str(reduction))(-1)
-            if reduction in ("mean", "sum")
-            else getattr(joined, f"a{reduction}")(-1)
-        )
-
-    einops.einops.reduce = reduce
-    try:
-        yield
-    finally:
-        einops.einops.reduce = original
-
-
-def _names(side: str) -> list[str]:
-    """Return the names of axes on one side of an einops pattern."""
-    return [name for name in side.replace("(", " ").replace(")", " ").split() if name != "1"]

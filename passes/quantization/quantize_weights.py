@@ -210,9 +210,9 @@ def _round_up(scale: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _rounded_bias(bias: torch.Tensor, sums: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Return a bias as multiples of a fraction of ``step`` by a power of two.
+    """Return a bias as multiples of ``step``, or of a fraction of it by a power of two.
 
-    It is the finest fraction with which sums that include the bias stay below 2^24.
+    It is a fraction with which sums that include the bias stay below 2^24; in whole steps they do by themselves.
 
     Args:
         bias: ``[out]``.
@@ -220,7 +220,7 @@ def _rounded_bias(bias: torch.Tensor, sums: torch.Tensor, step: torch.Tensor) ->
         step: value of one step for each output.
     """
     total = sums + bias.abs() / step + 1
-    finer = step * torch.exp2((total.log2() - 23).ceil())
+    finer = step * torch.exp2((total.log2() - 23).ceil().clamp_max(0))
     return (bias / finer).round() * finer
 
 

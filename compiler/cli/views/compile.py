@@ -122,7 +122,7 @@ def trained_line(weights: JsonDict) -> None:
             errors.setdefault(layer["grid"], []).append(layer["scale_error"])
     for bits, found in sorted(errors.items()):
         layers = "1 layer lie" if len(found) == 1 else f"{len(found)} layers lie"
-        scales = f", times scales that are right to {max(found):.1g}" if max(found) else ""
+        scales = f", times scales that are right to within {max(found):.1g}" if max(found) else ""
         out.print(f"the weights of {layers} on a grid of {bits} bits: kept exactly{scales}")
 
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 from torch import fx
 
 from svitc.ir import axes
 from svitc.ir.axes import Axis, AxisConflict, Dim, Dims, Kind
-from svitc.ir.graph import input_type
+from svitc.ir.graph import describe, input_type
 from svitc.ir.operators.table import Operator, are, is_index, is_integer
 
-REASON = "a reshape or a sum does not follow its axes"
+REASON = "an operation does not follow its axes"
 AS_STEPS = "they are taken for time steps"
 
 
@@ -53,16 +54,19 @@ def at_steps_rule(node: fx.Node) -> Dims:
 
 def regroup_rule(node: fx.Node) -> Dims:
     """Return the type of a regrouped value."""
-    return regrouped_type(input_type(node.args[0]), node.kwargs["sizes"], node.name)
+    source = node.meta.get("source")
+    reason = f"{REASON} ({PurePath(source).name})" if source else REASON
+    return regrouped_type(input_type(node.args[0]), node.kwargs["sizes"], node.name, reason)
 
 
-def regrouped_type(x: Dims, sizes: Any, name: str = "regroup") -> Dims:
+def regrouped_type(x: Dims, sizes: Any, name: str = "regroup", reason: str = REASON) -> Dims:
     """Return the type of a value after a reshape: time and batch stay, all else becomes axes that cannot be pruned.
 
     Args:
         x: type of the value; its channels are frozen.
         sizes: the new sizes; -1 for one of them, which takes what remains.
         name: name of the new axes.
+        reason: why the channels cannot be pruned.
 
     Raises:
         AxisConflict: the sizes do not fit, or the batch would be mixed with something else.
@@ -75,9 +79,29 @@ def regrouped_type(x: Dims, sizes: Any, name: str = "regroup") -> Dims:
             continue
         for axis in leaves:
             if axis.kind == Kind.CHANNEL:
-                axis.freeze(REASON)
+                axis.freeze(reason)
         out += [(Axis(f"{name}/{len(out) + i}", n, Kind.PIXEL, "n"),) for i, n in enumerate(part)]
     return tuple(out)
+
+
+def why_opaque(node: fx.Node) -> str | None:
+    """Return why what a node reads is kept unpruned, if it is one of these operators; else None."""
+    if node.target is at_steps:
+        place: Any = node.kwargs["dim"]
+        readers = " and ".join(sorted({describe(user) for user in node.users}))
+        return f"{readers}: takes {axes.show([input_type(node.args[0])[place]])} for time steps"
+    if node.target is not regroup:
+        return None
+    before, after = (_sizes(input_type(x)) for x in (node.args[0], node))
+    if before != after:
+        return f"a reshape of {before} to {after} mixes axes"
+    readers = " and ".join(sorted({describe(user) for user in node.users}))
+    return f"{readers}: the axes of its inputs do not fit together"
+
+
+def _sizes(dims: Dims) -> tuple[int, ...]:
+    """Return the sizes of dimensions, with -1 for the one of the batch."""
+    return tuple(-1 if any(axis.kind == Kind.BATCH for axis in dim) else axes.size(dim) for dim in dims)
 
 
 def _complete(sizes: Any, total: int) -> list[int]:

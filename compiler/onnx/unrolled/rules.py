@@ -98,7 +98,8 @@ def average_pool(b: UnrolledBuilder, node: fx.Node, module: nn.AvgPool2d) -> Ste
 def zero_pad(b: UnrolledBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
     """Lower zero padding of rows and columns."""
     left, right, top, bottom = module.padding
-    pads = b.integers("pads", [0, 0, top, left, 0, 0, bottom, right])
+    rest = [0] * (len(timeless(b.of(node.args[0]).view)) - 2)  # time has size 1 there where it is apart from the batch
+    pads = b.integers("pads", [*rest, top, left, *rest, bottom, right])
     return _channels_first(b, node, "Pad", [pads], None, keep=b.target.pads_spikes)
 
 

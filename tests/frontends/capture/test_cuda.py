@@ -107,18 +107,23 @@ def test_compiled_and_scripted_functions_run_as_they_are_written(tmp_path):
     assert sum(is_neuron(m) for m in program.module.modules()) == 1
 
 
-def test_what_a_notebook_compiled_runs_as_it_is_written():
+def test_compiled_functions_and_models():
+    @torch.compile
+    def scaled(x):
+        return 2 * x
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.lif = nn.Conv2d(3, 4, 1), neuron.LIFNode(step_mode="m")
 
         @torch.compile
-        def repeated(self, x):
-            return torch.stack([x, x])
+        def part(self, x):
+            return scaled(self.conv(x))
 
         def forward(self, x):
-            return self.lif(self.repeated(self.conv(x))).mean((0, 3, 4))
+            y = self.part(x)
+            return self.lif(torch.stack([y, y])).mean((0, 3, 4))
 
     model = Net().eval()
     assert check_capture(model, capture(model, InputSpec((3, 4, 4)))) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import pytest
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def finite(net, x):
 
 
 def asserted(net, x):
-    assert (x < 1e9).all()
+    assert (x < 1e9).all() and x.abs().max() >= 0
     assert isinstance(x, torch.Tensor) and not isinstance(x, (list, nn.Parameter))
     return x
 
@@ -61,6 +62,12 @@ def grown(net, x):
     return out
 
 
+@torch.jit.script
+def scripted(x, factor: float):
+    return x * factor
+
+
+SCRIPTED = torch.jit.script(nn.ReLU())
 compiled = torch.compile(lambda x: x * 2)
 ANSWERED = {
     "finite": finite,
@@ -69,7 +76,10 @@ ANSWERED = {
     "attributes": attributes,
     "tried": tried,
     "grown": grown,
+    "einops": lambda net, x: einops.reduce(x, "n c (h a) (w b) -> n c h w", "max", a=2, b=3),
+    "packed": lambda net, x: einops.pack([x, x], "n * h w")[0][:, :8],
     "compiled": lambda net, x: compiled(x),
+    "scripted": lambda net, x: scripted(x, 0.5),
     "copied": lambda net, x: torch.tensor(torch.as_tensor(x)),
     "a tensor's type": lambda net, x: x.type(torch.FloatTensor),
     "inference mode": lambda net, x: torch.inference_mode()(lambda y: net.conv(y[:, :3]))(x),
@@ -92,21 +102,30 @@ class Box:
         self.value = value
 
 
-@torch.jit.script
-def scripted(x, factor: float):
-    return x * factor
-
-
 REFUSED = {
     "a branch": (lambda net, x: x if x.sum() > 0 else -x, "the truth of a tensor"),
     "a number": (lambda net, x: x * x.mean().item(), "the value of a tensor"),
     "a compared number": (lambda net, x: x if x.mean().item() > 0 else -x, "the value of a tensor"),
+    "an equal number": (lambda net, x: x if x.sum().item() == 0 else -x, "the value of a tensor"),
     "an array": (lambda net, x: torch.from_numpy(x.numpy()), "the value of a tensor"),
-    "scripted": (lambda net, x: scripted(x, 0.5), "torch.jit.script"),
+    "scripted": (lambda net, x: SCRIPTED(x), "torch.jit.script"),
     "an unbound method": (lambda net, x: torch.Tensor.mul(x, 2), "a method called on its class"),
     "an object": (lambda net, x: torch.relu(Box(x)), "Box"),
+    "a mask": (lambda net, x: x * x[x > 0].mean(), "whose size depends on the data"),
+    "several samples": (lambda net, x: (x.flatten(1) @ x.flatten(1).t() @ x.flatten(1)).reshape(x.shape), "batch"),
     "autocast": (lambda net, x: torch.autocast("cpu", dtype=torch.bfloat16)(net.conv)(x[:, :3]), "autocast"),
 }
+
+
+class Settings(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = Net(lambda net, x: x).eval()
+    model.settings = Settings(scale=1)
+    with pytest.raises(UnsupportedError, match="cannot be copied.*__deepcopy__"):
+        capture(model, IMAGE)
 
 
 @pytest.mark.parametrize("name", REFUSED)

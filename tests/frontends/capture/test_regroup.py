@@ -10,7 +10,8 @@ from torch import nn
 
 from support.families import warm
 from svitc.driver.compile import compile as compile_program
-from svitc.driver.load import check_capture, run_canonical_passes
+from svitc.driver.inspect import opaque
+from svitc.driver.load import check_capture, load, run_canonical_passes
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
@@ -56,6 +57,10 @@ MIXED = {
         + x.reshape(*x.shape[:2], 4, 4, 64).transpose(2, 3).reshape(x.shape)
     ),
     "channels meet pixels": lambda x: x.flatten(3).transpose(2, 3).reshape(x.shape) + x,
+    "a product": lambda x: x + (x.reshape(*x.shape[:2], 8, 128) @ x.reshape(*x.shape[:2], 128, 8)).unsqueeze(2) * 0.01,
+    "joined in two orders": lambda x: (
+        torch.cat([x.flatten(2), x.transpose(2, 3).flatten(2)], 0).unflatten(0, (2, T)).mean(0).reshape(x.shape)
+    ),
 }
 
 
@@ -79,6 +84,61 @@ def test_a_mixed_reshape_is_exact_and_freezes_its_channels(name):
     program, done = compiled(MIXED[name], 0.9)
     assert done.verdict.passed
     assert "conv1" not in {group.name for group in program.groups if group.frozen is None}
+
+
+def test_height_and_width_that_meet_are_pruned():
+    program, done = compiled(lambda x: x + x.transpose(-1, -2), 0.7)
+    assert done.verdict.passed and regroup not in {node.target for node in program.graph.nodes}
+
+
+class Mixed(nn.Module):
+    """A convolution that mixes time steps with channels, and whose channels are steps again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(T * C, T * C, 1)
+
+    def forward(self, x):
+        return self.conv(x.transpose(0, 1).flatten(1, 2)).unflatten(1, (T, C)).transpose(0, 1)
+
+
+class Steps(nn.Module):
+    """A convolution whose channels are time steps, in front of a neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lif = nn.Conv2d(T, T, 3, padding=1), neuron.LIFNode(step_mode="m")
+
+    def forward(self, x):
+        steps = self.conv(x.permute(1, 2, 0, 3, 4).flatten(0, 1)).unflatten(0, (x.shape[1], C))
+        return self.lif(steps.permute(2, 0, 1, 3, 4))
+
+
+@pytest.mark.parametrize("make", [Mixed, Steps])
+def test_channels_that_are_time_steps_are_kept_exact_and_quantized(make, tmp_path):
+    torch.manual_seed(0)
+    program, done = compiled(make(), 0.95)
+    assert done.verdict.passed
+    assert (at_steps in {node.target for node in program.graph.nodes}) == (make is Mixed)
+    small = compile_program(program, weights="int8", no_data="uniform")
+    assert small.verdict.passed
+    small.write(tmp_path / "out")
+    load(tmp_path / "out")
+
+
+def test_inspect_names_what_is_kept_and_why():
+    program, _ = compiled(MIXED["channels meet pixels"], 0.9)
+    [place] = opaque(program)
+    assert "add in the model: the axes of its inputs do not fit together" in place["why"]
+    assert place["where"].startswith(__file__)
+    line = place["where"].rpartition(":")[2]
+    [reason] = {group.frozen for group in program.groups if group.name == "conv1"}
+    assert reason == f"an operation does not follow its axes (test_regroup.py:{line})"
+    turned = Net(lambda x: x.reshape(*x.shape[:2], 24, 24).transpose(2, 3).reshape(x.shape)).eval()
+    mixed = opaque(capture(turned, InputSpec((3, 6, 6))))
+    assert mixed[0]["why"] == "a reshape of (2, -1, 16, 6, 6) to (2, -1, 24, 24) mixes axes"
+    steps = opaque(compiled(Mixed(), 0.95)[0])
+    assert any("for time steps" in p["why"] for p in steps)
 
 
 def test_windows_that_join_the_batch_are_pruned():

@@ -32,7 +32,7 @@ from svitc.onnx.export import export
 from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights
 from svitc.passes.pipelines import canonical_passes, inference_passes, quantize
 from svitc.passes.quantization.quantize_input import STEP
-from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, quantize_weights
+from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, _rounded_bias, quantize_weights
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.recorder import Recorder
 
@@ -99,6 +99,16 @@ def test_promises(rows, bound, bits, shape):
 def test_promises_with_a_bias(rows, bound, biases):
     weight = torch.tensor([[v * size for v in values] for values, size in rows]).float().double()
     holds(weight, bound, 1, torch.tensor(biases[: len(rows)]).double())
+
+
+@pytest.mark.parametrize("total", [2**12, 2**22, 2**23 + 2**20, 2**24 - 2**12])
+def test_a_bias_is_moved_by_half_a_step_at_most(total):
+    """A sum that needs all 24 bits has no room for fractions, but it holds whole steps."""
+    step, bias = torch.tensor([0.5], dtype=torch.float64), torch.tensor([1000.37], dtype=torch.float64)
+    sums = total - bias / step - 1
+    rounded = _rounded_bias(bias, sums, step)
+    assert float((rounded - bias).abs()) <= 0.25
+    assert float((sums * step + rounded) / step) < 2**24
 
 
 def test_scales_are_the_smallest_that_fit():

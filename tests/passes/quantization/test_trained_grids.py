@@ -190,6 +190,72 @@ def test_learned_scales_batch_norms_and_leaks_keep_the_integers(bits, pruned):
         assert found[path]["grid"] == 4 and found[path]["bits"] == 4
 
 
+class Round(torch.autograd.Function):
+    """Rounding with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def by_function(step: nn.Parameter, weight: torch.Tensor) -> torch.Tensor:
+    return Round.apply((weight / step).clamp(-8, 7)) * step
+
+
+def by_detaching(step: nn.Parameter, weight: torch.Tensor) -> torch.Tensor:
+    scale = (step - step * 0.01).detach() + step * 0.01
+    x = (weight / scale).clamp(-8, 7)
+    return ((x.round() - x).detach() + x) * scale
+
+
+def by_sign(step: nn.Parameter, weight: torch.Tensor) -> torch.Tensor:
+    return weight.sign() * weight.abs().mean((1, 2, 3), keepdim=True)
+
+
+WAYS = {"function": (by_function, 4), "detach": (by_detaching, 4), "sign": (by_sign, 2)}
+
+
+@pytest.mark.parametrize("parametrized", [False, True], ids=["forward", "parametrization"])
+@pytest.mark.parametrize("way", WAYS)
+def test_however_training_code_rounds(way, parametrized):
+    quantized_weight, bits = WAYS[way]
+
+    class Quantizer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = nn.Parameter(torch.tensor(0.0371))
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return quantized_weight(self.step, weight)
+
+    class Conv(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self._conv_forward(x, self.quantizer(self.weight), self.bias)
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lif = (nn.Conv2d if parametrized else Conv)(3, 8, 3), neuron.LIFNode(step_mode="m")
+            if parametrized:
+                torch.nn.utils.parametrize.register_parametrization(self.conv, "weight", Quantizer())
+            else:
+                self.conv.quantizer = Quantizer()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lif(self.conv(x).unsqueeze(0).repeat(2, 1, 1, 1, 1)).mean((0, 3, 4))
+
+    torch.manual_seed(0)
+    model = Small().eval()
+    weight = model.conv.weight if parametrized else model.conv.quantizer(model.conv.weight)
+    program = svitc.capture(model, SPEC)
+    [module] = layers(program).values()
+    assert torch.equal(module.weight, weight) and list(program.info["grids"].values()) == [bits]
+
+
 def test_weights_that_were_not_trained_on_a_grid_are_rounded_as_ever():
     model = net("4 bits", 0.1)
     program = svitc.capture(model, SPEC)
@@ -203,7 +269,7 @@ def test_weights_that_were_not_trained_on_a_grid_are_rounded_as_ever():
 
 SAID = {
     "ternary": "the weights of 3 layers lie on a grid of 2 bits: kept exactly\n",
-    "4 bits": "the weights of 3 layers lie on a grid of 4 bits: kept exactly, times scales that are right to ",
+    "4 bits": "the weights of 3 layers lie on a grid of 4 bits: kept exactly, times scales that are right to within ",
 }
 
 
