@@ -146,6 +146,9 @@ def _passed_on(node: fx.Node, module: nn.Module | None, sources: list[Values]) -
     if node.target is torch.matmul:
         left, right = type_of(inputs[0]), type_of(inputs[-1])
         _freeze({axis: None for axis in sources[0] if axis in sources[-1]}, left[-1], right[-2])
+        # a product is 0 where one of its factors is, as for a head that is removed from the values
+        factors = [(_channels(x), filled) for x, filled in zip(inputs, sources, strict=True)]
+        values = {axis: None for axis in values if all(axis in filled for held, filled in factors if axis in held)}
     elif node.target in ops.REDUCTIONS:
         reduced = node.kwargs["dim"]
         _freeze(values, *(type_of(inputs[0])[i] for i in reduced))  # type: ignore[union-attr, index, misc]

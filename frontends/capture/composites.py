@@ -14,6 +14,8 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 
+from svitc.frontends.capture.multihead_attention import multi_head_attention
+
 
 def plain_of(target: Any) -> Any:
     """Return the function or method of tensors that one of PyTorch's registered operations stands for."""
@@ -286,6 +288,7 @@ COMPOSITES: dict[str, Callable[..., Any]] = {
     "bilinear": _bilinear,
     **dict.fromkeys(("outer", "ger"), _outer),
     "count_nonzero": lambda x, dim=None: _different(x, 0).float().sum(dim),
+    "multi_head_attention_forward": multi_head_attention,
     "local_response_norm": _python(F.local_response_norm),
     "lp_pool1d": _python(F.lp_pool1d),
     "lp_pool2d": _python(F.lp_pool2d),

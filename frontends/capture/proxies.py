@@ -20,7 +20,7 @@ Tracer: TypeAlias = Any  # the tracer, whose module imports this one
 # attributes that a proxy takes from its fake value
 VALUE_ATTRIBUTES = (
     *("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad", "is_leaf", "grad"),
-    *("is_sparse", "is_quantized", "is_mps", "is_meta", "itemsize", "nbytes", "names"),
+    *("is_sparse", "is_quantized", "is_mps", "is_meta", "itemsize", "nbytes", "names", "is_nested"),
 )
 # attributes that are operations, and whose value may be asked for its shape in turn
 _OPERATIONS = ("T", "mT", "H", "mH", "data", "real", "imag")

@@ -97,6 +97,11 @@ def tokens(x: torch.Tensor, function) -> torch.Tensor:
     return function(x.flatten(3).transpose(2, 3)).transpose(2, 3).unflatten(3, (PIXELS, PIXELS))
 
 
+def together(x: torch.Tensor, function) -> torch.Tensor:
+    """Apply a function of ``[N, tokens, C]`` to all steps at once."""
+    return function(x.flatten(0, 1)).unflatten(0, (x.shape[0], -1))
+
+
 def last(x: torch.Tensor, function) -> torch.Tensor:
     """Apply a function of channels in the last dimension."""
     return function(x.transpose(2, 4)).transpose(2, 4)
@@ -296,6 +301,21 @@ call(
     b=conv(outputs=6),
 )
 call("einsum with an ellipsis", lambda s, x: torch.einsum("...hw,wv", x, s.w), w=weights(PIXELS, PIXELS))
+call(
+    "MultiheadAttention, batch first",
+    lambda s, x: tokens(x, lambda y: together(y, lambda z: s.m(z, z, z, need_weights=False)[0])),
+    m=lambda: nn.MultiheadAttention(CHANNELS, 2, batch_first=True),
+)
+call(
+    "MultiheadAttention, length first",
+    lambda s, x: tokens(x, lambda y: together(y, lambda z: s.m(*[z.transpose(0, 1)] * 3)[0].transpose(0, 1))),
+    m=lambda: nn.MultiheadAttention(CHANNELS, 2),
+)
+call(
+    "MultiheadAttention of other keys",
+    lambda s, x: tokens(x, lambda y: together(y, lambda z: s.m(z, z * 0.5, z * 0.5)[0])),
+    m=lambda: nn.MultiheadAttention(CHANNELS, 2, batch_first=True, bias=False),
+)
 call(
     "grouped convolution",
     lambda s, x: each(x, lambda y: s.g(s.a(y).relu()) + s.a(y).relu()),
