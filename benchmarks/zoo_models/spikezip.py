@@ -14,7 +14,12 @@ LEVELS = 16
 
 
 def tracked(threshold, signed=True):
-    """Return a neuron of ``LEVELS`` levels."""
+    """Return a neuron of ``LEVELS`` levels, with a threshold as training leaves it.
+
+    Thresholds are the step sizes that quantization-aware training learned. Round ones, which are multiples of each
+    other, put one membrane in fifteen exactly on its threshold, where the order of the terms in a sum decides.
+    """
+    threshold = threshold * (0.9 + 0.2 * float(torch.rand(())))
     return TrackedIF(threshold, -LEVELS // 2 if signed else 0, LEVELS // 2 - 1 if signed else LEVELS - 1)
 
 

@@ -20,6 +20,7 @@ from svitc.ir import axes, ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
 from svitc.ir.operators.registry import OPERATORS, operator_of
+from svitc.ir.operators.several import where
 from svitc.ir.operators.table import Operator
 from svitc.ir.outputs import output_values
 from svitc.ir.program import Program
@@ -51,7 +52,9 @@ def magnitudes(program: Program) -> Program:
         for node in list(twin.graph.nodes):
             if node.op == "get_attr":
                 owner, _, name = str(node.target).rpartition(".")
-                getattr(twin.module.get_submodule(owner), name).abs_()
+                value = getattr(twin.module.get_submodule(owner), name)
+                if value.dtype != torch.bool:
+                    value.abs_()
             elif node.target is operator.sub:
                 node.target = operator.add
             elif (general := operator_of(node.target)) is not None:
@@ -66,6 +69,12 @@ def _enlarge(twin: Program, node: fx.Node, general: Operator) -> None:
     """Replace a general operator by a bound on its value and on its error: ``|f(x)| <= |f(0)| + L |x|``."""
     if general.moves or general.linear:
         return
+    if general.function is where:
+        node.target = _bound_of_choice
+        return
+    if general.bound is not None:
+        node.target = general.bound
+        return
     lipschitz = general.lipschitz if general.lipschitz is not None else 4.0
     if general.rule not in (pointwise_rule, broadcast_rule):
         node.kwargs = {"name": general.name, "attributes": dict(node.kwargs), "lipschitz": lipschitz}
@@ -74,6 +83,12 @@ def _enlarge(twin: Program, node: fx.Node, general: Operator) -> None:
     zeros = [torch.zeros(1) for _ in node.args]
     offset = float(general.function(*zeros, **node.kwargs).nan_to_num().abs())
     node.target, node.kwargs = _bound_of, {"lipschitz": lipschitz, "offset": offset}
+
+
+def _bound_of_choice(condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return a bound for one of two values; what a mask holds for infinity has no rounding error."""
+    x, y, _ = torch.broadcast_tensors(*(value.where(value < MASKED, 0) for value in (x, y)), condition)
+    return torch.maximum(x, y)
 
 
 def _bound_of(*tensors: torch.Tensor, lipschitz: float, offset: float) -> torch.Tensor:

@@ -49,7 +49,7 @@ class ImageFiles(Source):
         name = self.names[index]
         try:
             with Image.open(io.BytesIO(self.store.read(name))) as image:
-                pixels = image.convert(self.mode)
+                pixels = in_8_bits(image).convert(self.mode)
         except Exception as error:  # a damaged file may make a decoder raise any exception
             raise UnreadableImage(name, error) from error
         return np.array(self.scaling.image(pixels, name))
@@ -66,11 +66,13 @@ class ImageFiles(Source):
     def notes(self) -> list[str]:
         """Return how the images differ from what the model takes, as far as a few of them tell."""
         modes: Counter[bool] = Counter()
+        wide = 0
         sizes: Counter[tuple[int, int]] = Counter()
         for name in self.names[:: -(-len(self.names) // SAMPLED_FILES)]:
             try:
                 with Image.open(io.BytesIO(self.store.read(name))) as image:  # reads the header only
                     modes[image.mode in GRAY_MODES] += 1
+                    wide += is_wide(image)
                     sizes[image.height, image.width] += 1
             except Exception:  # told where the images are read
                 continue
@@ -82,12 +84,37 @@ class ImageFiles(Source):
                 notes.append(f"{images} are in color, but the model takes gray: only their brightness is used")
             else:
                 notes.append(f"{images} are gray, but the model takes color: all three channels get the same values")
+        if wide:
+            notes.append("pixels of 16 bits, and real ones from 0 to 1, are rounded to 8 bits")
         height, width = self.scaling.size
         del sizes[height, width]
         if sizes and self.scaling.default:
             (tall, wide), _ = sizes.most_common(1)[0]
             notes.append(f"images of {tall}x{wide} are scaled to cover {height}x{width} and cropped at their center")
         return notes
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Tell whether the pixels of an image have more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Return an image with pixels of 8 bits; Pillow's own conversion would clip larger ones at 255.
+
+    Raises:
+        ValueError: nothing says which pixel is white.
+    """
+    if not is_wide(image):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    white = 1.0 if image.mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "I" and image.format != "PNG":  # of a PNG, older versions of Pillow read 16 bits so
+        raise ValueError("its pixels are integers of 32 bits, and nothing says which is white; save it with 16 or 8")
+    if not (low >= 0 and high <= white):
+        raise ValueError(f"its pixels go from {low:g} to {high:g}, and are read from 0 to {white:g} only")
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
 
 
 def open_files(
@@ -103,6 +130,13 @@ def open_files(
         InputError: There are no images, some images lie outside class folders, or some folders are no classes.
     """
     if spec.events:
+        arrays = [file for file in store.names if file.endswith((".npz", ".npy"))]
+        if arrays and not store.images():
+            raise InputError(
+                f"{name} holds {len(arrays)} arrays ({arrays[0]}, …), such as SpikingJelly writes event frames, and "
+                "svitc reads one .npz",
+                hint="Put them into one: images [N, T, C, H, W], labels [N] and perhaps classes; numpy.savez(path, …).",
+            )
         raise InputError(
             f"{name} holds still images, but the model takes event frames {list(spec.shape)}",
             hint="Give an .npz with images [N, T, C, H, W] and labels.",

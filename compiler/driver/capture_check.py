@@ -183,13 +183,14 @@ class _Comparison:
         """Return the model's outputs."""
         try:
             with torch.no_grad(), on_cpu():  # not inference mode: tensors need a version
-                output = self.eager(x.transpose(0, 1) if self.program.info.get("batch_first") else x)
+                # a copy, as a model may change its input in place
+                output = self.eager((x.transpose(0, 1) if self.program.info.get("batch_first") else x).clone())
         except SvitcError:
             raise
         except Exception as error:  # the user's code
             raise UnsupportedError(
                 f"the model's forward fails on a batch of {x.shape[self.program.input.batch_dim]}:"
-                f" {type(error).__name__}: {error}",
+                f" {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
                 where=raised_at(error),
                 hint="A model must take batches of any size.",
             ) from error

@@ -27,7 +27,9 @@ class EagerModel:
         model = self.loaded.model.eval().float()
         functional.reset_net(model)
         with self.loaded.callable_within(), torch.inference_mode():
-            outputs = tuple(tensors_of(model(x.transpose(0, 1).contiguous() if self.batch_first else x)))
+            # a copy, as a model may change its input in place
+            batch = x.transpose(0, 1) if self.batch_first else x
+            outputs = tuple(tensors_of(model(batch.clone(memory_format=torch.contiguous_format))))
         functional.reset_net(model)
         return outputs
 

@@ -14,9 +14,15 @@ from torch import fx, nn
 
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.ir import ops
+from svitc.ir.operators.selection import positions
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 
+TIES = (
+    "The model sorts, and torch keeps equal scores in the order of their positions, as files do, only if told so: write"
+    " torch.sort(…, stable=True) instead of topk and argsort. Otherwise please report it."
+)
+OTHER = "The model does something that depends on values, on the batch or on earlier calls; please report it."
 ROUNDING = 1e-4  # largest difference that rounding explains, of the largest magnitude in the tensor
 
 
@@ -38,6 +44,11 @@ class Stimulus:
         if spikes.numel() < fired.numel():
             return fired
         return torch.where(mask.view(fired.shape), spikes.view(fired.shape), fired)
+
+
+def _version_of(x: torch.Tensor) -> int:
+    """Return the number of changes in place of a tensor; tensors that inference mode makes do not count them."""
+    return 0 if x.is_inference() else x._version
 
 
 class _Outdated(Exception):
@@ -62,7 +73,7 @@ class _Calls:
 
     def append(self, value: torch.Tensor) -> None:
         self.values.append(value)
-        self.versions.append(value._version)
+        self.versions.append(_version_of(value))
 
     def cover(self, size: int) -> bool:
         """Return whether the calls have at least so many elements."""
@@ -77,7 +88,7 @@ class _Calls:
         parts: list[torch.Tensor] = []
         while self.values and sum(part.numel() for part in parts) < size:
             parts.append(self.values.popleft())
-            if parts[-1]._version != self.versions.popleft():
+            if _version_of(parts[-1]) != self.versions.popleft():
                 raise _Outdated
         if sum(part.numel() for part in parts) != size:
             self.values.clear()
@@ -191,7 +202,8 @@ class Follower(fx.Interpreter):
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> object:
         assert self._node is not None
         if target in self.layers:
-            self._compare(self._node, args[0], self._inputs[target], "the input of {layer} differs by {difference}")
+            what = "the input of {layer} differs by {difference}"
+            args = (self._compare(self._node, args[0], self._inputs[target], what), *args[1:])
         y: Any = super().call_module(target, args, kwargs)
         if target not in self.neurons_fired and ops.is_neuron(self.fetch_attr(target)) and bool(y.any()):  # type: ignore[arg-type]
             self.neurons_fired.add(target)
@@ -201,14 +213,20 @@ class Follower(fx.Interpreter):
             self._compare(self._node, y, self._fired[target], "what {layer} fires differs by {difference}")
         return self.stimuli[target].replace(y)
 
-    def _compare(self, node: fx.Node, actual: torch.Tensor, calls: _Calls, what: str) -> None:
+    def _compare(self, node: fx.Node, actual: torch.Tensor, calls: _Calls, what: str) -> torch.Tensor:
         """Refuse the program if a tensor of a layer differs from the model's.
 
         The two cannot be compared where a function became a layer, or a layer another one.
+
+        Returns:
+            The same numbers as ``actual``, in the model's order in memory where that is known: some convolutions round
+            otherwise in another order.
         """
         expected = calls.take(actual.numel())
-        if expected is not None:
-            self.check_equal(node, actual, expected, what)
+        if expected is None:
+            return actual
+        self.check_equal(node, actual, expected, what)
+        return expected if torch.equal(expected, actual) else actual
 
     def check_equal(self, node: fx.Node, actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         """Refuse the program if two tensors differ.
@@ -254,8 +272,7 @@ class Follower(fx.Interpreter):
 
     def _refuse(self, text: str, where: str | None = None) -> UnsupportedError:
         """Return the error for a program that is not the model."""
+        sorts = any(node.target is positions for node in self.program.graph.nodes)
         return UnsupportedError(
-            f"the captured program differs from the model: {text}",
-            where=where,
-            hint="The model does something that depends on values, on the batch or on earlier calls; please report it.",
+            f"the captured program differs from the model: {text}", where=where, hint=TIES if sorts else OTHER
         )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import layers, macs
 from svitc.errors import InputError
+from svitc.ir.operators.regroup import why_opaque
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
@@ -48,9 +49,21 @@ def inspect(program: Program) -> JsonDict:
             }
             for g in program.groups
         ],
+        "opaque": opaque(program),
         "parameters": program.parameter_count(),
         "bytes": stored,
         "macs": macs(program),
         "neurons": sum(1 for _ in program.neurons()),
         "dead": program.info.get("dead", {}),
     }
+
+
+def opaque(program: Program) -> list[JsonDict]:
+    """Return the places of a program whose channels are kept, as axes do not explain what is computed there."""
+    places = []
+    for node in program.graph.nodes:
+        why = why_opaque(node)
+        if why is not None:
+            place = {"name": node.meta.get("scope") or "the model", "why": why, "where": node.meta.get("source")}
+            places += [place] if place not in places else []
+    return places

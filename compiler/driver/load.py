@@ -14,12 +14,14 @@ from svitc.driver.eager import attach_eager_model
 from svitc.errors import UnsupportedError, UsageError
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture as capture_graph
+from svitc.frontends.checkpoint.wrappers import unwrapped
 from svitc.ir.graph import InputSpec
 from svitc.ir.outputs import class_scores, output_values
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
+from svitc.quantization.grids import layers_on_grids
 from svitc.serialization.writer import is_program, load_program
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
@@ -120,6 +122,7 @@ def capture(
             f"a {type(model).__name__} is not a torch.nn.Module",
             hint="Load a checkpoint with svitc.load(path); svitc.capture takes a model in memory.",
         )
+    model = unwrapped(model)
     with reporter.stage("capture"):
         program = _captured(model, example_input, info, rewrite_model)
         check_capture(model, program)
@@ -163,9 +166,12 @@ def _captured(
 
 
 def _analyzed(program: Program, reporter: Reporter) -> Program:
-    """Bring a program that has been checked to its canonical form, and note how many classes it tells apart."""
+    """Bring a program that has been checked to its canonical form; note its classes, and layers trained on grids."""
     with reporter.stage("analyse"):
         run_canonical_passes(program)
+    grids = layers_on_grids(program)
+    if grids:
+        program.info["grids"] = grids
     scores = class_scores(program.graph, program.info)
     if scores is not None:
         program.info["num_classes"] = program.shape_of(output_values(program.graph)[scores.index])[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from svitc.codegen.module import program_source
 from svitc.data.inputs import Data, some_inputs
-from svitc.driver.input_range import Watched, span_of
+from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.serialization.writer import load_program
@@ -39,7 +39,13 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
 
 
 def verify_folder(
-    program: Program, exported: bytes, data: Data | None, images: int, seed: int, reporter: Reporter
+    program: Program,
+    exported: bytes,
+    data: Data | None,
+    images: int,
+    seed: int,
+    reporter: Reporter,
+    original: Program | None = None,
 ) -> Verdict:
     """Verify an exported file against its program.
 
@@ -50,15 +56,20 @@ def verify_folder(
         images: number of inputs.
         seed: seed of random inputs.
         reporter: told about progress.
+        original: the float network that a quantized program is compared with (float_network.py); None to leave that.
     """
-    check = verify_exact if program.stage == Stage.QUANTIZED else verify
+
+    def step(done: int) -> None:
+        reporter.progress("verify", done, images)
+
     watched = None if data is None else Watched(data, span_of(program))
-    verdict = check(
-        program,
-        exported,
-        some_inputs(program, watched, images, seed),
-        lambda done: reporter.progress("verify", done, images),
-    )
+    inputs = some_inputs(program, watched, images, seed)
+    if program.stage == Stage.QUANTIZED:
+        # what is drawn at random says nothing of the range of real inputs
+        inputs = inputs if data is not None else within(inputs, span_of(program))
+        verdict = verify_exact(program, exported, inputs, step, original)
+    else:
+        verdict = verify(program, exported, inputs, step)
     if watched is not None and watched.note is not None:
         reporter.decide(watched.note)
     return verdict

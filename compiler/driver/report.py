@@ -110,7 +110,8 @@ class WeightsReport(Section):
 
     Attributes:
         type: ``fp32``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
-        layers: layer -> bits and shape.
+        layers: layer -> bits and shape, and where it keeps a grid that it was trained on, ``grid``, the bits
+            of that, and ``scale_error``, the largest relative error of its scales.
         streams: residual stream -> its quantization step.
         exact_neurons, neurons: number of neuron layers whose integer sums are exact, and of all neuron layers.
         inexact: neuron -> why its sums are rounded.

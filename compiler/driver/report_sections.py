@@ -28,7 +28,9 @@ from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
+from svitc.passes.quantization.quantize_weights import QuantizeWeights
 from svitc.planning.plan import Plan
+from svitc.quantization.grids import trained_bits
 from svitc.quantization.weight_grid import stored_bits
 from svitc.support.confidence import paired, wilson
 from svitc.support.reporter import Reporter
@@ -156,6 +158,9 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
             layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
         elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
             streams |= {str(user.target): module.step for user in node.users}
+    for step in pipeline.passes:
+        for name, error in step.kept.items() if isinstance(step, QuantizeWeights) else ():
+            layers[name] |= {"grid": trained_bits(program.info, name), "scale_error": error}
     inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(

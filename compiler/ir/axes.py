@@ -104,7 +104,15 @@ Dims = tuple[Dim, ...]  # the type of a value: all its dimensions
 
 
 class AxisConflict(Exception):
-    """Two dimensions that cannot be identical, or an operation that does not fit the types of its inputs."""
+    """Two dimensions that cannot be identical, or an operation that does not fit the types of its inputs.
+
+    Attributes:
+        hint: what to write instead, or None.
+    """
+
+    def __init__(self, text: str, hint: str | None = None) -> None:
+        super().__init__(text)
+        self.hint = hint
 
 
 def resolve(dim: Iterable[Axis]) -> Dim:

@@ -116,7 +116,7 @@ def channel_groups(module: fx.GraphModule) -> list[ChannelGroup]:
     # all axes are keyed by id
     contexts: dict[int, set[int]] = defaultdict(set)  # leaf -> head axes around it in parameters; 0 for no heads
     seen: dict[int, Axis] = {}
-    alone: set[int] = set()  # leaves that occur in a value without their heads
+    alone: set[int] = set()  # leaves that occur in a value or a parameter without their heads
     around: dict[int, set[int]] = {}  # axis -> axes that occur in every value together with it
     carriers: dict[int, list[tuple[fx.Node, str, int]]] = defaultdict(list)  # axis -> parameter dimensions with it
 
@@ -142,11 +142,11 @@ def channel_groups(module: fx.GraphModule) -> list[ChannelGroup]:
     for key, axis in seen.items():
         if key in heads:
             continue
-        within = contexts[key]
-        head = seen.get(next(iter(within))) if len(within) == 1 and 0 not in within else None
+        within = contexts[key] - {0}
+        head = seen.get(next(iter(within))) if len(within) == 1 else None
         if len(within) > 1:
             axis.freeze("it is split into heads in more than one way")
-        if head is not None and id(head) not in around.get(key, set()):
+        if head is not None and (0 in contexts[key] or id(head) not in around.get(key, set())):
             alone.add(key)
         # heads that are mixed, such as by a sum or a window over them, must keep the same channels
         mixed = key in alone or (head is not None and head.intact is not None)

@@ -69,7 +69,7 @@ def slice_module(module: nn.Module, chosen: Mapping[str, Sequence[np.ndarray | N
         module: a convolution, linear layer or batch norm.
         chosen: name of a parameter or buffer -> indices to keep in each dimension, None for all.
     """
-    depthwise = isinstance(module, ops.CONVOLUTIONS) and module.groups == module.in_channels > 1
+    depthwise = isinstance(module, ops.CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
     with torch.no_grad():
         for name, index in chosen.items():
             tensor = getattr(module, name)

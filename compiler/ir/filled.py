@@ -7,17 +7,20 @@ such as a comparison or a product, can make it 0 again.
 
 from __future__ import annotations
 
+import copy
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from svitc.ir import ops
-from svitc.ir.axes import Axis, Dim, Kind
+from svitc.ir.axes import Axis, Dim, Kind, size
 from svitc.ir.graph import attribute_of, module_of, type_of
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.broadcasting import ELEMENTWISE_RULES
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.slicing import concatenate
 
 REASON = "an operation makes another value of its zeros"
 MOST_VALUES = 4096  # that are followed; a channel that can have more is not known
@@ -34,13 +37,15 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         owner: the module that contains the layers and parameters of the nodes.
     """
     node.meta.pop("filled", None)
+    node.meta.pop("filled_steps", None)
     module = module_of(owner, node)
     sources = [_filled(source) for source in node.all_input_nodes]
     general, present = operator_of(node.target), _channels(node)
     values: Values = {}
     if _is_elementwise(node, module):
         everywhere = all(present <= _channels(source) for source in node.all_input_nodes)
-        if not any(sources) and everywhere and node.target in ops.ELEMENTWISE:
+        is_compared = any(is_threshold(source, owner) for source in node.all_input_nodes)
+        if not any(sources) and everywhere and node.target in ops.ELEMENTWISE and not is_compared:
             return  # 0 of zeros
         values = {axis: _computed(node, module, axis, owner) for axis in present}
     elif general is not None and general.addend is not None:
@@ -58,6 +63,8 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         values = _passed_on(node, module, sources)
     if module is not None:
         values |= _shifted(node, module, present)
+    if ops.has_state(module) or node.target in (concatenate, *ops.VIEWS):
+        values |= _over_time(node, module, present)
     node.meta["filled"] = {a: v for a, v in values.items() if a in present and (v is None or bool(v.ne(0).any()))}
 
 
@@ -89,13 +96,32 @@ def _computed(node: fx.Node, module: nn.Module | None, axis: Axis, owner: nn.Mod
 
 
 def _value_of(node: fx.Node, axis: Axis, owner: nn.Module) -> torch.Tensor | None:
-    """Return what a value has where channels of an axis are removed; a parameter without the axis has its values."""
-    if axis in _channels(node):
+    """Return what a value has where channels of an axis are removed.
+
+    A parameter along the axis loses these channels, and counts as 0 there; one without the axis, and a threshold, which
+    keeps a neuron that has no input from firing, has its values.
+    """
+    if axis in _channels(node) and not is_threshold(node, owner):
         return _filled(node).get(axis, torch.zeros(1))
     if node.op != "get_attr":
         return None
     values = attribute_of(owner, str(node.target)).detach()
     return values.float().reshape(-1).unique() if values.numel() <= MOST_VALUES else None
+
+
+def is_threshold(node: fx.Node, owner: nn.Module) -> bool:
+    """Return whether a node reads a parameter that values are compared with, such as a threshold for each channel.
+
+    Args:
+        node: a node of a complete graph.
+        owner: the module that contains the layers of the nodes.
+    """
+    differences = [user for user in node.users if user.target is operator.sub and user.args[1] is node]
+    return node.op == "get_attr" and any(
+        reader.op == "call_module" and isinstance(owner.get_submodule(str(reader.target)), ops.Step)
+        for difference in differences
+        for reader in difference.users
+    )
 
 
 def _shifted(node: fx.Node, module: nn.Module, present: set[Axis]) -> Values:
@@ -125,6 +151,41 @@ def _passed_on(node: fx.Node, module: nn.Module | None, sources: list[Values]) -
         _freeze_summed(node, sources)
     moves = node.target in (*ops.VIEWS, ops.take_block, ops.take_range) or (general is not None and general.moves)
     return dict(sources[0]) if moves and len(inputs) == 1 else values
+
+
+def _over_time(node: fx.Node, module: nn.Module | None, present: set[Axis]) -> Values:
+    """Return what removed channels are that have another value at each time step, such as a membrane at the start.
+
+    They are followed from where steps are joined, in ``node.meta["filled_steps"]``, to the neuron that reads them.
+    """
+    sources = node.all_input_nodes
+    if node.target is concatenate:
+        dims, at = type_of(node), int(node.kwargs["dim"])  # type: ignore[call-overload, arg-type]
+        if [axis.kind for axis in dims[at]] != [Kind.TIME]:
+            return {}
+        series: dict[Axis, torch.Tensor] = {}
+        for axis in {axis for source in sources for axis in _filled(source)} & present:
+            steps = [_filled(source).get(axis, torch.zeros(1)) for source in sources]
+            if all(value is not None and value.numel() == 1 for value in steps):
+                counts = [size(type_of(source)[at]) for source in sources]
+                series[axis] = torch.cat([v.reshape(1).expand(n) for v, n in zip(steps, counts, strict=True)])  # type: ignore[union-attr]
+        node.meta["filled_steps"] = series
+        return {axis: steps.unique() for axis, steps in series.items()}
+    known = {leaf: v for axis, v in sources[0].meta.get("filled_steps", {}).items() for leaf in axis.leaves()}
+    if module is None:
+        node.meta["filled_steps"] = known
+        return {}
+    if any(p.numel() > 1 for p in (*module.parameters(), *module.buffers())):
+        return {}
+    return {axis: _fired(module, steps) for axis, steps in known.items() if type_of(node)[0][0].size == len(steps)}
+
+
+def _fired(neuron: nn.Module, current: torch.Tensor) -> torch.Tensor:
+    """Return what a neuron fires at a current over time, ``[T]``."""
+    twin: Any = copy.deepcopy(neuron).eval()
+    twin.reset()
+    with torch.no_grad():
+        return twin(current.reshape(-1, 1)).reshape(-1).unique()
 
 
 def _freeze_summed(node: fx.Node, sources: list[Values]) -> None:

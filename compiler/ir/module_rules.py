@@ -16,6 +16,7 @@ from svitc.ir.graph import input_type
 Rule: TypeAlias = Callable[[fx.Node, Any], Dims]
 Windowed: TypeAlias = nn.Conv1d | nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 ACROSS_BATCH = "across the batch, so that one sample's result would depend on its neighbors"
+GROUPED = "a grouped convolution"
 # in reports, whose texts stay as they are
 WINDOW = "a window slides over it, so that neighbours count"
 
@@ -62,7 +63,7 @@ def window(node: fx.Node, module: Windowed, dim: Dim, i: int, letter: str) -> Di
 
 
 def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
-    """Return the type of a convolution, with a new channel axis unless it is depthwise."""
+    """Return the type of a convolution, with a new channel axis unless depthwise; of time where it mixes steps."""
     x = input_type(node.args[0])
     spatial = module.weight.ndim - 2
     if len(x) != spatial + 2:
@@ -70,22 +71,46 @@ def convolution(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
     if axes.size(x[1]) != module.in_channels:
         raise AxisConflict(f"expects {module.in_channels} input channels, got {axes.size(x[1])}")
     depthwise = module.groups == module.in_channels == module.out_channels and module.groups > 1
+    over_time = {axis.kind for axis in x[1]} == {Kind.TIME}
+    kind, letter = (Kind.TIME, "t") if over_time else (Kind.CHANNEL, "c")
     out: Dim
     per_group: Dim = x[1]
     if depthwise:
         out, per_group = x[1], ()
+    elif module.groups > 1:
+        out, per_group = grouped_channels(node, module, x[1])
     else:
-        frozen = "a grouped convolution" if module.groups > 1 else None
-        out = (Axis(str(node.target), module.out_channels, Kind.CHANNEL, "c", frozen=frozen),)
-        if module.groups > 1:
-            for axis in x[1]:
-                axis.freeze("a grouped convolution")
-            per_group = (Axis(f"{node.target}/in", module.weight.shape[1], Kind.CHANNEL, "c", frozen=frozen),)
+        out = (Axis(str(node.target), module.out_channels, kind, letter),)
     sizes = module.weight.shape[2:]
     kernel = tuple((Axis(f"{node.target}/k{i}", k, Kind.PIXEL, "k"),) for i, k in enumerate(sizes))
     node.meta["params"] = {"weight": (out, per_group, *kernel)} | _per_channel_parameters(module, out)
     pixels = tuple(window(node, module, dim, i, "yx"[i]) for i, dim in enumerate(x[2:]))
     return (x[0], out, *pixels)
+
+
+def grouped_channels(node: fx.Node, module: nn.Conv1d | nn.Conv2d, channels: Dim) -> tuple[Dim, Dim]:
+    """Return the output channels of a grouped convolution, and the input channels of one group.
+
+    The groups are an axis of their own, like heads: all of them stay, and keep the same channels.
+
+    Args:
+        node: the call of ``module``.
+        module: the convolution.
+        channels: its input channels.
+    """
+    kind, letter = channels[-1].kind, channels[-1].letter
+    stream = list(reversed(axes.resolve(channels)))
+    try:
+        groups = axes.take(stream, module.groups, ("g", "c"))
+    except AxisConflict:  # the channels are grouped in another way already
+        for axis in channels:
+            axis.freeze(GROUPED)
+        out = (Axis(str(node.target), module.out_channels, kind, letter, frozen=GROUPED),)
+        return out, (Axis(f"{node.target}/in", module.weight.shape[1], kind, letter, frozen=GROUPED),)
+    for axis in groups:
+        axis.freeze(GROUPED)
+    inner = Axis(str(node.target), module.out_channels // module.groups, kind, letter)
+    return (*groups, inner), tuple(reversed(stream))
 
 
 def linear(node: fx.Node, module: nn.Linear) -> Dims:
@@ -153,7 +178,8 @@ def spiking_neuron(node: fx.Node, _: nn.Module) -> Dims:
     if not x or not x[0] or any(axis.kind != Kind.TIME for axis in x[0]):
         raise AxisConflict(
             "the neuron's first dimension is not time alone"
-            f" ({axes.show(x)}), so that it would run over other samples as if they were later steps"
+            f" ({axes.show(x)}), so that it would run over other samples as if they were later steps",
+            hint="Put time first in front of the neuron, as in x.transpose(0, 1).",
         )
     return x
 

@@ -220,7 +220,7 @@ def problem_of(value: fx.Node) -> str | None:
     if any(axis.kind == Kind.BATCH for dim in dims for axis in dim):
         return f"{axes.show(dims)}, where the batch is merged with other dimensions; it must be a dimension of its own"
     if not depends_on_input(value):
-        return f"{axes.show(dims)}, which is the same for every image"
+        return "a constant, which is the same for every image; leave it out, or return it only while training"
     return f"{axes.show(dims)}, which is not one result for each sample"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import fx
 
-from svitc.errors import InternalError
+from svitc.errors import InternalError, UnsupportedError
 from svitc.ir.graph import describe
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
@@ -102,7 +102,10 @@ class Pass:
         if result.changed:
             program.graph.eliminate_dead_code(_is_impure)
             program.module.delete_all_unused_submodules()
-            program.retype()
+            try:
+                program.retype()
+            except UnsupportedError as error:  # the program had types before the pass
+                raise InternalError(f"after {self.name}: {error.message}", where=error.where) from error
         if self.ensures is not None:
             program.stage = max(program.stage, self.ensures)
         check(program, self.name)

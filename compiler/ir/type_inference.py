@@ -17,6 +17,11 @@ from svitc.ir.graph import BATCH_PROBE, InputSpec, attribute_of, describe, input
 from svitc.ir.module_rules import MODULE_RULES, Rule
 from svitc.ir.outputs import as_tuple
 
+ALONE = (
+    "Name the dimensions without the batch; what needs several samples belongs outside of the model, or under"
+    " if self.training."
+)
+
 
 class TypeInference:
     """Inference of the types of a graph's nodes, one after the other, with new axes.
@@ -51,7 +56,11 @@ class TypeInference:
             else:
                 dims = _rule(node, (rule for f, rule in FUNCTION_RULES.items() if f is node.target))(node, None)
         except AxisConflict as conflict:
-            raise UnsupportedError(f"{describe(node)}: {conflict}", where=node.meta.get("source")) from conflict
+            if node.op == "call_module" and self._seen.get(str(node.target)) is node.meta.get("params"):
+                self._seen.pop(str(node.target), None)  # another input may fit
+            hint = conflict.hint or (ALONE if "batch" in str(conflict) else None)
+            text = f"{describe(node)}: {conflict}"
+            raise UnsupportedError(text, where=node.meta.get("source"), hint=hint) from conflict
         node.meta["dims"] = tuple(axes.resolve(dim) for dim in dims)
         filled.track(node, self.module)
 

@@ -135,6 +135,15 @@ def regrouped(source: Dims, target: Dims) -> tuple[Dims, Dims]:
     return places, tuple(out)
 
 
+def is_one_pattern(source: Dims, target: Dims) -> bool:
+    """Return whether one einops pattern leads from ``source`` to ``target``, types by place.
+
+    None drops an axis of size 1 that shares a dimension with others, which would stay in the type.
+    """
+    kept = {id(axis) for dim in target for axis in dim}
+    return all(len({id(axis) in kept for axis in dim}) < 2 for dim in source)
+
+
 def emit_view(emit: Emit, x: fx.Node, source: Dims, target: Dims) -> fx.Node:
     """Return a new node that rearranges ``x``, or ``x`` itself if the types are equal.
 
@@ -146,6 +155,9 @@ def emit_view(emit: Emit, x: fx.Node, source: Dims, target: Dims) -> fx.Node:
     """
     if source == target:
         return x
+    if not is_one_pattern(source, target):
+        split = tuple((axis,) for dim in source for axis in dim)
+        return emit_view(emit, emit_view(emit, x, source, split), split, target)
     pattern, sizes = pattern_between(source, target)
     return emit("call_function", einops.rearrange, (x, pattern), dict(sorted(sizes.items())))
 

@@ -189,7 +189,8 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
 def rearrange(b: Builder, node: fx.Node, _: None) -> Stored:
     """Lower a view, which emits nothing: the readers rearrange the stored value as they need it."""
     source = b.at(node.args[0])
-    view = layout.rearranged(source.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
+    dims = b.program.type_of(node)
+    view = layout.rearranged(source.view, str(node.args[1]), node.kwargs, dims)  # type: ignore[arg-type]
     return Stored(source.value, source.dims, view, source.parameter)
 
 

@@ -76,13 +76,15 @@ def without(dims: Dims, tokens: Iterable[Axis]) -> Dims:
     return tuple(tuple(token for token in dim if token not in removed) for dim in dims)
 
 
-def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> Dims:
+def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int], dims: Dims) -> Dims:
     """Return a view after an einops pattern, with new tokens for letters that only the right side has.
 
     Args:
         view: the dimensions before.
         pattern: einops pattern.
         sizes: sizes of the pattern's letters.
+        dims: type of the result. A new letter gets one token for each of its axes, of which there are several where
+            a later reshape splits what the pattern repeats.
 
     Raises:
         InternalError: a letter stands for part of a token, although type inference should have split that axis.
@@ -96,11 +98,12 @@ def rearranged(view: Dims, pattern: str, sizes: Mapping[str, int]) -> Dims:
         rest = list(dim)
         for letter in letters:
             bound[letter] = _take(rest, sizes.get(letter, axes.size(dim) // known_size), pattern)
-    for position, letters in enumerate(right):
+    for letters, dim in zip(right, fresh(dims), strict=True):
+        rest = list(dim)
         for letter in letters:
-            if letter not in bound:
-                kind = Kind.TIME if position == 0 and len(letters) == 1 else Kind.PIXEL
-                bound[letter] = fresh(((Axis(letter, int(sizes[letter]), kind, letter),),))[0]
+            count = axes.size(bound[letter]) if letter in bound else int(sizes[letter])
+            tokens = _take(rest, count, pattern)
+            bound.setdefault(letter, tokens)
     return tuple(flat(tuple(bound[letter] for letter in letters)) for letters in right)
 
 

@@ -2,5 +2,5 @@
 
 Imports: ``ir``. What changes a program by these numbers is in ``passes/quantization``.
 
-Start with ``weight_grid.py``, then ``gptq.py``.
+Start with ``weight_grid.py``, then ``gptq.py``; ``grids.py`` recognizes weights that were trained on a grid.
 """

@@ -56,10 +56,11 @@ def scales(weight: torch.Tensor, bits: int, importance: torch.Tensor | None = No
 
 def stored_bits(integers: torch.Tensor) -> int:
     """Return the smallest bit width, 8, 4 or 2, that holds the integer weights of a layer."""
-    largest = int(integers.abs().max()) if integers.numel() else 0
-    if largest <= LEVELS[2] and bool((integers % 2 != 0).all()):
+    low, high = (int(integers.min()), int(integers.max())) if integers.numel() else (0, 0)
+    if max(-low, high) <= LEVELS[2] and bool((integers % 2 != 0).all()):
         return 2
-    return 4 if largest <= LEVELS[4] else 8
+    # rounding uses -7 to 7, and training may have used -8, which four bits hold as well
+    return 4 if -LEVELS[4] - 1 <= low and high <= LEVELS[4] else 8
 
 
 __all__ = ["nearest", "scales", "stored_bits"]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from svitc.support.uncompiled import uncompiled
+
 GPUS = ("cuda", "xpu", "mps", "npu", "hip")
 _NAME = re.compile(rf"({'|'.join(GPUS)})(:\d+)?")
 _TYPES = ("Float", "Double", "Half", "BFloat16", "Int", "Long", "Short", "Char", "Byte", "Bool")
@@ -83,13 +85,14 @@ def on_cpu() -> Iterator[None]:
     """Let code that asks for a GPU run on the CPU, in the body of a ``with`` statement.
 
     Tensors and modules stay where they are when they are moved to a GPU, and ``torch.cuda`` answers as far as
-    constructors and ``forward`` of models need it. ``torch.cuda.is_available`` is left as it is.
+    constructors and ``forward`` of models need it. ``torch.cuda.is_available`` is left as it is. Nothing is
+    compiled for a GPU either: see ``uncompiled``.
     """
     before = {name: getattr(torch.cuda, name) for name in _REPLACEMENTS if hasattr(torch.cuda, name)}
     for name in before:
         setattr(torch.cuda, name, _REPLACEMENTS[name])
     try:
-        with _OnCpu():
+        with _OnCpu(), uncompiled():
             yield
     finally:
         for name, value in before.items():

@@ -8,6 +8,8 @@ the float program given the same spikes, and E >= |x - x'|. Then
     sum, difference, view, mean, maximum      the same operation on the bounds
     product a b                               |a'| E_b + |b'| E_a + E_a E_b
     neuron                                    0: both programs get the same spikes
+
+Where nothing is known, E is ``UNKNOWN``, and not infinite, since what is multiplied by 0 does not differ.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from svitc.ir.program import Program
 from svitc.verification.recorder import Recorder
 
 Bound = torch.Tensor | None  # None for a value that does not differ at all
+UNKNOWN = 1e30  # the largest bound
 
 
 class ErrorBounds(Recorder):
@@ -57,12 +60,13 @@ class ErrorBounds(Recorder):
         value = super().run_node(n)
         if n.op == "output":
             self.outputs = [self._errors[source] for source in _nodes(n.args[0])]
-        elif n.op == "call_module":
-            self._errors[n] = self._of_layer(n, value)
+            return value
+        error: Bound = None
+        if n.op == "call_module":
+            error = self._of_layer(n, value)
         elif n.op == "call_function":
-            self._errors[n] = self._of_function(n, value)
-        else:
-            self._errors[n] = None
+            error = self._of_function(n, value)
+        self._errors[n] = None if error is None else error.nan_to_num(UNKNOWN).clamp(max=UNKNOWN)
         return value
 
     def _of_layer(self, node: fx.Node, value: torch.Tensor) -> Bound:
@@ -87,7 +91,7 @@ class ErrorBounds(Recorder):
             return error * scale.reshape(-1, *(1,) * (error.ndim - 2))
         if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)):
             return layer(error)  # padding of a maximum is ignored, and errors are not negative
-        return torch.full_like(value, torch.inf)
+        return torch.full_like(value, UNKNOWN)
 
     def _of_projection(self, path: str, layer: nn.Module, x: torch.Tensor, error: Bound) -> Bound:
         exact: Any = self.exact.get(path) or layer
@@ -114,14 +118,14 @@ class ErrorBounds(Recorder):
         if node.target in (operator.mul, operator.truediv):
             number: Any = next((arg for arg in node.args if not isinstance(arg, fx.Node)), None)
             if number is None or (node.target is operator.truediv and isinstance(node.args[1], fx.Node)):
-                return torch.full_like(value, torch.inf)
+                return torch.full_like(value, UNKNOWN)
             return errors[0] * abs(number) if node.target is operator.mul else errors[0] / abs(number)  # type: ignore[operator]
         if node.target in (operator.add, operator.sub):
             return sum(error.expand(value.shape) for error in errors if error is not None)  # type: ignore[return-value]
         general = operator_of(node.target)
         if general is not None and not general.moves:
             if general.lipschitz is None:
-                return torch.full_like(value, torch.inf)
+                return torch.full_like(value, UNKNOWN)
             return general.lipschitz * sum(error for error in errors if error is not None)  # type: ignore[return-value]
         filled = {s: torch.zeros_like(self.env[s]) if e is None else e for s, e in self._errors_of(node).items()}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: filled[source])

@@ -159,12 +159,17 @@ class Verdict:
         return sum(getattr(layer, field_name) for layer in self.layers.values())
 
     @property
-    def first_divergence(self) -> str | None:
-        """Return the first layer, in execution order, that rounding does not explain."""
+    def file_divergence(self) -> str | None:
+        """Return the first layer, in execution order, in which the file differs from its program."""
         for layer in self.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
                 return layer.name
-        beyond = next((output.name for output in self.outputs if output.values_beyond_rounding), None)
+        return next((output.name for output in self.outputs if output.values_beyond_rounding), None)
+
+    @property
+    def first_divergence(self) -> str | None:
+        """Return the first layer, in execution order, that rounding does not explain, in the file or before it."""
+        beyond = self.file_divergence
         if beyond is None and self.quantization is not None:
             return self.quantization.first_divergence
         return beyond

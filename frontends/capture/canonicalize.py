@@ -16,14 +16,16 @@ from spikingjelly.activation_based import base
 from torch import fx, nn
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.effects import has_effect, in_place
-from svitc.frontends.capture.graph_builder import GraphBuilder, Value, has_module
+from svitc.frontends.capture.graph_builder import GraphBuilder, Value, are_steps, has_module
 from svitc.frontends.capture.leaf_checks import check_layer, check_neuron
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.normalization_handlers import NORMALIZATION_LAYERS
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.frontends.capture.recognize_neurons import NotOverTime
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_LAYERS, pad_edges, pool_2d_of, pooled_3d
+from svitc.frontends.capture.structure_handlers import padded
 from svitc.ir import axes, ops
 from svitc.ir.graph import describe, input_type
 from svitc.ir.neuron_dynamics import dynamics_of
@@ -81,7 +83,11 @@ class Canonicalizer(GraphBuilder):
         """Return the canonical graph, and check each shape against the recorded one."""
         for node in raw.nodes:
             self.origin = node
-            new = self.handle(node)
+            try:
+                new = self.handle(node)
+            except axes.AxisConflict as conflict:
+                name = getattr(node.target, "__name__", node.target)
+                raise self.refuse(f"{name}: {conflict}") from conflict
             self.done[node] = new
             done.append(node)
             value = node.meta.get("val")
@@ -116,7 +122,7 @@ class Canonicalizer(GraphBuilder):
         if handler is None:
             raise self.refuse(
                 f"{name} is not an operation that svitc can represent",
-                hint="svitc inspect --supported lists what is; rewrite the layer with those, or report it.",
+                hint=advice(name),
             )
         return handler(self, node)
 
@@ -158,6 +164,7 @@ class Canonicalizer(GraphBuilder):
         if general is None:
             self.replace(path, plain(module))
             general = edged_convolution if getattr(module, "padding_mode", "zeros") != "zeros" else None
+            general = lopsided_convolution if any(_excess(module)) else general
         multi_step = getattr(module, "step_mode", "s") == "m" and not isinstance(module, nn.Linear)
         if not multi_step:
             return general(self, path, module, x) if general else self.emit("call_module", path, (x,))
@@ -194,6 +201,8 @@ class Canonicalizer(GraphBuilder):
             text = f"{path} runs over {axes.show(dims)}, whose first dimension is not time"
             raise NotOverTime(self.origin.meta["region"], text, where=self.origin.meta.get("source"))
         if not dims or [axis.kind for axis in dims[0]] != [axes.Kind.TIME, axes.Kind.BATCH]:
+            if dims and not are_steps(dims[0]) and all(axis.kind != axes.Kind.BATCH for axis in dims[0]):
+                x = self.at_steps(x, 0)  # over columns of an image, say, which the author means by steps
             return self.emit("call_module", path, (x,))
         if not self.fix:
             raise self.refuse(
@@ -249,17 +258,24 @@ def plain(module: nn.Module) -> nn.Module:
     kind = leaf_kind(module)
     if kind is None or kind not in ops.MODULES:
         raise UnsupportedError(f"{type(module).__name__} is not a layer that svitc knows")
-    padding = getattr(module, "padding", None)
-    if type(module) is kind and not isinstance(padding, str):
+    if type(module) is kind and not isinstance(getattr(module, "padding", None), str):
         return module
     layer = kind.__new__(kind)
     layer.__dict__.update({k: v for k, v in module.__dict__.items() if k != "_step_mode" or ops.is_neuron(layer)})
-    if isinstance(padding, str):
-        zeros = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]  # type: ignore[arg-type]
-        if padding == "same" and any(z % 2 for z in zeros):
-            raise UnsupportedError(f"padding='same' around a kernel of {module.kernel_size} is not symmetric")
-        layer.padding = tuple(z // 2 if padding == "same" else 0 for z in zeros)  # type: ignore[assignment]
+    if isinstance(getattr(module, "padding", None), str):
+        layer.padding = tuple(zeros // 2 for zeros in _zeros(module))  # type: ignore[assignment]
     return layer
+
+
+def _zeros(layer: Any) -> list[int]:
+    """Return how many zeros a convolution whose padding is a word adds to each dimension, on both sides together."""
+    same = layer.padding == "same"
+    return [d * (k - 1) if same else 0 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+
+
+def _excess(layer: Any) -> list[int]:
+    """Return how many zeros more a convolution adds behind each dimension than before: 1 around an even kernel."""
+    return [zeros % 2 for zeros in _zeros(layer)] if isinstance(getattr(layer, "padding", None), str) else []
 
 
 def edged_convolution(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.Node:
@@ -269,3 +285,11 @@ def edged_convolution(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.
     bare.padding_mode = "zeros"  # type: ignore[assignment]
     b.replace(path, bare)
     return b.emit("call_module", path, (pad_edges(b, x, layer),))
+
+
+def lopsided_convolution(b: GraphBuilder, path: str, layer: Any, x: fx.Node) -> fx.Node:
+    """Emit a convolution with ``padding="same"`` around an even kernel: the odd zeros are added before it."""
+    if layer.padding_mode != "zeros":
+        return edged_convolution(b, path, layer, x)
+    sizes = tuple(size for excess in reversed(_excess(layer)) for size in (0, excess))
+    return b.emit("call_module", path, (padded(b, x, sizes, "constant", 0),))

@@ -22,9 +22,13 @@ from torch import fx, nn
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.capture import constants
 from svitc.frontends.capture.autograd_functions import record_autograd_functions
+from svitc.frontends.capture.batch_positions import rewrite_batch_positions
 from svitc.frontends.capture.canonicalize import canonicalize
+from svitc.frontends.capture.data_dependent import data_dependent
 from svitc.frontends.capture.integer_spikes import fuse_integer_spikes
+from svitc.frontends.capture.keyword_names import rename_keywords
 from svitc.frontends.capture.leaves import drop_hooks
+from svitc.frontends.capture.membranes import MembraneRead, trace_into
 from svitc.frontends.capture.model_rewrites import prepare
 from svitc.frontends.capture.recognize_neurons import NotOverTime, recognize_neurons, recognize_step_neurons
 from svitc.frontends.capture.reparametrized import bake, copy_model
@@ -76,6 +80,15 @@ def capture(
     raise max(failures, key=lambda failure: failure[0])[1]  # the layout that led further
 
 
+def _keep_integers_as_buffers(model: nn.Module) -> None:
+    """Turn parameters that cannot be trained, such as masks and tables of positions, into buffers, in place."""
+    for module in model.modules():
+        for name, value in list(module._parameters.items()):
+            if value is not None and not value.is_floating_point():
+                del module._parameters[name]
+                module.register_buffer(name, value.detach())
+
+
 def some(what: str, paths: list[str]) -> str:
     """Return a count and an example of paths, such as ``8 neurons (a, …)``."""
     return f"1 {what} ({paths[0]})" if len(paths) == 1 else f"{len(paths)} {what}s ({paths[0]}, …)"
@@ -84,13 +97,21 @@ def some(what: str, paths: list[str]) -> str:
 def _capture_recognizing(
     model: nn.Module, input_spec: InputSpec, info: JsonDict, batch_first: bool, fix: bool, done: list[fx.Node]
 ) -> Program:
-    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations."""
+    """Capture a model; what looks like a neuron but does not run over time stays ordinary operations.
+
+    So does a neuron whose membrane is read.
+    """
     ignored: set[int] = set()
     while True:
         try:
             return _capture(model, input_spec, info, batch_first, fix, done, ignored)
         except NotOverTime as error:
             ignored.add(error.number)
+            done.clear()
+        except MembraneRead as error:
+            model = copy_model(model)  # which is marked
+            if not trace_into(model, error.path):
+                raise
             done.clear()
 
 
@@ -112,9 +133,11 @@ def _capture(
     """
     model = copy_model(model).eval().float()
     bake(model)
+    _keep_integers_as_buffers(model)
     rewritten = prepare(model)
     parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
     graph, rounded, recognized = _trace(model, input_spec, batch_first)
+    rename_keywords(graph, model)
     recognized += recognize_neurons(graph, model, ignored)
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
@@ -162,19 +185,34 @@ def _trace(model: nn.Module, input_spec: InputSpec, batch_first: bool) -> tuple[
     except SvitcError:
         raise
     except Exception as error:
-        # an error of the model's own code, which the user can correct: name its line
-        where = raised_at(error) or user_line()
-        raise UnsupportedError(
-            f"the model's forward failed on an input of shape {tuple(tracer.example[name].shape)}: "
-            f"{type(error).__name__}: {error}",
-            where=where,
-            hint="Check the input shape (--input-shape), or see -v for the traceback.",
-        ) from error
+        raise _failure(error, tuple(tracer.example[name].shape)) from error
     drop_hooks(graph, model)
     recognized = recognize_step_neurons(graph, model)
     merge_single_steps(graph, model, tracer)
+    rewrite_batch_positions(graph, model, tracer)
     constants.keep_names(graph, model, tracer.constants.views)
-    return graph, tracer.constants.rounded, recognized
+    checked = [f"what the model checks of values is taken to hold (line {line})" for line in tracer.unchecked if line]
+    return graph, tracer.constants.rounded, recognized + list(dict.fromkeys(checked))
+
+
+def _failure(error: Exception, shape: tuple[int, ...]) -> UnsupportedError:
+    """Return the error for one that the model's own code raised while it was traced."""
+    where = raised_at(error) or user_line()
+    text = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
+    if "UnknownNumber" in text:
+        return data_dependent("the value", where)
+    if "Proxy" in text or (isinstance(error, KeyError) and error.args == ("val",)):
+        return UnsupportedError(
+            "a call takes tensors past what can be recorded, such as a module that torch.jit.script compiled, "
+            f"torch.vmap, or a method called on its class ({text})",
+            where=where,
+            hint="Call plain functions of PyTorch and methods of tensors; leave out torch.jit.script.",
+        )
+    return UnsupportedError(
+        f"the model's forward failed on an input of shape {shape}: {text}",
+        where=where,
+        hint="Check the input shape (--input-shape), or see -v for the traceback.",
+    )
 
 
 @contextlib.contextmanager
@@ -195,6 +233,9 @@ def _only_input(model: nn.Module) -> str:
     required = [
         p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
+    optional = [p for p in parameters if p not in required and p.kind != p.VAR_KEYWORD and p.kind != p.KEYWORD_ONLY]
+    if not required and optional:  # forward(self, x=None) or forward(self, *args)
+        return optional[0].name
     if len(required) != 1:
         names = ", ".join(p.name for p in required) or "none"
         raise UnsupportedError(f"the model's forward must take one tensor; it takes {names}")

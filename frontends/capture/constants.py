@@ -93,6 +93,14 @@ class Constants:
         elif operation in _BROADCASTING:
             shape = torch.broadcast_shapes(*(tuple(a.shape) for a in args if isinstance(a, ValueProxy)))
             args = tuple(self.narrowed(a, shape) if isinstance(a, torch.Tensor) else a for a in args)
+        elif operation == "scatter" and isinstance(args[0], torch.Tensor) and len(args) > 2:
+            index = args[2]
+            thin = self.tracer.record("call_function", operator.getitem, (index, at(index, args[1], slice(0, 1))), {})
+            args = (self.like(thin, args[0]), *args[1:])
+        elif operation == "matmul" and len(args) == 2:
+            args = tuple(self._narrowed_in_front(a, *reversed(args[:i] + args[i + 1 :])) for i, a in enumerate(args))
+        elif operation == "einsum" and isinstance(args[0], str):
+            args = self._narrowed_by_letters(args)
         return self.tracer.record(kind, target, args, kwargs, name)
 
     def node(self, tensor: torch.Tensor) -> fx.Node:
@@ -121,10 +129,15 @@ class Constants:
             return zeros
         return self.call("call_function", operator.add, (zeros, constant), {})
 
-    def narrowed(self, constant: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    def narrowed(self, constant: torch.Tensor, shape: tuple[int, ...], drop: bool = True) -> torch.Tensor:
         """Return a constant of size 1 where it holds the same along a dimension and is broadcast with ``shape``.
 
         This makes it independent of the batch size.
+
+        Args:
+            constant: The constant.
+            shape: That of the value that it meets.
+            drop: Whether to drop dimensions of size 1 in front that the value has not.
         """
         if self.path(constant) is not None:
             return constant
@@ -137,9 +150,39 @@ class Constants:
                 and torch.equal(first.expand_as(constant), constant)
             ):
                 constant = first
-        while constant.dim() > len(shape) and constant.shape[0] == 1:
+        while drop and constant.dim() > len(shape) and constant.shape[0] == 1:
             constant = constant[0]
         return constant
+
+    def _narrowed_in_front(self, constant: Any, value: Any) -> Any:
+        """Return a factor of a product of matrices with size 1 along dimensions in front where it is the same."""
+        if not isinstance(constant, torch.Tensor) or not isinstance(value, ValueProxy) or constant.dim() < 3:
+            return constant
+        shape = tuple(value.shape)
+        ahead = (*shape[:-2], 1, 1) if len(shape) >= constant.dim() else shape
+        return self.narrowed(constant, ahead) if len(ahead) > 2 else constant
+
+    def _narrowed_by_letters(self, args: tuple) -> tuple:
+        """Return the arguments of an einsum with constants of size 1 where they are the same along a dimension.
+
+        The dimension must be one of a value's, too, and not be summed over, so that every sum has the same terms.
+        """
+        left, arrow, right = args[0].replace(" ", "").partition("->")
+        tensors = list(args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:])
+        operands = left.split(",")
+        if not arrow or "." in left or len(operands) != len(tensors):
+            return args
+        sizes = {
+            letter: size
+            for letters, value in zip(operands, tensors, strict=True)
+            if isinstance(value, ValueProxy)
+            for letter, size in zip(letters, value.shape, strict=True)
+            if letter in right
+        }
+        for i, (letters, value) in enumerate(zip(operands, tensors, strict=True)):
+            if isinstance(value, torch.Tensor):
+                tensors[i] = self.narrowed(value, tuple(sizes.get(letter, 0) for letter in letters), drop=False)
+        return (args[0], *tensors)
 
     def _number(self, constant: torch.Tensor, other: ValueProxy, is_comparison: bool) -> float | None:
         """Return the number that can take a constant's place next to a value, bit for bit, or None."""
@@ -192,9 +235,11 @@ class Constants:
     def _joined(self, operation: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Return the arguments of a concatenation with constants as values that know the batch size."""
         parts = list(args[0] if args else kwargs["tensors"])
+        # PyTorch ignores torch.tensor([]), from which loops let a tensor grow
+        parts = [p for p in parts if not (isinstance(p, torch.Tensor) and tuple(p.shape) == (0,))] or parts
         shaped = next((p for p in parts if isinstance(p, ValueProxy)), None)
         if shaped is None or not any(isinstance(p, torch.Tensor) for p in parts):
-            return args, kwargs
+            return ((parts, *args[1:]), kwargs) if args else (args, {**kwargs, "tensors": parts})
         if operation != "stack":
             dim = {"hstack": 1, "vstack": 0, "dstack": 2}.get(
                 operation, kwargs.get("dim", (*args, 0)[1] if len(args) > 1 else 0)

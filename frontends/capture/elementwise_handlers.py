@@ -145,15 +145,12 @@ def masked_fill(b: GraphBuilder, node: fx.Node) -> fx.Node:
 
 def choose(b: GraphBuilder, condition: fx.Node, x: Any, y: Any) -> fx.Node:
     """Emit ``x`` where a condition is not 0, else ``y``."""
-    if not isinstance(x, fx.Node) and not isinstance(y, fx.Node):
-        raise b.refuse(
-            "a choice between two numbers is not supported", hint="Write condition * a + (1 - condition) * b."
-        )
-    filled = [v if isinstance(v, fx.Node) else _filled_with(b, y if v is x else x, v) for v in (x, y)]
+    like = next((v for v in (x, y) if isinstance(v, fx.Node)), condition)
+    filled = [v if isinstance(v, fx.Node) else filled_with(b, like, v) for v in (x, y)]
     return b.emit("call_function", several.where, (condition, *filled))
 
 
-def _filled_with(b: GraphBuilder, like: fx.Node, number: float) -> fx.Node:
+def filled_with(b: GraphBuilder, like: fx.Node, number: float) -> fx.Node:
     """Emit a tensor of the shape of another one, with the same number everywhere."""
     if not math.isfinite(number):
         number = math.copysign(torch.finfo(torch.float32).max, number)

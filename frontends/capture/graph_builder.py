@@ -5,10 +5,10 @@ Every view becomes an ``einops.rearrange`` of named axes, which follows from axi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import fx, nn
 from torch.fx.node import Argument, Target
 
@@ -16,16 +16,13 @@ from svitc.errors import UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.graph import input_type
 from svitc.ir.module_rules import ACROSS_BATCH
-from svitc.ir.operators.products import einsum
-from svitc.ir.operators.regroup import regroup, regrouped_type
+from svitc.ir.operators.regroup import at_steps, regroup, regrouped_type
 from svitc.ir.operators.several import SEVERAL
-from svitc.ir.operators.slicing import concatenate
 from svitc.ir.program import Program
 from svitc.ir.type_inference import TypeInference
 from svitc.ir.views import emit_view, regrouped, tokens
 
-# elementwise operations and products, in which dimensions meet
-MEETINGS = (*ops.ELEMENTWISE, torch.matmul, einsum, concatenate, *(operator.function for operator in SEVERAL))
+ALIGNED = (*ops.ELEMENTWISE, *(operator.function for operator in SEVERAL))  # those whose dimensions meet one by one
 Value: TypeAlias = fx.Node | tuple[fx.Node, ...]  # what a raw node becomes
 
 
@@ -60,17 +57,46 @@ class GraphBuilder:
         kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> fx.Node:
-        """Append a node to the graph, and type it."""
+        """Append a node to the graph, and type it.
+
+        Where the axes of its inputs do not fit, the inputs get axes of their own, which cannot be pruned.
+
+        Raises:
+            UnsupportedError: it does not fit its inputs.
+        """
         try:
             return self._typed(op, target, args, dict(kwargs or {}), name)
         except UnsupportedError as error:
-            if not isinstance(error.__cause__, axes.AxisConflict) or target not in MEETINGS:
+            if not isinstance(error.__cause__, axes.AxisConflict) or op not in ("call_function", "call_module"):
                 raise
-            apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in args)
-            try:
-                return self._typed(op, target, apart, dict(kwargs or {}), name)
-            except UnsupportedError:
-                raise error from error.__cause__
+            if not any(isinstance(arg, fx.Node) and arg.op != "get_attr" for arg in args):
+                raise
+            with_steps = self._with_steps(args) if target in ALIGNED else args
+            apart = tuple(self.apart(arg) if isinstance(arg, fx.Node) else arg for arg in with_steps)
+            for operands in (with_steps, apart) if with_steps != args else (apart,):
+                with contextlib.suppress(UnsupportedError):
+                    return self._typed(op, target, operands, dict(kwargs or {}), name)
+            raise
+
+    def _with_steps(self, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
+        """Return operands that meet, with time steps wherever another operand has as many in the same dimension."""
+        types = [input_type(arg) for arg in args if isinstance(arg, fx.Node)]
+        steps = {len(x) - i: axes.size(dim) for x in types for i, dim in enumerate(x) if are_steps(dim)}
+        result = []
+        for arg in args:
+            for place, count in steps.items():
+                if not isinstance(arg, fx.Node) or arg.op == "get_attr" or len(x := input_type(arg)) < place:
+                    continue
+                dim = x[len(x) - place]
+                has_batch = any(axis.kind == axes.Kind.BATCH for axis in dim)
+                if axes.size(dim) == count and not has_batch and not are_steps(dim):
+                    arg = self.at_steps(arg, len(x) - place)
+            result.append(arg)
+        return tuple(result)
+
+    def at_steps(self, x: fx.Node, dim: int) -> fx.Node:
+        """Return ``x`` with a dimension whose elements are taken for time steps."""
+        return self._typed("call_function", at_steps, (x,), {"dim": dim}, None)
 
     def _typed(self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict, name: str | None) -> fx.Node:
         """Append a node and type it; it is taken back where that fails."""
@@ -133,6 +159,9 @@ class GraphBuilder:
         """Register a layer for what the model computes with a function, and return its path."""
         assert self.origin is not None
         scope = self.origin.meta.get("scope")
+        if scope and scope == self.origin.target:  # beside the layer, which can hold no other
+            scope, _, layer = scope.rpartition(".")
+            name = f"{layer}_{name}"
         path = base = f"{scope}.{name}" if scope else name
         count = 0
         while has_module(self.program.module, path):
@@ -145,6 +174,11 @@ class GraphBuilder:
         """Put a module into the program at a path."""
         owner, _, name = path.rpartition(".")
         setattr(self.program.module.get_submodule(owner), name, module)
+
+
+def are_steps(dim: axes.Dim) -> bool:
+    """Return whether the elements of a dimension are time steps."""
+    return len(dim) > 0 and all(axis.kind == axes.Kind.TIME for axis in axes.resolve(dim))
 
 
 def sizes_of(dims: axes.Dims) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from torch import fx
 from svitc.frontends.capture.graph_builder import GraphBuilder
 from svitc.ir.graph import input_type
 
+_SPELL_OUT = "Leave the argument out, or write what it does as an operation of its own."
 HARMLESS = ("input", "self", "inplace")  # arguments that do not change what a call computes
 
 
@@ -33,7 +34,7 @@ def call(b: GraphBuilder, node: fx.Node, *names: str, **defaults: object) -> lis
     unknown = [f"{k}={v!r}" for k, v in kwargs.items() if k not in (*names, *HARMLESS) and v is not None]
     if positional or unknown:
         name = getattr(node.target, "__name__", str(node.target))
-        raise b.refuse(f"{name} with {', '.join([*map(repr, positional), *unknown])} is not supported")
+        raise b.refuse(f"{name} with {', '.join([*map(repr, positional), *unknown])} is not supported", hint=_SPELL_OUT)
     return values
 
 

@@ -2,6 +2,7 @@
 
 ``out[t] = s`` becomes ``torch.stack`` of the steps, ``x[:, a:b] = y`` becomes ``torch.cat`` of the parts, and numbers
 that are written become a product with a mask. What is written into a view is written back into the tensor behind it.
+A tensor that gets another shape in place (``x.unsqueeze_(0)``) becomes a view of what it was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from svitc.frontends.capture.proxies import IN_PLACE_OPERATORS, Tracer, ValuePro
 from svitc.frontends.capture.user_line import user_line
 
 _ASSIGN = "setitem"
+_RESHAPING = ("unsqueeze", "squeeze", "transpose", "swapaxes", "swapdims", "t")  # with ``_``, only the shape changes
 _SAME_PLACES = ("contiguous", "detach", "to", "float", "data", "type", "type_as", "identity", "alias", "clone")
 
 
@@ -84,6 +86,8 @@ def _plain_function(target: Callable, name: str) -> Any:
 def apply(tracer: Tracer, change: Change) -> ValueProxy:
     """Record a change in place, and return what the changed tensor is from then on."""
     [tensor, args, kwargs] = tracer.substitute([change.tensor, change.args, change.kwargs])
+    if name_of(change.target) in _RESHAPING and isinstance(change.tensor, ValueProxy):
+        return _reshape(tracer, change)
     if isinstance(tensor, torch.Tensor) and tensor._is_view():
         raise refuse("a part of a tensor that does not depend on the input is changed by one that does")
     new = _value(tracer, tensor, change, args, kwargs)
@@ -98,6 +102,15 @@ def apply(tracer: Tracer, change: Change) -> ValueProxy:
         return fresh
     become(tracer, tensor, new)
     return tensor
+
+
+def _reshape(tracer: Tracer, change: Change) -> ValueProxy:
+    """Record another shape that a tensor gets in place; it shares its memory with those that it shared it with."""
+    x = change.tensor
+    before = tracer.proxy(x.node)
+    before.view_of, before._own_version = x.view_of, x._own_version
+    x.reshape_to(tracer.create_proxy(change.kind, change.target, (before, *change.args[1:]), change.kwargs))
+    return x
 
 
 def become(tracer: Tracer, tensor: ValueProxy, new: ValueProxy) -> None:
@@ -202,7 +215,7 @@ def _put_steps(tracer: Tracer, x: Any, dim: int, steps: list[int], rest: tuple, 
     """Record ``x`` with one position of a dimension replaced: a stack of all positions."""
     parts = [_part(tracer, x, dim, i) for i in range(x.shape[dim])]
     for step in steps:
-        parts[step] = put(tracer, parts[step], rest, value)
+        parts[step] = put(tracer, parts[step], (*(slice(None),) * dim, *rest), value)
     written = parts[steps[0]]
     parts = [tracer.constants.like(written, p) if isinstance(p, torch.Tensor) else p for p in parts]
     result = tracer.record("call_function", torch.stack, (parts, dim), {})
@@ -215,7 +228,7 @@ def _put_range(tracer: Tracer, x: Any, dim: int, bounds: tuple[int, int], rest: 
     start, stop = bounds
     if start >= stop:
         raise refuse("an empty range is assigned to")
-    middle = put(tracer, _part(tracer, x, dim, slice(start, stop)), (slice(None), *rest), value)
+    middle = put(tracer, _part(tracer, x, dim, slice(start, stop)), (*(slice(None),) * (dim + 1), *rest), value)
     parts = [_part(tracer, x, dim, slice(0, start)), middle, _part(tracer, x, dim, slice(stop, x.shape[dim]))]
     parts = [p for p in parts if p.shape[dim]]
     return tracer.create_proxy("call_function", torch.cat, (parts, dim), {}) if len(parts) > 1 else middle

@@ -6,6 +6,7 @@ import torch
 from spikingjelly.activation_based import base, layer
 from torch import fx, nn
 
+from svitc.frontends.capture.membranes import MARK
 from svitc.ir import ops
 
 KINDS: tuple[type[nn.Module], ...] = (
@@ -86,7 +87,9 @@ def leaf_kind(module: nn.Module) -> type[nn.Module] | None:
 
 def is_leaf(module: nn.Module) -> bool:
     """Return whether a capture records a call of the module instead of what happens in it."""
-    return leaf_kind(module) is not None and not (isinstance(module, base.MemoryModule) and _has_numbers(module))
+    if leaf_kind(module) is None:
+        return False
+    return not isinstance(module, base.MemoryModule) or not (_has_numbers(module) or getattr(module, MARK, False))
 
 
 def _has_numbers(module: base.MemoryModule) -> bool:

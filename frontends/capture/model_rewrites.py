@@ -93,6 +93,7 @@ def reference(model: nn.Module, program: Program, x: torch.Tensor) -> Any:
     prepare(eager)
     functional.reset_net(eager)
     with torch.inference_mode(), on_cpu():
-        output = eager(x.transpose(0, 1) if program.info.get("batch_first") else x)
+        # a copy, as a model may change its input in place
+        output = eager((x.transpose(0, 1) if program.info.get("batch_first") else x).clone())
     tensors = tensors_of(output)
     return restored(program.info, tensors[0] if len(tensors) == 1 else tuple(tensors))

@@ -10,7 +10,6 @@ from torch import fx, nn
 
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, dims_of, positive
-from svitc.frontends.capture.slicing_handlers import Extremes
 from svitc.ir.operators import normalization, pointwise
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
@@ -37,20 +36,6 @@ def reduction(target: Callable) -> Handler:
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
         x, dim, keepdim = call(b, node, "dim", "keepdim", keepdim=False)
         return b.emit("call_function", target, (x,), {"dims": dims_of(x, dim), "keepdim": bool(keepdim)})
-
-    return handler
-
-
-def extreme_along(target: Callable, two_tensors: Handler) -> Handler:
-    """Return a handler of ``x.max()`` and of ``x.max(dim)``, whose indices must not be used, or of ``max(x, y)``."""
-
-    def handler(b: GraphBuilder, node: fx.Node) -> Value:
-        second = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
-        if isinstance(second, fx.Node):
-            return two_tensors(b, node)
-        x, dim, keepdim = call(b, node, "dim", "keepdim", keepdim=False)
-        value = b.emit("call_function", target, (x,), {"dims": dims_of(x, dim), "keepdim": bool(keepdim)})
-        return value if dim is None else Extremes([value])
 
     return handler
 
@@ -90,7 +75,7 @@ def norm(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x, order, dim, keepdim = call(b, node, "p" if "p" in node.kwargs else "ord", "dim", "keepdim", keepdim=False)
     order = 2 if order in (None, "fro") else order
     if order <= 0 or order == float("inf"):
-        raise b.refuse(f"a norm of order {order} is not supported")
+        raise b.refuse(f"a norm of order {order} is not supported", hint="Write (x.abs() ** p).sum(dim) ** (1 / p).")
     attributes = {"order": order, "dims": dims_of(x, dim), "keepdim": bool(keepdim)}
     return b.emit("call_function", normalization.norm, (x,), attributes)
 
@@ -99,7 +84,10 @@ def normalize(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``F.normalize``."""
     x, order, dim, eps = call(b, node, "p", "dim", "eps", p=2.0, dim=1, eps=1e-12)
     if not isinstance(dim, int):
-        raise b.refuse("normalize over several dimensions is not supported")
+        raise b.refuse(
+            "normalize over several dimensions is not supported",
+            hint="Write x / x.norm(dim=…, keepdim=True).clamp_min(1e-12).",
+        )
     attributes = {"order": order, "dim": positive(x, dim), "eps": eps}
     return b.emit("call_function", normalization.normalize, (x,), attributes)
 

@@ -13,12 +13,14 @@ import torch
 from torch import fx
 from torch.fx.node import Argument, Target
 
+from svitc.frontends.capture.advice import advice
 from svitc.frontends.capture.elementwise_handlers import ELEMENTWISE_HANDLERS, operands
 from svitc.frontends.capture.graph_builder import GraphBuilder, Value
 from svitc.frontends.capture.handler_arguments import call, dims_of, positive, rank, spelled_out, value_shape, variadic
-from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS, extreme_along
+from svitc.frontends.capture.normalization_handlers import NORMALIZATION_HANDLERS
 from svitc.frontends.capture.product_handlers import PRODUCT_HANDLERS
 from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
+from svitc.frontends.capture.selection_handlers import SELECTION_HANDLERS, Ordered, extreme_along
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS
 from svitc.frontends.capture.structure_handlers import STRUCTURE_HANDLERS
 from svitc.ir import axes
@@ -53,7 +55,7 @@ def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
         return b.arg(x)
     if before.is_floating_point and not narrows and after != torch.bool:
         return b.emit("call_function", pointwise.truncate, (b.arg(x),))
-    raise b.refuse(f"a cast from {before} to {after} is not supported")
+    raise b.refuse(f"a cast from {before} to {after} is not supported", hint=advice("half"))
 
 
 def transpose(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -74,8 +76,8 @@ def permute(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit ``x.T``, ``x.mT`` and ``x.data``, attributes that a proxy does not answer by itself."""
     x, name = b.arg(node.args[0]), node.args[1]
-    if isinstance(x, tuple) and name == "values":
-        return x[0]
+    if isinstance(x, Ordered) and name in x.NAMES:
+        return x[x.NAMES.index(str(name))]
     if isinstance(x, tuple):
         raise b.refuse(f"{name} of a result of several values is not supported")
     order = list(range(rank(x)))
@@ -83,7 +85,7 @@ def attribute(b: GraphBuilder, node: fx.Node) -> fx.Node:
         return x
     if name == "T" or (name == "mT" and len(order) > 1):
         return b.permute(x, order[::-1] if name == "T" else [*order[:-2], order[-1], order[-2]])
-    raise b.refuse(f"a tensor's {name} is not an operation that svitc can represent")
+    raise b.refuse(f"a tensor's {name} is not an operation that svitc can represent", hint=advice(str(name)))
 
 
 def channel_shuffle(b: GraphBuilder, node: fx.Node) -> fx.Node:
@@ -107,7 +109,9 @@ def squeeze(b: GraphBuilder, node: fx.Node) -> fx.Node:
     x, dim = call(b, node, "dim")
     dims = input_type(x)
     if dim is None:
-        raise b.refuse("squeeze without a dimension depends on sizes; name the dimension")
+        note = f"squeeze() keeps the batch where it is a single image, too (line {node.meta.get('source')})"
+        b.program.info.setdefault("assumptions", []).append(note)
+        return b.view(x, tuple(d for d in dims if axes.size(d) != 1))
     dim = positive(x, dim)
     if axes.size(dims[dim]) != 1:
         return x
@@ -188,6 +192,7 @@ HANDLERS: dict[str, Handler] = {
     **NORMALIZATION_HANDLERS,
     **RESAMPLING_HANDLERS,
     **PRODUCT_HANDLERS,
+    **SELECTION_HANDLERS,
     "max": extreme_along(normalization.largest, ELEMENTWISE_HANDLERS["maximum"]),
     "min": extreme_along(normalization.smallest, ELEMENTWISE_HANDLERS["minimum"]),
     "rsub": reversed_subtraction,

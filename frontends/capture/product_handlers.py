@@ -86,10 +86,13 @@ def matmul(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit a matrix product; where the ranks differ, as a product by Einstein's summation."""
     x, y = call(b, node, "mat2" if "mat2" in node.kwargs else "other")
     first, second = rank(x), rank(y)
-    if first == second and first >= 2:
+    sizes = [axes.shape(input_type(v))[:-2] for v in (x, y)]
+    if first == second and first >= 2 and sizes[0] == sizes[1]:
         return b.emit("call_function", torch.matmul, (x, y))
     letters = "abcdefgh"
     wide = max(first, second)
+    if first == second:
+        return repeated_matmul(b, x, y)
     if min(first, second) == 1 or wide > 8:
         vector_right = second == 1
         inner = letters[: max(first, second) - (1 if vector_right else 2)]
@@ -102,6 +105,23 @@ def matmul(b: GraphBuilder, node: fx.Node) -> fx.Node:
     return b.emit("call_function", products.einsum, (x, y), {"equation": f"{left},{right}->{lead}mn"})
 
 
+def repeated_matmul(b: GraphBuilder, x: fx.Node, y: fx.Node) -> fx.Node:
+    """Emit a product of matrices of which some serve several others: those that have size 1 along a dimension."""
+    letters = "abcdefgh"[: rank(x) - 2]
+    thin, parts = [], []
+    for tensor, inner in ((x, "mk"), (y, "kn")):
+        dims = input_type(tensor)
+        kept = [i for i in range(len(letters)) if axes.size(dims[i]) != 1]
+        thin.append(b.view(tensor, (*(dims[i] for i in kept), *dims[-2:])))
+        parts.append("".join(letters[i] for i in kept) + inner)
+    out = "".join(c for c in letters if c in parts[0] + parts[1])
+    equation = f"{parts[0]},{parts[1]}->{out}mn"
+    product = b.emit("call_function", products.einsum, tuple(thin), {"equation": equation})
+    places = iter(input_type(product))
+    lead = tuple(next(places) if c in out else () for c in letters)
+    return b.view(product, (*lead, *places))
+
+
 def attention(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit scaled dot-product attention as two products and a softmax."""
     names = ("key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -109,9 +129,11 @@ def attention(b: GraphBuilder, node: fx.Node) -> fx.Node:
     node.kwargs = kwargs
     q, k, v, mask, _, causal, scale, shared = call(b, node, *names, is_causal=False, enable_gqa=False)
     if shared:
-        raise b.refuse("attention whose heads share keys is not supported")
+        raise b.refuse("attention whose heads share keys is not supported", hint="Repeat them with repeat_interleave.")
     if q.op == "get_attr" or k.op == "get_attr" or v.op == "get_attr":
-        raise b.refuse("attention of a parameter is not supported")
+        raise b.refuse(
+            "attention of a parameter is not supported", hint="Write softmax(q @ k.transpose(-1, -2) * scale) @ v."
+        )
     width = axes.size(input_type(q)[-1])
     attributes = {"causal": bool(causal), "scale": width**-0.5 if scale is None else float(scale)}
     masks = () if mask is None else (additive(b, mask),)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 from torch.fx.node import Target
 
 from svitc.errors import UnsupportedError
+from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent, number_of, truth_of
 from svitc.frontends.capture.user_line import user_line
 
 Tracer: TypeAlias = Any  # the tracer, whose module imports this one
@@ -22,15 +24,6 @@ VALUE_ATTRIBUTES = (
 )
 # attributes that are operations, and whose value may be asked for its shape in turn
 _OPERATIONS = ("T", "mT", "H", "mH", "data", "real", "imag")
-
-
-def data_dependent(need: str) -> UnsupportedError:
-    """Return the error for control flow that needs a value."""
-    return UnsupportedError(
-        f"control flow depends on the data: {need} of a tensor is needed while the model is captured",
-        where=user_line(),
-        hint="A compiled graph takes the same path for every input; branch on shapes or on configuration instead.",
-    )
 
 
 @dataclass
@@ -44,6 +37,7 @@ class View:
         args: Its arguments, among them ``source``.
         kwargs: Its arguments by keyword.
         version: Of ``source`` when the value was recorded.
+        shape_version: Of the shape of ``source`` then.
     """
 
     source: ValueProxy
@@ -52,6 +46,7 @@ class View:
     args: tuple
     kwargs: dict[str, Any]
     version: int
+    shape_version: int = 0
 
 
 class ValueProxy(fx.Proxy):
@@ -71,12 +66,19 @@ class ValueProxy(fx.Proxy):
         super().__init__(node, tracer)
         self.view_of: View | None = None
         self._own_version = 0
+        self.shape_version = 0  # number of changes of the shape in place
 
     @property
     def node(self) -> fx.Node:
         """The node that computes the present value."""
         view = self.__dict__.get("view_of")
         if view is not None and view.version != view.source.version:
+            if view.shape_version != view.source.shape_version:
+                raise UnsupportedError(
+                    "a view of a tensor is read after the tensor's shape and then its values were changed in place",
+                    where=user_line(),
+                    hint="Write x = x.unsqueeze(0), say, instead of x.unsqueeze_(0).",
+                )
             self._node = self.tracer.record(view.kind, view.target, view.args, view.kwargs).node
             view.version = view.source.version
         return self._node
@@ -98,6 +100,11 @@ class ValueProxy(fx.Proxy):
         else:
             self.view_of.version = self.view_of.source.version
 
+    def reshape_to(self, view: ValueProxy) -> None:
+        """Become a view of what the tensor was before its shape changed in place."""
+        self._node, self.view_of = view._node, view.view_of
+        self.shape_version += 1
+
     @property
     def value(self) -> Any:
         """The fake value: a tensor without data, or a tuple of them."""
@@ -106,11 +113,16 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name in VALUE_ATTRIBUTES:
             return getattr(self.value, name)
-        if name in _OPERATIONS:
+        if name in _OPERATIONS or (isinstance(self.value, tuple) and name in ("values", "indices")):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name.startswith("__"):  # a protocol, such as NumPy's, that tensors may follow but a proxy does not
             raise AttributeError(name)
+        if not hasattr(torch.Tensor, name):
+            raise AttributeError(f"'Tensor' object has no attribute '{name}'")
         return super().__getattr__(name)
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
 
     def size(self, dim: int | None = None) -> int | torch.Size:
         return self.value.size() if dim is None else self.value.size(dim)
@@ -156,10 +168,14 @@ class ValueProxy(fx.Proxy):
         return (self[i] for i in range(len(self)))  # type: ignore[index]
 
     def __bool__(self) -> bool:
-        raise data_dependent("the truth")
+        truth = truth_of(self.node)
+        if truth is None:
+            raise data_dependent("the truth")
+        self.tracer.unchecked.append(user_line())
+        return truth
 
     def __float__(self) -> float:
-        raise data_dependent("the value")
+        return number_of(sys._getframe(1))
 
     def __int__(self) -> int:
         raise data_dependent("the value")
@@ -167,14 +183,14 @@ class ValueProxy(fx.Proxy):
     def __index__(self) -> int:
         raise data_dependent("the value")
 
-    def item(self) -> NoReturn:
-        raise data_dependent("the value")
+    def item(self) -> object:
+        return bool(self) if truth_of(self.node) is not None else UnknownNumber()
 
-    def tolist(self) -> NoReturn:
-        raise data_dependent("the values")
+    def tolist(self) -> UnknownNumber:
+        return UnknownNumber()
 
-    def numpy(self) -> NoReturn:
-        raise data_dependent("the values")
+    def numpy(self, **_: object) -> UnknownNumber:
+        return UnknownNumber()
 
     def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

@@ -39,6 +39,7 @@ def adaptive_pool(target: Callable, pixels: int) -> Handler:
 
     def handler(b: GraphBuilder, node: fx.Node) -> fx.Node:
         x, sizes, *_ = call(b, node, "output_size", "return_indices")
+        note_layout(b, f"{node.meta.get('scope') or 'the model'}: {target.__name__}")
         given = sizes if isinstance(sizes, (tuple, list)) else (sizes,) * pixels
         x, back = with_batch(b, x, pixels)
         shape = value_shape(node)[-pixels:]
@@ -199,11 +200,19 @@ def batch_norm_3d(b: GraphBuilder, path: str, layer: nn.BatchNorm3d, x: fx.Node)
     flat = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
     flat.__dict__.update(layer.__dict__)
     b.replace(path, flat)
+    note_layout(b, path)
+    return _each_slice(b, path, x)
+
+
+def note_layout(b: GraphBuilder, what: str) -> None:
+    """Note in ``info["rounded"]`` that a computation rounds by how the elements of its input lie in memory.
+
+    PyTorch multiplies and adds in one step or in two, or sums in another order. The program may lay them out otherwise
+    than the model does where the latter does not lay them out in their order.
+    """
     source = b.origin.args[0] if b.origin is not None else None
     if isinstance(source, fx.Node) and not source.meta["val"].is_contiguous():
-        # torch multiplies and adds in one step, or in two, depending on how the elements lie in memory
-        b.program.info.setdefault("rounded", []).append(path)
-    return _each_slice(b, path, x)
+        b.program.info.setdefault("rounded", []).append(what)
 
 
 def _each_slice(b: GraphBuilder, path: str, x: fx.Node) -> fx.Node:

@@ -16,12 +16,9 @@ from svitc.ir.graph import attribute_of, input_type
 from svitc.ir.operators import slicing
 
 Handler = Callable[[GraphBuilder, fx.Node], Value]
+INDICES = "Index with numbers, ranges, lists of positions, or masks that do not depend on the input."
 MAX_INDICES = 1 << 16  # of a list of positions, which the file stores
 MAX_BLOCKS = 16  # a single position of more is a slice, since one Split computes all blocks
-
-
-class Extremes(tuple):
-    """What ``max(dim)`` gives: the values alone, as their positions are data, which nothing can follow."""
 
 
 def concatenate(dim: int = 0) -> Handler:
@@ -67,8 +64,6 @@ def getitem(b: GraphBuilder, node: fx.Node) -> Value:
     """Emit an entry of a tuple, or an index of a tensor: ``qkv[0]``, ``x[:, 1]``, ``x[..., ::2]``, ``x[:, None]``."""
     x, index = b.arg(node.args[0]), b.arg(node.args[1])
     if isinstance(x, tuple):
-        if isinstance(x, Extremes) and index != 0:
-            raise b.refuse("the positions of extremes, which are data, are not supported")
         return x[index]
     entries = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis in [e for e in entries if not isinstance(e, fx.Node)]:
@@ -76,7 +71,7 @@ def getitem(b: GraphBuilder, node: fx.Node) -> Value:
         named = sum(e is not None and e is not Ellipsis for e in entries)
         entries[at : at + 1] = [slice(None)] * (rank(x) - named)
     if sum(isinstance(e, (list, fx.Node)) for e in entries) > 1:
-        raise b.refuse(f"indexing with {index} is not supported")
+        raise b.refuse(f"indexing with {index} is not supported", hint=INDICES)
     dim = 0
     for entry in entries:
         x, dim = indexed(b, x, dim, entry)
@@ -94,7 +89,7 @@ def indexed(b: GraphBuilder, x: fx.Node, dim: int, entry: Any) -> tuple[fx.Node,
         return position(b, x, dim, entry), dim
     if isinstance(entry, (list, fx.Node)):
         return select_positions(b, x, dim, entry), dim + 1
-    raise b.refuse(f"indexing with {entry} is not supported")
+    raise b.refuse(f"indexing with {entry} is not supported", hint=INDICES)
 
 
 def part(b: GraphBuilder, x: fx.Node, dim: int, entry: slice) -> fx.Node:
@@ -104,7 +99,7 @@ def part(b: GraphBuilder, x: fx.Node, dim: int, entry: slice) -> fx.Node:
         return x
     start, stop, step = entry.indices(total)
     if not len(range(start, stop, step)):
-        raise b.refuse(f"an empty part ({start}:{stop}) of {total} elements is taken")
+        raise b.refuse(f"an empty part ({start}:{stop}) of {total} elements is taken", hint="Leave it out.")
     if (start, stop, step) == (0, total, 1) and not _is_batch(x, dim):
         return x
     attributes = {"dim": dim, "start": start, "stop": stop, "step": step}
@@ -119,7 +114,10 @@ def position(b: GraphBuilder, x: fx.Node, dim: int, index: int) -> fx.Node:
     """Emit one position of a dimension, which is gone then."""
     count = axes.size(input_type(x)[dim])
     if _is_batch(x, dim):
-        raise b.refuse("one sample of the batch is taken, so that the result is not one for each sample")
+        raise b.refuse(
+            "one sample of the batch is taken, so that the result is not one for each sample",
+            hint="A file takes any number of images at once; compute for all of them.",
+        )
     if count > MAX_BLOCKS:
         taken = part(b, x, dim, slice(index % count, index % count + 1))
     else:
@@ -142,9 +140,12 @@ def select_positions(b: GraphBuilder, x: fx.Node, dim: int, entry: Any) -> fx.No
         entry = values.tolist() if values.ndim == 1 and values.numel() <= MAX_INDICES else None
     total = axes.size(input_type(x)[dim])
     if not isinstance(entry, list) or not entry or not all(isinstance(i, int) for i in entry):
-        raise b.refuse("only a list of positions can be taken from a dimension")
+        raise b.refuse("only a list of positions can be taken from a dimension", hint=INDICES)
     if _is_batch(x, dim):
-        raise b.refuse("samples of the batch are selected, so that the result is not one for each sample")
+        raise b.refuse(
+            "samples of the batch are selected, so that the result is not one for each sample",
+            hint="A file takes any number of images at once; compute for all of them.",
+        )
     indices = tuple(i % total for i in entry)
     return b.emit("call_function", slicing.select_indices, (x,), {"dim": dim, "indices": indices})
 
@@ -211,7 +212,7 @@ def repeat_interleave(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Emit the repetition of each position of a dimension."""
     x, repeats, dim, _ = call(b, node, "repeats", "dim", "output_size")
     if not isinstance(repeats, int) or dim is None:
-        raise b.refuse("repeat_interleave is supported with one number and a dimension")
+        raise b.refuse("repeat_interleave is supported with one number and a dimension", hint="Name the dimension.")
     dim = positive(x, dim)
     count = axes.size(input_type(x)[dim])
     return x if repeats == 1 else select_positions(b, x, dim, [i for i in range(count) for _ in range(repeats)])

@@ -95,12 +95,12 @@ def padded(b: GraphBuilder, x: fx.Node, sizes: tuple[int, ...], mode: str, numbe
         mode: ``constant``, ``reflect``, ``replicate`` or ``circular``.
         number: What is added for ``constant``.
     """
+    if not any(sizes):
+        return x
+    if mode != "constant":  # PyTorch counts the zeros of dimensions that stay as they are
+        return b.emit("call_function", structure.pad_edges, (x,), {"padding": sizes, "mode": mode})
     while sizes[-2:] == (0, 0):
         sizes = sizes[:-2]
-    if not sizes:
-        return x
-    if mode != "constant":
-        return b.emit("call_function", structure.pad_edges, (x,), {"padding": sizes, "mode": mode})
     if number != 0:
         return b.emit("call_function", structure.pad_number, (x,), {"padding": sizes, "number": number})
     around = [axis.kind for dim in input_type(x)[-(len(sizes) // 2) :] for axis in dim]

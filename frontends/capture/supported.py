@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from svitc.frontends.capture.canonicalize import LAYERS
+from svitc.frontends.capture.composites import COMPOSITES
 from svitc.frontends.capture.leaves import KINDS
 from svitc.frontends.capture.op_handlers import HANDLERS
 from svitc.ir import ops
@@ -76,7 +77,7 @@ def _channels(operator: Operator) -> str:
 
 
 def _calls() -> Iterator[str]:
-    names = sorted(name for name in HANDLERS if not name.startswith("_"))
+    names = sorted(name for name in {*HANDLERS, *COMPOSITES} if not name.startswith("_"))
     yield "## Calls\n"
     yield "By name, functions of `torch` and `torch.nn.functional`, methods of tensors, Python's operators and einops:"
     yield _names(names) + ".\n"

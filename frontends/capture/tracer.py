@@ -7,12 +7,9 @@ model; constants.py puts those that meet the input into the graph.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import einops
-import einops.einops
 import numpy as np
 import torch
 from spikingjelly.activation_based import base
@@ -24,10 +21,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from svitc.errors import UnsupportedError
-from svitc.frontends.capture import constants, in_place
+from svitc.frontends.capture import composites, constants, in_place, indexing, interception
+from svitc.frontends.capture.data_dependent import UnknownNumber, data_dependent
 from svitc.frontends.capture.graph_builder import unused_name
 from svitc.frontends.capture.leaves import is_leaf
+from svitc.frontends.capture.membranes import Membrane, MembraneRead, Memories
 from svitc.frontends.capture.proxies import ANSWERS, VALUE_ATTRIBUTES, ValueProxy, View
+from svitc.frontends.capture.random_draws import Draws, random_error
 from svitc.frontends.capture.registered_neurons import reference_of
 from svitc.frontends.capture.user_line import user_line
 from svitc.support.cpu_only import GPUS, host_arguments
@@ -40,6 +40,8 @@ class Tracer(fx.Tracer):
         mode: Makes tensors that have a shape and a type but no data.
         example: The input by the name of the argument that takes it.
         evaluating: Whether an operation runs on fake values, when nothing is recorded.
+        unchecked: Lines of checks of values, which are taken to hold.
+        memories: The membranes of neurons that were recorded.
         constants: The tensors that do not depend on the input.
         changed: Tensors, by id, that did not depend on the input until a value that does was written into them.
     """
@@ -50,12 +52,17 @@ class Tracer(fx.Tracer):
         self.example: dict[str, torch.Tensor] = {}
         self.evaluating = False
         self.changed: dict[int, tuple[torch.Tensor, ValueProxy]] = {}
+        self.unchecked: list[str | None] = []
+        self.memories = Memories()
         self.constants: constants.Constants
 
     def trace(self, root: nn.Module, concrete_args: object = None) -> fx.Graph:  # type: ignore[override]
         self.constants = constants.Constants(self, root)
-        with _TensorCalls(self), _proxies_in_buffers(), _record_einops(self), _is_tensor():
-            return super().trace(root, None)
+        try:
+            with _TensorCalls(self), interception.all_of(self, root):
+                return super().trace(root, None)
+        finally:
+            self.memories.restore()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m)
@@ -92,7 +99,10 @@ class Tracer(fx.Tracer):
             values = (*inputs, *named.values())
             if len(values) != 1:
                 raise UnsupportedError(f"{path} is called with {len(values)} arguments", where=user_line())
-            return self.record("call_module", path, self.substitute(values), {})
+            spikes = self.record("call_module", path, self.substitute(values), {})
+            if isinstance(m, base.MemoryModule):
+                self.memories.hide(m, path)
+            return spikes
 
         with ScopeContextManager(self.scope, Scope(path, type(m))):
             if not m._forward_hooks and not m._forward_pre_hooks:
@@ -112,9 +122,26 @@ class Tracer(fx.Tracer):
         if isinstance(a, torch.Tensor):
             current = self.substitute(a)
             return current.node if isinstance(current, fx.Proxy) else self.constants.node(a)
+        if isinstance(a, Draws):
+            raise random_error(a.name)
         if isinstance(a, np.generic):
             return a.item()
-        return super().create_arg(a)
+        if isinstance(a, np.ndarray):
+            return self.create_arg(torch.from_numpy(a))
+        if type(a) is type(torch.FloatTensor):
+            return a.dtype
+        if isinstance(a, Membrane):
+            raise MembraneRead(a._path)
+        if isinstance(a, UnknownNumber):
+            raise data_dependent("the value")
+        try:
+            return super().create_arg(a)
+        except NotImplementedError as error:
+            raise UnsupportedError(
+                f"an object of class {type(a).__name__} is returned, or passed to a call that is recorded",
+                where=user_line(),
+                hint="Pass and return tensors, numbers, tuples, lists and dictionaries.",
+            ) from error
 
     def resolve(self, values: object) -> list[Any]:
         """Return the leaves of nested arguments, with changed tensors as the proxies that stand for them."""
@@ -151,9 +178,14 @@ class Tracer(fx.Tracer):
         reference = reference_of(target)
         if reference is not None:
             return reference(*args, **kwargs)
+        target = composites.plain_of(target)
         called = constants.name_of(target)
         if called in (*GPUS, "cpu"):
             return args[0]
+        if called in ANSWERS and callable(target) and isinstance(args[0], ValueProxy):  # torch.numel(x)
+            return getattr(args[0], called)(*args[1:], **kwargs)
+        if called == "_assert":
+            return None if bool(args[0]) else target(*args, **kwargs)  # type: ignore[operator]
         args, kwargs = host_arguments(called, args, kwargs)
         if called in _FACTORIES:
             args, kwargs = tree_map(_with_data, (args, kwargs))
@@ -162,10 +194,33 @@ class Tracer(fx.Tracer):
         if change is not None:
             return in_place.apply(self, change)
         args, kwargs = self.substitute((args, kwargs))
-        return self.constants.call(kind, target, args, kwargs, name)
+        composed = self.composed(called, args, kwargs)
+        return self.constants.call(kind, target, args, kwargs, name) if composed is None else composed
+
+    def composed(self, called: str, args: tuple, kwargs: dict) -> Any:
+        """Trace a call that consists of others as these; return None for a call that is recorded as it is."""
+        if called == "getitem" and isinstance(args[0], ValueProxy):
+            return indexing.by_lists(*args)
+        composite = composites.composite_of(called, args, kwargs)
+        if composite is None:
+            return None
+        if called in composites.ROUNDED:
+            self.constants.rounded.append(f"{called} at {user_line()}")
+        try:
+            return composite(*args, **{"x" if k in ("input", "self") else k: v for k, v in kwargs.items()})
+        except TypeError as error:
+            raise UnsupportedError(
+                f"{called} is called in a way that is not supported: {error}", where=user_line()
+            ) from error
 
     def record(self, kind: str, target: Target, args: tuple, kwargs: dict, name: str | None = None) -> ValueProxy:
         """Append a node, run it on fake values, and return its proxy."""
+        if torch.is_autocast_enabled("cpu"):
+            raise UnsupportedError(
+                f"a part of the model runs under autocast, in {torch.get_autocast_dtype('cpu')}",
+                where=user_line(),
+                hint="svitc compiles float32; use autocast only while training, or with enabled=False.",
+            )
         proxy: Any = super().create_proxy(kind, target, args, kwargs, name)
         node = proxy._node
         # the input has no line in the model: the frames above belong to the caller of capture
@@ -174,7 +229,7 @@ class Tracer(fx.Tracer):
         node.meta["val"] = self.value(node)
         source = next((a for a in tree_flatten((args, kwargs))[0] if _shares_memory(a, node.meta["val"])), None)
         if source is not None:
-            proxy.view_of = View(source, kind, target, args, kwargs, source.version)
+            proxy.view_of = View(source, kind, target, args, kwargs, source.version, source.shape_version)
         return proxy
 
     def value(self, node: fx.Node) -> object:
@@ -233,7 +288,7 @@ def _shares_memory(arg: object, value: object) -> bool:
 # Calls that take no more from a tensor than its shape and type
 _FACTORIES = {
     *("zeros_like", "ones_like", "full_like", "empty_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"),
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "new"),
 }
 
 
@@ -256,12 +311,11 @@ class _TensorCalls(TorchFunctionMode):
         tracer, name = self.tracer, str(getattr(func, "__name__", ""))
         if tracer.evaluating:
             return func(*args, **kwargs)
+        if name in ("rand", "rand_like") and kwargs.get("out") is None:
+            args, kwargs = tree_map(_with_data, (args, kwargs))
+            return Draws(name, tuple(func(*args, **kwargs).shape))
         if name in self.RANDOM:
-            raise UnsupportedError(
-                f"{name} draws random numbers in forward, so that two calls differ",
-                where=user_line(),
-                hint="Draw them only while training (if self.training).",
-            )
+            raise random_error(name)
         flat = tree_flatten((args, kwargs))[0]
         if any(isinstance(value, fx.Proxy) for value in flat):
             return func(*args, **kwargs)
@@ -295,78 +349,3 @@ def _with_data(value: object) -> object:
     if not isinstance(value, ValueProxy):
         return value
     return torch.zeros(tuple(value.shape), dtype=value.dtype)
-
-
-@contextlib.contextmanager
-def _proxies_in_buffers() -> Iterator[None]:
-    """Let a model assign a traced value to a buffer of its own, such as a membrane that it carries along."""
-    original, register = nn.Module.__setattr__, nn.Module.register_buffer
-
-    def setattribute(module: nn.Module, name: str, value: object) -> None:
-        if isinstance(value, fx.Proxy) and (name in module._buffers or name in module._parameters):
-            module._buffers.pop(name, None)
-            module._parameters.pop(name, None)
-            vars(module)[name] = value
-        else:
-            if name in module._buffers or name in module._parameters:
-                vars(module).pop(name, None)
-            original(module, name, value)  # type: ignore[arg-type]
-
-    def register_buffer(module: nn.Module, name: str, tensor: Any, persistent: bool = True) -> None:
-        if isinstance(tensor, fx.Proxy):
-            module._buffers.pop(name, None)
-            vars(module)[name] = tensor
-        else:
-            vars(module).pop(name, None)
-            register(module, name, tensor, persistent)
-
-    nn.Module.__setattr__, nn.Module.register_buffer = setattribute, register_buffer  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__, nn.Module.register_buffer = original, register  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _is_tensor() -> Iterator[None]:
-    """Let ``torch.is_tensor`` know the stand-ins for tensors."""
-    original = torch.is_tensor
-    torch.is_tensor = lambda obj: isinstance(obj, ValueProxy) or original(obj)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.is_tensor = original
-
-
-@contextlib.contextmanager
-def _record_einops(tracer: Tracer) -> Iterator[None]:
-    """Record calls of einops' ``rearrange``, ``repeat`` and ``reduce``, by whatever name the model imported them."""
-    original = einops.einops.reduce
-
-    def reduce(tensor: object, pattern: str, reduction: str | Callable, **sizes: int) -> Any:
-        [value] = tracer.resolve((tensor,)) if isinstance(tensor, torch.Tensor) else [tensor]
-        if isinstance(tensor, (list, tuple)) and any(isinstance(t, fx.Proxy) for t in tracer.resolve(tensor)):
-            value = torch.stack(list(tensor))
-        if not isinstance(value, ValueProxy):
-            return original(tensor, pattern, reduction, **sizes)
-        if reduction in ("rearrange", "repeat"):
-            return tracer.create_proxy("call_function", getattr(einops, reduction), (value, pattern), sizes)
-        left, right = pattern.split("->")
-        gone = " ".join(name for name in _names(left) if name not in _names(right))
-        joined = einops.rearrange(value, f"{left} -> {right} ({gone})", **sizes)
-        return (
-            getattr(joined, str(reduction))(-1)
-            if reduction in ("mean", "sum")
-            else getattr(joined, f"a{reduction}")(-1)
-        )
-
-    einops.einops.reduce = reduce
-    try:
-        yield
-    finally:
-        einops.einops.reduce = original
-
-
-def _names(side: str) -> list[str]:
-    """Return the names of axes on one side of an einops pattern."""
-    return [name for name in side.replace("(", " ").replace(")", " ").split() if name != "1"]

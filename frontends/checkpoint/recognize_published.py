@@ -61,6 +61,7 @@ def recognize_any(contents: Contents, shape: tuple[int, ...] | None, steps: int 
 
 def recognize_within(contents: Contents, shape: tuple[int, ...] | None, steps: int | None) -> Layout | Recognized:
     """Recognize a state dict, or the part of it below one prefix, to which ``contents.state`` is then reduced."""
+    contents.state = dict(weights.without_leftovers(contents.state))
     try:
         return recognize_any(contents, shape, steps)
     except UnsupportedError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from svitc.support.atomic_files import write_together
 from svitc.support.types import JsonMapping
 
 RESERVED = ("state_dict", "arch", "arch_args", "input_shape")
+_TRAINING = re.compile(r"\b(momentum|detach_reset|backend|store_v_seq|inplace)=[^,)]*")
 SAME_ARGUMENTS = "Give the arch_args that the model was built with."
 
 
@@ -82,7 +84,7 @@ def _compare(model: nn.Module, factory: str, args: JsonMapping, state: weights.S
         weights.fit(rebuilt, state, "the model", f"{factory} with these arch_args")
     except SvitcError as error:
         raise UsageError(error.message, hint=SAME_ARGUMENTS) from error
-    for line, rebuilt_line in zip(_lines(model), _lines(rebuilt), strict=False):
+    for line, rebuilt_line in zip_longest(_lines(model), _lines(rebuilt), fillvalue="nothing more"):
         if line != rebuilt_line:
             raise UsageError(
                 f"{factory} with these arch_args is another model: it has {rebuilt_line!r}, and this one {line!r}",
@@ -93,9 +95,11 @@ def _compare(model: nn.Module, factory: str, args: JsonMapping, state: weights.S
 def _lines(model: nn.Module) -> list[str]:
     """Print what the model computes as lines: its layers, T, and where membranes start.
 
-    Left out is what only matters in training: surrogates of binary neurons, and the momentum of batch norms.
+    Left out is what only matters in training: surrogates of binary neurons, what is dropped, the momentum of batch
+    norms and the reset's gradient; and what only says how a neuron is computed.
     """
-    lines = [re.sub(r"momentum=[^,)]*", "", line.strip()) for line in repr(model).splitlines()]
+    lines = [_TRAINING.sub("", line.strip()) for line in repr(model).splitlines()]
+    lines = [re.sub(r"(Dropout\w*\(|DropPath\().*", r"\1", line) for line in lines]
     kept = [line for line in lines if "surrogate_function" not in line or "MultiLevel" in line]
     starts = [
         f"{path}, whose memories start at {module._memories_rv}"

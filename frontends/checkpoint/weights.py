@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 
 import torch
@@ -13,6 +14,8 @@ from svitc.errors import InputError
 from svitc.frontends.state_dict import is_average, prefixes, within
 
 COUNTER = "num_batches_tracked"  # only training reads this buffer, and old files do not have it
+PROFILED = ("total_ops", "total_params")  # counters that the profiler thop leaves in every layer
+PARALLEL = re.compile(r"(?<=\.)module\.")  # in the middle of a name: a part of the model was in nn.DataParallel
 MAX_NAMES = 3  # that a message lists
 State = Mapping[str, torch.Tensor]
 
@@ -57,6 +60,7 @@ def align(expected: Iterable[str], state: State, source: str) -> tuple[State, li
         InputError: the names below several prefixes are the model's, and nothing says which.
     """
     names = [name for name in expected if not name.endswith(COUNTER)]
+    state = without_leftovers(state, names)
     if not names or all(name in state for name in names):
         return state, []
     wrapper = next(iter(prefixes(dict.fromkeys(names))), "")  # of the model itself, removed when the file was read
@@ -73,12 +77,35 @@ def align(expected: Iterable[str], state: State, source: str) -> tuple[State, li
     if "" in best or most <= len(names) / 2:
         return state, []
     best = [prefix for prefix in best if not is_average(prefix)] or best
-    if len(best) > 1:
+    if len(best) > 1 and not _all_same(state, best, names):
         raise InputError(
             f"{source}: the weights of the model are in it several times, under {' and under '.join(map(repr, best))}",
             hint="Save those that are meant as a file of their own, without the prefix.",
         )
     return within(state, best[0]), [prefix_note(state, best[0])]
+
+
+def without_leftovers(state: State, expected: Collection[str] = ()) -> State:
+    """Return a state dict without a profiler's counters, and without what wrappers of parts put into its names.
+
+    Args:
+        expected: names of the model's tensors, which are kept.
+    """
+    state = {k: v for k, v in state.items() if k in expected or k.rpartition(".")[2] not in PROFILED}
+    if any(PARALLEL.search(name) for name in expected):
+        return state
+    renamed = {PARALLEL.sub("", key): value for key, value in state.items()}
+    return renamed if len(renamed) == len(state) else state
+
+
+def _all_same(state: State, prefixes: list[str], names: list[str]) -> bool:
+    """Tell whether the weights below all prefixes are the same, so that it does not matter which are meant."""
+    first, *others = ([state.get(prefix + name) for name in names] for prefix in prefixes)
+    return all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for o in others
+        for a, b in zip(first, o, strict=True)
+    )
 
 
 def prefix_note(state: State, prefix: str) -> str:
@@ -182,17 +209,16 @@ def _check_values(state: State, source: str) -> None:
 
 def _check_range(state: State, expected: State, source: str) -> None:
     """Raise InputError where finite numbers of the file are too large for float32, in which svitc computes."""
-    large = []
+    largest = torch.finfo(torch.float32).max
     for key, value in state.items():
         if value.dtype == torch.float64 and expected[key].is_floating_point():
-            count = int((value.isfinite() & value.float().isinf()).sum())
-            large += [f"{key} ({count} of {value.numel()})"] if count else []
-    if large:
-        raise InputError(
-            f"{source}: NaN or infinity in {first(large)}: the file's float64 numbers are too large for float32, "
-            "in which svitc computes",
-            hint="Weights above 3.4e38 are rarely meant; scale them, or use an earlier checkpoint.",
-        )
+            finite = value[value.isfinite()].abs()
+            if finite.numel() and finite.max() > largest:
+                raise InputError(
+                    f"{source}: {key} holds float64 numbers up to {float(finite.max()):.3g}, too large for float32, in "
+                    f"which svitc computes (at most {largest:.3g})",
+                    hint="Such weights are rarely meant: scale them down, or use an earlier checkpoint.",
+                )
 
 
 def first(names: Iterable[str]) -> str:

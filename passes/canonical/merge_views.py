@@ -7,7 +7,7 @@ from torch import fx
 
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program
-from svitc.ir.views import composed, retarget
+from svitc.ir.views import composed, is_one_pattern, retarget
 
 
 class MergeViews(Pass):
@@ -16,19 +16,18 @@ class MergeViews(Pass):
     before   x -> rearrange -> rearrange -> reader
     after    x -> rearrange -> reader          or   x -> reader, where the axes end up as they were
 
-    Refuses nothing: axis types describe a view completely, so any two compose.
+    A pattern cannot drop an axis of size 1 that shares a dimension with others; such views stay apart.
     """
 
     def match(self, program: Program, node: fx.Node) -> bool:
         if node.target is not einops.rearrange:
             return False
-        source, target = composed(program, [node])
-        return source == target or node.all_input_nodes[0].target is einops.rearrange
+        chain = self._chain(program, node)
+        source, target = composed(program, chain)
+        return source == target or len(chain) > 1
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
-        chain = [node]
-        while chain[0].all_input_nodes[0].target is einops.rearrange:
-            chain.insert(0, chain[0].all_input_nodes[0])
+        chain = self._chain(program, node)
         x = chain[0].all_input_nodes[0]
         source, target = composed(program, chain)
         if source == target:
@@ -36,3 +35,13 @@ class MergeViews(Pass):
             program.graph.erase_node(node)
         else:
             retarget(node, x, source, target)
+
+    @staticmethod
+    def _chain(program: Program, node: fx.Node) -> list[fx.Node]:
+        """Return the longest chain of rearranges that ends in ``node`` and is one view."""
+        chain = longest = [node]
+        while chain[0].all_input_nodes[0].target is einops.rearrange:
+            chain = [chain[0].all_input_nodes[0], *chain]
+            if is_one_pattern(*composed(program, chain)):
+                longest = chain
+        return longest

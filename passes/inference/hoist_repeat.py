@@ -10,7 +10,7 @@ from svitc.ir import ops
 from svitc.ir.axes import Kind, size
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
-from svitc.ir.views import pattern_between
+from svitc.ir.views import pattern_between, regrouped
 
 STATELESS = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS, *ops.STATELESS_NEURONS)
 
@@ -67,7 +67,8 @@ class HoistRepeat(Pass):
         with program.graph.inserting_before(last):
             repeated = program.graph.call_function(einops.repeat, (value, f"{names} -> t {names}"), {"t": size(time)})
             repeated.meta.update(node.meta, dims=(time, *dims))
-            pattern, sizes = pattern_between((time, *dims), program.type_of(last))
+            # by place: where height and width have met, they are one axis
+            pattern, sizes = pattern_between(*regrouped((time, *dims), program.type_of(last)))
             kwargs: dict[str, Argument] = {**sizes}
             view = program.graph.call_function(einops.rearrange, (repeated, pattern), kwargs)
             view.meta.update(merged.meta, dims=program.type_of(last))

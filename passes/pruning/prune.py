@@ -56,7 +56,8 @@ class Prune(Pass):
                 tensor = attribute_of(program.module, str(node.target))
                 smaller = slice_tensor(tensor.detach(), index[""]).clone()
                 parent = program.module.get_submodule(owner)
-                setattr(parent, name, nn.Parameter(smaller) if isinstance(tensor, nn.Parameter) else smaller)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                setattr(parent, name, nn.Parameter(smaller, tensor.requires_grad) if is_parameter else smaller)
             else:
                 module = program.module_of(node)
                 assert module is not None

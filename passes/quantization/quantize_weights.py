@@ -14,10 +14,12 @@ from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, QUANTIZED
+from svitc.quantization.grids import Grid, grid_of, odd_part, trained_bits, with_bits
 from svitc.quantization.weight_grid import nearest, scales
 
 LEVELS = 127
 MANTISSA = 8  # bits of a scale at most; rounding a scale up by 2^-8 costs no visible accuracy
+FLOAT_BITS = 24  # bits of the mantissa of a float32
 LEAST = 2.0**-100  # smallest scale: its products with units and gains, and their lower bits, still fit float32
 
 
@@ -33,11 +35,19 @@ class QuantizeWeights(Pass):
     it is exact in any order; it keeps its eight bits. A layer whose weights RoundWeights has already rounded gets
     exactly those integers.
 
+    A layer that was trained on a grid (``quantization/grids.py``) keeps its integers, bit for bit, and the step of each
+    channel is its scale: exactly, where a scale of so few bits exists that all products are exact, and else rounded to
+    as many bits as they leave, from 8 to 24. It is quantized like any other where they leave fewer.
+
     Refuses
       1. a layer that is called more than once, whose inputs may have different ranges.
 
     Args:
         bits: layer -> 4 or 2 where it is not 8.
+
+    Attributes:
+        kept: layers that kept the integers of the grid that they were trained on, each with the largest relative error
+            of its scales.
 
     Raises:
         UnsupportedError: weights that are infinite or not a number, or too many inputs for so few levels.
@@ -49,6 +59,7 @@ class QuantizeWeights(Pass):
 
     def __init__(self, bits: Mapping[str, int] | None = None) -> None:
         self.bits = bits or {}
+        self.kept: dict[str, float] = {}
 
     def match(self, program: Program, node: fx.Node) -> bool:
         return ops.is_projection(program.module_of(node)) and not ops.is_quantized(program.module_of(node))
@@ -69,21 +80,7 @@ class QuantizeWeights(Pass):
                 f"{node.target} has weights that are infinite or not a number", where=node.meta.get("source")
             )
         input_range = self.ranges.get(node.all_input_nodes[0])
-        bounds = input_range or IntegerRange(1.0, -1, 1)
-        if runs_in_floats(layer, input_range):
-            integers, scale = quantize_weights(weight, bounds.bound, 1, bias / bounds.unit)
-            bias = _rounded_bias(bias, integers.flatten(1).abs().sum(1) * bounds.bound, scale * bounds.unit)
-        elif (bits := self.bits.get(str(node.target), 8)) < 8:
-            quantized = fewer_bits(weight, bounds.bound, bits)
-            if quantized is None:
-                raise UnsupportedError(
-                    f"{node.target} could pass 2^24 with weights of {bits} bits",
-                    where=node.meta.get("source"),
-                    hint=f"Leave it at 8 with --exclude '{node.target}'.",
-                )
-            integers, scale = quantized
-        else:
-            integers, scale = quantize_weights(weight, bounds.bound, MANTISSA)
+        integers, scale, bias = self._quantized(program, node, weight, bias, input_range)
         replacement = _like(layer)
         with torch.no_grad():
             replacement.weight.copy_(integers)
@@ -91,6 +88,66 @@ class QuantizeWeights(Pass):
             replacement.bias.copy_(bias)
         owner, _, name = str(node.target).rpartition(".")
         program.module.get_submodule(owner).add_module(name, replacement.eval())
+
+    def _quantized(
+        self,
+        program: Program,
+        node: fx.Node,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        input_range: IntegerRange | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the integers of a layer's weights, its scales and its bias."""
+        layer: Any = program.module_of(node)
+        name, bounds = str(node.target), input_range or IntegerRange(1.0, -1, 1)
+        bits, in_floats = self.bits.get(name, 8), runs_in_floats(layer, input_range)
+        grid = grid_of(layer.weight, 0) if trained_bits(program.info, name) <= bits else None
+        if grid is not None:
+            trained = trained_weights(grid, bounds.bound, bias / bounds.unit if in_floats else None)
+            if trained is not None:
+                integers, scale = trained
+                self.kept[name] = float((scale / grid.step - 1).abs().max())
+                if in_floats:
+                    sums, odd = integers.abs().sum(1) * bounds.bound, odd_part(scale)
+                    bias = _rounded_bias(bias, sums * odd, scale / odd * bounds.unit)
+                return integers.reshape(weight.shape), scale, bias
+        if in_floats:
+            integers, scale = quantize_weights(weight, bounds.bound, 1, bias / bounds.unit)
+            return (
+                integers,
+                scale,
+                _rounded_bias(bias, integers.flatten(1).abs().sum(1) * bounds.bound, scale * bounds.unit),
+            )
+        if bits == 8:
+            return *quantize_weights(weight, bounds.bound, MANTISSA), bias
+        quantized = fewer_bits(weight, bounds.bound, bits)
+        if quantized is None:
+            raise UnsupportedError(
+                f"{name} could pass 2^24 with weights of {bits} bits",
+                where=node.meta.get("source"),
+                hint=f"Leave it at 8 with --exclude '{name}'.",
+            )
+        return *quantized, bias
+
+
+def trained_weights(
+    grid: Grid, bound: int, bias: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the integers of a grid and scales, like ``quantize_weights``; None where scales of 8 bits are too long."""
+    sums = (grid.integers.abs().sum(1) * bound).clamp_min(1)
+    longest = torch.full_like(sums, FLOAT_BITS)
+
+    def largest_sum(scale: torch.Tensor) -> torch.Tensor:
+        shift = 0 if bias is None else bias.abs() / scale + 1
+        return (sums + shift) * odd_part(scale)
+
+    step = with_bits(grid.step, longest)
+    fits = largest_sum(step) < EXACT
+    for bits in range(FLOAT_BITS - 1, MANTISSA - 1, -1):
+        candidate = with_bits(grid.step, torch.full_like(sums, bits))
+        step = torch.where(fits, step, candidate)
+        fits = fits | (largest_sum(candidate) < EXACT)
+    return (grid.integers, step) if bool((fits & (step >= LEAST)).all()) else None
 
 
 def quantize_weights(

@@ -13,6 +13,7 @@ from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.quantization.gptq import round_weights
+from svitc.quantization.grids import grid_of, trained_bits
 
 CONSTANT = 1e-9  # share of a channel's mean square below which a variance is only rounding
 
@@ -27,6 +28,8 @@ class RoundWeights(Pass):
     spikes). The remaining error changes a channel's mean and variance: a batch norm after the layer gets the new ones
     in closed form, a bias the mean. A batch norm or a leak that is folded in later scales whole channels, so the
     integers stay the same and QuantizeWeights finds them again.
+
+    A layer that was trained on a grid of no more levels keeps its weights.
 
     Refuses nothing; a layer that never sees a spike in calibration is rounded to the nearest numbers and listed in
     ``silent``.
@@ -65,6 +68,8 @@ class RoundWeights(Pass):
         """Round the weights of one layer."""
         layer: Any = program.module_of(node)
         name = str(node.target)
+        if trained_bits(program.info, name) <= bits and grid_of(layer.weight, 0) is not None:
+            return
         moments = self.calibration.moments.get(name) if self.calibration is not None else None
         if moments is not None and not bool(moments.products.diagonal().sum() > 0):
             self.silent.append(name)

@@ -261,3 +261,48 @@ def test_sizes_that_do_not_fit_the_model_or_the_image(tmp_path):
     ):
         with pytest.raises(InputError, match=text):
             one(tmp_path, noise(0), info=NAMES | info)
+
+
+RAMP = np.tile(np.linspace(0, 1, 64), (64, 1))
+WIDE = {
+    "1.png": (RAMP * 65535).astype(np.uint16),
+    "1.tif": (RAMP * 65535).astype(np.uint16),
+    "2.tif": RAMP.astype(np.float32),
+}
+
+
+def encoded(name: str, pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, {"png": "PNG", "tif": "TIFF"}[name.rpartition(".")[2]])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_of_more_than_8_bits_are_not_clipped(store, name, channels):
+    data = load_data(store({f"cat/{name}": encoded(name, WIDE[name])}), InputSpec((channels, 64, 64)), NAMES)
+    images, _ = next(data.batches(1))
+    np.testing.assert_allclose(images[0, 0].numpy(), RAMP, atol=0.5 / 255 + 1e-4)
+    assert any("rounded to 8 bits" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("pixels", [200 * RAMP.astype(np.float32), RAMP.astype(np.float32) - 0.5])
+def test_real_pixels_beyond_0_and_1_are_refused(store, pixels):
+    data = load_data(store({"cat/1.tif": encoded("1.tif", pixels)}), InputSpec((1, 64, 64)), NAMES)
+    with pytest.raises(InputError, match=r"its pixels go from -?[\d.]+ to [\d.]+, and are read from 0 to 1 only"):
+        next(data.batches(1))
+
+
+def test_integers_of_32_bits_have_no_white(store):
+    pixels = (RAMP * 200).astype(np.int32)
+    data = load_data(store({"cat/1.tif": encoded("1.tif", pixels)}), InputSpec((1, 64, 64)), NAMES)
+    with pytest.raises(InputError, match="integers of 32 bits, and nothing says which is white"):
+        next(data.batches(1))
+
+
+def test_folders_of_event_frames_are_no_still_images(store):
+    buffer = io.BytesIO()
+    np.savez(buffer, frames=np.ones((10, 2, 16, 16), np.float32))
+    path = store({"a/0.npz": buffer.getvalue(), "b/0.npz": buffer.getvalue()})
+    with pytest.raises(InputError, match=r"holds 2 arrays \(a/0.npz, …\), such as SpikingJelly writes event frames"):
+        load_data(path, InputSpec((10, 2, 16, 16)), {"num_classes": 2})

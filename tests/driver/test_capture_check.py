@@ -174,6 +174,29 @@ def test_inputs_that_the_model_changes_afterwards():
     assert check_capture(model, program) == 0.0
 
 
+class Strided(nn.Module):
+    """Its second convolution reads channels from the last place in memory, which ``contiguous`` puts there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu, self.conv2 = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x):
+        x = self.relu(self.conv1(x)).movedim(1, -1).contiguous().movedim(-1, 1)
+        return self.conv2(x).mean((2, 3))
+
+
+def test_layers_read_numbers_in_the_order_of_the_model():
+    """A convolution may round otherwise where its input is in another order in memory."""
+    model, program = both(Strided())
+    strides: list[tuple[int, ...]] = []
+    program.module.conv2.register_forward_pre_hook(lambda module, args: strides.append(args[0].stride()))
+    program(torch.zeros(2, 3, 8, 6))
+    assert strides.pop()[1] != 1, "the program leaves it as it is"
+    assert check_capture(model, program) == 0.0
+    assert strides and all(stride[1] == 1 for stride in strides)
+
+
 class OfThree(Net):
     """Knows the batch size of a capture."""
 

@@ -289,6 +289,66 @@ def test_the_command(capsys, folder):
     assert status == 0 and json.loads(out)["flips_within_rounding"] == 0
 
 
+def test_verifying_says_what_it_does_not_repeat(capsys, folder, tmp_path):
+    status, out, _ = run(capsys, "verify", folder)
+    text = " ".join(out.split())
+    assert status == 0 and "not checked here" in text and "that check passed" in text and "--against" in text
+    report = json.loads(run(capsys, "verify", folder, "--json")[1])
+    assert "quantization" not in report and report["quantization_when_compiled"]["beyond_rounding"] == 0
+    for name in FILES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    status, out, _ = run(capsys, "verify", tmp_path)
+    assert status == 0 and "report.json does not say" in " ".join(out.split())
+    (tmp_path / "report.json").write_text("{")
+    status, _, err = run(capsys, "verify", tmp_path)
+    assert status == 3 and "is not JSON" in err
+
+
+def test_verifying_against_the_model_that_was_compiled(capsys, folder, tmp_path):
+    status, out, _ = run(capsys, "verify", folder, "--against", DIGITS)
+    assert status == 0 and "verified that the weights are those of" in " ".join(out.split())
+    assert "not checked here" not in out
+    state = torch.load(DIGITS, weights_only=True)
+    weights = state.get("model", state.get("state_dict", state))
+    name = next(key for key in weights if key.endswith("mlp.fc1.0.weight") and ".1." in key)
+    weights[name] = weights[name] * 1.5
+    torch.save(state, tmp_path / "other.pt")
+    status, out, err = run(capsys, "verify", folder, "--against", tmp_path / "other.pt")
+    assert status == 6 and "NOT the float network" in out and "blocks.1.mlp.fc1.0" in " ".join((out + err).split())
+    assert "model.onnx computes what model.py computes" in " ".join(out.split())
+
+
+def test_verifying_against_a_model_that_does_not_apply(capsys, folder, tmp_path):
+    status, _, err = run(capsys, "verify", folder, "--against", folder)
+    assert status == 3 and "integer weights itself" in err
+    status, _, err = run(capsys, "verify", folder, "--arch", "module:factory")
+    assert status == 2 and "--against" in err
+
+
+def test_verifying_refitted_weights_takes_a_float_folder_of_the_same_plan(capsys, tmp_path):
+    data = tmp_path / "digits.npz"
+    scenes = np.random.default_rng(0).random((64, 1, 8, 8), dtype=np.float32)
+    np.savez(data, images=scenes)
+    small = ("--data", data, "--sweep-images", "16", "--calibration-images", "32", "--verify-images", "1")
+    plan = ("--policy", "uniform", "--refit", "full", "-b", "0.2", "--weights", "int8")
+    assert run(capsys, "compile", DIGITS, *small, *plan, "-o", tmp_path / "int8")[0] == 0
+    status, _, err = run(capsys, "verify", tmp_path / "int8", "--against", DIGITS)
+    assert status == 3 and "refitted on images" in " ".join(err.split()) and "--plan" in err
+    replay = ("--plan", tmp_path / "int8" / "plan.json", "--weights", "fp32")
+    assert run(capsys, "compile", DIGITS, *small, *replay, "-o", tmp_path / "float")[0] == 0
+    status, out, _ = run(capsys, "verify", tmp_path / "int8", "--against", tmp_path / "float")
+    assert status == 0 and "verified that the weights are those of" in " ".join(out.split())
+    status, _, err = run(capsys, "verify", tmp_path / "float", "--against", DIGITS)
+    assert status == 3 and "has float weights" in err
+
+
+def test_a_pruned_network_is_pruned_again_to_be_compared(capsys, tmp_path):
+    args = ("--no-data", "uniform", "--weights", "int8", "-b", "0.15", "--verify-images", "1", "--input-range", "0,16")
+    assert run(capsys, "compile", DIGITS, *args, "-o", tmp_path / "o")[0] == 0
+    status, out, _ = run(capsys, "verify", tmp_path / "o", "--against", DIGITS)
+    assert status == 0 and "verified that the weights are those of" in " ".join(out.split())
+
+
 def test_with_a_budget_and_json(capsys, tmp_path):
     status, out, _ = run(
         capsys,

@@ -14,8 +14,12 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 import svitc
+from support.families import FAMILIES, warm
+from support.published_small import SMALL
+from svitc.driver.report_sections import weights_report
 from svitc.errors import UnsupportedError, UsageError
 from svitc.ir.ops import is_neuron
+from svitc.passes.pipelines import quantize
 
 CODE = """
 import torch
@@ -87,6 +91,32 @@ def test_capture_is_what_load_makes_of_the_checkpoint(file, tmp_path):
     graphs = [onnx.load_from_string(done.onnx).graph for done in files]
     graphs[0].name = graphs[1].name  # the factory, which a model in memory does not have
     assert graphs[0] == graphs[1] and files[0].report["weights"] == files[1].report["weights"]
+
+
+PUBLISHED = ("spikformer-imagenet", "sdt", "meta", "espikeformer", "qkformer-imagenet")
+IN_MEMORY = [*FAMILIES, *(f"published {name}" for name in PUBLISHED)]
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_each_family_is_the_same_from_memory_and_from_a_file(tmp_path, name):
+    torch.manual_seed(0)
+    if name in FAMILIES:
+        factory, shape = FAMILIES[name]
+        model = warm(factory(T=2), shape)
+    else:
+        small = SMALL[name.removeprefix("published ")]
+        model, shape = warm(small.shallow(), small.input), small.input
+    torch.save(model, tmp_path / "model.pt")
+    loaded = svitc.load(tmp_path / "model.pt", trust_pickle=True, input_shape=shape)
+    captured = svitc.capture(model, shape)
+    assert str(captured.graph) == str(loaded.graph)
+    assert [(g.name, g.size, g.frozen) for g in captured.groups] == [(g.name, g.size, g.frozen) for g in loaded.groups]
+    exact = []
+    for program in (captured, loaded):
+        final, pipeline = quantize(program)
+        report = weights_report(final, pipeline)
+        exact.append((report.exact_neurons, report.neurons, report.inexact, report.layers, report.streams))
+    assert exact[0] == exact[1] and exact[0][0] > 0
 
 
 def test_a_model_is_compiled_in_one_call(file, tmp_path):

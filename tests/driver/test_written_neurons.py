@@ -27,15 +27,18 @@ from svitc.training.fast_forward import FastForward
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 
+IMAGE = (3, 12, 10)
 TRACED = {
     "PSN": lambda: neuron.PSN(4),
     "GLIF": lambda: neuron.GatedLIFNode(4, inplane=8),
     "QIF": lambda: neuron.QIFNode(step_mode="m"),
+    "KLIF": lambda: neuron.KLIFNode(v_threshold=0.5, step_mode="m"),
+    "CLIF behind a norm": lambda: nn.Sequential(nn.LayerNorm(IMAGE[-1]), neuron.ComplementaryLIFNode(step_mode="m")),
+    "Izhikevich": lambda: neuron.IzhikevichNode(v_threshold=0.6, step_mode="m"),
     "CLIF": lambda: neuron.ComplementaryLIFNode(step_mode="m"),
 }
 OWN = (written.strict, written.subtracts, written.scales_its_input)
 ALL = (*OWN, written.charged_by_tau, written.charged_by_rate, written.counts, written.bends)
-IMAGE = (3, 12, 10)
 each = pytest.mark.parametrize("fires", ALL, ids=lambda fires: fires.__name__)
 each_own = pytest.mark.parametrize("fires", OWN, ids=lambda fires: fires.__name__)
 
@@ -131,4 +134,5 @@ def test_neurons_that_stay_ordinary_operations_are_verified_layer_by_layer(kind,
     assert_same(program, reload(program, tmp_path))
     assert_loads(program, tmp_path / "source")
     small = quantize(program)[0]
-    assert verify_exact(small, export(small), random_inputs(small, 3, 2, 0)).passed
+    verdict = verify_exact(small, export(small), random_inputs(small, 3, 2, 0), original=program)
+    assert verdict.passed, verdict.first_divergence

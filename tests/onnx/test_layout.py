@@ -50,9 +50,16 @@ def test_tokens_are_private_and_axes_of_size_one_have_none():
 
 def test_a_square_is_transposed_by_place_although_its_axes_are_the_same():
     view = layout.fresh(((T,), (B,), (D,), (D,)))
-    after = layout.rearranged(view, "t b h d -> t b d h", {})
+    after = layout.rearranged(view, "t b h d -> t b d h", {}, ((T,), (B,), (D,), (D,)))
     assert after == (view[0], view[1], view[3], view[2])
     assert operators(layout.physical(view), layout.physical(after)) == ["Transpose"]
+
+
+def test_a_repeated_axis_that_a_later_view_splits_has_a_token_for_each_part():
+    two, three = Axis("t/0", 2, Kind.TIME, "t"), Axis("t/1", 3, Kind.TIME, "u")
+    view = layout.fresh(((B,), (D,)))
+    after = layout.rearranged(view, "b d -> (t b) d", {"t": 6}, ((two, three, B), (D,)))
+    assert [token.size for token in after[0]] == [2, 3, B.size] and after[0][2] is view[0][0] and after[1] == view[1]
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,24 @@ def test_a_users_pass_gets_the_same_checks():
     assert list(pipeline.refused.values()) == ["it is two already"]
 
 
+class SingleStep(Stem):
+    """One time step, which layers for single steps read between layers for all of them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x.unsqueeze(0).repeat(1, 1, 1, 1, 1))
+        x = torch.stack([self.bn(step.unsqueeze(0)).squeeze(0) for step in x.flatten(0, 1).unflatten(0, (1, -1))])
+        return self.head(self.lif(x).flatten(3).mean(-1).mean(0))
+
+
+def test_the_single_step_of_a_batch_stays_apart_from_it():
+    """No pattern turns ``(t b)`` into ``b``, so that the views between stay two."""
+    model = SingleStep().eval()
+    program, x = program_of(model), torch.randn(4, 3, 8, 8)
+    want = program(x)
+    MergeViews()(program)
+    assert torch.equal(program(x), want)
+
+
 class Break(Pass):
     """Halves a layer's weights and forgets the rest."""
 
@@ -238,6 +256,18 @@ class Break(Pass):
     def rewrite(self, program, node):
         module = program.module_of(node)
         module.weight = nn.Parameter(module.weight[:, :4])
+
+
+class Narrow(Break):
+    """Cuts channels off a convolution, but not off its readers."""
+
+    def match(self, program, node):
+        return isinstance(program.module_of(node), nn.Conv2d)
+
+    def rewrite(self, program, node):
+        module = program.module_of(node)
+        module.weight, module.bias = nn.Parameter(module.weight[:4]), None
+        module.out_channels = 4
 
 
 class Orphan(Pass):
@@ -251,7 +281,7 @@ class Orphan(Pass):
         return PassResult(self.name, ["relu"])
 
 
-@pytest.mark.parametrize("wrong", [Break(), Orphan()])
+@pytest.mark.parametrize("wrong", [Break(), Narrow(), Orphan()])
 def test_a_pass_that_breaks_the_program_is_caught(wrong):
     program = program_of(Stem())
     with pytest.raises(InternalError):

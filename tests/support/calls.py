@@ -7,6 +7,8 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.nn import functional as F
 
+from support import selection_calls
+
 CHANNELS, STEPS, PIXELS = 8, 2, 6
 SHAPE = (3, PIXELS, PIXELS)
 
@@ -157,9 +159,15 @@ call("channel shuffle", lambda s, x: each(x, nn.ChannelShuffle(4)))
 call("pad by a number", lambda s, x: F.pad(x, (1, 1, 1, 1), value=0.5))
 for mode in ("reflect", "replicate", "circular"):
     call(f"pad: {mode}", lambda s, x, mode=mode: each(x, lambda y: F.pad(y, (1, 2, 2, 1), mode=mode)))
+call("pad of one dimension: reflect", lambda s, x: each(x, lambda y: F.pad(y, (1, 1, 0, 0), mode="reflect")))
 call("pad by less than nothing", lambda s, x: F.pad(x, (-1, 2, 0, -1)))
 call("pad of time", lambda s, x: F.pad(x, (0,) * 8 + (1, 0))[:STEPS])
 call("pad of channels", lambda s, x: F.pad(x, (0, 0, 0, 0, 2, 1)))
+call(
+    "convolution of an even size that keeps the image's",
+    lambda s, x: each(x, s.a),
+    a=lambda: nn.Conv2d(CHANNELS, CHANNELS, (4, 2), padding="same", dilation=(1, 2)),
+)
 call("convolution with its own padding", lambda s, x: each(x, s.a), a=conv(kernel=3, padding_mode="reflect"))
 # pixels
 call("interpolate: nearest", lambda s, x: each(x, lambda y: F.interpolate(y, scale_factor=1.5)))
@@ -188,6 +196,12 @@ call(
     "grouped transposed convolution",
     lambda s, x: each(x, s.t),
     t=lambda: nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, 2, groups=CHANNELS),
+)
+call(
+    "depthwise convolution that doubles the channels",
+    lambda s, x: each(x, lambda y: s.d(s.a(y))),
+    a=conv(outputs=6),
+    d=conv(6, 12, 3, groups=6),
 )
 call(
     "transposed convolution of a series",
@@ -282,6 +296,36 @@ call(
     b=conv(outputs=6),
 )
 call("einsum with an ellipsis", lambda s, x: torch.einsum("...hw,wv", x, s.w), w=weights(PIXELS, PIXELS))
+call(
+    "grouped convolution",
+    lambda s, x: each(x, lambda y: s.g(s.a(y).relu()) + s.a(y).relu()),
+    a=conv(outputs=6),
+    g=lambda: nn.Conv2d(6, 6, 3, 1, 1, groups=2, bias=False),
+)
+call(
+    "membrane with a start of its own",
+    lambda s, x: s.lif(torch.cat([y[:1] + 0.5, y[1:]])) if (y := each(x, s.a)) is not None else None,
+    a=lambda: nn.Conv2d(CHANNELS, 6, 3, 1, 1, bias=False),
+    lif=lambda: neuron.IFNode(step_mode="m", v_reset=None),
+)
+call(
+    "einsum with queries for all",
+    lambda s, x: tokens(
+        x,
+        lambda y: torch.einsum(
+            "tbnm,tbmc->tbnc",
+            torch.einsum("tbnd,tbmd->tbnm", s.w[None, None].expand(*y.shape[:2], -1, -1) * 1.0, s.k(y)),
+            y,
+        ),
+    ),
+    k=linear(CHANNELS, 6),
+    w=weights(36, 6),
+)
+call(
+    "product with a matrix for all",
+    lambda s, x: (s.w.repeat(*x.shape[:2], 1, 1, 1) @ x) + x @ s.w[None, None],
+    w=weights(1, PIXELS, PIXELS),
+)
 call("matrix of positions", lambda s, x: s.w @ x + x @ s.w, w=weights(PIXELS, PIXELS))
 call("product with a vector", lambda s, x: x * (x @ s.w)[..., None], w=weights(PIXELS))
 call("matrix of time steps", lambda s, x: (s.w @ x.flatten(1)).reshape(x.shape), w=weights(STEPS, STEPS))
@@ -320,3 +364,6 @@ call(
     ),
     q=linear(CHANNELS, CHANNELS),
 )
+for selection, function in selection_calls.SELECTIONS.items():
+    call(selection, function, score=linear(CHANNELS, 1), bias=weights(PIXELS * PIXELS))
+call("cosine similarity", selection_calls.similar, w=weights(CHANNELS, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from svitc.ir.filled import is_threshold
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
 from svitc.passes.pruning.prune import Prune
@@ -11,7 +12,7 @@ from svitc.planning.plan import Plan
 
 
 def masked(program: Program, plan: Plan) -> Program:
-    """Return a copy in float64 with every parameter along removed channels set to 0."""
+    """Return a copy in float64 with every parameter along removed channels set to 0, but for thresholds."""
     twin = program.copy()
     twin.module.double()
     keep = plan.validate(twin)
@@ -19,6 +20,8 @@ def masked(program: Program, plan: Plan) -> Program:
     by_head = {id(group.head_axis): group for group in twin.groups if group.head_axis is not None}
     with torch.no_grad():
         for node in twin.graph.nodes:
+            if is_threshold(node, twin.module):
+                continue  # without it, a neuron would fire although it has no input
             for name, dims in twin.parameters_of(node).items():
                 value = attribute_of(twin.module, f"{node.target}.{name}" if name else str(node.target))
                 for i, dim in enumerate(dims):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from svitc.cli import terminal
-from svitc.cli.common import load_images, start
-from svitc.cli.options import DataOptions, VerifiedRunOptions, VerifyImages
-from svitc.cli.views.verify import differing_layers, verdict_line
+from svitc.cli.common import load_images, load_program, start
+from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, VerifiedRunOptions, VerifyImages
+from svitc.cli.views.verify import differing_layers, quantization_line, verdict_line
 from svitc.errors import VerifyError
+
+if TYPE_CHECKING:
+    from svitc.verification.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -27,26 +30,58 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="An output folder of svitc compile.", show_default=False)
     ],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="For integer weights: the model that was compiled, to check also that the integers are its weights, "
+            "rounded. Where the plan refitted weights: a folder of the same plan with --weights fp32.",
+            rich_help_panel=SOURCE_PANEL,
+        ),
+    ] = None,
+    *,
     data: DataOptions,
+    load: LoadOptions,
     output: VerifyOptions,
 ) -> None:
     """Check that the ONNX file in FOLDER is the same network as its model.safetensors and model.py.
 
     Layer by layer, then as a whole.
+
+    Integer weights were compared with the float network when they were compiled; --against MODEL repeats that.
     """
     start(output.verbose)
+    load.check()
+    if against is None:
+        load.check_unused()
+    from svitc.driver.float_network import float_network, read_report
     from svitc.driver.output_folder import open_folder, verify_folder
 
     with terminal.reporting(output.quiet) as reporter:
         program, exported = open_folder(folder)
+        original = None
+        if against is not None:
+            original = float_network(folder, program, against, load_program(against, load, reporter), reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
-        verdict = verify_folder(program, exported, images, output.verify_images, output.seed, reporter)
+        verdict = verify_folder(program, exported, images, output.verify_images, output.seed, reporter, original)
+    report = verdict.to_json()
+    if program.stage.name == "QUANTIZED" and original is None:
+        report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
     if output.as_json:
-        print(json.dumps(verdict.to_json(), indent=1))
+        print(json.dumps(report, indent=1))
     else:
-        verdict_line(verdict.to_json())
+        verdict_line(report)
+        quantization_line(report, against)
         differing_layers(verdict)
     if not verdict.passed:
-        raise VerifyError(
-            f"{folder}/model.onnx is not the same network: it diverges first at {verdict.first_divergence}"
-        )
+        raise VerifyError(_failure(folder, against, verdict))
+
+
+def _failure(folder: Path, against: Path | None, verdict: Verdict) -> str:
+    """Return what a failed verification found."""
+    if verdict.file_divergence is not None:
+        return f"{folder}/model.onnx is not the same network: it diverges first at {verdict.file_divergence}"
+    return (
+        f"{folder} does not hold the weights of {against}, rounded to integers: it diverges first at "
+        f"{verdict.first_divergence}"
+    )

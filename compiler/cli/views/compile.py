@@ -93,6 +93,7 @@ def lossless(report: JsonDict) -> None:
     if clean.get("removed"):
         folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
         out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
+    trained_line(weights)
     if weights["type"] == "int8":
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
@@ -111,6 +112,18 @@ def lossless(report: JsonDict) -> None:
         neurons = {layer["name"] for layer in report["verify"]["layers"]}
         for reason in sorted({why for name, why in weights["inexact"].items() if name in neurons}):
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
+
+
+def trained_line(weights: JsonDict) -> None:
+    """Print how many layers keep the grids of few bits that their weights were trained on."""
+    errors: dict[int, list[float]] = {}
+    for layer in weights.get("layers", {}).values():
+        if "grid" in layer:
+            errors.setdefault(layer["grid"], []).append(layer["scale_error"])
+    for bits, found in sorted(errors.items()):
+        layers = "1 layer lie" if len(found) == 1 else f"{len(found)} layers lie"
+        scales = f", times scales that are right to within {max(found):.1g}" if max(found) else ""
+        out.print(f"the weights of {layers} on a grid of {bits} bits: kept exactly{scales}")
 
 
 RANGE_SOURCES = {

@@ -38,6 +38,12 @@ def inspection(view: JsonDict) -> None:
             why = f"whole heads only: {escape(group['whole_heads'])}"
         table.add_row(escape(group["name"]), size, str(group["layers"]), f"{group['bytes_each']:,}", why)
     out.print(table)
+    if view["opaque"]:
+        title = "\nkept as they are, with all channels that they read"
+        table = make_table("in", "why", "line", left={"why", "line"}, fold=True, title=title)
+        for place in view["opaque"]:
+            table.add_row(*(escape(place[key] or "") for key in ("name", "why", "where")))
+        out.print(table)
     out.print(
         f"\n{view['parameters']:,} parameters, {byte_size(view['bytes'])} of weights in ONNX, "
         f"{millions(view['macs'])} multiply-accumulates an image, {view['neurons']} neurons"

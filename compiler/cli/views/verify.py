@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -24,14 +25,40 @@ def verdict_line(verify: JsonDict) -> None:
         text += f" the same class for {share(verify['top1_agreement'])}"
     else:
         text += f" outputs differ by at most {verify['max_logit_difference']:.3g}"
+    first = escape(str(verify["first_divergence"]))
+    kinds = ("flips_beyond_rounding", "currents_beyond_rounding", "logits_beyond_rounding")
     if verify["status"] == "passed":
         out.print(f"[green]verified[/] that model.onnx computes what model.py computes: {text}")
-    else:
-        out.print(f"[bold red]NOT the same network[/]: first at {escape(str(verify['first_divergence']))}; {text}")
+    elif any(verify[kind] for kind in kinds):
+        out.print(f"[bold red]NOT the same network[/]: first at {first}; {text}")
+    else:  # the file computes what the program computes, but the program is another network than the float one
+        beyond = verify["quantization"]["beyond_rounding"]
+        out.print(
+            f"[bold red]NOT the float network with its weights rounded[/]: first at {first}, {beyond} values beyond "
+            f"rounding; but model.onnx computes what model.py computes: {text}"
+        )
     if silent:
         out.print(
             f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them "
             "on real ones"
+        )
+
+
+def quantization_line(verify: JsonDict, against: Path | None) -> None:
+    """Print whether the integer network was compared with the float network, now or when it was compiled."""
+    checked = verify.get("quantization")
+    if checked is not None and checked["first_divergence"] is None:
+        counts = f"{checked['compared']:,} currents and output values, 0 beyond rounding"
+        out.print(f"[green]verified[/] that the weights are those of {escape(str(against))}, rounded: {counts}")
+    elif "quantization_when_compiled" in verify:
+        before = verify["quantization_when_compiled"]
+        told = "its report.json does not say whether that was checked"
+        if before is not None:
+            passed = "passed" if before["first_divergence"] is None else "FAILED"
+            told = f"when it was compiled, that check {passed} ({before['compared']:,} values, as its report.json says)"
+        out.print(
+            f"[yellow]note[/] not checked here: that the weights are those of the float network, rounded; {told}. "
+            "--against MODEL repeats it"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import einops
 from torch import fx
 
 from svitc.ir import axes
@@ -52,13 +53,20 @@ def adopt_kinds(node: fx.Node, other: Dims) -> None:
 
     The shape of a parameter does not say what its dimensions mean.
     """
-    if node.op != "get_attr":
+    if not is_parameter(node):
         return
     for dim, other_dim in zip(reversed(node.meta["dims"]), reversed(other), strict=False):
         leaves, other_leaves = axes.resolve(dim), axes.resolve(other_dim)
         if leaves and other_leaves and len({axis.kind for axis in other_leaves}) == 1:
             for axis in leaves:
                 axis.kind = other_leaves[0].kind
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Return whether a value is a bare parameter, perhaps with its dimensions in another order or grouping."""
+    while node.target is einops.rearrange:
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr"
 
 
 def pointwise_rule(node: fx.Node) -> Dims:

@@ -11,7 +11,7 @@ from torch import fx
 from svitc.ir import axes
 from svitc.ir.axes import AxisConflict, Dims, Kind
 from svitc.ir.graph import input_type
-from svitc.ir.operators.broadcasting import adopt_kinds
+from svitc.ir.operators.broadcasting import adopt_kinds, broadcast_rule
 from svitc.ir.operators.slicing import ACROSS_BATCH, index_of
 from svitc.ir.operators.table import Operator, are, is_flag, is_index, is_number
 
@@ -44,6 +44,14 @@ def instance_norm(x, *parameters, eps):
 
 def normalize(x, order, dim, eps):
     return torch.nn.functional.normalize(x, order, dim, eps)
+
+
+def cosine_similarity(x, y, dim, eps):
+    return torch.nn.functional.cosine_similarity(x, y, dim, eps)
+
+
+def similarity_bound(x, y, dim, eps):
+    return torch.ones_like(torch.broadcast_tensors(x, y)[0].amax(dim))
 
 
 def norm(x, order, dims, keepdim):
@@ -97,6 +105,18 @@ def along_rule(node: fx.Node) -> Dims:
     return x
 
 
+def similarity_rule(node: fx.Node) -> Dims:
+    """Return the type of the cosine of the angle between two values along one dimension, which is gone then."""
+    x, y = node.args
+    dim = index_of(node, "dim")
+    if len(input_type(x)) != len(input_type(y)):
+        raise AxisConflict(f"{axes.show(input_type(y))} has not the dimensions of {axes.show(input_type(x))}")
+    freeze_all(input_type(x), [dim])
+    freeze_all(input_type(y), [dim])
+    both = broadcast_rule(node)
+    return (*both[:dim], *both[dim + 1 :])
+
+
 def reduced_rule(node: fx.Node) -> Dims:
     """Return the type of an operation that leaves one element of each of ``dims``, or of ``dim``."""
     x, keep = input_type(node.args[0]), node.kwargs["keepdim"]
@@ -146,6 +166,16 @@ NORMALIZATION = (
     Operator(group_norm, channel_rule, "group_norm, nn.GroupNorm", {"groups": is_index} | _EPS, (1, 3), fills=True),
     Operator(instance_norm, channel_rule, "instance_norm, nn.InstanceNorm1d to 3d", _EPS, (1, 3), fills=True),
     Operator(normalize, along_rule, "normalize", {"order": is_number, "dim": is_index} | _EPS, fills=False),
+    Operator(
+        cosine_similarity,
+        similarity_rule,
+        "cosine_similarity, nn.CosineSimilarity",
+        {"dim": is_index} | _EPS,
+        (2, 2),
+        fills=False,
+        terms=lambda node: axes.size(input_type(node.args[0])[int(node.kwargs["dim"])]),  # type: ignore[call-overload]
+        bound=similarity_bound,
+    ),
     Operator(norm, reduced_rule, "norm", {"order": is_number} | _DIMS, fills=True),
     Operator(variance, reduced_rule, "var", {"correction": is_index} | _DIMS, fills=True),
     Operator(standard_deviation, reduced_rule, "std", {"correction": is_index} | _DIMS, fills=True),

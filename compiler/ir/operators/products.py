@@ -12,7 +12,7 @@ from torch import fx
 from svitc.ir import axes
 from svitc.ir.axes import AxisConflict, Dim, Dims, Kind
 from svitc.ir.graph import input_type
-from svitc.ir.operators.broadcasting import adopt_kinds
+from svitc.ir.operators.broadcasting import adopt_kinds, is_parameter
 from svitc.ir.operators.slicing import ACROSS_BATCH
 from svitc.ir.operators.table import Operator, is_flag, is_number
 
@@ -121,7 +121,7 @@ def einsum_rule(node: fx.Node) -> Dims:
         raise AxisConflict(f"the equation {equation!r} does not fit {len(node.args)} tensors")
     bound: dict[str, Dim] = {}
     # values first: the shape of a parameter does not say what its dimensions mean
-    pairs = sorted(zip(operands, node.args, strict=True), key=lambda pair: pair[1].op == "get_attr")  # type: ignore[union-attr]
+    pairs = sorted(zip(operands, node.args, strict=True), key=lambda pair: is_parameter(pair[1]))  # type: ignore[union-attr]
     for letters, arg in pairs:
         if len(letters) != len(input_type(arg)) or len(set(letters)) != len(letters):
             raise AxisConflict(f"{letters!r} does not fit {axes.show(input_type(arg))}")

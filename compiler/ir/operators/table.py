@@ -78,6 +78,8 @@ class Operator:
         terms: From a node to how many terms each of its sums has.
         addend: Index of the input that it adds to a product of the others, times the attribute ``beta`` if it has one;
             None for any other operator.
+        bound: What bounds the magnitude of its value, of bounds on those of its inputs and the same attributes; None
+            to bound it by ``lipschitz``.
     """
 
     function: Callable[..., torch.Tensor]
@@ -92,6 +94,7 @@ class Operator:
     linear: bool = False
     terms: Callable[[fx.Node], int] = lambda _: 1
     addend: int | None = None
+    bound: Callable[..., torch.Tensor] | None = None
 
     @property
     def name(self) -> str:

@@ -86,6 +86,21 @@ def normalize(b: Builder, node: fx.Node, _: None) -> Stored:
     return b.store(e("Div", x, Emitter(b, thin)("Max", length, eps)), view)  # type: ignore[arg-type]
 
 
+def cosine_similarity(b: Builder, node: fx.Node, _: None) -> Stored:
+    """Lower to the sum of the products of both values, each divided by its norm, which is at least ``eps``."""
+    dim, eps = int(node.kwargs["dim"]), float(node.kwargs["eps"])  # type: ignore[call-overload, arg-type]
+    stored = [b.at(arg) for arg in node.args]
+    units = []
+    for source in stored:
+        x, view = b.read(source, source.view), source.view
+        thin = tuple(() if i == dim else d for i, d in enumerate(view))
+        length = reduced(b, x, "ReduceL2", view, [dim], True)
+        units.append(Emitter(b, view)("Div", x, Emitter(b, thin)("Max", length, eps)))
+    both = tuple(p if axes.size(p) != 1 else q for p, q in zip(stored[0].view, stored[1].view, strict=True))
+    products = Emitter(b, both)("Mul", *units)
+    return b.store(reduced(b, products, "ReduceSum", both, [dim], False), layout.fresh(b.program.type_of(node)))
+
+
 def variance(b: Builder, node: fx.Node, _: None) -> Stored:
     """Lower to the mean of the squared differences from the mean."""
     dims: Any = node.kwargs["dims"]
@@ -172,6 +187,7 @@ RULES: dict[Callable, Rule] = {
     normalization.instance_norm: group_norm,
     normalization.normalize: normalize,
     normalization.norm: norm,
+    normalization.cosine_similarity: cosine_similarity,
     **dict.fromkeys((normalization.variance, normalization.standard_deviation), variance),
     normalization.largest: reduction("ReduceMax"),
     normalization.smallest: reduction("ReduceMin"),

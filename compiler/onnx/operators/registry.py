@@ -9,13 +9,23 @@ from torch import fx
 
 from svitc.ir.axes import Dims
 from svitc.ir.operators.registry import OPERATORS
-from svitc.ir.operators.regroup import regroup
+from svitc.ir.operators.regroup import at_steps, regroup
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Builder, Stored
-from svitc.onnx.operators import normalization, pointwise, products, resampling, several, slicing, structure, time
+from svitc.onnx.operators import (
+    normalization,
+    pointwise,
+    products,
+    resampling,
+    selection,
+    several,
+    slicing,
+    structure,
+    time,
+)
 from svitc.onnx.operators.emitter import Emitter
-from svitc.onnx.operators.regroup import regroup_rule
+from svitc.onnx.operators.regroup import at_steps_rule, regroup_rule
 
 Rule = Callable[[Builder, fx.Node, Any], Stored]
 
@@ -64,11 +74,13 @@ OPERATOR_RULES: dict[Callable, Rule] = {
     **{function: pointwise_rule(form) for function, form in pointwise.FORMS.items()},
     **{function: several_rule(form) for function, form in several.FORMS.items()},
     regroup: regroup_rule,
+    at_steps: at_steps_rule,
     **slicing.RULES,
     **{function: shaped_rule(form) for function, form in structure.FORMS.items()},
     **time.RULES,
     **normalization.RULES,
     **resampling.RULES,
     **products.RULES,
+    **selection.RULES,
 }
 assert set(OPERATOR_RULES) == set(OPERATORS), "every general operator needs an ONNX form"

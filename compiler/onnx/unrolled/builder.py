@@ -236,7 +236,9 @@ class UnrolledBuilder(WeightBuilder):
         the transposition further, through a neuron and into a pool, which would then run channels first and take
         fifteen times as long.
         """
-        if len(result.dims) < 3 or all(isinstance(self.program.module_of(u), nn.MaxPool2d) for u in node.users):
+        if len(result.dims) < 3 or not result.dims[0]:  # channels are not second
+            return result
+        if all(isinstance(self.program.module_of(u), nn.MaxPool2d) for u in node.users):
             return result
         dims = (tuple(token for i, dim in enumerate(result.dims) if i != 1 for token in dim), result.dims[1])
         stored = replace(result, unit=1.0)

@@ -98,7 +98,8 @@ def average_pool(b: UnrolledBuilder, node: fx.Node, module: nn.AvgPool2d) -> Ste
 def zero_pad(b: UnrolledBuilder, node: fx.Node, module: nn.ZeroPad2d) -> Steps:
     """Lower zero padding of rows and columns."""
     left, right, top, bottom = module.padding
-    pads = b.integers("pads", [0, 0, top, left, 0, 0, bottom, right])
+    rest = [0] * (len(timeless(b.of(node.args[0]).view)) - 2)  # time has size 1 there where it is apart from the batch
+    pads = b.integers("pads", [*rest, top, left, *rest, bottom, right])
     return _channels_first(b, node, "Pad", [pads], None, keep=b.target.pads_spikes)
 
 
@@ -138,7 +139,8 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
 def rearrange(b: UnrolledBuilder, node: fx.Node, _: None) -> Steps:
     """Lower a view, which emits nothing: the readers rearrange the stored values as they need them."""
     x = b.at_node[node.all_input_nodes[0]]  # as it is stored: its readers are judged by their types
-    view = layout.rearranged(x.view, str(node.args[1]), node.kwargs)  # type: ignore[arg-type]
+    dims = b.program.type_of(node)
+    view = layout.rearranged(x.view, str(node.args[1]), node.kwargs, dims)  # type: ignore[arg-type]
     time = x.time or tuple(token for token in layout.flat(view) if token.kind == Kind.TIME)  # of a repeated image
     return replace(x, view=view, time_order=time)
 

@@ -104,14 +104,46 @@ def assign(x):
     return x.mean((0, 3, 4))
 
 
+def test_statistics_that_the_output_does_not_use():
+    class Logging(Net):
+        def __init__(self):
+            super().__init__()
+            self.rates, self.rate, self.peak = [], 0.0, 0.0
+
+        def forward(self, x):
+            y = self.lif(self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1)))
+            self.rate = float(y.detach().mean().item())
+            self.peak = y.max().item()
+            self.rates.append(y.mean().item())
+            return self.head(y.mean((0, 3, 4)))
+
+    model = Logging().eval()
+    assert check_capture(model, capture(model, InputSpec(IMAGE))) == 0.0
+
+
+class Rated(Net):
+    """Uses a number that it has kept."""
+
+    def forward(self, x):
+        y = self.lif(self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1)))
+        self.rate = float(y.mean())
+        return self.head(y.mean((0, 3, 4))) * (2 if self.rate > 0.5 else 1)
+
+
 REFUSED = {
     "control flow on data": (lambda: Net(branch), "control flow depends on the data", "def branch"),
+    "control flow on a statistic": (Rated, "control flow depends on the data", "self.rate = float"),
+    "a number in an expression": (
+        lambda: Net(lambda x: x.mean((0, 3, 4)) * float(x.mean())),
+        "control flow depends on the data",
+        "a number in an expression",
+    ),
     "a value read out": (lambda: Net(read_item), "control flow depends on the data", "def read_item"),
     "assignment by data": (lambda: Net(assign), "positions that depend on the data", "def assign"),
     "unknown operation": (
-        lambda: Net(lambda x: torch.sort(x, 2)[0].mean((0, 3, 4))),
-        "sort is not an operation",
-        "torch.sort",
+        lambda: Net(lambda x: torch.linalg.svdvals(x).mean((0, 3))),
+        "svdvals is not an operation",
+        "torch.linalg.svdvals",
     ),
     "a part of the batch": (
         lambda: Net(lambda x: x[:, 1:].mean((0, 3, 4))),

@@ -138,6 +138,10 @@ def test_a_function_that_is_called_twice_is_one_layer():
 
 REFUSED = {
     "random": (lambda n, x: x + torch.randn(6), "random numbers"),
+    "random mask": (lambda n, x: x * (torch.rand(x.shape) > 0.5), "random numbers"),
+    "random mask of a value": (lambda n, x: x * (x.mean() > torch.rand(())), "random numbers"),
+    "random, scaled": (lambda n, x: x * (1 - torch.rand_like(x)), "random numbers"),
+    "random by function": (lambda n, x: x * torch.floor(torch.rand(6)), "random numbers"),
     "dropout": (lambda n, x: F.dropout(x), "drops values in inference"),
     "batch statistics": (flat(lambda n, x: F.batch_norm(x, None, None, training=True)), "statistics of the batch"),
 }
@@ -154,3 +158,9 @@ def test_what_differs_between_calls_is_refused(case):
 def test_numbers_keep_their_order():
     program = capture(Net(lambda n, x: torch.tensor(1.0) - x).eval(), IMAGE)
     assert operator.sub not in {n.target for n in program.graph.nodes}
+
+
+@pytest.mark.parametrize("mask", [lambda x: torch.rand(size=x.shape).gt(0.0), lambda x: torch.rand_like(x) < 1])
+def test_a_mask_that_every_draw_fills_is_none(mask):
+    model = Net(lambda n, x: x * mask(x)).eval()
+    assert check_capture(model, capture(model, IMAGE)) == 0.0

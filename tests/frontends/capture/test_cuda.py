@@ -7,6 +7,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
+import svitc
 from svitc.driver.load import check_capture
 from svitc.frontends.capture.capture import capture
 from svitc.frontends.capture.model_rewrites import reference
@@ -43,6 +44,31 @@ class Net(nn.Module):
                 membrane = membrane + y[t].to(torch.cuda.current_device())
         return self.head(membrane.mean((2, 3)).cpu().cuda())
 """
+COMPILED = """
+import torch
+from torch import nn
+from spikingjelly.activation_based import neuron
+
+
+@torch.jit.script
+def doubled(x: torch.Tensor, steps: int):
+    return torch.stack([x * 2 for _ in range(steps)])
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lif = nn.Conv2d(3, 4, 1), neuron.LIFNode(step_mode="m")
+        self.lif.compile()
+
+    @torch.compile(mode="max-autotune")
+    def spikes(self, x):
+        return self.lif(doubled(self.conv(x), 2))
+
+    @torch.compile
+    def forward(self, x):
+        return self.spikes(x).mean((0, 3, 4))
+"""
 
 
 @pytest.mark.parametrize("by_path", [True, False])
@@ -71,3 +97,36 @@ def test_a_model_of_a_notebook():
 
     model = Net().eval()
     assert check_capture(model, capture(model, InputSpec((3, 4, 4)))) == 0
+
+
+def test_compiled_and_scripted_functions_run_as_they_are_written(tmp_path):
+    (tmp_path / "compiled.py").write_text(COMPILED)
+    model, _ = build_custom(f"{tmp_path}/compiled.py:Net", {}, None)
+    program = capture(model.eval(), InputSpec((3, 4, 4)))
+    assert check_capture(model, program) == 0
+    assert sum(is_neuron(m) for m in program.module.modules()) == 1
+
+
+def test_compiled_functions_and_models():
+    @torch.compile
+    def scaled(x):
+        return 2 * x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.lif = nn.Conv2d(3, 4, 1), neuron.LIFNode(step_mode="m")
+
+        @torch.compile
+        def part(self, x):
+            return scaled(self.conv(x))
+
+        def forward(self, x):
+            y = self.part(x)
+            return self.lif(torch.stack([y, y])).mean((0, 3, 4))
+
+    model = Net().eval()
+    assert check_capture(model, capture(model, InputSpec((3, 4, 4)))) == 0
+    program = svitc.capture(torch.compile(nn.DataParallel(model)), torch.rand(2, 3, 4, 4))
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(program(x), reference(model, program, x))

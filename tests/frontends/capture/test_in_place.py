@@ -8,9 +8,12 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.nn import functional as F
 
+from svitc.driver.eager import EagerModel
 from svitc.driver.load import check_capture
 from svitc.errors import UnsupportedError
+from svitc.frontends import Loaded
 from svitc.frontends.capture.capture import capture
+from svitc.frontends.capture.model_rewrites import reference
 from svitc.ir.graph import InputSpec
 
 IMAGE = InputSpec((3, 8, 6))
@@ -86,7 +89,16 @@ def read_between(x):
     return out
 
 
+def reshaped(x):
+    y = x * 1.5
+    alias = y
+    y.unsqueeze_(1).mul_(2)
+    y.squeeze_(1).transpose_(3, 4)
+    return alias.transpose(3, 4) + x
+
+
 BODIES = {
+    "another shape": reshaped,
     "other names and views": seen_by_others,
     "through a view": through_a_view,
     "accumulated": accumulated,
@@ -137,3 +149,31 @@ def test_a_view_of_a_changed_constant_is_refused():
 
     with pytest.raises(UnsupportedError, match="a view of a tensor is read after"):
         capture(Net(body).eval(), IMAGE)
+
+
+def test_a_view_of_a_tensor_whose_shape_and_values_changed_is_refused():
+    def body(x):
+        y = x * 1.5
+        view = y[0]
+        y.unsqueeze_(0)
+        y.add_(1)
+        return x + view
+
+    with pytest.raises(UnsupportedError, match="after the tensor's shape"):
+        capture(Net(body).eval(), IMAGE)
+
+
+def test_a_model_may_change_its_input():
+    class Changing(Net):
+        def forward(self, x):
+            x.mul_(2).unsqueeze_(0)
+            return super().forward(x[0])
+
+    torch.manual_seed(0)
+    model = Changing(lambda x: x).eval()
+    program = capture(model, IMAGE)
+    assert check_capture(model, program) == 0.0
+    x = torch.rand(4, 3, 8, 6) * 3
+    expected = program(x)
+    assert torch.equal(reference(model, program, x), expected) and x.shape == (4, 3, 8, 6)
+    assert torch.equal(EagerModel(Loaded(model, IMAGE, {}), program)(x)[0], expected) and float(x.max()) <= 3

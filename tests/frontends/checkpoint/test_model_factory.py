@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from svitc.errors import InputError, UsageError
+from svitc.frontends.checkpoint import model_factory
 from svitc.frontends.checkpoint.load import LoadOptions, load_model
 
 OWN = """
@@ -99,6 +100,7 @@ def test_a_model_that_is_there_already(own):
         ("own_code:number", "returned a int, not a torch.nn.Module"),
         ("own_code:broken", r"broken\(\) failed: RuntimeError: no luck"),
         ("needs_more:f", "needs_more imports surely_not_installed, which is not .*\n  at .*needs_more.py:2"),
+        ("needs_more.py:f", "needs_more.py has no factory f"),
         ("wrong.py:f", "importing wrong.py failed: SyntaxError: .*\n  at .*wrong.py:1"),
         ("leaves:f", "importing leaves failed: SystemExit: 3\n  at .*leaves.py:1"),
         ("spikingjelly.activation_based.model:Spikfomer", "the closest is Spikformer"),
@@ -151,3 +153,15 @@ def test_the_users_factory_replaces_a_files_and_its_arguments(tmp_path, own):
     assert (loaded.info["arch_args"], loaded.input.shape) == ({"width": 4}, (3, 9, 9))
     other = load_model(tmp_path / "d.pt", LoadOptions(arch="own_code:build"))
     assert other.info["arch_args"] == {}
+
+
+@pytest.mark.parametrize("name", ["T", "time_step", "timestep", "time_steps", "timesteps", "num_steps", "step"])
+def test_every_name_of_the_number_of_time_steps(tmp_path, name):
+    text = f"from torch import nn\nclass Net(nn.Linear):\n    def __init__(self, {name}=4):\n"
+    (tmp_path / "timed.py").write_text(text + f"        super().__init__(2, 2)\n        self.steps = {name}\n")
+    model, arguments = model_factory.build_custom(f"{tmp_path}/timed.py:Net", {}, 7)
+    assert model.steps == 7 and arguments[name] == 7
+    model, _ = model_factory.build_custom(f"{tmp_path}/timed.py:Net", {}, None, saved_steps=6)
+    assert model.steps == 6
+    with pytest.raises(UsageError, match=f"--time-steps says 7, and --arch-args says {name} = 3"):
+        model_factory.build_custom(f"{tmp_path}/timed.py:Net", {name: 3}, 7)

@@ -226,8 +226,11 @@ def test_large_finite_weights_are_no_infinity(tmp_path, described):
     assert load_model(tmp_path / "model.pt").model.head.weight.isfinite().all()
 
 
-def test_a_float64_weight_beyond_float32_is_infinity(refuse, described):
-    described["state_dict"]["head.bias"] = torch.tensor([1e300, 0, 0], dtype=torch.float64)
+def test_a_float64_weight_beyond_float32_is_too_large(refuse, described):
+    described["state_dict"]["head.bias"] = torch.tensor([-1e300, 0, 0], dtype=torch.float64)
+    text = refuse(described)
+    assert "head.bias holds float64 numbers up to 1e+300, too large for float32" in text and "diverged" not in text
+    described["state_dict"]["head.bias"] = torch.tensor([float("inf"), 0, 0], dtype=torch.float64)
     assert "NaN or infinity in head.bias (1 of 3)" in refuse(described)
 
 

@@ -93,3 +93,31 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, model, small
         save(model, tmp_path / "m.pt", arch=arch, arch_args=small, input_shape=(3, 16, 16))
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
     assert (tmp_path / "m.pt" / "old").read_text() == "old"
+
+
+def test_what_only_matters_in_training_does_not_matter(tmp_path, small, arch, enliven, logits):
+    model = enliven(models.Spikformer(**small))
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+    for module in model.modules():
+        if isinstance(module, neuron.BaseNode):
+            module.detach_reset, module.store_v_seq = not module.detach_reset, True
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.4
+    save(model, tmp_path / "m.pt", arch=arch, arch_args=small, input_shape=(3, 16, 16))
+    x = torch.rand(2, 3, 16, 16)
+    loaded = load_model(tmp_path / "m.pt").model
+    for module in model.modules():
+        if isinstance(module, neuron.BaseNode):
+            module.store_v_seq = False
+    assert torch.equal(logits(loaded, x), logits(model, x))
+    norms[0].eps = 0.1
+    with pytest.raises(UsageError, match="is another model"):
+        save(model, tmp_path / "n.pt", arch=arch, arch_args=small, input_shape=(3, 16, 16))
+
+
+def test_a_layer_too_many_is_another_model(tmp_path, model, small, arch):
+    model.add_module("after", torch.nn.ReLU())
+    with pytest.raises(UsageError, match=r"is another model.*and this one .*ReLU"):
+        save(model, tmp_path / "m.pt", arch=arch, arch_args=small, input_shape=(3, 16, 16))

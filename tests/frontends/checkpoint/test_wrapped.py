@@ -13,6 +13,7 @@ from svitc.frontends.checkpoint.load import LoadOptions, load_model
 
 KNOWN = LoadOptions(input_shape=(3, 16, 16), time_steps=2, arch_args={"num_heads": 2})
 OWN = """
+import torch
 from torch import nn
 
 class Net(nn.Module):
@@ -24,6 +25,12 @@ class Plain(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = nn.DataParallel(nn.Conv2d(3, 4, 3))
+        self.register_buffer("total_ops", torch.zeros(1))
 """
 
 
@@ -36,6 +43,7 @@ def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 LOSS = {"criterion.weight": torch.ones(3)}
+THOP = {"total_ops": torch.zeros(1), "total_params": torch.zeros(1)}
 WRAPPED = {
     "model_state_dict": lambda m: {"model_state_dict": m.state_dict(), "optimizer_state_dict": {"state": {}}},
     "entry in an entry": lambda m: {"model": {"state_dict": m.state_dict(), "epoch": 3}, "epoch": 3},
@@ -45,6 +53,8 @@ WRAPPED = {
     "compiled and parallel": lambda m: under("module._orig_mod.", m.state_dict()),
     "Lightning": lambda m: {"state_dict": under("model.", m.state_dict()) | LOSS, "pytorch-lightning_version": "2"},
     "Lightning and compiled": lambda m: {"state_dict": under("net._orig_mod.", m.state_dict()) | LOSS},
+    "parallel parts": lambda m: {k.replace("blocks.0.", "blocks.0.module."): v for k, v in m.state_dict().items()},
+    "profiled by thop": lambda m: m.state_dict() | under("blocks.0.", THOP) | THOP,
     "average beside it": lambda m: under("model.", m.state_dict()) | under("ema_model.", zeros(m)),
 }
 
@@ -118,8 +128,20 @@ def test_two_models_in_one_state_dict_are_not_confused(own):
     norm = nn.BatchNorm2d(4).state_dict()
     plain = under("conv.", conv) | under("norm.", norm)
     with pytest.raises(InputError, match=r"several times, under 'student\.' and under 'teacher\.'"):
-        own(under("student.", plain) | under("teacher.", plain), "Plain")
+        own(under("student.", plain) | under("teacher.", {k: v + 1 for k, v in plain.items()}), "Plain")
+    loaded = own(under("student.", plain) | under("copy.", plain), "Plain")
+    assert torch.equal(loaded.model.conv.weight, conv["weight"])
     loaded = own(under("student.", plain) | under("teacher.", {k: v for k, v in plain.items() if "conv" in k}), "Plain")
     assert torch.equal(loaded.model.conv.weight, conv["weight"])
     with pytest.raises(InputError, match=r"1 of the model's 7 tensors is missing \(conv.bias\)"):
         own(under("net.", {k: v for k, v in plain.items() if k != "conv.bias"}), "Plain")
+
+
+def test_names_of_the_models_own_are_no_leftovers(own):
+    model = nn.Module()
+    model.part = nn.DataParallel(nn.Conv2d(3, 4, 3))
+    model.register_buffer("total_ops", torch.ones(1))
+    loaded = own(model.state_dict(), "Parts").model
+    assert torch.equal(loaded.part.module.weight, model.part.module.weight) and loaded.total_ops == 1
+    with pytest.raises(InputError, match=r"1 tensor in the file is unknown to the model \(extra.weight\)"):
+        own(under("module.", model.state_dict() | {"extra.weight": torch.ones(2)}), "Parts")

@@ -66,6 +66,12 @@ def windows_of_time(layers, x):
     return y.transpose(2, 3).reshape(x.shape)
 
 
+def windows_after_pool(layers, x):
+    """A pool of every step's spikes, whose steps and batch are one dimension, before attention in windows of steps."""
+    y = nn.functional.max_pool2d(x.flatten(0, 1), 2)
+    return windows_of_time(layers, y.reshape(*x.shape[:2], *y.shape[1:]))
+
+
 def projections() -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {name: nn.Linear(CHANNELS, CHANNELS) for name in "qkv"}
     return layers | {f"{name}_spike": lif(0.1) for name in (*"qkv", "attention")}
@@ -89,6 +95,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         tokens_by_time, conv=nn.Conv2d(CHANNELS, CHANNELS, (SIDE * SIDE, STEPS), bias=False)
     ),
     "windows of time": lambda: Net(windows_of_time, **projections()),
+    "windows of time after a pool": lambda: Net(windows_after_pool, **projections()),
     "heads before time": lambda: Net(heads_before_time),
 }
 
