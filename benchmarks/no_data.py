@@ -31,7 +31,7 @@ from svitc.data.dataset import Dataset, load_data, split
 from svitc.data.inputs import top1
 from svitc.driver.artifacts import Compiled
 from svitc.driver.prediction import TOO_SMALL
-from svitc.driver.report import BATCH_IMAGES, classify
+from svitc.driver.report_sections import BATCH_IMAGES, classify
 from svitc.support.confidence import paired
 from svitc.support.reporter import Reporter
 

@@ -63,6 +63,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
         (3, 16, 32),
     ),
 }
+LARGE = {  # not compared unless asked for
+    name: (f"{ZOO}.spikformer:{name}", {"T": 4}, (3, 224, 224)) for name in ("spikformer_s", "spikformer_ti")
+}
 # of every model; {data} only where a model has images of one size
 EVERY = {
     "fp32": ["--budget", "0.78"],
@@ -157,8 +160,7 @@ def make_models(folder: Path, names: list[str], path: Path) -> None:
             target.write_bytes((ROOT / "demo" / "digits.pt").read_bytes())
             subprocess.run([sys.executable, ROOT / "demo" / "make_data.py", "-o", folder / "digits.npz"], check=True)
             continue
-        large = (f"{ZOO}.spikformer:spikformer_s", {"T": 4}, (3, 224, 224))
-        arch, arguments, shape = MODELS.get(name, large)
+        arch, arguments, shape = {**MODELS, **LARGE}[name]
         module, _, factory = arch.partition(":")
         torch.manual_seed(0)
         model = getattr(__import__(module, fromlist=[factory]), factory)(**arguments)
@@ -198,7 +200,7 @@ def commands(models: Path, name: str) -> Iterator[tuple[str, list[str]]]:
     model, data = str(models / f"{name}.pt"), models / f"{name}.npz"
     few = ["--sweep-images", "32", "--calibration-images", "16", "--data", str(data)]
     every = {key: [*values, *without_images()] for key, values in EVERY.items()}
-    if name == "spikformer_s":
+    if name in LARGE:
         yield from ((f"{name}/{key}", ["compile", model, *every[key], "-o", "{out}"]) for key in ("fp32", "int8"))
         return
     fix = ["--fix"] if name == "published-qkformer" else []

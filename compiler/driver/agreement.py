@@ -6,7 +6,8 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc.data.inputs import Data
-from svitc.driver.report import BATCH_IMAGES, AgreementReport
+from svitc.driver.report import AgreementReport
+from svitc.driver.report_sections import BATCH_IMAGES
 from svitc.evaluation.comparison import log_softmax
 from svitc.ir.outputs import required_scores
 from svitc.ir.program import Program

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from svitc.driver.prepare import Prepared, Workspace
-from svitc.driver.report import WeightsReport, weights_report
+from svitc.driver.report import WeightsReport
+from svitc.driver.report_sections import weights_report
 from svitc.ir.program import Program
 from svitc.passes.pipelines import quantize
 from svitc.passes.pruning.prune import Prune

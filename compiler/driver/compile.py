@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
-from svitc.data.dataset import Dataset
-from svitc.data.inputs import Data
 from svitc.driver.artifacts import Compiled
 from svitc.driver.compiler import Compiler
 from svitc.driver.load import INPUT_FORM, capture
 from svitc.driver.options import CompileOptions
 from svitc.errors import UsageError
-from svitc.evaluation.metric import Metric
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
 from svitc.passes.policies import Policy
@@ -24,8 +24,29 @@ from svitc.planning.plan import Plan
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _shows_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Name the fields of ``CompileOptions`` in a function's signature, for ``help`` and completion in notebooks."""
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if option.default is MISSING else option.default,
+            annotation=option.type,
+        )
+        for option in fields(CompileOptions)
+    ]
+    signature = inspect.signature(function).replace(parameters=[*own, *options])
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
+
 
 @renamed_keywords(narrowest="min_weight_bits", clean="remove_dead_channels")
+@_shows_options
 def compile(
     program: Program | nn.Module,
     example_input: torch.Tensor | InputSpec | str | float | Budget | None = None,
@@ -35,25 +56,7 @@ def compile(
     plan: Plan | None = None,
     reporter: Reporter | None = None,
     finetune_file: Path | None = None,
-    data: Data | None = None,
-    train_data: Dataset | None = None,
-    max_drop: float | None = None,
-    sweep_images: int = 1000,
-    calibration_images: int = 256,
-    sweep_file: Path | None = None,
-    resume: bool = False,
-    finetune: int = 0,
-    finetune_options: dict[str, Any] | None = None,
-    weights: str | None = None,
-    min_weight_bits: int | None = None,
-    target: str = "cpu",
-    reparam: str = "auto",
-    remove_dead_channels: str = "auto",
-    no_data: str = "synthetic",
-    input_range: tuple[float, float] | None = None,
-    images: int = 4,
-    seed: int = 0,
-    metric: Metric | None = None,
+    **options: Any,
 ) -> Compiled:
     """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
 
@@ -65,9 +68,7 @@ def compile(
         example_input: for a model, an input of it: see ``capture``. For a program, the budget.
         policy, reporter: see ``Compiler``.
         budget, plan, finetune_file: see ``Compiler.compile``.
-        data, train_data, max_drop, sweep_images, calibration_images, sweep_file, resume, finetune, finetune_options,
-            weights, min_weight_bits, target, reparam, remove_dead_channels, no_data, input_range, images, seed,
-            metric: see ``CompileOptions``.
+        options: ``data``, ``weights`` and the other fields of ``CompileOptions``, which describes them.
 
     Raises:
         BudgetError: no plan meets the budget.
@@ -75,29 +76,14 @@ def compile(
         UnsupportedError: the model cannot be represented; the error names file and line.
         UsageError: invalid options.
     """
+    unknown = sorted(options.keys() - {option.name for option in fields(CompileOptions)})
+    if unknown:
+        raise TypeError(f"compile() got an unexpected keyword argument {unknown[0]!r}")
+    if options.get("finetune_options", {}) is None:
+        del options["finetune_options"]
     program, budget = _program_and_budget(program, example_input, budget, reporter)
-    options = CompileOptions(
-        data=data,
-        train_data=train_data,
-        max_drop=max_drop,
-        sweep_images=sweep_images,
-        calibration_images=calibration_images,
-        sweep_file=sweep_file,
-        resume=resume,
-        finetune=finetune,
-        finetune_options=finetune_options or {},
-        weights=weights,
-        min_weight_bits=min_weight_bits,
-        target=target,
-        reparam=reparam,
-        remove_dead_channels=remove_dead_channels,
-        no_data=no_data,
-        input_range=input_range,
-        images=images,
-        seed=seed,
-        metric=metric,
-    )
-    return Compiler(program, policy, options, reporter).compile(budget, plan, finetune_file=finetune_file)
+    compiler = Compiler(program, policy, CompileOptions(**options), reporter)
+    return compiler.compile(budget, plan, finetune_file=finetune_file)
 
 
 def _program_and_budget(

@@ -23,13 +23,8 @@ from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
-from svitc.driver.report import (
-    AccuracyReport,
-    BeforeAfter,
-    BudgetReport,
-    NoAccuracy,
-    Report,
-    WeightsReport,
+from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
+from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
     energy_report,

@@ -6,7 +6,8 @@ from typing import Any
 
 from svitc import onnx as backend
 from svitc.data.inputs import Data, has_labels
-from svitc.driver.report import BATCH_IMAGES, OutputsReport
+from svitc.driver.report import OutputsReport
+from svitc.driver.report_sections import BATCH_IMAGES
 from svitc.evaluation.comparison import RelativeError
 from svitc.evaluation.metric import BatchMetric, Metric
 from svitc.ir.program import Program

@@ -11,7 +11,7 @@ from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.driver.agreement import log_probabilities
 from svitc.driver.options import CompileOptions, PreparationOptions
-from svitc.driver.report import classify, energy_of
+from svitc.driver.report_sections import classify, energy_of
 from svitc.driver.synthetic_data import synthetic_data
 from svitc.driver.weight_types import WeightTypes
 from svitc.energy.estimate import Energy

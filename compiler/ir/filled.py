@@ -18,13 +18,10 @@ from svitc.ir import ops
 from svitc.ir.axes import Axis, Dim, Kind, size
 from svitc.ir.graph import attribute_of, module_of, type_of
 from svitc.ir.neuron_dynamics import dynamics_of
-from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
-from svitc.ir.operators.products import add_product
+from svitc.ir.operators.broadcasting import ELEMENTWISE_RULES
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.operators.slicing import concatenate
-from svitc.ir.operators.time import mix_steps
 
-ADDED_TO_PRODUCTS = {add_product: 0, mix_steps: 2}  # operator -> which of its inputs it adds to a product of others
 REASON = "an operation makes another value of its zeros"
 MOST_VALUES = 4096  # that are followed; a channel that can have more is not known
 Values = dict[Axis, torch.Tensor | None]  # channel axis -> values that its removed channels can have; None: not known
@@ -51,9 +48,9 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
         if not any(sources) and everywhere and node.target in ops.ELEMENTWISE and not is_compared:
             return  # 0 of zeros
         values = {axis: _computed(node, module, axis, owner) for axis in present}
-    elif general is not None and general.function in ADDED_TO_PRODUCTS:
+    elif general is not None and general.addend is not None:
         factor = float(node.kwargs.get("beta", 1))  # type: ignore[arg-type]
-        bias: fx.Node = node.args[ADDED_TO_PRODUCTS[general.function]]  # type: ignore[assignment]
+        bias: fx.Node = node.args[general.addend]  # type: ignore[assignment]
         _freeze_summed(node, sources)
         for axis in present:
             value = None if any(axis in source for source in sources) else _value_of(bias, axis, owner)
@@ -80,7 +77,7 @@ def _is_elementwise(node: fx.Node, module: nn.Module | None) -> bool:
     """Return whether each element of a value depends on the same element of the inputs alone."""
     general = operator_of(node.target)
     if general is not None:
-        return general.rule in (pointwise_rule, broadcast_rule)
+        return general.rule in ELEMENTWISE_RULES
     return node.target in ops.ELEMENTWISE or isinstance(module, ops.STATELESS_NEURONS)
 
 

@@ -13,8 +13,15 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx.function_body import FunctionBody, neuron_function
 
 
+class StatelessKind:
+    """What all neurons without a membrane have in common: one function for any layout, and no decay."""
+
+    static: ClassVar[bool] = False
+    takes_decay: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
-class IntegerKind:
+class IntegerKind(StatelessKind):
     """Everything that the function of a neuron without a membrane depends on.
 
     Attributes:
@@ -25,8 +32,6 @@ class IntegerKind:
     levels: int
     half_up: bool = False
     name: ClassVar[str] = "IntegerSpike"
-    static: ClassVar[bool] = False
-    takes_decay: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -62,7 +67,7 @@ class IntegerKind:
 
 
 @dataclass(frozen=True)
-class StepKind:
+class StepKind(StatelessKind):
     """Everything that the function of a comparison with a threshold depends on.
 
     Attributes:
@@ -73,8 +78,6 @@ class StepKind:
     threshold: float
     strict: bool = False
     name: ClassVar[str] = "Step"
-    static: ClassVar[bool] = False
-    takes_decay: ClassVar[bool] = False
 
     @property
     def title(self) -> str:

@@ -44,8 +44,9 @@ class _OnCpu(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in GPUS and args:  # Tensor.cuda()
             return args[0]
-        args, kwargs = host_arguments(name, args, kwargs or {})
-        return func(*args, **kwargs)
+        if kwargs or not all(isinstance(value, torch.Tensor) for value in args):
+            args, kwargs = host_arguments(name, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 class _Idle:

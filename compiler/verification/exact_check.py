@@ -48,50 +48,72 @@ def verify_exact(
         InputError: the file does not have the program's outputs.
     """
     lowered = exportable_program(program)  # with layers joined as in the file
-    split_file, neurons = backend.split_unrolled_neurons(exported)
-    full_session, split_session = backend.session(exported), backend.session(split_file)
-    inexact_neurons = set(inexact(lowered))
-    modules = {str(node.target): lowered.module_of(node) for node in lowered.neurons()}
+    split_file = _SplitFile(exported, lowered)
+    full_session = backend.session(exported)
     verdict = Verdict.of(lowered)
     check_outputs(program, full_session)
-    names = [output.name for output in split_session.get_outputs()]
-    stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
         reference, result = Recorder.record(lowered, x)
         expected = as_tuple(result)
         for output, before, after in zip(verdict.outputs, program.outputs(x), expected, strict=True):
             if not torch.equal(before, after):
                 output.values_beyond_rounding += 1  # joining layers must not change the result
-        runs = [(reference, expected)]
         if number == 0 and original is not None:  # one image is enough, as each has thousands of currents
             verdict.quantization = check_quantization(original, program, x.narrow(program.input.batch_dim, 0, 1))
+        split_file.judge(verdict, x, reference, expected)
         if number == 0:
-            spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            stimulated, result = Recorder.record(lowered, x, spikes)
-            runs.append((stimulated, as_tuple(result)))
-        for kind, (run, expected_outputs) in enumerate(runs):
-            feed = {backend.INPUT: x.numpy()}
-            for neuron in neurons:
-                feed.update(neuron.steps_of(run.fed[neuron.path].numpy()))
-            outputs = dict(zip(names, split_session.run(names, feed), strict=True))
-            for neuron in neurons:
-                path = neuron.path
-                _judge(
-                    verdict.layers[path],
-                    neuron.array_of(outputs),
-                    run,
-                    path,
-                    path in inexact_neurons,
-                    natural=kind == 0,
-                )
-            for output, name, value in zip(verdict.outputs, program.output_names, expected_outputs, strict=True):
-                close = np.isclose(outputs[name], value.numpy(), rtol=1e-4, atol=1e-5 * float(value.abs().max()))
-                output.values_beyond_rounding += int((~close).sum())
+            stimulated, result = Recorder.record(lowered, x, _random_spikes(lowered, reference))
+            split_file.judge(verdict, x, stimulated, as_tuple(result), natural=False)
         final = full_session.run(program.output_names, {backend.INPUT: x.numpy()})
         verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)
     return verdict
+
+
+def _random_spikes(program: Program, run: Recorder) -> dict[str, torch.Tensor]:
+    """Return random spikes for each neuron of a run."""
+    generator = torch.Generator().manual_seed(STIMULUS_SEED)
+    modules = {str(node.target): program.module_of(node) for node in program.neurons()}
+    return {name: stimulate(modules[name], spikes, generator) for name, spikes in run.spikes.items()}
+
+
+class _SplitFile:
+    """An exported file that is split at its neurons.
+
+    Args:
+        exported: bytes of the ONNX file.
+        reference: the program that it is compared with.
+    """
+
+    def __init__(self, exported: bytes, reference: Program) -> None:
+        split, self.neurons = backend.split_unrolled_neurons(exported)
+        self.session = backend.session(split)
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.output_names = reference.output_names
+        self.inexact = set(inexact(reference))
+
+    def judge(
+        self, verdict: Verdict, x: torch.Tensor, run: Recorder, expected: tuple[torch.Tensor, ...], natural: bool = True
+    ) -> None:
+        """Run the file with the spikes of a run of the reference, and add the differences to a verdict.
+
+        Args:
+            x: the input of the run.
+            run: the run of the reference.
+            expected: its outputs.
+            natural: whether the spikes are those that the images cause, not random ones.
+        """
+        feed = {backend.INPUT: x.numpy()}
+        for neuron in self.neurons:
+            feed.update(neuron.steps_of(run.fed[neuron.path].numpy()))
+        outputs = dict(zip(self.names, self.session.run(self.names, feed), strict=True))
+        for neuron in self.neurons:
+            path, spikes = neuron.path, neuron.array_of(outputs)
+            _judge(verdict.layers[path], spikes, run, path, path in self.inexact, natural)
+        for output, name, value in zip(verdict.outputs, self.output_names, expected, strict=True):
+            close = np.isclose(outputs[name], value.numpy(), rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+            output.values_beyond_rounding += int((~close).sum())
 
 
 def _judge(layer: LayerVerdict, spikes: np.ndarray, run: Recorder, path: str, soft: bool, natural: bool) -> None:

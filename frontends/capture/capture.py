@@ -64,18 +64,9 @@ def capture(
         UnsupportedError: an operation, neuron or control flow that svitc cannot represent, with its line.
     """
     functional.reset_net(model)
-    model = copy_model(model).eval().float()
-    bake(model)
-    _keep_integers_as_buffers(model)
     given = info is not None and "assumptions" in info
     info = dict(info or {})
     info["assumptions"] = [*info.get("assumptions", [])]
-    rewritten = prepare(model)
-    if rewritten:
-        info["assumptions"].append(
-            f"zeros are padded before {some('batch norm', rewritten)}, not written around it as what it makes of"
-            " them: the same but for rounding"
-        )
     failures: list[tuple[int, UnsupportedError]] = []
     for batch_first in (False, True) if input_spec.events else (False,):
         done: list[fx.Node] = []
@@ -113,11 +104,12 @@ def _capture_recognizing(
     ignored: set[int] = set()
     while True:
         try:
-            return _capture(copy.deepcopy(model), input_spec, info, batch_first, fix, done, ignored)
+            return _capture(model, input_spec, info, batch_first, fix, done, ignored)
         except NotOverTime as error:
             ignored.add(error.number)
             done.clear()
         except MembraneRead as error:
+            model = copy_model(model)  # which is marked
             if not trace_into(model, error.path):
                 raise
             done.clear()
@@ -132,13 +124,17 @@ def _capture(
     done: list[fx.Node],
     ignored: Collection[int] = (),
 ) -> Program:
-    """Capture a model, which is changed.
+    """Capture a copy of a model.
 
     Args:
         batch_first: Whether it takes ``[N, T, C, H, W]``.
         done: Receives the operations that could be represented.
         ignored: Numbers of the regions that are not taken for neurons.
     """
+    model = copy_model(model).eval().float()
+    bake(model)
+    _keep_integers_as_buffers(model)
+    rewritten = prepare(model)
     parameters = {name: (p.numel(), p.data_ptr()) for name, p in model.named_parameters()}
     graph, rounded, recognized = _trace(model, input_spec, batch_first)
     rename_keywords(graph, model)
@@ -146,6 +142,11 @@ def _capture(
     fuse_integer_spikes(graph, model)
     program = Program(fx.GraphModule(model, graph), input_spec, info=copy.deepcopy(info))
     notes = program.info["assumptions"]
+    if rewritten:
+        notes.append(
+            f"zeros are padded before {some('batch norm', rewritten)}, not written around it as what it makes of"
+            " them: the same but for rounding"
+        )
     if batch_first:
         program.info["batch_first"] = True
         notes.append("the model takes [N, T, C, H, W]; the program takes [T, N, C, H, W]")

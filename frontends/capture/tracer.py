@@ -251,6 +251,8 @@ class Tracer(fx.Tracer):
                     module = self.root.get_submodule(str(node.target))
                     if isinstance(module, base.MemoryModule):
                         return args[0].clone()
+                    if _keeps_shape(module, *args):
+                        return torch.empty(args[0].shape, dtype=args[0].dtype)
                     return type(module).forward(module, *args, **kwargs)
                 if node.op == "call_method":
                     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -264,6 +266,16 @@ class Tracer(fx.Tracer):
                 raise UnsupportedError(f"{name} does not fit its input: {text}", where=node.meta["source"]) from error
             finally:
                 self.evaluating = False
+
+
+def _keeps_shape(module: nn.Module, x: torch.Tensor) -> bool:
+    """Return whether a layer is a batch norm that fits its input: fake tensors would take most of a capture for it."""
+    if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) or module.training or not x.is_contiguous():
+        return False
+    single = 4 if isinstance(module, nn.BatchNorm2d) else 3
+    over_time = getattr(module, "step_mode", "s") == "m"
+    fits = x.ndim == single + over_time and x.shape[1 + over_time] == module.num_features
+    return fits and module.running_mean is not None and x.dtype == module.running_mean.dtype
 
 
 def _storages(value: object) -> set[int]:

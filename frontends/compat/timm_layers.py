@@ -35,7 +35,7 @@ def make_divisible(v: float, divisor: int = 8, min_value: int | None = None, rou
 
 
 class Mlp(nn.Module):
-    """Two layers with an activation between them; ``ConvMlp`` has convolutions of size 1."""
+    """Two layers with an activation, and a norm after it, between them."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Mlp(nn.Module):
         return self.drop2(self.fc2(self.norm(self.drop1(self.act(self.fc1(x))))))
 
 
-class ConvMlp(nn.Module):
+class ConvMlp(Mlp):
     """Two convolutions of size 1, with norm and activation between them."""
 
     def __init__(
@@ -76,17 +76,11 @@ class ConvMlp(nn.Module):
         bias: bool | tuple[bool, bool] = True,
         drop: float = 0.0,
     ) -> None:
-        super().__init__()
-        hidden, out = hidden_features or in_features, out_features or in_features
-        bias1, bias2 = _pair(bias)
-        self.fc1 = nn.Conv2d(in_features, hidden, 1, bias=bias1)
-        self.norm = norm_layer(hidden) if norm_layer is not None else nn.Identity()
-        self.act = act_layer()
-        self.drop = nn.Dropout(drop)
-        self.fc2 = nn.Conv2d(hidden, out, 1, bias=bias2)
+        features = (in_features, hidden_features, out_features)
+        super().__init__(*features, act_layer, norm_layer, bias, (drop, 0.0), use_conv=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.drop(self.act(self.norm(self.fc1(x)))))
+        return self.fc2(self.drop1(self.act(self.norm(self.fc1(x)))))
 
 
 class PatchEmbed(nn.Module):

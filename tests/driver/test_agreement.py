@@ -12,7 +12,7 @@ from svitc import onnx as backend
 from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
 from svitc.driver.agreement import agreement_report, log_probabilities
-from svitc.driver.report import accuracy_report
+from svitc.driver.report_sections import accuracy_report
 from svitc.errors import BudgetError, InputError
 from svitc.evaluation.comparison import log_softmax
 from svitc.onnx.export import export

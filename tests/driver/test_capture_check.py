@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from support.families import FAMILIES, warm
 from svitc.driver.capture_check import check_capture
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
-from svitc.ir.graph import InputSpec
+from svitc.ir.graph import BATCH_PROBE, InputSpec
 
 IMAGE = InputSpec((3, 8, 6))
 
@@ -75,11 +76,68 @@ def test_a_wrong_output_is_found():
         check_capture(model, program)
 
 
-def test_silent_neurons_are_named():
+def test_a_neuron_that_no_input_makes_fire_is_compared_on_a_stronger_current():
     model, program = both(Net(1e6))
+    assert check_capture(model, program) == 0.0 and "assumptions" not in program.info
+    program.module.lif.v_threshold *= 1.01
+    with pytest.raises(UnsupportedError, match="what lif fires differs"):
+        check_capture(model, program)
+
+
+@pytest.mark.parametrize("step_mode", ["m", "s"])
+def test_a_wrong_neuron_is_found(step_mode):
+    """Each time step of the model is compared with its part of the program's only call."""
+
+    class Loop(Net):
+        def forward(self, x):
+            x = self.conv(x.unsqueeze(0).repeat(2, 1, 1, 1, 1))
+            x = self.lif(x) if step_mode == "m" else torch.stack([self.lif(step) for step in x])
+            return self.head(self.lif2(self.conv2(x)).mean((0, 3, 4)))
+
+    net = Loop()
+    net.lif.step_mode = step_mode
+    model, program = both(net)
+    assert check_capture(model, program) == 0.0
+    program.module.lif.tau = 2.5
+    with pytest.raises(UnsupportedError, match="differs by"):
+        check_capture(model, program)
+
+
+def test_a_silent_neuron_of_the_models_own_code_is_named():
+    class ByHand(Net):
+        def forward(self, x):
+            x = self.conv(x.unsqueeze(0))
+            return self.head(((x > 1e9).float() + x).mean((0, 3, 4)))
+
+    model, program = both(ByHand())
     assert check_capture(model, program) == 0.0
     [note] = program.info["assumptions"]
-    assert note.endswith("fire: lif")
+    assert "made these neurons fire: " in note
+
+
+def test_an_error_of_the_check_that_the_model_catches_is_raised():
+    class Catches(Net):
+        def forward(self, x):
+            try:
+                return super().forward(x)
+            except Exception:
+                return torch.zeros(len(x), 5)
+
+    model, program = both(Catches())
+    with torch.no_grad():
+        program.module.conv2.weight[0, 0] += 1e-3
+    with pytest.raises(UnsupportedError, match="input of lif2 differs"):
+        check_capture(model, program)
+
+
+def test_few_values_are_kept():
+    """The program follows the model: what both have computed is let go of."""
+    model, program = both(Net())
+    inputs = []
+    model.lif2.register_forward_hook(lambda module, args, output: inputs.append(weakref.ref(args[0])))
+    model.head.register_forward_hook(lambda *_: inputs.append(inputs[0]()))
+    check_capture(model, program)
+    assert len(inputs) == 2 and inputs[1] is None
 
 
 class Stateful(Net):
@@ -148,8 +206,8 @@ class OfThree(Net):
 
 class Fails(Net):
     def forward(self, x):
-        if len(x) == 2:
-            raise RuntimeError("not two")
+        if len(x) != BATCH_PROBE:
+            raise RuntimeError("only the batch of the capture")
         return super().forward(x)
 
 
@@ -161,7 +219,7 @@ def test_a_constant_of_the_batch_size_is_refused():
 
 def test_a_model_for_some_batch_sizes_is_refused_with_its_line():
     model, program = both(Fails())
-    with pytest.raises(UnsupportedError, match="forward fails on a batch of 2") as caught:
+    with pytest.raises(UnsupportedError, match="forward fails on a batch of 5") as caught:
         check_capture(model, program)
     assert __file__ in (caught.value.where or "")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect as python_inspect
 import json
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 
 import numpy as np
 import onnx
@@ -371,3 +373,13 @@ def test_bytes_that_the_cost_does_not_see_are_made_up_for(digits, monkeypatch, h
         Prune(plan)(pruned)
         stored = backend.weight_bytes(svitc.export(pruned))
         assert limit - 6_500 < stored <= limit
+
+
+def test_compile_takes_the_fields_of_compile_options_and_shows_them(digits):
+    shown = python_inspect.signature(svitc.compile).parameters
+    for option in fields(svitc.CompileOptions):
+        assert shown[option.name].kind == python_inspect.Parameter.KEYWORD_ONLY, option.name
+        assert option.default in (shown[option.name].default, MISSING), option.name
+    assert not [p for p in shown.values() if p.kind == python_inspect.Parameter.VAR_KEYWORD]
+    with pytest.raises(TypeError, match=r"compile\(\) got an unexpected keyword argument 'weight'"):
+        svitc.compile(digits, 0.5, weight="int8")

@@ -26,7 +26,7 @@ from svitc.data.inputs import random_inputs
 from svitc.driver.artifacts import Compiled
 from svitc.driver.inspect import inspect
 from svitc.driver.load import run_canonical_passes
-from svitc.driver.report import weights_report
+from svitc.driver.report_sections import weights_report
 from svitc.errors import InputError, UsageError
 from svitc.frontends.capture.capture import capture
 from svitc.ir import ops

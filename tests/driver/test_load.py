@@ -16,7 +16,7 @@ from torch import nn
 import svitc
 from support.families import FAMILIES, warm
 from support.published_small import SMALL
-from svitc.driver.report import weights_report
+from svitc.driver.report_sections import weights_report
 from svitc.errors import UnsupportedError, UsageError
 from svitc.ir.ops import is_neuron
 from svitc.passes.pipelines import quantize

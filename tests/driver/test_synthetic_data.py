@@ -9,7 +9,7 @@ from support.paths import DIGITS
 from svitc.analysis import batch_norm_match as match
 from svitc.data.dataset import load_data
 from svitc.driver import synthetic_data as made
-from svitc.driver.report import accuracy_report, classify
+from svitc.driver.report_sections import accuracy_report, classify
 from svitc.errors import InputError, UsageError
 from svitc.passes.policies import Uniform
 from svitc.support.reporter import Reporter

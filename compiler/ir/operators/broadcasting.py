@@ -79,3 +79,6 @@ def broadcast_rule(node: fx.Node) -> Dims:
     for arg in node.args:
         input_type(arg)  # refuses what is no tensor
     return broadcast([arg for arg in node.args if isinstance(arg, fx.Node)])
+
+
+ELEMENTWISE_RULES = (pointwise_rule, broadcast_rule)  # each element depends on the same element of the inputs alone

@@ -162,6 +162,7 @@ PRODUCTS = (
         (3, 3),
         fills=True,
         terms=lambda node: axes.size(input_type(node.args[1])[-1]) + 1,
+        addend=0,
     ),
     Operator(
         attention,

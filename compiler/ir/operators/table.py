@@ -76,6 +76,8 @@ class Operator:
         linear: Whether it sums products of its inputs with factors that are not negative, so that for their magnitudes
             it gives a bound on its own.
         terms: From a node to how many terms each of its sums has.
+        addend: Index of the input that it adds to a product of the others, times the attribute ``beta`` if it has one;
+            None for any other operator.
         bound: What bounds the magnitude of its value, of bounds on those of its inputs and the same attributes; None
             to bound it by ``lipschitz``.
     """
@@ -91,6 +93,7 @@ class Operator:
     lipschitz: float | None = None
     linear: bool = False
     terms: Callable[[fx.Node], int] = lambda _: 1
+    addend: int | None = None
     bound: Callable[..., torch.Tensor] | None = None
 
     @property

@@ -44,6 +44,13 @@ def _summed(node: fx.Node) -> int:
 
 TIME = (
     Operator(
-        mix_steps, mix_rule, "addmm of time steps, as in PSN", tensors=(3, 3), fills=True, linear=True, terms=_summed
+        mix_steps,
+        mix_rule,
+        "addmm of time steps, as in PSN",
+        tensors=(3, 3),
+        fills=True,
+        linear=True,
+        terms=_summed,
+        addend=2,
     ),
 )

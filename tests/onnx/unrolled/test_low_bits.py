@@ -21,7 +21,7 @@ from support.programs import frames, lif, steps, tokens, written
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact, narrowable
 from svitc.data.inputs import random_inputs
-from svitc.driver.report import weights_report
+from svitc.driver.report_sections import weights_report
 from svitc.errors import UsageError
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage

@@ -14,7 +14,7 @@ from support.measured import family, images_of
 from support.programs import frames, lif, steps, tokens, written
 from svitc.analysis.calibration import Calibration
 from svitc.analysis.exactness import narrowable
-from svitc.driver.report import weights_report
+from svitc.driver.report_sections import weights_report
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import svitc
 from svitc.cli.views.compile import trained_line
 from svitc.driver.apply import prune_and_round
-from svitc.driver.report import weights_report
+from svitc.driver.report_sections import weights_report
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program

@@ -1,0 +1,174 @@
+"""Functions that fill the sections of the report (report.py) from programs, files and images."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from svitc import onnx as backend
+from svitc.analysis.exactness import inexact
+from svitc.analysis.input_range import input_range
+from svitc.data.dataset import Dataset, split
+from svitc.data.inputs import Data, has_labels
+from svitc.driver.report import (
+    AccuracyReport,
+    EnergyReport,
+    GroupReport,
+    InputReport,
+    MemoryReport,
+    ParametersReport,
+    WeightsReport,
+)
+from svitc.energy.estimate import Energy, energy, saving
+from svitc.errors import InputError
+from svitc.ir import ops
+from svitc.ir.outputs import required_scores
+from svitc.ir.pass_manager import Pipeline
+from svitc.ir.program import Program
+from svitc.ir.quantized_modules import FixedPoint
+from svitc.passes.quantization.quantize_weights import QuantizeWeights
+from svitc.planning.plan import Plan
+from svitc.quantization.grids import trained_bits
+from svitc.quantization.weight_grid import stored_bits
+from svitc.support.confidence import paired, wilson
+from svitc.support.reporter import Reporter
+from svitc.support.types import JsonDict
+
+BATCH_IMAGES = 64
+ENERGY_IMAGES = 64
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
+    return {name: version(name) for name in ("torch", "spikingjelly", "onnx", "onnxruntime", "numpy")}
+
+
+def memory_report(original: int, compiled: int) -> MemoryReport:
+    """Compare the bytes of the weights in two files."""
+    return MemoryReport(original, compiled, compiled / original)
+
+
+def input_report(program: Program, quantized: bool) -> InputReport:
+    """Describe the input of a program; its range matters where inputs are rounded to integers."""
+    shape, events = list(program.input.shape), program.input.events
+    if not quantized:
+        return InputReport(shape, events)
+    found = input_range(program)
+    return InputReport(shape, events, (found.low, found.high), found.source)
+
+
+def parameters_report(program: Program, pruned: Program) -> ParametersReport:
+    """Compare the parameters of the original and of a pruned program."""
+    before, after = program.parameter_count(), pruned.parameter_count()
+    dead = program.info.get("dead", {})
+    return ParametersReport(before, after, after / before, sum(dead.values()), sorted(dead))
+
+
+def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
+    """Return how many channels of each group a plan keeps."""
+    masks = plan.validate(program)
+    return [GroupReport(g.name, g.heads, g.size, int(masks[g.name].sum()), g.frozen) for g in program.groups]
+
+
+def classify(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
+    """Return the classes that the original predicts for images in PyTorch, batch by batch."""
+    classes: list[np.ndarray] = []
+    seen, scores = 0, required_scores(program.graph, program.info)
+    with reporter.stage("accuracy of the original", len(data)) as step:
+        for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
+            classes.append(scores.of(program.original_outputs(x)).numpy().argmax(axis=-1))
+            step(seen := seen + len(classes[-1]))
+    return classes
+
+
+def accuracy_report(
+    program: Program, original: list[np.ndarray], exported: bytes, data: Data, reporter: Reporter
+) -> AccuracyReport:
+    """Measure the accuracy of an exported file, and compare it with the original's.
+
+    Args:
+        program: the original.
+        original: classes that the original predicts, batch by batch.
+        exported: the ONNX file.
+        data: labeled images.
+        reporter: told about progress.
+
+    Raises:
+        InputError: the images have no labels.
+    """
+    if not has_labels(data):
+        raise InputError(
+            "accuracy needs labels, and these images have none",
+            hint="Give class folders, or an .npz with images and labels.",
+        )
+    session, scores = backend.session(exported), required_scores(program.graph, program.info)
+    total_original = total = lost = gained = images = 0
+    with reporter.stage("accuracy", len(data)) as step:
+        for (x, labels), predicted in zip(data.batches(len(original[0])), original, strict=True):
+            expected = labels.numpy()
+            original_right = predicted == expected
+            outputs = session.run(program.output_names, {backend.INPUT: x.numpy()})
+            right = scores.of(outputs).argmax(axis=-1) == expected
+            total_original, total = total_original + int(original_right.sum()), total + int(right.sum())
+            lost, gained = lost + int((original_right & ~right).sum()), gained + int((right & ~original_right).sum())
+            step(images := images + len(expected))
+    return AccuracyReport(
+        original=total_original / images,
+        original_interval=wilson(total_original, images),
+        pruned=total / images,
+        pruned_interval=wilson(total, images),
+        drop=(total_original - total) / images,
+        drop_interval=paired(lost, gained, images),
+        images=images,
+        notes=list(getattr(data, "notes", ())),
+        unreadable=len(getattr(data, "unreadable", ())),
+    )
+
+
+def energy_of(program: Program, data: Data | None, seed: int, reporter: Reporter) -> Energy | None:
+    """Return the energy for one image, on a sample of the data; None unless that is a ``Dataset``."""
+    if not isinstance(data, Dataset):
+        return None
+    sample = split(data, ENERGY_IMAGES, seed)[0] if len(data) > ENERGY_IMAGES else data
+    return energy(program, sample, reporter=reporter)
+
+
+def energy_report(compiled: Energy | None, original: Energy | None) -> EnergyReport | None:
+    """Compare the energies of two networks; None where they were not measured."""
+    if compiled is None or original is None:
+        return None
+    saved = saving(compiled, original)
+    return EnergyReport(compiled.images, compiled.table.name, original.totals(), compiled.totals(), saved)
+
+
+def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
+    """Describe the weights of a quantized program.
+
+    Args:
+        program: the quantized program.
+        pipeline: the passes that quantized it.
+    """
+    layers: JsonDict = {}
+    streams: dict[str, float] = {}
+    for node in program.graph.nodes:
+        module: Any = program.module_of(node)
+        if ops.is_quantized(module) and str(node.target) not in layers:
+            layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
+        elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
+            streams |= {str(user.target): module.step for user in node.users}
+    for step in pipeline.passes:
+        for name, error in step.kept.items() if isinstance(step, QuantizeWeights) else ():
+            layers[name] |= {"grid": trained_bits(program.info, name), "scale_error": error}
+    inexact_neurons = inexact(program)
+    neurons = [str(node.target) for node in program.neurons()]
+    return WeightsReport(
+        type="int8" if all(layer["bits"] == 8 for layer in layers.values()) else "mixed",
+        layers=layers,
+        streams=streams,
+        exact_neurons=sum(name not in inexact_neurons for name in neurons),
+        neurons=len(neurons),
+        inexact=inexact_neurons,
+        refused=pipeline.refused,
+    )
