@@ -7,6 +7,7 @@ the float program given the same spikes, and E >= |x - x'|. Then
     rounding to whole numbers of steps        E / step + |x' / step - round(x' / step)|
     sum, difference, view, mean, maximum      the same operation on the bounds
     product a b                               |a'| E_b + |b'| E_a + E_a E_b
+    function with Lipschitz constant L        L times the largest E among the elements that the result depends on
     neuron                                    0: both programs get the same spikes
 
 Where nothing is known, E is ``UNKNOWN``, and not infinite, since what is multiplied by 0 does not differ.
@@ -23,7 +24,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from svitc.ir import ops
+from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.operators.several import where
+from svitc.ir.operators.table import Operator
 from svitc.ir.program import Program
 from svitc.verification.recorder import Recorder
 
@@ -123,16 +127,29 @@ class ErrorBounds(Recorder):
         if node.target in (operator.add, operator.sub):
             return sum(error.expand(value.shape) for error in errors if error is not None)  # type: ignore[return-value]
         general = operator_of(node.target)
-        if general is not None and not general.moves:
-            if general.lipschitz is None:
-                return torch.full_like(value, UNKNOWN)
-            return general.lipschitz * sum(error for error in errors if error is not None)  # type: ignore[return-value]
+        if node.target is where and errors[0] is None:
+            return sum(error for error in errors if error is not None).expand(value.shape)  # type: ignore[union-attr]
+        if general is not None and (not general.moves or general.rule is broadcast_rule):
+            return _of_operator(general, node, value, sum(error for error in errors if error is not None))  # type: ignore[arg-type]
         filled = {s: torch.zeros_like(self.env[s]) if e is None else e for s, e in self._errors_of(node).items()}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: filled[source])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _errors_of(self, node: fx.Node) -> dict[fx.Node, Bound]:
         return {source: self._errors[source] for source in node.all_input_nodes}
+
+
+def _of_operator(general: Operator, node: fx.Node, value: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Return a bound for an operator that computes new values, of the sum of the bounds on its inputs."""
+    if general.lipschitz is None:
+        return torch.full_like(value, UNKNOWN)
+    if general.rule in (pointwise_rule, broadcast_rule):
+        return general.lipschitz * error.expand(value.shape)
+    dims: Any = node.kwargs.get("dims", node.kwargs.get("dim"))
+    if dims is None:  # each element may depend on all others
+        return torch.full_like(value, general.lipschitz * float(error.max()))
+    largest = error.amax(dims, keepdim=True)
+    return general.lipschitz * (largest.expand(value.shape) if value.ndim == error.ndim else largest.view(value.shape))
 
 
 def _nodes(argument: Any) -> list[fx.Node]:
