@@ -35,7 +35,8 @@ MASKED = 1e30  # what masks of attention hold for infinity is larger
 def magnitudes(program: Program) -> Program:
     """Return a copy that computes, for each value between neurons, a bound on the sum of its magnitudes.
 
-    Run it with the absolute input and with the reference's spikes at each neuron.
+    Run it with the absolute input, and with the reference's spikes at each neuron and its values at each operator that
+    has a ``slope`` (``verification.recorder.record_magnitudes``).
     """
     twin = program.copy()
     with torch.no_grad():
@@ -67,7 +68,7 @@ def magnitudes(program: Program) -> Program:
 
 def _enlarge(twin: Program, node: fx.Node, general: Operator) -> None:
     """Replace a general operator by a bound on its value and on its error: ``|f(x)| <= |f(0)| + L |x|``."""
-    if general.moves or general.linear:
+    if general.moves or general.linear or general.slope is not None:
         return
     if general.function is where:
         node.target = _bound_of_choice
@@ -94,6 +95,22 @@ def _bound_of_choice(condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor) 
 def _bound_of(*tensors: torch.Tensor, lipschitz: float, offset: float) -> torch.Tensor:
     total = sum(tensors[1:], start=tensors[0])
     return total * lipschitz + offset
+
+
+def bound_at(general: Operator, x: torch.Tensor, magnitude: torch.Tensor, **attributes: Any) -> torch.Tensor:
+    """Return a bound for an operator whose derivative has no bound, at the values that it gets.
+
+    To first order, f(x + d) = f(x) + f'(x) d, and rounding adds a share of f(x). So where |d| is at most a small share
+    c of a magnitude m, the error is at most that share of ``|f(x)| + |f'(x)| m``.
+
+    Args:
+        general: the operator f.
+        x: its argument.
+        magnitude: magnitude m of its argument.
+        attributes: its attributes.
+    """
+    assert general.slope is not None
+    return general.function(x, **attributes).abs() + general.slope(x) * magnitude
 
 
 def _bound_along(*tensors: torch.Tensor, name: str, attributes: dict[str, Any], lipschitz: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ the float program given the same spikes, and E >= |x - x'|. Then
     rounding to whole numbers of steps        E / step + |x' / step - round(x' / step)|
     sum, difference, view, mean, maximum      the same operation on the bounds
     product a b                               |a'| E_b + |b'| E_a + E_a E_b
-    function with Lipschitz constant L        L times the largest E among the elements that the result depends on
+    general operator                          operator_errors.py
     neuron                                    0: both programs get the same spikes
 
 Where nothing is known, E is ``UNKNOWN``, and not infinite, since what is multiplied by 0 does not differ.
@@ -24,15 +24,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from svitc.ir import ops
-from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
+from svitc.ir.operators.broadcasting import broadcast_rule
 from svitc.ir.operators.registry import operator_of
-from svitc.ir.operators.several import where
-from svitc.ir.operators.table import Operator
 from svitc.ir.program import Program
+from svitc.verification.operator_errors import UNKNOWN, VAST, Bound, operator_error, or_zeros
 from svitc.verification.recorder import Recorder
-
-Bound = torch.Tensor | None  # None for a value that does not differ at all
-UNKNOWN = 1e30  # the largest bound
 
 
 class ErrorBounds(Recorder):
@@ -110,46 +106,30 @@ class ErrorBounds(Recorder):
         return total
 
     def _of_function(self, node: fx.Node, value: torch.Tensor) -> Bound:
-        errors = [self._errors[source] for source in node.all_input_nodes]
-        if all(error is None for error in errors):
+        if all(self._errors[source] is None for source in node.all_input_nodes):
             return None
-        if node.target in (operator.mul, torch.matmul) and len(node.all_input_nodes) == len(node.args):
-            (a, b), (e, f) = (self.env[s].abs() for s in node.args), (self._errors[s] for s in node.args)  # type: ignore[index]
+        sources = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if node.target in (operator.mul, torch.matmul) and len(sources) == len(node.args):
+            (a, b), (e, f) = (self.env[s].abs() for s in sources), (self._errors[s] for s in sources)
             product: Any = node.target
             terms = [product(a, f) if f is not None else None, product(e, b) if e is not None else None]
             terms += [product(e, f)] if e is not None and f is not None else []
             return sum(term for term in terms if term is not None)  # type: ignore[return-value]
         if node.target in (operator.mul, operator.truediv):
             number: Any = next((arg for arg in node.args if not isinstance(arg, fx.Node)), None)
+            error = self._errors[sources[0]]
             if number is None or (node.target is operator.truediv and isinstance(node.args[1], fx.Node)):
                 return torch.full_like(value, UNKNOWN)
-            return errors[0] * abs(number) if node.target is operator.mul else errors[0] / abs(number)  # type: ignore[operator]
-        if node.target in (operator.add, operator.sub):
+            return error * abs(number) if node.target is operator.mul else error / abs(number)  # type: ignore[operator]
+        if node.target in (operator.add, operator.sub):  # each term counts, the same one twice in x + x
+            errors = [self._errors[source] for source in sources]
             return sum(error.expand(value.shape) for error in errors if error is not None)  # type: ignore[return-value]
         general = operator_of(node.target)
-        if node.target is where and errors[0] is None:
-            return sum(error for error in errors if error is not None).expand(value.shape)  # type: ignore[union-attr]
         if general is not None and (not general.moves or general.rule is broadcast_rule):
-            return _of_operator(general, node, value, sum(error for error in errors if error is not None))  # type: ignore[arg-type]
-        filled = {s: torch.zeros_like(self.env[s]) if e is None else e for s, e in self._errors_of(node).items()}
+            return operator_error(general, node, value, [(self.env[s], self._errors[s]) for s in sources])
+        filled = {s: or_zeros(self.env[s], self._errors[s]) for s in node.all_input_nodes}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: filled[source])
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _errors_of(self, node: fx.Node) -> dict[fx.Node, Bound]:
-        return {source: self._errors[source] for source in node.all_input_nodes}
-
-
-def _of_operator(general: Operator, node: fx.Node, value: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    """Return a bound for an operator that computes new values, of the sum of the bounds on its inputs."""
-    if general.lipschitz is None:
-        return torch.full_like(value, UNKNOWN)
-    if general.rule in (pointwise_rule, broadcast_rule):
-        return general.lipschitz * error.expand(value.shape)
-    dims: Any = node.kwargs.get("dims", node.kwargs.get("dim"))
-    if dims is None:  # each element may depend on all others
-        return torch.full_like(value, general.lipschitz * float(error.max()))
-    largest = error.amax(dims, keepdim=True)
-    return general.lipschitz * (largest.expand(value.shape) if value.ndim == error.ndim else largest.view(value.shape))
 
 
 def _nodes(argument: Any) -> list[fx.Node]:
@@ -167,4 +147,4 @@ def _sums(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     return convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-__all__ = ["Bound", "ErrorBounds"]
+__all__ = ["VAST", "Bound", "ErrorBounds"]

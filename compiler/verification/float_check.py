@@ -21,7 +21,7 @@ from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_le
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 
@@ -63,7 +63,7 @@ def verify(
             stimulated, output = Recorder.record(program, x, spikes)
             runs.append((stimulated, as_tuple(output)))
         for kind, (run, expected_outputs) in enumerate(runs):
-            currents, output_magnitudes = Recorder.record(bounds, x.abs(), run.fed)
+            currents, output_magnitudes = record_magnitudes(bounds, x, run)
             feed = {backend.INPUT: x.numpy()}
             feed.update({neuron.reference: run.fed[neuron.path].numpy().reshape(neuron.shape) for neuron in neurons})
             outputs = dict(zip(names, split_session.run(names, feed), strict=True))

@@ -20,8 +20,8 @@ from svitc.ir.outputs import as_tuple, labels
 from svitc.ir.program import Program
 from svitc.passes.pipelines import unrounded_program
 from svitc.quantization.weight_grid import stored_bits
-from svitc.verification.error_bounds import Bound, ErrorBounds
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, stimulate
+from svitc.verification.error_bounds import VAST, Bound, ErrorBounds
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, record_magnitudes, stimulate
 from svitc.verification.verdict import QuantizationVerdict
 
 # largest rounding of a weight, as a share of its scale: half the distance of two integers, or of two odd integers
@@ -52,17 +52,19 @@ def check_quantization(original: Program, program: Program, x: torch.Tensor) -> 
     fed: dict[str, torch.Tensor] | None = None
     for natural in (True, False):
         reference, output = Recorder.record(original, x, fed)
-        magnitude, output_magnitude = Recorder.record(sizes, x.abs(), reference.fed)
+        magnitude, output_magnitude = record_magnitudes(sizes, x, reference)
         quantized = ErrorBounds(program, reference.fed, layers)
         values = zip(*map(as_tuple, (output, quantized.run_from_rest(x), output_magnitude)), strict=True)
         for path in common:
             scale, quantized_scale = _drive(before[path]), _drive(after[path])
             rounding = abs(scale) * bound(magnitude.currents[path].numpy(), 2 * lengths[path] + 8)
             difference = scale * reference.currents[path] - quantized_scale * quantized.currents[path]
-            verdict.judge(path, difference, _total(quantized.bounds[path], abs(quantized_scale), rounding))
+            allowed = _total(quantized.bounds[path], abs(quantized_scale), rounding)
+            verdict.judge(path, _known(difference, reference.currents[path], allowed), allowed)
         for i, (label, (value, quantized_value, size)) in enumerate(zip(labels(original.info), values, strict=True)):
             rounding = bound(size.numpy(), 2 * output_lengths[i] + 8)
-            verdict.judge(label, value - quantized_value, _total(quantized.outputs[i], 1.0, rounding))
+            allowed = _total(quantized.outputs[i], 1.0, rounding)
+            verdict.judge(label, _known(value - quantized_value, value, allowed), allowed)
         if natural:
             verdict.clamped.update(quantized.clamped)
             fed = {path: stimulate(before[path], s, generator) for path, s in reference.spikes.items()}
@@ -72,7 +74,12 @@ def check_quantization(original: Program, program: Program, x: torch.Tensor) -> 
 def _total(error: Bound, scale: float, rounding: object) -> torch.Tensor:
     """Return the largest difference that the rounding of weights and of float32 explains."""
     total = torch.as_tensor(rounding)
-    return total if error is None else total + scale * error
+    return total if error is None else total + scale * error.where(error < VAST, torch.inf)
+
+
+def _known(difference: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Return differences, but for those of which nothing is known: the float program's own value is too large."""
+    return difference.where(value.isfinite() | allowed.isfinite(), 0.0)
 
 
 def _drive(module: nn.Module | None) -> float:

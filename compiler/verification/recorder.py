@@ -8,9 +8,11 @@ import torch
 from onnxruntime import InferenceSession
 from torch import fx, nn
 
+from svitc.analysis.float_error import bound_at
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators.registry import operator_of
 from svitc.ir.program import Program
 
 STIMULUS_SEED = 0
@@ -27,6 +29,7 @@ class Recorder(fx.Interpreter):
         currents: neuron -> its input.
         spikes: neuron -> its spikes on that input.
         fed: neuron -> what later layers get: its spikes, or those passed in instead.
+        arguments: name of a node whose operator has a ``slope`` -> its input.
     """
 
     def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None) -> None:
@@ -35,6 +38,13 @@ class Recorder(fx.Interpreter):
         self.currents: dict[str, torch.Tensor] = {}
         self.spikes: dict[str, torch.Tensor] = {}
         self.fed: dict[str, torch.Tensor] = {}
+        self.arguments: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and keep its input where the error of its value depends on that."""
+        if _has_slope(n):
+            self.arguments[n.name] = self.env[n.all_input_nodes[0]]
+        return super().run_node(n)
 
     def call_module(self, target: fx.node.Target, args: tuple, kwargs: dict) -> object:
         assert isinstance(target, str)
@@ -62,6 +72,42 @@ class Recorder(fx.Interpreter):
             output = self.run(x)
         self.program.reset()
         return output
+
+
+class _Magnitudes(Recorder):
+    """Recorder of what bounds rounding (``analysis.float_error.magnitudes``), beside the program itself."""
+
+    def __init__(self, program: Program, reference: Recorder) -> None:
+        super().__init__(program, reference.fed)
+        self.values = reference.arguments
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; bound an operator with a slope at the reference's value."""
+        general = operator_of(n.target)
+        if general is None or not _has_slope(n):
+            return super().run_node(n)
+        return bound_at(general, self.values[n.name], self.env[n.all_input_nodes[0]], **n.kwargs)
+
+
+def record_magnitudes(magnitudes: Program, x: torch.Tensor, reference: Recorder) -> tuple[Recorder, Any]:
+    """Run what bounds the magnitudes of a program's values beside a run of that program.
+
+    Args:
+        magnitudes: ``analysis.float_error.magnitudes`` of the program.
+        x: the batch of that run.
+        reference: that run.
+
+    Returns:
+        the recorder and the output, as ``Recorder.record``.
+    """
+    recorder = _Magnitudes(magnitudes, reference)
+    return recorder, recorder.run_from_rest(x.abs())
+
+
+def _has_slope(node: fx.Node) -> bool:
+    """Return whether a node calls an operator whose error depends on its value."""
+    general = operator_of(node.target) if node.op == "call_function" else None
+    return general is not None and general.slope is not None
 
 
 def check_outputs(program: Program, session: InferenceSession) -> None:

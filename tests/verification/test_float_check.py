@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from spikingjelly.activation_based import neuron
+from torch import nn
 
 from support.constructs import captured as official
 from support.families import FAMILIES, IMAGE, NEURONS, spikformer, warm
@@ -19,7 +20,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.ops import IntegerSpike
 from svitc.onnx.export import export
 from svitc.verification.float_check import verify
-from svitc.verification.recorder import Recorder, stimulate
+from svitc.verification.recorder import Recorder, record_magnitudes, stimulate
 
 
 def program_of(model, shape=IMAGE):
@@ -161,6 +162,34 @@ def test_magnitudes_bound_what_they_stand_for(small):
         assert (scale.currents[name] * (1 + 1e-5) >= current.abs()).all(), name
     assert (top * (1 + 1e-5) >= logits.abs()).all()
     assert all(n > 1 for n in sum_lengths(program).values())
+
+
+class Exponential(nn.Module):
+    """A neuron whose input is the exponential of the exponential of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fire = nn.Conv2d(3, 8, 3, padding=1), neuron.IFNode(v_threshold=5.0, step_mode="m")
+
+    def forward(self, x):
+        y = torch.exp(torch.exp(self.conv(x)) * 2)
+        return self.fire(y.unsqueeze(0).repeat(2, 1, 1, 1, 1)).mean((0, 3, 4))
+
+
+def test_the_bound_of_an_exponential_follows_its_value():
+    """It holds where the value is large, and is no larger than a small share of it."""
+    torch.manual_seed(0)
+    program = program_of(Exponential().eval(), (3, 8, 8))
+    x = torch.randn(4, 3, 8, 8)
+    reference, _ = Recorder.record(program, x)
+    magnitude, _ = record_magnitudes(magnitudes(program), x, reference)
+    allowed = bound(magnitude.currents["fire"].double().numpy(), sum_lengths(program)["fire"])
+    exact = program.copy()
+    exact.module.double()
+    difference = abs(reference.currents["fire"] - Recorder.record(exact, x.double())[0].currents["fire"]).numpy()
+    assert (difference <= allowed).all() and difference.max() > 1e-3
+    assert (allowed < 1e-2 * reference.currents["fire"].numpy()).all()
+    assert verify(program, export(program), [x]).passed
 
 
 @pytest.mark.parametrize("kind", NEURONS)

@@ -159,7 +159,7 @@ POINTWISE = (
     _pointwise(elu, "elu, nn.ELU", alpha=is_number),
     _pointwise(softplus, "softplus, nn.Softplus", 1.0, beta=is_number, threshold=is_number),
     _pointwise(clamp, "clamp, clip, relu6, hardtanh", 1.0, low=_number_or_none, high=_number_or_none),
-    _pointwise(exp, "exp"),
+    Operator(exp, pointwise_rule, "exp", slope=torch.exp),
     _pointwise(log, "log"),
     _pointwise(sqrt, "sqrt"),
     _pointwise(rsqrt, "rsqrt"),

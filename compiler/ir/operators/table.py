@@ -73,6 +73,7 @@ class Operator:
         moves: Whether every element of its value is an element of its inputs, or 0.
         same_bits: Whether every runtime computes the same bits, as for one addition; not so for an exponential.
         lipschitz: Largest factor by which it can enlarge a difference, or None if there is none, or none that is known.
+        slope: Magnitude of its derivative at each element, of one tensor, where no factor bounds that.
         linear: Whether it sums products of its inputs with factors that are not negative, so that for their magnitudes
             it gives a bound on its own.
         terms: From a node to how many terms each of its sums has.
@@ -91,6 +92,7 @@ class Operator:
     moves: bool = False
     same_bits: bool = False
     lipschitz: float | None = None
+    slope: Callable[[torch.Tensor], torch.Tensor] | None = None
     linear: bool = False
     terms: Callable[[fx.Node], int] = lambda _: 1
     addend: int | None = None
