@@ -462,11 +462,11 @@ def test_a_border_sees_zeros(k, padding, goes):
 
 
 class Grouped(nn.Module):
-    """Two convolutions in groups of the same number, each of which sums up the channels of its group."""
+    """A convolution in groups, which sums up the channels of each group."""
 
     def __init__(self, silent: int) -> None:
         super().__init__()
-        self.first, self.fire = nn.Conv2d(4, 8, 3, padding=1, groups=4), neuron.IFNode(step_mode="m")
+        self.first, self.fire = nn.Conv2d(4, 8, 3, padding=1), neuron.IFNode(step_mode="m")
         self.second, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.Conv2d(8, 5, 1)
         self.stem, self.before = nn.Conv2d(3, 4, 1), neuron.IFNode(v_threshold=0.2, step_mode="m")
         with torch.no_grad():
