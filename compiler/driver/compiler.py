@@ -210,7 +210,8 @@ class Compiler:
             provenance = plan.provenance
             preparation = PreparationOptions(provenance.get("reparam", "off"), provenance.get("clean", "off"))
         prepared = self.workspace.prepared(preparation)
-        if budget is None and plan is None and options.max_drop is None and not self.policy.chooses_bits:
+        whole = budget is None and plan is None and options.max_drop is None and not self.policy.chooses_bits
+        if whole:
             budget = 1.0
         if not (budget is None or isinstance(budget, Budget)):
             budget = parse_budget(budget)
@@ -221,7 +222,10 @@ class Compiler:
         weights = resolve_weight_type(options.weights, self.policy, plan, share, options.sampled)
         if weights == "mixed" and options.weights is None and share is not None and self.policy.joint:
             reporter.decide(f"{share:.1%} of the bytes take both: fewer channels, and weights of 8, 4 and 2 bits")
-        return Task(prepared, budget, limit, weights, tuple(self.policy.exclude), plan)
+        exclude = tuple(self.policy.exclude)
+        if whole and limit is not None:  # a tiny network's scales and biases may take more than its weights save
+            limit = max(limit, self.workspace.costs(prepared, weights, exclude).bytes())
+        return Task(prepared, budget, limit, weights, exclude, plan, whole)
 
     def _apply(self, task: Task, searched: SearchedPlan, finetune_file: Path | None, reporter: Reporter) -> Applied:
         """Prune, refit and fine-tune the program."""

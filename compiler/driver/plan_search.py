@@ -35,6 +35,7 @@ class Task:
         weights: type of the stored weights.
         exclude: globs over ignored layers, which are not changed.
         replayed: the plan to replay, or None.
+        whole: whether nobody set a limit, so that every channel stays.
     """
 
     prepared: Prepared
@@ -43,6 +44,7 @@ class Task:
     weights: str
     exclude: tuple[str, ...] = ()
     replayed: Plan | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _within_limit(
             refit = str(plan.provenance["refit"]) if task.weights != "fp32" else "none"
             pruned = apply_plan(workspace, task.prepared, plan, refit)
             stored = backend.weight_bytes(workspace.export(quantized(pruned, plan, task.weights, reporter)[0]))
-        if stored <= limit:
+        if stored <= limit or task.whole:
             return SearchedPlan(plan, pruned if refit == plan.provenance["refit"] else None)
         _, sizes = selection(problem.program, plan.validate(problem.program))
         # the cost model ignores shape constants, of which the file stores equal ones once

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
+from torch import nn
 
 import svitc
 from support.families import FAMILIES, IMAGE, maxformer, spikformer, warm
@@ -383,3 +385,24 @@ def test_compile_takes_the_fields_of_compile_options_and_shows_them(digits):
     assert not [p for p in shown.values() if p.kind == python_inspect.Parameter.VAR_KEYWORD]
     with pytest.raises(TypeError, match=r"compile\(\) got an unexpected keyword argument 'weight'"):
         svitc.compile(digits, 0.5, weight="int8")
+
+
+class Wide(nn.Module):
+    """A layer whose int8 scales take more than its weights save, and channels that could be removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fire = nn.Conv2d(1, 16, 1), neuron.IFNode(v_threshold=0.3, step_mode="m")
+
+    def forward(self, x):
+        return self.fire(self.conv(x).unsqueeze(0).repeat(2, 1, 1, 1, 1)).sum(2).flatten(2).mean(0)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_without_a_budget_every_channel_stays(weights):
+    torch.manual_seed(0)
+    program = svitc.capture(Wide().eval(), svitc.InputSpec((1, 4, 4)))
+    done = svitc.compile(program, weights=weights, no_data="uniform")
+    memory = done.report["memory"]
+    assert not done.plan.keep and done.report["parameters"]["compiled"] == 32 and done.verdict.passed
+    assert weights == "fp32" or memory["compiled_bytes"] > memory["original_bytes"], "which is why it needs the test"
