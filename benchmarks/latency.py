@@ -25,7 +25,7 @@ import numpy as np
 from common import FULL_SIZE, RESULTS, environment, table
 from latency_tables import PRODUCTS, footer, lines, note_on, plot, profiles
 from svitc.bench.compare import OPENVINO_IMPORTS, ORT_IMPORTS, TITLES, exported
-from svitc.bench.rounds import run_rounds
+from svitc.bench.rounds import empty_row, run_rounds
 from svitc.bench.runners import Load, Source, eager, onnx_file, openvino_file
 from svitc.bench.worker import Failed, Ready, Runner, once
 from svitc.support.reporter import Reporter
