@@ -461,6 +461,36 @@ def test_a_border_sees_zeros(k, padding, goes):
     assert_same(program, cleaned, record)
 
 
+class Grouped(nn.Module):
+    """Two convolutions in groups of the same number, each of which sums up the channels of its group."""
+
+    def __init__(self, silent: int) -> None:
+        super().__init__()
+        self.first, self.fire = nn.Conv2d(4, 8, 3, padding=1, groups=4), neuron.IFNode(step_mode="m")
+        self.second, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.Conv2d(8, 5, 1)
+        self.stem, self.before = nn.Conv2d(3, 4, 1), neuron.IFNode(v_threshold=0.2, step_mode="m")
+        with torch.no_grad():
+            self.first.weight[:silent], self.first.bias[:silent] = 0.0, -1.0  # type: ignore[index]
+
+    def forward(self, x):
+        T, N = 2, x.shape[0]
+        y = self.before(self.stem(x).unsqueeze(0).repeat(T, 1, 1, 1, 1)).flatten(0, 1)
+        y = self.fire(self.first(y).unflatten(0, (T, N))).flatten(0, 1)
+        return self.last(self.second(y)).mean((2, 3)).unflatten(0, (T, N)).mean(0)
+
+
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_what_a_grouped_convolution_sums_up_stays(silent):
+    torch.manual_seed(0)
+    program = capture(Grouped(silent).eval(), InputSpec((3, 6, 6)))
+    run_canonical_passes(program)
+    program.module.double()
+    clean, record = remove_constant_channels(program)
+    x = images(program, 2.0)
+    assert torch.allclose(program(x), clean(x), atol=1e-12)
+    assert silent == 2 or record["removed"] == 0
+
+
 def test_one_channel_stays():
     program = small(*conv(4, 8), *conv(8, 6), width=6)
     plant(program, "layers.1", list(range(8)), -50.0)
