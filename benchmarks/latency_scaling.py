@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, environment, table
-from latency import LIMIT, VARIANTS, canvas, footer, prepare, say
-from svitc.bench.compare import ORT
+from latency import LIMIT, VARIANTS, prepare, say
+from latency_tables import canvas, footer
+from svitc.bench.compare import ORT_IMPORTS
 from svitc.bench.rounds import run_rounds
 from svitc.bench.runners import Load, onnx_file
 from svitc.bench.worker import Runner, once
@@ -90,7 +91,7 @@ def scale(quantity: str, variant: str, args: argparse.Namespace) -> dict[str, An
             known.write_text(json.dumps(once(task, LIMIT)))
         each = json.loads(known.read_text())["variants"][variant]
         load = Load((3, side, side), at["batch"], args.threads)
-        racing.append(Runner(str(value), onnx_file, (args.work / each["file"], load), ORT, each["facts"]))
+        racing.append(Runner(str(value), onnx_file, (args.work / each["file"], load), ORT_IMPORTS, each["facts"]))
         points.append({**at, "macs": each["macs"], "parameters": each["parameters"]})
     record = run_rounds(
         racing, args.runs, LIMIT, reporter=Reporter(lambda *stage: say(f"{quantity}: {stage[0]} {stage[1]}"))

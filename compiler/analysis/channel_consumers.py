@@ -138,11 +138,11 @@ def consumers_of(program: Program, bounds: dict[fx.Node, Interval]) -> Iterator[
     for node in program.graph.nodes:
         module = program.module_of(node)
         if ops.is_projection(module):
-            groups: int = getattr(module, "groups", 1)  # type: ignore[assignment]
+            groups = getattr(module, "groups", 1)
             if groups == 1:
                 yield ProjectionConsumer(program, node, module, bounds[node.all_input_nodes[0]])
-            elif module.in_channels > groups:  # type: ignore[union-attr, operator]
-                yield _sum(program, bounds, node, [(node.args[0], 1)])  # those of each group; a depthwise one sums none
+            elif program.type_of(node)[1] != program.type_of(node.all_input_nodes[0])[1]:  # else it is depthwise
+                yield _sum(program, bounds, node, [(node.args[0], 1)])
         elif node.target is torch.matmul:
             yield _sum(program, bounds, node, [(node.args[0], -1), (node.args[1], -2)])
         elif node.target in ops.REDUCTIONS:

@@ -10,6 +10,7 @@ from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.driver.agreement import log_probabilities
+from svitc.driver.lossless_check import check_removal
 from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.report_sections import classify, energy_of
 from svitc.driver.synthetic_data import synthetic_data
@@ -73,6 +74,7 @@ def prepare(program: Program, options: PreparationOptions, reporter: Reporter) -
     with reporter.stage("analyse"):
         merged, rows = reparameterize(program) if options.reparam == "auto" else (program, {})
         clean, removed = remove_constant_channels(merged) if options.remove_dead_channels == "auto" else (merged, {})
+        check_removal(merged, clean, removed)
         return Prepared(options, clean, rows, {key: value for key, value in removed.items() if key != "seconds"})
 
 

@@ -136,9 +136,11 @@ def _passed_on(node: fx.Node, module: nn.Module | None, sources: list[Values]) -
     """Return what removed channels are after an operation that is not elementwise; freeze those that it sums."""
     inputs = node.all_input_nodes
     values: Values = dict.fromkeys(axis for source in sources for axis in source)
-    if ops.is_projection(module) and getattr(module, "groups", 1) == 1:  # a depthwise convolution sums no channels
-        x = type_of(inputs[0])
-        _freeze(values, x[-1] if isinstance(module, nn.Linear) else x[1])
+    if ops.is_projection(module):
+        dim = type_of(inputs[0])[-1 if isinstance(module, nn.Linear) else 1]
+        if getattr(module, "groups", 1) > 1:  # it sums the channels of a group; if depthwise, none
+            dim = tuple(axis for axis in dim if axis not in _channels(node))
+        _freeze(values, dim)
         return values
     if node.target is torch.matmul:
         left, right = type_of(inputs[0]), type_of(inputs[-1])
