@@ -80,6 +80,8 @@ def comparison(strict: bool, below: bool) -> Handler:
             x, y = b.emit("call_function", operator.sub, (x, y)), 0.0
         if y == 0 and x.target is pointwise.add_number:  # v - threshold >= 0 is v >= threshold, bit for bit
             x, y = x.args[0], -x.kwargs["number"]
+        if not math.isfinite(y):
+            raise b.refuse(f"a comparison with {y}", hint="Write a finite number for it that no value reaches, as 1e9.")
         path = b.layer("step", ops.Step(float(y), strict != is_below))
         fired = b.emit("call_module", path, (x,))
         return b.emit("call_function", pointwise.subtract_from, (fired,), {"number": 1}) if is_below else fired

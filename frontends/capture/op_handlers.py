@@ -23,7 +23,7 @@ from svitc.frontends.capture.resampling_handlers import RESAMPLING_HANDLERS
 from svitc.frontends.capture.selection_handlers import SELECTION_HANDLERS, Ordered, extreme_along
 from svitc.frontends.capture.slicing_handlers import SLICING_HANDLERS
 from svitc.frontends.capture.structure_handlers import STRUCTURE_HANDLERS
-from svitc.ir import axes
+from svitc.ir import axes, ops
 from svitc.ir.einops_pattern import bind_letters
 from svitc.ir.graph import input_type
 from svitc.ir.operators import normalization, pointwise, several
@@ -45,7 +45,7 @@ def same(b: GraphBuilder, node: fx.Node) -> fx.Node:
 def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
     """Leave out a cast that changes no value: between floats, and from truth values, which are 0 and 1 here.
 
-    A cast of a float to integers cuts off its fraction.
+    A cast of a float to integers cuts off its fraction; to a truth value, it tells whether the float is not 0.
     """
     x = node.args[0]
     assert isinstance(x, fx.Node)
@@ -55,6 +55,9 @@ def cast(b: GraphBuilder, node: fx.Node) -> fx.Node:
         return b.arg(x)
     if before.is_floating_point and not narrows and after != torch.bool:
         return b.emit("call_function", pointwise.truncate, (b.arg(x),))
+    if before.is_floating_point and not narrows:
+        size = b.emit("call_function", pointwise.absolute, (b.arg(x),))
+        return b.emit("call_module", b.layer("step", ops.Step(0.0, True)), (size,))
     raise b.refuse(f"a cast from {before} to {after} is not supported", hint=advice("half"))
 
 

@@ -63,7 +63,8 @@ class SplitFusedProjection(Pass):
       3. a source that is not a convolution or linear layer;
       4. a grouped convolution;
       5. blocks that cut through heads;
-      6. blocks of time steps or pixels.
+      6. blocks of time steps or pixels;
+      7. a layer that is called more than once, such as at each time step.
     """
 
     requires = (Stage.CAPTURED, Stage.CAPTURED)
@@ -100,6 +101,9 @@ class SplitFusedProjection(Pass):
             nodes.insert(0, previous)
         if getattr(program.module_of(nodes[0]), "groups", 1) != 1:
             return "a grouped convolution"
+        for layer in nodes:
+            if layer.op == "call_module" and not program.called_once(layer):
+                return f"{layer.target} is called more than once"
         return Chain(nodes, section)
 
     def rewrite(self, program: Program, node: fx.Node) -> None:

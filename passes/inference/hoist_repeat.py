@@ -23,7 +23,7 @@ class HoistRepeat(Pass):
 
     Refuses
       1. a repetition with another reader;
-      2. a merged view that more than one layer reads.
+      2. a merged view that more than one layer reads, or whose outer dimension is not time.
     """
 
     requires = (Stage.CAPTURED, Stage.PRUNED)
@@ -42,6 +42,8 @@ class HoistRepeat(Pass):
             return "the repeated image is read step by step"
         if len(merged.users) != 1:
             return "the repeated image has more than one reader"
+        if program.type_of(merged)[0][:1] != program.type_of(node)[0]:
+            return "time is not the outer one of the dimensions that it is merged with"
         if not isinstance(program.module_of(next(iter(merged.users))), STATELESS):
             return "a layer with state, or none with weights, reads it"
         return None
