@@ -62,7 +62,7 @@ def fit_input(program: Program, x: torch.Tensor) -> InputFit | None:
         x: images in its input layout.
 
     Returns:
-        None where the first layer is not followed by a batch norm.
+        None where the first layer is not followed by a batch norm, or does not read the input as it is.
     """
     found = _first_layer(program)
     if found is None:
@@ -87,6 +87,8 @@ def _first_layer(program: Program) -> tuple[nn.Conv2d, nn.BatchNorm2d, fx.Node] 
     """Return the first layer, the batch norm behind it, and the layer's node; None for another beginning."""
     for node in program.graph.nodes:
         layer = program.module_of(node)
+        if node.op == "call_function" and node.target not in ops.VIEWS:
+            return None
         if layer is None:
             continue
         norm = program.module_of(next(iter(node.users))) if len(node.users) == 1 else None

@@ -38,7 +38,8 @@ DRAWN = 65_537  # random spikes of a neuron; a larger layer repeats them, at no 
 def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     """Compare the captured program with the eager model, layer by layer.
 
-    Neurons that could not be made to fire are named in ``info["assumptions"]``.
+    Neurons that could not be made to fire, and buffers with which calls depend on earlier ones, are named in
+    ``info["assumptions"]``.
 
     Args:
         model: the eager model.
@@ -53,6 +54,9 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     """
     comparison = _Comparison(model, program, torch.Generator().manual_seed(seed))
     largest = max(comparison.run(*batch) for batch in _batches(program, seed))
+    if changed := comparison.remembered():
+        note = f"calls change {', '.join(changed)}, and with it what the next call computes; the file is the first call"
+        program.info["assumptions"] = [*program.info.get("assumptions", []), note]
     silent = [str(node.target) for node in program.neurons() if not comparison.fires(node)]
     if silent:
         names = ", ".join(sorted(silent)[:5]) + (", …" if len(silent) > 5 else "")
@@ -94,6 +98,7 @@ class _Comparison:
         layers = dict(self.eager.named_modules(remove_duplicate=False))
         self.layers = {path for path, m in layers.items() if leaf_kind(m) or parametrize.is_parametrized(m)}
         self._fired: set[str] = set()
+        self._changed: dict[str, None] = {}  # buffers that a call of the model changed, in order
         self._copy_inputs = False
         self._fresh = True
 
@@ -115,14 +120,29 @@ class _Comparison:
         self._fresh = False
         stimuli = self._stimuli(x.shape[self.program.input.batch_dim], stimulated) if stimulated else {}
         follower = Follower(self.program, self.layers, stimuli, self._copy_inputs)
+        before = {name: value.clone() for name, value in self.eager.named_buffers()}
         with follower.following(self.eager, x):
             outputs = self._eager_run(x)
+        after = dict(self.eager.named_buffers())
+        self._changed |= {name: None for name in before if name in after and not torch.equal(after[name], before[name])}
         if follower.outdated:  # the model changes in place what a layer has read
             self._copy_inputs = True
             return self.run(x, stimulated)
         largest = follower.compare_outputs(outputs)
         self._fired |= follower.neurons_fired
         return largest
+
+    def remembered(self) -> list[str]:
+        """Return the buffers that calls of the model change, if its next call computes something else for it."""
+        if not self._changed:
+            return []
+        self.eager = self._copied()
+        self._fresh = False
+        x = random_inputs(self.program, 1, 1, 0)[0]
+        first = self._eager_run(x)
+        functional.reset_net(self.eager)
+        second = self._eager_run(x)
+        return [] if all(map(torch.equal, first, second)) else list(self._changed)
 
     def fires(self, node: fx.Node) -> bool:
         """Return whether a neuron has fired; one that has not is compared with the model's on a strong current.

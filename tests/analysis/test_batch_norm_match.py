@@ -103,3 +103,16 @@ def test_without_batch_norms_nothing_is_known():
     bare = svitc.capture(NoNorm().eval(), svitc.InputSpec((3, 16, 16)))
     assert match.batch_norms(bare) == [] and not match.untrained(bare)
     assert match.fit_input(bare, images(4, 0, (16, 16))) is None
+
+
+def test_there_is_no_fit_where_the_first_layer_reads_something_else_than_the_input():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.norm(self.conv(torch.cat([x, x.flip(-1)], 1))).mean((2, 3)))
+
+    x = torch.rand(4, 3, 8, 8)
+    assert match.fit_input(svitc.capture(Twice().eval(), x), x) is None

@@ -259,3 +259,25 @@ def test_every_layer_of_a_family_is_compared(family):
             parameter.copy_(before)
         assert name
     assert check_capture(model, program) == 0.0
+
+
+class Counting(nn.Module):
+    """A model that counts its calls, and lets the count matter or not."""
+
+    def __init__(self, matters: bool) -> None:
+        super().__init__()
+        self.conv, self.head, self.matters = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), matters
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(self.conv(x * self.calls if self.matters else x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("matters", [True, False])
+def test_a_result_that_depends_on_earlier_calls_is_said(matters):
+    model = Counting(matters).eval()
+    program = capture(model, InputSpec((3, 8, 8)))
+    assert check_capture(model, program) == 0.0
+    notes = " ".join(program.info.get("assumptions", []))
+    assert ("calls change calls, and with it what the next call computes" in notes) == matters
