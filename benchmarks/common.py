@@ -104,13 +104,13 @@ def publish(name: str, rows: Sequence[dict[str, Any]], note: str = "", **extra: 
     RESULTS.mkdir(exist_ok=True)
     record = {"environment": environment(), "rows": list(rows), **extra}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = (
-        f"# {name}\n\n{note}\n\n{table(rows)}\n`{record['environment']['command']}`, {_line(record['environment'])}\n"
-    )
+    env = record["environment"]
+    text = f"# {name}\n\n{note}\n\n{table(rows)}\n`{env['command']}`, {made_with(env)}\n"
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
 
 
-def _line(env: dict[str, Any]) -> str:
+def made_with(env: dict[str, Any]) -> str:
+    """Return versions, processor and threads in a line."""
     packages = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
     return f"Python {env['python']}, {packages}; {env['processor']}, {env['threads']} threads"

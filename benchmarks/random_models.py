@@ -18,7 +18,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from common import RESULTS, environment
+from common import RESULTS, environment, made_with
 from svitc.errors import InternalError, SvitcError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -62,13 +62,23 @@ def main() -> None:
         elif counts["ok"] % 10 == 0:
             print(dict(counts), flush=True)
     table = [f"| {kind} | {counts[kind]} |" for kind in ("ok", "refused", "wrong", "internal error")]
-    text = ["# Random models", "", "| outcome | models |", "| --- | --- |", *table, ""]
+    env = environment()
+    text = [
+        "# Random models",
+        "",
+        f"Seeds {options.first} to {options.first + options.models - 1}.",
+        "",
+        "| outcome | models |",
+        "| --- | --- |",
+        *table,
+        "",
+    ]
     text += [
         "| seed | outcome | why |",
         "| --- | --- | --- |",
         *rows,
         "",
-        f"`{' '.join(sys.argv)}`, {environment()}",
+        f"`{env['command']}`, {made_with(env)}",
         "",
     ]
     options.markdown.write_text("\n".join(text))
