@@ -7,7 +7,7 @@ import numpy as np
 from svitc import onnx as backend
 from svitc.data.inputs import Data
 from svitc.driver.report import AgreementReport
-from svitc.driver.report_sections import BATCH_IMAGES
+from svitc.driver.report_sections import original_scores
 from svitc.evaluation.comparison import log_softmax
 from svitc.ir.outputs import required_scores
 from svitc.ir.program import Program
@@ -17,13 +17,8 @@ from svitc.support.reporter import Reporter
 
 def log_probabilities(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
     """Return the log-probabilities ``[N, classes]`` of the original for images in PyTorch, batch by batch."""
-    logs: list[np.ndarray] = []
-    seen, scores = 0, required_scores(program.graph, program.info)
-    with reporter.stage("classes of the original", len(data)) as step:
-        for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
-            logs.append(log_softmax(scores.of(program.original_outputs(x)).numpy()).astype(np.float32))
-            step(seen := seen + len(logs[-1]))
-    return logs
+    batches = original_scores(program, data, reporter, "classes of the original")
+    return [log_softmax(scores).astype(np.float32) for scores in batches]
 
 
 def agreement_report(

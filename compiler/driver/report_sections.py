@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -72,15 +73,26 @@ def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
     return [GroupReport(g.name, g.heads, g.size, int(masks[g.name].sum()), g.frozen) for g in program.groups]
 
 
+def original_scores(program: Program, data: Data, reporter: Reporter, stage: str) -> Iterator[np.ndarray]:
+    """Yield the scores ``[N, classes]`` of the original for images in PyTorch, batch by batch.
+
+    Args:
+        program: the original.
+        data: the images.
+        reporter: told about progress.
+        stage: name of the stage for the reporter.
+    """
+    seen, scores = 0, required_scores(program.graph, program.info)
+    with reporter.stage(stage, len(data)) as step:
+        for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
+            batch = scores.of(program.original_outputs(x)).numpy()
+            yield batch
+            step(seen := seen + len(batch))
+
+
 def classify(program: Program, data: Data, reporter: Reporter) -> list[np.ndarray]:
     """Return the classes that the original predicts for images in PyTorch, batch by batch."""
-    classes: list[np.ndarray] = []
-    seen, scores = 0, required_scores(program.graph, program.info)
-    with reporter.stage("accuracy of the original", len(data)) as step:
-        for x, _ in data.batches(program.input.at_once(BATCH_IMAGES)):
-            classes.append(scores.of(program.original_outputs(x)).numpy().argmax(axis=-1))
-            step(seen := seen + len(classes[-1]))
-    return classes
+    return [scores.argmax(axis=-1) for scores in original_scores(program, data, reporter, "accuracy of the original")]
 
 
 def accuracy_report(
