@@ -281,3 +281,23 @@ def test_a_result_that_depends_on_earlier_calls_is_said(matters):
     assert check_capture(model, program) == 0.0
     notes = " ".join(program.info.get("assumptions", []))
     assert ("calls change calls, and with it what the next call computes" in notes) == matters
+
+
+class Remembering(nn.Module):
+    """A model whose first call leaves behind what a second one cannot use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.register_buffer("membrane", torch.zeros(4))
+
+    def forward(self, x):
+        self.membrane = self.membrane.view(4, 1, 1) + self.conv(x)
+        return self.head(self.membrane.mean((2, 3)))
+
+
+def test_a_model_that_runs_only_once_is_captured_and_said():
+    model = Remembering().eval()
+    program = capture(model, InputSpec((3, 8, 8)))
+    assert check_capture(model, program) == 0.0
+    assert "calls change membrane" in " ".join(program.info["assumptions"])
