@@ -10,7 +10,9 @@ from svitc.ir.program import Program
 from svitc.passes.pipelines import exportable_program
 
 
-def exportable(program: Program, keep: bool = True, target: str = "cpu", narrowest: int | None = None) -> ir.Model:
+def exportable(
+    program: Program, keep: bool = True, target: str = "cpu", narrowest: int | None = None, per_step: bool = False
+) -> ir.Model:
     """Return the ONNX model of a trainable or quantized program.
 
     Args:
@@ -18,28 +20,30 @@ def exportable(program: Program, keep: bool = True, target: str = "cpu", narrowe
         keep: leave the program unchanged; otherwise it is consumed, which saves a copy.
         target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
         narrowest: smallest number of bits in which the file may store a weight.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged.
 
     Raises:
         UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
     resolved = backend.target_of(target, narrowest)  # first, so that a wrong name is refused before the passes run
-    return backend.lower(exportable_program(program, keep), resolved)
+    return backend.lower(exportable_program(program, keep, per_step), resolved)
 
 
-def export(program: Program, target: str = "cpu", narrowest: int | None = None) -> bytes:
+def export(program: Program, target: str = "cpu", narrowest: int | None = None, per_step: bool = False) -> bytes:
     """Return the ONNX file of a trainable or quantized program, which is left unchanged.
 
     Args:
         program: the program to export.
         target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
         narrowest: smallest number of bits in which the file may store a weight.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged.
 
     Raises:
         UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
-    return backend.to_bytes(exportable(program, target=target, narrowest=narrowest))
+    return backend.to_bytes(exportable(program, target=target, narrowest=narrowest, per_step=per_step))
 
 
 def export_proto(program: Program) -> onnx.ModelProto:
-    """Return the ONNX model of a program, which is consumed."""
-    return ir.to_proto(exportable(program, keep=False))
+    """Return the ONNX model of a program, which is consumed; its outputs have the program's shapes."""
+    return ir.to_proto(exportable(program, keep=False, per_step=True))

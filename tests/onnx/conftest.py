@@ -119,7 +119,7 @@ def run():
 
     def go(program: Program, x: torch.Tensor) -> tuple[np.ndarray, list[str]]:
         model = lower(program)
-        (logits,) = session(to_bytes(model), threads=1).run(["logits"], {"x": x.numpy()})
+        (logits,) = session(to_bytes(model), threads=1).run(["logits"], {"image": x.numpy()})
         return logits, [node.op_type for node in model.graph]
 
     return go

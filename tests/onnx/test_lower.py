@@ -33,7 +33,7 @@ def test_the_file_is_valid_and_of_default_operators(proto):
     called = {(n.domain, n.op_type) for n in proto.graph.node if n.domain}
     assert called == functions
     assert all(not node.domain for function in proto.functions for node in function.node)
-    assert [i.name for i in proto.graph.input] == ["x"] and [o.name for o in proto.graph.output] == ["logits"]
+    assert [i.name for i in proto.graph.input] == ["image"] and [o.name for o in proto.graph.output] == ["logits"]
 
 
 def test_only_the_batch_is_dynamic(captured, proto):
@@ -96,7 +96,7 @@ def test_views_that_only_merge_time_and_batch_cost_nothing(captured_as):
 def test_any_batch_runs(captured, batch):
     torch.manual_seed(batch)
     x = torch.randn(captured.input.batched(batch))
-    (logits,) = session(to_bytes(lower(captured)), threads=1).run(None, {"x": x.numpy()})
+    (logits,) = session(to_bytes(lower(captured)), threads=1).run(None, {"image": x.numpy()})
     want = captured(x).numpy()
     assert logits.shape == want.shape
     # a membrane within rounding of its threshold may flip here; test_cut.py looks at every neuron
@@ -156,7 +156,7 @@ def test_after_the_passes_the_first_neuron_gets_its_current_once(captured_as):
     assert operators[:2] == ["Conv", "LIF_tau2_T4_static"] and "Concat" not in operators
     assert "BatchNormalization" not in operators
     x = torch.randn(program.input.batched(2))
-    (logits,) = session(to_bytes(model), threads=1).run(None, {"x": x.numpy()})
+    (logits,) = session(to_bytes(model), threads=1).run(None, {"image": x.numpy()})
     assert np.abs(logits - program(x).numpy()).max() < 0.1
 
 
