@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 
-import torch
+import einops
 from torch import fx
 
 from svitc.ir import axes, ops
@@ -50,7 +50,10 @@ class AverageSteps(Pass):
             for step in others:
                 total = emit(operator.add, total, step)
             total = emit(operator.mul, total, 1 / count)
-        node.args = (emit(torch.mean, total, dim=(dim,), keepdim=False),)  # of one element: removes the dimension
+        letters = ["a", "b", "c"]  # of the three dimensions, of which that of time has one element now
+        kept = [letter for i, letter in enumerate(letters) if i != dim]
+        pattern = f"{' '.join('1' if i == dim else letter for i, letter in enumerate(letters))} -> {' '.join(kept)}"
+        node.args = (emit(einops.rearrange, total, pattern),)
         for each in added:
             each.meta.update(scope=SCOPE, **{k: v for k, v in value.meta.items() if k == "source"})
 
