@@ -114,7 +114,7 @@ class Workspace:
         """
         options = self.options
         per_step = options.per_step if per_step is None else per_step
-        return export(program, options.target, options.min_weight_bits, per_step)
+        return export(program, options.target, options.min_weight_bits, functions=options.functions, per_step=per_step)
 
     def prepared(self, options: PreparationOptions | None = None) -> Prepared:
         """Return the program that plans are made for.
