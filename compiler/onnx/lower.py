@@ -19,6 +19,7 @@ from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
 from svitc.onnx.function_body import DOMAIN
+from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
@@ -41,6 +42,8 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
         InternalError: an operation is not canonical.
     """
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
+        if target.form == "qdq":
+            return _model(program, *qdq_nodes(program, INPUT, target))
         if target.narrowest == 2 and 2 in stored_widths(program):
             target = replace(target, opset=INT2_OPSET)  # an opset applies to the entire file
         return _model(program, *lower_nodes(program, INPUT, target))

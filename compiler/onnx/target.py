@@ -39,6 +39,7 @@ class Target:
     hides_scales: bool
     pads_spikes: bool
     adds_spikes: bool
+    form: str = "unrolled"
 
 
 INT2_OPSET = 25
@@ -49,7 +50,10 @@ CPU = Target("cpu", 21, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, 
 # The CUDA provider has MatMulInteger for int8 x int8 only and no Pad, Add or Mul for 8-bit integers. Its Pad is
 # registered for opset 18 and does not match the Pad of a later opset.
 CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False, pads_spikes=False, adds_spikes=False)
-TARGETS = {target.name: target for target in (CPU, CUDA)}
+OPENVINO = Target(
+    "openvino", 21, ir.DataType.UINT8, 255, 4, hides_scales=False, pads_spikes=True, adds_spikes=True, form="qdq"
+)
+TARGETS = {target.name: target for target in (CPU, CUDA, OPENVINO)}
 
 
 def target_of(name: str, narrowest: int | None = None) -> Target:

@@ -92,6 +92,10 @@ class UnrolledKind:
         """Return the threshold at step ``t``, scaled by the gain."""
         return self.kind.threshold * factor(self.gain, t)
 
+    def body(self) -> NeuronBody:
+        """Return an empty body with the neuron's equations."""
+        return _Periodic(self) if self.periodic else _UnrolledBody(self)
+
     def function(self, used_names: Collection[str], opset: int) -> ir.Function:
         """Write the model-local function.
 
@@ -99,7 +103,7 @@ class UnrolledKind:
             used_names: names of the model's other functions.
             opset: version of the default-domain operators.
         """
-        body = _Periodic(self) if self.periodic else _UnrolledBody(self)
+        body = self.body()
         fired = body.counts() if self.kind.counts else body.fired()
         spikes = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
         title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
