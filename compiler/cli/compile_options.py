@@ -212,11 +212,19 @@ class FileOptions:
         str,
         typer.Option(
             "--target",
-            metavar="cpu|cuda",
-            help="The provider of ONNX Runtime that has a kernel for every node of the file: [bold]cpu[/] or "
-            "[bold]cuda[/].",
+            metavar="cpu|cuda|openvino|web",
+            help="The runtime that has a kernel for every node of the file: [bold]cpu[/] or [bold]cuda[/], providers "
+            "of ONNX Runtime; [bold]openvino[/]; [bold]web[/], which is onnxruntime-web.",
         ),
     ] = "cpu"
+    functions: Annotated[
+        bool,
+        typer.Option(
+            "--functions",
+            help="Write each neuron as one node that calls a function of the file. Viewers then show it as one; many "
+            "runtimes other than ONNX Runtime read no functions.",
+        ),
+    ] = False
 
     @property
     def as_original(self) -> bool:

@@ -1,7 +1,7 @@
 """Lower a program to one ONNX model.
 
-Neurons are calls of model-local functions. Their bodies, like everything else, consist of default-domain operators, so
-that any runtime runs the file and any viewer shows a neuron as one node.
+Everything consists of default-domain operators. A neuron is the nodes of its kind's function, named by its layer, or
+where the target keeps functions one node that calls it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
-from svitc.onnx.function_body import DOMAIN
+from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
-from svitc.onnx.target import CPU, INT2_OPSET, Target
+from svitc.onnx.target import CPU, INT2_OPSET, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
 
@@ -42,11 +42,10 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
         InternalError: an operation is not canonical.
     """
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
-        if target.form == "qdq":
-            return _model(program, *qdq_nodes(program, INPUT, target))
         if target.narrowest == 2 and 2 in stored_widths(program):
             target = replace(target, opset=INT2_OPSET)  # an opset applies to the entire file
-        return _model(program, *lower_nodes(program, INPUT, target))
+        lower_quantized = qdq_nodes if target.form == Form.QDQ else lower_nodes
+        return _model(program, *lower_quantized(program, INPUT, target))
     return _model(program, *_nodes(program, target))
 
 
@@ -86,7 +85,7 @@ def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) ->
         outputs,
         nodes=b.nodes,
         initializers=b.initializers,
-        opset_imports={"": b.target.opset, DOMAIN: 1},
+        opset_imports={"": b.target.opset} | ({DOMAIN: 1} if b.functions else {}),
         name=str(program.info.get("arch") or "svit"),
     )
     version = IR_VERSIONS.get(b.target.opset, IR_VERSION)
@@ -114,7 +113,8 @@ def _serves_otherwise(value: ir.Value, outputs: list[ir.Value]) -> bool:
     the spikes of a neuron, at which files are cut; or a value that other nodes read.
     """
     producer = value.producer()
-    return producer is None or producer.domain == DOMAIN or bool(value.uses()) or any(o is value for o in outputs)
+    is_neuron = producer is not None and KIND_KEY in producer.metadata_props
+    return producer is None or is_neuron or bool(value.uses()) or any(o is value for o in outputs)
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -57,15 +57,13 @@ class IntegerKind(StatelessKind):
             opset: version of the default-domain operators.
         """
         body = FunctionBody(["x", *self.constants])
-        return neuron_function(self, body, self.spikes(body), used_names, opset)
-
-    def spikes(self, body: FunctionBody) -> ir.Value:
-        """Emit the neuron's equations and return its spikes."""
         x, zero, most, *half = body.inputs.values()
         clipped = body.op("Clip", "clip", x, zero, most)
         if self.half_up:
-            return body.op("Floor", "spikes", body.op("Add", "raised", clipped, *half))
-        return body.op("Round", "spikes", clipped)
+            spikes = body.op("Floor", "spikes", body.op("Add", "raised", clipped, *half))
+        else:
+            spikes = body.op("Round", "spikes", clipped)
+        return neuron_function(self, body, spikes, used_names, opset)
 
 
 @dataclass(frozen=True)
@@ -99,12 +97,9 @@ class StepKind(StatelessKind):
     def function(self, used_names: Collection[str], opset: int) -> ir.Function:
         """Write the model-local function."""
         body = FunctionBody(["x", *self.constants])
-        return neuron_function(self, body, self.spikes(body), used_names, opset)
-
-    def spikes(self, body: FunctionBody) -> ir.Value:
-        """Emit the neuron's equation and return its spikes."""
         fired = body.op("Greater" if self.strict else "GreaterOrEqual", "fired", *body.inputs.values())
-        return body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)
+        spikes = body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)
+        return neuron_function(self, body, spikes, used_names, opset)
 
 
 def stateless_kind_of(module: nn.Module) -> IntegerKind | StepKind:

@@ -8,11 +8,10 @@ import onnx_ir as ir
 from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.ir.axes import Dims
 from svitc.ir.program import Program
-from svitc.onnx import layout
 from svitc.onnx.target import Target
 from svitc.onnx.unrolled.weights import WeightBuilder
 
-UINT8, INT8, BOOL = (ir.TensorType(t) for t in (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.BOOL))
+UINT8, INT8 = (ir.TensorType(t) for t in (ir.DataType.UINT8, ir.DataType.INT8))
 
 
 class QdqBuilder(WeightBuilder):
@@ -52,18 +51,5 @@ class QdqBuilder(WeightBuilder):
             self.cache[key] = value
         return self.cache[key]
 
-    def adopt(self, node: ir.Node, dims: Dims, dtype: ir.TensorType) -> None:
-        """Add a node of a neuron's body to the file, with names of its own.
 
-        Args:
-            node: a node with one output.
-            dims: layout of its output.
-            dtype: element type of its output.
-        """
-        (value,) = node.outputs
-        node.name = self._node_names(f"{self._scope}.{node.name}".lstrip("."))
-        value.name, value.shape, value.type = self._value_names(node.name), ir.Shape(layout.shape(dims)), dtype
-        self.nodes.append(node)
-
-
-__all__ = ["BOOL", "QdqBuilder"]
+__all__ = ["QdqBuilder"]

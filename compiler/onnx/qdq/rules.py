@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import runs_in_floats
@@ -15,7 +12,7 @@ from svitc.onnx import float_rules, layout
 from svitc.onnx.builder import Stored, as_array
 from svitc.onnx.float_rules import LoweringRule
 from svitc.onnx.qdq.builder import QdqBuilder
-from svitc.onnx.qdq.neurons import spiking_neuron, stateless_neuron
+from svitc.onnx.qdq.neurons import neuron
 
 Rule = LoweringRule[QdqBuilder, Stored]
 Projection = nn.Conv1d | nn.Conv2d | nn.Linear
@@ -34,16 +31,19 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
     weights, scale = module.weight.numpy(), module.get_buffer("scale").numpy()
     view = layout.fresh(b.program.type_of(node))
     out, bias = layout.physical(view), as_array(module.get_buffer("bias"))
-    is_linear = isinstance(module, nn.Linear)
-    axis = 1 if is_linear else 0
-    if is_linear:
+    axis = 1 if isinstance(module, nn.Linear) else 0
+    if isinstance(module, nn.Linear):
         weights = np.ascontiguousarray(weights.T)
     column = [-1 if i == axis else 1 for i in range(weights.ndim)]
-    if in_floats:
+    if in_floats and isinstance(
+        module, nn.Linear
+    ):  # OpenVINO would quantize what meets bytes in a MatMul, real numbers, too
+        weight = b.small(f"{path}.weight", weights * scale)
+    elif in_floats:
         weight = b.widened(f"{path}.weight", weights, scale.reshape(column), 1.0)
     else:
         weight = b.scaled_weights(path, weights, scale, axis)
-    if is_linear:
+    if isinstance(module, nn.Linear):
         product = b.op("MatMul", [x, weight], out)
     else:
         product = b.op("Conv", [x, weight], out, float_rules.convolution_attributes(module))
@@ -65,17 +65,10 @@ def fixed_point(b: QdqBuilder, node: fx.Node, module: ops.FixedPoint) -> Stored:
     return b.store(value, dims, x.view)
 
 
-def matmul(b: QdqBuilder, node: fx.Node, _: None) -> Stored:
-    """Lower a matrix product of two activations."""
-    return float_rules.matmul(b, node, None)
-
-
 MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(QUANTIZED.values(), projection),  # first: they are subclasses of float layers
     **float_rules.MODULE_RULES,
-    **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
-    **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
+    **dict.fromkeys((*ops.STATEFUL_NEURONS, *ops.STATELESS_NEURONS), neuron),
     ops.FixedPoint: fixed_point,
 }
-FUNCTION_RULES: dict[Any, Rule] = {**float_rules.FUNCTION_RULES, torch.matmul: matmul}
-__all__ = ["FUNCTION_RULES", "MODULE_RULES"]
+__all__ = ["MODULE_RULES"]

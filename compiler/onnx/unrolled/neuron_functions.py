@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from svitc.onnx.function_body import DOMAIN, KIND_KEY, unique_name
+from svitc.onnx.function_body import DOMAIN, unique_name
 from svitc.onnx.neuron_functions import NeuronBody, NeuronKind
 from svitc.onnx.unrolled.step_gain import factor
 
@@ -39,6 +39,16 @@ class UnrolledKind:
     kind: NeuronKind
     spike: ir.DataType
     gain: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the name of the kind of neuron."""
+        return self.kind.name
+
+    @property
+    def static(self) -> bool:
+        """Return whether one current serves for all steps."""
+        return self.kind.static
 
     @property
     def takes_decay(self) -> bool:
@@ -92,10 +102,6 @@ class UnrolledKind:
         """Return the threshold at step ``t``, scaled by the gain."""
         return self.kind.threshold * factor(self.gain, t)
 
-    def body(self) -> NeuronBody:
-        """Return an empty body with the neuron's equations."""
-        return _Periodic(self) if self.periodic else _UnrolledBody(self)
-
     def function(self, used_names: Collection[str], opset: int) -> ir.Function:
         """Write the model-local function.
 
@@ -103,7 +109,7 @@ class UnrolledKind:
             used_names: names of the model's other functions.
             opset: version of the default-domain operators.
         """
-        body = self.body()
+        body = _Periodic(self) if self.periodic else _UnrolledBody(self)
         fired = body.counts() if self.kind.counts else body.fired()
         spikes = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
         title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
@@ -118,7 +124,6 @@ class UnrolledKind:
             opset_imports={"": opset},
             name=name,
             doc_string=formula,
-            metadata_props={KIND_KEY: self.kind.name},
         )
         return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
