@@ -226,6 +226,15 @@ class FileOptions:
         ),
     ] = False
 
+    per_step: Annotated[
+        bool,
+        typer.Option(
+            "--per-step",
+            help="Return the class scores of each time step, \\[T, N, classes], instead of their average, "
+            "\\[N, classes].",
+        ),
+    ] = False
+
     @property
     def as_original(self) -> bool:
         """Whether weights and operators are the same as without these options."""
