@@ -17,6 +17,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
+from svitc.onnx.int16_sums import beyond_int16
 from svitc.passes.pipelines import exportable_program
 from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
@@ -51,6 +52,7 @@ def verify_exact(
     split_file = _SplitFile(exported, lowered)
     full_session = backend.session(exported)
     verdict = Verdict.of(lowered)
+    verdict.beyond_int16 = beyond_int16(exported)
     check_outputs(program, full_session)
     for number, x in enumerate(inputs):
         reference, result = Recorder.record(lowered, x)
