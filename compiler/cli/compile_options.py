@@ -217,6 +217,23 @@ class FileOptions:
             "[bold]cuda[/].",
         ),
     ] = "cpu"
+    functions: Annotated[
+        bool,
+        typer.Option(
+            "--functions",
+            help="Write each neuron as one node that calls a function of the file. Viewers then show it as one; many "
+            "runtimes other than ONNX Runtime read no functions.",
+        ),
+    ] = False
+
+    per_step: Annotated[
+        bool,
+        typer.Option(
+            "--per-step",
+            help="Return the class scores of each time step, \\[T, N, classes], instead of their average, "
+            "\\[N, classes].",
+        ),
+    ] = False
 
     @property
     def as_original(self) -> bool:

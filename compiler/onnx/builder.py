@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,21 +14,14 @@ from torch import fx
 from svitc.errors import InternalError
 from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
+from svitc.ir.outputs import INPUT
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.neuron_functions import AnyKind
+from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY, FunctionKind, neuron_function
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 Attributes = Mapping[str, int | float | Sequence[int]]
-
-
-class FunctionKind(Protocol):
-    """A kind of neuron, which can be hashed and writes its own model-local function."""
-
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the function under a name that is not among ``used_names``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class Builder:
         self.name = ""
         self._scope = ""
         self._node_names, self._value_names = Names(), Names()
-        for name in ("x", *program.output_names):  # the names of the file's input and outputs
+        for name in (INPUT, *program.output_names):  # the names of the file's input and outputs
             self._value_names(name)
         self._names: dict[fx.Node, str] = {}
         for op in ("call_module", "call_function"):  # layers first: they keep their paths
@@ -214,28 +207,73 @@ class Builder:
             dtype: element type of the outputs.
         """
         name = self._main_name() if helper is None else self._node_names(f"{self._scope}.{helper}".lstrip("."))
-        labels = [name] if len(dims) == 1 else [f"{name}.{i}" for i in range(len(dims))]
-        outputs = [
-            ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(output)), type=dtype)
-            for label, output in zip(labels, dims, strict=True)
-        ]
+        shapes = [ir.Shape(layout.shape(output)) for output in dims]
+        labels = self._labels(name, len(dims))
+        outputs = [ir.Value(name=n, shape=shape, type=dtype) for n, shape in zip(labels, shapes, strict=True)]
         domain, op_type = (operator.domain, operator.name) if isinstance(operator, ir.Function) else ("", operator)
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name))
         return outputs
+
+    def _labels(self, name: str, count: int) -> list[str]:
+        """Return unique names for the outputs of a node."""
+        return [self._value_names(label) for label in ([name] if count == 1 else [f"{name}.{i}" for i in range(count)])]
 
     def _main_name(self) -> str:
         """Return the name of the layer's main node."""
         return self.name
 
-    def call(self, kind: AnyKind, inputs: Sequence[ir.Value], dims: Dims) -> ir.Value:
-        """Emit a call of the function of a kind of neuron."""
-        return self.op(self.function_of(kind), inputs, dims)
+    def neuron(
+        self,
+        kind: FunctionKind,
+        inputs: Sequence[ir.Value],
+        dims: Sequence[Dims],
+        step: Dims,
+        dtype: ir.TensorType = FLOAT,
+    ) -> list[ir.Value]:
+        """Emit a neuron and return its outputs: the nodes of its kind's function, or a call of it.
 
-    def function_of(self, kind: FunctionKind) -> ir.Function:
+        Args:
+            kind: the kind of neuron.
+            inputs: the function's inputs, the current first.
+            dims: layout of each output.
+            step: layout of one time step's values.
+            dtype: element type of the outputs.
+        """
+        if self.target.keeps_functions:
+            outputs = self.ops(self._function_of(kind), inputs, dims, dtype=dtype)
+        else:
+            outputs = self._inlined(kind, inputs, dims, step)
+        node = outputs[0].producer()
+        assert node is not None
+        node.metadata_props.update({KIND_KEY: kind.name, PATH_KEY: self.name, CURRENT_KEY: str(inputs[0].name)})
+        if kind.static:
+            node.metadata_props[STATIC_KEY] = "1"
+        return outputs
+
+    def _inlined(
+        self, kind: FunctionKind, inputs: Sequence[ir.Value], dims: Sequence[Dims], step: Dims
+    ) -> list[ir.Value]:
+        """Emit the nodes of a neuron, named by the layer, and return its outputs; ``neuron`` has the arguments."""
+        body, name = kind.body(inputs), self._main_name()
+        body.describe(*(ir.Shape(layout.shape(d)) for d in (step, dims[0])))
+        for node in body.nodes:
+            node.name = self._node_names(f"{name}/{node.name}")
+            for output in node.outputs:
+                if output not in body.outputs:
+                    output.name = self._value_names(f"{name}/{output.name}")
+        for output, label in zip(body.outputs, self._labels(name, len(dims)), strict=True):
+            output.name = label
+        self.nodes += body.nodes
+        first = body.outputs[0].producer()
+        assert first is not None
+        first.doc_string = kind.formula
+        return body.outputs
+
+    def _function_of(self, kind: FunctionKind) -> ir.Function:
         """Return the function of a kind of neuron; it is written when it is first asked for."""
         if kind not in self.functions:
             used_names = {function.name for function in self.functions.values()}
-            self.functions[kind] = kind.function(used_names, self.target.opset)
+            self.functions[kind] = neuron_function(kind, used_names, self.target.opset)
         return self.functions[kind]
 
     # constants

@@ -46,6 +46,11 @@ def node_count(model: AnyModel, inlined: bool = True) -> int:
     return len((onnx.inliner.inline_local_functions(proto) if inlined else proto).graph.node)
 
 
+def metadata_of(node: onnx.NodeProto) -> dict[str, str]:
+    """Return the metadata of a node."""
+    return {entry.key: entry.value for entry in node.metadata_props}
+
+
 def read_proto(model: AnyModel) -> onnx.ModelProto:
     """Return the model as a protobuf message.
 

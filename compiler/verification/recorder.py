@@ -13,7 +13,9 @@ from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.outputs import AVERAGED_DIMS
 from svitc.ir.program import Program
+from svitc.passes.lowering.average_steps import averaged
 
 STIMULUS_SEED = 0
 
@@ -110,11 +112,11 @@ def _has_slope(node: fx.Node) -> bool:
     return general is not None and general.slope is not None
 
 
-def check_outputs(program: Program, session: InferenceSession) -> None:
-    """Check that a file has a program's outputs, so that all of them are compared.
+def program_of_file(program: Program, session: InferenceSession) -> Program:
+    """Return a program with the outputs that a file has: averaged over time, where the file's are.
 
     Raises:
-        InputError: it has others.
+        InputError: the file has other outputs, so that not all of them would be compared.
     """
     names = [output.name for output in session.get_outputs()]
     if names != program.output_names:
@@ -122,6 +124,8 @@ def check_outputs(program: Program, session: InferenceSession) -> None:
             f"the ONNX file has the outputs {', '.join(names)}, the program {', '.join(program.output_names)}",
             hint="They are not of one compilation.",
         )
+    is_averaged = len(names) == 1 and len(session.get_outputs()[0].shape) == AVERAGED_DIMS
+    return averaged(program) if is_averaged else program
 
 
 def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

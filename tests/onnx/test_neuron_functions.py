@@ -11,7 +11,8 @@ from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
 from svitc.ir.ops import IntegerSpike, LeakyNeuron
-from svitc.onnx import lower, session, split_neurons, to_bytes
+from svitc.onnx import lower, session, split_neurons, target_of, to_bytes
+from svitc.onnx.function_body import neuron_function
 from svitc.onnx.neuron_functions import kind_of
 
 SHAPE = (3, 8, 16)  # channels, height, width
@@ -172,7 +173,7 @@ def test_integer_spikes_without_state(program_of, run, form, rounding):
     assert "IntegerSpike_max3" + "_halfup" * (rounding == "half_up") in operators
     data, (each,) = split_neurons(to_bytes(lower(program)))
     onnx.checker.check_model(data, full_check=True)
-    fed = session(data, threads=1).run(["logits"], {"x": 0 * x.numpy(), each.reference: want.reshape(each.shape)})
+    fed = session(data, threads=1).run(["logits"], {"image": 0 * x.numpy(), each.reference: want.reshape(each.shape)})
     np.testing.assert_array_equal(fed[0], want)
 
 
@@ -222,7 +223,7 @@ def test_layers_of_one_kind_share_a_function_and_its_scalars(program_of):
         b=leaky(2.0, 1.0, 0.0, True),
         c=leaky(2.0, 1.0000001, 0.0, True),  # another float32
     )
-    model = lower(program)
+    model = lower(program, target_of("cpu", functions=True))
     assert [f.name for f in model.functions.values()] == ["LIF_tau2_T4", "LIF_tau2_threshold1_T4"]
     calls = [node for node in model.graph if node.domain == "svitc"]
     assert [(n.name, n.op_type) for n in calls] == [
@@ -236,7 +237,7 @@ def test_layers_of_one_kind_share_a_function_and_its_scalars(program_of):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_body_is_of_default_operators_and_short(program_of, steps):
     program = program_of((steps, *SHAPE), one_neuron, lif=leaky(2.0, 1.0, 0.0, True))
-    proto = onnx.load_from_string(to_bytes(lower(program)))
+    proto = onnx.load_from_string(to_bytes(lower(program, target_of("cpu", functions=True))))
     (function,) = proto.functions
     operators = [node.op_type for node in function.node]
     assert {node.domain for node in function.node} == {""}
@@ -250,8 +251,8 @@ def test_a_body_is_of_default_operators_and_short(program_of, steps):
 def test_kinds_whose_titles_are_the_same_get_names_of_their_own():
     kinds = [kind_of("lif", leaky(2.0, v, 0.0, True), 4, False) for v in (0.7, 0.70000005)]
     assert kinds[0].title == kinds[1].title and kinds[0] != kinds[1]
-    first = kinds[0].function((), 21).name
-    assert kinds[1].function({first}, 21).name == f"{first}_2"
+    first = neuron_function(kinds[0], (), 21).name
+    assert neuron_function(kinds[1], {first}, 21).name == f"{first}_2"
 
 
 def test_a_neuron_that_does_not_fire_is_refused():
