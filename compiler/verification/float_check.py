@@ -21,6 +21,7 @@ from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_le
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
+from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
@@ -30,6 +31,7 @@ def verify(
     exported: bytes,
     inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
+    runtime: Runtime = ONNX_RUNTIME,
 ) -> Verdict:
     """Compare an exported file with the program that it was exported from.
 
@@ -38,21 +40,22 @@ def verify(
         exported: bytes of the ONNX file.
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
+        runtime: runs the file.
 
     Returns:
         the differences in each layer and in the outputs.
 
     Raises:
-        InputError: the file does not have the program's outputs.
+        InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
     split_file, neurons = backend.split_neurons(exported)
-    full_session, split_session = backend.session(exported), backend.session(split_file)
+    full_session, split_session = runtime.open(exported), runtime.open(split_file)
     bounds = magnitudes(program)
     lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
-    verdict = Verdict.of(program)
-    check_outputs(program, full_session)
-    names = [output.name for output in split_session.get_outputs()]
+    verdict = Verdict.of(program, runtime.described())
+    check_outputs(program, full_session.output_names)
+    names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
         reference, output = Recorder.record(program, x)

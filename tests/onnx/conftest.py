@@ -17,7 +17,8 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
-from svitc.onnx import lower, session, to_bytes
+from svitc.onnx import lower, to_bytes
+from svitc.runtimes import session
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "spikformer": (

@@ -15,11 +15,12 @@ from torch import nn
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
-from svitc.onnx import lower, node_count, session, to_bytes, weight_bytes
+from svitc.onnx import lower, node_count, to_bytes, weight_bytes
 from svitc.onnx.function_body import KIND_KEY
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
 from svitc.passes.inference.hoist_repeat import HoistRepeat
+from svitc.runtimes import session
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from spikingjelly.activation_based import functional
 from support.masked import masked, pruned
 from support.random_models import Network, random_network
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.driver.compile import compile as compile_program
 from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.errors import BudgetError
@@ -71,7 +72,7 @@ def _disagreement(net: Network, onnx: bytes, what: str) -> float:
     """
     x = net.images(16, 6)
     expected = eager(net, x).numpy()
-    actual = backend.session(onnx).run(None, {backend.INPUT: x.numpy()})[0]
+    actual = runtimes.session(onnx).run(None, {backend.INPUT: x.numpy()})[0]
     error = np.abs(expected - actual).max(-1) / max(1e-3, float(expected.std()))
     share = float((error > (1e-3 if what == "onnx" else 2.0)).mean())
     assert share <= (0.25 if what == "onnx" else 0.5), f"{what} differs on {share:.0%} of the images"
