@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -144,9 +145,13 @@ def test_generated_source(name, weights, golden):
 @pytest.mark.parametrize(("name", "weights"), TYPES)
 def test_nodes_of_the_onnx_file(name, weights, golden):
     model = onnx.load_from_string(export(typed(name, weights)))
-    lines = [f"{node.op_type} {node.name}" for node in model.graph.node]
-    for function in model.functions:
-        lines += ["", f"{function.name}({', '.join(function.input)})", *(node.op_type for node in function.node)]
+    lines = []
+    for neuron, nodes in itertools.groupby(model.graph.node, key=lambda node: node.name.rpartition("/")[0]):
+        listed = list(nodes)
+        if neuron:
+            lines.append(f"{neuron}: {' '.join(node.op_type for node in listed)}")
+        else:
+            lines += [f"{node.op_type} {node.name}" for node in listed]
     golden(f"onnx/{name}-{weights}.txt", "\n".join(lines) + "\n")
 
 

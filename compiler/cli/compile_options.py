@@ -217,6 +217,14 @@ class FileOptions:
             "[bold]cuda[/].",
         ),
     ] = "cpu"
+    functions: Annotated[
+        bool,
+        typer.Option(
+            "--functions",
+            help="Write each neuron as one node that calls a function of the file. Viewers then show it as one; many "
+            "runtimes other than ONNX Runtime read no functions.",
+        ),
+    ] = False
 
     @property
     def as_original(self) -> bool:

@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from svitc.data.inputs import random_inputs
-from svitc.driver.follower import Follower, Stimulus
+from svitc.driver.follower import LAST_BITS, ROUNDING, Follower, RoundingError, Stimulus
 from svitc.errors import SvitcError, UnsupportedError
 from svitc.frontends.capture.leaves import leaf_kind
 from svitc.frontends.capture.model_rewrites import prepare
@@ -52,17 +52,35 @@ def check_capture(model: nn.Module, program: Program, seed: int = 0) -> float:
     Raises:
         UnsupportedError: a layer's input or an output differs, so that the program is not the model.
     """
-    comparison = _Comparison(model, program, torch.Generator().manual_seed(seed))
-    largest = max(comparison.run(*batch) for batch in _batches(program, seed))
+    tolerance = ROUNDING if program.info.get("rounded") else 0.0
+    try:
+        comparison, largest = _compare(model, program, seed, tolerance)
+    except RoundingError as error:
+        if tolerance:
+            raise
+        program.info["rounded"] = [error.layer]
+        _note(program, f"{error.layer} differs from the model's in the last bits: sums are added in another order")
+        comparison, largest = _compare(model, program, seed, LAST_BITS)
     if changed := comparison.remembered():
         note = f"calls change {', '.join(changed)}, and with it what the next call computes; the file is the first call"
-        program.info["assumptions"] = [*program.info.get("assumptions", []), note]
+        _note(program, note)
     silent = [str(node.target) for node in program.neurons() if not comparison.fires(node)]
     if silent:
         names = ", ".join(sorted(silent)[:5]) + (", …" if len(silent) > 5 else "")
         note = f"no input of the check against the model made these neurons fire: {names}"
-        program.info["assumptions"] = [*program.info.get("assumptions", []), note]
+        _note(program, note)
     return largest
+
+
+def _note(program: Program, note: str) -> None:
+    """Add a sentence to ``info["assumptions"]``."""
+    program.info["assumptions"] = [*program.info.get("assumptions", []), note]
+
+
+def _compare(model: nn.Module, program: Program, seed: int, tolerance: float) -> tuple[_Comparison, float]:
+    """Run both on all batches; return the comparison and the largest difference of the outputs."""
+    comparison = _Comparison(model, program, torch.Generator().manual_seed(seed), tolerance)
+    return comparison, max(comparison.run(*batch) for batch in _batches(program, seed))
 
 
 def _batches(program: Program, seed: int) -> list[tuple[torch.Tensor, int]]:
@@ -90,10 +108,11 @@ class _Comparison:
         model: The model. It is copied.
         program: The program.
         generator: Draws what neurons fire.
+        tolerance: Largest difference that counts as rounding, of the largest magnitude in a tensor.
     """
 
-    def __init__(self, model: nn.Module, program: Program, generator: torch.Generator) -> None:
-        self.model, self.program, self.generator = model, program, generator
+    def __init__(self, model: nn.Module, program: Program, generator: torch.Generator, tolerance: float) -> None:
+        self.model, self.program, self.generator, self.tolerance = model, program, generator, tolerance
         self.eager = self._copied()
         layers = dict(self.eager.named_modules(remove_duplicate=False))
         self.layers = {path for path, m in layers.items() if leaf_kind(m) or parametrize.is_parametrized(m)}
@@ -119,7 +138,7 @@ class _Comparison:
             self.eager = self._copied()
         self._fresh = False
         stimuli = self._stimuli(x.shape[self.program.input.batch_dim], stimulated) if stimulated else {}
-        follower = Follower(self.program, self.layers, stimuli, self._copy_inputs)
+        follower = Follower(self.program, self.layers, stimuli, self._copy_inputs, self.tolerance)
         before = {name: value.clone() for name, value in self.eager.named_buffers()}
         with follower.following(self.eager, x):
             outputs = self._eager_run(x)
@@ -168,7 +187,7 @@ class _Comparison:
             expected = eager(current) if eager.step_mode == "m" else torch.stack([eager(x) for x in current])
             actual = neuron(current)  # type: ignore[misc]
         self.program.reset()
-        Follower(self.program, set(), {}).check_equal(
+        Follower(self.program, set(), {}, tolerance=self.tolerance).check_equal(
             node, actual, expected, "what {layer} fires differs by {difference}"
         )
         return bool(actual.any())

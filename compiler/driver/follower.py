@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,17 @@ TIES = (
 )
 UNEXPLAINED = "The model depends on values, on the batch, on chance or on earlier calls; please report it."
 ROUNDING = 1e-4  # largest difference that rounding explains, of the largest magnitude in the tensor
+LAST_BITS = 1e-6  # the same where nothing in the model's code says why it rounds otherwise: 8 units in the last place
+
+
+class RoundingError(UnsupportedError):
+    """The program differs from the model in the last bits only.
+
+    Attributes:
+        layer: What differs, or what reads it.
+    """
+
+    layer: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class Follower(fx.Interpreter):
         layers: Paths of the model's layers.
         stimuli: Neuron -> what it fires, in both, instead of its own spikes.
         copy_inputs: Whether to copy what the model's layers read, as the model changes some of it afterwards.
+        tolerance: Largest difference that counts as rounding, of the largest magnitude in the tensor.
 
     Attributes:
         neurons_fired: The program's neurons that have fired spikes of their own.
@@ -117,9 +130,11 @@ class Follower(fx.Interpreter):
         layers: Collection[str],
         stimuli: Mapping[str, Stimulus],
         copy_inputs: bool = False,
+        tolerance: float = 0.0,
     ) -> None:
         super().__init__(program.module)
         self.program, self.layers, self.stimuli, self.copy_inputs = program, layers, stimuli, copy_inputs
+        self.tolerance = tolerance
         self.neurons_fired: set[str] = set()
         self.outdated = False
         self._inputs: dict[str, _Calls] = defaultdict(_Calls.none)
@@ -209,7 +224,7 @@ class Follower(fx.Interpreter):
             self.neurons_fired.add(target)
         if target not in self.stimuli:
             return y
-        if not self.program.info.get("rounded"):
+        if not self.tolerance:
             self._compare(self._node, y, self._fired[target], "what {layer} fires differs by {difference}")
         return self.stimuli[target].replace(y)
 
@@ -219,14 +234,14 @@ class Follower(fx.Interpreter):
         The two cannot be compared where a function became a layer, or a layer another one.
 
         Returns:
-            The same numbers as ``actual``, in the model's order in memory where that is known: some convolutions round
-            otherwise in another order.
+            The model's tensor where it has the shape of ``actual``, so that differences do not add up, and in the
+            model's order in memory: some convolutions round otherwise in another order. Otherwise ``actual``.
         """
         expected = calls.take(actual.numel())
         if expected is None:
             return actual
         self.check_equal(node, actual, expected, what)
-        return expected if torch.equal(expected, actual) else actual
+        return expected if expected.shape == actual.shape else actual
 
     def check_equal(self, node: fx.Node, actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
         """Refuse the program if two tensors differ.
@@ -241,7 +256,8 @@ class Follower(fx.Interpreter):
         if difference and actual.ndim != expected.ndim:  # a layer over three dimensions that became one over two
             difference = self._difference(actual.flatten().sort().values, expected.flatten().sort().values)
         if difference:
-            raise self._refuse(what.format(layer=node.target, difference=f"{difference:g}"), node.meta.get("source"))
+            text = what.format(layer=node.target, difference=f"{difference:g}")
+            raise self._refuse(text, difference, expected, node)
 
     def compare_outputs(self, expected: tuple[torch.Tensor, ...]) -> float:
         """Return the largest difference of the outputs from the model's.
@@ -256,7 +272,7 @@ class Follower(fx.Interpreter):
             if a.shape != e.shape:
                 raise self._refuse(f"it returns {tuple(a.shape)}, the model {tuple(e.shape)}")
             if difference := self._difference(a, e):
-                raise self._refuse(f"the output differs by {difference:g}")
+                raise self._refuse(f"the output differs by {difference:g}", difference, e)
             if not torch.equal(a, e):
                 largest = max(largest, float((a.double() - e.double()).abs().nan_to_num(0.0).max()))
         return largest
@@ -267,12 +283,19 @@ class Follower(fx.Interpreter):
             return 0.0
         difference = (a.double() - e.double()).abs().nan_to_num(float("inf"))
         largest = float(torch.where((a.isnan() & e.isnan()) | (a == e), 0.0, difference).max())
-        rounds = bool(self.program.info.get("rounded"))
-        return 0.0 if rounds and largest <= ROUNDING * float(e.double().abs().max()) else largest
+        return 0.0 if largest <= self.tolerance * float(e.double().abs().max()) else largest
 
-    def _refuse(self, text: str, where: str | None = None) -> UnsupportedError:
-        """Return the error for a program that is not the model."""
-        sorts = any(node.target is positions for node in self.program.graph.nodes)
-        return UnsupportedError(
-            f"the captured program differs from the model: {text}", where=where, hint=TIES if sorts else UNEXPLAINED
+    def _refuse(
+        self, text: str, difference: float = math.inf, expected: torch.Tensor | None = None, node: fx.Node | None = None
+    ) -> UnsupportedError:
+        """Return the error for a program that is not the model, or that rounds otherwise."""
+        sorts = any(n.target is positions for n in self.program.graph.nodes)
+        last_bits = expected is not None and difference <= LAST_BITS * float(expected.double().abs().max())
+        error = (RoundingError if last_bits else UnsupportedError)(
+            f"the captured program differs from the model: {text}",
+            where=None if node is None else node.meta.get("source"),
+            hint=TIES if sorts else UNEXPLAINED,
         )
+        if isinstance(error, RoundingError):
+            error.layer = "the output" if node is None else f"the input of {node.target}"
+        return error

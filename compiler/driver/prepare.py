@@ -107,7 +107,8 @@ class Workspace:
 
     def export(self, program: Program) -> bytes:
         """Return the ONNX file of a program, for the target and with the weight types of the options."""
-        return export(program, self.options.target, self.options.min_weight_bits)
+        options = self.options
+        return export(program, options.target, options.min_weight_bits, functions=options.functions)
 
     def prepared(self, options: PreparationOptions | None = None) -> Prepared:
         """Return the program that plans are made for.

@@ -75,8 +75,12 @@ def _problems(program: Program, node: fx.Node, positions: dict[fx.Node, int], ca
 
 
 def _foldable(program: Program, node: fx.Node) -> bool:
+    """Return whether a batch norm normalizes the channels of the layer that it reads, which nothing else reads."""
     source = node.all_input_nodes[0]
-    return ops.is_projection(program.module_of(source)) and len(source.users) == 1 and program.called_once(source)
+    layer = program.module_of(source)
+    if not ops.is_projection(layer) or len(source.users) > 1 or not program.called_once(source):
+        return False
+    return program.type_of(source)[-1 if isinstance(layer, nn.Linear) else 1] == program.type_of(node)[1]
 
 
 def _widths(module: nn.Module | None) -> Iterator[str]:

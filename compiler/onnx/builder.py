@@ -16,7 +16,7 @@ from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.neuron_functions import AnyKind
+from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY, inlined
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -25,6 +25,14 @@ Attributes = Mapping[str, int | float | Sequence[int]]
 
 class FunctionKind(Protocol):
     """A kind of neuron, which can be hashed and writes its own model-local function."""
+
+    @property
+    def name(self) -> str:
+        """Name of the kind of neuron."""
+
+    @property
+    def static(self) -> bool:
+        """Whether the input current is the same at every step and is given once."""
 
     def function(self, used_names: Collection[str], opset: int) -> ir.Function:
         """Write the function under a name that is not among ``used_names``."""
@@ -214,24 +222,69 @@ class Builder:
             dtype: element type of the outputs.
         """
         name = self._main_name() if helper is None else self._node_names(f"{self._scope}.{helper}".lstrip("."))
-        labels = [name] if len(dims) == 1 else [f"{name}.{i}" for i in range(len(dims))]
-        outputs = [
-            ir.Value(name=self._value_names(label), shape=ir.Shape(layout.shape(output)), type=dtype)
-            for label, output in zip(labels, dims, strict=True)
-        ]
+        shapes = [ir.Shape(layout.shape(output)) for output in dims]
+        labels = self._labels(name, len(dims))
+        outputs = [ir.Value(name=n, shape=shape, type=dtype) for n, shape in zip(labels, shapes, strict=True)]
         domain, op_type = (operator.domain, operator.name) if isinstance(operator, ir.Function) else ("", operator)
         self.nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=outputs, name=name))
         return outputs
+
+    def _labels(self, name: str, count: int) -> list[str]:
+        """Return unique names for the outputs of a node."""
+        return [self._value_names(label) for label in ([name] if count == 1 else [f"{name}.{i}" for i in range(count)])]
 
     def _main_name(self) -> str:
         """Return the name of the layer's main node."""
         return self.name
 
-    def call(self, kind: AnyKind, inputs: Sequence[ir.Value], dims: Dims) -> ir.Value:
-        """Emit a call of the function of a kind of neuron."""
-        return self.op(self.function_of(kind), inputs, dims)
+    def neuron(
+        self,
+        kind: FunctionKind,
+        inputs: Sequence[ir.Value],
+        dims: Sequence[Dims],
+        step: Dims,
+        dtype: ir.TensorType = FLOAT,
+    ) -> list[ir.Value]:
+        """Emit a neuron and return its outputs: the nodes of its kind's function, or a call of it.
 
-    def function_of(self, kind: FunctionKind) -> ir.Function:
+        Args:
+            kind: the kind of neuron.
+            inputs: the function's inputs, the current first.
+            dims: layout of each output.
+            step: layout of one time step's values.
+            dtype: element type of the outputs.
+        """
+        if self.target.keeps_functions:
+            outputs = self.ops(self._function_of(kind), inputs, dims, dtype=dtype)
+        else:
+            outputs = self._inlined(kind.function((), self.target.opset), inputs, dims, step)
+        node = outputs[0].producer()
+        assert node is not None
+        node.metadata_props.update({KIND_KEY: kind.name, PATH_KEY: self.name, CURRENT_KEY: str(inputs[0].name)})
+        if kind.static:
+            node.metadata_props[STATIC_KEY] = "1"
+        return outputs
+
+    def _inlined(
+        self, function: ir.Function, inputs: Sequence[ir.Value], dims: Sequence[Dims], step: Dims
+    ) -> list[ir.Value]:
+        """Emit the nodes of a function, named by the layer, and return its outputs, which its documentation goes to."""
+        name = self._main_name()
+        nodes, outputs = inlined(function, inputs, *(ir.Shape(layout.shape(d)) for d in (step, dims[0])))
+        for node in nodes:
+            node.name = self._node_names(f"{name}/{node.name}")
+            for output in node.outputs:
+                if output not in outputs:
+                    output.name = self._value_names(f"{name}/{output.name}")
+        for output, label in zip(outputs, self._labels(name, len(outputs)), strict=True):
+            output.name = label
+        self.nodes += nodes
+        first = outputs[0].producer()
+        assert first is not None
+        first.doc_string = function.doc_string
+        return outputs
+
+    def _function_of(self, kind: FunctionKind) -> ir.Function:
         """Return the function of a kind of neuron; it is written when it is first asked for."""
         if kind not in self.functions:
             used_names = {function.name for function in self.functions.values()}

@@ -7,37 +7,36 @@ import onnx_ir as ir
 
 from svitc import onnx as backend
 from svitc.ir.program import Program
+from svitc.onnx.target import CPU, Target
 from svitc.passes.pipelines import exportable_program
 
 
-def exportable(program: Program, keep: bool = True, target: str = "cpu", narrowest: int | None = None) -> ir.Model:
+def exportable(program: Program, target: Target = CPU, keep: bool = True) -> ir.Model:
     """Return the ONNX model of a trainable or quantized program.
 
     Args:
         program: the program to export.
+        target: what the file is written for.
         keep: leave the program unchanged; otherwise it is consumed, which saves a copy.
-        target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
-        narrowest: smallest number of bits in which the file may store a weight.
-
-    Raises:
-        UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
-    resolved = backend.target_of(target, narrowest)  # first, so that a wrong name is refused before the passes run
-    return backend.lower(exportable_program(program, keep), resolved)
+    return backend.lower(exportable_program(program, keep), target)
 
 
-def export(program: Program, target: str = "cpu", narrowest: int | None = None) -> bytes:
+def export(program: Program, target: str = "cpu", narrowest: int | None = None, *, functions: bool = False) -> bytes:
     """Return the ONNX file of a trainable or quantized program, which is left unchanged.
 
     Args:
         program: the program to export.
         target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
         narrowest: smallest number of bits in which the file may store a weight.
+        functions: write each neuron as one node that calls a model-local function, which viewers show as one but many
+            runtimes do not read.
 
     Raises:
         UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
-    return backend.to_bytes(exportable(program, target=target, narrowest=narrowest))
+    resolved = backend.target_of(target, narrowest, functions)  # first: a wrong name is refused before the passes run
+    return backend.to_bytes(exportable(program, resolved))
 
 
 def export_proto(program: Program) -> onnx.ModelProto:

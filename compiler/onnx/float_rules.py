@@ -161,7 +161,8 @@ def stateless_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     usable = source.in_order and not source.constant_along and source.value is not None
     dims = source.dims if usable else layout.physical(source.view, keep=0)
     kind = stateless_kind_of(module)
-    return b.store(b.call(kind, [b.read(source, dims), *_scalars(b, kind)], dims), dims, source.view)
+    (spikes,) = b.neuron(kind, [b.read(source, dims), *_scalars(b, kind)], [dims], dims)
+    return b.store(spikes, dims, source.view)
 
 
 def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
@@ -180,7 +181,8 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
         inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
     inputs += _scalars(b, kind)
     out = ((*time, *dims[0]), *dims[1:]) if static else dims
-    return b.store(b.call(kind, inputs, out), out, b.at(node.args[0]).view)
+    (spikes,) = b.neuron(kind, inputs, [out], (out[0][len(time) :], *out[1:]))
+    return b.store(spikes, out, b.at(node.args[0]).view)
 
 
 # functions

@@ -1,26 +1,25 @@
-"""The nodes of a model-local function, and the function that they become."""
+"""The body of a neuron: the nodes of a model-local function, which a file calls or holds in the function's place.
+
+One node of each neuron, the one that gives its spikes (at the first step), says in its metadata which neuron it is.
+Files are cut at these nodes, whether the neuron is a call or many nodes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 import onnx_ir as ir
 
 DOMAIN = "svitc"
-KIND_KEY, STATIC_KEY = "svitc.neuron", "svitc.static"  # metadata of a neuron's function
+# metadata of the node that gives a neuron's spikes: its kind, its layer's path, the name of its current, and whether
+# the current is the same at every step and is given once
+KIND_KEY, PATH_KEY, CURRENT_KEY, STATIC_KEY = "svitc.neuron", "svitc.path", "svitc.current", "svitc.static"
+COMPARISONS = ("Greater", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Not")
 
 
 class NamedKind(Protocol):
     """What names and documents a neuron's function."""
-
-    @property
-    def name(self) -> str:
-        """Name of the kind of neuron."""
-
-    @property
-    def static(self) -> bool:
-        """Whether the input current is the same at every step and is given once."""
 
     @property
     def title(self) -> str:
@@ -71,6 +70,44 @@ def neuron_function(
         opset_imports={"": opset},
         name=name,
         doc_string=kind.formula,
-        metadata_props={KIND_KEY: kind.name} | ({STATIC_KEY: "1"} if kind.static else {}),
     )
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+def inlined(
+    function: ir.Function, inputs: Sequence[ir.Value], step: ir.Shape, whole: ir.Shape
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Take the nodes out of a function that nothing calls, and give their values types and shapes.
+
+    Args:
+        function: the function; left empty.
+        inputs: values that the nodes read instead of the function's inputs.
+        step: shape of one time step's values.
+        whole: shape of the values of all steps, which a Concat in the function joins.
+
+    Returns:
+        the nodes, and what were the function's outputs.
+    """
+    nodes, outputs = list(function), list(function.outputs)
+    function.remove(nodes)
+    function.outputs.clear()
+    for formal, value in zip(function.inputs, inputs, strict=True):
+        ir.convenience.replace_all_uses_with(formal, value)
+    joined: set[ir.Value | None] = set()
+    for node in nodes:
+        if node.op_type == "Concat" or not joined.isdisjoint(node.inputs):
+            joined.update(node.outputs)
+        for output in node.outputs:
+            output.type = _element_type(node)
+            output.shape = ir.Shape(whole if output in joined else step)
+    return nodes, outputs
+
+
+def _element_type(node: ir.Node) -> ir.TypeProtocol | None:
+    """Return the type of what a node of a neuron's body gives."""
+    if node.op_type == "Cast":
+        return ir.TensorType(ir.DataType(node.attributes["to"].as_int()))
+    if node.op_type in COMPARISONS:
+        return ir.TensorType(ir.DataType.BOOL)
+    last = node.inputs[-1]  # of a Where the first is its condition
+    return None if last is None else last.type

@@ -1,7 +1,7 @@
 """Lower a program to one ONNX model.
 
-Neurons are calls of model-local functions. Their bodies, like everything else, consist of default-domain operators, so
-that any runtime runs the file and any viewer shows a neuron as one node.
+Everything consists of default-domain operators. A neuron is the nodes of its kind's function, named by its layer, or
+where the target keeps functions one node that calls it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
-from svitc.onnx.function_body import DOMAIN
+from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.target import CPU, INT2_OPSET, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
@@ -83,7 +83,7 @@ def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) ->
         outputs,
         nodes=b.nodes,
         initializers=b.initializers,
-        opset_imports={"": b.target.opset, DOMAIN: 1},
+        opset_imports={"": b.target.opset} | ({DOMAIN: 1} if b.functions else {}),
         name=str(program.info.get("arch") or "svit"),
     )
     version = IR_VERSIONS.get(b.target.opset, IR_VERSION)
@@ -111,7 +111,8 @@ def _serves_otherwise(value: ir.Value, outputs: list[ir.Value]) -> bool:
     the spikes of a neuron, at which files are cut; or a value that other nodes read.
     """
     producer = value.producer()
-    return producer is None or producer.domain == DOMAIN or bool(value.uses()) or any(o is value for o in outputs)
+    is_neuron = producer is not None and KIND_KEY in producer.metadata_props
+    return producer is None or is_neuron or bool(value.uses()) or any(o is value for o in outputs)
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -56,6 +56,11 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return inlined
 
 
+def metadata_of(node: onnx.NodeProto) -> dict[str, str]:
+    """Return the metadata of a node."""
+    return {entry.key: entry.value for entry in node.metadata_props}
+
+
 def read_proto(model: AnyModel) -> onnx.ModelProto:
     """Return the model as a protobuf message.
 

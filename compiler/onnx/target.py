@@ -29,6 +29,7 @@ class Target:
             into the product (``UnrolledBuilder.scaled``).
         pads_spikes: whether Pad accepts the type ``spike``.
         adds_spikes: whether Add and Mul accept the type ``spike``.
+        keeps_functions: whether a neuron is one node, which calls a model-local function. Many runtimes read none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Target:
     hides_scales: bool
     pads_spikes: bool
     adds_spikes: bool
+    keeps_functions: bool = False
 
 
 INT2_OPSET = 25
@@ -52,19 +54,20 @@ CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False
 TARGETS = {target.name: target for target in (CPU, CUDA)}
 
 
-def target_of(name: str, narrowest: int | None = None) -> Target:
+def target_of(name: str, narrowest: int | None = None, functions: bool = False) -> Target:
     """Return the target of this name.
 
     Args:
         name: ``cpu`` or ``cuda``.
         narrowest: store weights in at least this number of bits, for an ONNX Runtime that lacks the narrower types.
+        functions: whether a neuron is one node, which calls a model-local function.
 
     Raises:
         UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
     if name not in TARGETS:
         raise UsageError(f"target {name!r} is not known", hint=f"Targets are {', '.join(TARGETS)}.")
-    target = TARGETS[name]
+    target = replace(TARGETS[name], keeps_functions=functions)
     if narrowest is None:
         return target
     if narrowest not in SINCE:

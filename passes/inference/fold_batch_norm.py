@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import einops
 import torch
 from torch import fx, nn
 
 from svitc.errors import InternalError
 from svitc.ir import ops
 from svitc.ir.batch_norm import scale_and_shift, set_weights
+from svitc.ir.graph import describe
 from svitc.ir.pass_manager import Pass
 from svitc.ir.program import Program, Stage
 
@@ -15,15 +17,16 @@ from svitc.ir.program import Program, Stage
 class FoldBatchNorm(Pass):
     """Fold an inference-mode batch norm into the convolution or linear layer before it.
 
-    before   x -> conv -> batch_norm -> reader
-    after    x -> conv' -> reader
+    before   x -> conv -> batch_norm -> reader              linear -> rearrange -> batch_norm -> reader
+    after    x -> conv' -> reader                           linear' -> rearrange -> reader
 
         w' = w * gamma / sqrt(var + eps)
         b' = (b - mean) * gamma / sqrt(var + eps) + beta        computed in float64, rounded once
 
     Refuses
-      1. a batch norm whose input is not a convolution or linear layer;
-      2. a layer with another reader, or one that is called more than once.
+      1. a batch norm whose input is not a convolution or linear layer, or views of its output;
+      2. a layer or view with another reader, or a layer that is called more than once;
+      3. a batch norm over another axis than the layer's channels, such as tokens.
     """
 
     ensures = Stage.INFERENCE
@@ -32,17 +35,21 @@ class FoldBatchNorm(Pass):
         return ops.is_batch_norm(program.module_of(node))
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
-        source = node.all_input_nodes[0]
-        if not ops.is_projection(program.module_of(source)):
+        source = _behind_views(node)
+        layer = program.module_of(source)
+        if not ops.is_projection(layer):
             return "its input is not a convolution or linear layer"
-        if len(source.users) > 1:
-            return f"{source.target} has another reader"
+        shared = next((x for x in _chain(node) if len(x.users) > 1), None)
+        if shared is not None:
+            return f"{describe(shared)} has another reader"
         if not program.called_once(source):
             return f"{source.target} is called more than once"
+        if program.type_of(source)[-1 if isinstance(layer, nn.Linear) else 1] != program.type_of(node)[1]:
+            return f"it is over another axis than the channels of {source.target}"
         return None
 
     def rewrite(self, program: Program, node: fx.Node) -> None:
-        source = node.all_input_nodes[0]
+        source = _behind_views(node)
         layer = program.module_of(source)
         if not isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear)):
             raise InternalError(f"{self.name}: {source.target} cannot take {node.target}")
@@ -51,5 +58,18 @@ class FoldBatchNorm(Pass):
             weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
             bias = shift if layer.bias is None else layer.bias.double() * scale + shift
             set_weights(layer, weight, bias)
-        node.replace_all_uses_with(source)
+        node.replace_all_uses_with(node.all_input_nodes[0])
         program.graph.erase_node(node)
+
+
+def _chain(node: fx.Node) -> list[fx.Node]:
+    """Return the views before a node, the last one first, and the node that they are of."""
+    chain = [node.all_input_nodes[0]]
+    while chain[-1].target is einops.rearrange:
+        chain.append(chain[-1].all_input_nodes[0])
+    return chain
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    """Return the node whose output a node reads, perhaps through views."""
+    return _chain(node)[-1]

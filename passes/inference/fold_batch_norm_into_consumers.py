@@ -54,6 +54,11 @@ class FoldBatchNormIntoConsumers(Pass):
         program.graph.erase_node(node)
 
 
+def can_fold_into_consumers(program: Program, node: fx.Node) -> bool:
+    """Return whether all readers of a batch norm can take it in."""
+    return FoldBatchNormIntoConsumers().why_not(program, node) is None
+
+
 def _fold(layer: nn.Module | None, scale: torch.Tensor, shift: torch.Tensor) -> None:
     """Change a layer so that input channel i is read as ``x * scale[i] + shift[i]``."""
     assert isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))

@@ -12,9 +12,11 @@ from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange, integer_ranges
 from svitc.ir import ops
+from svitc.ir.batch_norm import scale_and_shift
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint
+from svitc.passes.inference.fold_batch_norm_into_consumers import can_fold_into_consumers
 from svitc.passes.quantization.quantize_input import rounded_for
 from svitc.passes.quantization.quantize_weights import LEVELS
 
@@ -52,7 +54,7 @@ class QuantizeResidualStreams(Pass):
     terms add up. The step is the power of two with which 127 steps cover six standard deviations.
 
     Does not match values that are not made of batch norms, spikes, sums of these, maxima and products with a number,
-    such as the means that a classifier reads.
+    such as the means that a classifier reads; nor a batch norm of spikes that the layers that read it take in.
 
     Refuses
       1. a stream with a reader that is called more than once.
@@ -67,7 +69,9 @@ class QuantizeResidualStreams(Pass):
         return super().apply(program)
 
     def match(self, program: Program, node: fx.Node) -> bool:
-        return node in self.spreads and node not in self.ranges and bool(_readers(program, node))
+        if node not in self.spreads or node in self.ranges or not _readers(program, node):
+            return False
+        return not (_normalizes_integers(program, node, self.ranges) and can_fold_into_consumers(program, node))
 
     def why_not(self, program: Program, node: fx.Node) -> str | None:
         twice = [str(reader.target) for reader in _readers(program, node) if not program.called_once(reader)]
@@ -95,7 +99,7 @@ def spreads(program: Program, ranges: Mapping[fx.Node, IntegerRange]) -> dict[fx
     for node in program.graph.nodes:
         value_range = ranges.get(node)
         if value_range is None:
-            spread = _spread(program, node, result)
+            spread = _spread(program, node, result, ranges)
         else:
             spread = Spread(value_range.unit * value_range.low, value_range.unit * value_range.high, 0.0)
         if spread is not None:
@@ -103,9 +107,21 @@ def spreads(program: Program, ranges: Mapping[fx.Node, IntegerRange]) -> dict[fx
     return result
 
 
-def _spread(program: Program, node: fx.Node, spread_of: dict[fx.Node, Spread]) -> Spread | None:
+def _normalizes_integers(program: Program, node: fx.Node, ranges: Mapping[fx.Node, IntegerRange]) -> bool:
+    """Return whether a node is a batch norm of integers, such as spikes."""
+    return ops.is_batch_norm(program.module_of(node)) and node.all_input_nodes[0] in ranges
+
+
+def _spread(
+    program: Program, node: fx.Node, spread_of: dict[fx.Node, Spread], ranges: Mapping[fx.Node, IntegerRange]
+) -> Spread | None:
     """Return the spread of a node from those of its inputs, or None."""
     module: Any = program.module_of(node)
+    if _normalizes_integers(program, node, ranges):  # rare spikes are many standard deviations from their mean
+        scale, shift = scale_and_shift(module)
+        before = spread_of[node.all_input_nodes[0]]
+        limits = [scale * end + shift for end in (before.low, before.high)]
+        return Spread(float(torch.minimum(*limits).min()), float(torch.maximum(*limits).max()), 0.0)
     if ops.is_batch_norm(module):
         shift = torch.zeros(module.num_features) if module.bias is None else module.bias.detach().double()
         scale = torch.ones(module.num_features) if module.weight is None else module.weight.detach().double()

@@ -58,6 +58,19 @@ def test_a_wrong_layer_is_found_and_named(threshold):
     assert __file__ in (caught.value.where or "")
 
 
+@pytest.mark.parametrize(("error", "rounding"), [(1e-7, True), (1e-5, False)])
+def test_a_difference_in_the_last_bits_is_rounding_and_is_said(error, rounding):
+    model, program = both(Net())
+    with torch.no_grad():
+        program.module.conv2.weight *= 1 + error
+    if rounding:
+        assert check_capture(model, program) >= 0.0
+        assert "the input of lif2 differs from the model's in the last bits" in " ".join(program.info["assumptions"])
+    else:
+        with pytest.raises(UnsupportedError, match="input of lif2 differs"):
+            check_capture(model, program)
+
+
 def test_a_wrong_layer_whose_output_is_not_used_is_found():
     model, program = both(Net())
     with torch.no_grad():

@@ -17,8 +17,10 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
-from svitc.onnx import lower, to_bytes
+from svitc.onnx import Target, lower, target_of, to_bytes
 from svitc.runtimes import session
+
+KEPT = target_of("cpu", functions=True)
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "spikformer": (
@@ -88,6 +90,12 @@ def captured(request) -> Program:
     return _captured(request.param)
 
 
+@pytest.fixture(params=[False, True], ids=["inlined", "functions"])
+def form(request) -> Target:
+    """A target of each form of a neuron: its nodes, and a call of a function."""
+    return target_of("cpu", functions=request.param)
+
+
 @pytest.fixture
 def captured_as():
     """A family by name, as it is captured; not to be changed."""
@@ -116,11 +124,15 @@ def program_of():
 
 @pytest.fixture
 def run():
-    """``run(program, x)``: logits in ONNX Runtime, and the operators of the graph, functions closed."""
+    """``run(program, x)``: logits in ONNX Runtime, and the operators of the graph, functions closed.
+
+    The files with and without functions must agree bit for bit.
+    """
 
     def go(program: Program, x: torch.Tensor) -> tuple[np.ndarray, list[str]]:
-        model = lower(program)
-        (logits,) = session(to_bytes(model), threads=1).run(["logits"], {"x": x.numpy()})
+        model, inlined = lower(program, KEPT), lower(program)
+        logits, same = (session(to_bytes(m), threads=1).run(["logits"], {"x": x.numpy()})[0] for m in (model, inlined))
+        np.testing.assert_array_equal(logits, same)
         return logits, [node.op_type for node in model.graph]
 
     return go

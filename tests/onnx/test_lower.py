@@ -15,12 +15,19 @@ from torch import nn
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
-from svitc.onnx import lower, node_count, to_bytes, weight_bytes
-from svitc.onnx.function_body import KIND_KEY
+from svitc.onnx import lower, node_count, target_of, to_bytes, weight_bytes
+from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY
+from svitc.onnx.model_info import metadata_of
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
 from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.runtimes import session
+
+
+@pytest.fixture
+def closed(captured) -> ir.Model:
+    """The file with functions."""
+    return lower(captured, target_of("cpu", functions=True))
 
 
 @pytest.fixture
@@ -30,11 +37,18 @@ def proto(captured) -> onnx.ModelProto:
 
 def test_the_file_is_valid_and_of_default_operators(proto):
     onnx.checker.check_model(proto, full_check=True)
+    assert not proto.functions and not any(node.domain for node in proto.graph.node)
+    assert [each.domain for each in proto.opset_import] == [""]
+    assert [i.name for i in proto.graph.input] == ["x"] and [o.name for o in proto.graph.output] == ["logits"]
+
+
+def test_a_file_with_functions_is_valid(closed):
+    proto = ir.to_proto(closed)
+    onnx.checker.check_model(proto, full_check=True)
     functions = {(f.domain, f.name) for f in proto.functions}
     called = {(n.domain, n.op_type) for n in proto.graph.node if n.domain}
     assert called == functions
     assert all(not node.domain for function in proto.functions for node in function.node)
-    assert [i.name for i in proto.graph.input] == ["x"] and [o.name for o in proto.graph.output] == ["logits"]
 
 
 def test_only_the_batch_is_dynamic(captured, proto):
@@ -53,20 +67,30 @@ def test_nodes_are_named_by_layer_and_names_are_unique(captured, proto):
     values = [name for node in proto.graph.node for name in node.output]
     values += [each.name for each in proto.graph.initializer]
     assert len(set(values)) == len(values)
+    neurons = {str(node.target) for node in captured.neurons()}
     layers = {str(node.target) for node in captured.graph.nodes if node.op == "call_module"}
-    assert layers <= set(names)
+    assert layers - neurons <= set(names)
+    assert neurons == {name.partition("/")[0] for name in names if "/" in name} and neurons <= set(values)
     weights = {f"{name}.weight" for name in layers if ops.is_projection(captured.module.get_submodule(name))}
     assert weights <= {each.name for each in proto.graph.initializer}
 
 
-def test_each_neuron_is_one_node(captured, proto):
-    kinds = {f.name: [p.value for p in f.metadata_props if p.key == KIND_KEY] for f in proto.functions}
-    calls = [node for node in proto.graph.node if node.domain]
-    assert [node.name for node in calls] == [str(node.target) for node in captured.neurons()]
-    assert all(kinds[node.op_type] == ["LIF"] for node in calls)
+def test_metadata_say_which_neuron_gives_which_spikes(captured, form):
+    proto = ir.to_proto(lower(captured, form))
+    spikes = {node.output[0]: metadata_of(node) for node in proto.graph.node if node.metadata_props}
+    assert list(spikes) == [str(node.target) for node in captured.neurons()]
+    values = {name for node in proto.graph.node for name in node.output} | {"x"}
+    for path, meta in spikes.items():
+        assert meta[PATH_KEY] == path and meta[KIND_KEY] == "LIF" and meta[CURRENT_KEY] in values
 
 
-def test_nothing_is_emitted_that_need_not_be(proto):
+def test_each_neuron_is_one_node_of_a_file_with_functions(captured, closed):
+    calls = [node.name for node in closed.graph if node.domain]
+    assert calls == [str(node.target) for node in captured.neurons()]
+
+
+def test_nothing_is_emitted_that_need_not_be(closed):
+    proto = ir.to_proto(closed)
     operators = {node.op_type for node in proto.graph.node if not node.domain}
     assert not operators & {
         "Identity",
@@ -131,13 +155,17 @@ def test_weights_of_four_bits_count_half_a_byte():
     assert weight_bytes(model) == weight_bytes(to_bytes(model)) == 8
 
 
-def test_nodes_are_counted_with_and_without_function_bodies(captured):
-    model = lower(captured)
+def test_nodes_are_counted_with_and_without_function_bodies(captured, closed):
+    model = closed
     calls = [node.op_type for node in model.graph if node.domain]
     bodies = {f.name: len(list(f)) for f in model.functions.values()}
     outside = len(list(model.graph))
     assert node_count(model, inlined=False) == outside
-    assert node_count(to_bytes(model)) == outside - len(calls) + sum(bodies[name] for name in calls)
+    assert (
+        node_count(lower(captured))
+        == node_count(to_bytes(model))
+        == outside - len(calls) + sum(bodies[name] for name in calls)
+    )
 
 
 def test_what_is_no_model_is_refused(tmp_path):
@@ -151,7 +179,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 def test_after_the_passes_the_first_neuron_gets_its_current_once(captured_as):
     passes = [MergeViews(), HoistRepeat(), MergeViews(), FoldBatchNorm()]
     program = Pipeline(passes)(captured_as("spikformer").copy())
-    model = lower(program)
+    model = lower(program, target_of("cpu", functions=True))
     onnx.checker.check_model(to_bytes(model), full_check=True)
     operators = [node.op_type for node in model.graph]
     assert operators[:2] == ["Conv", "LIF_tau2_T4_static"] and "Concat" not in operators

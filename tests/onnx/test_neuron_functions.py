@@ -11,7 +11,7 @@ from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
 from svitc.ir.ops import IntegerSpike, LeakyNeuron
-from svitc.onnx import lower, split_neurons, to_bytes
+from svitc.onnx import lower, split_neurons, target_of, to_bytes
 from svitc.onnx.neuron_functions import kind_of
 from svitc.runtimes import session
 
@@ -223,7 +223,7 @@ def test_layers_of_one_kind_share_a_function_and_its_scalars(program_of):
         b=leaky(2.0, 1.0, 0.0, True),
         c=leaky(2.0, 1.0000001, 0.0, True),  # another float32
     )
-    model = lower(program)
+    model = lower(program, target_of("cpu", functions=True))
     assert [f.name for f in model.functions.values()] == ["LIF_tau2_T4", "LIF_tau2_threshold1_T4"]
     calls = [node for node in model.graph if node.domain == "svitc"]
     assert [(n.name, n.op_type) for n in calls] == [
@@ -237,7 +237,7 @@ def test_layers_of_one_kind_share_a_function_and_its_scalars(program_of):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_body_is_of_default_operators_and_short(program_of, steps):
     program = program_of((steps, *SHAPE), one_neuron, lif=leaky(2.0, 1.0, 0.0, True))
-    proto = onnx.load_from_string(to_bytes(lower(program)))
+    proto = onnx.load_from_string(to_bytes(lower(program, target_of("cpu", functions=True))))
     (function,) = proto.functions
     operators = [node.op_type for node in function.node]
     assert {node.domain for node in function.node} == {""}

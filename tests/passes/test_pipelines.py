@@ -174,6 +174,34 @@ def test_fold_batch_norm_refuses():
     }
 
 
+class Tokens(nn.Module):
+    """A linear layer over channels, and a batch norm over channels or over tokens, of which there are as many."""
+
+    def __init__(self, over_tokens: bool) -> None:
+        super().__init__()
+        self.linear, self.norm, self.head = nn.Linear(48, 48), nn.BatchNorm1d(48), nn.Linear(48, 5)
+        self.stem, self.over_tokens = nn.Conv2d(3, 48, 1), over_tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear(self.stem(x).flatten(2).transpose(1, 2))
+        x = self.norm(x) if self.over_tokens else self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("over_tokens", [False, True])
+def test_a_batch_norm_is_folded_through_views_where_it_normalizes_the_layers_channels(over_tokens):
+    program = program_of(Tokens(over_tokens))
+    want = program(X)
+    MergeViews()(program)
+    result = FoldBatchNorm()(program)
+    if over_tokens:
+        assert result.refused == {"norm": "it is over another axis than the channels of linear"}
+    else:
+        assert result.changed == ["norm"]
+    assert ("BatchNorm1d" in listing(program)) == over_tokens
+    assert torch.allclose(program(X), want, atol=1e-6, rtol=0)
+
+
 def test_split_fused_projection():
     program = program_of(Fused())
     want = program(X)

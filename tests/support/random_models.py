@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from support.random_blocks import BLOCKS, Shape, convolution, each
 from support.random_layers import FURTHER
+from support.random_tokens import square
 
 RANGES = ("unit", "normalized", "pixels", "events")
 HEADS = ("mean", "last step", "before", "pooled", "summed")
@@ -31,7 +32,7 @@ class Network(nn.Module):
         stem, shape = convolution(r, Shape(self.T, channels, size, size))
         blocks.append(stem)
         for _ in range(r.randint(1, 4)):
-            block, shape = r.choice((*BLOCKS, *FURTHER))(r, shape)
+            block, shape = r.choice((*BLOCKS, *FURTHER, square))(r, shape)
             blocks.append(block)
             if r.random() < 0.5:
                 block, shape = convolution(r, shape)

@@ -13,8 +13,8 @@ import onnx
 from onnx import numpy_helper
 
 from svitc.errors import InternalError
-from svitc.onnx.function_body import DOMAIN, KIND_KEY, STATIC_KEY
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY
+from svitc.onnx.model_info import metadata_of, read_proto
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SplitNeuron:
     """One neuron of a cut model.
 
     Attributes:
-        path: path of the neuron's layer, which is the name of its node.
+        path: path of the neuron's layer.
         kind: ``IF``, ``LIF``, ``PLIF``, ``ILIF``, ``IntegerSpike`` or ``Step``.
         reference: graph input that all readers of the neuron read instead of its spikes.
         spikes: graph output: what the neuron fires when the layers before it get the reference's spikes.
@@ -58,33 +58,30 @@ def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
     """
     proto = read_proto(model)
     graph = proto.graph
-    functions = [function for function in proto.functions if function.domain == DOMAIN]
-    kinds = {function.name: {p.key: p.value for p in function.metadata_props} for function in functions}
     shapes = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     renamed: dict[str, str] = {}  # name of spikes -> name of the reference that replaces them
     neurons: list[SplitNeuron] = []
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:  # in execution order, so that every value is renamed before it is read
-        current = node.input[0] if node.input else ""
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-        meta = kinds.get(node.op_type, {}) if node.domain == DOMAIN else {}
+        meta = metadata_of(node)
         if KIND_KEY not in meta:
             nodes.append(node)
             continue
-        spikes = node.output[0]
+        path, current, spikes = meta[PATH_KEY], meta[CURRENT_KEY], node.output[0]
         if spikes not in shapes or current not in shapes:
-            raise InternalError(f"neuron {node.name}: the file has no shape for its spikes or its current")
-        if "+" in node.name:
+            raise InternalError(f"neuron {path}: the file has no shape for its spikes or its current")
+        if "+" in path:
             neurons += _cut_fused(graph, node, meta, shapes, renamed, nodes)
             continue
         neuron = SplitNeuron(
-            node.name,
+            path,
             meta[KIND_KEY],
-            f"ref:{node.name}",
-            f"spikes:{node.name}",
-            f"current:{node.name}",
-            _shape(node.name, shapes[spikes]),
+            f"ref:{path}",
+            f"spikes:{path}",
+            f"current:{path}",
+            _shape(path, shapes[spikes]),
             STATIC_KEY in meta,
         )
         neurons.append(neuron)
@@ -124,20 +121,20 @@ def _cut_fused(
 
     Args:
         graph: the graph, whose inputs and outputs are extended.
-        node: the neuron.
-        meta: metadata of the neuron's function.
+        node: the node that gives the neuron's spikes.
+        meta: its metadata.
         shapes: types and shapes of the graph's values by name.
         renamed: for each value that was cut the name that replaces it; extended.
         nodes: nodes of the cut graph so far; extended.
     """
-    spikes, current = node.output[0], node.input[0]
+    path, spikes, current = meta[PATH_KEY], node.output[0], meta[CURRENT_KEY]
     split = next((n for n in graph.node if n.op_type == "Split" and spikes in n.input), None)
     if split is None:
-        raise InternalError(f"neuron {node.name} is fused, but no Split node reads its spikes")
+        raise InternalError(f"neuron {path} is fused, but no Split node reads its spikes")
     axis = next(a.i for a in split.attribute if a.name == "axis")
     sizes = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == split.input[1]).tolist()
-    members = members_of(node.name)
-    fused = {role: f"{role}:{node.name}" for role in ("ref", "spikes", "current")}
+    members = members_of(path)
+    fused = {role: f"{role}:{path}" for role in ("ref", "spikes", "current")}
     node.output[0] = fused["spikes"]
     neurons = []
     for member, size in zip(members, sizes, strict=True):
@@ -145,7 +142,7 @@ def _cut_fused(
             info = renamed_info(shapes[template], f"{role}:{member}")
             info.type.tensor_type.shape.dim[axis].dim_value = size
             (graph.input if role == "ref" else graph.output).append(info)
-        shape = list(_shape(node.name, shapes[spikes]))
+        shape = list(_shape(path, shapes[spikes]))
         shape[axis] = size
         names = (f"ref:{member}", f"spikes:{member}", f"current:{member}")
         neurons.append(SplitNeuron(member, meta[KIND_KEY], *names, tuple(shape), STATIC_KEY in meta))

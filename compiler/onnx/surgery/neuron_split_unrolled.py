@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from svitc.errors import InternalError
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import metadata_of, read_proto
 from svitc.onnx.surgery.neuron_split import renamed_info
 from svitc.onnx.unrolled.lower import VIEW_KEY
 
@@ -71,7 +71,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-        meta = {p.key: p.value for p in node.metadata_props}
+        meta = metadata_of(node)
         if VIEW_KEY not in meta:
             continue
         view = json.loads(meta[VIEW_KEY])

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from svitc.onnx.function_body import DOMAIN, KIND_KEY
+from svitc.onnx.function_body import PATH_KEY
+from svitc.onnx.model_info import metadata_of
 from svitc.onnx.surgery.neuron_split import members_of
 
 
@@ -33,16 +34,16 @@ def spikes(model: onnx.ModelProto) -> list[Spikes]:
 
     A fused neuron (``attn.q+k``) gives one value for each of its members.
     """
-    kinds = {f.name: {p.key for p in f.metadata_props} for f in model.functions if f.domain == DOMAIN}
     graph = model.graph
     neurons = []
     for node in graph.node:
-        if node.domain != DOMAIN or KIND_KEY not in kinds.get(node.op_type, ()):
+        path = metadata_of(node).get(PATH_KEY)
+        if path is None:
             continue
-        names, values = [node.name], [node.output[0]]
-        if "+" in node.name:
+        names, values = [path], [node.output[0]]
+        if "+" in path:
             split = next(n for n in graph.node if n.op_type == "Split" and node.output[0] in n.input)
-            names, values = members_of(node.name), list(split.output)
+            names, values = members_of(path), list(split.output)
         neurons += [Spikes(name, value) for name, value in zip(names, values, strict=True)]
     return neurons
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from svitc.onnx.function_body import DOMAIN, KIND_KEY, unique_name
+from svitc.onnx.function_body import DOMAIN, unique_name
 from svitc.onnx.neuron_functions import NeuronBody, NeuronKind
 from svitc.onnx.unrolled.step_gain import factor
 
@@ -39,6 +39,16 @@ class UnrolledKind:
     kind: NeuronKind
     spike: ir.DataType
     gain: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the name of the kind of neuron."""
+        return self.kind.name
+
+    @property
+    def static(self) -> bool:
+        """Return whether one current serves for all steps."""
+        return self.kind.static
 
     @property
     def takes_decay(self) -> bool:
@@ -114,7 +124,6 @@ class UnrolledKind:
             opset_imports={"": opset},
             name=name,
             doc_string=formula,
-            metadata_props={KIND_KEY: self.kind.name},
         )
         return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 

@@ -110,7 +110,7 @@ def stateless_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> St
     scalars = [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
 
     def emit(t: int) -> ir.Value:
-        fired = b.call(kind, [b.read_step(x, t, x.dims), *scalars], x.dims)
+        (fired,) = b.neuron(kind, [b.read_step(x, t, x.dims), *scalars], [x.dims], x.dims)
         return fired if dtype == FLOAT else b.cast(fired, dtype, x.dims)
 
     # a call for each step even of a static image, as verification feeds each step with spikes of its own
@@ -129,7 +129,7 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
     if kind.takes_decay:
         inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
     inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
-    values = b.ops(b.function_of(kind), inputs, [dims] * inner.steps, dtype=dtype)
+    values = b.neuron(kind, inputs, [dims] * inner.steps, dims, dtype)
     return Steps(tuple(values), dims, x.view, dtype)
 
 

@@ -134,6 +134,25 @@ def test_the_range_is_that_of_the_stream():
         assert steps.step < 0.25 * spread, "steps are fine beside what the stream carries"
 
 
+def test_a_batch_norm_of_rare_spikes_is_not_clipped():
+    """A channel that fires once in 400 times is 20 standard deviations from its mean then."""
+
+    class Rare(Stream):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(self.stem(x.unsqueeze(0).repeat(3, 1, 1, 1, 1)))
+            y = self.up[1](y.flatten(0, 1)).unflatten(0, y.shape[:2])
+            return self.head(self.third(self.reads(y)).flatten(3).mean(3)).mean(0)
+
+    program = captured(Rare(kernel=3))  # that pads with zeros, so that the batch norm cannot become part of it
+    norm = program.module.get_submodule("up.1")
+    norm.running_mean.fill_(0.0025)
+    norm.running_var.fill_(0.0025)
+    largest = float(norm(torch.ones(1, 8, 1, 1)).max())
+    QuantizeResidualStreams()(program)
+    (fixed,) = rounded(program).values()
+    assert largest > 15 and fixed.step * LEVELS >= largest
+
+
 def test_the_network_changes_little():
     program = captured(Stream())
     twin = program.copy()
