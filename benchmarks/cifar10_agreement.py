@@ -43,7 +43,7 @@ def main() -> None:
         functional.reset_net(loaded.model)
         with torch.inference_mode():
             eager = top1(loaded.model(x).numpy())
-        ours = top1(session.run(None, {"x": x.numpy()})[0])
+        ours = top1(session.run(None, {"image": x.numpy()})[0])
         agree += int((eager == ours).sum())
         eager_right += int((eager == labels.numpy()).sum())
         ours_right += int((ours == labels.numpy()).sum())

@@ -112,7 +112,7 @@ class Network:
 
     def onnx(self) -> str:
         """Compare the exported file of the whole network with the eager model."""
-        session = runtimes.session(export(self.program))
+        session = runtimes.session(export(self.program, per_step=True))
         x = self.definition.images(2 * IMAGES)
         difference, close = 0.0, 0
         for number in range(2 * IMAGES):

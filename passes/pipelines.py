@@ -13,6 +13,7 @@ from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
 from svitc.passes.inference.fold_batch_norm_into_consumers import FoldBatchNormIntoConsumers
 from svitc.passes.inference.hoist_repeat import HoistRepeat
 from svitc.passes.inference.merge_padding import MergePadding
+from svitc.passes.lowering.average_steps import AverageSteps
 from svitc.passes.lowering.fuse_qkv import FuseQKV
 from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
 from svitc.passes.lowering.share_views import ShareViews
@@ -32,9 +33,14 @@ def inference_passes() -> list[Pass]:
     return [HoistRepeat(), MergeViews(), FoldBatchNorm(), FoldBatchNormIntoConsumers(), MergePadding()]
 
 
-def lowering_passes() -> list[Pass]:
-    """Return the passes that prepare a program for the ONNX lowering by sharing views and joining layers."""
-    return [ReassociateMatmuls(), ShareViews(), FuseQKV(), MergeViews()]
+def lowering_passes(per_step: bool = False) -> list[Pass]:
+    """Return the passes that prepare a program for the ONNX lowering by sharing views and joining layers.
+
+    Args:
+        per_step: leave class scores as they are at each time step; otherwise they are averaged.
+    """
+    first: list[Pass] = [] if per_step else [AverageSteps()]
+    return [*first, ReassociateMatmuls(), ShareViews(), FuseQKV(), MergeViews()]
 
 
 def quantization_passes(bits: Mapping[str, int] | None = None, span: float | None = None) -> list[Pass]:
@@ -73,14 +79,15 @@ def unrounded_program(program: Program) -> Program:
     return twin
 
 
-def exportable_program(program: Program, keep: bool = True) -> Program:
+def exportable_program(program: Program, keep: bool = True, per_step: bool = False) -> Program:
     """Return the program that the ONNX lowering takes.
 
     Args:
         program: a program that can be trained, or a quantized one.
         keep: leave the program as it is; otherwise it is changed in place.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged.
     """
     twin = program.copy() if keep else program
     if twin.stage < Stage.QUANTIZED:
         Pipeline(inference_passes())(twin)
-    return Pipeline(lowering_passes())(twin)
+    return Pipeline(lowering_passes(per_step))(twin)

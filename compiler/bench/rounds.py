@@ -184,8 +184,18 @@ def _summarize(rows: dict[str, JsonDict], times: Mapping[str, list[float]], logi
         if not rows[first]["reason"]:  # quartiles of ratios within a round, not a ratio of medians
             pairs = zip(times[name], times[first], strict=True)
             row["ratio_q1"], row["ratio"], row["ratio_q3"] = quartiles([a / b for a, b in pairs])
-        if reference is not None and logits[name].shape == reference.shape:
-            row["max_logit_difference"] = float(abs(logits[name] - reference).max())
+        if reference is not None:
+            values, expected = _both_averaged(logits[name], reference)
+            if values.shape == expected.shape:
+                row["max_logit_difference"] = float(abs(values - expected).max())
+
+
+def _both_averaged(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two results of one model with both averaged over time, if one of them is.
+
+    Files that svitc writes average class scores ``[T, N, classes]``, the model itself does not.
+    """
+    return a.mean(0) if a.ndim == b.ndim + 1 else a, b.mean(0) if b.ndim == a.ndim + 1 else b
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -325,7 +325,9 @@ class Compiler:
             logs = self.workspace.original_log_probabilities()
             agreement = agreement_report(program, logs, lowered.exported, watched, reporter)
         if scores is None or metric is not None or len(program.output_names) > 1:
-            outputs = outputs_report(program, lowered.exported, watched, metric, reporter)
+            # a metric takes what the model returns, at each time step
+            exported = lowered.exported if metric is None else self.workspace.export(lowered.program, per_step=True)
+            outputs = outputs_report(program, exported, watched, metric, reporter)
         if watched.note is not None:
             reporter.decide(watched.note)
         energy = energy_of(lowered.program, data, self.options.seed, reporter)

@@ -43,6 +43,8 @@ class CompileOptions:
             ``mixed``, where bits differ between layers. None to choose by policy and budget (weight_types.py).
         min_weight_bits: the fewest bits that the file stores weights in, for ONNX Runtimes without narrower types.
         target: ``cpu``, or ``cuda`` for the operators and types of ONNX Runtime's CUDA provider (docs/targets.md).
+        per_step: the file returns class scores at each time step, ``[T, N, classes]``; otherwise their average,
+            ``[N, classes]``.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
         reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
@@ -71,6 +73,7 @@ class CompileOptions:
     weights: str | None = None
     min_weight_bits: int | None = None
     target: str = "cpu"
+    per_step: bool = False
     functions: bool = False
     reparam: str = "auto"
     remove_dead_channels: str = "auto"

@@ -105,10 +105,16 @@ class Workspace:
             self.original = self.export(program)
             self.original_bytes = backend.weight_bytes(self.original)
 
-    def export(self, program: Program) -> bytes:
-        """Return the ONNX file of a program, for the target and with the weight types of the options."""
+    def export(self, program: Program, per_step: bool | None = None) -> bytes:
+        """Return the ONNX file of a program, for the target and with the weight types of the options.
+
+        Args:
+            program: the program.
+            per_step: whether class scores are left as they are at each time step; None to do as the options say.
+        """
         options = self.options
-        return export(program, options.target, options.min_weight_bits, functions=options.functions)
+        per_step = options.per_step if per_step is None else per_step
+        return export(program, options.target, options.min_weight_bits, functions=options.functions, per_step=per_step)
 
     def prepared(self, options: PreparationOptions | None = None) -> Prepared:
         """Return the program that plans are made for.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -26,8 +26,10 @@ from svitc.ir.graph import type_of
 from svitc.support.types import Json, JsonDict, JsonMapping
 
 LOGITS = "logits"
+AVERAGED_DIMS = 2  # [N, classes]
 NAME = re.compile(r"[\w./-]{1,200}")
-RESERVED = ("x",)  # the name of the file's input
+INPUT = "image"  # the name of a file's input
+RESERVED = ("x", INPUT)  # "x" is what older versions called it
 T = TypeVar("T")
 
 
@@ -104,14 +106,25 @@ def describe_outputs(value: object, leaf: type) -> tuple[list[Any], JsonDict | N
     for path, _ in leaves:
         base = re.sub(r"[^\w./-]", "_", ".".join(path))[:190] or "output"
         base = LOGITS if len(leaves) == 1 and base == "output_0" else base
-        taken, count = {*names, *RESERVED}, 1
-        name = base
-        while name in taken:
-            count += 1
-            name = f"{base}_{count}"
-        names.append(name)
+        names.append(_free_name(base, {*names, *RESERVED}))
     numbers = iter(range(len(leaves)))
     return [node for _, node in leaves], {"names": names, "structure": _structure(value, leaf, numbers)}
+
+
+def _free_name(base: str, taken: Collection[object]) -> str:
+    """Return a name, with the first free number behind it where it is taken."""
+    name, count = base, 1
+    while name in taken:
+        count += 1
+        name = f"{base}_{count}"
+    return name
+
+
+def rename_reserved(described: Json) -> None:
+    """Rename, in place, an output that was saved under the input's name, which was another one in older versions."""
+    names = described.get("names") if isinstance(described, dict) else None
+    if isinstance(names, list) and INPUT in names:
+        names[names.index(INPUT)] = _free_name(INPUT, [*names, *RESERVED])
 
 
 def _parts(value: object) -> list[tuple[object, object]] | None:
@@ -254,9 +267,12 @@ class ClassScores:
     time: int | None
 
     def of(self, outputs: Sequence[Any]) -> Any:
-        """Return the scores, ``[N, classes]``, averaged over time, from all outputs as arrays or tensors."""
+        """Return the scores, ``[N, classes]``, averaged over time, from all outputs as arrays or tensors.
+
+        Those of a file may be averaged already, although the model's are not.
+        """
         scores = outputs[self.index]
-        return scores if self.time is None else scores.mean(self.time)
+        return scores if self.time is None or scores.ndim == AVERAGED_DIMS else scores.mean(self.time)
 
 
 def class_scores(graph: fx.Graph, info: JsonMapping) -> ClassScores | None:
@@ -273,6 +289,12 @@ def class_scores(graph: fx.Graph, info: JsonMapping) -> ClassScores | None:
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     return candidates.get(LOGITS)
+
+
+def scores_of_single_output(graph: fx.Graph, info: JsonMapping) -> ClassScores | None:
+    """Return the only output of a model if it scores classes at each time step, or None."""
+    scores = class_scores(graph, info) if len(output_values(graph)) == 1 else None
+    return scores if scores is not None and scores.time is not None else None
 
 
 def required_scores(graph: fx.Graph, info: JsonMapping) -> ClassScores:

@@ -14,6 +14,7 @@ from torch import fx
 from svitc.errors import InternalError
 from svitc.ir.axes import Dim, Dims
 from svitc.ir.graph import attribute_of
+from svitc.ir.outputs import INPUT
 from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY, inlined
@@ -106,7 +107,7 @@ class Builder:
         self.name = ""
         self._scope = ""
         self._node_names, self._value_names = Names(), Names()
-        for name in ("x", *program.output_names):  # the names of the file's input and outputs
+        for name in (INPUT, *program.output_names):  # the names of the file's input and outputs
             self._value_names(name)
         self._names: dict[fx.Node, str] = {}
         for op in ("call_module", "call_function"):  # layers first: they keep their paths

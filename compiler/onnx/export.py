@@ -11,18 +11,26 @@ from svitc.onnx.target import CPU, Target
 from svitc.passes.pipelines import exportable_program
 
 
-def exportable(program: Program, target: Target = CPU, keep: bool = True) -> ir.Model:
+def exportable(program: Program, target: Target = CPU, keep: bool = True, per_step: bool = False) -> ir.Model:
     """Return the ONNX model of a trainable or quantized program.
 
     Args:
         program: the program to export.
         target: what the file is written for.
         keep: leave the program unchanged; otherwise it is consumed, which saves a copy.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged.
     """
-    return backend.lower(exportable_program(program, keep), target)
+    return backend.lower(exportable_program(program, keep, per_step), target)
 
 
-def export(program: Program, target: str = "cpu", narrowest: int | None = None, *, functions: bool = False) -> bytes:
+def export(
+    program: Program,
+    target: str = "cpu",
+    narrowest: int | None = None,
+    *,
+    functions: bool = False,
+    per_step: bool = False,
+) -> bytes:
     """Return the ONNX file of a trainable or quantized program, which is left unchanged.
 
     Args:
@@ -31,14 +39,15 @@ def export(program: Program, target: str = "cpu", narrowest: int | None = None, 
         narrowest: smallest number of bits in which the file may store a weight.
         functions: write each neuron as one node that calls a model-local function, which viewers show as one but many
             runtimes do not read.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged.
 
     Raises:
         UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
     resolved = backend.target_of(target, narrowest, functions)  # first: a wrong name is refused before the passes run
-    return backend.to_bytes(exportable(program, resolved))
+    return backend.to_bytes(exportable(program, resolved, per_step=per_step))
 
 
 def export_proto(program: Program) -> onnx.ModelProto:
-    """Return the ONNX model of a program, which is consumed."""
-    return ir.to_proto(exportable(program, keep=False))
+    """Return the ONNX model of a program, which is consumed; its outputs have the program's shapes."""
+    return ir.to_proto(exportable(program, keep=False, per_step=True))

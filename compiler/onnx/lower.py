@@ -13,7 +13,7 @@ from torch import fx
 
 from svitc.errors import InternalError
 from svitc.ir import axes, ops
-from svitc.ir.outputs import LOGITS, as_tuple
+from svitc.ir.outputs import INPUT, LOGITS, as_tuple
 from svitc.ir.program import Program, Stage
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
@@ -25,16 +25,16 @@ from svitc.onnx.unrolled.matmuls import stored_widths
 
 IR_VERSIONS = {INT2_OPSET: 13}  # the IR version that this opset was released with
 IR_VERSION = 10  # that of opset 21, which every ONNX Runtime since 1.18 reads
-INPUT, OUTPUT = "x", LOGITS  # OUTPUT is the name of a single output
+OUTPUT = LOGITS  # the name of a single output
 
 
 def lower(program: Program, target: Target = CPU) -> ir.Model:
     """Lower a program at any stage to an ONNX model: float32, or integer for a quantized program.
 
-    The input ``x`` and the outputs (``logits``, where there is one) have the program's shapes, with the batch dynamic
-    as ``N``; inside, time and batch are stored as one leading dimension (layout.py). Each layer's node is named by the
-    layer's path, its weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The time is
-    linear in the size of the program.
+    The input ``image`` and the outputs (``logits``, where there is one) have the program's shapes, with the batch
+    dynamic as ``N``; inside, time and batch are stored as one leading dimension (layout.py). Each layer's node is named
+    by the layer's path, its weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The
+    time is linear in the size of the program.
 
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.

@@ -16,7 +16,7 @@ from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.operators.registry import operator_of
-from svitc.ir.outputs import check_description, output_values, problem_of
+from svitc.ir.outputs import check_description, output_values, problem_of, rename_reserved
 from svitc.ir.program import Program, Stage
 from svitc.ir.verifier import check
 from svitc.serialization.layer_schema import QUANTIZED_ONLY, build_layer, is_number
@@ -115,6 +115,7 @@ class ProgramReader:
         node_ops = [node.op for node in self.graph.nodes]
         if node_ops.count("placeholder") != 1 or node_ops.count("output") != 1 or node_ops[-1] != "output":
             raise InputError("a program has one input, and one output node, which comes last")
+        rename_reserved(self.info.get("outputs"))
         check_description(self.info.get("outputs"), len(output_values(self.graph)))
         if self.tensors:
             raise InputError(f"tensor {min(self.tensors)} belongs to no layer of the program")

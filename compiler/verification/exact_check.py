@@ -20,7 +20,7 @@ from svitc.ir.program import Program
 from svitc.passes.pipelines import exportable_program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.verification.quantization_check import check_quantization
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 NEAR = 2.0**-12  # largest share of the spikes of an inexact neuron that may differ
@@ -50,11 +50,11 @@ def verify_exact(
     Raises:
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
-    lowered = exportable_program(program)  # with layers joined as in the file
+    quantized, program = program, program_of_file(program, exported)
+    lowered = exportable_program(program, per_step=True)  # with layers joined as in the file
     split_file = _SplitFile(exported, lowered, runtime)
     full_session = runtime.open(exported)
     verdict = Verdict.of(lowered, runtime.described())
-    check_outputs(program, full_session.output_names)
     for number, x in enumerate(inputs):
         reference, result = Recorder.record(lowered, x)
         expected = as_tuple(result)
@@ -62,12 +62,12 @@ def verify_exact(
             if not torch.equal(before, after):
                 output.values_beyond_rounding += 1  # joining layers must not change the result
         if number == 0 and original is not None:  # one image is enough, as each has thousands of currents
-            verdict.quantization = check_quantization(original, program, x.narrow(program.input.batch_dim, 0, 1))
+            verdict.quantization = check_quantization(original, quantized, x.narrow(program.input.batch_dim, 0, 1))
         split_file.judge(verdict, x, reference, expected)
         if number == 0:
             stimulated, result = Recorder.record(lowered, x, _random_spikes(lowered, reference))
             split_file.judge(verdict, x, stimulated, as_tuple(result), natural=False)
-        final = full_session.run(program.output_names, {backend.INPUT: x.numpy()})
+        final = full_session.run(program.output_names, {split_file.image: x.numpy()})
         verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)
@@ -93,6 +93,7 @@ class _SplitFile:
     def __init__(self, exported: bytes, reference: Program, runtime: Runtime) -> None:
         split, self.neurons = backend.split_unrolled_neurons(exported)
         self.session = runtime.open(split)
+        self.image = self.session.input_names[0]  # older versions gave it another one
         self.names = self.session.output_names
         self.output_names = reference.output_names
         self.inexact = set(inexact(reference))
@@ -108,7 +109,7 @@ class _SplitFile:
             expected: its outputs.
             natural: whether the spikes are those that the images cause, not random ones.
         """
-        feed = {backend.INPUT: x.numpy()}
+        feed = {self.image: x.numpy()}
         for neuron in self.neurons:
             feed.update(neuron.steps_of(run.fed[neuron.path].numpy()))
         outputs = dict(zip(self.names, self.session.run(self.names, feed), strict=True))

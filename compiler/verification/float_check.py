@@ -22,7 +22,7 @@ from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
-from svitc.verification.recorder import STIMULUS_SEED, Recorder, check_outputs, record_magnitudes, stimulate
+from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
 
@@ -50,11 +50,12 @@ def verify(
     """
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = runtime.open(exported), runtime.open(split_file)
+    program = program_of_file(program, exported)
+    image = full_session.input_names[0]  # older versions gave it another one
     bounds = magnitudes(program)
     lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
     verdict = Verdict.of(program, runtime.described())
-    check_outputs(program, full_session.output_names)
     names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
@@ -67,7 +68,7 @@ def verify(
             runs.append((stimulated, as_tuple(output)))
         for kind, (run, expected_outputs) in enumerate(runs):
             currents, output_magnitudes = record_magnitudes(bounds, x, run)
-            feed = {backend.INPUT: x.numpy()}
+            feed = {image: x.numpy()}
             feed.update({neuron.reference: run.fed[neuron.path].numpy().reshape(neuron.shape) for neuron in neurons})
             outputs = dict(zip(names, split_session.run(names, feed), strict=True))
             comparison = _Comparison(outputs, run, currents, natural=kind == 0)
@@ -80,7 +81,7 @@ def verify(
                 with np.errstate(invalid="ignore"):  # a number that is not finite is beyond, unless both are the same
                     beyond = (value != expected_value) & ~(abs(value - expected_value) <= allowed)
                 verdict.outputs[i].values_beyond_rounding += int(beyond.sum())
-        final = full_session.run(program.output_names, {backend.INPUT: x.numpy()})
+        final = full_session.run(program.output_names, {image: x.numpy()})
         verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)

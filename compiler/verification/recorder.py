@@ -12,7 +12,10 @@ from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
+from svitc.ir.outputs import AVERAGED_DIMS
 from svitc.ir.program import Program
+from svitc.onnx.model_info import read_proto
+from svitc.passes.lowering.average_steps import averaged
 
 STIMULUS_SEED = 0
 
@@ -109,21 +112,25 @@ def _has_slope(node: fx.Node) -> bool:
     return general is not None and general.slope is not None
 
 
-def check_outputs(program: Program, names: list[str]) -> None:
-    """Check that a file has a program's outputs, so that all of them are compared.
+def program_of_file(program: Program, exported: bytes) -> Program:
+    """Return a program with the outputs that a file has: averaged over time, where the file's are.
 
     Args:
         program: the program.
-        names: the outputs of the file.
+        exported: the ONNX file.
 
     Raises:
-        InputError: it has others.
+        InputError: the file has other outputs, so that not all of them would be compared.
     """
+    outputs = read_proto(exported).graph.output
+    names = [output.name for output in outputs]
     if names != program.output_names:
         raise InputError(
             f"the ONNX file has the outputs {', '.join(names)}, the program {', '.join(program.output_names)}",
             hint="They are not of one compilation.",
         )
+    is_averaged = len(names) == 1 and len(outputs[0].type.tensor_type.shape.dim) == AVERAGED_DIMS
+    return averaged(program) if is_averaged else program
 
 
 def stimulate(module: nn.Module | None, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -65,10 +65,10 @@ def test_the_float_file_is_the_models(kind):
         at_rest = started(model, 0.0)(x)
     assert torch.equal(program(x), want)
     assert not torch.allclose(want, at_rest, atol=1e-2), "where membranes start must matter"
-    exported = export(program)
+    exported = export(program, per_step=True)
     verdict = verify(program, exported, [x])
     assert verdict.passed, verdict.first_divergence
-    assert np.allclose(session(exported).run(None, {"x": x.numpy()})[0], want.numpy(), atol=1e-5)
+    assert np.allclose(session(exported).run(None, {"image": x.numpy()})[0], want.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "steps"), list(product(KINDS, (1, 4))))

@@ -78,7 +78,7 @@ def agreement(model: nn.Module, exported: bytes, largest: float) -> float:
     with torch.no_grad():
         want = model(x).argmax(1).numpy()
     functional.reset_net(model)
-    got = session(exported).run(None, {"x": x.numpy()})[0].argmax(1)
+    got = session(exported).run(None, {"image": x.numpy()})[0].argmax(1)
     return float(np.mean(got == want))
 
 

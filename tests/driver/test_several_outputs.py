@@ -75,7 +75,7 @@ def test_every_file_returns_what_the_program_returns(name, budget, weights, tmp_
     assert several.same(source_of(tmp_path)(x), expected)
     session = runtimes.session(tmp_path / "model.onnx")
     assert session.output_names == NAMES[name]
-    for ours, theirs in zip(several.arrays(expected), session.run(None, {"x": x.numpy()}), strict=True):
+    for ours, theirs in zip(several.arrays(expected), session.run(None, {"image": x.numpy()}), strict=True):
         assert theirs.shape == ours.shape and np.allclose(ours, theirs, atol=1e-4) and ours.std() > 0
 
 

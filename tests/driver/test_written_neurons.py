@@ -58,10 +58,10 @@ def test_the_float_file_is_the_models(fires):
     with torch.no_grad():
         want = model(x)
     assert torch.equal(program(x), want) and want.std() > 0
-    exported = export(program)
+    exported = export(program, per_step=True)
     verdict = verify(program, exported, [x])
     assert verdict.passed and verdict.total("firing") > 1000, verdict.first_divergence
-    assert np.allclose(session(exported).run(None, {"x": x.numpy()})[0], want.numpy(), atol=1e-4)
+    assert np.allclose(session(exported).run(None, {"image": x.numpy()})[0], want.numpy(), atol=1e-4)
 
 
 @each

@@ -21,6 +21,7 @@ from svitc.ir.outputs import (
     describe_outputs,
     labels,
     output_names,
+    rename_reserved,
     restored,
     tensors_of,
 )
@@ -104,6 +105,15 @@ MALFORMED = {
     "a value that is a list": GOOD | {"structure": {"list": [{"output": 0}, {"output": 1}, {"value": []}]}},
     "a value that is no number": GOOD | {"structure": {"list": [{"output": 0}, {"output": 1}, {"value": 1e999}]}},
 }
+
+
+def test_an_output_that_was_saved_under_the_inputs_name_gets_another():
+    described = {"names": ["image", "image_2"], "structure": GOOD["structure"]}
+    with pytest.raises(InputError):
+        check_description(described, 2)
+    rename_reserved(described)
+    check_description(described, 2)
+    assert described["names"] == ["image_3", "image_2"]
 
 
 @pytest.mark.parametrize("case", MALFORMED)

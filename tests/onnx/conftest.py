@@ -131,7 +131,8 @@ def run():
 
     def go(program: Program, x: torch.Tensor) -> tuple[np.ndarray, list[str]]:
         model, inlined = lower(program, KEPT), lower(program)
-        logits, same = (session(to_bytes(m), threads=1).run(["logits"], {"x": x.numpy()})[0] for m in (model, inlined))
+        feed = {"image": x.numpy()}
+        logits, same = (session(to_bytes(m), threads=1).run(["logits"], feed)[0] for m in (model, inlined))
         np.testing.assert_array_equal(logits, same)
         return logits, [node.op_type for node in model.graph]
 

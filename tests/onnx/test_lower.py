@@ -39,7 +39,7 @@ def test_the_file_is_valid_and_of_default_operators(proto):
     onnx.checker.check_model(proto, full_check=True)
     assert not proto.functions and not any(node.domain for node in proto.graph.node)
     assert [each.domain for each in proto.opset_import] == [""]
-    assert [i.name for i in proto.graph.input] == ["x"] and [o.name for o in proto.graph.output] == ["logits"]
+    assert [i.name for i in proto.graph.input] == ["image"] and [o.name for o in proto.graph.output] == ["logits"]
 
 
 def test_a_file_with_functions_is_valid(closed):
@@ -79,7 +79,7 @@ def test_metadata_say_which_neuron_gives_which_spikes(captured, form):
     proto = ir.to_proto(lower(captured, form))
     spikes = {node.output[0]: metadata_of(node) for node in proto.graph.node if node.metadata_props}
     assert list(spikes) == [str(node.target) for node in captured.neurons()]
-    values = {name for node in proto.graph.node for name in node.output} | {"x"}
+    values = {name for node in proto.graph.node for name in node.output} | {"image"}
     for path, meta in spikes.items():
         assert meta[PATH_KEY] == path and meta[KIND_KEY] == "LIF" and meta[CURRENT_KEY] in values
 
@@ -121,7 +121,7 @@ def test_views_that_only_merge_time_and_batch_cost_nothing(captured_as):
 def test_any_batch_runs(captured, batch):
     torch.manual_seed(batch)
     x = torch.randn(captured.input.batched(batch))
-    (logits,) = session(to_bytes(lower(captured)), threads=1).run(None, {"x": x.numpy()})
+    (logits,) = session(to_bytes(lower(captured)), threads=1).run(None, {"image": x.numpy()})
     want = captured(x).numpy()
     assert logits.shape == want.shape
     # a membrane within rounding of its threshold may flip here; test_cut.py looks at every neuron
@@ -185,7 +185,7 @@ def test_after_the_passes_the_first_neuron_gets_its_current_once(captured_as):
     assert operators[:2] == ["Conv", "LIF_tau2_T4_static"] and "Concat" not in operators
     assert "BatchNormalization" not in operators
     x = torch.randn(program.input.batched(2))
-    (logits,) = session(to_bytes(model), threads=1).run(None, {"x": x.numpy()})
+    (logits,) = session(to_bytes(model), threads=1).run(None, {"image": x.numpy()})
     assert np.abs(logits - program(x).numpy()).max() < 0.1
 
 

@@ -173,7 +173,7 @@ def test_integer_spikes_without_state(program_of, run, form, rounding):
     assert "IntegerSpike_max3" + "_halfup" * (rounding == "half_up") in operators
     data, (each,) = split_neurons(to_bytes(lower(program)))
     onnx.checker.check_model(data, full_check=True)
-    fed = session(data, threads=1).run(["logits"], {"x": 0 * x.numpy(), each.reference: want.reshape(each.shape)})
+    fed = session(data, threads=1).run(["logits"], {"image": 0 * x.numpy(), each.reference: want.reshape(each.shape)})
     np.testing.assert_array_equal(fed[0], want)
 
 

@@ -164,6 +164,7 @@ def _compile_options(
         weights=file.weights,
         min_weight_bits=file.min_weight_bits,
         target=file.target,
+        per_step=file.per_step,
         functions=file.functions,
         reparam=budget.reparam,
         remove_dead_channels=budget.remove_dead_channels,

@@ -233,7 +233,7 @@ def test_a_square_matrix_may_be_transposed():
     Pipeline(canonical_passes())(program)
     assert torch.equal(program(x), want) and want.std() > 0
     session = onnx.session(export(program))
-    assert abs(session.run(None, {"x": x.numpy()})[0] - want.numpy()).max() < 1e-4
+    assert abs(session.run(None, {"image": x.numpy()})[0] - want.numpy()).max() < 1e-4
 
 
 def test_einops_in_the_model():

@@ -45,7 +45,7 @@ def compared(program: Program, model: bytes, batch: int = 3) -> tuple[dict[str, 
     x = torch.randn(program.input.batched(batch))
     reference = recorded(program, x)
     data, neurons = split_neurons(model)
-    feeds = {"x": x.numpy()} | {n.reference: reference[n.path][2].reshape(n.shape) for n in neurons}
+    feeds = {"image": x.numpy()} | {n.reference: reference[n.path][2].reshape(n.shape) for n in neurons}
     loaded = session(data, threads=1)
     names = loaded.output_names
     outputs = dict(zip(names, loaded.run(names, feeds), strict=True))
@@ -131,7 +131,7 @@ def test_a_cut_model_says_what_each_neuron_is(four_kinds, form):
     ]
     assert neurons[1] == SplitNeuron("plif", "PLIF", "ref:plif", "spikes:plif", "current:plif", (-1, 4, 6, 3), False)
     loaded = session(data)
-    assert loaded.input_names == ["x", "ref:first", "ref:plif", "ref:ilif", "ref:last"]
+    assert loaded.input_names == ["image", "ref:first", "ref:plif", "ref:ilif", "ref:last"]
 
 
 def test_no_neuron_of_a_cut_model_feeds_another(four_kinds):
@@ -141,8 +141,8 @@ def test_no_neuron_of_a_cut_model_feeds_another(four_kinds):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32) * 4
     zeros = {n.reference: np.zeros((8, 4, 6, 3), np.float32) for n in neurons}
     ones = {name: value + 1 for name, value in zeros.items()}
-    quiet = dict(zip(names, loaded.run(names, {"x": x, **zeros}), strict=True))
-    loud = dict(zip(names, loaded.run(names, {"x": x, **ones}), strict=True))
+    quiet = dict(zip(names, loaded.run(names, {"image": x, **zeros}), strict=True))
+    loud = dict(zip(names, loaded.run(names, {"image": x, **ones}), strict=True))
     np.testing.assert_array_equal(quiet["spikes:first"], loud["spikes:first"])
     assert (quiet["spikes:first"] == 1).any()
     for name in ("plif", "ilif", "last"):
@@ -163,7 +163,7 @@ def test_a_program_that_ends_in_a_neuron_in_physical_form(program_of, form):
     data, _ = split_neurons(model)
     onnx.checker.check_model(data, full_check=True)
     spikes = np.ones((2, 3, 4, 6), np.float32)
-    (logits,) = session(data).run(["logits"], {"x": 0 * spikes, "ref:lif": spikes})
+    (logits,) = session(data).run(["logits"], {"image": 0 * spikes, "ref:lif": spikes})
     assert (logits == 1).all()
 
 
