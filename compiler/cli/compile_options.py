@@ -212,9 +212,9 @@ class FileOptions:
         str,
         typer.Option(
             "--target",
-            metavar="cpu|cuda",
-            help="The provider of ONNX Runtime that has a kernel for every node of the file: [bold]cpu[/] or "
-            "[bold]cuda[/].",
+            metavar="cpu|cuda|openvino|web",
+            help="The runtime that has a kernel for every node of the file: [bold]cpu[/] or [bold]cuda[/], providers "
+            "of ONNX Runtime; [bold]openvino[/]; [bold]web[/], which is onnxruntime-web.",
         ),
     ] = "cpu"
     functions: Annotated[
