@@ -94,7 +94,7 @@ class Source:
 def onnx_file(path: Path, load: Load, name: str = ONNX_RUNTIME.name) -> Ready:
     """Load a file into a runtime (``runtimes.RUNTIMES``), with the settings that keep it exact."""
     runtime = RUNTIMES[name]
-    session = runtime.open(path, load.threads)
+    session = runtime.open(path, load.threads, load.batch)
     x = {session.input_names[0]: load.images()}
     return Ready(
         lambda: joined(session.run(None, x)),

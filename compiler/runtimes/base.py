@@ -79,15 +79,16 @@ class Runtime(ABC):
         """Return the installed version."""
 
     @abstractmethod
-    def _open(self, model: File, threads: int | None) -> Session:
+    def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
         """Load a file; may raise anything."""
 
-    def open(self, model: File, threads: int | None = None) -> Session:
+    def open(self, model: File, threads: int | None = None, batch: int | None = None) -> Session:
         """Load a file, with the settings that keep it exact.
 
         Args:
             model: path of the file, or its bytes.
             threads: number of threads within one operator; by default the runtime's own number.
+            batch: the only size that batches will have, which makes some runtimes faster; None for any.
 
         Raises:
             UsageError: the runtime is not installed.
@@ -97,7 +98,7 @@ class Runtime(ABC):
             raise UsageError(f"{self.title} cannot be used: {absent[0]}", hint=absent[1])
         name = "the given bytes" if isinstance(model, bytes) else os.fspath(model)
         try:
-            return self._open(model if isinstance(model, bytes) else os.fspath(model), threads)
+            return self._open(model if isinstance(model, bytes) else os.fspath(model), threads, batch)
         except Exception as error:  # runtimes' exceptions share no public base class
             raise RuntimeFailure(f"{self.label} cannot load {name}: {reason_of(error)}", hint=self.loads) from error
 

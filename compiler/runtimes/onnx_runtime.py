@@ -39,7 +39,7 @@ class OnnxRuntime(Runtime):
             options.intra_op_num_threads = threads
         return options
 
-    def _open(self, model: File, threads: int | None) -> Session:
+    def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
         session = onnxruntime.InferenceSession(model, self.options(threads), providers=["CPUExecutionProvider"])
         return _OnnxRuntimeSession(self.label, session)
 

@@ -52,7 +52,7 @@ class OnnxRuntimeWeb(Runtime):
         """Return the installed version."""
         return _version(Path.cwd()) or "unknown"
 
-    def _open(self, model: File, threads: int | None) -> Session:
+    def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
         content = model if isinstance(model, bytes) else Path(model).read_bytes()
         return _NodeSession(self.label, content, threads or 1)
 

@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 
 from svitc.onnx.model_info import read_proto, without_functions
+from svitc.onnx.target import OPENVINO
 from svitc.runtimes.base import File, Runtime, Session
 
-EXACT = {"EXECUTION_MODE_HINT": "ACCURACY"}
+EXACT = OPENVINO.settings
 
 
 class OpenVino(Runtime):
@@ -41,17 +42,18 @@ class OpenVino(Runtime):
         """Return the installed version."""
         return version("openvino")
 
-    def _open(self, model: File, threads: int | None) -> Session:
-        return _OpenVinoSession(self.label, read_proto(model).graph, compiled(model, threads, EXACT))
+    def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
+        return _OpenVinoSession(self.label, read_proto(model).graph, compiled(model, threads, EXACT, batch))
 
 
-def compiled(model: File, threads: int | None, settings: Mapping[str, str]) -> Any:
+def compiled(model: File, threads: int | None, settings: Mapping[str, str], batch: int | None = None) -> Any:
     """Return OpenVINO's compiled model of a file, tuned for latency.
 
     Args:
         model: path of the file, or its bytes.
         threads: number of threads; None for OpenVINO's own choice.
         settings: further properties.
+        batch: the only size that batches will have; None for any, with which OpenVINO fuses less.
     """
     openvino: Any = importlib.import_module("openvino")
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **settings}
@@ -60,8 +62,11 @@ def compiled(model: File, threads: int | None, settings: Mapping[str, str]) -> A
     core = openvino.Core()
     proto: onnx.ModelProto = read_proto(model)
     if proto.functions:  # OpenVINO does not know what a model-local function is
-        return core.compile_model(core.read_model(without_functions(proto).SerializeToString()), "CPU", config)
-    source = core.read_model(model) if isinstance(model, bytes) else core.read_model(str(Path(model)))
+        model = without_functions(proto).SerializeToString()
+    source = core.read_model(model if isinstance(model, bytes) else str(Path(model)))
+    if batch is not None:  # the only dimension that is open
+        sizes = [[batch if size.is_dynamic else size for size in place.partial_shape] for place in source.inputs]
+        source.reshape(dict(zip(source.inputs, sizes, strict=True)))
     return core.compile_model(source, "CPU", config)
 
 

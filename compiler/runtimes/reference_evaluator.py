@@ -27,7 +27,7 @@ class Reference(Runtime):
         """Return the installed version."""
         return version("onnx")
 
-    def _open(self, model: File, threads: int | None) -> Session:
+    def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
         return _ReferenceSession(self.label, ReferenceEvaluator(read_proto(model)))
 
 

@@ -79,6 +79,11 @@ def test_a_quantized_network_is_exact_and_a_wrong_one_is_not(runtime):
     assert not verdict.passed
 
 
+def test_a_file_for_batches_of_one_size(runtime):
+    session = runtime.open(FILE, threads=1, batch=2)
+    assert np.array_equal(session.run(["b"], FEED)[0], [[1278, 32381], [622, -433]])
+
+
 def test_openvino_keeps_float32_everywhere():
     """Its defaults round to bfloat16 where the processor has it, and quantize activations."""
     if (absent := RUNTIMES["openvino"].missing()) is not None:
