@@ -17,6 +17,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
+from svitc.onnx.int16_sums import beyond_int16
 from svitc.passes.pipelines import exportable_program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.verification.quantization_check import check_quantization
@@ -55,6 +56,7 @@ def verify_exact(
     split_file = _SplitFile(exported, lowered, runtime)
     full_session = runtime.open(exported)
     verdict = Verdict.of(lowered, runtime.described())
+    verdict.beyond_int16 = beyond_int16(exported)
     for number, x in enumerate(inputs):
         reference, result = Recorder.record(lowered, x)
         expected = as_tuple(result)
