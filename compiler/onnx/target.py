@@ -1,8 +1,8 @@
 """What a file is written for: the operators and types that a runtime has kernels for, and how it keeps spikes exact.
 
-Every file runs on every runtime that loads it and gives the same spikes. The target decides where it is fast, and
-whether all of it runs on the device (docs/targets.md). Each target is one table here; the lowerings read it, and a
-file is held against it when it is written (declared.py).
+Wherever a file loads, its spikes are to be the same; docs/runtimes.md says where that was tried. The target decides
+where it is fast, and whether all of it runs on the device (docs/targets.md). Each target is one table here; the
+lowerings read it, and a file is held against it when it is written (declared.py).
 """
 
 from __future__ import annotations
