@@ -97,9 +97,9 @@ _FLOAT_OPERATORS = """
     Abs Add And AveragePool BatchNormalization Cast Ceil Clip Col2Im Concat Conv ConvTranspose Cos CumSum Div Einsum Elu
     Erf Exp Expand Floor Gather GatherElements Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity
     LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or PRelu Pad Pow
-    Reciprocal ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round
-    ScatterElements Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Sub Sum Tanh ThresholdedRelu Tile TopK
-    Transpose Where
+    Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize
+    Round ScatterElements Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Sub Sum Tanh ThresholdedRelu Tile
+    TopK Transpose Where
 """
 FLOAT_OPERATORS = frozenset(_FLOAT_OPERATORS.split())
 _FLOAT_TYPES: Types = frozenset({_FLOAT, _BOOL, _INT64, _INT32})
