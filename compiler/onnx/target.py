@@ -1,8 +1,8 @@
 """What a file is written for: the operators and types that a runtime has kernels for, and how it keeps spikes exact.
 
-Every file runs on every runtime that loads it and gives the same spikes. The target decides where it is fast, and
-whether all of it runs on the device (docs/targets.md). Each target is one table here; the lowerings read it, and a
-file is held against it when it is written (declared.py).
+Wherever a file loads, its spikes are to be the same; docs/runtimes.md says where that was tried. The target decides
+where it is fast, and whether all of it runs on the device (docs/targets.md). Each target is one table here; the
+lowerings read it, and a file is held against it when it is written (declared.py).
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ _FLOAT_OPERATORS = """
     Abs Add And AveragePool BatchNormalization Cast Ceil Clip Col2Im Concat Conv ConvTranspose Cos CumSum Div Einsum Elu
     Erf Exp Expand Floor Gather GatherElements Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity
     LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or PRelu Pad Pow
-    Reciprocal ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round
-    ScatterElements Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Sub Sum Tanh ThresholdedRelu Tile TopK
-    Transpose Where
+    Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize
+    Round ScatterElements Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Sub Sum Tanh ThresholdedRelu Tile
+    TopK Transpose Where
 """
 FLOAT_OPERATORS = frozenset(_FLOAT_OPERATORS.split())
 _FLOAT_TYPES: Types = frozenset({_FLOAT, _BOOL, _INT64, _INT32})

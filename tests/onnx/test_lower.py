@@ -16,12 +16,13 @@ from torch import nn
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
-from svitc.onnx import lower, node_count, session, target_of, to_bytes, weight_bytes
+from svitc.onnx import lower, node_count, target_of, to_bytes, weight_bytes
 from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY
 from svitc.onnx.model_info import metadata_of
 from svitc.passes.canonical.merge_views import MergeViews
 from svitc.passes.inference.fold_batch_norm import FoldBatchNorm
 from svitc.passes.inference.hoist_repeat import HoistRepeat
+from svitc.runtimes import session
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
 from svitc.ir.ops import IntegerSpike, LeakyNeuron
-from svitc.onnx import lower, session, split_neurons, target_of, to_bytes
+from svitc.onnx import lower, split_neurons, target_of, to_bytes
 from svitc.onnx.function_body import neuron_function
 from svitc.onnx.neuron_functions import kind_of
+from svitc.runtimes import session
 
 SHAPE = (3, 8, 16)  # channels, height, width
 BATCH = 5

@@ -9,6 +9,7 @@ from spikingjelly.activation_based import functional
 from support.masked import masked, pruned
 from support.random_models import Network, random_network
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.driver.compile import compile as compile_program
 from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.errors import BudgetError
@@ -72,7 +73,7 @@ def _disagreement(net: Network, onnx: bytes, what: str) -> float:
     """
     x = net.images(16, 6)
     largest = 0.0
-    actuals = backend.session(onnx).run(None, {backend.INPUT: x.numpy()})
+    actuals = runtimes.session(onnx).run(None, {backend.INPUT: x.numpy()})
     for expected, actual in zip([y.numpy() for y in eager(net, x)], actuals, strict=True):
         differences = np.abs(expected - actual).reshape(len(actual), -1) / max(1e-3, float(expected.std()))
         error = differences.max(-1) if what == "onnx" or expected.ndim == 2 else differences.mean(-1)

@@ -16,6 +16,7 @@ from torch import nn
 from support.families import IMAGE, spikformer, warm
 from support.programs import frames, lif, steps, tokens, view, written
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import PIXELS
 from svitc.analysis.integer_range import IntegerRange, integer_ranges
@@ -528,7 +529,7 @@ def test_spikes_of_levels_and_larger_counts():
         assert (max(odd) == 1) == (bits == 1)
         assert set(inexact(program)) == {"logits"}
         x = random_inputs(program, 2, 2, 0)[0]
-        got = backend.session(export(program)).run(None, {backend.INPUT: x.numpy()})[0]
+        got = runtimes.session(export(program)).run(None, {backend.INPUT: x.numpy()})[0]
         assert np.allclose(got, program(x).numpy(), rtol=1e-5, atol=1e-6) and got.std() > 0.01
 
 
