@@ -18,6 +18,7 @@ import torch
 import svitc
 from common import FULL_SIZE, build, publish, warm
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.analysis.exactness import narrowable
 from svitc.data.inputs import random_inputs
 from svitc.driver.load import run_canonical_passes
@@ -56,7 +57,7 @@ def measure(name: str, runs: int, threads: int) -> list[dict]:
     sessions = {}
     for bits, file in made.items():
         start = time.perf_counter()
-        sessions[bits] = backend.session(file, threads)
+        sessions[bits] = runtimes.session(file, threads)
         loads[bits] = time.perf_counter() - start
         sessions[bits].run(None, feed)
     times: dict[int, list[float]] = {bits: [] for bits in made}

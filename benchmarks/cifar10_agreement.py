@@ -12,7 +12,7 @@ import torch
 from spikingjelly.activation_based import functional
 
 from common import publish
-from svitc import onnx
+from svitc import onnx, runtimes
 from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
 from svitc.driver.load import load
@@ -36,7 +36,7 @@ def main() -> None:
     exported = export(checked)
     whole = onnx.weight_bytes(export(program))
     data = load_data(args.data, program.input, program.info, limit=args.limit)
-    session = onnx.session(exported)
+    session = runtimes.session(exported)
     agree = eager_right = ours_right = seen = 0
     start = time.perf_counter()
     for x, labels in data.batches(100):

@@ -96,7 +96,7 @@ def products(kind: str, threads: int) -> Ready:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from svitc import onnx as backend
+    from svitc import runtimes
 
     m, k, n = PRODUCT
     generator = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def products(kind: str, threads: int) -> Ready:
         [numpy_helper.from_array(w, "w")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session = backend.session(proto.SerializeToString(), threads)
+    session = runtimes.session(proto.SerializeToString(), threads)
     return Ready(lambda: session.run(None, {"x": x})[0], f"onnxruntime {onnxruntime.__version__}")
 
 

@@ -27,6 +27,7 @@ import torch
 import svitc
 from common import RESULTS, environment
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.data.dataset import Dataset, load_data, split
 from svitc.data.inputs import top1
 from svitc.driver.artifacts import Compiled
@@ -187,7 +188,7 @@ class Images:
 
     def classes(self, file: bytes) -> np.ndarray:
         """Return the classes that an ONNX file predicts for the measured images, ``[N]``."""
-        session = backend.session(file)
+        session = runtimes.session(file)
         batches = self.measured.batches(BATCH_IMAGES)
         return np.concatenate([top1(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in batches])
 

@@ -29,6 +29,7 @@ from torch import nn
 import svitc
 from common import RESULTS, environment
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.driver.artifacts import Compiled
 from svitc.driver.load import run_canonical_passes
 from svitc.errors import InternalError
@@ -111,7 +112,7 @@ class Network:
 
     def onnx(self) -> str:
         """Compare the exported file of the whole network with the eager model."""
-        session = backend.session(export(self.program, per_step=True))
+        session = runtimes.session(export(self.program, per_step=True))
         x = self.definition.images(2 * IMAGES)
         difference, close = 0.0, 0
         for number in range(2 * IMAGES):

@@ -40,6 +40,10 @@ class InputError(SvitcError):
     exit_status = 3
 
 
+class RuntimeFailure(InputError):
+    """Raised where a runtime cannot load or run a file (exit status 3)."""
+
+
 class UnsupportedError(SvitcError):
     """Raised for a model that svitc cannot represent, with an unknown neuron or operator (exit status 4)."""
 

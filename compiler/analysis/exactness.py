@@ -1,4 +1,4 @@
-"""Exactness: which neurons of a quantized program fire the same in every runtime, and which layers can be narrower."""
+"""Exactness: which neurons of a quantized program fire the same in any order of sums; which layers can be narrower."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def inexact(program: Program) -> dict[str, str]:
 
     Outputs are called as ``ir.outputs.labels`` says, ``logits`` where there is one.
 
-    All other neurons fire the same, bit for bit, in every runtime that conforms to IEEE float32: between spikes there
+    All other neurons fire the same, bit for bit, in a runtime that conforms to IEEE float32: between spikes there
     are only sums of integers below 2^24, and elementwise operations, which have exactly one correctly rounded result.
     """
     ranges = integer_ranges(program)

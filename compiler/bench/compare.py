@@ -17,6 +17,7 @@ from svitc.bench.rounds import empty_row, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
+from svitc.runtimes import ONNX_RUNTIME, RUNTIMES, runtime_of
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -28,6 +29,7 @@ TITLES = {"torch.onnx": "torch.onnx + ONNX Runtime", "cuda": "eager cuda", "open
 # modules that a process imports first, so that only the model counts as its memory
 ORT_IMPORTS = ("torch", "onnxruntime", "svitc.onnx")
 OPENVINO_IMPORTS = ("torch", "svitc.onnx", "openvino")
+IMPORTS = {"openvino": OPENVINO_IMPORTS}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Settings:
 
     Attributes:
         peers: Runners to compare with, of ``PEERS``; None for the available ones of ``DEFAULT_PEERS``.
+        runtimes: What runs the compiled file; times are compared with the first's.
         batch: Images in one run.
         threads: Threads of each runtime; None for one per processor.
         runs: Number of rounds; each runner has one timed run per round.
@@ -45,6 +48,7 @@ class Settings:
     """
 
     peers: Sequence[str] | None = None
+    runtimes: Sequence[str] = (ONNX_RUNTIME.name,)
     batch: int = 1
     threads: int | None = None
     runs: int = 20
@@ -65,6 +69,10 @@ class Settings:
         unknown = [name for name in self.peers or () if name not in PEERS]
         if unknown:
             raise UsageError(f"--peers: {unknown[0]!r} is not known", hint=f"Known: {', '.join(PEERS)}.")
+        if not self.runtimes:
+            raise UsageError("--runtimes names no runtime", hint=f"Known: {', '.join(RUNTIMES)}.")
+        for name in self.runtimes:
+            runtime_of(name)
 
     @property
     def all_threads(self) -> int:
@@ -110,17 +118,20 @@ def measure(
                 hint="Give --against the model that was compiled, or its --input-shape or --time-steps.",
             )
     load = Load(shape, settings.batch, settings.all_threads, settings.seed)
-    ours = Runner(OURS, runners.onnx_file, (path, load), ORT_IMPORTS, facts)
+    ours = [
+        Runner(title_of(i, name), runners.onnx_file, (path, load, name), IMPORTS.get(name, ORT_IMPORTS), facts)
+        for i, name in enumerate(dict.fromkeys(settings.runtimes))
+    ]
     with tempfile.TemporaryDirectory() as folder:
         others, rows = (
             ([], []) if against is None else find_peers(against, load, settings, Path(folder), reporter, verbose)
         )
-        report = run_rounds([ours, *others], settings.runs, settings.limit, settings.profile, reporter, verbose)
+        report = run_rounds([*ours, *others], settings.runs, settings.limit, settings.profile, reporter, verbose)
     if reason := report["rows"][0]["reason"]:
         slow = reason.startswith("not done")
         hint = "Give it longer with --limit." if slow else "svitc compile writes a file that runs."
         raise InputError(f"{path} cannot be timed: {reason}", hint=hint)
-    order = [OURS, *(TITLES.get(name, name) for name in PEERS)]
+    order = [*(runner.name for runner in ours), *(TITLES.get(name, name) for name in PEERS)]
     report["rows"] = sorted(report["rows"] + rows, key=lambda row: order.index(row["name"]))
     return {
         "file": str(path),
@@ -131,6 +142,11 @@ def measure(
         "seed": settings.seed,
         **report,
     }
+
+
+def title_of(place: int, runtime: str) -> str:
+    """Return the name of the row of the compiled file in a runtime; the first is what others are compared with."""
+    return OURS if place == 0 else f"{OURS} in {RUNTIMES[runtime].title}"
 
 
 def model_file(file: Path) -> Path:

@@ -29,10 +29,10 @@ from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
 from svitc.ir.outputs import tensors_of
+from svitc.runtimes import ONNX_RUNTIME, RUNTIMES
+from svitc.runtimes.openvino_cpu import compiled
 from svitc.serialization.writer import load_program
 from svitc.support.types import JsonDict
-
-LOG_ERRORS_ONLY = 3  # a log severity of ONNX Runtime
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,16 @@ class Source:
         return loaded.model, loaded.input, loaded.info, loaded.callable_within()
 
 
-def onnx_file(path: Path, load: Load) -> Ready:
-    """Load a file into ONNX Runtime."""
-    session = backend.session(path, load.threads)
-    name, x = session.get_inputs()[0].name, load.images()
+def onnx_file(path: Path, load: Load, name: str = ONNX_RUNTIME.name) -> Ready:
+    """Load a file into a runtime (``runtimes.RUNTIMES``), with the settings that keep it exact."""
+    runtime = RUNTIMES[name]
+    session = runtime.open(path, load.threads, load.batch)
+    x = {session.input_names[0]: load.images()}
     return Ready(
-        lambda: joined(session.run(None, {name: x})),
-        f"onnxruntime {version('onnxruntime')}",
-        profile=lambda runs: profile(path, load, runs),
+        lambda: joined(session.run(None, x)),
+        f"{name} {runtime.version()}",
+        profile=(lambda runs: profile(path, load, runs)) if runtime is ONNX_RUNTIME else None,
+        child=session.child,
     )
 
 
@@ -108,9 +110,7 @@ def profile(path: Path, load: Load, runs: int) -> dict[str, dict[str, float]]:
     Operators are those that the runtime executes, after it has fused those of the file.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = LOG_ERRORS_ONLY
-        options.intra_op_num_threads = load.threads
+        options = ONNX_RUNTIME.options(load.threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -130,19 +130,17 @@ def profile(path: Path, load: Load, runs: int) -> dict[str, dict[str, float]]:
 
 
 def openvino_file(path: Path, load: Load, precise: bool = False) -> Ready:
-    """Load a file into OpenVINO, tuned for latency.
+    """Load a file into OpenVINO as it comes, tuned for latency.
 
     Args:
+        path: The file.
+        load: The work of one run.
         precise: Compute in float32. By default OpenVINO uses a lower precision on some processors.
     """
-    openvino: Any = importlib.import_module("openvino")
-    config = {"INFERENCE_NUM_THREADS": load.threads, "PERFORMANCE_HINT": "LATENCY"}
-    if precise:
-        config["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = openvino.Core().compile_model(str(path), "CPU", config)
+    model = compiled(path, load.threads, {"INFERENCE_PRECISION_HINT": "f32"} if precise else {})
     x = load.images()
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return Ready(lambda: joined(list(compiled([x]).values())), f"openvino {version('openvino')}, {precision}")
+    precision = model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return Ready(lambda: joined(list(model([x]).values())), f"openvino {version('openvino')}, {precision}")
 
 
 def joined(outputs: list[np.ndarray]) -> np.ndarray:

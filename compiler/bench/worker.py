@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from svitc.errors import SvitcError
-from svitc.support.hardware import forget_peak, peak, resident
+from svitc.support.hardware import forget_peak, peak, resident, seconds_of
 from svitc.support.types import JsonDict
 
 GRACE_S = 2.0  # for a process to end by itself
@@ -39,6 +39,7 @@ class Ready:
         run: Runs one batch to its end and returns the logits.
         version: Name and version of the runtime.
         reset: Called before each run, and not timed.
+        child: A process that runs the model for this one, if any.
         profile: Runs a given number of times under the runtime's profiler; returns milliseconds per run (``ms``) and
             number of nodes (``nodes``) of each operator.
     """
@@ -47,6 +48,7 @@ class Ready:
     version: str
     reset: Callable[[], object] = lambda: None
     profile: Callable[[int], dict[str, dict[str, float]]] | None = None
+    child: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,9 @@ def _answer(connection: Connection, ready: Ready, bytes_before: int) -> None:
                 ready.run()
                 value = time.perf_counter() - start
         elif request == "memory":
-            value = max(0, peak() - bytes_before)
+            value = max(0, peak() - bytes_before) + (peak(ready.child) if ready.child else 0)
         elif request == "processor":
-            value = time.process_time()
+            value = time.process_time() + (seconds_of(ready.child) if ready.child else 0.0)
         else:
             value = ready.profile(*arguments) if ready.profile else None
         connection.send((request, value))

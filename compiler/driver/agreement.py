@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.data.inputs import Data
 from svitc.driver.report import AgreementReport
 from svitc.driver.report_sections import original_scores
@@ -33,7 +34,7 @@ def agreement_report(
         data: the images; labels are not used.
         reporter: told about progress.
     """
-    session, scores = backend.session(exported), required_scores(program.graph, program.info)
+    session, scores = runtimes.session(exported), required_scores(program.graph, program.info)
     same = images = 0
     divergence = 0.0
     with reporter.stage("agreement", len(data)) as step:

@@ -36,6 +36,7 @@ from svitc.driver.report_sections import (
     package_versions,
     parameters_report,
 )
+from svitc.driver.runtime_table import runtimes_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
 from svitc.evaluation.sweep import Sweep
@@ -190,6 +191,7 @@ class Compiler:
             refused=refused,
             decisions=reporter.decisions,
             verify=verdict.to_json(),
+            runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **self._measurements(lowered, reporter),
             seconds=dict(reporter.seconds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.data.inputs import Data, has_labels
 from svitc.driver.report import OutputsReport
 from svitc.driver.report_sections import BATCH_IMAGES
@@ -26,7 +27,7 @@ def outputs_report(
         metric: the user's metric, or None.
         reporter: told about progress.
     """
-    session, labeled = backend.session(exported), has_labels(data)
+    session, labeled = runtimes.session(exported), has_labels(data)
     measured = None if metric is None else BatchMetric(metric, program)
     errors = {name: RelativeError() for name in program.output_names}
     images, totals = 0, [0.0, 0.0]

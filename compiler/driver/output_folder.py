@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from svitc.codegen.module import program_source
@@ -9,6 +10,7 @@ from svitc.data.inputs import Data, some_inputs
 from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
+from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.serialization.writer import load_program
 from svitc.support.reporter import Reporter
 from svitc.verification.exact_check import verify_exact
@@ -38,12 +40,26 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
     return program, (folder / "model.onnx").read_bytes()
 
 
+@dataclass(frozen=True)
+class VerifySettings:
+    """How a file is verified.
+
+    Attributes:
+        images: number of inputs.
+        seed: seed of random inputs.
+        runtime: runs the file.
+    """
+
+    images: int
+    seed: int
+    runtime: Runtime = ONNX_RUNTIME
+
+
 def verify_folder(
     program: Program,
     exported: bytes,
     data: Data | None,
-    images: int,
-    seed: int,
+    settings: VerifySettings,
     reporter: Reporter,
     original: Program | None = None,
 ) -> Verdict:
@@ -53,23 +69,22 @@ def verify_folder(
         program: the program.
         exported: the ONNX file.
         data: where inputs come from; None for random inputs.
-        images: number of inputs.
-        seed: seed of random inputs.
+        settings: how many inputs, and in which runtime.
         reporter: told about progress.
         original: the float network that a quantized program is compared with (float_network.py); None to leave that.
     """
 
     def step(done: int) -> None:
-        reporter.progress("verify", done, images)
+        reporter.progress("verify", done, settings.images)
 
     watched = None if data is None else Watched(data, span_of(program))
-    inputs = some_inputs(program, watched, images, seed)
+    inputs = some_inputs(program, watched, settings.images, settings.seed)
     if program.stage == Stage.QUANTIZED:
         # what is drawn at random says nothing of the range of real inputs
         inputs = inputs if data is not None else within(inputs, span_of(program))
-        verdict = verify_exact(program, exported, inputs, step, original)
+        verdict = verify_exact(program, exported, inputs, step, original, settings.runtime)
     else:
-        verdict = verify(program, exported, inputs, step)
+        verdict = verify(program, exported, inputs, step, settings.runtime)
     if watched is not None and watched.note is not None:
         reporter.decide(watched.note)
     return verdict

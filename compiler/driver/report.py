@@ -263,6 +263,7 @@ class Report(Section):
     sweep: JsonDict | None
     finetune: JsonDict | None
     verify: JsonDict
+    runtimes: list[JsonDict]
     accuracy: AccuracyReport | NoAccuracy
     agreement: AgreementReport | None
     prediction: PredictionReport | None

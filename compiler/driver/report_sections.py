@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import input_range
 from svitc.data.dataset import Dataset, split
@@ -115,7 +116,7 @@ def accuracy_report(
             "accuracy needs labels, and these images have none",
             hint="Give class folders, or an .npz with images and labels.",
         )
-    session, scores = backend.session(exported), required_scores(program.graph, program.info)
+    session, scores = runtimes.session(exported), required_scores(program.graph, program.info)
     total_original = total = lost = gained = images = 0
     with reporter.stage("accuracy", len(data)) as step:
         for (x, labels), predicted in zip(data.batches(len(original[0])), original, strict=True):

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.evaluation.comparison import OutputReader, RelativeError
 from svitc.evaluation.metric import BatchMetric, Metric
 from svitc.ir.program import Program, Stage
@@ -158,7 +159,7 @@ class Evaluator:
         self._state = {name: value.clone() for name, value in program.module.state_dict().items()}
         model = export_proto(program.copy())
         exposed = suffix.expose(model, self._cacheable(model, cache_bytes))
-        session = backend.session(model.SerializeToString(), threads)
+        session = runtimes.session(model.SerializeToString(), threads)
         done, start = 0, time.perf_counter()
         qualities: list[float] = []
         for x, labels in self.chunks:
@@ -188,7 +189,7 @@ class Evaluator:
         exposed = suffix.expose(probe, {spike.path for spike in suffix.spikes(model)})
         x = self.chunks[0][0]
         batch = self.program.input.batch_dim
-        values = backend.session(probe.SerializeToString(), self.threads).run(
+        values = runtimes.session(probe.SerializeToString(), self.threads).run(
             [spike.value for spike in exposed], {backend.INPUT: np.take(x, [0], axis=batch)}
         )
         kept: set[str] = set()
@@ -210,8 +211,8 @@ class Evaluator:
         cached = set() if quantized else self.unchanged(candidate) & self.spikes[0].keys()
         model = export_proto(candidate)
         suffix_inputs = [] if quantized else suffix.suffix(model, cached)
-        session = backend.session(model.SerializeToString(), self.threads)
-        takes_image = any(value.name == backend.INPUT for value in session.get_inputs())
+        session = runtimes.session(model.SerializeToString(), self.threads)
+        takes_image = backend.INPUT in session.input_names
         read, qualities = [], []
         for number, ((x, labels), spikes) in enumerate(zip(self.chunks, self.spikes, strict=True)):
             if images is not None and images <= 0:
@@ -228,7 +229,7 @@ class Evaluator:
 
     def measure_file(self, exported: bytes) -> Measurement:
         """Measure an exported file of a network with the program's input and classes."""
-        session = backend.session(exported, self.threads)
+        session = runtimes.session(exported, self.threads)
         outputs = [session.run(self.names, {backend.INPUT: x}) for x, _ in self.chunks]
         qualities = []
         if self.metric is not None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from svitc import onnx as backend
+from svitc import runtimes
 
 TIMED_S = 1.5  # for the runs of all probes
 MIN_RUNS, MAX_RUNS = 3, 40  # of each probe
@@ -279,7 +279,7 @@ def _median(probe: Probe, threads: int, seconds: float) -> float:
 
     Only one session exists at a time, because ONNX Runtime's threads spin for a while after a run.
     """
-    session, feeds = backend.session(probe.model(), threads), probe.feeds()
+    session, feeds = runtimes.session(probe.model(), threads), probe.feeds()
     times: list[float] = []
     session.run(None, feeds)  # the first run allocates memory
     begin = time.perf_counter()

@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from svitc.errors import InputError
 from svitc.latency.microbenchmarks import Speeds, at
-from svitc.onnx.runtime import ERRORS_ONLY
+from svitc.runtimes import OnnxRuntime
 
 ValueT = TypeVar("ValueT")
 
@@ -48,8 +48,7 @@ def optimized(model: bytes) -> onnx.ModelProto:
         InputError: ONNX Runtime cannot load the file.
     """
     proto = onnx.load_from_string(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options = OnnxRuntime().options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     for value in proto.graph.input:
         for dim in value.type.tensor_type.shape.dim:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.errors import UsageError
 from svitc.ir.program import Program
 from svitc.latency.predict import milliseconds, one_image
+from svitc.runtimes import Session
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
 
@@ -55,11 +56,11 @@ class PairedTimer:
 
     def __init__(self, original: bytes, x: np.ndarray, threads: int) -> None:
         self.threads, self.feed = threads, {backend.INPUT: x}
-        self.original = backend.session(original, threads)
+        self.original = runtimes.session(original, threads)
 
     def __call__(self, file: bytes) -> Timing:
         """Time a file beside the original."""
-        sessions = (self.original, backend.session(file, self.threads))
+        sessions = (self.original, runtimes.session(file, self.threads))
         slowest = max(self._once(session) for session in sessions)
         untimed = slowest < 1e3 * UNTIMED_BELOW_S
         pair_s = 2 * (PAUSE_S + (1 + untimed) * slowest / 1e3)
@@ -74,7 +75,7 @@ class PairedTimer:
         ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
         return Timing(statistics.median(times[0]), statistics.median(times[1]), ratio, pairs, self.threads)
 
-    def _once(self, session: onnxruntime.InferenceSession) -> float:
+    def _once(self, session: Session) -> float:
         return milliseconds(lambda: session.run(None, self.feed))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import fx
 
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.data.inputs import random_inputs
 from svitc.errors import UsageError
 from svitc.ir.program import Program, Stage
@@ -138,7 +139,7 @@ def _report(rows: Sequence[LayerCost], times: list[float], speeds: Speeds) -> Js
 
 def timed(file: bytes, x: np.ndarray, threads: int, runs: int) -> list[float]:
     """Return the times of consecutive runs in a new session, in ms, after two untimed runs."""
-    session = backend.session(file, threads)
+    session = runtimes.session(file, threads)
     return [milliseconds(lambda: session.run(None, {backend.INPUT: x})) for _ in range(UNTIMED_RUNS + runs)][
         UNTIMED_RUNS:
     ]

@@ -1,4 +1,4 @@
-"""Lowering to stock ONNX, and running and measuring the file.
+"""Lowering to stock ONNX, and measuring the file.
 
 Imports: ``passes``, ``analysis``, ``quantization``, ``ir`` and what is below them.
 
@@ -8,7 +8,6 @@ programs, ``surgery/`` cuts finished files apart.
 
 from svitc.onnx.lower import INPUT, OUTPUT, lower, to_bytes
 from svitc.onnx.model_info import node_count, weight_bytes
-from svitc.onnx.runtime import session
 from svitc.onnx.surgery.neuron_split import SplitNeuron, split_neurons
 from svitc.onnx.surgery.neuron_split_unrolled import SplitUnrolledNeuron, split_unrolled_neurons
 from svitc.onnx.target import TARGETS, Target, target_of
@@ -22,7 +21,6 @@ __all__ = [
     "Target",
     "lower",
     "node_count",
-    "session",
     "split_neurons",
     "split_unrolled_neurons",
     "target_of",

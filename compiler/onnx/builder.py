@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,27 +17,11 @@ from svitc.ir.graph import attribute_of
 from svitc.ir.outputs import INPUT
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY, inlined
+from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY, FunctionKind, neuron_function
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 Attributes = Mapping[str, int | float | Sequence[int]]
-
-
-class FunctionKind(Protocol):
-    """A kind of neuron, which can be hashed and writes its own model-local function."""
-
-    @property
-    def name(self) -> str:
-        """Name of the kind of neuron."""
-
-    @property
-    def static(self) -> bool:
-        """Whether the input current is the same at every step and is given once."""
-
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the function under a name that is not among ``used_names``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -258,7 +242,7 @@ class Builder:
         if self.target.keeps_functions:
             outputs = self.ops(self._function_of(kind), inputs, dims, dtype=dtype)
         else:
-            outputs = self._inlined(kind.function((), self.target.opset), inputs, dims, step)
+            outputs = self._inlined(kind, inputs, dims, step)
         node = outputs[0].producer()
         assert node is not None
         node.metadata_props.update({KIND_KEY: kind.name, PATH_KEY: self.name, CURRENT_KEY: str(inputs[0].name)})
@@ -267,29 +251,29 @@ class Builder:
         return outputs
 
     def _inlined(
-        self, function: ir.Function, inputs: Sequence[ir.Value], dims: Sequence[Dims], step: Dims
+        self, kind: FunctionKind, inputs: Sequence[ir.Value], dims: Sequence[Dims], step: Dims
     ) -> list[ir.Value]:
-        """Emit the nodes of a function, named by the layer, and return its outputs, which its documentation goes to."""
-        name = self._main_name()
-        nodes, outputs = inlined(function, inputs, *(ir.Shape(layout.shape(d)) for d in (step, dims[0])))
-        for node in nodes:
+        """Emit the nodes of a neuron, named by the layer, and return its outputs; ``neuron`` has the arguments."""
+        body, name = kind.body(inputs), self._main_name()
+        body.describe(*(ir.Shape(layout.shape(d)) for d in (step, dims[0])))
+        for node in body.nodes:
             node.name = self._node_names(f"{name}/{node.name}")
             for output in node.outputs:
-                if output not in outputs:
+                if output not in body.outputs:
                     output.name = self._value_names(f"{name}/{output.name}")
-        for output, label in zip(outputs, self._labels(name, len(outputs)), strict=True):
+        for output, label in zip(body.outputs, self._labels(name, len(dims)), strict=True):
             output.name = label
-        self.nodes += nodes
-        first = outputs[0].producer()
+        self.nodes += body.nodes
+        first = body.outputs[0].producer()
         assert first is not None
-        first.doc_string = function.doc_string
-        return outputs
+        first.doc_string = kind.formula
+        return body.outputs
 
     def _function_of(self, kind: FunctionKind) -> ir.Function:
         """Return the function of a kind of neuron; it is written when it is first asked for."""
         if kind not in self.functions:
             used_names = {function.name for function in self.functions.values()}
-            self.functions[kind] = kind.function(used_names, self.target.opset)
+            self.functions[kind] = neuron_function(kind, used_names, self.target.opset)
         return self.functions[kind]
 
     # constants

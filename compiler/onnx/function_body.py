@@ -6,7 +6,7 @@ Files are cut at these nodes, whether the neuron is a call or many nodes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 import onnx_ir as ir
@@ -18,29 +18,23 @@ KIND_KEY, PATH_KEY, CURRENT_KEY, STATIC_KEY = "svitc.neuron", "svitc.path", "svi
 COMPARISONS = ("Greater", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Not")
 
 
-class NamedKind(Protocol):
-    """What names and documents a neuron's function."""
-
-    @property
-    def title(self) -> str:
-        """The function's name."""
-
-    @property
-    def formula(self) -> str:
-        """The function's documentation: its equations."""
-
-
 class FunctionBody:
-    """The nodes of one model-local function under construction.
+    """The nodes of one neuron under construction.
+
+    Args:
+        names: names of the inputs, the currents first.
+        values: what the nodes read as these inputs.
 
     Attributes:
         nodes: the nodes emitted so far, in order.
-        inputs: the function's inputs by name, in order.
+        inputs: the inputs by name, in order.
+        outputs: the neuron's spikes; empty until they are emitted.
     """
 
-    def __init__(self, inputs: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], values: Iterable[ir.Value]) -> None:
         self.nodes: list[ir.Node] = []
-        self.inputs = {name: ir.val(name) for name in inputs}
+        self.inputs = dict(zip(names, values, strict=True))
+        self.outputs: list[ir.Value] = []
 
     def op(self, op_type: str, name: str, *inputs: ir.Value, **attributes: float) -> ir.Value:
         """Emit one node with one output; the node and the value share ``name``."""
@@ -48,59 +42,72 @@ class FunctionBody:
         self.nodes.append(ir.node(op_type, inputs, attributes or None, outputs=[value], name=name))
         return value
 
+    def describe(self, step: ir.Shape, whole: ir.Shape) -> None:
+        """Give all values types and shapes.
 
-def unique_name(title: str, used_names: Collection[str]) -> str:
-    """Return ``title``, with a number behind it where a function has that name already."""
-    name, i = title, 1
-    while name in used_names:
+        Args:
+            step: shape of one time step's values.
+            whole: shape of the values of all steps, which a Concat joins.
+        """
+        joined: set[ir.Value | None] = set()
+        for node in self.nodes:
+            if node.op_type == "Concat" or not joined.isdisjoint(node.inputs):
+                joined.update(node.outputs)
+            for output in node.outputs:
+                output.type = _element_type(node)
+                output.shape = ir.Shape(whole if output in joined else step)
+
+
+class FunctionKind(Protocol):
+    """A kind of neuron, which can be hashed and emits its own body."""
+
+    @property
+    def name(self) -> str:
+        """Name of the kind of neuron."""
+
+    @property
+    def static(self) -> bool:
+        """Whether the input current is the same at every step and is given once."""
+
+    @property
+    def title(self) -> str:
+        """Name of the function."""
+
+    @property
+    def formula(self) -> str:
+        """Documentation: the neuron's equations."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the inputs: the currents, PLIF's decay, and constants."""
+
+    def body(self, values: Iterable[ir.Value]) -> FunctionBody:
+        """Emit the nodes, which read these values as the inputs."""
+        ...
+
+
+def neuron_function(kind: FunctionKind, used_names: Collection[str], opset: int) -> ir.Function:
+    """Write the model-local function of a kind of neuron.
+
+    Args:
+        kind: the kind of neuron.
+        used_names: names of the model's other functions.
+        opset: version of the default-domain operators.
+    """
+    body = kind.body([ir.val(name) for name in kind.inputs])
+    name, i = kind.title, 1
+    while name in used_names:  # two kinds may have one title
         i += 1
-        name = f"{title}_{i}"
-    return name
-
-
-def neuron_function(
-    kind: NamedKind, body: FunctionBody, spikes: ir.Value, used_names: Collection[str], opset: int
-) -> ir.Function:
-    """Wrap a finished body as a model-local function with a unique name."""
-    name = unique_name(kind.title, used_names)
+        name = f"{kind.title}_{i}"
     graph = ir.Graph(
         list(body.inputs.values()),
-        [spikes],
+        body.outputs,
         nodes=body.nodes,
         opset_imports={"": opset},
         name=name,
         doc_string=kind.formula,
     )
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
-
-
-def inlined(
-    function: ir.Function, inputs: Sequence[ir.Value], step: ir.Shape, whole: ir.Shape
-) -> tuple[list[ir.Node], list[ir.Value]]:
-    """Take the nodes out of a function that nothing calls, and give their values types and shapes.
-
-    Args:
-        function: the function; left empty.
-        inputs: values that the nodes read instead of the function's inputs.
-        step: shape of one time step's values.
-        whole: shape of the values of all steps, which a Concat in the function joins.
-
-    Returns:
-        the nodes, and what were the function's outputs.
-    """
-    nodes, outputs = list(function), list(function.outputs)
-    function.remove(nodes)
-    function.outputs.clear()
-    for formal, value in zip(function.inputs, inputs, strict=True):
-        ir.convenience.replace_all_uses_with(formal, value)
-    joined: set[ir.Value | None] = set()
-    for node in nodes:
-        if node.op_type == "Concat" or not joined.isdisjoint(node.inputs):
-            joined.update(node.outputs)
-        for output in node.outputs:
-            output.type = _element_type(node)
-            output.shape = ir.Shape(whole if output in joined else step)
-    return nodes, outputs
 
 
 def _element_type(node: ir.Node) -> ir.TypeProtocol | None:

@@ -43,7 +43,17 @@ def node_count(model: AnyModel, inlined: bool = True) -> int:
         InputError: no ONNX model can be read from the bytes or the path.
     """
     proto = read_proto(model)
-    return len((onnx.inliner.inline_local_functions(proto) if inlined else proto).graph.node)
+    return len((without_functions(proto) if inlined else proto).graph.node)
+
+
+def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its functions inlined, and without the domains that only they had."""
+    inlined = onnx.inliner.inline_local_functions(model)
+    used = {node.domain for node in inlined.graph.node}
+    kept = [each for each in inlined.opset_import if each.domain in used or each.domain in ("", "ai.onnx")]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(kept)
+    return inlined
 
 
 def metadata_of(node: onnx.NodeProto) -> dict[str, str]:

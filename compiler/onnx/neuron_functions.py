@@ -9,7 +9,7 @@ reset.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from torch import nn
 
 from svitc.errors import UnsupportedError
 from svitc.ir.neuron_dynamics import dynamics_of
-from svitc.onnx.function_body import FunctionBody, neuron_function
+from svitc.onnx.function_body import FunctionBody
 from svitc.onnx.stateless_functions import IntegerKind, StepKind
 
 
@@ -120,16 +120,16 @@ class NeuronKind:
             constants["reset"] = self.reset
         return constants
 
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the model-local function.
+    @property
+    def inputs(self) -> list[str]:
+        """Return the names of the inputs."""
+        return ["x", *(["decay"] if self.takes_decay else []), *self.constants]
 
-        Args:
-            used_names: names of the model's other functions.
-            opset: version of the default-domain operators.
-        """
-        body = NeuronBody(self, ["x", *(["decay"] if self.takes_decay else []), *self.constants])
-        spikes = body.integer_spikes() if self.counts else body.spikes()
-        return neuron_function(self, body, spikes, used_names, opset)
+    def body(self, values: Iterable[ir.Value]) -> FunctionBody:
+        """Emit the nodes, which read these values as the inputs."""
+        body = NeuronBody(self, self.inputs, values)
+        body.outputs = [body.integer_spikes() if self.counts else body.spikes()]
+        return body
 
     @property
     def formula(self) -> str:
@@ -194,8 +194,8 @@ def _is_power_of_two(number: float) -> bool:
 class NeuronBody(FunctionBody):
     """The body of a neuron with a membrane, unrolled over its time steps."""
 
-    def __init__(self, kind: NeuronKind, inputs: Iterable[str]) -> None:
-        super().__init__(inputs)
+    def __init__(self, kind: NeuronKind, names: Iterable[str], values: Iterable[ir.Value]) -> None:
+        super().__init__(names, values)
         self.kind = kind
 
     def currents(self) -> list[ir.Value]:

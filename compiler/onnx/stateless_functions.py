@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import nn
 
 from svitc.ir.neuron_dynamics import dynamics_of
-from svitc.onnx.function_body import FunctionBody, neuron_function
+from svitc.onnx.function_body import FunctionBody
 
 
 class StatelessKind:
@@ -18,6 +18,16 @@ class StatelessKind:
 
     static: ClassVar[bool] = False
     takes_decay: ClassVar[bool] = False
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Return the scalar inputs that follow the current, by name, in order."""
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> list[str]:
+        """Return the names of the inputs."""
+        return ["x", *self.constants]
 
 
 @dataclass(frozen=True)
@@ -49,21 +59,17 @@ class IntegerKind(StatelessKind):
         clipped = f"clip(x, 0, {self.levels})"
         return f"s = floor({clipped} + 0.5)." if self.half_up else f"s = round({clipped}), halves to even numbers."
 
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the model-local function.
-
-        Args:
-            used_names: names of the model's other functions.
-            opset: version of the default-domain operators.
-        """
-        body = FunctionBody(["x", *self.constants])
+    def body(self, values: Iterable[ir.Value]) -> FunctionBody:
+        """Emit the nodes, which read these values as the inputs."""
+        body = FunctionBody(self.inputs, values)
         x, zero, most, *half = body.inputs.values()
         clipped = body.op("Clip", "clip", x, zero, most)
         if self.half_up:
             spikes = body.op("Floor", "spikes", body.op("Add", "raised", clipped, *half))
         else:
             spikes = body.op("Round", "spikes", clipped)
-        return neuron_function(self, body, spikes, used_names, opset)
+        body.outputs = [spikes]
+        return body
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,12 @@ class StepKind(StatelessKind):
         """Return the documentation of the function that is written into the file."""
         return f"s = x {'>' if self.strict else '>='} {self.threshold:g}."
 
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the model-local function."""
-        body = FunctionBody(["x", *self.constants])
+    def body(self, values: Iterable[ir.Value]) -> FunctionBody:
+        """Emit the nodes, which read these values as the inputs."""
+        body = FunctionBody(self.inputs, values)
         fired = body.op("Greater" if self.strict else "GreaterOrEqual", "fired", *body.inputs.values())
-        spikes = body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)
-        return neuron_function(self, body, spikes, used_names, opset)
+        body.outputs = [body.op("Cast", "spikes", fired, to=ir.DataType.FLOAT.value)]
+        return body
 
 
 def stateless_kind_of(module: nn.Module) -> IntegerKind | StepKind:

@@ -43,13 +43,13 @@ def resident() -> int:
     return _status("VmRSS") or peak()
 
 
-def peak() -> int:
-    """Return the largest resident memory of this process so far, in bytes.
+def peak(child: int | None = None) -> int:
+    """Return the largest resident memory of this process, or of one that it started, so far, in bytes.
 
-    On Linux it counts from the last ``forget_peak``.
+    On Linux it counts from the last ``forget_peak``; elsewhere that of another process is not known, and 0.
     """
-    high_water = _status("VmHWM")  # not ru_maxrss, which starts at the memory of the parent process
-    if high_water:
+    high_water = _status("VmHWM", child)  # not ru_maxrss, which starts at the memory of the parent process
+    if high_water or child is not None:
         return high_water
     import resource  # noqa: PLC0415  (a module of Unix only)
 
@@ -62,10 +62,18 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(key: str) -> int:
-    """Return an entry of ``/proc/self/status`` in bytes, or 0 where it does not exist."""
+def seconds_of(process: int) -> float:
+    """Return the processor time of another process so far, in seconds; 0 outside Linux."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()  # the name may hold spaces
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _status(key: str, process: int | None = None) -> int:
+    """Return an entry of ``/proc/self/status``, or of another process's, in bytes, or 0 where it does not exist."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process or 'self'}/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     return 0

@@ -17,7 +17,9 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
+from svitc.onnx.int16_sums import beyond_int16
 from svitc.passes.pipelines import exportable_program
+from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
@@ -31,6 +33,7 @@ def verify_exact(
     inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
     original: Program | None = None,
+    runtime: Runtime = ONNX_RUNTIME,
 ) -> Verdict:
     """Compare an exported file with the quantized program that defines it, and that with the float program.
 
@@ -40,18 +43,20 @@ def verify_exact(
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
         original: the float program that was quantized (quantization_check.py); None where it is not at hand.
+        runtime: runs the file.
 
     Returns:
         the differences in each layer and in the outputs.
 
     Raises:
-        InputError: the file does not have the program's outputs.
+        InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
-    full_session = backend.session(exported)
-    quantized, program = program, program_of_file(program, full_session)
+    quantized, program = program, program_of_file(program, exported)
     lowered = exportable_program(program, per_step=True)  # with layers joined as in the file
-    split_file = _SplitFile(exported, lowered)
-    verdict = Verdict.of(lowered)
+    split_file = _SplitFile(exported, lowered, runtime)
+    full_session = runtime.open(exported)
+    verdict = Verdict.of(lowered, runtime.described())
+    verdict.beyond_int16 = beyond_int16(exported)
     for number, x in enumerate(inputs):
         reference, result = Recorder.record(lowered, x)
         expected = as_tuple(result)
@@ -84,13 +89,14 @@ class _SplitFile:
     Args:
         exported: bytes of the ONNX file.
         reference: the program that it is compared with.
+        runtime: runs the file.
     """
 
-    def __init__(self, exported: bytes, reference: Program) -> None:
+    def __init__(self, exported: bytes, reference: Program, runtime: Runtime) -> None:
         split, self.neurons = backend.split_unrolled_neurons(exported)
-        self.session = backend.session(split)
-        self.image = self.session.get_inputs()[0].name  # older versions gave it another one
-        self.names = [output.name for output in self.session.get_outputs()]
+        self.session = runtime.open(split)
+        self.image = self.session.input_names[0]  # older versions gave it another one
+        self.names = self.session.output_names
         self.output_names = reference.output_names
         self.inexact = set(inexact(reference))
 

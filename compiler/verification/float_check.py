@@ -21,6 +21,7 @@ from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_le
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
+from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
@@ -30,6 +31,7 @@ def verify(
     exported: bytes,
     inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
+    runtime: Runtime = ONNX_RUNTIME,
 ) -> Verdict:
     """Compare an exported file with the program that it was exported from.
 
@@ -38,22 +40,23 @@ def verify(
         exported: bytes of the ONNX file.
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
+        runtime: runs the file.
 
     Returns:
         the differences in each layer and in the outputs.
 
     Raises:
-        InputError: the file does not have the program's outputs.
+        InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
     split_file, neurons = backend.split_neurons(exported)
-    full_session, split_session = backend.session(exported), backend.session(split_file)
-    program = program_of_file(program, full_session)
-    image = full_session.get_inputs()[0].name  # older versions gave it another one
+    full_session, split_session = runtime.open(exported), runtime.open(split_file)
+    program = program_of_file(program, exported)
+    image = full_session.input_names[0]  # older versions gave it another one
     bounds = magnitudes(program)
     lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
-    verdict = Verdict.of(program)
-    names = [output.name for output in split_session.get_outputs()]
+    verdict = Verdict.of(program, runtime.described())
+    names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs):
         reference, output = Recorder.record(program, x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from onnxruntime import InferenceSession
 from torch import fx, nn
 
 from svitc.analysis.float_error import bound_at
@@ -15,6 +14,7 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.outputs import AVERAGED_DIMS
 from svitc.ir.program import Program
+from svitc.onnx.model_info import read_proto
 from svitc.passes.lowering.average_steps import averaged
 
 STIMULUS_SEED = 0
@@ -112,19 +112,24 @@ def _has_slope(node: fx.Node) -> bool:
     return general is not None and general.slope is not None
 
 
-def program_of_file(program: Program, session: InferenceSession) -> Program:
+def program_of_file(program: Program, exported: bytes) -> Program:
     """Return a program with the outputs that a file has: averaged over time, where the file's are.
+
+    Args:
+        program: the program.
+        exported: the ONNX file.
 
     Raises:
         InputError: the file has other outputs, so that not all of them would be compared.
     """
-    names = [output.name for output in session.get_outputs()]
+    outputs = read_proto(exported).graph.output
+    names = [output.name for output in outputs]
     if names != program.output_names:
         raise InputError(
             f"the ONNX file has the outputs {', '.join(names)}, the program {', '.join(program.output_names)}",
             hint="They are not of one compilation.",
         )
-    is_averaged = len(names) == 1 and len(session.get_outputs()[0].shape) == AVERAGED_DIMS
+    is_averaged = len(names) == 1 and len(outputs[0].type.tensor_type.shape.dim) == AVERAGED_DIMS
     return averaged(program) if is_averaged else program
 
 

@@ -112,6 +112,9 @@ class Verdict:
         outputs: the differences of each output, in order.
         scores: which of the outputs scores classes, if any.
         quantization: for a quantized program, its differences from the float program, where that was at hand.
+        runtime: what ran the file: ``name``, ``version`` and ``settings``.
+        beyond_int16: for a quantized program, the integer products of its file that could saturate on processors
+            without VNNI, each with the sum that it could reach (onnx/int16_sums.py).
     """
 
     images: int = 0
@@ -120,13 +123,15 @@ class Verdict:
     outputs: list[OutputVerdict] = field(default_factory=list)
     scores: ClassScores | None = None
     quantization: QuantizationVerdict | None = None
+    runtime: JsonDict = field(default_factory=dict)
+    beyond_int16: dict[str, str] | None = None
 
     @classmethod
-    def of(cls, program: Program) -> Verdict:
-        """Return an empty verdict on a program's file."""
+    def of(cls, program: Program, runtime: JsonDict) -> Verdict:
+        """Return an empty verdict on a program's file in a runtime (``Runtime.described``)."""
         layers = {str(node.target): LayerVerdict(str(node.target)) for node in program.neurons()}
         outputs = [OutputVerdict(label) for label in labels(program.info)]
-        return cls(layers=layers, outputs=outputs, scores=class_scores(program.graph, program.info))
+        return cls(layers=layers, outputs=outputs, scores=class_scores(program.graph, program.info), runtime=runtime)
 
     def add(self, final: Sequence[np.ndarray], expected: Sequence[np.ndarray], images: int) -> None:
         """Count the images of a batch.
@@ -183,6 +188,7 @@ class Verdict:
         """Return the ``verify`` section of the report."""
         return {
             "status": "passed" if self.passed else "failed",
+            "runtime": self.runtime,
             "images": self.images,
             "neurons": len(self.layers),
             "spikes": self.total("spikes"),
@@ -196,5 +202,6 @@ class Verdict:
             "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
             "layers": [asdict(layer) for layer in self.layers.values()],
             **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),
+            **({} if self.beyond_int16 is None else {"beyond_int16": self.beyond_int16}),
             **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),
         }

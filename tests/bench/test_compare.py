@@ -100,6 +100,17 @@ def test_a_table_of_the_file_alone(capsys, folder):
     assert "eager" not in text
 
 
+def test_the_file_in_several_runtimes(capsys, folder):
+    """Times are compared with those in the first one."""
+    args = ("--runtimes", "reference,onnxruntime", "--runs", 1, "--threads", 1, "--profile", "--json")
+    status, text, _ = run(capsys, folder, *args)
+    report = json.loads(text)
+    reference, ours = report["rows"]
+    assert status == 0 and (reference["name"], ours["name"]) == ("svitc", "svitc in ONNX Runtime")
+    assert reference["version"].startswith("reference ") and reference["ratio"] == 1.0 > ours["ratio"]
+    assert report["profile"].keys() == {"svitc in ONNX Runtime"}
+
+
 def test_a_peer_that_is_not_there_keeps_its_row(capsys, folder, monkeypatch):
     from svitc.bench import runners
 
@@ -135,6 +146,8 @@ BAD = {
     "threads": (["{out}", "--threads", 0], 2, "--threads 0"),
     "limit": (["{out}", "--limit", 0], 2, "--limit 0"),
     "peer": (["{out}", "--against", DIGITS, "--peers", "eager,tvm"], 2, "Known: eager, torch.compile"),
+    "runtime": (["{out}", "--runtimes", "onnxruntime,tvm"], 2, "runtime 'tvm' is not known"),
+    "no runtime": (["{out}", "--runtimes", ","], 2, "names no runtime"),
     "peers of nothing": (["{out}", "--peers", "eager"], 2, "--against"),
     "options of nothing": (["{out}", "--time-steps", 2], 2, "--against"),
     "no model": (["{out}", "--against", "nowhere.pt"], 3, "nowhere.pt"),

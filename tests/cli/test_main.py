@@ -77,7 +77,7 @@ def test_compile_inspect_verify(capsys, tmp_path):
         "report.json",
     ]
     status, text, _ = run(capsys, "verify", out)
-    assert status == 0 and "0 beyond" in text
+    assert status == 0 and "0 beyond" in text and "computes in onnxruntime 1." in " ".join(text.split())
     status, text, _ = run(capsys, "inspect", DIGITS)
     assert status == 0 and "no: the model's output" in text and "blocks.1.mlp.fc1.0" in text
     status, text, _ = run(capsys, "inspect", DIGITS, "--program")
@@ -226,6 +226,8 @@ def test_a_tampered_file_fails_verification(capsys, tmp_path):
     (out / "model.onnx").write_bytes(model.SerializeToString())
     status, text, err = run(capsys, "verify", out)
     assert status == 6 and "blocks.1.mlp.neuron1" in text + err
+    row = json.loads((out / "report.json").read_text())["runtimes"][0]
+    assert (row["name"], row["result"], row["why"]) == ("onnxruntime", "differs", "first at blocks.1.mlp.neuron1")
 
 
 def test_an_edited_source_is_noticed(capsys, tmp_path):

@@ -9,6 +9,7 @@ import torch
 import svitc
 from support.measured import digits_file
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.data.dataset import load_data
 from svitc.data.inputs import top1
 from svitc.driver.agreement import agreement_report, log_probabilities
@@ -39,7 +40,7 @@ def test_agreement_is_counted_against_the_original(digits, files):
     report = agreement_report(digits, log_probabilities(digits, data, Reporter()), pruned.onnx, data, Reporter())
     x = torch.cat([x for x, _ in data.batches(16)])
     before = log_softmax(digits(x).numpy())
-    after = log_softmax(backend.session(pruned.onnx).run(None, {backend.INPUT: x.numpy()})[0])
+    after = log_softmax(runtimes.session(pruned.onnx).run(None, {backend.INPUT: x.numpy()})[0])
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
     assert 0 < same < 80
     assert (report.images, report.share, report.interval) == (80, same / 80, wilson(same, 80))

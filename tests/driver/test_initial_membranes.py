@@ -23,10 +23,10 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.onnx import session
 from svitc.onnx.export import export
 from svitc.passes.pipelines import inference_passes, quantize
 from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
+from svitc.runtimes import session
 from svitc.training.fast_forward import FastForward
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify

@@ -15,8 +15,8 @@ from svitc.driver.compiler import Compiler
 from svitc.driver.options import CompileOptions
 from svitc.errors import UsageError
 from svitc.frontends.capture.capture import capture
-from svitc.onnx import session
 from svitc.passes.policies import make
+from svitc.runtimes import session
 
 SHAPE = (3, 12, 12)
 

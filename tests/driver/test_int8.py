@@ -6,6 +6,8 @@ import functools
 import importlib.util
 import json
 import math
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from support.families import FAMILIES, warm
 from support.paths import DEMO, DIGITS
 from support.programs import frames, lif, steps, written
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.analysis.exactness import inexact
 from svitc.cli.main import main
 from svitc.data.inputs import random_inputs
@@ -34,6 +37,7 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
+from svitc.runtimes.reference_evaluator import Reference
 from svitc.serialization.writer import load_program
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.recorder import Recorder
@@ -120,7 +124,7 @@ def test_a_network_whose_answer_is_spikes():
     verdict = verify_exact(program, exported, random_inputs(program, 4, 2, 0))
     assert verdict.passed and verdict.max_logit_difference == 0.0 and verdict.total("firing") > 10
     x = random_inputs(program, 3, 3, 1)[0]
-    got = backend.session(exported).run(None, {backend.INPUT: x.numpy()})[0]
+    got = runtimes.session(exported).run(None, {backend.INPUT: x.numpy()})[0]
     assert np.array_equal(got, program(x).numpy()) and got.any()
 
 
@@ -237,7 +241,7 @@ def test_accuracy_on_digits(whole, digits):
         return int(((logits.mean(0) if logits.ndim == 3 else logits).argmax(-1) == labels).sum())
 
     fp32 = right(digits(x).numpy())
-    int8 = right(backend.session(whole.onnx).run(None, {backend.INPUT: x.numpy()})[0])
+    int8 = right(runtimes.session(whole.onnx).run(None, {backend.INPUT: x.numpy()})[0])
     assert fp32 >= 0.95 * len(labels) and abs(fp32 - int8) <= 4, (fp32, int8)
     rates = []
     for program in (digits, whole.program):
@@ -287,6 +291,31 @@ def test_the_command(capsys, folder):
     assert status == 0 and "0 beyond" in out
     status, out, _ = run(capsys, "verify", folder, "--json")
     assert status == 0 and json.loads(out)["flips_within_rounding"] == 0
+
+
+def test_the_table_of_runtimes(capsys, folder):
+    """Compilation fills the row of ONNX Runtime, and verification in another runtime that one's."""
+    before = {row["name"]: row["result"] for row in json.loads((folder / "report.json").read_text())["runtimes"]}
+    assert before["onnxruntime"] == "exact" and before["openvino"] == "not tried"
+    status, out, _ = run(capsys, "verify", folder, "--runtime", "reference", "--verify-images", "1")
+    assert status == 0 and "computes in reference" in " ".join(out.split())
+    [row] = [r for r in json.loads((folder / "report.json").read_text())["runtimes"] if r["name"] == "reference"]
+    assert row["result"] == "exact" and row["version"] == version("onnx") and row["images"] == 1 and row["spikes"] > 1e4
+
+
+def test_a_runtime_that_cannot_run_the_file(capsys, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "out")
+    monkeypatch.setattr(Reference, "_open", failing)
+    status, _, err = run(capsys, "verify", tmp_path / "out", "--runtime", "reference")
+    assert status == 3 and "cannot load" in err and "no kernel" in err
+    [row] = [r for r in json.loads((tmp_path / "out/report.json").read_text())["runtimes"] if r["name"] == "reference"]
+    assert row["result"] == "does not run" and "no kernel" in row["why"]
+    status, _, err = run(capsys, "verify", folder, "--runtime", "tvm")
+    assert status == 2 and "Known: onnxruntime, openvino" in err
+
+
+def failing(*_: object) -> None:
+    raise NotImplementedError("no kernel")
 
 
 def test_verifying_says_what_it_does_not_repeat(capsys, folder, tmp_path):

@@ -13,6 +13,7 @@ import torch
 import svitc
 from support.measured import family, family_file
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.analysis.exactness import narrowable
 from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
@@ -290,7 +291,7 @@ def test_a_layer_of_nothing(layer, weights, clean):
     if ops.is_quantized(module):  # or nothing is left of it
         assert float((module.weight.double().flatten(1) * module.scale.double()[:, None]).abs().max()) < 1e-25
     x = random_inputs(twin, 1, 1, 0)[0]
-    logits = backend.session(done.onnx).run(None, {backend.INPUT: x.numpy()})[0]
+    logits = runtimes.session(done.onnx).run(None, {backend.INPUT: x.numpy()})[0]
     assert np.isfinite(logits).all() and logits.any()
 
 

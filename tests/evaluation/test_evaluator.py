@@ -10,6 +10,7 @@ from spikingjelly.activation_based import neuron
 from support.families import FAMILIES
 from support.measured import family, halved, images_of, prunable
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.evaluation import evaluator
 from svitc.evaluation.comparison import log_softmax
 from svitc.evaluation.evaluator import Evaluator, Packed
@@ -50,7 +51,7 @@ def exported(monkeypatch):
 
 
 def full(model: bytes, chunks) -> np.ndarray:
-    session = backend.session(model, 1)
+    session = runtimes.session(model, 1)
     return np.concatenate([log_softmax(session.run(None, {backend.INPUT: x.numpy()})[0]) for x, _ in chunks])
 
 
@@ -194,7 +195,7 @@ def test_an_integer_network_is_measured_on_its_own_file(name):
     evaluator = Open(program, [(x[:5], y[:5]), (x[5:], y[5:])])
     final, _ = quantize(program)
     point = evaluator(final)
-    logits = backend.session(export(final)).run(None, {backend.INPUT: x.numpy()})[0]
+    logits = runtimes.session(export(final)).run(None, {backend.INPUT: x.numpy()})[0]
     mean = logits.mean(axis=0) if logits.ndim == 3 else logits
     assert point.images == 9 and point.right == int((mean.argmax(-1) == y.numpy()).sum())
     assert np.allclose(evaluator.logs, log_softmax(logits), atol=1e-5)

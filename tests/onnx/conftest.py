@@ -17,7 +17,8 @@ from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.graph import InputSpec
 from svitc.ir.program import Program
-from svitc.onnx import Target, lower, session, target_of, to_bytes
+from svitc.onnx import Target, lower, target_of, to_bytes
+from svitc.runtimes import session
 
 KEPT = target_of("cpu", functions=True)
 

@@ -11,8 +11,10 @@ from spikingjelly.activation_based import neuron, surrogate
 
 from svitc.errors import UnsupportedError
 from svitc.ir.ops import IntegerSpike, LeakyNeuron
-from svitc.onnx import lower, session, split_neurons, target_of, to_bytes
+from svitc.onnx import lower, split_neurons, target_of, to_bytes
+from svitc.onnx.function_body import neuron_function
 from svitc.onnx.neuron_functions import kind_of
+from svitc.runtimes import session
 
 SHAPE = (3, 8, 16)  # channels, height, width
 BATCH = 5
@@ -250,8 +252,8 @@ def test_a_body_is_of_default_operators_and_short(program_of, steps):
 def test_kinds_whose_titles_are_the_same_get_names_of_their_own():
     kinds = [kind_of("lif", leaky(2.0, v, 0.0, True), 4, False) for v in (0.7, 0.70000005)]
     assert kinds[0].title == kinds[1].title and kinds[0] != kinds[1]
-    first = kinds[0].function((), 21).name
-    assert kinds[1].function({first}, 21).name == f"{first}_2"
+    first = neuron_function(kinds[0], (), 21).name
+    assert neuron_function(kinds[1], {first}, 21).name == f"{first}_2"
 
 
 def test_a_neuron_that_does_not_fire_is_refused():

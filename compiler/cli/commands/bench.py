@@ -29,6 +29,14 @@ class TimingOptions:
             show_default=False,
         ),
     ] = None
+    runtimes: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="What runs the compiled file: [bold]onnxruntime[/], [bold]openvino[/], [bold]onnxruntime-web[/] (in "
+            "Node.js), [bold]reference[/] (ONNX's own evaluator, slow). Times are compared with the first's.",
+        ),
+    ] = "onnxruntime"
     batch: Annotated[int, typer.Option(help="Images in one run.")] = 1
     threads: Annotated[
         int | None, typer.Option(help="Threads of each runtime; by default one per processor.", show_default=False)
@@ -45,7 +53,12 @@ class TimingOptions:
     @property
     def peer_names(self) -> list[str] | None:
         """The names in ``--peers``; None for all that are installed."""
-        return None if self.peers is None else [name.strip() for name in self.peers.split(",") if name.strip()]
+        return None if self.peers is None else names_in(self.peers)
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names in a list that is separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def bench(
@@ -83,7 +96,14 @@ def bench(
     from svitc.bench.runners import Source
 
     settings = Settings(
-        timing.peer_names, timing.batch, timing.threads, timing.runs, output.seed, timing.limit, timing.profile
+        peers=timing.peer_names,
+        runtimes=names_in(timing.runtimes),
+        batch=timing.batch,
+        threads=timing.threads,
+        runs=timing.runs,
+        seed=output.seed,
+        limit=timing.limit,
+        profile=timing.profile,
     )
     with terminal.reporting(output.quiet) as reporter:
         source = None if against is None else Source(against, arguments)

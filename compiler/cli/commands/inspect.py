@@ -44,8 +44,8 @@ class ViewOptions:
         str,
         typer.Option(
             metavar="fp32|int8",
-            help="Type of the stored weights. [bold]int8[/]: one byte each, integer sums, the same spikes in every "
-            "runtime, and several times the speed on a processor with integer dot products.",
+            help="Type of the stored weights. [bold]int8[/]: one byte each, exact sums, so that no order of "
+            "additions changes a spike, and several times the speed on a processor with integer dot products.",
         ),
     ] = "fp32"
     threads: Annotated[

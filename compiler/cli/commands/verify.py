@@ -12,8 +12,8 @@ import typer
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
 from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, VerifiedRunOptions, VerifyImages
-from svitc.cli.views.verify import differing_layers, quantization_line, verdict_line
-from svitc.errors import VerifyError
+from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, verdict_line
+from svitc.errors import RuntimeFailure, VerifyError
 
 if TYPE_CHECKING:
     from svitc.verification.verdict import Verdict
@@ -24,6 +24,14 @@ class VerifyOptions(VerifiedRunOptions):
     """The options of a verified run, with more images by default, as verifying is all that is done."""
 
     verify_images: VerifyImages = 16
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What runs the file: [bold]onnxruntime[/], [bold]openvino[/], [bold]onnxruntime-web[/] (in Node.js), "
+            "[bold]reference[/] (ONNX's own evaluator, slow).",
+        ),
+    ] = "onnxruntime"
 
 
 def verify(
@@ -49,21 +57,34 @@ def verify(
     Layer by layer, then as a whole.
 
     Integer weights were compared with the float network when they were compiled; --against MODEL repeats that.
+
+    The result is also noted in FOLDER/report.json, in its table of runtimes.
     """
     start(output.verbose)
     load.check()
     if against is None:
         load.check_unused()
     from svitc.driver.float_network import float_network, read_report
-    from svitc.driver.output_folder import open_folder, verify_folder
+    from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
+    from svitc.driver.runtime_table import failed_row, note_in_report, verified_row
+    from svitc.runtimes import runtime_of
 
+    runtime = runtime_of(output.runtime)
+    settings = VerifySettings(output.verify_images, output.seed, runtime)
     with terminal.reporting(output.quiet) as reporter:
         program, exported = open_folder(folder)
         original = None
         if against is not None:
             original = float_network(folder, program, against, load_program(against, load, reporter), reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
-        verdict = verify_folder(program, exported, images, output.verify_images, output.seed, reporter, original)
+        try:
+            verdict = verify_folder(program, exported, images, settings, reporter, original)
+        except RuntimeFailure as error:
+            note_in_report(folder, failed_row(runtime, error.message))
+            raise
+        unnoted = note_in_report(folder, verified_row(verdict, program.stage.name == "QUANTIZED"))
+        if unnoted is not None:
+            reporter.decide(f"the result is not in {folder}/report.json: {unnoted}")
     report = verdict.to_json()
     if program.stage.name == "QUANTIZED" and original is None:
         report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
@@ -71,6 +92,7 @@ def verify(
         print(json.dumps(report, indent=1))
     else:
         verdict_line(report)
+        int16_line(report)
         quantization_line(report, against)
         differing_layers(verdict)
     if not verdict.passed:
@@ -80,7 +102,8 @@ def verify(
 def _failure(folder: Path, against: Path | None, verdict: Verdict) -> str:
     """Return what a failed verification found."""
     if verdict.file_divergence is not None:
-        return f"{folder}/model.onnx is not the same network: it diverges first at {verdict.file_divergence}"
+        where = f"{verdict.runtime['name']} {verdict.runtime['version']}"
+        return f"{folder}/model.onnx is not the same network in {where}: it diverges first at {verdict.file_divergence}"
     return (
         f"{folder} does not hold the weights of {against}, rounded to integers: it diverges first at "
         f"{verdict.first_divergence}"

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.prediction import predicted_cells, predicted_from
-from svitc.cli.views.verify import verdict_line
+from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
 from svitc.support.types import JsonDict
@@ -105,7 +105,8 @@ def lossless(report: JsonDict) -> None:
     if weights["type"] == "int8":
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
-        out.print(f"int8: {text} the same, bit for bit, in every runtime")
+        out.print(f"int8: {text} the same, bit for bit, on every processor; {tried(report['runtimes'])}")
+        int16_line(report["verify"])
         input_line(report["input"])
         if weights["streams"]:
             out.print(
@@ -120,6 +121,13 @@ def lossless(report: JsonDict) -> None:
         neurons = {layer["name"] for layer in report["verify"]["layers"]}
         for reason in sorted({why for name, why in weights["inexact"].items() if name in neurons}):
             out.print(f"[yellow]note[/] not exact, since the order of a float sum is the runtime's: {escape(reason)}")
+
+
+def tried(rows: list[JsonDict]) -> str:
+    """Return in which runtimes a file was verified, with the results, and which others svitc can verify it in."""
+    told = [f"{row['result']} in {row['name']} {row['version']}" for row in rows if row["version"] is not None]
+    others = ", ".join(row["name"] for row in rows if row["version"] is None)
+    return "; ".join(told) + (f" (svitc verify --runtime tries {others})" if others else "")
 
 
 def trained_line(weights: JsonDict) -> None:

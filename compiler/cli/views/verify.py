@@ -20,6 +20,7 @@ def verdict_line(verify: JsonDict) -> None:
     """Print whether the file is the same network, and on how many spikes and images that was checked."""
     flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
     silent = len(verify["silent_neurons"])
+    where = f"in {verify['runtime']['name']} {verify['runtime']['version']}"
     text = f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
     if verify["top1_agreement"] is not None:
         text += f" the same class for {share(verify['top1_agreement'])}"
@@ -28,9 +29,9 @@ def verdict_line(verify: JsonDict) -> None:
     first = escape(str(verify["first_divergence"]))
     kinds = ("flips_beyond_rounding", "currents_beyond_rounding", "logits_beyond_rounding")
     if verify["status"] == "passed":
-        out.print(f"[green]verified[/] that model.onnx computes what model.py computes: {text}")
+        out.print(f"[green]verified[/] that model.onnx computes {where} what model.py computes: {text}")
     elif any(verify[kind] for kind in kinds):
-        out.print(f"[bold red]NOT the same network[/]: first at {first}; {text}")
+        out.print(f"[bold red]NOT the same network[/] {where}: first at {first}; {text}")
     else:  # the file computes what the program computes, but the program is another network than the float one
         beyond = verify["quantization"]["beyond_rounding"]
         out.print(
@@ -41,6 +42,17 @@ def verdict_line(verify: JsonDict) -> None:
         out.print(
             f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them "
             "on real ones"
+        )
+
+
+def int16_line(verify: JsonDict) -> None:
+    """Print which integer products of a file could saturate on a processor that adds bytes' products in 16 bits."""
+    beyond = verify.get("beyond_int16")
+    if beyond:
+        name, total = next(iter(beyond.items()))
+        out.print(
+            f"[bold red]NOT the same network on x86 processors without VNNI[/]: {len(beyond)} integer products could "
+            f"saturate there, first {escape(name)} ({escape(total)})"
         )
 
 

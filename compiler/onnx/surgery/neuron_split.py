@@ -88,9 +88,9 @@ def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
         renamed[spikes] = neuron.reference
         node.output[0] = neuron.spikes
         nodes += [onnx.helper.make_node("Identity", [renamed.get(current, current)], [neuron.current]), node]
-        graph.input.append(_info(shapes[spikes], neuron.reference))
-        graph.output.append(_info(shapes[spikes], neuron.spikes))
-        graph.output.append(_info(shapes[current], neuron.current))
+        graph.input.append(renamed_info(shapes[spikes], neuron.reference))
+        graph.output.append(renamed_info(shapes[spikes], neuron.spikes))
+        graph.output.append(renamed_info(shapes[current], neuron.current))
     for output in graph.output:
         if output.name in renamed:  # a neuron's spikes are the model's output
             nodes.append(onnx.helper.make_node("Identity", [renamed[output.name]], [output.name]))
@@ -139,7 +139,7 @@ def _cut_fused(
     neurons = []
     for member, size in zip(members, sizes, strict=True):
         for role, template in (("ref", spikes), ("spikes", spikes), ("current", current)):
-            info = _info(shapes[template], f"{role}:{member}")
+            info = renamed_info(shapes[template], f"{role}:{member}")
             info.type.tensor_type.shape.dim[axis].dim_value = size
             (graph.input if role == "ref" else graph.output).append(info)
         shape = list(_shape(path, shapes[spikes]))
@@ -165,7 +165,7 @@ def _shape(path: str, info: onnx.ValueInfoProto) -> tuple[int, ...]:
     return sizes
 
 
-def _info(template: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+def renamed_info(template: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
     """Return a copy of a value's type and shape under another name."""
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(template)

@@ -12,6 +12,7 @@ import onnx
 
 from svitc.errors import InternalError
 from svitc.onnx.model_info import metadata_of, read_proto
+from svitc.onnx.surgery.neuron_split import renamed_info
 from svitc.onnx.unrolled.lower import VIEW_KEY
 
 
@@ -64,7 +65,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
     """
     proto = read_proto(model)
     graph = proto.graph
-    types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
+    infos = {info.name: info for info in graph.value_info}
     neurons: list[SplitUnrolledNeuron] = []
     renamed: dict[str, str] = {}
     for node in graph.node:
@@ -77,14 +78,13 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         names = view["values"]  # of all steps, even where each step has its own node
         refs = [f"ref:{name}" for name in names]
         renamed.update(zip(names, refs, strict=True))
-        if names[0] not in types:
+        if any(name not in infos for name in names):
             raise InternalError(f"neuron {view['path']}: the file has no type for its spikes")
-        spike = types[names[0]]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(spike)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(infos[names[0]].type.tensor_type.elem_type)
         neurons.append(
             SplitUnrolledNeuron(view["path"], tuple(refs), tuple(names), view["pattern"], view["sizes"], dtype)
         )
         for name, ref in zip(names, refs, strict=True):
-            graph.input.append(onnx.helper.make_tensor_value_info(ref, spike, None))
-            graph.output.append(onnx.helper.make_tensor_value_info(name, spike, None))
+            graph.input.append(renamed_info(infos[name], ref))
+            graph.output.append(infos[name])
     return proto.SerializeToString(deterministic=True), neurons

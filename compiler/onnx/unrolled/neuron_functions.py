@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from svitc.onnx.function_body import DOMAIN, unique_name
+from svitc.onnx.function_body import FunctionBody
 from svitc.onnx.neuron_functions import NeuronBody, NeuronKind
 from svitc.onnx.unrolled.step_gain import factor
 
@@ -102,39 +102,36 @@ class UnrolledKind:
         """Return the threshold at step ``t``, scaled by the gain."""
         return self.kind.threshold * factor(self.gain, t)
 
-    def function(self, used_names: Collection[str], opset: int) -> ir.Function:
-        """Write the model-local function.
+    @property
+    def title(self) -> str:
+        """Return the function's name; two kinds may have the same one."""
+        return f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
 
-        Args:
-            used_names: names of the model's other functions.
-            opset: version of the default-domain operators.
-        """
-        body = _Periodic(self) if self.periodic else _UnrolledBody(self)
+    @property
+    def formula(self) -> str:
+        """Return the documentation that is written into the file: the equations."""
+        gained = f" Currents of step t are given times {'-' * (self.gain < 0)}2^t." if self.gain else ""
+        return self.kind.formula + gained
+
+    @property
+    def inputs(self) -> list[str]:
+        """Return the names of the inputs."""
+        currents = [f"x{t}" for t in range(1 if self.kind.static else self.kind.steps)]
+        return [*currents, *(["decay"] if self.takes_decay else []), *self.constants]
+
+    def body(self, values: Iterable[ir.Value]) -> FunctionBody:
+        """Emit the nodes, which read these values as the inputs."""
+        body = (_Periodic if self.periodic else _UnrolledBody)(self, values)
         fired = body.counts() if self.kind.counts else body.fired()
-        spikes = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
-        title = f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
-        name = unique_name(title, used_names)
-        formula = self.kind.formula + (
-            "" if not self.gain else f" Currents of step t are given times {'-' * (self.gain < 0)}2^t."
-        )
-        graph = ir.Graph(
-            list(body.inputs.values()),
-            spikes,
-            nodes=body.nodes,
-            opset_imports={"": opset},
-            name=name,
-            doc_string=formula,
-        )
-        return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+        body.outputs = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
+        return body
 
 
 class _UnrolledBody(NeuronBody):
     """The body of a neuron whose currents and spikes are one value for each step."""
 
-    def __init__(self, unrolled: UnrolledKind) -> None:
-        kind = unrolled.kind
-        currents = [f"x{t}" for t in range(1 if kind.static else kind.steps)]
-        super().__init__(kind, [*currents, *(["decay"] if unrolled.takes_decay else []), *unrolled.constants])
+    def __init__(self, unrolled: UnrolledKind, values: Iterable[ir.Value]) -> None:
+        super().__init__(unrolled.kind, unrolled.inputs, values)
         self.unrolled = unrolled
 
     def currents(self) -> list[ir.Value]:

@@ -12,7 +12,7 @@ from support import calls, selection_calls
 from support.generated import assert_loads
 from support.masked import masked, pruned
 from support.plans import random_plan
-from svitc import onnx
+from svitc import runtimes
 from svitc.driver.load import check_capture, run_canonical_passes
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
@@ -42,7 +42,7 @@ def test_a_call_is_the_same_everywhere(name, tmp_path):
     with torch.no_grad():
         assert want.std() > 0 and torch.allclose(model(x), want, atol=1e-4)
     for target in ("cpu", "cuda"):
-        got = onnx.session(export(program, target=target)).run(None, {"image": x.numpy()})[0]
+        got = runtimes.session(export(program, target=target)).run(None, {"image": x.numpy()})[0]
         wrong = abs(got - want.numpy()).max(1) > 1e-3 * max(1.0, float(want.abs().max()))
         assert wrong.sum() <= 1, "a spike may flip in one of the images"
     save_program(program, tmp_path / "saved.safetensors")

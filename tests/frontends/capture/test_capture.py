@@ -12,7 +12,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 from support.families import FAMILIES, IMAGE, NEURONS, maxformer, sdt, spikformer, warm
-from svitc import onnx
+from svitc import runtimes
 from svitc.driver.load import check_capture
 from svitc.errors import UnsupportedError
 from svitc.frontends.capture.capture import capture
@@ -232,7 +232,7 @@ def test_a_square_matrix_may_be_transposed():
     want = program(x)
     Pipeline(canonical_passes())(program)
     assert torch.equal(program(x), want) and want.std() > 0
-    session = onnx.session(export(program))
+    session = runtimes.session(export(program))
     assert abs(session.run(None, {"image": x.numpy()})[0] - want.numpy()).max() < 1e-4
 
 

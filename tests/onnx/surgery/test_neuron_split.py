@@ -12,7 +12,8 @@ from torch import nn
 
 from svitc.errors import InputError
 from svitc.ir.program import Program
-from svitc.onnx import SplitNeuron, lower, session, split_neurons, to_bytes
+from svitc.onnx import SplitNeuron, lower, split_neurons, to_bytes
+from svitc.runtimes import session
 
 NEAR = 1e-5  # of the threshold: float32 sums in another order differ by less
 
@@ -46,7 +47,7 @@ def compared(program: Program, model: bytes, batch: int = 3) -> tuple[dict[str, 
     data, neurons = split_neurons(model)
     feeds = {"image": x.numpy()} | {n.reference: reference[n.path][2].reshape(n.shape) for n in neurons}
     loaded = session(data, threads=1)
-    names = [output.name for output in loaded.get_outputs()]
+    names = loaded.output_names
     outputs = dict(zip(names, loaded.run(names, feeds), strict=True))
     wrong = {}
     for each in neurons:
@@ -130,13 +131,13 @@ def test_a_cut_model_says_what_each_neuron_is(four_kinds, form):
     ]
     assert neurons[1] == SplitNeuron("plif", "PLIF", "ref:plif", "spikes:plif", "current:plif", (-1, 4, 6, 3), False)
     loaded = session(data)
-    assert [i.name for i in loaded.get_inputs()] == ["image", "ref:first", "ref:plif", "ref:ilif", "ref:last"]
+    assert loaded.input_names == ["image", "ref:first", "ref:plif", "ref:ilif", "ref:last"]
 
 
 def test_no_neuron_of_a_cut_model_feeds_another(four_kinds):
     data, neurons = split_neurons(to_bytes(lower(four_kinds)))
     loaded = session(data, threads=1)
-    names = [output.name for output in loaded.get_outputs()]
+    names = loaded.output_names
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32) * 4
     zeros = {n.reference: np.zeros((8, 4, 6, 3), np.float32) for n in neurons}
     ones = {name: value + 1 for name, value in zeros.items()}

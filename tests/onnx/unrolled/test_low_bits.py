@@ -19,6 +19,7 @@ from support.families import FAMILIES
 from support.measured import family
 from support.programs import frames, lif, steps, tokens, written
 from svitc import onnx as backend
+from svitc import runtimes
 from svitc.analysis.exactness import inexact, narrowable
 from svitc.data.inputs import random_inputs
 from svitc.driver.report_sections import weights_report
@@ -214,7 +215,7 @@ def test_wider_types_hold_the_same_numbers(kind, narrowest):
     assert (len(exported) > len(file_of("sdt", kind))) == (narrowest > 2)
     x = random_inputs(program, 2, 2, 5)[0]
     files = (exported, file_of("sdt", kind))
-    logits = [backend.session(each).run(None, {backend.INPUT: x.numpy()})[0] for each in files]
+    logits = [runtimes.session(each).run(None, {backend.INPUT: x.numpy()})[0] for each in files]
     assert np.array_equal(*logits) and verify_exact(program, exported, [x]).passed
 
 

@@ -10,6 +10,7 @@ import torch
 from spikingjelly.activation_based import neuron
 
 from svitc.ir.ops import LeakyNeuron
+from svitc.onnx.function_body import neuron_function
 from svitc.onnx.neuron_functions import kind_of
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind, first_firing
 
@@ -24,7 +25,7 @@ def spikes(module, x: np.ndarray, steps: int) -> np.ndarray:
 
 def computed(stepped: UnrolledKind, x: np.ndarray) -> np.ndarray:
     """The same of the file's function."""
-    function = stepped.function((), OPSET)
+    function = neuron_function(stepped, (), OPSET)
     current = ir.Value(name="x", shape=ir.Shape([len(x)]), type=ir.TensorType(ir.DataType.FLOAT))
     constants = []
     for name, number in stepped.constants.items():

@@ -1,0 +1,57 @@
+"""ONNX Runtime on the CPU, with all of its optimizations and without any custom operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+
+from svitc.onnx.target import FLOATS_SINCE, SINCE
+from svitc.runtimes.base import File, Runtime, Session
+
+ERRORS_ONLY = 3  # ONNX Runtime's log severity level
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+    loads = (
+        f"Files that svitc writes need ONNX Runtime {FLOATS_SINCE} or later; {SINCE[8]} or later with 8-bit weights, "
+        f"{SINCE[4]} with 4-bit and {SINCE[2]} with 2-bit weights. --min-weight-bits 8 stores all quantized weights in "
+        "8 bits."
+    )
+
+    def missing(self) -> None:
+        """Return None: svitc depends on it."""
+
+    def version(self) -> str:
+        """Return the installed version."""
+        return onnxruntime.__version__
+
+    def options(self, threads: int | None = None) -> onnxruntime.SessionOptions:
+        """Return session options that are the defaults but for the number of threads, and log errors only."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        return options
+
+    def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
+        session = onnxruntime.InferenceSession(model, self.options(threads), providers=["CPUExecutionProvider"])
+        return _OnnxRuntimeSession(self.label, session)
+
+
+class _OnnxRuntimeSession(Session):
+    """A session of ONNX Runtime."""
+
+    def __init__(self, runtime: str, session: onnxruntime.InferenceSession) -> None:
+        super().__init__(runtime)
+        self.session = session
+        self.input_names = [value.name for value in session.get_inputs()]
+        self.output_names = [value.name for value in session.get_outputs()]
+
+    def _run(self, names: list[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self.session.run(names, dict(feed))
