@@ -23,8 +23,8 @@ from svitc.driver.device_check import fingerprint
 from svitc.driver.input_range import span_of, within
 from svitc.ir.program import Program, Stage
 from svitc.onnx.model_info import read_proto
-from svitc.onnx.runtime import ERRORS_ONLY
 from svitc.onnx.surgery.taps import Tap, tapping, taps
+from svitc.runtimes.onnx_runtime import ERRORS_ONLY
 from svitc.verification.exact_check import NEAR
 
 IMAGES, CANDIDATES = 2, 6
