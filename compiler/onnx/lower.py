@@ -23,6 +23,7 @@ from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
 from svitc.onnx.target import CPU, INT2_OPSET, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
+from svitc.onnx.words import input_words, output_words
 
 IR_VERSIONS = {INT2_OPSET: 13}  # the IR version that this opset was released with
 IR_VERSION = 10  # that of opset 21, which every ONNX Runtime since 1.18 reads
@@ -73,12 +74,13 @@ def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, list[ir
 def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) -> ir.Model:
     """Assemble the emitted nodes into a model."""
     outputs: list[ir.Value] = []
-    for value, name in zip(values, program.output_names, strict=True):
+    x.doc_string = input_words(program)
+    for value, name, words in zip(values, program.output_names, output_words(program), strict=True):
         output = value
         if _serves_otherwise(value, outputs):
             output = ir.Value(name=name, shape=value.shape, type=FLOAT)
             b.nodes.append(ir.node("Identity", [value], outputs=[output], name=name))
-        output.name = name
+        output.name, output.doc_string = name, words
         outputs.append(output)
     graph = ir.Graph(
         [x],
