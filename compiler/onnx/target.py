@@ -19,9 +19,10 @@ class Target:
 
     Attributes:
         name: value of ``--target``.
-        opset: version of the default-domain operators; files with 2-bit weights have ``INT2_OPSET`` instead. A newer
-            version is not better: a kernel that a provider registered without a last version is used only for the exact
-            version of the operator that it was written for.
+        opset: version of the default-domain operators, the lowest that has them all; files with weights of fewer than
+            8 bits need a later one (``WEIGHT_OPSETS``). A newer version is not better: fewer runtimes read it, and a
+            kernel that a provider registered without a last version is used only for the exact version of the operator
+            that it was written for.
         spike: element type of stored spikes, which integer matrix products read.
         spike_max: largest number of that type; counts that can exceed it are stored and multiplied as floats.
         narrowest: smallest number of bits in which a file may store a weight.
@@ -43,11 +44,11 @@ class Target:
     keeps_functions: bool = False
 
 
-INT2_OPSET = 25
+WEIGHT_OPSETS = {4: 21, 2: 25}  # the first opsets with weights of these numbers of bits
 # the first version of ONNX Runtime that runs files with weights of this number of bits; each was tested
 SINCE = {2: "1.24", 4: "1.23", 8: "1.21"}
 FLOATS_SINCE = "1.18"  # the same for files with fp32 weights only
-CPU = Target("cpu", 21, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, pads_spikes=True, adds_spikes=True)
+CPU = Target("cpu", 18, ir.DataType.UINT8, 255, narrowest=2, hides_scales=True, pads_spikes=True, adds_spikes=True)
 # The CUDA provider has MatMulInteger for int8 x int8 only and no Pad, Add or Mul for 8-bit integers. Its Pad is
 # registered for opset 18 and does not match the Pad of a later opset.
 CUDA = Target("cuda", 18, ir.DataType.INT8, 127, narrowest=8, hides_scales=False, pads_spikes=False, adds_spikes=False)

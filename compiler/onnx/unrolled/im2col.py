@@ -60,9 +60,10 @@ def _bordered(b: UnrolledBuilder, value: ir.Value, dims: Dims, zero_byte: int) -
         inputs = [value, b.integers("pads", [0, 0, 0, 0, 1, 0]), *([b.zero_point] if zero_byte else [])]
         return b.op("Pad", inputs, dims, helper="border", dtype=dtype)
     # a pixel times zero has the batch's size, which is dynamic, and is computed on the device
-    pixel = b.op("Gather", [value, b.integers("first", [0])], dims, {"axis": 1}, helper="border", dtype=dtype)
+    one = (dims[0], (), dims[2])
+    pixel = b.op("Gather", [value, b.integers("first", [0])], one, {"axis": 1}, helper="border", dtype=dtype)
     zero = b.small("nothing", np.zeros((), b.target.spike.numpy()))
-    zeros = b.op("Mul", [pixel, zero], dims, helper="border", dtype=dtype)
+    zeros = b.op("Mul", [pixel, zero], one, helper="border", dtype=dtype)
     return b.op("Concat", [value, zeros], dims, {"axis": 1}, helper="border", dtype=dtype)
 
 
