@@ -21,6 +21,8 @@ from svitc.ir.operators.registry import operator_of
 from svitc.ir.operators.table import Operator
 from svitc.ir.program import Program
 
+ZERO_BYTE = 128
+
 
 @dataclass(frozen=True)
 class IntegerRange:
@@ -44,6 +46,11 @@ class IntegerRange:
     def is_signed_byte(self) -> bool:
         """Return whether some integers are negative and all fit int8."""
         return -128 <= self.low < 0 and self.high <= 127
+
+    @property
+    def largest_byte(self) -> int:
+        """Return the largest byte of an integer product's operand; 128 stands for 0 where some numbers are negative."""
+        return self.high + (ZERO_BYTE if self.is_signed_byte else 0)
 
     def times(self, other: IntegerRange, terms: int = 1) -> IntegerRange:
         """Return the range of a sum of ``terms`` products of the two values."""

@@ -185,7 +185,7 @@ class FileOptions:
             "--weights",
             metavar="fp32|int8|int4|int2|mixed",
             help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: integers of that many bits, "
-            "exact sums, the same spikes in every runtime, and several times the speed on a processor with integer dot "
+            "exact sums, the same spikes on every processor, and several times the speed on one with integer dot "
             "products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or mixed where the "
             "policy chooses bits or int8 alone would not meet the budget.",
         ),
@@ -212,9 +212,9 @@ class FileOptions:
         str,
         typer.Option(
             "--target",
-            metavar="cpu|cuda",
-            help="The provider of ONNX Runtime that has a kernel for every node of the file: [bold]cpu[/] or "
-            "[bold]cuda[/].",
+            metavar="cpu|cuda|openvino|web",
+            help="The runtime that has a kernel for every node of the file: [bold]cpu[/] or [bold]cuda[/], providers "
+            "of ONNX Runtime; [bold]openvino[/]; [bold]web[/], which is onnxruntime-web.",
         ),
     ] = "cpu"
     functions: Annotated[

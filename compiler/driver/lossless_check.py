@@ -6,7 +6,7 @@ import torch
 
 from svitc.data.inputs import random_inputs
 from svitc.errors import InternalError
-from svitc.ir.outputs import as_tuple
+from svitc.ir.outputs import tensors_of
 from svitc.ir.program import Program
 from svitc.support.types import JsonDict
 
@@ -39,9 +39,9 @@ def check_removal(program: Program, clean: Program, record: JsonDict) -> None:
             )
 
 
-def _outputs(program: Program, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _outputs(program: Program, x: torch.Tensor) -> list[torch.Tensor]:
     """Return the outputs in float64."""
     twin = program.copy()
     twin.module.double()
     with torch.inference_mode():
-        return as_tuple(twin(x.double()))
+        return tensors_of(twin(x.double()))

@@ -42,7 +42,7 @@ class CompileOptions:
         weights: ``fp32``; ``int8``, ``int4`` or ``int2`` for integers of this many bits, whose sums are exact; or
             ``mixed``, where bits differ between layers. None to choose by policy and budget (weight_types.py).
         min_weight_bits: the fewest bits that the file stores weights in, for ONNX Runtimes without narrower types.
-        target: ``cpu``, or ``cuda`` for the operators and types of ONNX Runtime's CUDA provider (docs/targets.md).
+        target: what the file is written for: ``cpu``, ``cuda``, ``openvino`` or ``web`` (docs/targets.md).
         per_step: the file returns class scores at each time step, ``[T, N, classes]``; otherwise their average,
             ``[N, classes]``.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as

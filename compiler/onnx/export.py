@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from svitc import onnx as backend
 from svitc.ir.program import Program
+from svitc.onnx.declared import check_declared
 from svitc.onnx.target import CPU, Target
 from svitc.passes.pipelines import exportable_program
 
@@ -19,8 +20,13 @@ def exportable(program: Program, target: Target = CPU, keep: bool = True, per_st
         target: what the file is written for.
         keep: leave the program unchanged; otherwise it is consumed, which saves a copy.
         per_step: leave class scores as they are at each time step; otherwise they are averaged.
+
+    Raises:
+        UnsupportedError: a node has no kernel in the target's runtime.
     """
-    return backend.lower(exportable_program(program, keep, per_step), target)
+    model = backend.lower(exportable_program(program, keep, per_step), target)
+    check_declared(model, target)
+    return model
 
 
 def export(
@@ -35,7 +41,7 @@ def export(
 
     Args:
         program: the program to export.
-        target: ``cpu`` or ``cuda``: the ONNX Runtime provider that must have a kernel for every node.
+        target: a key of ``TARGETS``: the runtime that must have a kernel for every node.
         narrowest: smallest number of bits in which the file may store a weight.
         functions: write each neuron as one node that calls a model-local function, which viewers show as one but many
             runtimes do not read.

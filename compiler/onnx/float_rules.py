@@ -71,6 +71,12 @@ def apply_rule(
 
 def convolution(b: Builder, node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Stored:
     """Lower a convolution to Conv."""
+    weights = _parameters(b, node, module, ("weight", "bias"))
+    return _layer(b, node, "Conv", weights, convolution_attributes(module))
+
+
+def convolution_attributes(module: nn.Conv1d | nn.Conv2d) -> dict[str, int | list[int]]:
+    """Return the ONNX attributes of a convolution, without those that have their default."""
     attributes: dict[str, int | list[int]] = {
         "kernel_shape": list(module.kernel_size),
         "pads": [int(p) for p in module.padding] * 2,
@@ -80,7 +86,7 @@ def convolution(b: Builder, node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Sto
         attributes["dilations"] = list(module.dilation)
     if module.groups != 1:
         attributes["group"] = module.groups
-    return _layer(b, node, "Conv", _parameters(b, node, module, ("weight", "bias")), attributes)
+    return attributes
 
 
 def linear(b: Builder, node: fx.Node, module: nn.Linear) -> Stored:

@@ -19,7 +19,8 @@ from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
 from svitc.onnx.function_body import DOMAIN, KIND_KEY
-from svitc.onnx.target import CPU, WEIGHT_OPSETS, Target
+from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
+from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
 
@@ -42,7 +43,8 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
         bits = max(target.narrowest, min(stored_widths(program), default=8))
         target = replace(target, opset=WEIGHT_OPSETS.get(bits, target.opset))  # an opset applies to the entire file
-        return _model(program, *lower_nodes(program, INPUT, target))
+        lower_quantized = qdq_nodes if target.form == Form.QDQ else lower_nodes
+        return _model(program, *lower_quantized(program, INPUT, target))
     return _model(program, *_nodes(program, target))
 
 

@@ -17,6 +17,7 @@ from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
+from svitc.onnx.int16_sums import beyond_int16
 from svitc.passes.pipelines import exportable_program
 from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, stimulate
@@ -52,6 +53,7 @@ def verify_exact(
     lowered = exportable_program(program, per_step=True)  # with layers joined as in the file
     split_file = _SplitFile(exported, lowered)
     verdict = Verdict.of(lowered)
+    verdict.beyond_int16 = beyond_int16(exported)
     for number, x in enumerate(inputs):
         reference, result = Recorder.record(lowered, x)
         expected = as_tuple(result)

@@ -112,6 +112,8 @@ class Verdict:
         outputs: the differences of each output, in order.
         scores: which of the outputs scores classes, if any.
         quantization: for a quantized program, its differences from the float program, where that was at hand.
+        beyond_int16: for a quantized program, the integer products of its file that could saturate on processors
+            without VNNI, each with the sum that it could reach (onnx/int16_sums.py).
     """
 
     images: int = 0
@@ -120,6 +122,7 @@ class Verdict:
     outputs: list[OutputVerdict] = field(default_factory=list)
     scores: ClassScores | None = None
     quantization: QuantizationVerdict | None = None
+    beyond_int16: dict[str, str] | None = None
 
     @classmethod
     def of(cls, program: Program) -> Verdict:
@@ -196,5 +199,6 @@ class Verdict:
             "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
             "layers": [asdict(layer) for layer in self.layers.values()],
             **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),
+            **({} if self.beyond_int16 is None else {"beyond_int16": self.beyond_int16}),
             **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),
         }

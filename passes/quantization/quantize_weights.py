@@ -15,6 +15,7 @@ from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, QUANTIZED
 from svitc.quantization.grids import Grid, grid_of, odd_part, trained_bits, with_bits
+from svitc.quantization.pair_bound import largest_pair, pair_limit
 from svitc.quantization.weight_grid import nearest, scales
 
 LEVELS = 127
@@ -30,10 +31,11 @@ class QuantizeWeights(Pass):
     after    y = (W' x) * scale + b                W' integers from -127 to 127, or of fewer bits (weight_grid.py)
 
     The scale is slightly larger than the smallest that fits, so that its few bits times the largest possible sum stay
-    within 24 bits: their product is exact. A channel whose sum could exceed 2^24 gets a coarser scale. A layer that
-    runs as a float convolution (the first, depthwise ones) gets a power of two, and a bias rounded so that the sum with
-    it is exact in any order; it keeps its eight bits. A layer whose weights RoundWeights has already rounded gets
-    exactly those integers.
+    within 24 bits: their product is exact. A channel whose sum could exceed 2^24 gets a coarser scale. So does one with
+    two neighbouring weights whose products with the largest inputs could together exceed int16, in which some
+    processors add them (``quantization/pair_bound.py``). A layer that runs as a float convolution (the first, depthwise
+    ones) gets a power of two, and a bias rounded so that the sum with it is exact in any order; it keeps its eight
+    bits. A layer whose weights RoundWeights has already rounded gets exactly those integers.
 
     A layer that was trained on a grid (``quantization/grids.py``) keeps its integers, bit for bit, and the step of each
     channel is its scale: exactly, where a scale of so few bits exists that all products are exact, and else rounded to
@@ -119,7 +121,8 @@ class QuantizeWeights(Pass):
                 _rounded_bias(bias, integers.flatten(1).abs().sum(1) * bounds.bound, scale * bounds.unit),
             )
         if bits == 8:
-            return *quantize_weights(weight, bounds.bound, MANTISSA), bias
+            limit = pair_limit(bounds.largest_byte)
+            return *quantize_weights(weight, bounds.bound, MANTISSA, largest_pair_sum=limit), bias
         quantized = fewer_bits(weight, bounds.bound, bits)
         if quantized is None:
             raise UnsupportedError(
@@ -151,7 +154,11 @@ def trained_weights(
 
 
 def quantize_weights(
-    weight: torch.Tensor, bound: int, bits: int, bias: torch.Tensor | None = None
+    weight: torch.Tensor,
+    bound: int,
+    bits: int,
+    bias: torch.Tensor | None = None,
+    largest_pair_sum: int = 2 * LEVELS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights as integers and scales.
 
@@ -160,6 +167,7 @@ def quantize_weights(
         bound: largest magnitude of the inputs, as integers.
         bits: bits of a scale's mantissa, at most.
         bias: ``[out]``, float64, where it is part of the sum; then ``bits`` is 1.
+        largest_pair_sum: largest sum of two neighbouring weights of one sign, in magnitude.
 
     Returns:
         integers of the weight's shape and scales ``[out]``, both float64. For every input within the bound,
@@ -174,7 +182,7 @@ def quantize_weights(
         return total if bias is None else total + bias.abs() / scale + 1
 
     for mantissa_bits in range(bits, 0, -1):
-        rounded = _round_up(scale, mantissa_bits)
+        rounded = _paired(weight, _round_up(scale, mantissa_bits), mantissa_bits, largest_pair_sum)
         integers = (flat / rounded[:, None]).round()
         too_large = largest_sum(integers, rounded) * (2**mantissa_bits - 1) >= EXACT
         if not bool(too_large.any()):
@@ -183,10 +191,32 @@ def quantize_weights(
             break
     while bool(too_large.any()):  # fewer levels for the channels whose sums could exceed 2^24
         scale = torch.where(too_large, scale * 2, scale)
-        rounded = _round_up(scale, 1)
+        rounded = _paired(weight, _round_up(scale, 1), 1, largest_pair_sum)
         integers = (flat / rounded[:, None]).round()
         too_large = largest_sum(integers, rounded) >= EXACT
     return integers.reshape(weight.shape), rounded
+
+
+def _paired(weight: torch.Tensor, scale: torch.Tensor, bits: int, limit: int) -> torch.Tensor:
+    """Return the smallest scales of so many bits with which neighbouring weights stay within a limit.
+
+    Args:
+        weight: ``[out, ...]``, float64.
+        scale: ``[out]``, the smallest scales to be considered.
+        bits: bits of a scale's mantissa.
+        limit: largest sum of two neighbouring weights of one sign, in magnitude, as integers.
+    """
+    if limit >= 2 * LEVELS:
+        return scale
+    # rounding takes at most 1 from the sum of two
+    scale = torch.maximum(scale, _round_up(largest_pair(weight) / (limit + 1), bits))
+    while True:
+        integers = (weight / scale.reshape(-1, *(1,) * (weight.ndim - 1))).round()
+        over = largest_pair(integers) > limit
+        if not bool(over.any()):
+            return scale
+        mantissa, exponent = torch.frexp(scale)
+        scale = torch.where(over, torch.ldexp(mantissa * 2**bits + 1, exponent - bits), scale)
 
 
 def fewer_bits(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch.Tensor, torch.Tensor] | None:

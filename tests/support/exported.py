@@ -22,16 +22,22 @@ KERNELS = json.loads((Path(__file__).parent / "cuda_kernels.json").read_text())[
 KEPT = ("QuantizeLinear", "DequantizeLinear")  # not computed at load even where all inputs are constants
 
 
-def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Every neuron's spikes and the logits of a whole run, none of it fed by the reference."""
+def tapped(exported: bytes) -> tuple[bytes, list[backend.SplitUnrolledNeuron]]:
+    """The file with every neuron's spikes as outputs, and the neurons."""
     _, cuts = backend.split_unrolled_neurons(exported)
     model = onnx.load_from_string(exported)
     for name in (name for each in cuts for name in each.spikes):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    return model.SerializeToString(), cuts
+
+
+def spikes_of(exported: bytes, x: torch.Tensor, level) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every neuron's spikes and the logits of a whole run, none of it fed by the reference."""
+    model, cuts = tapped(exported)
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options)
+    session = ort.InferenceSession(model, options)
     names = [output.name for output in session.get_outputs()]
     got = dict(zip(names, session.run(names, {backend.INPUT: x.numpy()}), strict=True))
     return {each.path: each.array_of(got) for each in cuts}, got[backend.OUTPUT]

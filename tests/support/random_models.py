@@ -15,6 +15,7 @@ from support.random_tokens import square
 
 RANGES = ("unit", "normalized", "pixels", "events")
 HEADS = ("mean", "last step", "before", "pooled", "summed")
+FORMS = ("scores", "scores", "scores", "dictionary", "list")
 
 
 class Network(nn.Module):
@@ -23,7 +24,7 @@ class Network(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         r = random.Random(seed)
-        self.range = r.choice(RANGES)
+        self.range, self.form = r.choice(RANGES), FORMS[seed % len(FORMS)]
         self.events = self.range == "events"
         channels, size = (2 if self.events else 3), r.choice((6, 8))
         self.T, self.shape = r.choice((1, 2, 3, 4)), (channels, size, size)
@@ -45,6 +46,12 @@ class Network(nn.Module):
         if not self.events:
             x = x.unsqueeze(0).repeat(self.T, 1, 1, 1, 1)
         x = self.blocks(each(x, self.scale))
+        if self.form == "dictionary":
+            return {"logits": self.scores(x), "features": x.mean(0)}
+        return [self.scores(x), x[-1] * 0.5] if self.form == "list" else self.scores(x)
+
+    def scores(self, x):
+        """Return class scores."""
         if self.read == "pooled":
             x = each(x, lambda y: F.adaptive_avg_pool2d(y, 1)).flatten(2)
         else:

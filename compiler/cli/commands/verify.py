@@ -12,7 +12,7 @@ import typer
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
 from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, VerifiedRunOptions, VerifyImages
-from svitc.cli.views.verify import differing_layers, quantization_line, verdict_line
+from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, verdict_line
 from svitc.errors import VerifyError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def verify(
         print(json.dumps(report, indent=1))
     else:
         verdict_line(report)
+        int16_line(report)
         quantization_line(report, against)
         differing_layers(verdict)
     if not verdict.passed:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.prediction import predicted_cells, predicted_from
-from svitc.cli.views.verify import verdict_line
+from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
 from svitc.support.types import JsonDict
@@ -97,7 +97,8 @@ def lossless(report: JsonDict) -> None:
     if weights["type"] == "int8":
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
-        out.print(f"int8: {text} the same, bit for bit, in every runtime")
+        out.print(f"int8: {text} the same, bit for bit, on every processor")
+        int16_line(report["verify"])
         input_line(report["input"])
         if weights["streams"]:
             out.print(

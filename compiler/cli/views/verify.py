@@ -44,6 +44,17 @@ def verdict_line(verify: JsonDict) -> None:
         )
 
 
+def int16_line(verify: JsonDict) -> None:
+    """Print which integer products of a file could saturate on a processor that adds bytes' products in 16 bits."""
+    beyond = verify.get("beyond_int16")
+    if beyond:
+        name, total = next(iter(beyond.items()))
+        out.print(
+            f"[bold red]NOT the same network on x86 processors without VNNI[/]: {len(beyond)} integer products could "
+            f"saturate there, first {escape(name)} ({escape(total)})"
+        )
+
+
 def quantization_line(verify: JsonDict, against: Path | None) -> None:
     """Print whether the integer network was compared with the float network, now or when it was compiled."""
     checked = verify.get("quantization")

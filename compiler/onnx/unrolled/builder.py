@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import fx, nn
 
-from svitc.analysis.integer_range import IntegerRange, integer_ranges
+from svitc.analysis.integer_range import ZERO_BYTE, IntegerRange, integer_ranges
 from svitc.errors import InternalError
 from svitc.ir.axes import Axis, Dim, Dims, Kind, size
 from svitc.ir.graph import attribute_of
@@ -44,7 +44,7 @@ class UnrolledBuilder(WeightBuilder):
     def __init__(self, program: Program, target: Target = CPU) -> None:
         super().__init__(program, target)
         self.spike = ir.TensorType(target.spike)
-        self.middle = 0 if target.spike == ir.DataType.INT8 else 128
+        self.middle = 0 if target.spike == ir.DataType.INT8 else ZERO_BYTE
         self.grids: dict[fx.Node, IntegerRange] = integer_ranges(program)
         self.at_node: dict[fx.Node, Steps] = {}
         self.gains: dict[fx.Node, int] = {}

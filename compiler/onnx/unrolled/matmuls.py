@@ -7,7 +7,7 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import integer_ranges, runs_in_floats
+from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind, size
 from svitc.ir.program import Program
@@ -18,6 +18,7 @@ from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
 from svitc.onnx.unrolled.im2col import kernel_of, patches
 from svitc.onnx.unrolled.step_gain import factor
 from svitc.onnx.unrolled.steps import Steps, timeless
+from svitc.quantization.pair_bound import largest_pair, pair_limit
 from svitc.quantization.weight_grid import stored_bits
 
 Projection = nn.Conv1d | nn.Conv2d | nn.Linear  # the float layers and their quantized subclasses
@@ -38,6 +39,7 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
     zero = [b.zero_point] if b.zero_byte(input_range) else []
     pointwise = _is_pointwise(module)
     kernel = weight.reshape(weight.shape[0], -1).T if pointwise else kernel_of(weight)
+    planes = _planes(b, f"{path}.weight", module.get_buffer("weight"), kernel, input_range)
     gain = b.gains.get(node, 0)
 
     def emit(t: int) -> ir.Value:
@@ -48,11 +50,37 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
         if rows.type == FLOAT:
             sums, unit = b.op("MatMul", [rows, b.widened(f"{path}.weight", kernel, None, 1.0)], dims), 1.0
         else:
-            integers = b.packed(f"{path}.weight", kernel)
-            sums, unit = b.op("MatMulInteger", [rows, integers, *zero], dims, dtype=I32), input_range.unit
+            products = [
+                b.op("MatMulInteger", [rows, b.packed(name, plane), *zero], dims, dtype=I32) for name, plane in planes
+            ]
+            sums, unit = products[0], input_range.unit
+            if len(products) > 1:
+                sums = b.op("Add", products, dims, helper="planes", dtype=I32)
         return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
 
     return Steps(b.per_step(b.steps_of(x.view) if gain else len(x.values), emit), dims, view, gain=gain)
+
+
+def _planes(
+    b: UnrolledBuilder, name: str, weight: torch.Tensor, kernel: np.ndarray, input_range: IntegerRange
+) -> list[tuple[str, np.ndarray]]:
+    """Return a product's weights by name: as they are, or as two summands where neighbours are too large for int16.
+
+    They are too large only where they were trained on a grid of eight bits, since quantization bounds all others
+    (``quantization/pair_bound.py``). Halves of int8 numbers are within every bound.
+
+    Args:
+        b: builder that the nodes are emitted to.
+        name: name of the weights.
+        weight: the layer's weights.
+        kernel: the same as ``[in, out]``.
+        input_range: range of the input's numbers.
+    """
+    unsigned = b.target.spike == ir.DataType.UINT8  # kernels for int8 inputs add in int32
+    if not unsigned or int(largest_pair(weight.int()).max()) <= pair_limit(input_range.largest_byte):
+        return [(name, kernel)]
+    half = kernel // 2
+    return [(name, half), (f"{name}.rest", kernel - half)]
 
 
 def stored_widths(program: Program) -> set[int]:

@@ -33,6 +33,7 @@ from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights
 from svitc.passes.pipelines import canonical_passes, inference_passes, quantize
 from svitc.passes.quantization.quantize_input import STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, _rounded_bias, quantize_weights
+from svitc.quantization.pair_bound import largest_pair, pair_limit
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.recorder import Recorder
 
@@ -119,6 +120,40 @@ def test_scales_are_the_smallest_that_fit():
     wanted = torch.where(weight.abs().amax(1) > 0, weight.abs().amax(1) / LEVELS, 1)
     assert bool((scale >= wanted * (1 - 1e-12)).all()) and bool((scale <= wanted * (1 + 2.0**-7)).all())
     assert bool((whole.abs().amax(1)[[0, 1, 3, 4]] >= 126).all())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=WEIGHTS,
+    largest=st.sampled_from([1, 129, 130, 200, 255]),
+    bits=st.sampled_from([1, 2, 5, 8]),
+    shape=st.sampled_from([(6,), (6, 1, 1), (2, 3), (3, 2), (1, 6)]),
+)
+def test_neighbours_stay_within_int16(rows, largest, bits, shape):
+    weight = torch.tensor([[v * size for v in values] for values, size in rows]).float().double()
+    weight = weight.reshape(len(rows), *shape)
+    limit = pair_limit(largest)
+    free, free_scale = quantize_weights(weight, largest, bits)
+    whole, scale = quantize_weights(weight, largest, bits, largest_pair_sum=limit)
+    assert bool((largest_pair(whole) * largest <= 32767).all())
+    column = scale.view(-1, *[1] * (weight.ndim - 1))
+    assert bool(((whole * column - weight).abs() <= column / 2 * (1 + 1e-12)).all()), "rounded, never clipped"
+    assert max(mantissa(scale)) < 2**bits and bool((scale >= free_scale).all())
+    if bool((largest_pair(free) <= limit).all()):
+        assert torch.equal(whole, free) and torch.equal(scale, free_scale), "what is within the bound stays as it is"
+
+
+@pytest.mark.parametrize("largest", [200, 255])
+def test_scales_are_not_larger_than_the_neighbours_ask_for(largest):
+    weight = torch.randn(32, 64, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    limit = pair_limit(largest)
+    whole, scale = quantize_weights(weight, 1, MANTISSA, largest_pair_sum=limit)
+    enlarged = scale > quantize_weights(weight, 1, MANTISSA)[1]
+    numerator = torch.frexp(scale)[0] * 2**MANTISSA
+    smaller = scale * (1 - torch.where(numerator == 2 ** (MANTISSA - 1), 0.5, 1.0) / numerator)
+    assert bool((largest_pair(whole) <= limit).all()) and max(mantissa(scale)).bit_length() == MANTISSA
+    finer = (weight / smaller.view(-1, 1, 1, 1)).round()
+    assert int(enlarged.sum()) > 16 and bool((largest_pair(finer)[enlarged] > limit).all())
 
 
 def test_fewer_bits_of_scale_before_fewer_levels():

@@ -5,23 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 from torch.nn import functional as F
 
 import svitc
 from svitc.cli.views.compile import trained_line
+from svitc.data.inputs import random_inputs
 from svitc.driver.apply import prune_and_round
 from svitc.driver.report_sections import weights_report
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
+from svitc.onnx.export import export
+from svitc.onnx.int16_sums import beyond_int16
+from svitc.onnx.unrolled.im2col import kernel_of
 from svitc.passes.pipelines import inference_passes, quantize
 from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.planning.plan import Plan
 from svitc.quantization.grids import grid_of, odd_part
+from svitc.quantization.pair_bound import largest_pair
+from svitc.verification.exact_check import verify_exact
 
 SPEC = svitc.InputSpec((3, 8, 8))
 
@@ -282,3 +290,36 @@ def test_the_file_computes_with_these_weights_and_the_command_says_so(tmp_path, 
     assert svitc.load(tmp_path / "out").info["grids"] == done.program.info["grids"]
     trained_line(done.report["weights"])
     assert SAID[name] in " ".join(capsys.readouterr().out.split()) + "\n"
+
+
+class Levels(nn.Module):
+    """A convolution trained on a grid of eight bits, which reads integer spikes up to 200."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.spike = nn.Conv2d(3, 15, 1), ops.IntegerSpike(200)
+        self.conv = TrainedConv(15, 8, 3, levels=LEVELS["8 bits"], step=2.0**-7)
+        self.later, self.head = ops.IntegerSpike(4), nn.Linear(8, 5)
+        with torch.no_grad():
+            self.stem.weight *= 150
+            self.conv.weight.copy_(torch.randint(-128, 128, self.conv.weight.shape) / 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.later(self.conv(self.spike(self.stem(x))) / 64).sum((2, 3)))
+
+
+def test_a_trained_grid_that_neighbours_forbid_is_written_as_two_summands():
+    """Its scale is what training made it, so that the weights cannot be made smaller."""
+    torch.manual_seed(0)
+    model = Levels().eval()
+    final, pipeline = quantize(svitc.capture(model, SPEC))
+    assert reported(final, pipeline)["conv"]["scale_error"] == 0
+    integers = layers(final)["conv"].weight
+    assert torch.equal(integers * 2.0**-7, trained(model, "conv")) and int(largest_pair(integers.int()).max()) > 163
+    file = onnx.load_from_string(export(final))
+    parts = {t.name: numpy_helper.to_array(t).astype(int) for t in file.graph.initializer if t.name.startswith("conv.")}
+    halves = [parts[next(name for name in parts if name.endswith(end))] for end in ("weight", "weight.rest")]
+    assert np.array_equal(sum(halves), kernel_of(integers.numpy()))
+    assert beyond_int16(file.SerializeToString()) == {}
+    verdict = verify_exact(final, file.SerializeToString(), random_inputs(final, 2, 2, 0))
+    assert verdict.passed and verdict.total("firing") > 100

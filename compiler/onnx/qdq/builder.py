@@ -1,0 +1,55 @@
+"""The graph of a QDQ file under construction: float32 values with time in the batch, and bytes between Q and DQ."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from svitc.analysis.integer_range import IntegerRange, integer_ranges
+from svitc.ir.axes import Dims
+from svitc.ir.program import Program
+from svitc.onnx.target import Target
+from svitc.onnx.unrolled.weights import WeightBuilder
+
+UINT8, INT8 = (ir.TensorType(t) for t in (ir.DataType.UINT8, ir.DataType.INT8))
+
+
+class QdqBuilder(WeightBuilder):
+    """Emits the nodes of a quantized program; the rules (rules.py) call it.
+
+    Attributes:
+        ranges: integer ranges of the program's values.
+    """
+
+    def __init__(self, program: Program, target: Target) -> None:
+        super().__init__(program, target)
+        self.ranges = integer_ranges(program)
+
+    def through_bytes(self, value: ir.Value, numbers: IntegerRange, dims: Dims) -> ir.Value:
+        """Emit QuantizeLinear and DequantizeLinear around integers that fit a byte, once for each value.
+
+        Args:
+            value: float32 numbers.
+            numbers: their integer range.
+            dims: their layout.
+        """
+        key = (value, "bytes", numbers.unit, numbers.low < 0)
+        if key not in self.cache:
+            dtype, zero = (INT8, np.int8(0)) if numbers.low < 0 else (UINT8, np.uint8(0))
+            unit = [self.scalar(f"unit.{numbers.unit:g}", numbers.unit), self.small("zero_point", np.array(zero))]
+            counts = self.op("QuantizeLinear", [value, *unit], dims, helper="quantize", dtype=dtype)
+            self.cache[key] = self.op("DequantizeLinear", [counts, *unit], dims, helper="dequantize")
+        return self.cache[key]
+
+    def scaled_weights(self, path: str, weights: np.ndarray, scale: np.ndarray, axis: int) -> ir.Value:
+        """Emit the DequantizeLinear of int8 weights with one scale for each index of an axis."""
+        key = ("scaled", path, axis)
+        if key not in self.cache:
+            inputs = [self.packed(f"{path}.weight", weights), self.small(f"{path}.scale", scale)]
+            value = self.op("DequantizeLinear", inputs, (), {"axis": axis}, helper="weight")
+            value.shape = ir.Shape(weights.shape)
+            self.cache[key] = value
+        return self.cache[key]
+
+
+__all__ = ["QdqBuilder"]
