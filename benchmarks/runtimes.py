@@ -4,7 +4,7 @@
 
 Small models of the families, whose neurons fire, are written with weights of each type and verified in each runtime, as
 ``svitc verify --runtime`` does, in a process of its own for each runtime. One that is not installed is left out.
-``--site`` adds the packages in a folder (``pip install --no-deps --target FOLDER onnxruntime==1.21.0``), which are found
+``--site`` adds the packages in a folder (``pip install --no-deps --target FOLDER onnxruntime==1.21.0``), which come
 before those of the environment: other versions of ONNX Runtime, or OpenVINO. ``--masked`` adds ONNX Runtime's kernels
 for AVX2, and those for AVX-512 without VNNI (tests/support/x86_kernels.py).
 """
