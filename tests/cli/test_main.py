@@ -70,6 +70,8 @@ def test_compile_inspect_verify(capsys, tmp_path):
     status, text, _ = run(capsys, "compile", DIGITS, *UNIFORM, "--budget", "0.78", "-o", out)
     assert status == 0 and "verified" in text and "0.77" in text
     assert sorted(p.name for p in out.iterdir()) == [
+        "check.npz",
+        "check.py",
         "model.onnx",
         "model.py",
         "model.safetensors",
