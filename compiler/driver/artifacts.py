@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svitc.codegen.module import program_source
+from svitc.driver.proof import Proof
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import to_bytes as program_bytes
@@ -21,10 +22,11 @@ class Compiled:
 
     Attributes:
         program: the pruned program; it can be trained further unless its weights are quantized.
-        onnx: bytes of the ONNX file; empty on all ranks of a distributed run but the first.
+        onnx: bytes of the ONNX file with its metadata; empty on all ranks of a distributed run but the first.
         plan: what was kept.
         report: JSON values; see docs/report.md for the keys.
         verdict: the result of the verification.
+        proof: what a device checks the file with; None where the verification failed.
     """
 
     program: Program
@@ -32,9 +34,10 @@ class Compiled:
     plan: Plan
     report: JsonDict
     verdict: Verdict
+    proof: Proof | None = None
 
     def write(self, out: Path) -> list[Path]:
-        """Write the five files of the output folder, all or none, and return their paths.
+        """Write the files of the output folder, all or none, and return their paths.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -45,6 +48,7 @@ class Compiled:
             "model.py": program_source(self.program).encode(),
             "model.safetensors": program_bytes(self.program),
             "plan.json": to_json_bytes(self.plan.to_json()),
+            **(self.proof.files() if self.proof is not None else {}),
         }
         self.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)

@@ -18,11 +18,13 @@ from svitc.driver.agreement import agreement_report
 from svitc.driver.apply import apply_plan, quantized
 from svitc.driver.artifacts import Compiled
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
+from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
+from svitc.driver.proof import Proof, prove
 from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
 from svitc.driver.report_sections import (
     accuracy_report,
@@ -183,6 +185,7 @@ class Compiler:
         lowered = self._lower(task, searched.plan, applied.pruned, reporter)
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
+        proof = self._prove(lowered, reporter) if verdict.passed else None
         report = Report(
             **sections,
             refused=refused,
@@ -193,7 +196,8 @@ class Compiler:
             **self._measurements(lowered, reporter),
             seconds=dict(reporter.seconds),
         )
-        return Compiled(lowered.program, lowered.exported, searched.plan, report.to_json(), verdict)
+        file = self._described(task, lowered, proof)
+        return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
         """Report what was assumed about images, where the user should know before plans are measured on them.
@@ -277,6 +281,22 @@ class Compiler:
             if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
                 inputs = within(inputs, span_of(lowered.program))
             return verify_exact(lowered.program, lowered.exported, inputs, step, pruned)
+
+    def _prove(self, lowered: Lowered, reporter: Reporter) -> Proof:
+        """Run the file on images whose answers travel with it."""
+        with reporter.stage("prove"):
+            return prove(lowered.program, lowered.exported, lowered.weights.inexact, self.options.seed)
+
+    def _described(self, task: Task, lowered: Lowered, proof: Proof | None) -> bytes:
+        """Return the file with its metadata."""
+        span = span_of(lowered.program)
+        origin = Origin(
+            weights=lowered.weights.type,
+            budget=None if task.budget is None or task.whole else task.budget.text,
+            limits=None if span is None else [-span, span],
+            digest=None if proof is None else proof.digest,
+        )
+        return described(lowered.exported, metadata(lowered.program, self.options, origin))
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""

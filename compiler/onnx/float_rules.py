@@ -171,8 +171,15 @@ def stateless_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     return b.store(spikes, dims, source.view)
 
 
-def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
-    """Lower a neuron with a membrane to a call of its kind's function; a static input is given once."""
+def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module, any_order: bool = False) -> Stored:
+    """Lower a neuron with a membrane to a call of its kind's function; a static input is given once.
+
+    Args:
+        b: builder that the nodes are emitted to.
+        node: the neuron.
+        module: its module.
+        any_order: whether its values may have an order of elements other than the program's, but for time.
+    """
     source = b.at(node.args[0])
     time = source.view[0]
     static = source.constant_along == time != ()
@@ -180,7 +187,8 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
         source = Stored(source.value, source.dims, layout.without(source.view, time), source.parameter)
     outermost = static or (len(source.dims) > 0 and source.dims[0][: len(time)] == time)
     # elementwise but for time, so any grouping of the other dimensions will do
-    dims = source.dims if source.in_order and outermost else layout.physical(source.view, keep=0)
+    usable = source.in_order or (any_order and not source.constant_along and source.value is not None)
+    dims = source.dims if usable and outermost else layout.physical(source.view, keep=0)
     kind = kind_of(str(node.target), module, size(time), static)
     inputs = [b.read(source, dims)]
     if kind.takes_decay:

@@ -20,12 +20,12 @@ from svitc.onnx.builder import FLOAT, Builder, Stored
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
 from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
-from svitc.onnx.target import CPU, INT2_OPSET, Form, Target
+from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
+from svitc.onnx.words import input_words, output_words
 
-IR_VERSIONS = {INT2_OPSET: 13}  # the IR version that this opset was released with
-IR_VERSION = 10  # that of opset 21, which every ONNX Runtime since 1.18 reads
+IR_VERSIONS = {18: 8, 21: 10, 25: 13}  # the IR versions that these opsets were released with
 OUTPUT = LOGITS  # the name of a single output
 
 
@@ -42,8 +42,8 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
         InternalError: an operation is not canonical.
     """
     if program.stage >= Stage.QUANTIZED and any(ops.is_quantized(m) for m in program.module.modules()):
-        if target.narrowest == 2 and 2 in stored_widths(program):
-            target = replace(target, opset=INT2_OPSET)  # an opset applies to the entire file
+        bits = max(target.narrowest, min(stored_widths(program), default=8))
+        target = replace(target, opset=WEIGHT_OPSETS.get(bits, target.opset))  # an opset applies to the entire file
         lower_quantized = qdq_nodes if target.form == Form.QDQ else lower_nodes
         return _model(program, *lower_quantized(program, INPUT, target))
     return _model(program, *_nodes(program, target))
@@ -73,12 +73,13 @@ def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, list[ir
 def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) -> ir.Model:
     """Assemble the emitted nodes into a model."""
     outputs: list[ir.Value] = []
-    for value, name in zip(values, program.output_names, strict=True):
+    x.doc_string = input_words(program)
+    for value, name, words in zip(values, program.output_names, output_words(program), strict=True):
         output = value
         if _serves_otherwise(value, outputs):
             output = ir.Value(name=name, shape=value.shape, type=FLOAT)
             b.nodes.append(ir.node("Identity", [value], outputs=[output], name=name))
-        output.name = name
+        output.name, output.doc_string = name, words
         outputs.append(output)
     graph = ir.Graph(
         [x],
@@ -88,8 +89,8 @@ def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) ->
         opset_imports={"": b.target.opset} | ({DOMAIN: 1} if b.functions else {}),
         name=str(program.info.get("arch") or "svit"),
     )
-    version = IR_VERSIONS.get(b.target.opset, IR_VERSION)
-    return ir.Model(graph, ir_version=version, producer_name="svitc", functions=list(b.functions.values()))
+    version, functions = IR_VERSIONS[b.target.opset], list(b.functions.values())
+    return ir.Model(graph, ir_version=version, producer_name="svitc", functions=functions)
 
 
 def _rule(b: Builder, node: fx.Node) -> Stored:

@@ -40,9 +40,10 @@ class Target:
     Attributes:
         name: value of ``--target``.
         runtime: the runtime, in words.
-        opset: version of the default-domain operators; files with 2-bit weights have ``INT2_OPSET`` instead. A newer
-            version is not better: a kernel that a provider registered without a last version is used only for the exact
-            version of the operator that it was written for.
+        opset: version of the default-domain operators, the lowest that has them all; files with weights of fewer than
+            8 bits need a later one (``WEIGHT_OPSETS``). A newer version is not better: fewer runtimes read it, and a
+            kernel that a provider registered without a last version is used only for the exact version of the operator
+            that it was written for.
         form: how quantized programs are lowered.
         operators: operators that a file may hold.
         types: element types that a file's values may have.
@@ -91,15 +92,15 @@ class Target:
         return self.accepts("Add", self.spike) and self.accepts("Mul", self.spike)
 
 
-INT2_OPSET = 25
+WEIGHT_OPSETS = {4: 21, 2: 25}  # the first opsets with weights of these numbers of bits
 # of float files: the forms of all operations in ir/ops.py and ir/operators/registry.py
 _FLOAT_OPERATORS = """
     Abs Add And AveragePool BatchNormalization Cast Ceil Clip Col2Im Concat Conv ConvTranspose Cos CumSum Div Einsum Elu
     Erf Exp Expand Floor Gather GatherElements Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity
     LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or PRelu Pad Pow
-    Reciprocal ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Round
-    ScatterElements Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Sub Sum Tanh ThresholdedRelu Tile TopK
-    Transpose Where
+    Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize
+    Round ScatterElements Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Sub Sum Tanh ThresholdedRelu Tile
+    TopK Transpose Where
 """
 FLOAT_OPERATORS = frozenset(_FLOAT_OPERATORS.split())
 _FLOAT_TYPES: Types = frozenset({_FLOAT, _BOOL, _INT64, _INT32})
@@ -107,14 +108,14 @@ _FLOAT_TYPES: Types = frozenset({_FLOAT, _BOOL, _INT64, _INT32})
 CPU = Target(
     name="cpu",
     runtime="ONNX Runtime on the processor",
-    opset=21,
+    opset=18,
     form=Form.INTEGER,
     operators=FLOAT_OPERATORS | {"DequantizeLinear", "MatMulInteger", "QuantizeLinear"},
     types=_FLOAT_TYPES | {_UINT8, _INT8},
     spike=_UINT8,
     spike_max=255,
     narrowest=2,
-    since={FLOATS: "1.18", 8: "1.21", 4: "1.23", 2: "1.24"},
+    since={FLOATS: "1.15", 8: "1.21", 4: "1.23", 2: "1.24"},
     exactness="integer products, and float operations on whole numbers below 2^24",
     hides_scales=True,
 )
@@ -124,7 +125,6 @@ CUDA = replace(
     CPU,
     name="cuda",
     runtime="ONNX Runtime's CUDA provider",
-    opset=18,
     types=_FLOAT_TYPES | {_INT8},
     limits={
         "Add": _FLOAT_TYPES,  # of its kernels for bytes, no release was tried
@@ -143,6 +143,7 @@ OPENVINO = replace(
     CPU,
     name="openvino",
     runtime="OpenVINO",
+    opset=21,
     form=Form.QDQ,
     operators=FLOAT_OPERATORS | {"DequantizeLinear", "QuantizeLinear"},
     narrowest=4,  # it does not read INT2

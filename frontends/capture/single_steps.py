@@ -167,8 +167,8 @@ class _Merger:
             return None
         if name in _SAME_ON_EACH or (name == "matmul" and first.meta["val"].dim() > 2):
             return self._elementwise(steps)
-        if not isinstance(first.args[0], fx.Node) or any(_nodes(a) for a in first.args[1:]):
-            return None
+        if not _is_tensor(first.args[0]) or any(_nodes(a) for a in first.args[1:]):
+            return None  # such as a part of a split, whose first argument are all parts
         return self._rearranged(name, steps)
 
     def _layer(self, steps: tuple[fx.Node, ...]) -> fx.Node | None:
@@ -245,6 +245,11 @@ class _Merger:
         node.meta.update({k: self._like.meta[k] for k in ("source", "scope") if k in self._like.meta})
         node.meta["val"] = self.tracer.value(node)
         return node
+
+
+def _is_tensor(value: object) -> bool:
+    """Return whether an argument is the node of a tensor."""
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.Tensor)
 
 
 def _fixed(step: fx.Node) -> list[object]:

@@ -67,6 +67,14 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     if paths:
         names = ", ".join(path.name for path in paths)
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
+        device_check(paths)
+
+
+def device_check(paths: list[Path]) -> None:
+    """Print how to check the file on the machine that it is for."""
+    script = next((path for path in paths if path.name == "check.py"), None)
+    if script is not None:
+        out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime, or --openvino")
 
 
 def _outputs_rows(table: Table, compared: JsonDict) -> None:

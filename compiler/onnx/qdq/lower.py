@@ -16,9 +16,9 @@ from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
-from svitc.onnx.float_rules import FUNCTION_RULES, apply_rule, attribute
+from svitc.onnx.float_rules import apply_rule, attribute
 from svitc.onnx.qdq.builder import QdqBuilder
-from svitc.onnx.qdq.rules import MODULE_RULES
+from svitc.onnx.qdq.rules import FUNCTION_RULES, MODULE_RULES
 from svitc.onnx.target import Target
 
 

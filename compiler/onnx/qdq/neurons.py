@@ -16,8 +16,10 @@ from svitc.onnx.unrolled.lower import VIEW_KEY
 
 def neuron(b: QdqBuilder, node: fx.Node, module: nn.Module) -> Stored:
     """Lower a neuron, with a membrane or without."""
-    rule = float_rules.spiking_neuron if ops.has_state(module) else float_rules.stateless_neuron
-    spikes = rule(b, node, module)
+    if ops.has_state(module):
+        spikes = float_rules.spiking_neuron(b, node, module, any_order=True)
+    else:
+        spikes = float_rules.stateless_neuron(b, node, module)
     _describe(spikes, str(node.target))
     return spikes
 

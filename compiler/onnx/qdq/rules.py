@@ -2,54 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import torch
 from torch import fx, nn
 
-from svitc.analysis.integer_range import runs_in_floats
+from svitc.analysis.integer_range import IntegerRange, runs_in_floats
 from svitc.ir import ops
+from svitc.ir.axes import Dim, Dims, size
 from svitc.ir.quantized_modules import QUANTIZED
 from svitc.onnx import float_rules, layout
 from svitc.onnx.builder import Stored, as_array
 from svitc.onnx.float_rules import LoweringRule
+from svitc.onnx.matrix_order import moves_less_transposed, transposed
 from svitc.onnx.qdq.builder import QdqBuilder
 from svitc.onnx.qdq.neurons import neuron
+from svitc.quantization.pair_bound import largest_pair, pair_limit
 
 Rule = LoweringRule[QdqBuilder, Stored]
 Projection = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
 def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
-    """Lower a convolution or linear layer with integer weights: a product, and the bias directly behind it."""
+    """Lower a convolution or linear layer with integer weights: a product, and the bias directly behind it.
+
+    What reads one pixel or token for each that it writes is a matrix product of rows, channels last, whose result a
+    neuron splits into time steps without copying it.
+    """
     source, path = b.at(node.args[0]), str(node.target)
-    numbers = b.ranges.get(node.all_input_nodes[0])
-    in_floats = runs_in_floats(module, numbers)
-    dims = layout.physical(source.view)
-    x = b.read(source, dims)
-    if not in_floats:
-        assert numbers is not None
+    view = layout.fresh(b.program.type_of(node))
+    pointwise, channel = _is_pointwise(module), len(view) - 1 if isinstance(module, nn.Linear) else 1
+    dims, out = (_rows(v, channel) if pointwise else layout.physical(v) for v in (source.view, view))
+    numbers, x = b.ranges.get(node.all_input_nodes[0]), b.read(source, dims)
+    in_floats = numbers is None or runs_in_floats(module, numbers) or _saturates(module, numbers)
+    if numbers is not None and not in_floats:
         x = b.through_bytes(x, numbers, dims)
     weights, scale = module.weight.numpy(), module.get_buffer("scale").numpy()
-    view = layout.fresh(b.program.type_of(node))
-    out, bias = layout.physical(view), as_array(module.get_buffer("bias"))
-    axis = 1 if isinstance(module, nn.Linear) else 0
-    if isinstance(module, nn.Linear):
-        weights = np.ascontiguousarray(weights.T)
-    column = [-1 if i == axis else 1 for i in range(weights.ndim)]
-    if in_floats and isinstance(
-        module, nn.Linear
-    ):  # OpenVINO would quantize what meets bytes in a MatMul, real numbers, too
-        weight = b.small(f"{path}.weight", weights * scale)
-    elif in_floats:
-        weight = b.widened(f"{path}.weight", weights, scale.reshape(column), 1.0)
+    bias = as_array(module.get_buffer("bias"))
+    axis = 0
+    if pointwise:
+        weights, axis = np.ascontiguousarray(weights.reshape(len(weights), -1).T), 1
     else:
+        bias = bias.reshape(-1, *(1,) * (weights.ndim - 2))
+    column = scale.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
+    if not in_floats:
         weight = b.scaled_weights(path, weights, scale, axis)
-    if isinstance(module, nn.Linear):
+    elif pointwise:  # not as bytes: OpenVINO may quantize real numbers that meet them in a MatMul
+        weight = b.small(f"{path}.weight", weights * column)
+    else:
+        weight = b.widened(f"{path}.weight", weights, column, 1.0)
+    if pointwise:
         product = b.op("MatMul", [x, weight], out)
     else:
-        product = b.op("Conv", [x, weight], out, float_rules.convolution_attributes(module))
-        bias = bias.reshape(-1, *(1,) * (weights.ndim - 2))
+        product = b.op("Conv", [x, weight], out, float_rules.convolution_attributes(module))  # type: ignore[arg-type]
     value = b.op("Add", [product, b.small(f"{path}.bias", bias)], out, helper="add_bias")
     return b.store(value, out, view)
+
+
+def _saturates(module: Projection, numbers: IntegerRange) -> bool:
+    """Return whether two neighbouring products could exceed int16, which processors without VNNI add them in.
+
+    Only weights that were trained on a grid of eight bits can: quantization bounds all others.
+    """
+    return int(largest_pair(module.get_buffer("weight").int()).max()) > pair_limit(numbers.largest_byte)
+
+
+def _is_pointwise(module: Projection) -> bool:
+    """Return whether a layer reads one pixel or token for each that it writes, and all channels of it."""
+    if isinstance(module, nn.Linear):
+        return True
+    size_one = all(k == 1 for k in module.kernel_size) and set(module.stride) == {1}
+    return size_one and not any(module.padding) and module.groups == 1
+
+
+def _rows(view: Dims, channel: int) -> Dims:
+    """Return the layout of a matrix with the channels as columns and everything else as rows."""
+    return (tuple(token for i, dim in enumerate(view) if i != channel for token in dim), view[channel])
+
+
+def matmul(b: QdqBuilder, node: fx.Node, _: None) -> Stored:
+    """Lower a matrix product of two activations, transposed if that moves fewer elements."""
+    left, right = b.at(node.args[0]), b.at(node.args[1])
+    view = layout.fresh((*left.view[:-1], right.view[-1]))
+    operands = [(s, layout.physical(s.view, keep=2)) for s in (left, right)]
+    dims = layout.physical(view, keep=2)
+    if moves_less_transposed(b.program, node, [(s.dims, d) for s, d in operands], dims):
+        operands, dims = [(s, transposed(d)) for s, d in reversed(operands)], transposed(dims)
+    return b.store(b.op("MatMul", [b.read(s, d) for s, d in operands], dims), dims, view)
+
+
+def block(b: QdqBuilder, node: fx.Node, _: None) -> Stored:
+    """Lower one of the equal blocks of a dimension."""
+    source, dim, index, count = node.args
+    assert isinstance(source, fx.Node) and isinstance(dim, int) and isinstance(count, int) and isinstance(index, int)
+    rest = layout.blocks(b.at(source).view[dim], count)
+    if _is_apart(b.at(source), dim):
+        return _part(b, node, [rest] * count, [size(rest)] * count, index)
+    return float_rules.block(b, node, None)
+
+
+def part(b: QdqBuilder, node: fx.Node, _: None) -> Stored:
+    """Lower a range of a dimension; the ranges together must cover it."""
+    source, dim = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node) and isinstance(dim, int)
+    readers = sorted((u for u in source.users if u.target is ops.take_range), key=lambda u: int(u.args[2]))  # type: ignore[arg-type]
+    widths = [int(u.args[3]) - int(u.args[2]) for u in readers]  # type: ignore[arg-type]
+    if not _is_apart(b.at(source), dim) or sum(widths) != size(b.at(source).view[dim]):
+        return float_rules.part(b, node, None)
+    key = ("rests", source, dim)
+    if key not in b.cache:
+        b.cache[key] = [layout.fresh(b.program.type_of(u))[dim] for u in readers]
+    return _part(b, node, b.cache[key], widths, readers.index(node))
+
+
+def _is_apart(x: Stored, dim: int) -> bool:
+    """Return whether a dimension of the program is a dimension of the stored value, so that it can be split there."""
+    return x.value is not None and not x.constant_along and x.view[dim] != () and x.view[dim] in x.dims
+
+
+def _part(b: QdqBuilder, node: fx.Node, rests: Sequence[Dim], widths: Sequence[int], index: int) -> Stored:
+    """Return one part of a stored dimension; one Split gives all of them.
+
+    Args:
+        b: builder that the nodes are emitted to.
+        node: the part; its first argument is what is split, the second the dimension.
+        rests: tokens that remain of the dimension in each part.
+        widths: size of each part.
+        index: which part it is.
+    """
+    source, dim = node.args[:2]
+    assert isinstance(dim, int)
+    x = b.at(source)
+    axis = x.dims.index(x.view[dim])
+    outs = [(*x.dims[:axis], rest, *x.dims[axis + 1 :]) for rest in rests]
+    key = ("parts", source, dim, tuple(widths))
+    if key not in b.cache:
+        inputs = [b.read(x, x.dims), b.integers("split", widths)]
+        b.cache[key] = b.ops("Split", inputs, outs, {"axis": axis}, helper="split")
+    return b.store(b.cache[key][index], outs[index], (*x.view[:dim], rests[index], *x.view[dim + 1 :]))
 
 
 def fixed_point(b: QdqBuilder, node: fx.Node, module: ops.FixedPoint) -> Stored:
@@ -71,4 +163,10 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys((*ops.STATEFUL_NEURONS, *ops.STATELESS_NEURONS), neuron),
     ops.FixedPoint: fixed_point,
 }
-__all__ = ["MODULE_RULES"]
+FUNCTION_RULES: dict[Any, Rule] = {
+    **float_rules.FUNCTION_RULES,
+    torch.matmul: matmul,
+    ops.take_block: block,
+    ops.take_range: part,
+}
+__all__ = ["FUNCTION_RULES", "MODULE_RULES"]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from torch import nn
 
 from svitc.analysis.integer_range import IntegerRange
-from svitc.ir.axes import Dim, Dims, Kind, size
+from svitc.ir.axes import Axis, Dim, Dims, Kind, size
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
 from svitc.onnx.unrolled.steps import Steps
@@ -42,15 +42,14 @@ def patches(b: UnrolledBuilder, x: Steps, t: int, module: nn.Conv1d | nn.Conv2d,
     key = ("patches", value, *(part.tobytes() for part in parts))
     if key not in b.cache:
         if border:
-            value = _bordered(b, value, (batch, (), channels), zero)
-            value.shape = ir.Shape([_batch_size(batch), size(flat) + 1, size(channels)])
+            value = _bordered(b, value, (batch, _pixels(size(flat) + 1), channels), zero)
         index = _index(b, sizes, parts, border)
-        pixels_read = b.op("Gather", [value, index], (batch, (), channels), {"axis": 1}, helper="patches", dtype=dtype)
-        pixels_read.shape = ir.Shape([_batch_size(batch), positions * taps, size(channels)])
-        shape = b.integers("shape", [-1, taps * size(channels)])
-        rows = b.op("Reshape", [pixels_read, shape], (), helper="patches", dtype=dtype)
-        rows.shape = ir.Shape([None, taps * size(channels)])
-        b.cache[key] = rows
+        places, columns = _pixels(positions), (*_pixels(taps), *channels)
+        read = (batch, (*places, *_pixels(taps)), channels)
+        pixels_read = b.op("Gather", [value, index], read, {"axis": 1}, helper="patches", dtype=dtype)
+        shape = b.integers("shape", [-1, size(columns)])
+        rows = ((*batch, *places), columns)
+        b.cache[key] = b.op("Reshape", [pixels_read, shape], rows, helper="patches", dtype=dtype)
     return b.cache[key]
 
 
@@ -61,9 +60,10 @@ def _bordered(b: UnrolledBuilder, value: ir.Value, dims: Dims, zero_byte: int) -
         inputs = [value, b.integers("pads", [0, 0, 0, 0, 1, 0]), *([b.zero_point] if zero_byte else [])]
         return b.op("Pad", inputs, dims, helper="border", dtype=dtype)
     # a pixel times zero has the batch's size, which is dynamic, and is computed on the device
-    pixel = b.op("Gather", [value, b.integers("first", [0])], dims, {"axis": 1}, helper="border", dtype=dtype)
+    one = (dims[0], (), dims[2])
+    pixel = b.op("Gather", [value, b.integers("first", [0])], one, {"axis": 1}, helper="border", dtype=dtype)
     zero = b.small("nothing", np.zeros((), b.target.spike.numpy()))
-    zeros = b.op("Mul", [pixel, zero], dims, helper="border", dtype=dtype)
+    zeros = b.op("Mul", [pixel, zero], one, helper="border", dtype=dtype)
     return b.op("Concat", [value, zeros], dims, {"axis": 1}, helper="border", dtype=dtype)
 
 
@@ -73,9 +73,9 @@ def _element_type(value: ir.Value) -> ir.TensorType:
     return value.type
 
 
-def _batch_size(batch: Dim) -> int | str:
-    """Return ``N`` for a dynamic batch, otherwise its size."""
-    return "N" if any(token.kind == Kind.BATCH for token in batch) else size(batch)
+def _pixels(count: int) -> Dim:
+    """Return a new token for this many pixels, positions or taps."""
+    return (Axis("windows", count, Kind.PIXEL, "w"),)
 
 
 OUTSIDE = 1 << 24  # larger than any pixel's index
@@ -109,17 +109,19 @@ def _index(b: UnrolledBuilder, pixels: tuple[int, ...], parts: list[np.ndarray],
     if key in b.cache:
         return b.cache[key]
 
-    def constant(op_type: str, *inputs: ir.Value) -> ir.Value:
+    def constant(op_type: str, shape: tuple[int, ...], *inputs: ir.Value) -> ir.Value:
         value = b.op(op_type, inputs, (), helper="windows", dtype=I32)
-        value.shape = None
+        value.shape = ir.Shape(shape)
         return value
 
     if len(parts) == 2:
         rows, columns = parts[0][:, None, :, None], parts[1][None, :, None, :]
-        value = constant("Add", b.initializer("windows.rows", rows), b.initializer("windows.columns", columns))
+        shape = np.broadcast_shapes(rows.shape, columns.shape)
+        operands = b.initializer("windows.rows", rows), b.initializer("windows.columns", columns)
+        value = constant("Add", shape, *operands)
     else:
-        value = b.initializer("windows.rows", parts[0])
+        shape, value = parts[0].shape, b.initializer("windows.rows", parts[0])
     if border:
-        value = constant("Min", value, b.initializer("windows.border", np.array(np.prod(pixels), np.int32)))
-    b.cache[key] = constant("Reshape", value, b.integers("shape", [-1]))
+        value = constant("Min", shape, value, b.initializer("windows.border", np.array(np.prod(pixels), np.int32)))
+    b.cache[key] = constant("Reshape", (int(np.prod(shape)),), value, b.integers("shape", [-1]))
     return b.cache[key]

@@ -9,11 +9,12 @@ from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_floats
 from svitc.ir import ops
-from svitc.ir.axes import Dims, Kind, size
+from svitc.ir.axes import Dims
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import EXACT
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
+from svitc.onnx.matrix_order import moves_less_transposed, transposed
 from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
 from svitc.onnx.unrolled.im2col import kernel_of, patches
 from svitc.onnx.unrolled.step_gain import factor
@@ -181,10 +182,9 @@ def matrix_product(b: UnrolledBuilder, node: fx.Node) -> Steps:
     units = [r.unit if r is not None else 1.0 for r in ranges]
     operands = [(left, _matrices(left.timeless)), (right, _matrices(right.timeless))]
     dims = _matrices(timeless(view))
-    transposed = [(right, _transposed(operands[1][1])), (left, _transposed(operands[0][1]))]
-    later = size(layout.flat(dims)) if _is_read_transposed(b, node) else 0
-    if _moves(transposed, _transposed(dims)) < _moves(operands, dims) + later:  # (a b)' = b' a'
-        operands, dims, units = transposed, _transposed(dims), units[::-1]
+    if moves_less_transposed(b.program, node, [(s.dims, d) for s, d in operands], dims):
+        operands = [(s, transposed(d)) for s, d in reversed(operands)]
+        dims, units = transposed(dims), units[::-1]
 
     def emit(t: int) -> ir.Value:
         kind = b.spike if integer else FLOAT
@@ -193,30 +193,6 @@ def matrix_product(b: UnrolledBuilder, node: fx.Node) -> Steps:
 
     values = b.per_step(max(len(left.values), len(right.values)), emit)
     return Steps(values, dims, view, I32, units[0] * units[1]) if integer else Steps(values, dims, view)
-
-
-def _moves(sides: list[tuple[Steps, Dims]], dims: Dims) -> int:
-    """Return how many elements must be moved for a product.
-
-    These are the elements of operands whose innermost dimension changes, and of a result that is not channels last.
-    """
-    total = sum(size(layout.flat(d)) for s, d in sides if layout.flat(s.dims)[-len(d[-1]) :] != d[-1])
-    return total + (size(layout.flat(dims)) if any(token.kind != Kind.CHANNEL for token in dims[-1]) else 0)
-
-
-def _is_read_transposed(b: UnrolledBuilder, node: fx.Node) -> bool:
-    """Return whether all readers of a value are products ``value q`` that will be computed as ``q' value'``.
-
-    They will, since the result of ``value q`` would not have its channels last.
-    """
-    readers = [user for user in node.users if user.target is torch.matmul and user.args[0] is node]
-    pixels = [any(axis.kind != Kind.CHANNEL for axis in b.program.type_of(user)[-1]) for user in readers]
-    return len(readers) == len(node.users) > 0 and all(pixels)
-
-
-def _transposed(dims: Dims) -> Dims:
-    """Return the layout with rows and columns exchanged."""
-    return (*dims[:-2], dims[-1], dims[-2])
 
 
 def _matrices(view: Dims) -> Dims:

@@ -103,3 +103,25 @@ def test_a_connection_back_in_time_is_refused():
     with pytest.raises(UnsupportedError, match="lif1 depends on what it fired") as caught:
         capture(Back().eval(), IMAGE)
     assert __file__ in (caught.value.where or "")
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_parts_of_a_tensor_are_steps_of_a_hand_written_neuron(steps):
+    """Of one step, the loop leaves nothing that says which of the parts it reads."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lif, self.head = nn.Conv2d(3, 8, 3), lif(), nn.Linear(8, 5)
+            self.decay = nn.Parameter(torch.tensor(0.4))
+
+        def forward(self, x):
+            v, spikes = 0.0, []
+            for part in self.conv(x).repeat(steps, 1, 1, 1, 1).unbind(0):
+                v = self.decay.sigmoid() * v + part
+                spikes.append((v > 0.2).float())
+            x = torch.stack(spikes) * 2
+            return self.head(torch.stack([self.lif(part) for part in x.unbind(0)]).mean((0, 3, 4)))
+
+    model = Parts().eval()
+    assert check_capture(model, capture(model, IMAGE)) == 0.0
