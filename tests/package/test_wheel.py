@@ -113,4 +113,12 @@ def test_it_compiles_away_from_the_checkout(scripts, tmp_path):
         cwd=tmp_path,
     )
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"model.onnx", "model.py", "model.safetensors", "plan.json", "check.npz", "check.py", "report.json"}
+    assert written == {
+        "model.onnx",
+        "model.py",
+        "model.safetensors",
+        "plan.json",
+        "check.npz",
+        "check.py",
+        "report.json",
+    }
