@@ -7,10 +7,13 @@ from importlib.metadata import version
 
 import numpy as np
 import onnx
+from onnx import version_converter
 from onnx.reference import ReferenceEvaluator
 
 from svitc.onnx.model_info import read_proto
 from svitc.runtimes.base import File, Runtime, Session
+
+DEQUANTIZES_SINCE = 19  # the first opset whose DequantizeLinear the evaluator has
 
 
 class Reference(Runtime):
@@ -28,7 +31,11 @@ class Reference(Runtime):
         return version("onnx")
 
     def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
-        return _ReferenceSession(self.label, ReferenceEvaluator(read_proto(model)))
+        proto = read_proto(model)
+        opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
+        if opset < DEQUANTIZES_SINCE and any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
+            proto = version_converter.convert_version(proto, DEQUANTIZES_SINCE)
+        return _ReferenceSession(self.label, ReferenceEvaluator(proto))
 
 
 class _ReferenceSession(Session):
