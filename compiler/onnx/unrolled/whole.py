@@ -91,6 +91,8 @@ def _leaves_time_alone(program: Program, node: fx.Node) -> bool:
     types = [program.type_of(n) for n in node.all_input_nodes]
     time = [time_axes(dims) for dims in types]
     module = program.module_of(node)
+    if module is not None and {id(axis) for _, axis in time_axes(program.type_of(node))} - {id(a) for _, a in time[0]}:
+        return False  # its channels are time steps, although there is one step before it
     if isinstance(module, _FIRST_IS_FREE):
         return all(i == 0 for i, _ in time[0])
     if isinstance(module, nn.Linear):

@@ -84,6 +84,12 @@ def heads_before_time(layers, x):
     return y.reshape(x.shape)
 
 
+def steps_as_channels(layers, x):
+    """A gate for each step, from convolutions whose channels are the steps, with one channel between them."""
+    y = layers["widen"](torch.relu(layers["squeeze"](x.transpose(0, 1).mean((2, 3, 4)).unflatten(1, (STEPS, 1, 1)))))
+    return x * torch.sigmoid(y).transpose(0, 1).unsqueeze(2)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "the last step": lambda: Net(lambda _, x: x, end=lambda x: x[-1]),
     "each step": lambda: Net(lambda _, x: x, end=lambda x: x[0] + x[1] * 0.5 + x[3]),
@@ -96,6 +102,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "windows of time": lambda: Net(windows_of_time, **projections()),
     "windows of time after a pool": lambda: Net(windows_after_pool, **projections()),
+    "steps as channels": lambda: Net(
+        steps_as_channels, squeeze=nn.Conv2d(STEPS, 1, 1, bias=False), widen=nn.Conv2d(1, STEPS, 1, bias=False)
+    ),
     "heads before time": lambda: Net(heads_before_time),
 }
 
