@@ -196,7 +196,7 @@ class Compiler:
             **self._measurements(lowered, reporter),
             seconds=dict(reporter.seconds),
         )
-        file = self._described(task, lowered, proof)
+        file = self._described(searched.plan, lowered, proof)
         return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
@@ -285,14 +285,14 @@ class Compiler:
     def _prove(self, lowered: Lowered, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
-            return prove(lowered.program, lowered.exported, lowered.weights.inexact, self.options.seed)
+            return prove(lowered.program, lowered.exported, lowered.weights.inexact)
 
-    def _described(self, task: Task, lowered: Lowered, proof: Proof | None) -> bytes:
-        """Return the file with its metadata."""
+    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
+        """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
         span = span_of(lowered.program)
         origin = Origin(
             weights=lowered.weights.type,
-            budget=None if task.budget is None or task.whole else task.budget.text,
+            budget=plan.provenance.get("budget"),
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
         )

@@ -42,7 +42,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "time_steps": "time steps of the neurons",
     "outputs": "name of each output, and what it is",
     "weights": '`"fp32"`, `"int8"`, or `"mixed"`',
-    "budget": "the budget as it was given; null without one",
+    "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
     "openvino": "properties that OpenVINO needs to compute exactly",
     "checkpoint.sha256": "of the file that was compiled; null for a model in memory",

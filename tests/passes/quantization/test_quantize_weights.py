@@ -139,7 +139,8 @@ def test_neighbours_stay_within_int16(rows, largest, bits, shape):
     assert bool((largest_pair(whole) * largest <= 32767).all())
     column = scale.view(-1, *[1] * (weight.ndim - 1))
     assert bool(((whole * column - weight).abs() <= column / 2 * (1 + 1e-12)).all()), "rounded, never clipped"
-    assert max(mantissa(scale)) < 2**bits and bool((scale >= free_scale).all())
+    assert max(mantissa(scale)) < 2**bits
+    assert bool((scale >= weight.abs().flatten(1).amax(1) / LEVELS).all()), "each weight has a level"
     if bool((largest_pair(free) <= limit).all()):
         assert torch.equal(whole, free) and torch.equal(scale, free_scale), "what is within the bound stays as it is"
 
