@@ -69,7 +69,9 @@ def number_of(frame: FrameType) -> float:
     Raises:
         UnsupportedError: the code does something else with the number.
     """
-    following = [i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti][:2]
+    present, *following = [i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti][:4]
+    # once it has run a few times, Python 3.11 makes a call at the first of its two instructions
+    following = following[1:] if present.opname == "PRECALL" else following[:2]
     names = [instruction.opname for instruction in following]
     if names[:1] not in (["LOAD_FAST"], ["LOAD_FAST_BORROW"], ["LOAD_DEREF"]) or names[1:] != ["STORE_ATTR"]:
         raise data_dependent("the value")

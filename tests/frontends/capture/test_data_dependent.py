@@ -134,3 +134,25 @@ def test_what_needs_values_is_refused_with_the_users_line(name):
     with pytest.raises(UnsupportedError, match=text) as caught:
         capture(Net(function).eval(), IMAGE)
     assert "test_data_dependent.py" in str(caught.value) and caught.value.hint
+
+
+class Logging(nn.Module):
+    """A layer that keeps the mean of what it gives, as a number."""
+
+    def forward(self, x):
+        y = x * 2
+        self.rate = float(y.detach().mean().item())
+        return y
+
+
+def test_a_number_is_kept_however_often_the_code_has_run():
+    """Python rewrites a function's instructions once it has run eight times or so."""
+
+    def logged(net, x):
+        for _ in range(20):
+            x = net.log(x) * 0.5
+        return x
+
+    model = Net(logged).eval()
+    model.log = Logging()
+    assert check_capture(model, capture(model, IMAGE)) == 0.0
