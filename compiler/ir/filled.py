@@ -24,6 +24,7 @@ from svitc.ir.operators.slicing import concatenate
 
 REASON = "an operation makes another value of its zeros"
 MOST_VALUES = 4096  # that are followed; a channel that can have more is not known
+KEEP_ZEROS = frozenset((*ops.VIEWS, *ops.REDUCTIONS, torch.matmul, ops.take_block, ops.take_range))
 Values = dict[Axis, torch.Tensor | None]  # channel axis -> values that its removed channels can have; None: not known
 
 
@@ -38,7 +39,15 @@ def track(node: fx.Node, owner: fx.GraphModule) -> None:
     """
     node.meta.pop("filled", None)
     node.meta.pop("filled_steps", None)
+    zeros = not any(s.meta.get("filled") or s.meta.get("filled_steps") for s in node.all_input_nodes)
+    if zeros and node.target in KEEP_ZEROS:
+        return
     module = module_of(owner, node)
+    if zeros and ops.has_state(module) and not dynamics_of(module).fires_without_input:
+        return
+    if zeros and (ops.is_projection(module) or ops.is_batch_norm(module)):
+        node.meta["filled"] = _shifted(node, module, _channels(node))
+        return
     sources = [_filled(source) for source in node.all_input_nodes]
     general, present = operator_of(node.target), _channels(node)
     values: Values = {}
@@ -128,7 +137,7 @@ def _shifted(node: fx.Node, module: nn.Module, present: set[Axis]) -> Values:
     """Return the axes along which a layer adds its bias although they are not those of its channels, such as tokens."""
     if not (ops.is_projection(module) or ops.is_batch_norm(module)) or getattr(module, "bias", None) is None:
         return {}
-    own = type_of(node)[-1 if isinstance(module, nn.Linear) else 1]
+    own = node.meta["dims"][-1 if isinstance(module, nn.Linear) else 1]
     return dict.fromkeys(axis for axis in present if axis not in own)
 
 
