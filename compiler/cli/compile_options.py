@@ -185,9 +185,9 @@ class FileOptions:
             "--weights",
             metavar="fp32|int8|int4|int2|mixed",
             help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: integers of that many bits, "
-            "exact sums, the same spikes on every processor, and several times the speed on one with integer dot "
-            "products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or mixed where the "
-            "policy chooses bits or int8 alone would not meet the budget.",
+            "exact sums, the same spikes in whatever order a processor adds, and several times the speed on one with "
+            "integer dot products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or mixed "
+            "where the policy chooses bits or int8 alone would not meet the budget.",
         ),
     ] = None
     min_weight_bits: Annotated[

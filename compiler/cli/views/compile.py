@@ -105,7 +105,9 @@ def lossless(report: JsonDict) -> None:
     if weights["type"] == "int8":
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
-        out.print(f"int8: {text} the same, bit for bit, on every processor; {tried(report['runtimes'])}")
+        out.print(
+            f"int8: {text} the same, bit for bit, in whatever order a processor adds; {tried(report['runtimes'])}"
+        )
         int16_line(report["verify"])
         input_line(report["input"])
         if weights["streams"]:
