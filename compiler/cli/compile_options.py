@@ -186,8 +186,8 @@ class FileOptions:
             metavar="fp32|int8|int4|int2|mixed",
             help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: integers of that many bits, "
             "exact sums, the same spikes in whatever order a processor adds, and several times the speed on one with "
-            "integer dot products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or mixed "
-            "where the policy chooses bits or int8 alone would not meet the budget.",
+            "integer dot products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or "
+            "mixed where the policy chooses bits or int8 alone would not meet the budget.",
         ),
     ] = None
     min_weight_bits: Annotated[
@@ -195,8 +195,8 @@ class FileOptions:
         typer.Option(
             "--min-weight-bits",
             metavar="8|4|2",
-            help="The fewest bits that the file stores weights in: 2 needs ONNX Runtime 1.24, 4 needs 1.23, 8 runs on "
-            "any.",
+            help="The fewest bits that the file stores weights in: 2 needs ONNX Runtime 1.24, 4 needs 1.23, 8 needs "
+            "1.21.",
         ),
     ] = None
     input_range: Annotated[
