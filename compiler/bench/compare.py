@@ -110,13 +110,7 @@ def measure(
     path = model_file(file)
     shape, facts = read_model(path, settings.batch)
     if against is not None:
-        expected = against.input().shape
-        if expected != shape:
-            file_shape, model_shape = (",".join(map(str, sizes)) for sizes in (shape, expected))
-            raise InputError(
-                f"{path} takes an input of {file_shape}, but {against.path} one of {model_shape}",
-                hint="Give --against the model that was compiled, or its --input-shape or --time-steps.",
-            )
+        _check_input(path, shape, against)
     load = Load(shape, settings.batch, settings.all_threads, settings.seed)
     ours = [
         Runner(title_of(i, name), runners.onnx_file, (path, load, name), IMPORTS.get(name, ORT_IMPORTS), facts)
@@ -142,6 +136,21 @@ def measure(
         "seed": settings.seed,
         **report,
     }
+
+
+def _check_input(path: Path, shape: tuple[int, ...], against: Source) -> None:
+    """Check that a file takes the input of the original model.
+
+    Raises:
+        InputError: The original has another input shape.
+    """
+    expected = against.input().shape
+    if expected != shape:
+        file_shape, model_shape = (",".join(map(str, sizes)) for sizes in (shape, expected))
+        raise InputError(
+            f"{path} takes an input of {file_shape}, but {against.path} one of {model_shape}",
+            hint="Give --against the model that was compiled, or its --input-shape or --time-steps.",
+        )
 
 
 def title_of(place: int, runtime: str) -> str:

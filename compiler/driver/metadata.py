@@ -18,6 +18,7 @@ from svitc.driver.options import CompileOptions
 from svitc.errors import SvitcError
 from svitc.ir.outputs import INPUT, output_values, scores_of_single_output
 from svitc.ir.program import Program
+from svitc.onnx.target import OPENVINO
 from svitc.onnx.words import dims_words, output_words, time_steps
 from svitc.support.types import Json, JsonDict
 
@@ -49,7 +50,6 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "spikes.sha256": "of the spikes for the images of `check.npz`; null where the verification failed",
     "svitc.version": "version of svitc that wrote the file",
 }
-OPENVINO = {"EXECUTION_MODE_HINT": "ACCURACY"}  # else it rounds currents to bf16, and activations to 8 bits
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "weights": origin.weights,
         "budget": origin.budget,
         "target": options.target,
-        "openvino": dict(OPENVINO),
+        "openvino": dict(OPENVINO.settings),
         "checkpoint.sha256": info.get("sha256"),
         "spikes.sha256": origin.digest,
         "svitc.version": version("svitc"),

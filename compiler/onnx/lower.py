@@ -9,17 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import onnx_ir as ir
-from torch import fx
 
-from svitc.errors import InternalError
-from svitc.ir import axes, ops
-from svitc.ir.outputs import INPUT, LOGITS, as_tuple
+from svitc.ir import ops
+from svitc.ir.outputs import INPUT, LOGITS
 from svitc.ir.program import Program, Stage
-from svitc.onnx import layout
-from svitc.onnx.builder import FLOAT, Builder, Stored
-from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES, apply_rule, attribute
+from svitc.onnx.builder import FLOAT, Builder
+from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES
 from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
+from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
@@ -46,28 +44,7 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
         target = replace(target, opset=WEIGHT_OPSETS.get(bits, target.opset))  # an opset applies to the entire file
         lower_quantized = qdq_nodes if target.form == Form.QDQ else lower_nodes
         return _model(program, *lower_quantized(program, INPUT, target))
-    return _model(program, *_nodes(program, target))
-
-
-def _nodes(program: Program, target: Target) -> tuple[Builder, ir.Value, list[ir.Value]]:
-    """Emit every node of a float program; return the builder, the input and the outputs."""
-    b = Builder(program, target)
-    x: ir.Value | None = None
-    outputs: list[ir.Value] = []
-    for node in program.graph.nodes:
-        b.enter(node)
-        if node.op == "placeholder":
-            dims = layout.fresh(program.type_of(node))
-            x = ir.Value(name=INPUT, shape=ir.Shape(layout.shape(dims)), type=FLOAT)
-            b.stored[node] = b.store(x, dims)
-        elif node.op == "output":
-            outputs = [b.read(stored, stored.view) for stored in map(b.at, as_tuple(node.args[0]))]
-        else:
-            b.stored[node] = _rule(b, node)
-            _verify(program, node, b.stored[node])
-    if x is None or not outputs:
-        raise InternalError("the program has no input or no output")
-    return b, x, outputs
+    return _model(program, *emit_nodes(Builder(program, target), INPUT, MODULE_RULES, FUNCTION_RULES, "ONNX"))
 
 
 def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) -> ir.Model:
@@ -91,20 +68,6 @@ def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) ->
     )
     version, functions = IR_VERSIONS[b.target.opset], list(b.functions.values())
     return ir.Model(graph, ir_version=version, producer_name="svitc", functions=functions)
-
-
-def _rule(b: Builder, node: fx.Node) -> Stored:
-    """Apply the rule for one node of the program."""
-    if node.op == "get_attr":
-        return attribute(b, node, None)
-    return apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "ONNX")
-
-
-def _verify(program: Program, node: fx.Node, stored: Stored) -> None:
-    """Raise InternalError unless a rule's result has the inferred shape."""
-    if axes.shape(stored.view) != program.shape_of(node):
-        shapes = f"shape {axes.shape(stored.view)}, its type is {program.shape_of(node)}"
-        raise InternalError(f"{node.target} was lowered with {shapes}", where=node.meta.get("source"))
 
 
 def _serves_otherwise(value: ir.Value, outputs: list[ir.Value]) -> bool:

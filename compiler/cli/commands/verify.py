@@ -14,6 +14,7 @@ from svitc.cli.common import load_images, load_program, start
 from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, VerifiedRunOptions, VerifyImages
 from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, verdict_line
 from svitc.errors import RuntimeFailure, VerifyError
+from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.verification.verdict import Verdict
@@ -88,15 +89,20 @@ def verify(
     report = verdict.to_json()
     if program.stage.name == "QUANTIZED" and original is None:
         report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
-    if output.as_json:
-        print(json.dumps(report, indent=1))
-    else:
-        verdict_line(report)
-        int16_line(report)
-        quantization_line(report, against)
-        differing_layers(verdict)
+    _show(report, verdict, against, output.as_json)
     if not verdict.passed:
         raise VerifyError(_failure(folder, against, verdict))
+
+
+def _show(report: JsonDict, verdict: Verdict, against: Path | None, as_json: bool) -> None:
+    """Print what was found, as JSON or in words."""
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return
+    verdict_line(report)
+    int16_line(report)
+    quantization_line(report, against)
+    differing_layers(verdict)
 
 
 def _failure(folder: Path, against: Path | None, verdict: Verdict) -> str:

@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from svitc.errors import InternalError
-from svitc.ir import axes
-from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
-from svitc.onnx import layout
-from svitc.onnx.builder import FLOAT
-from svitc.onnx.float_rules import apply_rule, attribute
 from svitc.onnx.qdq.builder import QdqBuilder
 from svitc.onnx.qdq.rules import FUNCTION_RULES, MODULE_RULES
+from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import Target
 
 
@@ -36,26 +31,7 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[QdqBuild
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.
     """
-    b = QdqBuilder(program, target)
-    x: ir.Value | None = None
-    outputs: list[ir.Value] = []
-    for node in program.graph.nodes:
-        b.enter(node)
-        if node.op == "placeholder":
-            dims = layout.fresh(program.type_of(node))
-            x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(dims)), type=FLOAT)
-            b.stored[node] = b.store(x, dims)
-        elif node.op == "output":
-            outputs = [b.read(stored, stored.view) for stored in map(b.at, as_tuple(node.args[0]))]
-        elif node.op == "get_attr":
-            b.stored[node] = attribute(b, node, None)
-        else:
-            b.stored[node] = apply_rule(b, node, MODULE_RULES, FUNCTION_RULES, "QDQ")
-            if axes.shape(b.stored[node].view) != program.shape_of(node):
-                raise InternalError(f"{node.target} was lowered with another shape", where=node.meta.get("source"))
-    if x is None or not outputs:
-        raise InternalError("the program has no input or no output")
-    return b, x, outputs
+    return emit_nodes(QdqBuilder(program, target), x_name, MODULE_RULES, FUNCTION_RULES, "QDQ")
 
 
 __all__ = ["lower_nodes"]

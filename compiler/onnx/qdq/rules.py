@@ -15,6 +15,7 @@ from svitc.ir.axes import Dim, Dims, size
 from svitc.ir.quantized_modules import QUANTIZED
 from svitc.onnx import float_rules, layout
 from svitc.onnx.builder import Stored, as_array
+from svitc.onnx.fixed_point import fixed_point
 from svitc.onnx.float_rules import LoweringRule
 from svitc.onnx.matrix_order import moves_less_transposed, transposed
 from svitc.onnx.qdq.builder import QdqBuilder
@@ -142,19 +143,6 @@ def _part(b: QdqBuilder, node: fx.Node, rests: Sequence[Dim], widths: Sequence[i
         inputs = [b.read(x, x.dims), b.integers("split", widths)]
         b.cache[key] = b.ops("Split", inputs, outs, {"axis": axis}, helper="split")
     return b.store(b.cache[key][index], outs[index], (*x.view[:dim], rests[index], *x.view[dim + 1 :]))
-
-
-def fixed_point(b: QdqBuilder, node: fx.Node, module: ops.FixedPoint) -> Stored:
-    """Lower the rounding of a real input to whole numbers of steps.
-
-    It is written out, as runtimes may compute a QuantizeLinear of real numbers with one more rounding.
-    """
-    x = b.at(node.args[0])
-    dims = layout.physical(x.view)
-    scaled = b.op("Mul", [b.read(x, dims), b.scalar("steps", 1 / module.step)], dims, helper="steps")
-    limits = [b.scalar("lowest", -module.limit), b.scalar("highest", module.limit)]
-    value = b.op("Clip", [b.op("Round", [scaled], dims, helper="round"), *limits], dims)
-    return b.store(value, dims, x.view)
 
 
 MODULE_RULES: dict[type, Rule] = {

@@ -30,6 +30,7 @@ from svitc.ir.program import Program
 from svitc.ir.standalone_layers import Quantized
 from svitc.onnx import float_rules, layout
 from svitc.onnx.builder import Builder, Stored, as_array
+from svitc.onnx.fixed_point import fixed_point
 from svitc.onnx.unrolled.steps import leading_time, time_axes
 
 # modules whose windows, channels or positions are all dimensions but the first
@@ -134,19 +135,9 @@ def _quantized(b: Builder, node: fx.Node, module: Quantized) -> Stored:
     return b.store(value, dims, sums.view)
 
 
-def _fixed_point(b: Builder, node: fx.Node, module: ops.FixedPoint) -> Stored:
-    """Lower the rounding of a real input to whole numbers of steps."""
-    x = b.at(node.args[0])
-    dims = layout.physical(x.view)
-    scaled = b.op("Mul", [b.read(x, dims), b.scalar("steps", 1 / module.step)], dims, helper="steps")
-    limits = [b.scalar("lowest", -module.limit), b.scalar("highest", module.limit)]
-    value = b.op("Clip", [b.op("Round", [scaled], dims, helper="round"), *limits], dims)
-    return b.store(value, dims, x.view)
-
-
 MODULE_RULES: dict[type, float_rules.Rule] = {
     Quantized: _quantized,
-    ops.FixedPoint: _fixed_point,
+    ops.FixedPoint: fixed_point,
     **float_rules.MODULE_RULES,
 }
 FUNCTION_RULES = float_rules.FUNCTION_RULES
