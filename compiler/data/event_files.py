@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from svitc.data.class_folders import label_by_folder
-from svitc.data.event_frames import DamagedRecording, Events, checked_events, frames_of
+from svitc.data.event_frames import POLARITIES, DamagedRecording, Events, checked_events, frames_of
 from svitc.data.event_options import EventOptions
 from svitc.data.file_stores import FileStore
 from svitc.data.sources import OpenedSource, Source, UnreadableImage
@@ -21,10 +21,8 @@ from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 CAMERA_FILES = {".aedat4": "aedat", ".dat": "dat", ".raw": "evt"}  # suffix -> faery's word for it
-CAMERA_SUFFIXES = tuple(CAMERA_FILES)
-SUFFIXES = ARRAY_SUFFIXES + CAMERA_SUFFIXES
+SUFFIXES = (".npy", ".npz", *CAMERA_FILES)
 FIELD_NAMES = {
     "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
     "x": ("x", "xs"),
@@ -59,29 +57,35 @@ class EventFiles(Source):
     def __init__(self, store: FileStore, names: list[str], shape: tuple[int, ...], options: EventOptions) -> None:
         self.store, self.names, self.shape, self.options = store, names, shape, options
 
-    def frames(self, index: int) -> np.ndarray:
-        """Return float32 ``[T, C, H, W]``.
+    def read(self, index: int) -> Events | np.ndarray:
+        """Return the events of a recording, or the frames that it holds instead.
 
         Raises:
-            InputError: The recording is of a kind or size that does not fit the model.
-            DamagedRecording: It cannot be used for another reason.
+            InputError: It holds neither, or cannot be read on this machine.
+            DamagedRecording: It is damaged, or its events are.
+            OSError: The file cannot be read.
         """
         name = self.names[index]
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix in CAMERA_SUFFIXES:
-            with self.store.on_disk(name) as path:
-                events = read_camera_file(name, path)
-        else:
-            content = read_arrays(name, self.store.read(name))
-            if isinstance(content, np.ndarray):
-                return self._stored_frames(name, content)
-            events = content
-        if self.shape[1] != 2:
+        if PurePosixPath(name).suffix.lower() not in CAMERA_FILES:
+            return read_arrays(name, self.store.read(name))
+        with self.store.on_disk(name) as path:
+            return read_camera_file(name, path)
+
+    def frames(self, name: str, content: Events | np.ndarray) -> np.ndarray:
+        """Return a recording as float32 ``[T, C, H, W]``.
+
+        Raises:
+            InputError: Its kind or size does not fit the model.
+            DamagedRecording: It cannot be used for another reason.
+        """
+        if isinstance(content, np.ndarray):
+            return self._stored_frames(name, content)
+        if self.shape[1] != POLARITIES:
             raise InputError(
                 f"{name}: events become frames of 2 channels, for both polarities, but the model takes {self.shape[1]}",
                 hint="Give frames, or a loader of your own.",
             )
-        return frames_of(name, events, self.shape, self.options)
+        return frames_of(name, content, self.shape, self.options)
 
     def _stored_frames(self, name: str, frames: np.ndarray) -> np.ndarray:
         self.options.check_unused(f"{name} holds frames already")
@@ -97,7 +101,7 @@ class EventFiles(Source):
         """Return float32 ``[T, C, H, W]``. Raises UnreadableImage, and InputError where the kind does not fit."""
         name = self.names[index]
         try:
-            return self.frames(index)
+            return self.frames(name, self.read(index))
         except DamagedRecording as error:
             raise UnreadableImage(name, str(error)) from error
         except OSError as error:
@@ -132,17 +136,19 @@ def open_recordings(
             hint=f"Give recordings ({', '.join(SUFFIXES)}), or an .npz with images [N, T, C, H, W] and labels.",
         )
     if not store.has_folders and len(files) < len(store.names):
-        other = next(file for file in store.names if file not in set(files))
+        other = next(file for file in store.names if PurePosixPath(file).suffix.lower() not in SUFFIXES)
         raise InputError(f"{name}: {other} is no recording", hint=f"They end with {', '.join(SUFFIXES)}.")
-    source = EventFiles(store, files, spec.shape, options)
-    try:
-        source.frames(0)  # what does not fit should be told before any work
+    source, notes = EventFiles(store, files, spec.shape, options), []
+    try:  # what does not fit should be told before any work
+        content = source.read(0)
+        source.frames(files[0], content)
+        if options.split_by is None and isinstance(content, Events):
+            notes.append(
+                f"each of the {spec.shape[0]} frames of {name} counts the same number of events; see --split-by"
+            )
     except (DamagedRecording, OSError) as error:
         if len(files) == 1:
             raise InputError(f"{files[0]} cannot be used: {error}") from error
-    notes = []
-    if options.split_by is None and any(PurePosixPath(file).suffix.lower() in CAMERA_SUFFIXES for file in files[:1]):
-        notes.append(f"{name}: each of the {spec.shape[0]} frames counts the same number of events; see --split-by")
     return label_by_folder(name, store, files, source, info, notes, unlabeled)
 
 
@@ -249,6 +255,6 @@ def _faery(name: str) -> Any:
         return importlib.import_module("faery")
     except ImportError as error:
         raise InputError(
-            f"{name}: the package that reads {', '.join(CAMERA_SUFFIXES)} is not installed",
+            f"{name}: the package that reads {', '.join(CAMERA_FILES)} is not installed",
             hint="pip install faery, or svitc[events].",
         ) from error
