@@ -96,7 +96,12 @@ class Builder:
         self.name = ""
         self._scope = ""
         self._node_names, self._value_names = Names(), Names()
-        for name in (INPUT, *program.output_names, f"{BEFORE}{COUNTER}", f"{AFTER}{COUNTER}"):  # the names of the file's input and outputs
+        for name in (
+            INPUT,
+            *program.output_names,
+            f"{BEFORE}{COUNTER}",
+            f"{AFTER}{COUNTER}",
+        ):  # the names of the file's input and outputs
             self._value_names(name)
         self._names: dict[fx.Node, str] = {}
         for op in ("call_module", "call_function"):  # layers first: they keep their paths

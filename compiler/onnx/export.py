@@ -63,7 +63,8 @@ def export_step(program: Program, target: Target = CPU, per_step: bool = False) 
         per_step: leave class scores as they are at each time step; otherwise they are averaged over the steps so far.
 
     Raises:
-        UnsupportedError: an operation needs several time steps at once, or a node has no kernel in the target's runtime.
+        UnsupportedError: an operation needs several time steps at once, or a node has no kernel in the target's
+            runtime.
     """
     model = backend.lower(step_program(program, per_step), target, streaming=True)
     check_declared(model, target)

@@ -24,6 +24,7 @@ from svitc.onnx.builder import Attributes, Builder, Stored
 from svitc.onnx.neuron_functions import AnyKind, kind_of
 from svitc.onnx.operators.registry import OPERATOR_RULES
 from svitc.onnx.running import running_reduction
+from svitc.onnx.spike_views import describe_stored
 from svitc.onnx.stateless_functions import stateless_kind_of
 from svitc.onnx.states import note
 
@@ -170,7 +171,10 @@ def stateless_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     dims = source.dims if usable else layout.physical(source.view, keep=0)
     kind = stateless_kind_of(module)
     (spikes,) = b.neuron(kind, [b.read(source, dims), *_scalars(b, kind)], [dims], dims)
-    return b.store(spikes, dims, source.view)
+    stored = b.store(spikes, dims, source.view)
+    if b.streaming:
+        describe_stored(stored, str(node.target))
+    return stored
 
 
 def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module, any_order: bool = False) -> Stored:
@@ -205,7 +209,10 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module, any_order: bool
     if state is not None:
         b.pass_on(state, membrane[0], out)
         note(spikes.producer(), state, b.at(node.args[0]).view)
-    return b.store(spikes, out, b.at(node.args[0]).view)
+    stored = b.store(spikes, out, b.at(node.args[0]).view)
+    if b.streaming:
+        describe_stored(stored, path)
+    return stored
 
 
 # functions

@@ -18,8 +18,8 @@ from svitc.onnx.builder import FLOAT, Builder
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES
 from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
-from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.states import STATES_KEY
+from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from svitc.errors import InternalError
@@ -17,7 +18,7 @@ from svitc.ir.axes import Axis, Dim, Dims, Kind
 from svitc.onnx import layout
 
 BEFORE, AFTER = "state.", "next."  # what the names of a state's input and output begin with
-STATES_KEY = "states"  # metadata of a streaming file: its states in the order of its inputs
+STATES_KEY = "svitc.states"  # metadata of a streaming file: its states in the order of its inputs
 STATE_KEY = "svitc.state"  # metadata of the node that gives a neuron's spikes: how its membrane lies
 COUNTER = "steps"  # the state that counts the steps so far
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -47,6 +48,7 @@ class State:
         return {
             "input": self.before.name,
             "output": self.after.name,
+            "dtype": "float32",
             "shape": list(layout.shape(self.dims)),
             "initial": float(np.float32(self.initial)),
         }
@@ -88,4 +90,45 @@ def note(node: ir.Node | None, state: State, view: Dims) -> None:
     node.metadata_props[STATE_KEY] = json.dumps({"input": state.before.name, "pattern": pattern, "sizes": sizes})
 
 
-__all__ = ["AFTER", "BEFORE", "COUNTER", "STATES_KEY", "STATE_KEY", "State", "batch_first", "counter_dims", "note"]
+@dataclass(frozen=True)
+class FileState:
+    """One state of a finished file.
+
+    Attributes:
+        input: name of the graph input that takes it.
+        output: name of the graph output that gives it after a step.
+        shape: its shape, ``"N"`` for the batch.
+        initial: every element of it before the first step.
+    """
+
+    input: str
+    output: str
+    shape: tuple[int | str, ...]
+    initial: float
+
+    def start(self, batch: int) -> np.ndarray:
+        """Return the state of this many samples before the first step."""
+        return np.full([batch if size == "N" else size for size in self.shape], self.initial, np.float32)
+
+
+def states_of(model: onnx.ModelProto) -> list[FileState] | None:
+    """Return the states of a streaming file in the order of its inputs; None for a file of any other kind."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == STATES_KEY), None)
+    if text is None:
+        return None
+    return [FileState(s["input"], s["output"], tuple(s["shape"]), s["initial"]) for s in json.loads(text)]
+
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "COUNTER",
+    "STATES_KEY",
+    "STATE_KEY",
+    "FileState",
+    "State",
+    "batch_first",
+    "counter_dims",
+    "note",
+    "states_of",
+]

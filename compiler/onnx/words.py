@@ -15,8 +15,8 @@ def input_words(program: Program, streaming: bool = False) -> str:
         *_, channels, height, width = spec.shape
         kind = "Event frames" if spec.events else "Images"
         return (
-            f"{kind} of one time step [N, {channels}, {height}, {width}], float32. The model's metadata say how pictures "
-            "become such inputs, and what the states are before the first step."
+            f"{kind} of one time step [N, {channels}, {height}, {width}], float32. The model's metadata say how "
+            "pictures become such inputs, and what the states are before the first step."
         )
     sizes = ", ".join("N" if i == spec.batch_dim else str(size) for i, size in enumerate(spec.batched(1)))
     kind = "Event frames" if spec.events else "Images"

@@ -15,6 +15,7 @@ from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.float_rules import apply_rule
+from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.target import Target
 from svitc.onnx.unrolled import whole as whole_rules
 from svitc.onnx.unrolled.builder import UnrolledBuilder
@@ -22,8 +23,6 @@ from svitc.onnx.unrolled.rules import FUNCTION_RULES, MODULE_RULES, attribute
 from svitc.onnx.unrolled.step_gain import step_gains
 from svitc.onnx.unrolled.steps import Steps, timeless
 from svitc.onnx.unrolled.whole import whole_nodes
-
-VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
 
 
 def lower_nodes(
@@ -129,4 +128,4 @@ def _describe(spikes: Steps, path: str) -> None:
     )
 
 
-__all__ = ["VIEW_KEY", "lower_nodes"]
+__all__ = ["lower_nodes"]
