@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import special
 
 from svitc.support.confidence import drop_bound, drop_p_value, images_needed
 from svitc.support.types import JsonDict
@@ -250,7 +251,7 @@ def _threshold(line: tuple[float, float], risk: float) -> float | None:
     if slope >= 0:  # a larger margin means nothing at this step
         return None
     odds = (np.log(risk / (1 - risk)) - intercept) / slope
-    margin = float(np.ceil(10**DIGITS / (1 + np.exp(-odds))) / 10**DIGITS)
+    margin = float(np.ceil(10**DIGITS * special.expit(odds)) / 10**DIGITS)
     return margin if margin < 1 else None
 
 
