@@ -1,7 +1,7 @@
 """In which runtimes, versions and processors' kernels files load and give the same spikes, layer by layer.
 
-    python benchmarks/runtimes.py [--runtimes NAME …] [--families sdt …] [--site "ONNX Runtime=FOLDER" …] [--masked]
-        [--interpreter "TITLE=COMMAND"] [--add]
+    python benchmarks/runtimes.py [--runtimes NAME …] [--families sdt …] [--files int8 …] [--masked]
+        [--site "ONNX Runtime=FOLDER" …] [--interpreter "TITLE=COMMAND"] [--add]
 
 Small models of the families, whose neurons fire, are written with weights of each type and verified in each runtime, as
 ``svitc verify --runtime`` does, in a process of its own for each runtime. One that is not installed is left out.
@@ -103,7 +103,7 @@ def final_program(program: Program, weights: str) -> Program:
     return quantize(rounded, plan)[0]
 
 
-def write(families: Sequence[str], folder: Path) -> list[str]:
+def write(families: Sequence[str], kinds: Sequence[str], folder: Path) -> list[str]:
     """Write all files and the programs that they are compared with; return their names."""
     names = []
     for family in families:
@@ -111,7 +111,8 @@ def write(families: Sequence[str], folder: Path) -> list[str]:
         torch.manual_seed(0)
         program = capture(warm(factory(), shape), svitc.InputSpec(shape))
         run_canonical_passes(program)
-        for label, (weights, target, narrowest) in FILES.items():
+        for label in kinds:
+            weights, target, narrowest = FILES[label]
             final, name = final_program(program, weights), f"{family}: {label}"
             exported = export(final, target, narrowest)
             (folder / f"{name}.safetensors").write_bytes(program_bytes(final))
@@ -227,6 +228,7 @@ def publish_rows(rows: Sequence[dict], families: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=DEFAULT_FAMILIES, choices=FAMILIES)
+    parser.add_argument("--files", nargs="+", default=list(FILES), choices=FILES, help="kinds of files")
     parser.add_argument("--runtimes", nargs="*", choices=EVERY, help="of those that are installed")
     parser.add_argument("--site", action="append", default=[], help="RUNTIME=FOLDER of packages, may be repeated")
     parser.add_argument("--masked", action="store_true", help="also run other x86 processors' kernels")
@@ -245,7 +247,7 @@ def main() -> None:
             (Path(scratch) / "masked").mkdir()
             masked = x86_kernels.build(Path(scratch) / "masked")
         folder = Path(scratch)
-        names = write(args.families, folder)
+        names = write(args.families, args.files, folder)
         rows = [row for column in columns(args, masked) for row in column_rows(column, folder, names)]
     if args.add:
         tried = {row["runtime"] for row in rows}
