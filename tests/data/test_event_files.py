@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from svitc.data import event_files
+from svitc.data import camera_files
 from svitc.data.dataset import load_data
 from svitc.data.event_frames import checked_events, frames_of
 from svitc.data.event_options import EventOptions, parse_event_options
@@ -380,15 +380,23 @@ def test_without_the_package_that_reads_camera_files(write, monkeypatch):
     assert frames_in(write("a.npz", npz(**recording()))).sum() == 403
 
 
-def test_a_panic_of_the_package_is_an_error(write, monkeypatch):
-    class PanicException(BaseException):
-        pass
-
-    class Broken:
-        @staticmethod
-        def events_stream_from_file(path, **options):
-            raise PanicException("index out of range")
-
-    monkeypatch.setattr(event_files, "_faery", lambda name: Broken)
-    with pytest.raises(InputError, match="faery cannot read it: index out of range"):
-        load_data(write("a.dat", dat(recording())), SPEC, {})
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("os.abort()", "a.dat cannot be used: faery crashed on it: it is damaged"),
+        ("class Panic(BaseException): pass; raise Panic('index 9')", "faery cannot read it: index 9"),
+        ("print('hello'); raise RuntimeError('no events')", "faery cannot read it: no events"),
+    ],
+)
+def test_a_crash_of_the_package_is_an_error(write, monkeypatch, tmp_path, code, text):
+    call = "\n    ".join(code.split("; "))
+    write("site/faery.py", f"import os\ndef events_stream_from_file(path, **options):\n    {call}\n".encode())
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "faery", raising=False)
+    reader = camera_files.CameraReader()
+    monkeypatch.setattr(camera_files, "_reader", reader)
+    path = write("a.dat", dat(recording()))
+    for _ in range(2):  # the second is read by another process if the first has died
+        with pytest.raises(InputError, match=text):
+            load_data(path, SPEC, {})
+    reader.close()
