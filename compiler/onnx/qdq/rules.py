@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,12 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
     """Lower a convolution or linear layer with integer weights: a product, and the bias directly behind it.
 
     What reads one pixel or token for each that it writes is a matrix product of rows, channels last, whose result a
-    neuron splits into time steps without copying it.
+    neuron splits into time steps without copying it; but not where only pooling reads it, which needs an image.
     """
     source, path = b.at(node.args[0]), str(node.target)
     view = layout.fresh(b.program.type_of(node))
-    pointwise, channel = _is_pointwise(module), len(view) - 1 if isinstance(module, nn.Linear) else 1
+    pointwise = _is_pointwise(module) and not _is_pooled(b, node)
+    channel = len(view) - 1 if isinstance(module, nn.Linear) else 1
     dims, out = (_rows(v, channel) if pointwise else layout.physical(v) for v in (source.view, view))
     numbers = b.ranges.get(node.all_input_nodes[0])
     in_floats = numbers is None or runs_in_floats(module, numbers) or _saturates(module, numbers)
@@ -66,11 +68,15 @@ def _channels_last(b: QdqBuilder, node: fx.Node, x: Stored) -> Stored:
 
     A neuron then splits it into time steps without copying, and OpenVINO neither copies for the Transpose.
     """
-    pooled = all(isinstance(b.program.module_of(user), nn.MaxPool2d | nn.AvgPool2d) for user in node.users)
-    if len(x.dims) != 4 or pooled:
+    if len(x.dims) != 4 or _is_pooled(b, node):
         return x
     dims = _rows(x.dims, 1)
     return b.store(b.read(x, dims), dims, x.view)
+
+
+def _is_pooled(b: QdqBuilder, node: fx.Node) -> bool:
+    """Return whether only pooling layers read a value."""
+    return all(isinstance(b.program.module_of(user), nn.MaxPool2d | nn.AvgPool2d) for user in node.users)
 
 
 def max_pool(b: QdqBuilder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
@@ -175,7 +181,7 @@ MODULE_RULES: dict[type, Rule] = {
     **float_rules.MODULE_RULES,
     nn.MaxPool2d: max_pool,
     **dict.fromkeys((*ops.STATEFUL_NEURONS, *ops.STATELESS_NEURONS), neuron),
-    ops.FixedPoint: fixed_point,
+    ops.FixedPoint: partial(fixed_point, as_stored=True),
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **float_rules.FUNCTION_RULES,
