@@ -21,11 +21,11 @@ from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
-from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
+from svitc.driver.plan_search import Lowered, SearchedPlan, Task, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.proof import Proof, prove
-from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
+from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report
 from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
@@ -54,6 +54,8 @@ from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.verdict import Verdict
 
+MOST_IMAGES = 4  # that verification uses unless the options say how many
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -66,23 +68,6 @@ class Applied:
 
     pruned: Program
     tuned: Finetuned | None
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A network as it is deployed.
-
-    Attributes:
-        program: the program with weights of the stored type.
-        weights: the report's section on the weights.
-        exported: the ONNX file.
-        stored_bytes: bytes of the weights in the file.
-    """
-
-    program: Program
-    weights: WeightsReport
-    exported: bytes
-    stored_bytes: int
 
 
 class Compiler:
@@ -182,10 +167,10 @@ class Compiler:
         applied = self._apply(task, searched, finetune_file, reporter)
         if not current().is_writer:  # only the first rank exports, verifies and reports
             return Compiled(applied.pruned, b"", searched.plan, {}, Verdict())
-        lowered = self._lower(task, searched.plan, applied.pruned, reporter)
+        lowered = self._lower(task, searched, applied.pruned, reporter)
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
-        proof = self._prove(lowered, reporter) if verdict.passed else None
+        proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
         report = Report(
             **sections,
             refused=refused,
@@ -263,29 +248,31 @@ class Compiler:
             tuned = finetune(pruned, self.program, options.train_data, training, reporter)
         return Applied(tuned.program, tuned)
 
-    def _lower(self, task: Task, plan: Plan, pruned: Program, reporter: Reporter) -> Lowered:
-        """Give weights their stored type, and export the program."""
-        final, weights = quantized(pruned, plan, task.weights, reporter)
+    def _lower(self, task: Task, searched: SearchedPlan, pruned: Program, reporter: Reporter) -> Lowered:
+        """Give weights their stored type, and export the program, unless the search has done so."""
+        if searched.file is not None and pruned is searched.pruned:
+            return searched.file
+        final, weights = quantized(pruned, searched.plan, task.weights, reporter)
         with reporter.stage("export"):
             exported = self.workspace.export(final)
             return Lowered(final, weights, exported, backend.weight_bytes(exported))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""
-        images = self.options.images
+        images, chosen = self.options.images or MOST_IMAGES, self.options.images is not None
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
             inputs = some_inputs(lowered.program, data, images, self.options.seed)
             if task.weights == "fp32":
-                return verify(lowered.program, lowered.exported, inputs, step)
+                return verify(lowered.program, lowered.exported, inputs, step, all_inputs=chosen)
             if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
                 inputs = within(inputs, span_of(lowered.program))
-            return verify_exact(lowered.program, lowered.exported, inputs, step, pruned)
+            return verify_exact(lowered.program, lowered.exported, inputs, step, pruned, all_inputs=chosen)
 
-    def _prove(self, lowered: Lowered, reporter: Reporter) -> Proof:
+    def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
-            return prove(lowered.program, lowered.exported, lowered.weights.inexact)
+            return prove(lowered.program, lowered.exported, lowered.weights.inexact, verdict.silent)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
         """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
