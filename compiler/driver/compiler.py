@@ -15,21 +15,22 @@ from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
-from svitc.driver.apply import apply_plan, quantized
+from svitc.driver.apply import apply_plan
 from svitc.driver.artifacts import Compiled
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
-from svitc.driver.plan_search import Lowered, SearchedPlan, Task, pose, search_plan
+from svitc.driver.plan_search import Exported, SearchedPlan, Task, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.proof import Proof, prove
-from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report
+from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
 from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
     energy_report,
+    file_report,
     groups_report,
     input_report,
     memory_report,
@@ -42,6 +43,7 @@ from svitc.errors import InputError, UsageError
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
@@ -68,6 +70,25 @@ class Applied:
 
     pruned: Program
     tuned: Finetuned | None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A network as it is deployed.
+
+    Attributes:
+        program: the program with weights of the stored type.
+        weights: the report's section on the weights.
+        exported: the ONNX file, for batches of any size.
+        written: the file as it is written, perhaps for batches of one size.
+        stored_bytes: bytes of the weights in the file.
+    """
+
+    program: Program
+    weights: WeightsReport
+    exported: bytes
+    written: bytes
+    stored_bytes: int
 
 
 class Compiler:
@@ -108,6 +129,7 @@ class Compiler:
         self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
+        check_batch(self.options.static_batch)
         if program.stage >= Stage.INFERENCE:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
@@ -250,29 +272,30 @@ class Compiler:
 
     def _lower(self, task: Task, searched: SearchedPlan, pruned: Program, reporter: Reporter) -> Lowered:
         """Give weights their stored type, and export the program, unless the search has done so."""
-        if searched.file is not None and pruned is searched.pruned:
-            return searched.file
-        final, weights = quantized(pruned, searched.plan, task.weights, reporter)
+        found = searched.exported if pruned is searched.pruned else None
         with reporter.stage("export"):
-            exported = self.workspace.export(final)
-            return Lowered(final, weights, exported, backend.weight_bytes(exported))
+            found = found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
+            size = self.options.static_batch
+            written = found.file if size is None else with_static_batch(found.file, size)
+            return Lowered(found.program, found.weights, found.file, written, backend.weight_bytes(written))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""
         images, chosen = self.options.images or MOST_IMAGES, self.options.images is not None
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
-            inputs = some_inputs(lowered.program, data, images, self.options.seed)
+            inputs = some_inputs(lowered.program, data, images, self.options.seed, self.options.static_batch)
             if task.weights == "fp32":
-                return verify(lowered.program, lowered.exported, inputs, step, all_inputs=chosen)
+                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
             if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
                 inputs = within(inputs, span_of(lowered.program))
-            return verify_exact(lowered.program, lowered.exported, inputs, step, pruned, all_inputs=chosen)
+            return verify_exact(lowered.program, lowered.written, inputs, step, pruned, all_inputs=chosen)
 
     def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
-            return prove(lowered.program, lowered.exported, lowered.weights.inexact, verdict.silent)
+            size = self.options.static_batch or 1
+            return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
         """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
@@ -283,13 +306,13 @@ class Compiler:
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
         )
-        return described(lowered.exported, metadata(lowered.program, self.options, origin))
+        return described(lowered.written, metadata(lowered.program, self.options, origin))
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
         program, pruned, budget = self.program, applied.pruned, task.budget
         text, of = (None, None) if budget is None else (budget.text, budget.of)
-        nodes = backend.node_count(self.workspace.original), backend.node_count(lowered.exported)
+        nodes = backend.node_count(self.workspace.original), backend.node_count(lowered.written)
         sweep = self.workspace.opened_sweep
         return {
             "svitc": version("svitc"),
@@ -306,6 +329,7 @@ class Compiler:
             "clean": task.prepared.removed,
             "weights": lowered.weights,
             "target": self.options.target,
+            "file": file_report(lowered.written, self.options.target),
             "groups": groups_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,

@@ -49,20 +49,24 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """A network as it is deployed.
+class Exported:
+    """A pruned network with weights of the stored type, and its file.
 
     Attributes:
-        program: the program with weights of the stored type.
+        program: the program.
         weights: the report's section on the weights.
-        exported: the ONNX file.
-        stored_bytes: bytes of the weights in the file.
+        file: the ONNX file, for batches of any size.
     """
 
     program: Program
     weights: WeightsReport
-    exported: bytes
-    stored_bytes: int
+    file: bytes
+
+    @classmethod
+    def of(cls, workspace: Workspace, pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> Exported:
+        """Give the weights of a pruned program the type that is stored, and export it."""
+        final, row = quantized(pruned, plan, weights, reporter)
+        return cls(final, row, workspace.export(final))
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,13 @@ class SearchedPlan:
     Attributes:
         plan: the plan, with the bits of weights and its provenance.
         pruned: the program after the plan was applied, where the search has built it.
-        file: what that program is deployed as, where the search has exported it.
+        exported: what was exported of that program.
         timing: entries on a search by latency in the report's ``budget``.
     """
 
     plan: Plan
     pruned: Program | None = None
-    file: Lowered | None = None
+    exported: Exported | None = None
     timing: JsonDict = field(default_factory=dict)
 
     @property
@@ -225,13 +229,12 @@ def _within_limit(
             # scales that differ much are stored in a wider type, so the bytes of quantized weights depend on the refit
             refit = str(plan.provenance["refit"]) if task.weights != "fp32" else "none"
             pruned = apply_plan(workspace, task.prepared, plan, refit)
-            final, weights = quantized(pruned, plan, task.weights, reporter)
-            exported = workspace.export(final)
-            stored = backend.weight_bytes(exported)
+            exported = Exported.of(workspace, pruned, plan, task.weights, reporter)
+            stored = backend.weight_bytes(exported.file)
         if stored <= limit or task.whole:
             if refit != plan.provenance["refit"]:
                 return SearchedPlan(plan)
-            return SearchedPlan(plan, pruned, Lowered(final, weights, exported, stored))
+            return SearchedPlan(plan, pruned, exported)
         _, sizes = selection(problem.program, plan.validate(problem.program))
         # the cost model ignores shape constants, of which the file stores equal ones once
         slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))

@@ -15,7 +15,7 @@ from svitc.verification.verdict import LayerVerdict, Verdict
         ([{"a", "b"}], 1),  # all fire
         ([{"a"}, {"a"}, {"b"}], 2),  # the second tells nothing new
         ([{"a"}, {"b"}, set()], 2),
-        ([set(), {"a"}, {"b"}], 1),  # a network that is silent altogether: another image of its kind is, too
+        ([set(), set(), {"a"}], 2),  # a silent network stays so
         ([{"a"}, {"c"}, {"a"}, {"b"}], 3),
     ],
 )

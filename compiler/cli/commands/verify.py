@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VerifyOptions(RunOptions):
-    """How many images are verified, more than when compiling, as verifying is all that is done, and in which runtime."""
+    """How many images are verified, more than when compiling, as nothing else is done, and in which runtime."""
 
     verify_images: VerifyImages = 16
     runtime: Annotated[
