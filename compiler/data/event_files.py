@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 
+from svitc.data.camera_files import CAMERA_FILES, read_camera_file
 from svitc.data.class_folders import label_by_folder
 from svitc.data.event_frames import POLARITIES, DamagedRecording, Events, checked_events, frames_of
 from svitc.data.event_options import EventOptions
@@ -21,7 +20,6 @@ from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 
-CAMERA_FILES = {".aedat4": "aedat", ".dat": "dat", ".raw": "evt"}  # suffix -> faery's word for it
 SUFFIXES = (".npy", ".npz", *CAMERA_FILES)
 FIELD_NAMES = {
     "t": ("t", "ts", "time", "times", "timestamp", "timestamps"),
@@ -30,12 +28,6 @@ FIELD_NAMES = {
     "p": ("p", "ps", "pol", "polarity", "polarities", "on"),
 }
 FRAMES = "frames"  # SpikingJelly's name for frames in an .npz
-UNKNOWN_SIDE = 65535  # pixels: what faery is to say where a header has no size; no camera is that large
-ENDS_EARLY = ("failed to fill whole buffer", "is out of bounds")  # Rust's words in faery's errors
-HEADER_LINE_BYTES = 1 << 16
-DAT_TYPE_BYTES = 2  # the kind and the size of events, between the header and the events
-DAT_EVENT_BYTES = 8
-RAW_WORD_BYTES = {"evt2": 4, "evt2.1": 8, "evt3": 2}
 EXPECTED_FIELDS = (
     "Expected x, y, p and t, as fields of one structured array or as arrays of an .npz; or an array frames "
     "[T, 2, H, W]; or an .npz with images [N, T, C, H, W] and labels."
@@ -187,74 +179,3 @@ def _fields(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
             return None
         fields[field] = matching[0]
     return fields
-
-
-def read_camera_file(name: str, path: Path) -> Events:
-    """Return the events of an AEDAT4 file, or of a Prophesee .dat or .raw (EVT 2.0, 2.1 or 3.0).
-
-    Raises:
-        InputError: The package that reads it is not installed.
-        DamagedRecording: The file is damaged, or its events are.
-    """
-    faery = _faery(name)
-    if not path.stat().st_size:
-        raise DamagedRecording("the file is empty")
-    try:
-        stream = faery.events_stream_from_file(
-            path,
-            dimensions_fallback=(UNKNOWN_SIDE, UNKNOWN_SIDE),
-            file_type=CAMERA_FILES[PurePosixPath(name).suffix.lower()],
-        )
-        width, height = stream.dimensions()
-        events = stream.to_array()
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # faery raises many kinds, and a panic of its Rust code is no Exception
-        text = str(error).strip()
-        early = any(words in text for words in ENDS_EARLY)
-        raise DamagedRecording(
-            f"{'it is truncated or damaged' if early else 'faery cannot read it'}: {text}"
-        ) from error
-    _check_whole(path)
-    known = (width, height) != (UNKNOWN_SIDE, UNKNOWN_SIDE)
-    fields = {"t": events["t"], "x": events["x"], "y": events["y"], "p": events["on"]}
-    return checked_events(fields, (height, width) if known else None)
-
-
-def _check_whole(path: Path) -> None:
-    """Check that a .dat or .raw ends with a whole event. faery passes over the rest; a cut between events is unseen.
-
-    Raises:
-        DamagedRecording: It does not.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in (".dat", ".raw"):
-        return
-    header = bytearray()
-    with path.open("rb") as file:
-        line = file.readline(HEADER_LINE_BYTES)
-        while line.startswith(b"% "):
-            header += line
-            if line.rstrip() == b"% end":
-                break
-            line = file.readline(HEADER_LINE_BYTES)
-    size = path.stat().st_size - len(header)
-    if suffix == ".dat":
-        rest = (size - DAT_TYPE_BYTES) % DAT_EVENT_BYTES
-    else:
-        words = bytes(header).lower().replace(b" ", b"")
-        version = "evt2.1" if b"evt2.1" in words or b"evt21" in words else "evt2" if b"evt2" in words else "evt3"
-        rest = size % RAW_WORD_BYTES[version]
-    if rest:
-        raise DamagedRecording(f"it is truncated: it ends with {rest} bytes of an event")
-
-
-def _faery(name: str) -> Any:
-    """Return the module faery."""
-    try:
-        return importlib.import_module("faery")
-    except ImportError as error:
-        raise InputError(
-            f"{name}: the package that reads {', '.join(CAMERA_FILES)} is not installed",
-            hint="pip install faery, or svitc[events].",
-        ) from error

@@ -141,7 +141,7 @@ def split(t: np.ndarray, frames: int, split_by: SplitBy) -> np.ndarray:
         length = (last - first) // frames
         if not length:
             raise DamagedRecording(f"its times go from {first} to {last}, too short for {frames} frames")
-        edges[:-1] = np.searchsorted(t, first + length * np.arange(frames))
+        edges[:-1] = np.searchsorted(t, [first + length * frame for frame in range(frames)])
     edges[-1] = len(t)
     return edges
 

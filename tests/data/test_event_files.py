@@ -9,12 +9,15 @@ import struct
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from svitc.data import event_files
+from svitc.cli.common import load_images
+from svitc.cli.options import PreparationOptions
+from svitc.data import camera_files
 from svitc.data.dataset import load_data
 from svitc.data.event_frames import checked_events, frames_of
 from svitc.data.event_options import EventOptions, parse_event_options
@@ -152,6 +155,14 @@ def test_a_silent_part_is_an_empty_frame():
     assert made.sum((1, 2, 3)).tolist() == [2, 0, 0, 2]
 
 
+def test_times_as_far_apart_as_can_be():
+    ends = np.array([-(2**63), 2**63 - 1])
+    events = {"t": ends, "x": np.array([3, 4]), "y": np.array([0, 0]), "p": np.array([0, 1])}
+    for frames in (1, 4):
+        made = frames_of("a", checked_events(events), (frames, 2, HEIGHT, WIDTH), EventOptions("time"))
+        assert made[0, 0, 0, 3] == 1 and made[-1, 1, 0, 4] == 1 and made.sum() == 2
+
+
 @pytest.mark.parametrize("pool", ["sum", "mean"])
 def test_pooling(pool):
     events = recording(height=2 * HEIGHT, width=3 * WIDTH)
@@ -260,6 +271,7 @@ def changed(**changes) -> bytes:
         ("a.npz", npz(frames=np.full(FOURS, np.nan)), "its frames hold NaN or infinity"),
         ("a.npz", npz(**recording())[:900], "it is no file of plain arrays, or damaged"),
         ("a.npy", npy(structured(recording(), dict(zip("txyp", "txyp", strict=True))))[:-7], "or damaged"),
+        ("a.npy", npy(np.zeros(9)).replace(b"(9,)", b"(99999999999999,)"), "or damaged"),
         ("a.npy", b"\x93NUMPY\x01\x00", "it is no file of plain arrays, or damaged"),
         ("a.npy", npy(np.array([None])), "it is no file of plain arrays, or damaged: it is no file of NumPy"),
         ("a.npy", npy(np.zeros((5, 4))), r"holds no events: it has an array float64 \[5, 4\]"),
@@ -370,6 +382,16 @@ def test_a_list_with_a_file_that_is_no_recording(write):
         load_data(write("list.txt", b"a.npz\na.csv"), SPEC, {})
 
 
+def test_the_command_line_passes_its_options_on(write):
+    events = recording(height=2 * HEIGHT, width=2 * WIDTH)
+    program = SimpleNamespace(input=SPEC, info={})
+    options = PreparationOptions(split_by="time", sensor=f"{2 * HEIGHT}x{2 * WIDTH}", pool="sum")
+    data = load_images(write("a.npz", npz(**events)), program, None, 0, options)
+    large = spikingjelly_frames(events, "time", 4, 2 * HEIGHT, 2 * WIDTH).reshape(4, 2, HEIGHT, 2, WIDTH, 2)
+    assert data is not None and np.array_equal(next(data.batches(1))[0][:, 0], large.sum((3, 5)))
+    assert program.info == {} and not data.notes  # neither pixels that are scaled nor a way to split was assumed
+
+
 def test_without_the_package_that_reads_camera_files(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "faery", None)
     with pytest.raises(
@@ -380,15 +402,23 @@ def test_without_the_package_that_reads_camera_files(write, monkeypatch):
     assert frames_in(write("a.npz", npz(**recording()))).sum() == 403
 
 
-def test_a_panic_of_the_package_is_an_error(write, monkeypatch):
-    class PanicException(BaseException):
-        pass
-
-    class Broken:
-        @staticmethod
-        def events_stream_from_file(path, **options):
-            raise PanicException("index out of range")
-
-    monkeypatch.setattr(event_files, "_faery", lambda name: Broken)
-    with pytest.raises(InputError, match="faery cannot read it: index out of range"):
-        load_data(write("a.dat", dat(recording())), SPEC, {})
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("os.abort()", "a.dat cannot be used: faery crashed on it: it is damaged"),
+        ("class Panic(BaseException): pass; raise Panic('index 9')", "faery cannot read it: index 9"),
+        ("print('hello'); raise RuntimeError('no events')", "faery cannot read it: no events"),
+    ],
+)
+def test_a_crash_of_the_package_is_an_error(write, monkeypatch, tmp_path, code, text):
+    call = "\n    ".join(code.split("; "))
+    write("site/faery.py", f"import os\ndef events_stream_from_file(path, **options):\n    {call}\n".encode())
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "faery", raising=False)
+    reader = camera_files.CameraReader()
+    monkeypatch.setattr(camera_files, "_reader", reader)
+    path = write("a.dat", dat(recording()))
+    for _ in range(2):  # the second is read by another process if the first has died
+        with pytest.raises(InputError, match=text):
+            load_data(path, SPEC, {})
+    reader.close()
