@@ -15,6 +15,7 @@ from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
+from svitc.driver.anytime import Anytime, check_anytime, find_rule
 from svitc.driver.apply import apply_plan
 from svitc.driver.artifacts import Compiled
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
@@ -25,7 +26,14 @@ from svitc.driver.plan_search import Exported, SearchedPlan, Task, pose, search_
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.proof import Proof, prove
-from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
+from svitc.driver.report import (
+    AccuracyReport,
+    BeforeAfter,
+    BudgetReport,
+    NoAccuracy,
+    Report,
+    WeightsReport,
+)
 from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
@@ -134,6 +142,7 @@ class Compiler:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
+        check_anytime(program, self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
         if self.options.finetune and self.options.train_data is None:
@@ -193,6 +202,9 @@ class Compiler:
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
+        measured = self._measurements(lowered, reporter)
+        chosen = task.replayed is None and not task.whole and self.options.train_data is None
+        anytime = find_rule(lowered.program, self.options, measured["energy"], chosen, reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -200,10 +212,11 @@ class Compiler:
             verify=verdict.to_json(),
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
-            **self._measurements(lowered, reporter),
+            **measured,
+            anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
-        file = self._described(searched.plan, lowered, proof)
+        file = self._described(searched.plan, lowered, proof, anytime)
         return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
@@ -297,7 +310,7 @@ class Compiler:
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
-    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
+    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
         span = span_of(lowered.program)
         origin = Origin(
@@ -305,6 +318,7 @@ class Compiler:
             budget=plan.provenance.get("budget"),
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
+            early_exit=None if anytime is None else anytime.metadata(),
         )
         return described(lowered.written, metadata(lowered.program, self.options, origin))
 

@@ -24,8 +24,8 @@ class QdqBuilder(WeightBuilder):
         from_bytes: values that a runtime gets from bytes alone, so that they need not be rounded to bytes again.
     """
 
-    def __init__(self, program: Program, target: Target) -> None:
-        super().__init__(program, target)
+    def __init__(self, program: Program, target: Target, streaming: bool = False) -> None:
+        super().__init__(program, target, streaming)
         self.ranges = integer_ranges(program)
         self.from_bytes: set[ir.Value | None] = set()
 
