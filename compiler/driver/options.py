@@ -62,7 +62,8 @@ class CompileOptions:
             into their consumers, both without changing the output (passes/canonical); ``off`` does not.
         input_range: the smallest and the largest value of an input, for quantized files, which clamp what is beyond;
             None to measure it on the images, or else to derive it from the model (analysis/input_range.py).
-        images: number of images that verification uses.
+        images: number of images that verification uses; None for up to 4, as long as one makes neurons fire that were
+            silent on those before.
         seed: seed of all random choices.
     """
 
@@ -87,7 +88,7 @@ class CompileOptions:
     remove_dead_channels: str = "auto"
     no_data: str = "synthetic"
     input_range: tuple[float, float] | None = None
-    images: int = 4
+    images: int | None = None
     seed: int = 0
     metric: Metric | None = None
 

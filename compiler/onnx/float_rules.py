@@ -126,6 +126,11 @@ def norm_weights(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNor
 
 def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
     """Lower a max pooling layer."""
+    return _layer(b, node, "MaxPool", (), max_pool_attributes(node, module))
+
+
+def max_pool_attributes(node: fx.Node, module: nn.MaxPool2d) -> dict[str, int | list[int]]:
+    """Return the ONNX attributes of a max pooling layer."""
     if module.return_indices:
         raise UnsupportedError(f"{node.target}: a pooling layer that returns indices has no lowering")
     attributes: dict[str, int | list[int]] = {**window(module)}
@@ -133,7 +138,7 @@ def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
         attributes["dilations"] = pair_of(module.dilation)
     if module.ceil_mode:
         attributes["ceil_mode"] = 1
-    return _layer(b, node, "MaxPool", (), attributes)
+    return attributes
 
 
 def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
