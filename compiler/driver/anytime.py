@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from svitc.evaluation.running_scores import running_scores
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.onnx.export import export_step
+from svitc.onnx.model_info import read_proto
 from svitc.onnx.words import time_steps
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -124,6 +127,33 @@ def _scores(program: Program, data: Data, step: Callable[[int], None]) -> tuple[
     return np.concatenate(scores, axis=1), np.concatenate(labels) if has_labels(data) else None
 
 
+def stored_rule(folder: Path) -> Rule | None:
+    """Return the rule in the file of an output folder; None without one, or for anything else than such a folder."""
+    if not (folder / "model.onnx").is_file():
+        return None
+    entries = {entry.key: entry.value for entry in read_proto(folder / "model.onnx").metadata_props}
+    stored = json.loads(entries.get("early_exit", "null"))
+    return None if stored is None else Rule(tuple(stored["thresholds"]), np.array(stored["offsets"]))
+
+
+def energy_when_stopping(
+    program: Program, rule: Rule, data: Data, totals: Mapping[str, float], reporter: Reporter
+) -> JsonDict:
+    """Return how many time steps are run on images, and the energy of an image then.
+
+    Args:
+        program: the network.
+        rule: when inference stops.
+        data: the images; their labels are not used.
+        totals: ``Energy.totals`` for all steps.
+        reporter: told about progress.
+    """
+    with reporter.stage("anytime", len(data)) as step:
+        running, _ = _scores(program, data, step)
+    steps, mean_steps = len(running), float(rule.steps(running).mean())
+    return {"time_steps": steps, "mean_steps": mean_steps, "pj": energy_after(totals, mean_steps, steps)}
+
+
 @dataclass(frozen=True)
 class Finding:
     """What rules did on the images that confirm them.
@@ -195,4 +225,12 @@ def promise_words(report: AnytimeReport) -> str:
     )
 
 
-__all__ = ["Anytime", "Finding", "check_anytime", "find_rule", "promise_words"]
+__all__ = [
+    "Anytime",
+    "Finding",
+    "check_anytime",
+    "energy_when_stopping",
+    "find_rule",
+    "promise_words",
+    "stored_rule",
+]

@@ -11,8 +11,10 @@ import pytest
 
 import svitc
 from support.measured import digits_file
+from support.paths import DIGITS
+from svitc.cli.main import main
 from svitc.data.dataset import load_data
-from svitc.driver.anytime import check_anytime, find_rule
+from svitc.driver.anytime import check_anytime, energy_when_stopping, find_rule, stored_rule
 from svitc.driver.options import CompileOptions
 from svitc.errors import UsageError
 from svitc.evaluation.early_exit import Rule, split_images
@@ -47,6 +49,12 @@ def test_the_rule_is_in_the_file_and_does_what_the_report_says(digits, images, t
     assert report["energy_pj"] < report["full_energy_pj"] == compiled.report["energy"]["compiled"]["pj"]
     assert 0.05 in [row["max_drop"] for row in report["tolerances"]]
     compiled.write(tmp_path / "out")
+    same = stored_rule(tmp_path / "out")
+    assert same.thresholds == rule.thresholds and np.array_equal(same.offsets, rule.offsets)
+    totals = {"pj": 10.0, "once_pj": 2.0}
+    stopped = energy_when_stopping(compiled.program, same, images, totals, Reporter())
+    assert 1 <= stopped["mean_steps"] < report["time_steps"]
+    assert stopped["pj"] == pytest.approx(2 + 8 * stopped["mean_steps"] / report["time_steps"])
     assert ET.fromstring((tmp_path / "out" / "anytime.svg").read_text()).tag.endswith("svg")
 
 
@@ -83,3 +91,18 @@ def test_what_makes_no_sense_is_refused(digits, images, options, said):
         check_anytime(digits, CompileOptions(**{"data": images, "anytime": 0.01, **options}))
     with pytest.raises(UsageError, match="10 images are too few"):
         check_anytime(digits, CompileOptions(data=images.subset(range(10)), anytime=0.01))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--anytime", "--max-drop", "0.5"], "not trained on"),
+        (["--anytime", "--data", "x.npz"], "what stopping early may cost"),
+        (["--anytime", "--data", "x.npz", "--max-drop", "1", "--per-step"], "--per-step leaves out"),
+        (["--anytime", "--data", "x.npz", "--max-drop", "1", "--confidence", "95"], "--confidence 95 is not between"),
+        (["--weights", "int8", "--confidence", "0.9"], "which is not used"),
+    ],
+)
+def test_the_command_says_what_is_missing(line, said, capsys):
+    assert main(["compile", str(DIGITS), *line]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())

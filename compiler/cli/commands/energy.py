@@ -23,6 +23,7 @@ from svitc.cli.options import (
 )
 from svitc.cli.views.energy import energy as show_energy
 from svitc.errors import UsageError
+from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.energy.cost_table import Table
@@ -89,16 +90,18 @@ def energy(
 
     costs = load_table(options.table)  # a bad table is refused before a model is loaded
     with terminal.reporting(output.quiet) as reporter:
-        estimates, notes = [], dict[str, None]()
+        estimates, stopping, notes = [], [], dict[str, None]()
         for path in (model, against):
             if path is not None:
-                estimate, remarks = _estimate(path, options, load, output.seed, costs, reporter)
+                estimate, remarks, stopped = _estimate(path, options, load, output.seed, costs, reporter)
                 estimates.append(estimate)
+                stopping.append(stopped)
                 notes.update(dict.fromkeys(remarks))
     report = {"model": str(model), "data": str(options.data), "notes": list(notes), **estimates[0].to_json()}
+    report |= stopping[0]
     report["against"] = None
     if against is not None:
-        report["against"] = {"model": str(against), **estimates[1].to_json()}
+        report["against"] = {"model": str(against), **estimates[1].to_json(), **stopping[1]}
         report["saving"], remarks = compare(*estimates)
         report["notes"] += remarks
     if output.as_json:
@@ -109,12 +112,22 @@ def energy(
 
 def _estimate(
     path: Path, options: EnergyOptions, load: LoadOptions, seed: int, costs: Table, reporter: Reporter
-) -> tuple[Energy, list[str]]:
-    """Load a model and estimate its energy; return that, and what was assumed about model and images."""
+) -> tuple[Energy, list[str], JsonDict]:
+    """Load a model and estimate its energy.
+
+    Returns:
+        The estimate for all time steps; what was assumed about model and images; and an entry ``anytime`` for the
+        report, if the model is a folder whose file says when inference stops.
+    """
+    from svitc.driver.anytime import energy_when_stopping, stored_rule
     from svitc.energy.estimate import energy
 
     program = load_program(path, load, reporter)
     images = load_images(options.data, program, options.limit, seed, options, options.unlabeled)
     assert images is not None  # EnergyOptions.check refuses a run without images
     estimate = energy(program, images, costs, reporter=reporter)
-    return estimate, [*program.info.get("assumptions", ()), *images.notes]
+    rule = stored_rule(path)
+    stopped = (
+        {} if rule is None else {"anytime": energy_when_stopping(program, rule, images, estimate.totals(), reporter)}
+    )
+    return estimate, [*program.info.get("assumptions", ()), *images.notes], stopped

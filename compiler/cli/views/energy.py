@@ -79,6 +79,14 @@ def totals(report: JsonMapping) -> None:
     terminal.out.print()
     terminal.out.print(table)
     terminal.out.print(f"mean of {report['images']:,} images", soft_wrap=True)
+    for side in shown:
+        if "anytime" in side:
+            stopped = side["anytime"]
+            terminal.out.print(
+                f"{escape(str(side['model']))} stops early, after {stopped['mean_steps']:.2f} of "
+                f"{stopped['time_steps']} time steps: {joules(stopped['pj'])} in all",
+                soft_wrap=True,
+            )
 
 
 def constants(table: JsonMapping) -> None:
