@@ -21,8 +21,8 @@ class AnytimeOptions:
         typer.Option(
             "--anytime",
             help="Find when inference may stop before the last time step so that top-1 drops by at most --max-drop, "
-            "confirmed on images of --data that did not choose the rule. --max-drop bounds this alone then, and "
-            "--budget says how much to prune.",
+            "confirmed on images of --data that did not choose the rule; with --streaming, which this includes. "
+            "--max-drop bounds this alone then, and --budget says how much to prune.",
         ),
     ] = False
     confidence: Annotated[

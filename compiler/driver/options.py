@@ -48,7 +48,8 @@ class CompileOptions:
         streaming: whether the file runs one time step per call, with the membranes as further inputs and outputs; with
             ``per_step`` it returns each step's own class scores, otherwise their average so far.
         anytime: the most top-1 that stopping before the last time step may cost, as a share, so that a rule for it is
-            found on ``data``; without labels, the largest share of images that get another class. None for no rule.
+            found on ``data``; without labels, the largest share of images that get another class. The file is a
+            streaming one then. None for no rule.
         confidence: probability with which that is promised, for images that nobody has seen.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
@@ -94,6 +95,11 @@ class CompileOptions:
     images: int | None = None
     seed: int = 0
     metric: Metric | None = None
+
+    def __post_init__(self) -> None:
+        """A rule for stopping early is for a file that runs one time step per call."""
+        if self.anytime is not None:
+            object.__setattr__(self, "streaming", True)
 
     @property
     def preparation(self) -> PreparationOptions:

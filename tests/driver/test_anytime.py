@@ -36,6 +36,7 @@ def test_the_rule_is_in_the_file_and_does_what_the_report_says(digits, images, t
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load_from_string(compiled.onnx).metadata_props}
     stored = metadata["early_exit"]
     assert stored["kind"] == "margin" and len(stored["thresholds"]) == len(stored["offsets"]) == metadata["time_steps"]
+    assert compiled.report["streaming"]["states"] > 0
     assert stored["thresholds"][-1] == 0 and not any(stored["offsets"][-1])
     rule = Rule(tuple(stored["thresholds"]), np.array(stored["offsets"]))
     batches = list(running_scores(compiled.program, export_step(compiled.program), images))
