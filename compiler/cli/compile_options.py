@@ -247,7 +247,6 @@ class FileOptions(AnytimeOptions):
             "a file. By default it takes any number.",
         ),
     ] = None
-
     per_step: Annotated[
         bool,
         typer.Option(
