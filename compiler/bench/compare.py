@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         peers: Runners to compare with, of ``PEERS``; None for the available ones of ``DEFAULT_PEERS``.
         runtimes: What runs the compiled file; times are compared with the first's.
-        batch: Images in one run.
+        batch: Images in one run; None for 1, or for as many as the file takes at once.
         threads: Threads of each runtime; None for one per processor.
         runs: Number of rounds; each runner has one timed run per round.
         seed: Seed of the images.
@@ -49,7 +49,7 @@ class Settings:
 
     peers: Sequence[str] | None = None
     runtimes: Sequence[str] = (ONNX_RUNTIME.name,)
-    batch: int = 1
+    batch: int | None = None
     threads: int | None = None
     runs: int = 20
     seed: int = 0
@@ -108,10 +108,10 @@ def measure(
     if against is None and settings.peers:
         raise UsageError("peers run the original model", hint="Give it with --against.")
     path = model_file(file)
-    shape, facts = read_model(path, settings.batch)
+    shape, batch, facts = read_model(path, settings.batch)
     if against is not None:
         _check_input(path, shape, against)
-    load = Load(shape, settings.batch, settings.all_threads, settings.seed)
+    load = Load(shape, batch, settings.all_threads, settings.seed)
     ours = [
         Runner(title_of(i, name), runners.onnx_file, (path, load, name), IMPORTS.get(name, ORT_IMPORTS), facts)
         for i, name in enumerate(dict.fromkeys(settings.runtimes))
@@ -131,7 +131,7 @@ def measure(
         "file": str(path),
         "against": None if against is None else str(against.path),
         "input": list(shape),
-        "batch": settings.batch,
+        "batch": batch,
         "threads": load.threads,
         "seed": settings.seed,
         **report,
@@ -170,15 +170,15 @@ def model_file(file: Path) -> Path:
     return path
 
 
-def read_model(path: Path, batch: int) -> tuple[tuple[int, ...], JsonDict]:
-    """Return the input shape of an ONNX file, without its batch axis, and facts for its row.
+def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, JsonDict]:
+    """Return the input shape of an ONNX file, without its batch axis, the batch to run, and facts for its row.
 
     Args:
         path: The file.
-        batch: Images in one run.
+        batch: Images in one run; None for 1, or for as many as the file takes at once.
 
     Returns:
-        The shape, and ``nodes`` and ``weight_bytes``.
+        The shape, the images in one run, and ``nodes`` and ``weight_bytes``.
 
     Raises:
         InputError: The file is not a model with one float32 input of images or event frames.
@@ -199,12 +199,13 @@ def read_model(path: Path, batch: int) -> tuple[tuple[int, ...], JsonDict]:
     if len(dims) not in (4, 5):
         raise InputError(f"{path} takes neither [N, C, H, W] nor [T, N, C, H, W]", hint=hint)
     fixed_batch = dims.pop(0 if len(dims) == 4 else 1)
+    batch = batch or fixed_batch or 1
     if fixed_batch not in (None, 0, batch):
         raise UsageError(f"{path} takes batches of {fixed_batch} only", hint=f"Give --batch {fixed_batch}.")
     shape = tuple(size for size in dims if size)
     if len(shape) != len(dims):
         raise InputError(f"{path} leaves more than the batch open in its input, {dims}", hint=hint)
-    return shape, facts
+    return shape, batch, facts
 
 
 def find_peers(

@@ -226,6 +226,17 @@ class FileOptions:
         ),
     ] = False
 
+    static_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--static-batch",
+            metavar="N",
+            min=1,
+            help="Write a file that takes exactly N images at once, for runtimes that need to know it when they load "
+            "a file. By default it takes any number.",
+        ),
+    ] = None
+
     per_step: Annotated[
         bool,
         typer.Option(

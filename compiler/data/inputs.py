@@ -68,8 +68,42 @@ def random_inputs(program: Program, images: int, batch: int, seed: int) -> list[
     return batches
 
 
-def some_inputs(program: Program, data: Data | None, images: int, seed: int) -> Iterator[torch.Tensor]:
-    """Yield the first images of a data set, or random inputs where there is none, in batches that fit into memory."""
+def some_inputs(
+    program: Program, data: Data | None, images: int, seed: int, batch: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Yield the first images of a data set, or random inputs where there is none, in batches that fit into memory.
+
+    Args:
+        program: the program that they are for.
+        data: the data set.
+        images: number of images.
+        seed: seed of random inputs.
+        batch: the only size that batches may have; then as many more images fill the last one, the first ones again
+            where a data set ends. None for any.
+    """
+    if batch is not None:
+        yield from _in_batches_of(batch, program, _some(program, data, -(-images // batch) * batch, seed))
+    else:
+        yield from _some(program, data, images, seed)
+
+
+def _in_batches_of(size: int, program: Program, inputs: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield images in batches of one size; the last is filled up with its own images, again and again."""
+    axis = program.input.batch_dim
+    rest: list[torch.Tensor] = []
+    for x in inputs:
+        rest.append(x)
+        while sum(part.shape[axis] for part in rest) >= size:
+            joined = torch.cat(rest, axis)
+            yield joined.narrow(axis, 0, size)
+            rest = [joined.narrow(axis, size, joined.shape[axis] - size)]
+    last = torch.cat(rest, axis) if rest else None
+    if last is not None and (count := last.shape[axis]):
+        yield last.index_select(axis, torch.arange(size) % count)
+
+
+def _some(program: Program, data: Data | None, images: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield inputs as ``some_inputs`` does, in batches of any size."""
     pixels = math.prod(program.input.shape[-2:])
     batch = max(1, min(images, MAX_BATCH_PIXELS // pixels))
     if data is None:

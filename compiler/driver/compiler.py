@@ -30,6 +30,7 @@ from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
     energy_report,
+    file_report,
     groups_report,
     input_report,
     memory_report,
@@ -42,6 +43,7 @@ from svitc.errors import InputError, UsageError
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
@@ -75,13 +77,15 @@ class Lowered:
     Attributes:
         program: the program with weights of the stored type.
         weights: the report's section on the weights.
-        exported: the ONNX file.
+        exported: the ONNX file, for batches of any size.
+        written: the file as it is written, perhaps for batches of one size.
         stored_bytes: bytes of the weights in the file.
     """
 
     program: Program
     weights: WeightsReport
     exported: bytes
+    written: bytes
     stored_bytes: int
 
 
@@ -123,6 +127,7 @@ class Compiler:
         self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
+        check_batch(self.options.static_batch)
         if program.stage >= Stage.INFERENCE:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
@@ -268,24 +273,27 @@ class Compiler:
         final, weights = quantized(pruned, plan, task.weights, reporter)
         with reporter.stage("export"):
             exported = self.workspace.export(final)
-            return Lowered(final, weights, exported, backend.weight_bytes(exported))
+            size = self.options.static_batch
+            written = exported if size is None else with_static_batch(exported, size)
+            return Lowered(final, weights, exported, written, backend.weight_bytes(written))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""
         images = self.options.images
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
-            inputs = some_inputs(lowered.program, data, images, self.options.seed)
+            inputs = some_inputs(lowered.program, data, images, self.options.seed, self.options.static_batch)
             if task.weights == "fp32":
-                return verify(lowered.program, lowered.exported, inputs, step)
+                return verify(lowered.program, lowered.written, inputs, step)
             if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
                 inputs = within(inputs, span_of(lowered.program))
-            return verify_exact(lowered.program, lowered.exported, inputs, step, pruned)
+            return verify_exact(lowered.program, lowered.written, inputs, step, pruned)
 
     def _prove(self, lowered: Lowered, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
-            return prove(lowered.program, lowered.exported, lowered.weights.inexact)
+            size = self.options.static_batch or 1
+            return prove(lowered.program, lowered.written, lowered.weights.inexact, size)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
         """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
@@ -296,13 +304,13 @@ class Compiler:
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
         )
-        return described(lowered.exported, metadata(lowered.program, self.options, origin))
+        return described(lowered.written, metadata(lowered.program, self.options, origin))
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
         program, pruned, budget = self.program, applied.pruned, task.budget
         text, of = (None, None) if budget is None else (budget.text, budget.of)
-        nodes = backend.node_count(self.workspace.original), backend.node_count(lowered.exported)
+        nodes = backend.node_count(self.workspace.original), backend.node_count(lowered.written)
         sweep = self.workspace.opened_sweep
         return {
             "svitc": version("svitc"),
@@ -319,6 +327,7 @@ class Compiler:
             "clean": task.prepared.removed,
             "weights": lowered.weights,
             "target": self.options.target,
+            "file": file_report(lowered.written, self.options.target),
             "groups": groups_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,

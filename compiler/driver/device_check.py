@@ -30,6 +30,7 @@ def main(check, model):
     """Print that all is equal, or return what differs first."""
     if str(check["digest"]).encode() not in model:
         return "check.npz belongs to another model.onnx"
+    count, unit = (n := check["images"].shape)[0] * n[-4], "image" if n[-4] == 1 else "batch"
     run, wrong, far, rounded = load(model, names := check["outputs"].tolist()), [], False, ""
     for i, image in enumerate(check["images"]):
         for name, value in zip(names, run(image), strict=True):
@@ -44,13 +45,13 @@ def main(check, model):
             digest, parts = fingerprint([next(values) for _ in steps])
             apart = -1 if digest == check["digests"][i, j] else abs(parts - check["parts"][i, j]).sum()
             if apart > check["few"][j]:
-                return f"differs first at {check['layers'][j]}, in image {i}"
+                return f"differs first at {check['layers'][j]}, in {unit} {i}"
             if apart >= 0:  # a float sum was rounded to the other side of a threshold: what follows depends on it
                 rounded = f", but for float rounding from {check['layers'][j]} on"
                 break
     if wrong and (far or not rounded):
-        return "differs at {}, by up to {:.3g}, in image {}".format(*wrong[0])
-    return print(f"equal: {len(check['images'])} images{f', spikes of {len(taps)} layers' if taps else ''}{rounded}")
+        return "differs at {}, by up to {:.3g}, in {unit} {}".format(*wrong[0], unit=unit)
+    return print(f"equal: {count} images{f', spikes of {len(taps)} layers' if taps else ''}{rounded}")
 
 
 if __name__ == "__main__":

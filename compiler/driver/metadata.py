@@ -39,6 +39,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "image.interpolation": "how pictures are scaled",
     "image.limits": "smallest and largest value of the input, outside which a file with integer weights clamps; null "
     "for float weights",
+    "batch": "the only number of images that the file takes at once, the `N` of its outputs; null for any",
     "classes": "names of the classes in the order of the scores; null where the checkpoint does not tell",
     "time_steps": "time steps of the neurons",
     "outputs": "name of each output, and what it is",
@@ -94,6 +95,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "image.crop": list(scaling.window),
         "image.interpolation": "bicubic",
         "image.limits": origin.limits,
+        "batch": options.static_batch,
         "classes": info.get("classes"),
         "time_steps": time_steps(program),
         "outputs": meanings(program, options.per_step),
@@ -130,6 +132,8 @@ def description(values: JsonDict) -> str:
             f"images {_dims(values['image.layout'])} of {size} pixels, float32, {values['image.color'] or 'channels'}"
         )
         image += f", scaled to [0, 1], minus {values['image.mean']}, divided by {values['image.std']}"
+    if values["batch"] is not None:
+        image += f"; N is {values['batch']}"
     outputs = "; ".join(f"{name}: {meaning}" for name, meaning in values["outputs"].items())
     return (
         f"A spiking vision transformer with {values['weights']} weights, compiled by svitc {values['svitc.version']}. "

@@ -47,6 +47,8 @@ class CompileOptions:
             ``[N, classes]``.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
+        static_batch: number of images that every batch of the file has, for runtimes that need to know it; None for
+            any.
         reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
             ``off`` does not. A plan that is replayed overrides this.
         metric: the user's function of a batch's outputs and targets, whose mean over the images takes the place of the
@@ -75,6 +77,7 @@ class CompileOptions:
     target: str = "cpu"
     per_step: bool = False
     functions: bool = False
+    static_batch: int | None = None
     reparam: str = "auto"
     remove_dead_channels: str = "auto"
     no_data: str = "synthetic"

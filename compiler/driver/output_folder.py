@@ -10,6 +10,8 @@ from svitc.data.inputs import Data, some_inputs
 from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
+from svitc.onnx.model_info import read_proto
+from svitc.onnx.static_batch import static_batch
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.serialization.writer import load_program
 from svitc.support.reporter import Reporter
@@ -78,7 +80,7 @@ def verify_folder(
         reporter.progress("verify", done, settings.images)
 
     watched = None if data is None else Watched(data, span_of(program))
-    inputs = some_inputs(program, watched, settings.images, settings.seed)
+    inputs = some_inputs(program, watched, settings.images, settings.seed, static_batch(read_proto(exported)))
     if program.stage == Stage.QUANTIZED:
         # what is drawn at random says nothing of the range of real inputs
         inputs = inputs if data is not None else within(inputs, span_of(program))

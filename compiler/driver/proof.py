@@ -71,7 +71,7 @@ class _Answer:
     flaws: tuple[int, int]
 
 
-def prove(program: Program, exported: bytes, inexact: Mapping[str, str]) -> Proof:
+def prove(program: Program, exported: bytes, inexact: Mapping[str, str], batch: int = 1) -> Proof:
     """Run a verified file on a few drawn images, and keep what it computes.
 
     Args:
@@ -79,21 +79,23 @@ def prove(program: Program, exported: bytes, inexact: Mapping[str, str]) -> Proo
         exported: the file.
         inexact: neurons and outputs of a quantized program that depend on the order of a float sum; of a float program
             nothing needs to be named.
+        batch: number of images that the file takes at once; the proof then holds such batches in place of images.
     """
     model = read_proto(exported)
     tapped, names = taps(model), [output.name for output in model.graph.output]
     patch, is_float = tapping(model, tapped), program.stage < Stage.QUANTIZED
     runs = [_Run(exported + patch, names, tapped, plain) for plain in ((False, True) if is_float else (False,))]
     found: list[_Answer] = []
-    for image in _images(program, RECTANGLES[is_float]):
+    wanted = max(1, IMAGES // batch)
+    for image in _images(program, RECTANGLES[is_float], batch):
         results = [run(image) for run in runs]
         flips = sum(
             int((a != b).sum()) for a, b in zip(results[0][len(names) :], results[-1][len(names) :], strict=True)
         )
         found.append(_answer(image, results[0], len(names), tapped, flips))
-        if sum(answer.flaws == (0, 0) for answer in found) == IMAGES:
+        if sum(answer.flaws == (0, 0) for answer in found) == wanted:
             break
-    chosen = sorted(found, key=lambda answer: answer.flaws)[:IMAGES]
+    chosen = sorted(found, key=lambda answer: answer.flaws)[:wanted]
     digests = np.array([[digest for digest, _ in answer.spikes] for answer in chosen])
     total = hashlib.sha256("".join(digests.ravel()).encode()).hexdigest()
     arrays = {
@@ -152,16 +154,18 @@ def _few(rounds: bool, size: int) -> int:
     return max(1, int(NEAR * size)) if rounds else -1
 
 
-def _images(program: Program, rectangles: int) -> Iterator[np.ndarray]:
-    """Yield inputs of one image each: rectangles of one color, or of one count of events, in the input's range.
+def _images(program: Program, rectangles: int, batch: int) -> Iterator[np.ndarray]:
+    """Yield inputs: rectangles of one color, or of one count of events, in the input's range.
 
     Args:
         program: its input is read.
         rectangles: how many there are along each side.
+        batch: number of images of each input.
     """
     sizes = program.input.shape[-2:]
     rows, columns = (np.arange(size) * rectangles // size * size // rectangles for size in sizes)
-    for x in within(random_inputs(program, CANDIDATES, 1, seed=0), span_of(program)):
+    count = max(1, CANDIDATES // batch) * batch
+    for x in within(random_inputs(program, count, batch, seed=0), span_of(program)):
         yield x.numpy()[..., rows, :][..., columns]
 
 

@@ -132,6 +132,21 @@ class WeightsReport(Section):
 
 
 @dataclass(frozen=True)
+class FileReport(Section):
+    """The form of the written file.
+
+    Attributes:
+        opset: version of its operators.
+        opset_for: what needs this version.
+        batch: the only number of images that it takes at once; None for any.
+    """
+
+    opset: int
+    opset_for: str
+    batch: int | None
+
+
+@dataclass(frozen=True)
 class NoAccuracy(Section):
     """The section on accuracy where there are no images with labels to report it on."""
 
@@ -258,6 +273,7 @@ class Report(Section):
     clean: JsonDict
     weights: WeightsReport
     target: str
+    file: FileReport
     decisions: list[str]
     groups: list[GroupReport]
     sweep: JsonDict | None

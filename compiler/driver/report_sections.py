@@ -17,6 +17,7 @@ from svitc.data.inputs import Data, has_labels
 from svitc.driver.report import (
     AccuracyReport,
     EnergyReport,
+    FileReport,
     GroupReport,
     InputReport,
     MemoryReport,
@@ -30,6 +31,9 @@ from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
+from svitc.onnx.model_info import read_proto
+from svitc.onnx.static_batch import static_batch
+from svitc.onnx.target import TARGETS, WEIGHT_OPSETS
 from svitc.passes.quantization.quantize_weights import QuantizeWeights
 from svitc.planning.plan import Plan
 from svitc.quantization.grids import trained_bits
@@ -50,6 +54,15 @@ def package_versions() -> dict[str, str]:
 def memory_report(original: int, compiled: int) -> MemoryReport:
     """Compare the bytes of the weights in two files."""
     return MemoryReport(original, compiled, compiled / original)
+
+
+def file_report(exported: bytes, target: str) -> FileReport:
+    """Describe the form of a file: the version of its operators, and what needs that."""
+    proto = read_proto(exported)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    needed = next((bits for bits, since in WEIGHT_OPSETS.items() if since == opset != TARGETS[target].opset), None)
+    why = f"target {target}" if needed is None else f"weights of {needed} bits"
+    return FileReport(opset, why, static_batch(proto))
 
 
 def input_report(program: Program, quantized: bool) -> InputReport:

@@ -8,8 +8,9 @@ import onnx_ir as ir
 from svitc import onnx as backend
 from svitc.ir.program import Program
 from svitc.onnx.declared import check_declared
+from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.onnx.target import CPU, Target
-from svitc.passes.pipelines import exportable_program
+from svitc.passes.pipelines import exportable_program, step_program
 
 
 def exportable(program: Program, target: Target = CPU, keep: bool = True, per_step: bool = False) -> ir.Model:
@@ -36,6 +37,7 @@ def export(
     *,
     functions: bool = False,
     per_step: bool = False,
+    static_batch: int | None = None,
 ) -> bytes:
     """Return the ONNX file of a trainable or quantized program, which is left unchanged.
 
@@ -46,12 +48,32 @@ def export(
         functions: write each neuron as one node that calls a model-local function, which viewers show as one but many
             runtimes do not read.
         per_step: leave class scores as they are at each time step; otherwise they are averaged.
+        static_batch: number of images that every batch will have, for runtimes that need to know it; None for any.
 
     Raises:
-        UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
+        UsageError: the target is unknown, ONNX cannot store weights in that number of bits, or batches are empty.
     """
+    check_batch(static_batch)
     resolved = backend.target_of(target, narrowest, functions)  # first: a wrong name is refused before the passes run
-    return backend.to_bytes(exportable(program, resolved, per_step=per_step))
+    file = backend.to_bytes(exportable(program, resolved, per_step=per_step))
+    return file if static_batch is None else with_static_batch(file, static_batch)
+
+
+def export_step(program: Program, target: Target = CPU, per_step: bool = False) -> bytes:
+    """Return the streaming ONNX file of a trainable or quantized program, which is left unchanged.
+
+    Args:
+        program: the program to export.
+        target: what the file is written for.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged over the steps so far.
+
+    Raises:
+        UnsupportedError: an operation needs several time steps at once, or a node has no kernel in the target's
+            runtime.
+    """
+    model = backend.lower(step_program(program, per_step), target, streaming=True)
+    check_declared(model, target)
+    return backend.to_bytes(model)
 
 
 def export_proto(program: Program) -> onnx.ModelProto:

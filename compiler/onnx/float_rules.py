@@ -23,7 +23,10 @@ from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Attributes, Builder, Stored
 from svitc.onnx.neuron_functions import AnyKind, kind_of
 from svitc.onnx.operators.registry import OPERATOR_RULES
+from svitc.onnx.running import running_reduction
+from svitc.onnx.spike_views import describe_stored
 from svitc.onnx.stateless_functions import stateless_kind_of
+from svitc.onnx.states import note
 
 BuilderT = TypeVar("BuilderT", bound=Builder)
 ResultT = TypeVar("ResultT")
@@ -168,7 +171,10 @@ def stateless_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
     dims = source.dims if usable else layout.physical(source.view, keep=0)
     kind = stateless_kind_of(module)
     (spikes,) = b.neuron(kind, [b.read(source, dims), *_scalars(b, kind)], [dims], dims)
-    return b.store(spikes, dims, source.view)
+    stored = b.store(spikes, dims, source.view)
+    if b.streaming:
+        describe_stored(stored, str(node.target))
+    return stored
 
 
 def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module, any_order: bool = False) -> Stored:
@@ -189,14 +195,24 @@ def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module, any_order: bool
     # elementwise but for time, so any grouping of the other dimensions will do
     usable = source.in_order or (any_order and not source.constant_along and source.value is not None)
     dims = source.dims if usable and outermost else layout.physical(source.view, keep=0)
-    kind = kind_of(str(node.target), module, size(time), static)
+    path = str(node.target)
+    kind = kind_of(path, module, size(time), static, b.streaming)
+    state = b.state(path, dims, dynamics_of(module).initial) if kind.carried else None
     inputs = [b.read(source, dims)]
+    if state is not None:
+        inputs.append(b.read(b.store(state.before, state.dims), dims))
     if kind.takes_decay:
         inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
     inputs += _scalars(b, kind)
     out = ((*time, *dims[0]), *dims[1:]) if static else dims
-    (spikes,) = b.neuron(kind, inputs, [out], (out[0][len(time) :], *out[1:]))
-    return b.store(spikes, out, b.at(node.args[0]).view)
+    spikes, *membrane = b.neuron(kind, inputs, [out] * (1 + kind.carried), (out[0][len(time) :], *out[1:]))
+    if state is not None:
+        b.pass_on(state, membrane[0], out)
+        note(spikes.producer(), state, b.at(node.args[0]).view)
+    stored = b.store(spikes, out, b.at(node.args[0]).view)
+    if b.streaming:
+        describe_stored(stored, path)
+    return stored
 
 
 # functions
@@ -379,6 +395,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.ZeroPad2d: zero_pad,
     **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
+    ops.RunningReduction: running_reduction,
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **OPERATOR_RULES,

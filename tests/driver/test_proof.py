@@ -16,8 +16,13 @@ from onnx import numpy_helper
 from PIL import Image
 
 import svitc
+from svitc.bench.compare import read_model
+from svitc.cli.views.compile import form_of
 from svitc.driver.metadata import KEYS
+from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
+from svitc.errors import UsageError
 from svitc.passes.policies import Uniform
+from svitc.support.reporter import Reporter
 
 DOCS = Path(__file__).parents[2] / "docs" / "file.md"
 
@@ -129,3 +134,19 @@ def test_the_same_compilation_gives_the_same_bytes(folders, digits):
     done = svitc.compile(digits, 1.0, policy=Uniform(), weights="int8", images=1, no_data="uniform")
     files = done.proof.files() | {"model.onnx": done.onnx}
     assert all((folders["int8"] / name).read_bytes() == data for name, data in files.items())
+
+
+def test_a_file_for_batches_of_one_size(digits, tmp_path):
+    """The proof holds such a batch, and verifying and timing run one."""
+    options = {"policy": Uniform(), "weights": "int8", "images": 1, "no_data": "uniform"}
+    done = svitc.compile(digits, 1.0, static_batch=3, **options)
+    done.write(tmp_path)
+    assert done.report["file"] == {"opset": 18, "opset_for": "target cpu", "batch": 3}
+    assert form_of(done.report["file"]).endswith("takes exactly 3 images at once")
+    assert metadata(tmp_path)["batch"] == 3 and "N is 3" in onnx.load(tmp_path / "model.onnx").doc_string
+    assert check(tmp_path, "--spikes")[1].startswith("equal: 3 images, spikes of ")
+    verdict = verify_folder(*open_folder(tmp_path), None, VerifySettings(1, 0), Reporter())
+    assert verdict.passed and verdict.images == done.verdict.images == 3
+    assert read_model(tmp_path / "model.onnx", None)[1] == 3
+    with pytest.raises(UsageError, match="takes batches of 3 only"):
+        read_model(tmp_path / "model.onnx", 2)

@@ -37,7 +37,9 @@ class TimingOptions:
             "Node.js), [bold]reference[/] (ONNX's own evaluator, slow). Times are compared with the first's.",
         ),
     ] = "onnxruntime"
-    batch: Annotated[int, typer.Option(help="Images in one run.")] = 1
+    batch: Annotated[
+        int | None, typer.Option(help="Images in one run; by default 1, or as many as the file takes (--static-batch).")
+    ] = None
     threads: Annotated[
         int | None, typer.Option(help="Threads of each runtime; by default one per processor.", show_default=False)
     ] = None

@@ -165,6 +165,7 @@ def _compile_options(
         min_weight_bits=file.min_weight_bits,
         target=file.target,
         per_step=file.per_step,
+        static_batch=file.static_batch,
         functions=file.functions,
         reparam=budget.reparam,
         remove_dead_channels=budget.remove_dead_channels,

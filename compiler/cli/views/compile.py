@@ -67,7 +67,14 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     if paths:
         names = ", ".join(path.name for path in paths)
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
+        out.print(form_of(report["file"]))
         device_check(paths)
+
+
+def form_of(file: JsonDict) -> str:
+    """Return in words which opset a file needs, and how many images it takes at once."""
+    batch = "any number of images" if file["batch"] is None else f"exactly {file['batch']} images"
+    return f"model.onnx: opset {file['opset']}, for {file['opset_for']}; takes {batch} at once"
 
 
 def device_check(paths: list[Path]) -> None:

@@ -21,8 +21,8 @@ class QdqBuilder(WeightBuilder):
         ranges: integer ranges of the program's values.
     """
 
-    def __init__(self, program: Program, target: Target) -> None:
-        super().__init__(program, target)
+    def __init__(self, program: Program, target: Target, streaming: bool = False) -> None:
+        super().__init__(program, target, streaming)
         self.ranges = integer_ranges(program)
 
     def through_bytes(self, value: ir.Value, numbers: IntegerRange, dims: Dims) -> ir.Value:

@@ -27,7 +27,7 @@ class SplitNeuron:
         reference: graph input that all readers of the neuron read instead of its spikes.
         spikes: graph output: what the neuron fires when the layers before it get the reference's spikes.
         current: graph output: the neuron's input current.
-        shape: shape of the three values, -1 for the batch. Only neighboring dimensions are merged, so that
+        shape: shape of the three values, -1 for a batch that is open. Only neighboring dimensions are merged, so that
             ``array.reshape(shape)`` converts the program's array, ``[T, N, ...]`` or of any form for a neuron without a
             membrane.
         static: whether the current is the same at every step and is given once; then ``array[0].reshape(shape)``
@@ -158,10 +158,10 @@ def _cut_fused(
 
 
 def _shape(path: str, info: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Return the shape of a neuron's spikes, with -1 for the batch."""
+    """Return the shape of a neuron's spikes, with -1 for a batch that is open."""
     sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim)
-    if sizes.count(-1) != 1:
-        raise InternalError(f"neuron {path}: exactly one dimension of its spikes must be dynamic, in {sizes}")
+    if sizes.count(-1) > 1:
+        raise InternalError(f"neuron {path}: at most one dimension of its spikes may be dynamic, in {sizes}")
     return sizes
 
 

@@ -12,8 +12,8 @@ import onnx
 
 from svitc.errors import InternalError
 from svitc.onnx.model_info import metadata_of, read_proto
+from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.surgery.neuron_split import renamed_info
-from svitc.onnx.unrolled.lower import VIEW_KEY
 
 
 @dataclass(frozen=True)

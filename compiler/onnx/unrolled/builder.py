@@ -41,8 +41,8 @@ class UnrolledBuilder(WeightBuilder):
         middle: the byte that stands for 0 in operands with negative numbers.
     """
 
-    def __init__(self, program: Program, target: Target = CPU) -> None:
-        super().__init__(program, target)
+    def __init__(self, program: Program, target: Target = CPU, streaming: bool = False) -> None:
+        super().__init__(program, target, streaming)
         self.spike = ir.TensorType(target.spike)
         self.middle = 0 if target.spike == ir.DataType.INT8 else ZERO_BYTE
         self.grids: dict[fx.Node, IntegerRange] = integer_ranges(program)
