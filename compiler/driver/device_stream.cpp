@@ -1,8 +1,6 @@
 // Run a streaming file frame by frame, and print the answer so far and the time of each step (docs/streaming.md).
-//
 //   g++ -std=c++17 -O2 stream.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -Wl,-rpath,$ORT/lib -o stream
 //   ./stream model.onnx FRAMES [REPEAT [SCORES]]
-//
 // ORT is the folder of a release of ONNX Runtime. FRAMES holds raw float32, C x H x W for each frame, or is - to read
 // standard input. Each frame is run REPEAT times: an image needs that. SCORES gets the scores of every step, raw too.
 #include <onnxruntime_cxx_api.h>
@@ -11,6 +9,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -32,22 +32,26 @@ double number(const std::string& object, const std::string& key) {
   return found.empty() ? 0 : std::stod(found[0]);
 }
 
-// Return whether the rule of the file allows to stop after a step, counted from 0.
-bool sure(const std::string& rule, size_t step, const float* scores, size_t classes) {
-  const auto list = after(rule, "\"thresholds\": [");
-  std::string limits = list.empty() ? "" : list[0].substr(0, list[0].find(']')) + ",";
-  for (; step > 0 && !limits.empty(); step--) limits.erase(0, limits.find(',') + 1);
-  if (limits.find_first_of("0123456789") >= limits.find(',')) return false;  // null, or no entry for this step
-  const double limit = std::stod(limits), most = *std::max_element(scores, scores + classes);
-  std::vector<double> p;
-  double sum = 0, entropy = 0;
-  for (size_t k = 0; k < classes; k++) sum += p.emplace_back(std::exp(scores[k] - most));
-  for (double& each : p) entropy -= (each /= sum) > 0 ? each * std::log(each) : 0;
-  std::sort(p.rbegin(), p.rend());
-  return after(rule, "\"entropy\"").empty() ? p.at(0) - p.at(1) >= limit : entropy <= limit;
+// Return the numbers in a list under a key, up to a bracket or two; null is NaN, which no margin reaches.
+std::vector<double> numbers(const std::string& object, const std::string& key, const std::string& end) {
+  std::vector<double> values;
+  for (std::string text : after(object, '"' + key + "\": ")) {
+    std::replace_if(text.begin(), text.end(), [](char c) { return c == '[' || c == ','; }, ' ');
+    std::istringstream list(text.substr(0, text.find(end)));
+    for (std::string each; list >> each;) values.push_back(std::strtod(each == "null" ? "nan" : each.c_str(), nullptr));
+  }
+  return values;
 }
 
-int run(int count, char** words) {
+// Return the difference between the two largest probabilities of a softmax.
+double margin(std::vector<double> scores) {
+  std::sort(scores.rbegin(), scores.rend());
+  double sum = 0;
+  for (double score : scores) sum += std::exp(score - scores[0]);
+  return scores.size() < 2 ? 1 : (1 - std::exp(scores[1] - scores[0])) / sum;
+}
+
+int main(int count, char** words) try {
   const int repeat = count > 3 ? std::atoi(words[3]) : 1;
   if (count < 3 || repeat < 1) throw std::invalid_argument("./stream model.onnx FRAMES [REPEAT [SCORES]]");
   FILE* const frames = std::string(words[2]) == "-" ? stdin : std::fopen(words[2], "rb");
@@ -60,9 +64,9 @@ int run(int count, char** words) {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated(key, allocator);
     return std::string(text ? text.get() : "");
   };
-  const std::string states = metadata("states"), rule = metadata("early_exit");
+  const std::string states = metadata("svitc.states"), rule = metadata("early_exit");
+  const auto limits = numbers(rule, "thresholds", "]"), offsets = numbers(rule, "offsets", "]]");
   if (states.empty()) throw std::runtime_error("the file keeps no states: compile with --streaming");
-
   // Every step reads the states from one side and writes them to the other, so that none is copied.
   std::vector<Ort::Value> sides[2];
   Ort::IoBinding bindings[2] = {Ort::IoBinding(session), Ort::IoBinding(session)};
@@ -89,11 +93,10 @@ int run(int count, char** words) {
 
   float* const pixels = sides[0][image].GetTensorMutableData<float>();
   const size_t size = sides[0][image].GetTensorTypeAndShapeInfo().GetElementCount(), bytes = size * sizeof(float);
-  size_t step = 0;
-  while (const size_t got = std::fread(pixels, 1, bytes, frames)) {
-    const bool nan = std::any_of(pixels, pixels + size, [](float x) { return std::isnan(x); });
+  for (size_t step = 0; const size_t got = std::fread(pixels, 1, bytes, frames);) {
     const std::string has = std::to_string(got) + " of " + std::to_string(bytes) + " bytes";
-    if (got < bytes || nan) throw std::runtime_error(got < bytes ? "the last frame has " + has : "a frame has NaN");
+    if (got < bytes) throw std::runtime_error("the last frame has " + has);
+    if (!std::equal(pixels, pixels + size, pixels)) throw std::runtime_error("a frame has NaN");
     for (int i = 0; i < repeat; i++, step++) {
       const auto began = std::chrono::steady_clock::now();
       session.Run(Ort::RunOptions(), bindings[step % 2]);
@@ -102,18 +105,15 @@ int run(int count, char** words) {
       const float* const data = scores.GetTensorData<float>();
       const size_t classes = scores.GetTensorTypeAndShapeInfo().GetElementCount();
       if (kept) std::fwrite(data, sizeof(float), classes, kept);
-      std::printf("step %zu: %td, %.2f ms\n", step + 1, std::max_element(data, data + classes) - data, time.count());
-      if (sure(rule, step, data, classes)) return 0;
+      std::vector<double> answer(data, data + classes);
+      for (size_t k = 0; k < classes && step < limits.size(); k++) answer[k] += offsets.at(step * classes + k);
+      const auto best = std::max_element(answer.begin(), answer.end()) - answer.begin();
+      std::printf("step %zu: %td, %.2f ms\n", step + 1, best, time.count());
+      if (step < limits.size() && margin(answer) >= limits[step]) return 0;
     }
   }
   return 0;
-}
-
-int main(int count, char** words) {
-  try {
-    return run(count, words);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "stream: %s\n", error.what());
-    return 1;
-  }
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "stream: %s\n", error.what());
+  return 1;
 }

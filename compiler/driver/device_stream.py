@@ -15,11 +15,11 @@ class Stream:
         self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         self.meta = {key: json.loads(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
         self.shape, self.start = (n, *self.session.get_inputs()[0].shape[1:]), {}
-        for state in self.meta.get("states") or sys.exit(f"{file} keeps no states: compile with --streaming"):
+        for state in self.meta.get("svitc.states") or sys.exit(f"{file} keeps no states: compile with --streaming"):
             value = self.start[state["input"]] = np.empty([n, *state["shape"][1:]], state["dtype"])
             for part in state.get("parts", [state]):  # each fills all up to the end, and the next what is its own
                 value.reshape(n, -1)[:, part.get("offset", 0) :] = part["initial"]
-        self.outputs = [self.session.get_outputs()[0].name, *(state["output"] for state in self.meta["states"])]
+        self.outputs = [self.session.get_outputs()[0].name, *(state["output"] for state in self.meta["svitc.states"])]
         self.resume(self.start)
 
     def resume(self, states):
@@ -43,17 +43,17 @@ if __name__ == "__main__":
     sys.tracebacklimit = 0  # an error is one line
     frames = np.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
     frames = np.array(frames[frames.files[0]] if hasattr(frames, "files") else frames, np.float32, ndmin=3)
-    frames = np.expand_dims(frames, {3: (0, 1), 4: 1}.get(frames.ndim, ()))
+    frames = np.expand_dims(frames, {3: (0, 1), 4: (1,)}.get(frames.ndim, ()))
     net = Stream(f"{sys.path[0]}/model.onnx", n := frames.shape[1])
-    names, rule, unsure, answers = net.meta["classes"], net.meta.get("early_exit"), np.ones(n, bool), np.zeros(n, int)
-    repeat = int((sys.argv[2:] or [net.meta["time_steps"] if len(frames) == 1 else 1])[0])
+    names, unsure, answers = net.meta["classes"], np.full(n, True), np.zeros(n, int)
+    rule = net.meta.get("early_exit") or {"thresholds": [None], "offsets": [0]}
+    limits, offsets = (np.array(rule[key], float) for key in ("thresholds", "offsets"))  # of each step; None is NaN
+    repeat = int(sys.argv[2]) if sys.argv[2:] else net.meta["time_steps"] if len(frames) == 1 else 1
     for i, frame in enumerate(np.repeat(frames, repeat, 0)):
         began, scores, ended = time.perf_counter(), net(frame), time.perf_counter()
+        scores = scores.astype(float) + offsets[min(i, len(offsets) - 1)]
         answers[unsure] = scores.argmax(1)[unsure]
         print(f"step {i + 1}: {[names[k] if names else k for k in answers.tolist()]}, {1e3 * (ended - began):.2f} ms")
-        if rule and (limit := dict(enumerate(rule["thresholds"])).get(i)) is not None:
-            p = np.exp(np.subtract(scores, scores.max(1, keepdims=True), dtype=float))
-            p = np.sort(p / p.sum(1, keepdims=True))
-            entropy, margin = -(p * np.log(p + 1e-300)).sum(1), np.ptp(p[:, -2:], 1)
-            unsure &= entropy > limit if rule["kind"] == "entropy" else margin < limit
-            unsure.any() or sys.exit()
+        p = np.sort(np.exp(scores - scores.max(1, keepdims=True)))
+        unsure &= ~(np.ptp(p[:, -2:], 1) / p.sum(1) >= limits[min(i, len(limits) - 1)])  # margin of the first class
+        unsure.any() or sys.exit()
