@@ -70,7 +70,7 @@ def load_images(
                 f"--mean and --std do not apply to {path}: a factory yields images as the model takes them"
             )
         program.info["normalize"] = normalization
-    elif program.info.get("normalize") is None and not is_factory(path):
+    elif program.info.get("normalize") is None and not program.input.events and not is_factory(path):
         notes: list[str] = program.info.setdefault("assumptions", [])
         # The spelling is part of the file format: output folders of 0.1.0 hold this sentence, which is noted once.
         note = "images are only scaled to [0, 1], as nothing says how they are normalised; give --mean and --std"
@@ -85,6 +85,7 @@ def load_images(
         resize=preparation.resize,
         crop=preparation.crop,
         unlabeled=unlabeled,
+        events=preparation.event_options(),
     )
 
 

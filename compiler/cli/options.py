@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from svitc.data.event_options import EventOptions, parse_event_options
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
 
@@ -16,6 +17,7 @@ SOURCE_PANEL = "Where the model comes from"
 PRUNING_PANEL = "What is removed"
 SWEEP_PANEL = "How plans are measured"
 TRAINING_PANEL = "Fine-tuning"
+EVENTS_PANEL = "Recordings of events"
 
 RENAMED = {"narrowest": "min-weight-bits", "clean": "remove-dead-channels", "fix": "rewrite-model"}
 """Former names of options, which are still accepted, and their current names; without the leading dashes."""
@@ -37,7 +39,8 @@ DataPath = Annotated[
         metavar="PATH|MODULE:FACTORY",
         help="Images. With labels: a folder of class folders, an .npz with images and labels. Without labels: any "
         "other folder, a list of files (.txt), an .npz with images alone. Or a .zip of a folder, or the name of a "
-        "factory of a DataLoader, which is run.",
+        "factory of a DataLoader, which is run. For event frames likewise, or recordings of events: .npy, .npz, "
+        ".aedat4, .dat, .raw.",
     ),
 ]
 Limit = Annotated[
@@ -186,6 +189,34 @@ class PreparationOptions:
     crop: Annotated[
         int | None, typer.Option(min=1, help="Cut a square of this side from the center; by default the model's input.")
     ] = None
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="number|time",
+            help="Frames of equal numbers of events (the default), or of equal time, as SpikingJelly divides them.",
+            rich_help_panel=EVENTS_PANEL,
+        ),
+    ] = None
+    sensor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Size of the sensor in pixels, where the file does not tell; by default the model's input.",
+            rich_help_panel=EVENTS_PANEL,
+        ),
+    ] = None
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sum|mean",
+            help="Where the sensor is larger than the model's input: blocks of pixels become their sum, or their mean.",
+            rich_help_panel=EVENTS_PANEL,
+        ),
+    ] = None
+
+    def event_options(self) -> EventOptions:
+        """Return how recordings of events become frames. Raises UsageError for a malformed option."""
+        return parse_event_options(self.split_by, self.sensor, self.pool)
 
     def normalization(self, channels: int) -> dict[str, list[float]] | None:
         """Return ``mean`` and ``std``, each with one number per channel; None where they are not set.

@@ -85,6 +85,15 @@ def open_arrays(
     return OpenedSource(source, labels.astype(np.int64), classes, notes)
 
 
+def holds_images(path: Path) -> bool:
+    """Tell whether an .npz has an array ``images``, as far as its directory can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "images" in file.files
+    except Exception:  # a damaged archive may raise any exception; what reads it next tells
+        return False
+
+
 def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
     """Raise InputError unless labels from ``low`` to ``high`` are classes of the model."""
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)

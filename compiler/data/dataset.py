@@ -1,8 +1,8 @@
 """Images for accuracy, calibration and fine-tuning: what ``--data`` and ``--train-data`` take.
 
-A data set is a folder of class folders, any other folder of images, a .zip of either, a list of files, an .npz, or the
-user's own loader as ``module:factory``. Its images have labels or have none. Image files are decoded batch by batch, in
-threads where that is faster, so that a data set need not fit into memory.
+A data set is a folder of class folders, any other folder of images, a .zip of either, a list of files, an .npz, a
+recording of events, or the user's own loader as ``module:factory``. Its images have labels or have none. Files are
+decoded batch by batch, images in threads where that is faster, so that a data set need not fit into memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svitc.data.arrays import open_arrays
-from svitc.data.file_stores import Archive, FileList, Folder
+from svitc.data.arrays import holds_images, open_arrays
+from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
+from svitc.data.event_files import open_recordings
+from svitc.data.event_options import EventOptions
+from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
 from svitc.data.image_files import open_files
 from svitc.data.loader_factory import is_factory, open_factory
 from svitc.data.sources import (
@@ -36,6 +39,7 @@ from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 
 __all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
+DEFAULT_EVENTS = EventOptions()
 MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
 
 
@@ -139,7 +143,7 @@ class Dataset:
         if len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self):
             examples = ", ".join(self.unreadable[:3])
             raise InputError(
-                f"{self.name}: more than 1% of its {len(self)} images cannot be read: {examples}",
+                f"{self.name}: more than 1% of its {len(self)} {self.source.unit}s cannot be read: {examples}",
                 hint=f"The last of them: {error}.",
             ) from error
 
@@ -154,20 +158,22 @@ def load_data(
     resize: int | None = None,
     crop: int | None = None,
     unlabeled: bool = False,
+    events: EventOptions = DEFAULT_EVENTS,
 ) -> Dataset:
     """Open images, with their labels where they have some.
 
     Pixels are scaled to [0, 1] and normalized with ``info["normalize"]`` where the model has it. Images of
     another size than the model's input are resized: image files are scaled to cover the input and cropped at the
     center, arrays are only scaled, unless ``resize``, ``crop`` or the checkpoint say otherwise. Event frames are
-    only normalized. Images from a factory are used unchanged.
+    only normalized; recordings of events are counted into frames. Images from a factory are used unchanged.
 
     Args:
         path: A folder of class folders (they may lie inside one folder such as train/ or test/), or any other folder
             of images, which then have no labels; a .zip of either; a .txt that lists image files, one in a line,
             which have no labels; an .npz with ``images`` ``[N, C, H, W]``, uint8 or float in [0, 1] (event frames
             ``[N, T, C, H, W]``), and perhaps ``labels`` ``[N]``; or ``module:factory`` or
-            ``path/to/file.py:factory``, which is imported and called.
+            ``path/to/file.py:factory``, which is imported and called. For a model that takes event frames, folders,
+            archives and lists hold recordings (.npy, .npz, .aedat4, .dat, .raw), and the path of one is enough.
         input_spec: Input of the model.
         info: Metadata of the program, of which ``classes``, ``num_classes``, ``normalize``, ``resize`` and
             ``crop_pct`` are read.
@@ -178,6 +184,7 @@ def load_data(
         crop: Side in pixels of the square that is cut from the center, by default the size of the model's input.
             A square of another size is scaled to the input.
         unlabeled: Ignore labels: folders are no classes, and labels of arrays and factories are not read.
+        events: How recordings of events become frames.
 
     Raises:
         InputError: The file does not exist or holds no images, or labels or sizes do not fit the model.
@@ -187,7 +194,10 @@ def load_data(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no images")
     scaling = choose_scaling(input_spec, info, resize, crop)
+    if not input_spec.events:
+        events.check_unused("the model takes images, not event frames")
     if is_factory(path):
+        events.check_unused(f"{path} gives frames as the model takes them")
         if scaling.asked:
             raise UsageError(
                 f"--resize and --crop do not apply to {path}: a factory gives images as the model takes them"
@@ -196,7 +206,11 @@ def load_data(
         opened = open_factory(str(path), input_spec, info, limit, seed, unlabeled)
         return _dataset(str(path), opened, input_spec, {}, Scaling(scaling.size))
     path = Path(path)
-    dataset = _dataset(path.name, _open(path, input_spec, info, scaling, unlabeled), input_spec, info, scaling)
+    if input_spec.events:
+        opened = _open_events(path, input_spec, info, events, unlabeled)
+    else:
+        opened = _open(path, input_spec, info, scaling, unlabeled)
+    dataset = _dataset(path.name, opened, input_spec, info, scaling)
     if limit is None:
         return dataset
     if limit > len(dataset):
@@ -265,22 +279,56 @@ def _dataset(name: str, opened: OpenedSource, spec: InputSpec, info: JsonMapping
 
 
 def _open(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling, unlabeled: bool) -> OpenedSource:
+    """Open images."""
     try:
-        if path.is_dir():
-            return open_files(path.name, Folder(path), spec, info, scaling, unlabeled)
-        if not path.is_file():
-            raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
-        if path.suffix == ".npz":
+        if path.is_file() and path.suffix == ".npz":
             return open_arrays(path, spec, info, scaling, unlabeled)
-        if path.suffix == ".txt":
-            return open_files(path.name, FileList(path), spec, info, scaling)
-        if zipfile.is_zipfile(path):
-            return open_files(path.name, Archive(path), spec, info, scaling, unlabeled)
-        raise InputError(
-            f"{path} is neither a folder, nor a .zip, nor an .npz of images, nor a list (.txt)", hint=EXPECTED_LAYOUT
-        )
+        store = _store(path)
+        if store is None:
+            raise InputError(
+                f"{path} is neither a folder, nor a .zip, nor an .npz of images, nor a list (.txt)",
+                hint=EXPECTED_LAYOUT,
+            )
+        return open_files(path.name, store, spec, info, scaling, unlabeled)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _open_events(
+    path: Path, spec: InputSpec, info: JsonMapping, options: EventOptions, unlabeled: bool
+) -> OpenedSource:
+    """Open event frames, or recordings that become some."""
+    try:
+        if path.is_file() and path.suffix == ".npz" and holds_images(path):
+            options.check_unused(f"{path.name} holds frames already")
+            return open_arrays(path, spec, info, Scaling((spec.shape[-2], spec.shape[-1])), unlabeled)
+        recording = path.is_file() and path.suffix.lower() in RECORDING_SUFFIXES
+        store = OneFile(path) if recording else _store(path)
+        if store is None:
+            raise InputError(
+                f"{path} is neither a recording ({', '.join(RECORDING_SUFFIXES)}), nor a folder, a .zip or a list "
+                "(.txt) of recordings, nor an .npz of event frames",
+                hint=EXPECTED_LAYOUT,
+            )
+        return open_recordings(path.name, store, spec, info, options, unlabeled)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _store(path: Path) -> FileStore | None:
+    """Return the files that a folder, a list or an archive names; None where the path is none of them.
+
+    Raises:
+        InputError: Nothing is there, or it is damaged.
+        OSError: It cannot be read.
+    """
+    if path.is_dir():
+        return Folder(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
+    if path.suffix == ".txt":
+        return FileList(path)
+    return Archive(path) if zipfile.is_zipfile(path) else None
 
 
 def _mean_and_std(info: JsonMapping, spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:

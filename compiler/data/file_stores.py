@@ -1,12 +1,14 @@
-"""Where image files lie: in a folder, in a .zip, or wherever a list says."""
+"""Where image files and recordings lie: in a folder, in a .zip, or wherever a list says."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from svitc.errors import InputError
@@ -27,7 +29,11 @@ class FileStore(ABC):
 
     def images(self) -> list[str]:
         """Return the names of the image files, without hidden ones."""
-        paths = [path for name in self.names if (path := PurePosixPath(name)).suffix.lower() in SUFFIXES]
+        return self.having(SUFFIXES)
+
+    def having(self, suffixes: Sequence[str]) -> list[str]:
+        """Return the names of the files that end with one of these suffixes, without hidden ones."""
+        paths = [path for name in self.names if (path := PurePosixPath(name)).suffix.lower() in suffixes]
         return [path.as_posix() for path in paths if not any(p.startswith((".", "__MACOSX")) for p in path.parts)]
 
     @abstractmethod
@@ -42,17 +48,23 @@ class FileStore(ABC):
         """Return bytes that change when the file's content does, as far as that is cheap to see."""
         return str(self.size(name)).encode()
 
+    @contextmanager
+    def on_disk(self, name: str) -> Iterator[Path]:
+        """Give the path of a file with this content, and with this suffix, for libraries that open files themselves."""
+        with tempfile.NamedTemporaryFile(prefix="svitc-data-", suffix=PurePosixPath(name).suffix) as file:
+            file.write(self.read(name))
+            file.flush()
+            yield Path(file.name)
 
-class Folder(FileStore):
-    """The files below a folder; links to folders are followed.
 
-    Raises:
-        OSError: A folder cannot be listed.
+class FilesOnDisk(FileStore):
+    """Files below a folder.
+
+    Attributes:
+        path: The folder.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names = sorted(_walk(os.fspath(path), "", frozenset({os.path.realpath(path)})))
+    path: Path
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -62,6 +74,31 @@ class Folder(FileStore):
             return (self.path / name).stat().st_size
         except OSError:
             return 0
+
+    @contextmanager
+    def on_disk(self, name: str) -> Iterator[Path]:
+        yield self.path / name
+
+
+class Folder(FilesOnDisk):
+    """All files below a folder; links to folders are followed.
+
+    Raises:
+        OSError: A folder cannot be listed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = sorted(_walk(os.fspath(path), "", frozenset({os.path.realpath(path)})))
+
+
+class OneFile(FilesOnDisk):
+    """A single file."""
+
+    has_folders = False
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.names = path.parent, [path.name]
 
 
 def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
@@ -112,7 +149,7 @@ class Archive(FileStore):
         return b"%d %d" % (self.members[name].file_size, self.members[name].CRC)
 
 
-class FileList(FileStore):
+class FileList(FilesOnDisk):
     """The files that a text file lists, one in a line, relative to its own folder; ``#`` starts a comment line.
 
     Attributes:
@@ -126,7 +163,7 @@ class FileList(FileStore):
     has_folders = False
 
     def __init__(self, path: Path) -> None:
-        self.folder = path.parent
+        self.path = path.parent
         self.names = []
         # bytes that are no UTF-8 survive, as file names may hold any
         lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
@@ -134,22 +171,17 @@ class FileList(FileStore):
             name = line.strip()
             if not name or name.startswith("#"):
                 continue
-            if not (self.folder / name).is_file():
-                raise _missing(path.name, number, name, self.folder)
+            if not (self.path / name).is_file():
+                raise _missing(path.name, number, name, self.path)
             self.names.append(name)
 
     def images(self) -> list[str]:
         """Return the listed names, whatever they end with."""
         return self.names
 
-    def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
-
-    def size(self, name: str) -> int:
-        try:
-            return (self.folder / name).stat().st_size
-        except OSError:
-            return 0
+    def having(self, suffixes: Sequence[str]) -> list[str]:
+        """Return the names that end with one of these suffixes, in folders of any name."""
+        return [name for name in self.names if PurePosixPath(name).suffix.lower() in suffixes]
 
 
 def _missing(list_name: str, number: int, name: str, folder: Path) -> InputError:

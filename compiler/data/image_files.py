@@ -5,27 +5,24 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from difflib import get_close_matches
-from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
 
+from svitc.data.class_folders import label_by_folder
 from svitc.data.file_stores import FileStore
-from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage, without_labels
+from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 
-SPLITS = ("train", "test", "val", "valid", "validation")
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 # Size of a typical file above which threads decode. For smaller files (CIFAR's have 1,000 bytes) Pillow's own Python
 # code, which holds the interpreter's lock, takes longer than the decoding, and threads were measured to be slower.
 PARALLEL_FILE_BYTES = 8192
 SAMPLED_FILES = 15  # which are taken as typical
-EXAMPLES = 3  # names of folders and classes that a note shows
 
 
 class ImageFiles(Source):
@@ -129,18 +126,6 @@ def open_files(
     Raises:
         InputError: There are no images, some images lie outside class folders, or some folders are no classes.
     """
-    if spec.events:
-        arrays = [file for file in store.names if file.endswith((".npz", ".npy"))]
-        if arrays and not store.images():
-            raise InputError(
-                f"{name} holds {len(arrays)} arrays ({arrays[0]}, …), such as SpikingJelly writes event frames, and "
-                "svitc reads one .npz",
-                hint="Put them into one: images [N, T, C, H, W], labels [N] and perhaps classes; numpy.savez(path, …).",
-            )
-        raise InputError(
-            f"{name} holds still images, but the model takes event frames {list(spec.shape)}",
-            hint="Give an .npz with images [N, T, C, H, W] and labels.",
-        )
     channels = spec.shape[0]
     if channels not in PILLOW_MODES:
         raise InputError(
@@ -151,73 +136,4 @@ def open_files(
         raise InputError(f"{name} holds no images", hint=EXPECTED_LAYOUT)
     source = ImageFiles(store, files, channels, scaling)
     notes = [*source.notes(), *([scaling.note] if scaling.note else [])]
-    if unlabeled or not store.has_folders:
-        return without_labels(source, len(files), info, notes)
-    paths = [PurePosixPath(file) for file in files]
-    root = _root_depth(name, paths)
-    folders = sorted({path.parts[root] for path in paths if len(path.parts) > root + 1})
-    if not folders:
-        return without_labels(source, len(files), info, notes)
-    loose = [path for path in paths if len(path.parts) <= root + 1]
-    if loose:
-        raise InputError(
-            f"{name}: image {loose[0]} is in no class folder, but others are",
-            hint="Put it into one, or use all images without labels: --unlabeled.",
-        )
-    reason = _why_no_classes(name, folders, info)
-    if reason:
-        return without_labels(source, len(files), info, [*notes, f"{reason}: its images are used without labels"])
-    class_of, remarks = _class_of_folder(name, folders, info)
-    labels = np.array([class_of[path.parts[root]] for path in paths], dtype=np.int64)
-    return OpenedSource(source, labels, list(info.get("classes") or folders), remarks + notes)
-
-
-def _root_depth(name: str, files: list[PurePosixPath]) -> int:
-    """Return the number of folders, such as ``test/``, that all files share above their class folders."""
-    depth = 0
-    while True:
-        firsts = {f.parts[depth] for f in files if len(f.parts) > depth + 1}
-        splits = sorted(firsts & set(SPLITS))
-        if len(firsts) > 1 and len(splits) == len(firsts):
-            raise InputError(
-                f"{name} holds {' and '.join(splits)}",
-                hint="Give the folder of one of them, or a .zip of it; or use all without labels: --unlabeled.",
-            )
-        # a lone folder with folders inside is a root; with images inside it is a class
-        if len(firsts) != 1 or not all(len(f.parts) > depth + 2 for f in files):
-            return depth
-        depth += 1
-
-
-def _why_no_classes(name: str, folders: list[str], info: JsonMapping) -> str | None:
-    """Return why folders can not be classes of the model; None where they are, or some of them."""
-    classes, count = info.get("classes"), info.get("num_classes")
-    if classes:
-        if any(folder in classes for folder in folders):
-            return None
-        return f"no folder of {name} ({_some(folders)}) is named like a class of the model ({_some(classes)})"
-    if count is None or len(folders) == count:
-        return None
-    folders_text = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
-    return f"{name} has {folders_text} of images, but the model's head has {count} classes"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
-
-
-def _class_of_folder(name: str, folders: list[str], info: JsonMapping) -> tuple[dict[str, int], list[str]]:
-    """Return the class of each folder, an index into the model's head, and notes for the user."""
-    classes = info.get("classes")
-    if classes:
-        unknown = [folder for folder in folders if folder not in classes]
-        if unknown:
-            close = get_close_matches(unknown[0], classes, 1)
-            way_out = f"The closest is {close[0]}." if close else f"They are {', '.join(classes[:10])}."
-            raise InputError(
-                f"{name}: folder {unknown[0]} is none of the model's {len(classes)} classes, but others are",
-                hint=f"{way_out} To use all images without labels, give --unlabeled.",
-            )
-        return {folder: classes.index(folder) for folder in folders}, []
-    note = "class folders are taken in the order of their names, as the model does not name its classes"
-    return {folder: index for index, folder in enumerate(folders)}, [note]
+    return label_by_folder(name, store, files, source, info, notes, unlabeled)

@@ -23,7 +23,7 @@ from svitc.support.types import JsonMapping
 
 EXPECTED_LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), images without labels in any folder, a .zip of either, a list of "
-    "files (.txt), an .npz with images, with or without labels, or module:factory."
+    "files (.txt), an .npz with images, with or without labels, a recording of events or module:factory."
 )
 NO_LABEL = -1
 IMAGES_AHEAD = 4  # images that each worker may decode in advance: memory stays small, and none waits for a slow one
@@ -31,10 +31,15 @@ MAX_WORKERS = 16
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be decoded."""
+    """An image or a recording that cannot be decoded.
 
-    def __init__(self, name: str, cause: Exception) -> None:
-        super().__init__(f"{name}: {type(cause).__name__}: {cause}")
+    Args:
+        name: Its name.
+        cause: Why, as an exception or in words.
+    """
+
+    def __init__(self, name: str, cause: Exception | str) -> None:
+        super().__init__(f"{name}: {cause if isinstance(cause, str) else f'{type(cause).__name__}: {cause}'}")
         self.name = name
 
 
@@ -43,9 +48,11 @@ class Source(ABC):
 
     Attributes:
         parallel: Whether several threads may call ``fetch`` at once and are faster so.
+        unit: What messages call one of them.
     """
 
     parallel = False
+    unit = "image"
 
     @abstractmethod
     def fetch(self, index: int) -> np.ndarray:

@@ -298,11 +298,3 @@ def test_integers_of_32_bits_have_no_white(store):
     data = load_data(store({"cat/1.tif": encoded("1.tif", pixels)}), InputSpec((1, 64, 64)), NAMES)
     with pytest.raises(InputError, match="integers of 32 bits, and nothing says which is white"):
         next(data.batches(1))
-
-
-def test_folders_of_event_frames_are_no_still_images(store):
-    buffer = io.BytesIO()
-    np.savez(buffer, frames=np.ones((10, 2, 16, 16), np.float32))
-    path = store({"a/0.npz": buffer.getvalue(), "b/0.npz": buffer.getvalue()})
-    with pytest.raises(InputError, match=r"holds 2 arrays \(a/0.npz, …\), such as SpikingJelly writes event frames"):
-        load_data(path, InputSpec((10, 2, 16, 16)), {"num_classes": 2})
