@@ -147,6 +147,21 @@ class FileReport(Section):
 
 
 @dataclass(frozen=True)
+class StreamingReport(Section):
+    """The states of a streaming file, which each call passes on to the next.
+
+    Attributes:
+        states: number of states.
+        bytes: what they take for one image, or one stream of frames.
+        inputs: name of each state's input -> its shape.
+    """
+
+    states: int
+    bytes: int
+    inputs: dict[str, list[int | str]]
+
+
+@dataclass(frozen=True)
 class NoAccuracy(Section):
     """The section on accuracy where there are no images with labels to report it on."""
 
@@ -286,7 +301,9 @@ class Report(Section):
     energy: EnergyReport | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
+    streaming: StreamingReport | None = None
 
     def to_json(self) -> JsonDict:
-        """See ``Section``; without the outputs where the classes say everything."""
-        return {key: value for key, value in super().to_json().items() if key != "outputs" or value is not None}
+        """See ``Section``; without the outputs where the classes say everything, and states where there are none."""
+        optional = ("outputs", "streaming")
+        return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

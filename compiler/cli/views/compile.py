@@ -68,6 +68,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         names = ", ".join(path.name for path in paths)
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
         out.print(form_of(report["file"]))
+        streaming_line(report.get("streaming"))
         device_check(paths)
 
 
@@ -75,6 +76,13 @@ def form_of(file: JsonDict) -> str:
     """Return in words which opset a file needs, and how many images it takes at once."""
     batch = "any number of images" if file["batch"] is None else f"exactly {file['batch']} images"
     return f"model.onnx: opset {file['opset']}, for {file['opset_for']}; takes {batch} at once"
+
+
+def streaming_line(streaming: JsonDict | None) -> None:
+    """Print what a call of a streaming file passes on to the next."""
+    if streaming is not None:
+        size = human.byte_size(streaming["bytes"])
+        out.print(f"one time step per call: {streaming['states']} states, {size} for each stream, go from call to call")
 
 
 def device_check(paths: list[Path]) -> None:

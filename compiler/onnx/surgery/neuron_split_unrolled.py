@@ -68,9 +68,11 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
     infos = {info.name: info for info in graph.value_info}
     neurons: list[SplitUnrolledNeuron] = []
     renamed: dict[str, str] = {}
+    owners: dict[str, str] = {}  # name of spikes -> what the names of the neuron's own nodes begin with
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = renamed.get(name, name)
+        for i, name in enumerate(node.input):  # a neuron's membrane follows its own spikes
+            if name not in owners or not node.name.startswith(owners[name]):
+                node.input[i] = renamed.get(name, name)
         meta = metadata_of(node)
         if VIEW_KEY not in meta:
             continue
@@ -78,6 +80,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         names = view["values"]  # of all steps, even where each step has its own node
         refs = [f"ref:{name}" for name in names]
         renamed.update(zip(names, refs, strict=True))
+        owners.update(dict.fromkeys(names, f"{view['path']}/"))
         if any(name not in infos for name in names):
             raise InternalError(f"neuron {view['path']}: the file has no type for its spikes")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(infos[names[0]].type.tensor_type.elem_type)
