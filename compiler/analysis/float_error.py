@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -161,7 +161,10 @@ def _terms(program: Program, node: fx.Node, module: nn.Module | None) -> int:
     return 1 if node.target in ops.ELEMENTWISE or isinstance(module, nn.AvgPool2d) else 0
 
 
-def bound(magnitude: np.ndarray, terms: int) -> np.ndarray:
+Values = TypeVar("Values", np.ndarray, torch.Tensor)
+
+
+def bound(magnitude: Values, terms: int) -> Values:
     """Return the largest rounding error of values with these magnitudes.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from svitc.cli.anytime_options import AnytimeOptions
 from svitc.cli.options import (
     PRUNING_PANEL,
     TRAINING_PANEL,
@@ -167,8 +168,8 @@ class BudgetOptions(PruningOptions, PlanOptions):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FileOptions:
-    """Where the files are written, and how the ONNX file stores weights."""
+class FileOptions(AnytimeOptions):
+    """Where the files are written, how the ONNX file stores weights, and when inference may stop."""
 
     out: Annotated[
         Path,

@@ -324,7 +324,16 @@ class RunOptions(OutputOptions):
 class VerifiedRunOptions(RunOptions):
     """How many images are verified, the seed of a run, and what it prints."""
 
-    verify_images: VerifyImages = 4
+    verify_images: Annotated[
+        int | None,
+        typer.Option(
+            "--verify-images",
+            min=1,
+            help="Images that verification looks at: from --data, else random. By default up to 4, as long as one "
+            "makes neurons fire that were silent before.",
+            show_default=False,
+        ),
+    ] = None
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svitc.codegen.module import program_source
+from svitc.driver.anytime_curve import curve_svg
 from svitc.driver.proof import Proof
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
@@ -53,6 +54,8 @@ class Compiled:
             **(self.proof.files() if self.proof is not None else {}),
             **(_callers() if self.report.get("streaming") else {}),
         }
+        if self.report.get("anytime"):
+            contents["anytime.svg"] = curve_svg(self.report["anytime"]).encode()
         self.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
         contents["report.json"] = to_json_bytes(self.report)

@@ -15,17 +15,25 @@ from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
-from svitc.driver.apply import apply_plan, quantized
+from svitc.driver.anytime import Anytime, check_anytime, find_rule
+from svitc.driver.apply import apply_plan
 from svitc.driver.artifacts import Compiled
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
-from svitc.driver.plan_search import SearchedPlan, Task, pose, search_plan
+from svitc.driver.plan_search import Exported, SearchedPlan, Task, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.proof import Proof, prove
-from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
+from svitc.driver.report import (
+    AccuracyReport,
+    BeforeAfter,
+    BudgetReport,
+    NoAccuracy,
+    Report,
+    WeightsReport,
+)
 from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
@@ -58,6 +66,8 @@ from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
+
+MOST_IMAGES = 4  # that verification uses unless the options say how many
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,7 @@ class Compiler:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
+        check_anytime(program, self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
         if self.options.finetune and self.options.train_data is None:
@@ -192,10 +203,13 @@ class Compiler:
         applied = self._apply(task, searched, finetune_file, reporter)
         if not current().is_writer:  # only the first rank exports, verifies and reports
             return Compiled(applied.pruned, b"", searched.plan, {}, Verdict())
-        lowered = self._lower(task, searched.plan, applied.pruned, reporter)
+        lowered = self._lower(task, searched, applied.pruned, reporter)
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
-        proof = self._prove(lowered, reporter) if verdict.passed else None
+        proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
+        measured = self._measurements(lowered, reporter)
+        chosen = task.replayed is None and not task.whole and self.options.train_data is None
+        anytime = find_rule(lowered.program, self.options, measured["energy"], chosen, reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -203,10 +217,11 @@ class Compiler:
             verify=verdict.to_json(),
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
-            **self._measurements(lowered, reporter),
+            **measured,
+            anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
-        file = self._described(searched.plan, lowered, proof)
+        file = self._described(searched.plan, lowered, proof, anytime)
         return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
@@ -273,19 +288,19 @@ class Compiler:
             tuned = finetune(pruned, self.program, options.train_data, training, reporter)
         return Applied(tuned.program, tuned)
 
-    def _lower(self, task: Task, plan: Plan, pruned: Program, reporter: Reporter) -> Lowered:
-        """Give weights their stored type, and export the program."""
-        final, weights = quantized(pruned, plan, task.weights, reporter)
+    def _lower(self, task: Task, searched: SearchedPlan, pruned: Program, reporter: Reporter) -> Lowered:
+        """Give weights their stored type, and export the program, unless the search has done so."""
+        found = searched.exported if pruned is searched.pruned else None
         with reporter.stage("export"):
-            exported = self.workspace.export(final)
+            found = found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
             size = self.options.static_batch
-            written = self.workspace.export_step(final) if self.options.streaming else exported
+            written = self.workspace.export_step(found.program) if self.options.streaming else found.file
             written = written if size is None else with_static_batch(written, size)
-            return Lowered(final, weights, exported, written, backend.weight_bytes(written))
+            return Lowered(found.program, found.weights, found.file, written, backend.weight_bytes(written))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""
-        images = self.options.images
+        images, chosen = self.options.images or MOST_IMAGES, self.options.images is not None
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
             inputs = some_inputs(lowered.program, data, images, self.options.seed, self.options.static_batch)
@@ -296,16 +311,16 @@ class Compiler:
                 original = None if floats else pruned
                 return verify_stream(lowered.program, lowered.written, lowered.exported, inputs, step, original)
             if floats:
-                return verify(lowered.program, lowered.written, inputs, step)
-            return verify_exact(lowered.program, lowered.written, inputs, step, pruned)
+                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
+            return verify_exact(lowered.program, lowered.written, inputs, step, pruned, all_inputs=chosen)
 
-    def _prove(self, lowered: Lowered, reporter: Reporter) -> Proof:
+    def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
             size = self.options.static_batch or 1
-            return prove(lowered.program, lowered.written, lowered.weights.inexact, size)
+            return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
-    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
+    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
         span = span_of(lowered.program)
         origin = Origin(
@@ -313,6 +328,7 @@ class Compiler:
             budget=plan.provenance.get("budget"),
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
+            early_exit=None if anytime is None else anytime.metadata(),
         )
         values = metadata(lowered.program, self.options, origin)
         return described(lowered.written, values, self.options.streaming)

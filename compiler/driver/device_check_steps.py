@@ -1,4 +1,4 @@
-"""Check that this machine fires a streaming model.onnx's spikes: python check.py [--openvino] [--spikes] (docs/file.md)."""
+"""Check that this machine fires the spikes of a streaming model.onnx: python check.py [--openvino] [--spikes]."""
 
 import hashlib
 import importlib

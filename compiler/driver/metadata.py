@@ -45,6 +45,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "classes": "names of the classes in the order of the scores; null where the checkpoint does not tell",
     "time_steps": "time steps of the neurons",
     "outputs": "name of each output, and what it is",
+    "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
     "weights": '`"fp32"`, `"int8"`, or `"mixed"`',
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
@@ -64,12 +65,14 @@ class Origin:
         budget: the budget as it was given, or None.
         limits: smallest and largest input that is not clamped, or None.
         digest: digest of the spikes for the images of the proof, or None.
+        early_exit: rule for stopping before the last time step, or None.
     """
 
     weights: str
     budget: str | None
     limits: list[float] | None
     digest: str | None
+    early_exit: JsonDict | None = None
 
 
 def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonDict:
@@ -101,6 +104,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "classes": info.get("classes"),
         "time_steps": time_steps(program),
         "outputs": meanings(program, options.per_step, options.streaming),
+        "early_exit": origin.early_exit,
         "weights": origin.weights,
         "budget": origin.budget,
         "target": options.target,

@@ -47,6 +47,9 @@ class CompileOptions:
             ``[N, classes]``.
         streaming: whether the file runs one time step per call, with the membranes as further inputs and outputs; with
             ``per_step`` it returns each step's own class scores, otherwise their average so far.
+        anytime: the most top-1 that stopping before the last time step may cost, as a share, so that a rule for it is
+            found on ``data``; without labels, the largest share of images that get another class. None for no rule.
+        confidence: probability with which that is promised, for images that nobody has seen.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
         static_batch: number of images that every batch of the file has, for runtimes that need to know it; None for
@@ -61,7 +64,8 @@ class CompileOptions:
             into their consumers, both without changing the output (passes/canonical); ``off`` does not.
         input_range: the smallest and the largest value of an input, for quantized files, which clamp what is beyond;
             None to measure it on the images, or else to derive it from the model (analysis/input_range.py).
-        images: number of images that verification uses.
+        images: number of images that verification uses; None for up to 4, as long as one makes neurons fire that were
+            silent on those before.
         seed: seed of all random choices.
     """
 
@@ -79,13 +83,15 @@ class CompileOptions:
     target: str = "cpu"
     per_step: bool = False
     streaming: bool = False
+    anytime: float | None = None
+    confidence: float = 0.95
     functions: bool = False
     static_batch: int | None = None
     reparam: str = "auto"
     remove_dead_channels: str = "auto"
     no_data: str = "synthetic"
     input_range: tuple[float, float] | None = None
-    images: int = 4
+    images: int | None = None
     seed: int = 0
     metric: Metric | None = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from svitc import onnx as backend
 from svitc.driver.apply import apply_plan, prune_and_round, quantized
 from svitc.driver.prepare import Prepared, Workspace
+from svitc.driver.report import WeightsReport
 from svitc.errors import InternalError, UsageError
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.channel_slicing import selection
@@ -48,17 +49,40 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """A pruned network with weights of the stored type, and its file.
+
+    Attributes:
+        program: the program.
+        weights: the report's section on the weights.
+        file: the ONNX file, for batches of any size.
+    """
+
+    program: Program
+    weights: WeightsReport
+    file: bytes
+
+    @classmethod
+    def of(cls, workspace: Workspace, pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> Exported:
+        """Give the weights of a pruned program the type that is stored, and export it."""
+        final, row = quantized(pruned, plan, weights, reporter)
+        return cls(final, row, workspace.export(final))
+
+
+@dataclass(frozen=True)
 class SearchedPlan:
     """The result of a plan search.
 
     Attributes:
         plan: the plan, with the bits of weights and its provenance.
         pruned: the program after the plan was applied, where the search has built it.
+        exported: what was exported of that program.
         timing: entries on a search by latency in the report's ``budget``.
     """
 
     plan: Plan
     pruned: Program | None = None
+    exported: Exported | None = None
     timing: JsonDict = field(default_factory=dict)
 
     @property
@@ -205,9 +229,12 @@ def _within_limit(
             # scales that differ much are stored in a wider type, so the bytes of quantized weights depend on the refit
             refit = str(plan.provenance["refit"]) if task.weights != "fp32" else "none"
             pruned = apply_plan(workspace, task.prepared, plan, refit)
-            stored = backend.weight_bytes(workspace.export(quantized(pruned, plan, task.weights, reporter)[0]))
+            exported = Exported.of(workspace, pruned, plan, task.weights, reporter)
+            stored = backend.weight_bytes(exported.file)
         if stored <= limit or task.whole:
-            return SearchedPlan(plan, pruned if refit == plan.provenance["refit"] else None)
+            if refit != plan.provenance["refit"]:
+                return SearchedPlan(plan)
+            return SearchedPlan(plan, pruned, exported)
         _, sizes = selection(problem.program, plan.validate(problem.program))
         # the cost model ignores shape constants, of which the file stores equal ones once
         slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,17 +64,26 @@ class _Answer:
         outputs: the outputs.
         spikes: digest and parts of each neuron's spikes (``fingerprint``).
         sizes: number of values of each neuron's spikes, those that are 0 as well.
-        flaws: spikes that differ in another order of sums, and neurons that never fire.
+        flips: number of spikes that differ in another order of sums.
+        silent: neurons that never fire.
     """
 
     image: np.ndarray
     outputs: list[np.ndarray]
     spikes: list[tuple[str, np.ndarray]]
     sizes: list[int]
-    flaws: tuple[int, int]
+    flips: int
+    silent: set[str]
+
+    @property
+    def flaws(self) -> tuple[int, int]:
+        """Flips and silent neurons, of which there should be few."""
+        return self.flips, len(self.silent)
 
 
-def prove(program: Program, exported: bytes, inexact: Mapping[str, str], batch: int = 1) -> Proof:
+def prove(
+    program: Program, exported: bytes, inexact: Mapping[str, str], silent: Collection[str] = (), batch: int = 1
+) -> Proof:
     """Run a verified file on a few drawn images, and keep what it computes.
 
     Args:
@@ -82,6 +91,7 @@ def prove(program: Program, exported: bytes, inexact: Mapping[str, str], batch: 
         exported: the file.
         inexact: neurons and outputs of a quantized program that depend on the order of a float sum; of a float program
             nothing needs to be named.
+        silent: neurons that the images of the verification did not make fire: no image is sought that does.
         batch: number of images that the file takes at once; the proof then holds such batches in place of images.
     """
     model = read_proto(exported)
@@ -104,7 +114,7 @@ def prove(program: Program, exported: bytes, inexact: Mapping[str, str], batch: 
             int((a != b).sum()) for a, b in zip(results[0][len(names) :], results[-1][len(names) :], strict=True)
         )
         found.append(_answer(image, results[0], len(names), tapped, flips))
-        if sum(answer.flaws == (0, 0) for answer in found) == wanted:
+        if sum(not answer.flips and answer.silent <= set(silent) for answer in found) == wanted:
             break
     chosen = sorted(found, key=lambda answer: answer.flaws)[:wanted]
     digests = np.array([[digest for digest, _ in answer.spikes] for answer in chosen])
@@ -160,9 +170,9 @@ def _answer(image: np.ndarray, results: list[np.ndarray], outputs: int, tapped: 
     values = iter(results[outputs:])
     steps = [[next(values) for _ in tap.values] for tap in tapped]
     spikes = [fingerprint(each) for each in steps]
-    silent = sum(not parts.any() for _, parts in spikes)
+    silent = {tap.path for tap, (_, parts) in zip(tapped, spikes, strict=True) if not parts.any()}
     sizes = [sum(step.size for step in each) for each in steps]
-    return _Answer(image, results[:outputs], spikes, sizes, (flips, silent))
+    return _Answer(image, results[:outputs], spikes, sizes, flips, silent)
 
 
 def _few(rounds: bool, size: int) -> int:

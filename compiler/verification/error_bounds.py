@@ -48,7 +48,7 @@ class ErrorBounds(Recorder):
     def __init__(
         self, program: Program, spikes: dict[str, torch.Tensor], exact: Mapping[str, nn.Module | None]
     ) -> None:
-        super().__init__(program, spikes)
+        super().__init__(program, spikes, fires=False)
         self.exact = exact
         self.bounds: dict[str, Bound] = {}
         self.outputs: list[Bound] = []

@@ -20,6 +20,7 @@ from svitc.ir.program import Program
 from svitc.onnx.int16_sums import beyond_int16
 from svitc.passes.pipelines import exportable_program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
+from svitc.verification.informative import informative
 from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
@@ -34,6 +35,7 @@ def verify_exact(
     progress: Callable[[int], None] | None = None,
     original: Program | None = None,
     runtime: Runtime = ONNX_RUNTIME,
+    all_inputs: bool = True,
 ) -> Verdict:
     """Compare an exported file with the quantized program that defines it, and that with the float program.
 
@@ -44,6 +46,7 @@ def verify_exact(
         progress: called with the number of images done.
         original: the float program that was quantized (quantization_check.py); None where it is not at hand.
         runtime: runs the file.
+        all_inputs: whether to use all inputs, not only those that tell more than the ones before (informative.py).
 
     Returns:
         the differences in each layer and in the outputs.
@@ -57,7 +60,7 @@ def verify_exact(
     full_session = runtime.open(exported)
     verdict = Verdict.of(lowered, runtime.described())
     verdict.beyond_int16 = beyond_int16(exported)
-    for number, x in enumerate(inputs):
+    for number, x in enumerate(inputs if all_inputs else informative(inputs, verdict)):
         reference, result = Recorder.record(lowered, x)
         expected = as_tuple(result)
         for output, before, after in zip(verdict.outputs, program.outputs(x), expected, strict=True):

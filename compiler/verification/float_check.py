@@ -22,6 +22,7 @@ from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
+from svitc.verification.informative import informative
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
@@ -32,6 +33,7 @@ def verify(
     inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
     runtime: Runtime = ONNX_RUNTIME,
+    all_inputs: bool = True,
 ) -> Verdict:
     """Compare an exported file with the program that it was exported from.
 
@@ -41,6 +43,7 @@ def verify(
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
         runtime: runs the file.
+        all_inputs: whether to use all inputs, not only those that tell more than the ones before (informative.py).
 
     Returns:
         the differences in each layer and in the outputs.
@@ -58,7 +61,7 @@ def verify(
     verdict = Verdict.of(program, runtime.described())
     names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
-    for number, x in enumerate(inputs):
+    for number, x in enumerate(inputs if all_inputs else informative(inputs, verdict)):
         reference, output = Recorder.record(program, x)
         expected = as_tuple(output)
         runs = [(reference, expected)]

@@ -26,17 +26,18 @@ class Recorder(fx.Interpreter):
     Args:
         program: the program.
         spikes: neuron -> spikes to pass on instead of its own.
+        fires: whether neurons whose spikes are given run all the same, for ``spikes``.
 
     Attributes:
         currents: neuron -> its input.
-        spikes: neuron -> its spikes on that input.
+        spikes: neuron -> its spikes on that input, if it ran.
         fed: neuron -> what later layers get: its spikes, or those passed in instead.
         arguments: name of a node whose operator has a ``slope`` -> its input.
     """
 
-    def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None) -> None:
+    def __init__(self, program: Program, spikes: dict[str, torch.Tensor] | None = None, fires: bool = True) -> None:
         super().__init__(program.module)
-        self.program, self.replacements = program, spikes
+        self.program, self.replacements, self.fires = program, spikes, fires
         self.currents: dict[str, torch.Tensor] = {}
         self.spikes: dict[str, torch.Tensor] = {}
         self.fed: dict[str, torch.Tensor] = {}
@@ -54,16 +55,17 @@ class Recorder(fx.Interpreter):
         if not ops.is_neuron(module):
             return super().call_module(target, args, kwargs)
         self.currents[target] = args[0]
-        self.spikes[target] = super().call_module(target, args, kwargs)
+        if self.replacements is None or self.fires:
+            self.spikes[target] = super().call_module(target, args, kwargs)
         self.fed[target] = self.replacements[target] if self.replacements is not None else self.spikes[target]
         return self.fed[target]
 
     @classmethod
     def record(
-        cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None
+        cls, program: Program, x: torch.Tensor, spikes: dict[str, torch.Tensor] | None = None, fires: bool = True
     ) -> tuple[Recorder, Any]:
         """Run a program on a batch; return the recorder and the output: a tensor, or a tuple of several."""
-        recorder = cls(program, spikes)
+        recorder = cls(program, spikes, fires)
         return recorder, recorder.run_from_rest(x)
 
     def run_from_rest(self, x: torch.Tensor) -> Any:
@@ -80,7 +82,7 @@ class _Magnitudes(Recorder):
     """Recorder of what bounds rounding (``analysis.float_error.magnitudes``), beside the program itself."""
 
     def __init__(self, program: Program, reference: Recorder) -> None:
-        super().__init__(program, reference.fed)
+        super().__init__(program, reference.fed, fires=False)
         self.values = reference.arguments
 
     def run_node(self, n: fx.Node) -> Any:

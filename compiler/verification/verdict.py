@@ -91,6 +91,11 @@ class QuantizationVerdict:
         self.beyond[name] = self.beyond.get(name, 0) + int((~(difference <= allowed)).sum())
         self.compared += difference.numel()
 
+    def pass_over(self, name: str, values: int) -> None:
+        """Count elements of a neuron or output that are known to differ by no more than they may."""
+        self.beyond.setdefault(name, 0)
+        self.compared += values
+
     def to_json(self) -> JsonDict:
         """Return the ``quantization`` entry of the report's ``verify`` section."""
         return {
@@ -176,6 +181,11 @@ class Verdict:
         return sum(getattr(layer, field_name) for layer in self.layers.values())
 
     @property
+    def silent(self) -> list[str]:
+        """The neurons that no image made fire."""
+        return [layer.name for layer in self.layers.values() if layer.firing == 0]
+
+    @property
     def file_divergence(self) -> str | None:
         """Return the first layer, in execution order, in which the file differs from its program."""
         for layer in self.layers.values():
@@ -211,7 +221,7 @@ class Verdict:
             "first_divergence": self.first_divergence,
             "top1_agreement": self.agreeing / self.images if self.images and self.scores is not None else None,
             "max_logit_difference": self.max_logit_difference,
-            "silent_neurons": [layer.name for layer in self.layers.values() if layer.firing == 0],
+            "silent_neurons": self.silent,
             "layers": [layer.to_json() for layer in self.layers.values()],
             **({} if self.calls is None else {"calls": self.calls}),
             **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),

@@ -1,4 +1,4 @@
-"""Run a model in a real headless Chromium, through the page's own code, and compare its logits with native ones.
+"""Drop a picture into the page in a real headless Chromium, and compare its logits with native ones.
 
     python check.py [model.onnx]          # needs chromium on the path, npm install in this folder, and svitc
 
@@ -7,16 +7,22 @@ Without a file, the demo's model is compiled with int8 weights. The picture has 
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,72 +32,128 @@ from PIL import Image
 HERE = Path(__file__).parent
 LIMIT_S = 120
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PAGE = """<!doctype html><script type="module">
-let result;
-try {
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
+LOGITS = """(async () => {
   const { Classifier } = await import("./classifier.mjs");
   const classifier = await Classifier.load("model.onnx");
   const pixels = await classifier.pixels(await (await fetch("picture.png")).blob());
-  const logits = await classifier.logits(pixels);
-  result = { pixels: Array.from(pixels), logits: Array.from(logits), best: classifier.best(logits, 1)[0].name };
-} catch (error) { result = { error: String(error && error.stack || error) }; }
-await fetch("result", { method: "POST", body: JSON.stringify(result) });
-</script>"""
+  return { pixels: Array.from(pixels), logits: Array.from(await classifier.logits(pixels)) };
+})()"""
+READY = 'document.getElementById("about")?.textContent.includes("in this page")'
+PLACE = '(({ x, y }) => ({ x: x + 9, y: y + 9 }))(document.getElementById("drop").getBoundingClientRect())'
+SHOWN = 'Array.from(document.getElementById("classes").children, (item) => item.textContent)'
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves this folder, the model, a picture and a page that posts its result."""
+    """Serves this folder, the model and a picture."""
 
     contents: dict[str, bytes]
-    result: dict
-    done: threading.Event
 
     def do_GET(self) -> None:
-        """Answer with a made file, else with one of the folder."""
+        """Answer with the model or the picture, else with a file of the folder."""
         content = self.contents.get(self.path)
         if content is None:
             return super().do_GET()
         self.send_response(200)
-        self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
+        self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-    def do_POST(self) -> None:
-        """Take the result of the page."""
-        type(self).result = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(204)
-        self.end_headers()
-        self.done.set()
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
 
 
-def in_browser(model: bytes, picture: bytes) -> dict:
-    """Return what the page posts: ``pixels``, ``logits`` and the ``best`` class."""
-    Handler.contents = {"/model.onnx": model, "/picture.png": picture, "/page": PAGE.encode()}
-    Handler.done = threading.Event()
-    browser = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-    )
-    if not browser or not (HERE / "node_modules").is_dir():
+class Page:
+    """A page in a browser, over the DevTools protocol: messages in JSON, each ended by a zero byte, in two pipes.
+
+    Args:
+        send: pipe to the browser.
+        receive: pipe from it.
+        address: what to open.
+    """
+
+    def __init__(self, send: io.BufferedWriter, receive: io.BufferedReader, address: str) -> None:
+        self.send, self.receive, self.count = send, receive, 0
+        self.session: dict[str, str] = {}
+        target = self.call("Target.createTarget", url=address)["targetId"]
+        self.session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+
+    def call(self, method: str, **params: object) -> dict[str, Any]:
+        """Return the result of a command."""
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params, **self.session}
+        self.send.write(json.dumps(message).encode() + b"\0")
+        self.send.flush()
+        while True:
+            answer = b"".join(iter(lambda: self.receive.read(1), b"\0"))
+            if (found := json.loads(answer)).get("id") == self.count:  # else an event
+                if "error" in found:
+                    sys.exit(f"the browser refuses {method}: {found['error']['message']}")
+                return found["result"]
+
+    def value(self, expression: str) -> Any:
+        """Return the value of an expression in the page."""
+        found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in found:
+            sys.exit(f"the page failed: {found['exceptionDetails'].get('exception', {}).get('description')}")
+        return found["result"].get("value")
+
+    def until(self, expression: str) -> Any:
+        """Return the value of an expression once it is true, or not empty."""
+        while not (value := self.value(expression)):
+            time.sleep(0.1)
+        return value
+
+    def drop(self, file: Path) -> None:
+        """Drop a file onto the page."""
+        place, data = self.value(PLACE), {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for event in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=event, data=data, **place)
+
+
+@contextmanager
+def browser(address: str) -> Iterator[Page]:
+    """Yield a page in a headless browser, which is ended after ``LIMIT_S`` at the latest."""
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if program is None or not (HERE / "node_modules").is_dir():
         sys.exit("this check needs chromium on the path, and npm install in this folder")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(HERE)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (commands, send), (receive, answers) = os.pipe(), os.pipe()
+
+    def connect() -> None:
+        """Give the browser its pipes as numbers 3 and 4, where it expects them."""
+        for place, end in ((3, fcntl.fcntl(commands, fcntl.F_DUPFD, 10)), (4, fcntl.fcntl(answers, fcntl.F_DUPFD, 10))):
+            os.dup2(end, place)
+
     with tempfile.TemporaryDirectory() as profile:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
-        address = f"http://127.0.0.1:{server.server_port}/page"
-        process = subprocess.Popen([browser, *flags, "--remote-debugging-port=0", address], stderr=subprocess.DEVNULL)
+        command = [program, *FLAGS, f"--user-data-dir={profile}"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=connect)
+        os.close(commands)
+        os.close(answers)
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
         try:
-            finished = Handler.done.wait(LIMIT_S)
+            with os.fdopen(send, "wb") as to, os.fdopen(receive, "rb") as back:
+                yield Page(to, back, address)
         finally:
+            limit.cancel()
             process.terminate()
             process.wait()
-            server.shutdown()
-    if not finished or "error" in Handler.result:
-        sys.exit(f"the page failed: {Handler.result.get('error') if finished else f'no result after {LIMIT_S} s'}")
-    return Handler.result
+
+
+def in_browser(model: bytes, picture: bytes) -> dict:
+    """Return ``pixels`` and ``logits`` of a picture, and the lines that are ``shown`` once it was dropped."""
+    Handler.contents = {"/model.onnx": model, "/picture.png": picture}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(HERE)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder, browser(f"http://127.0.0.1:{server.server_port}/index.html") as page:
+        (file := Path(folder) / "dropped.png").write_bytes(picture)
+        page.until(READY)
+        found = page.value(LOGITS)
+        page.drop(file)
+        found["shown"] = page.until(SHOWN)
+    server.shutdown()
+    return found
 
 
 def demo() -> bytes:
@@ -119,12 +181,24 @@ def main() -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    [expected] = session.run(None, {session.get_inputs()[0].name: pixels})
+    batch = about.get("batch") or 1
+    expected = session.run(None, {session.get_inputs()[0].name: pixels.repeat(batch, axis=0)})[0][:1]
     logits = np.array(found["logits"], np.float32).reshape(expected.shape)
-    print(f"best: {found['best']}; largest difference of a logit: {abs(logits - expected).max():g}")
     equal = np.array_equal(logits, expected)
-    print("equal, bit for bit" if equal else "NOT equal")
-    sys.exit(0 if equal and np.allclose(pixels[0], wanted.transpose(2, 0, 1), atol=1e-5) else 1)
+    print(
+        f"largest difference of a logit: {abs(logits - expected).max():g}; {'' if equal else 'NOT '}equal, bit for bit"
+    )
+    lines = shown(expected[0], about.get("classes"), len(found["shown"]))
+    print(f"shown when it was dropped: {found['shown'][0]}; {'' if found['shown'] == lines else 'NOT '}as natively")
+    close = np.allclose(pixels[0], wanted.transpose(2, 0, 1), atol=1e-5)
+    sys.exit(0 if equal and close and found["shown"] == lines else 1)
+
+
+def shown(logits: np.ndarray, classes: list[str] | None, count: int) -> list[str]:
+    """Return the lines that the page shows for the most probable classes."""
+    powers = np.exp(logits.astype(float) - logits.max())
+    best = np.argsort(-logits, kind="stable")[:count]
+    return [f"{classes[i] if classes else f'class {i}'}: {100 * powers[i] / powers.sum():.1f}%" for i in best]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ export class Classifier {
     this.resize = about["image.resize"] ?? null;
     this.crop = about["image.crop"] ?? [this.height, this.width];
     this.classes = about["classes"] ?? [];
+    this.batch = about["batch"] ?? 1; // a file may take exactly so many images at once
   }
 
   // Scale and crop a picture (a File or Blob) as the metadata say, and return the input: float32, channels first.
@@ -51,9 +52,11 @@ export class Classifier {
   // Run the model on one input and return its logits.
   async logits(values) {
     const { session } = this;
-    const image = new ort.Tensor("float32", values, [1, this.channels, this.height, this.width]);
-    const results = await session.run({ [session.inputNames[0]]: image });
-    return results[session.outputNames[0]].data;
+    const images = new Float32Array(this.batch * values.length);
+    for (let i = 0; i < this.batch; i++) images.set(values, i * values.length);
+    const image = new ort.Tensor("float32", images, [this.batch, this.channels, this.height, this.width]);
+    const { data } = (await session.run({ [session.inputNames[0]]: image }))[session.outputNames[0]];
+    return data.subarray(0, data.length / this.batch);
   }
 
   // Return the `count` most probable classes.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.optim.swa_utils import AveragedModel
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -14,7 +15,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, WRAPPERS):
             model = model.module
-        elif isinstance(model, OptimizedModule):
-            model = model._orig_mod
+        elif _is_compiled(model):
+            model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Return whether ``torch.compile`` made a model; then the compiler is loaded, which takes a second to import."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)

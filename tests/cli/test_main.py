@@ -79,7 +79,7 @@ def test_compile_inspect_verify(capsys, tmp_path):
         "report.json",
     ]
     status, text, _ = run(capsys, "verify", out)
-    assert status == 0 and "0 beyond" in text and "computes in onnxruntime 1." in " ".join(text.split())
+    assert status == 0 and "0 beyond" in text and "computes in ONNX Runtime 1." in " ".join(text.split())
     status, text, _ = run(capsys, "inspect", DIGITS)
     assert status == 0 and "no: the model's output" in text and "blocks.1.mlp.fc1.0" in text
     status, text, _ = run(capsys, "inspect", DIGITS, "--program")

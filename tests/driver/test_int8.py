@@ -299,7 +299,7 @@ def test_the_table_of_runtimes(capsys, folder):
     before = {row["name"]: row["result"] for row in json.loads((folder / "report.json").read_text())["runtimes"]}
     assert before["onnxruntime"] == "exact" and before["openvino"] == "not tried"
     status, out, _ = run(capsys, "verify", folder, "--runtime", "reference", "--verify-images", "1")
-    assert status == 0 and "computes in reference" in " ".join(out.split())
+    assert status == 0 and "computes in ONNX's reference evaluator" in " ".join(out.split())
     [row] = [r for r in json.loads((folder / "report.json").read_text())["runtimes"] if r["name"] == "reference"]
     assert row["result"] == "exact" and row["version"] == version("onnx") and row["images"] == 1 and row["spikes"] > 1e4
 

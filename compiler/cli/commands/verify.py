@@ -11,8 +11,8 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, VerifiedRunOptions, VerifyImages
-from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, verdict_line
+from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, RunOptions, VerifyImages
+from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, runtime_words, verdict_line
 from svitc.errors import RuntimeFailure, VerifyError
 from svitc.support.types import JsonDict
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class VerifyOptions(VerifiedRunOptions):
-    """The options of a verified run, with more images by default, as verifying is all that is done."""
+class VerifyOptions(RunOptions):
+    """How many images are verified, more than when compiling, as nothing else is done, and in which runtime."""
 
     verify_images: VerifyImages = 16
     runtime: Annotated[
@@ -108,7 +108,7 @@ def _show(report: JsonDict, verdict: Verdict, against: Path | None, as_json: boo
 def _failure(folder: Path, against: Path | None, verdict: Verdict) -> str:
     """Return what a failed verification found."""
     if verdict.file_divergence is not None:
-        where = f"{verdict.runtime['name']} {verdict.runtime['version']}"
+        where = runtime_words(verdict.runtime)
         return f"{folder}/model.onnx is not the same network in {where}: it diverges first at {verdict.file_divergence}"
     return (
         f"{folder} does not hold the weights of {against}, rounded to integers: it diverges first at "

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from svitc.cli.terminal import assumptions, make_table, out
+from svitc.cli.views.anytime import anytime
 from svitc.cli.views.prediction import predicted_cells, predicted_from
 from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
@@ -60,6 +61,8 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         no_accuracy()
     if prediction:
         out.print(predicted_from(prediction))
+    if report.get("anytime"):
+        anytime(report["anytime"])
     verdict_line(report["verify"])
     lossless(report)
     if parameters["dead"]:

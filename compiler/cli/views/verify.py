@@ -20,7 +20,7 @@ def verdict_line(verify: JsonDict) -> None:
     """Print whether the file is the same network, and on how many spikes and images that was checked."""
     flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
     silent = len(verify["silent_neurons"])
-    where = f"in {verify['runtime']['name']} {verify['runtime']['version']}"
+    where = f"in {runtime_words(verify['runtime'])}"
     text = f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
     if verify["top1_agreement"] is not None:
         text += f" the same class for {share(verify['top1_agreement'])}"
@@ -43,6 +43,13 @@ def verdict_line(verify: JsonDict) -> None:
             f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them "
             "on real ones"
         )
+
+
+def runtime_words(runtime: JsonDict) -> str:
+    """Return what a report says of a runtime in words: what texts call it, and its version."""
+    from svitc.runtimes import RUNTIMES
+
+    return f"{RUNTIMES[runtime['name']].title} {runtime['version']}"
 
 
 def int16_line(verify: JsonDict) -> None:

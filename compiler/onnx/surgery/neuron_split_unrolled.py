@@ -69,11 +69,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
     neurons: list[SplitUnrolledNeuron] = []
     renamed: dict[str, str] = {}
     owners: dict[str, str] = {}  # name of spikes -> what the names of the neuron's own nodes begin with
-    for node in graph.node:
-        for i, name in enumerate(node.input):  # a neuron's membrane follows its own spikes
-            if name not in owners or not node.name.startswith(owners[name]):
-                node.input[i] = renamed.get(name, name)
-        meta = metadata_of(node)
+    for meta in map(metadata_of, graph.node):
         if VIEW_KEY not in meta:
             continue
         view = json.loads(meta[VIEW_KEY])
@@ -90,4 +86,8 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         for name, ref in zip(names, refs, strict=True):
             graph.input.append(renamed_info(infos[name], ref))
             graph.output.append(infos[name])
+    for node in graph.node:  # afterwards, as later steps are read before the node that has the metadata
+        for i, name in enumerate(node.input):
+            if name not in owners or not node.name.startswith(owners[name]):  # a membrane follows its own spikes
+                node.input[i] = renamed.get(name, name)
     return proto.SerializeToString(deterministic=True), neurons

@@ -85,7 +85,7 @@ def split_step(model: bytes) -> tuple[bytes, list[SplitStepNeuron]]:
     for neuron in neurons:
         meta = nodes[neuron.path]
         current, name = None, meta.get(CURRENT_KEY)
-        if name in infos and name not in fired:
+        if name is not None and name in infos and name not in fired:
             current = replace(neuron, spikes=(name,), dtype=np.dtype(np.float32))
             if name not in present:
                 proto.graph.output.append(infos[name])
