@@ -20,7 +20,7 @@ from svitc.errors import UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Axis, Dims, Kind
 from svitc.ir.graph import describe
-from svitc.ir.operators import normalization, products, regroup, resampling, structure
+from svitc.ir.operators import normalization, products, regroup, resampling, slicing, structure
 from svitc.ir.operators.broadcasting import ELEMENTWISE_RULES
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.operators.time import mix_steps
@@ -46,7 +46,8 @@ class StepRoles:
 
     Attributes:
         roles: node -> its role.
-        reductions: node -> the kind of the reduction over time that it computes (``ops.RunningReduction``).
+        reductions: node -> the kind of the reduction over time that it computes (``ops.RunningReduction``), or
+            ``latest`` where it takes the last step.
     """
 
     roles: dict[fx.Node, Role] = field(default_factory=dict)
@@ -57,6 +58,12 @@ def time_places(dims: Dims) -> list[tuple[int, Axis]]:
     """Return the time axes of a type, each with the index of its dimension; those of size 1 only where all are."""
     found = [(i, axis) for i, dim in enumerate(dims) for axis in axes.resolve(dim) if axis.kind == Kind.TIME]
     return [place for place in found if place[1].size != 1] or found[:1]
+
+
+def steps_of(program: Program) -> int:
+    """Return the number of time steps of a program."""
+    types = (program.type_of(node) for node in program.graph.nodes if node.op != "output")
+    return max((axis.size for dims in types for _, axis in time_places(dims)), default=1)
 
 
 def step_roles(program: Program) -> StepRoles:
@@ -113,6 +120,9 @@ def _reduction(program: Program, node: fx.Node) -> str | None:
     """Return the kind of a reduction over time, or None for any other operation."""
     source = program.type_of(node.all_input_nodes[0])
     reduced: Any = node.kwargs.get("dim", ())
+    drops_single_step = node.target is einops.rearrange and not time_places(program.type_of(node))
+    if drops_single_step or _takes_last(node, source):
+        return "latest"
     if node.target in _EXTREMES:
         reduced = node.kwargs["dims"]
     elif node.target is normalization.cumulative_sum:
@@ -124,6 +134,21 @@ def _reduction(program: Program, node: fx.Node) -> str | None:
     if node.target is torch.mean:
         return "mean"
     return _EXTREMES.get(node.target, "sum")  # type: ignore[arg-type]
+
+
+def _takes_last(node: fx.Node, source: Dims) -> bool:
+    """Return whether an operation takes the last time step alone, of a dimension that is time alone."""
+    kwargs: Any = node.kwargs
+    dim = node.args[1] if node.target is ops.take_block else kwargs.get("dim")
+    places = time_places(source)
+    if len(places) != 1 or dim != places[0][0] or len(source[places[0][0]]) != 1:
+        return False
+    last = places[0][1].size - 1
+    if node.target is ops.take_block:
+        return node.args[2:] == (last, last + 1)
+    if node.target is slicing.slice_range:
+        return kwargs["start"] == last
+    return node.target is slicing.select_indices and list(kwargs["indices"]) == [last]
 
 
 def _mixing(program: Program, node: fx.Node, per_step: list[fx.Node]) -> str | None:
@@ -209,4 +234,4 @@ def _of_operator(node: fx.Node, place: int, rank: int) -> str | None:
     return None if place == 0 else "runs over the time steps as over channels or pixels"
 
 
-__all__ = ["OTHERWISE", "Role", "StepRoles", "step_roles", "time_places"]
+__all__ = ["OTHERWISE", "Role", "StepRoles", "step_roles", "steps_of", "time_places"]

@@ -227,6 +227,16 @@ class FileOptions(AnytimeOptions):
         ),
     ] = False
 
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming",
+            help="Write a file that runs one time step per call, for as many steps as you like: it takes a frame and "
+            "the membranes, and returns the class scores so far and the new membranes. The same network, spike for "
+            "spike.",
+        ),
+    ] = False
+
     static_batch: Annotated[
         int | None,
         typer.Option(

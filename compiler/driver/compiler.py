@@ -44,6 +44,7 @@ from svitc.driver.report_sections import (
     memory_report,
     package_versions,
     parameters_report,
+    streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
@@ -52,6 +53,7 @@ from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
 from svitc.onnx.static_batch import check_batch, with_static_batch
+from svitc.passes.pipelines import step_program
 from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
@@ -62,6 +64,7 @@ from svitc.training.finetune import Finetuned, check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
+from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
 
 MOST_IMAGES = 4  # that verification uses unless the options say how many
@@ -87,8 +90,8 @@ class Lowered:
     Attributes:
         program: the program with weights of the stored type.
         weights: the report's section on the weights.
-        exported: the ONNX file, for batches of any size.
-        written: the file as it is written, perhaps for batches of one size.
+        exported: the ONNX file of all time steps, for batches of any size.
+        written: the file as it is written, perhaps a streaming file, perhaps for batches of one size.
         stored_bytes: bytes of the weights in the file.
     """
 
@@ -138,6 +141,8 @@ class Compiler:
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
         check_batch(self.options.static_batch)
+        if self.options.streaming:
+            step_program(program)  # refuses early what mixes time steps
         if program.stage >= Stage.INFERENCE:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
@@ -289,7 +294,8 @@ class Compiler:
         with reporter.stage("export"):
             found = found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
             size = self.options.static_batch
-            written = found.file if size is None else with_static_batch(found.file, size)
+            written = self.workspace.export_step(found.program) if self.options.streaming else found.file
+            written = written if size is None else with_static_batch(written, size)
             return Lowered(found.program, found.weights, found.file, written, backend.weight_bytes(written))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
@@ -298,10 +304,14 @@ class Compiler:
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
             inputs = some_inputs(lowered.program, data, images, self.options.seed, self.options.static_batch)
-            if task.weights == "fp32":
-                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
-            if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
+            floats = task.weights == "fp32"
+            if self.options.data is None and not floats:  # what was drawn says nothing of the range of real inputs
                 inputs = within(inputs, span_of(lowered.program))
+            if self.options.streaming:
+                original = None if floats else pruned
+                return verify_stream(lowered.program, lowered.written, lowered.exported, inputs, step, original)
+            if floats:
+                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
             return verify_exact(lowered.program, lowered.written, inputs, step, pruned, all_inputs=chosen)
 
     def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
@@ -320,7 +330,8 @@ class Compiler:
             digest=None if proof is None else proof.digest,
             early_exit=None if anytime is None else anytime.metadata(),
         )
-        return described(lowered.written, metadata(lowered.program, self.options, origin))
+        values = metadata(lowered.program, self.options, origin)
+        return described(lowered.written, values, self.options.streaming)
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
@@ -344,6 +355,7 @@ class Compiler:
             "weights": lowered.weights,
             "target": self.options.target,
             "file": file_report(lowered.written, self.options.target),
+            "streaming": streaming_report(lowered.written),
             "groups": groups_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,

@@ -147,6 +147,21 @@ class FileReport(Section):
 
 
 @dataclass(frozen=True)
+class StreamingReport(Section):
+    """The states of a streaming file, which each call passes on to the next.
+
+    Attributes:
+        states: number of states.
+        bytes: what they take for one image, or one stream of frames.
+        inputs: name of each state's input -> its shape.
+    """
+
+    states: int
+    bytes: int
+    inputs: dict[str, list[int | str]]
+
+
+@dataclass(frozen=True)
 class NoAccuracy(Section):
     """The section on accuracy where there are no images with labels to report it on."""
 
@@ -334,9 +349,10 @@ class Report(Section):
     energy: EnergyReport | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
+    streaming: StreamingReport | None = None
     anytime: AnytimeReport | None = None
 
     def to_json(self) -> JsonDict:
-        """See ``Section``; without the outputs where the classes say everything, and without a rule for stopping."""
-        optional = ("outputs", "anytime")
+        """See ``Section``; without the outputs where the classes say everything, states, and a rule for stopping."""
+        optional = ("outputs", "streaming", "anytime")
         return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

@@ -108,7 +108,7 @@ class FileState:
 
     def start(self, batch: int) -> np.ndarray:
         """Return the state of this many samples before the first step."""
-        return np.full([batch if size == "N" else size for size in self.shape], self.initial, np.float32)
+        return np.full([size if isinstance(size, int) else batch for size in self.shape], self.initial, np.float32)
 
 
 def states_of(model: onnx.ModelProto) -> list[FileState] | None:

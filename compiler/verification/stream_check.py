@@ -14,27 +14,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
 
 from svitc import onnx as backend
 from svitc.analysis.exactness import inexact
 from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_lengths, step_margins, sum_lengths
-from svitc.analysis.time_mixing import Role, step_roles
+from svitc.analysis.time_mixing import Role, step_roles, steps_of, time_places
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.axes import Dims
-from svitc.ir.outputs import as_tuple, output_values, scores_of_single_output
+from svitc.ir.outputs import as_tuple, output_values
 from svitc.ir.program import Program, Stage
+from svitc.onnx.int16_sums import beyond_int16
 from svitc.onnx.model_info import read_proto
 from svitc.onnx.states import FileState, states_of
-from svitc.onnx.words import time_steps
 from svitc.passes.lowering.average_steps import SCOPE
 from svitc.passes.pipelines import exportable_program
 from svitc.runtimes import ONNX_RUNTIME, Runtime, Session
 from svitc.verification.exact_check import NEAR
+from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, record_magnitudes, stimulate
 from svitc.verification.step_reference import StepReference, at_step
 from svitc.verification.verdict import LayerVerdict, Verdict
+
+ROUNDING = 2.0**-18  # largest difference of a membrane, in units of the threshold, from products of floats
 
 
 def verify_stream(
@@ -43,6 +47,7 @@ def verify_stream(
     whole: bytes,
     inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
+    original: Program | None = None,
     runtime: Runtime = ONNX_RUNTIME,
 ) -> Verdict:
     """Compare a streaming file with the program that it was exported from, and with the file for all steps at once.
@@ -53,6 +58,7 @@ def verify_stream(
         whole: bytes of the file for all steps at once.
         inputs: batches in the program's input layout.
         progress: called with the number of images done.
+        original: the float program that was quantized (quantization_check.py); None where there is none at hand.
         runtime: runs the files.
 
     Returns:
@@ -64,8 +70,12 @@ def verify_stream(
     check = _StreamCheck(program, exported, runtime)
     whole_session = runtime.open(whole)
     verdict = Verdict.of(check.lowered, runtime.described())
+    verdict.calls = check.steps
+    verdict.beyond_int16 = beyond_int16(exported) if check.is_exact else None
     for number, x in enumerate(inputs):
         run = StepReference(program, check.lowered, x)
+        if number == 0 and original is not None:
+            verdict.quantization = check_quantization(original, program, x.narrow(program.input.batch_dim, 0, 1))
         check.judge(verdict, x, run)
         if number == 0:
             generator = torch.Generator().manual_seed(STIMULUS_SEED)
@@ -80,6 +90,11 @@ def verify_stream(
         if progress is not None:
             progress(verdict.images)
     return verdict
+
+
+def averages(model: onnx.ModelProto) -> bool:
+    """Return whether a streaming file returns the average of the class scores so far, not those of each step."""
+    return any(f".{SCOPE}." in state.input for state in states_of(model) or ())
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,8 @@ class _StreamCheck:
     Attributes:
         lowered: the program with layers joined as in the file.
         is_exact: whether the program has integer weights.
+        same_bits: whether the file computes with integers, so that membranes must have the reference's bits. Where
+            weights are integers but products are of floats (qdq), a runtime may fuse these with the bias.
         inexact: neurons and outputs that depend on the order of a float sum all the same.
     """
 
@@ -116,13 +133,12 @@ class _StreamCheck:
         split, self.neurons = backend.split_step(exported)
         self.program, self.states = program, states
         self.lowered = exportable_program(program, per_step=True)
-        self.steps = time_steps(program)
+        self.steps = steps_of(program)
         self.session, self.split = runtime.open(exported), runtime.open(split)
         self.is_exact = program.stage >= Stage.QUANTIZED
         self.inexact = set(inexact(self.lowered)) if self.is_exact else set()
-        self.averages = scores_of_single_output(program.graph, program.info) is not None and any(
-            SCOPE in state.input for state in states
-        )
+        self.same_bits = any(node.op_type.endswith("Integer") for node in read_proto(exported).graph.node)
+        self.averages = averages(read_proto(exported))
         roles = step_roles(self.lowered).roles
         self.roles = [roles[value] for value in output_values(self.lowered.graph)]
         if not self.is_exact:
@@ -184,7 +200,7 @@ class _StreamCheck:
                 if not per_step:
                     return value.numpy()
                 steps = [at_step(value.numpy(), dims, s) for s in range(t + 1)]
-                return sum(steps) * np.float32(1 / (t + 1)) if self.averages else steps[t]
+                return np.asarray(sum(steps)) * np.float32(1 / (t + 1)) if self.averages else steps[t]
 
             reference, value = so_far(expected[i]), values[name]
             value = value.reshape(reference.shape)
@@ -202,9 +218,10 @@ class _StreamCheck:
             self.session, self.states, [self.frame(x, t) for t in range(self.steps)], self.program.output_names
         )
         stacked = []
-        for i, role in enumerate(self.roles):
-            values = [step[i] for step in steps]
-            stacked.append(np.stack(values) if role is Role.PER_STEP and not self.averages else values[-1])
+        for i, (role, node) in enumerate(zip(self.roles, output_values(self.program.graph), strict=True)):
+            values, places = [step[i] for step in steps], time_places(self.program.type_of(node))
+            is_stacked = role is Role.PER_STEP and not self.averages
+            stacked.append(np.stack(values, places[0][0]) if is_stacked else values[-1])
         return stacked
 
 
@@ -259,7 +276,7 @@ class _Step:
             count, is_soft = int(differs.sum()), path in check.inexact
             within = is_soft and count <= max(1, NEAR * expected.size)
             far = differs if not within else np.zeros_like(differs)
-            allowed: np.ndarray | float = np.inf if is_soft else 0.0
+            allowed: np.ndarray | float = np.inf if is_soft else 0.0 if check.same_bits else ROUNDING
         else:
             far, allowed = self._beyond(layer, neuron, differs, max(check.lengths[m] for m in run.members(path)))
         layer.flips_beyond_rounding += int(far.sum())

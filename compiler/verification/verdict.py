@@ -128,7 +128,7 @@ class Verdict:
         scores: which of the outputs scores classes, if any.
         quantization: for a quantized program, its differences from the float program, where that was at hand.
         runtime: what ran the file: ``name``, ``version`` and ``settings``.
-        streaming: the verdict on the streaming file of the same program, if that was written.
+        calls: of a streaming file, the number of time steps that were run, one per call; else None.
         beyond_int16: for a quantized program, the integer products of its file that could saturate on processors
             without VNNI, each with the sum that it could reach (onnx/int16_sums.py).
     """
@@ -140,7 +140,7 @@ class Verdict:
     scores: ClassScores | None = None
     quantization: QuantizationVerdict | None = None
     runtime: JsonDict = field(default_factory=dict)
-    streaming: Verdict | None = None
+    calls: int | None = None
     beyond_int16: dict[str, str] | None = None
 
     @classmethod
@@ -191,8 +191,7 @@ class Verdict:
         for layer in self.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding or layer.membranes_beyond_rounding:
                 return layer.name
-        output = next((output.name for output in self.outputs if output.values_beyond_rounding), None)
-        return output if output is not None or self.streaming is None else self.streaming.file_divergence
+        return next((output.name for output in self.outputs if output.values_beyond_rounding), None)
 
     @property
     def first_divergence(self) -> str | None:
@@ -224,7 +223,7 @@ class Verdict:
             "max_logit_difference": self.max_logit_difference,
             "silent_neurons": self.silent,
             "layers": [layer.to_json() for layer in self.layers.values()],
-            **({} if self.streaming is None else {"streaming": self.streaming.to_json()}),
+            **({} if self.calls is None else {"calls": self.calls}),
             **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),
             **({} if self.beyond_int16 is None else {"beyond_int16": self.beyond_int16}),
             **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),

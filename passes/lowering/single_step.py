@@ -70,12 +70,23 @@ class SingleStep(Pass):
 
     def _run_along(self, program: Program, node: fx.Node, kind: str) -> None:
         """Put a running reduction in front of a reduction over time, which has one step to reduce then."""
+        if kind == "latest":
+            self._take_this(node)
+            return
         running = _emit(program, node, node.all_input_nodes[0], kind, str(node.meta.get("scope") or ""))
         if node.target is cumulative_sum:
             node.replace_all_uses_with(running)
             program.graph.erase_node(node)
         else:
             node.replace_input_with(node.all_input_nodes[0], running)
+
+    def _take_this(self, node: fx.Node) -> None:
+        """Let what takes the last of all steps take the only one."""
+        if node.target is ops.take_block:
+            node.args = (*node.args[:2], 0, 1)
+        elif node.target not in ops.VIEWS:
+            only = {"start": 0, "stop": 1, "step": 1, "indices": (0,)}
+            node.kwargs = {key: only.get(key, value) for key, value in node.kwargs.items()}  # type: ignore[misc]
 
     def _end(self, program: Program, roles: StepRoles, averages: bool) -> None:
         """Let the outputs have no time axis; of class scores return the mean so far."""

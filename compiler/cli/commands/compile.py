@@ -170,6 +170,7 @@ def _compile_options(
         min_weight_bits=file.min_weight_bits,
         target=file.target,
         per_step=file.per_step,
+        streaming=file.streaming,
         static_batch=file.static_batch,
         functions=file.functions,
         reparam=budget.reparam,

@@ -68,6 +68,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
     infos = {info.name: info for info in graph.value_info}
     neurons: list[SplitUnrolledNeuron] = []
     renamed: dict[str, str] = {}
+    owners: dict[str, str] = {}  # name of spikes -> what the names of the neuron's own nodes begin with
     for meta in map(metadata_of, graph.node):
         if VIEW_KEY not in meta:
             continue
@@ -75,6 +76,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         names = view["values"]  # of all steps, even where each step has its own node
         refs = [f"ref:{name}" for name in names]
         renamed.update(zip(names, refs, strict=True))
+        owners.update(dict.fromkeys(names, f"{view['path']}/"))
         if any(name not in infos for name in names):
             raise InternalError(f"neuron {view['path']}: the file has no type for its spikes")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(infos[names[0]].type.tensor_type.elem_type)
@@ -86,5 +88,6 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
             graph.output.append(infos[name])
     for node in graph.node:  # afterwards, as later steps are read before the node that has the metadata
         for i, name in enumerate(node.input):
-            node.input[i] = renamed.get(name, name)
+            if name not in owners or not node.name.startswith(owners[name]):  # a membrane follows its own spikes
+                node.input[i] = renamed.get(name, name)
     return proto.SerializeToString(deterministic=True), neurons

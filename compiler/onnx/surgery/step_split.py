@@ -45,7 +45,8 @@ class SplitStepNeuron:
 
     Attributes:
         spikes: its spikes and what replaces them.
-        current: the same for its current, as an output alone; None where that is the file's input.
+        current: the same for its current, as an output alone; None where that is the file's input or spikes, and for
+            a neuron without a membrane in a file with integer weights.
         membrane: its membrane; None for a neuron without, and where the next step does not depend on it.
     """
 
@@ -79,11 +80,12 @@ def split_step(model: bytes) -> tuple[bytes, list[SplitStepNeuron]]:
     nodes = {
         json.loads(meta[VIEW_KEY])["path"]: meta for meta in map(metadata_of, proto.graph.node) if VIEW_KEY in meta
     }
+    fired = {name for neuron in neurons for name in neuron.spikes}
     present, found = {output.name for output in proto.graph.output}, []
     for neuron in neurons:
         meta = nodes[neuron.path]
-        current, name = None, meta[CURRENT_KEY]
-        if name in infos:
+        current, name = None, meta.get(CURRENT_KEY)
+        if name is not None and name in infos and name not in fired:
             current = replace(neuron, spikes=(name,), dtype=np.dtype(np.float32))
             if name not in present:
                 proto.graph.output.append(infos[name])
