@@ -17,6 +17,7 @@ from svitc.passes.lowering.average_steps import AverageSteps
 from svitc.passes.lowering.fuse_qkv import FuseQKV
 from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
 from svitc.passes.lowering.share_views import ShareViews
+from svitc.passes.lowering.single_step import SingleStep
 from svitc.passes.quantization.fold_neuron_scale import FoldNeuronScale
 from svitc.passes.quantization.quantize_input import QuantizeInput
 from svitc.passes.quantization.quantize_residual_streams import QuantizeResidualStreams
@@ -91,3 +92,16 @@ def exportable_program(program: Program, keep: bool = True, per_step: bool = Fal
     if twin.stage < Stage.QUANTIZED:
         Pipeline(inference_passes())(twin)
     return Pipeline(lowering_passes(per_step))(twin)
+
+
+def step_program(program: Program, per_step: bool = False) -> Program:
+    """Return the program of a single time step, for the ONNX lowering of a streaming file.
+
+    Args:
+        program: a program that can be trained, or a quantized one; it is left as it is.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged over the steps so far.
+
+    Raises:
+        UnsupportedError: an operation needs several time steps at once.
+    """
+    return Pipeline([SingleStep(per_step), MergeViews()])(exportable_program(program, per_step=True))

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from svitc.ir import axes, ops
-from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.operators.broadcasting import broadcast_rule, pointwise_rule
 from svitc.ir.operators.registry import OPERATORS, operator_of
 from svitc.ir.operators.several import where
@@ -203,11 +203,7 @@ def margins(
     for t in range(len(current)):
         h = keep * v + (1 - keep) * rest + gain * current[t].astype(np.float64)
         m = abs(keep) * m + gain * magnitude[t].astype(np.float64) + threshold
-        if neuron.counts:
-            levels = np.arange(neuron.max_spikes) + 0.5
-            distance[t] = np.min([abs(h - k * threshold) for k in levels], axis=0)
-        else:
-            distance[t] = abs(h - threshold)
+        distance[t] = _distance(neuron, h)
         allowed[t] = bound(m, terms + 4 * (t + 1))
         fired = spikes[t]
         if neuron.reset is None:
@@ -215,3 +211,28 @@ def margins(
         else:
             v = np.where(fired > 0, rest, h)
     return distance, allowed
+
+
+def _distance(neuron: NeuronDynamics, h: np.ndarray) -> np.ndarray:
+    """Return the distance of charged membranes from the nearest threshold."""
+    if not neuron.counts:
+        return abs(h - neuron.threshold)
+    return np.min([abs(h - (k + 0.5) * neuron.threshold) for k in range(neuron.max_spikes)], axis=0)
+
+
+def step_margins(
+    module: nn.Module | None, membrane: np.ndarray, current: np.ndarray, magnitude: np.ndarray, terms: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what ``margins`` does for a single step that continues with a known membrane.
+
+    Args:
+        module: the neuron, which has a membrane.
+        membrane: the membrane after the step before, of any shape.
+        current: the input of the step, of that shape.
+        magnitude: magnitudes of ``current``, of that shape.
+        terms: length of the sums behind it.
+    """
+    neuron, v = dynamics_of(module), membrane.astype(np.float64)
+    h = neuron.keep * v + (1 - neuron.keep) * neuron.rest + neuron.gain * current.astype(np.float64)
+    total = abs(neuron.keep * v) + abs((1 - neuron.keep) * neuron.rest) + neuron.gain * magnitude.astype(np.float64)
+    return _distance(neuron, h), bound(total + neuron.threshold, terms + 4)

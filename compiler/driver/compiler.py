@@ -15,6 +15,7 @@ from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
+from svitc.driver.anytime import Anytime, check_anytime, find_rule
 from svitc.driver.apply import apply_plan
 from svitc.driver.artifacts import Compiled
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
@@ -25,7 +26,14 @@ from svitc.driver.plan_search import Exported, SearchedPlan, Task, pose, search_
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.proof import Proof, prove
-from svitc.driver.report import AccuracyReport, BeforeAfter, BudgetReport, NoAccuracy, Report, WeightsReport
+from svitc.driver.report import (
+    AccuracyReport,
+    BeforeAfter,
+    BudgetReport,
+    NoAccuracy,
+    Report,
+    WeightsReport,
+)
 from svitc.driver.report_sections import (
     accuracy_report,
     energy_of,
@@ -36,6 +44,7 @@ from svitc.driver.report_sections import (
     memory_report,
     package_versions,
     parameters_report,
+    streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
@@ -44,6 +53,7 @@ from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
 from svitc.onnx.static_batch import check_batch, with_static_batch
+from svitc.passes.pipelines import step_program
 from svitc.passes.policies import Policy, Problem, make
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
@@ -54,6 +64,7 @@ from svitc.training.finetune import Finetuned, check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
+from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
 
 MOST_IMAGES = 4  # that verification uses unless the options say how many
@@ -79,8 +90,8 @@ class Lowered:
     Attributes:
         program: the program with weights of the stored type.
         weights: the report's section on the weights.
-        exported: the ONNX file, for batches of any size.
-        written: the file as it is written, perhaps for batches of one size.
+        exported: the ONNX file of all time steps, for batches of any size.
+        written: the file as it is written, perhaps a streaming file, perhaps for batches of one size.
         stored_bytes: bytes of the weights in the file.
     """
 
@@ -130,10 +141,13 @@ class Compiler:
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
         check_batch(self.options.static_batch)
+        if self.options.streaming:
+            step_program(program)  # refuses early what mixes time steps
         if program.stage >= Stage.INFERENCE:
             raise InputError(
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
+        check_anytime(program, self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
         if self.options.finetune and self.options.train_data is None:
@@ -193,6 +207,9 @@ class Compiler:
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
+        measured = self._measurements(lowered, reporter)
+        chosen = task.replayed is None and not task.whole and self.options.train_data is None
+        anytime = find_rule(lowered.program, self.options, measured["energy"], chosen, reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -200,10 +217,11 @@ class Compiler:
             verify=verdict.to_json(),
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
-            **self._measurements(lowered, reporter),
+            **measured,
+            anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
-        file = self._described(searched.plan, lowered, proof)
+        file = self._described(searched.plan, lowered, proof, anytime)
         return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
@@ -276,7 +294,8 @@ class Compiler:
         with reporter.stage("export"):
             found = found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
             size = self.options.static_batch
-            written = found.file if size is None else with_static_batch(found.file, size)
+            written = self.workspace.export_step(found.program) if self.options.streaming else found.file
+            written = written if size is None else with_static_batch(written, size)
             return Lowered(found.program, found.weights, found.file, written, backend.weight_bytes(written))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
@@ -285,10 +304,14 @@ class Compiler:
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
             inputs = some_inputs(lowered.program, data, images, self.options.seed, self.options.static_batch)
-            if task.weights == "fp32":
-                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
-            if self.options.data is None:  # what was drawn at random says nothing of the range of real inputs
+            floats = task.weights == "fp32"
+            if self.options.data is None and not floats:  # what was drawn says nothing of the range of real inputs
                 inputs = within(inputs, span_of(lowered.program))
+            if self.options.streaming:
+                original = None if floats else pruned
+                return verify_stream(lowered.program, lowered.written, lowered.exported, inputs, step, original)
+            if floats:
+                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
             return verify_exact(lowered.program, lowered.written, inputs, step, pruned, all_inputs=chosen)
 
     def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
@@ -297,7 +320,7 @@ class Compiler:
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
-    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None) -> bytes:
+    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
         span = span_of(lowered.program)
         origin = Origin(
@@ -305,8 +328,10 @@ class Compiler:
             budget=plan.provenance.get("budget"),
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
+            early_exit=None if anytime is None else anytime.metadata(),
         )
-        return described(lowered.written, metadata(lowered.program, self.options, origin))
+        values = metadata(lowered.program, self.options, origin)
+        return described(lowered.written, values, self.options.streaming)
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
@@ -330,6 +355,7 @@ class Compiler:
             "weights": lowered.weights,
             "target": self.options.target,
             "file": file_report(lowered.written, self.options.target),
+            "streaming": streaming_report(lowered.written),
             "groups": groups_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,

@@ -18,12 +18,14 @@ from svitc.driver.options import CompileOptions
 from svitc.errors import SvitcError
 from svitc.ir.outputs import INPUT, output_values, scores_of_single_output
 from svitc.ir.program import Program
+from svitc.onnx.states import STATES_KEY
 from svitc.onnx.target import OPENVINO
 from svitc.onnx.words import dims_words, output_words, time_steps
 from svitc.support.types import Json, JsonDict
 
 KEYS = {  # key -> its meaning; docs/file.md shows this table
-    "image.layout": 'dimensions of the input `image`, float32: `"NCHW"`, or `"TNCHW"` for event frames',
+    "image.layout": 'dimensions of the input `image`, float32: `"NCHW"`, or `"TNCHW"` for event frames; of a streaming '
+    'file always `"NCHW"`: one frame',
     "image.size": "height and width of the input, in pixels",
     "image.color": 'channels of a picture, in order: `"RGB"` or `"gray"`; `"events"` for counts of events, null for '
     "other channels",
@@ -43,6 +45,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "classes": "names of the classes in the order of the scores; null where the checkpoint does not tell",
     "time_steps": "time steps of the neurons",
     "outputs": "name of each output, and what it is",
+    "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
     "weights": '`"fp32"`, `"int8"`, or `"mixed"`',
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
@@ -62,12 +65,14 @@ class Origin:
         budget: the budget as it was given, or None.
         limits: smallest and largest input that is not clamped, or None.
         digest: digest of the spikes for the images of the proof, or None.
+        early_exit: rule for stopping before the last time step, or None.
     """
 
     weights: str
     budget: str | None
     limits: list[float] | None
     digest: str | None
+    early_exit: JsonDict | None = None
 
 
 def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonDict:
@@ -84,7 +89,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
     scaling = _scaling(program, options)
     color = "events" if spec.events else {1: "gray", 3: "RGB"}.get(channels)
     values: JsonDict = {
-        "image.layout": "TNCHW" if spec.events else "NCHW",
+        "image.layout": "TNCHW" if spec.events and not options.streaming else "NCHW",
         "image.size": list(spec.shape[-2:]),
         "image.color": color,
         "image.range": None if spec.events else [0, 1],
@@ -98,7 +103,8 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "batch": options.static_batch,
         "classes": info.get("classes"),
         "time_steps": time_steps(program),
-        "outputs": meanings(program, options.per_step),
+        "outputs": meanings(program, options.per_step, options.streaming),
+        "early_exit": origin.early_exit,
         "weights": origin.weights,
         "budget": origin.budget,
         "target": options.target,
@@ -111,18 +117,18 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
     return values
 
 
-def described(exported: bytes, values: JsonDict) -> bytes:
+def described(exported: bytes, values: JsonDict, streaming: bool = False) -> bytes:
     """Return a file with metadata, and with a description in words; its graph has the same bytes.
 
     Messages of protobuf are joined by putting one behind the other.
     """
-    more = onnx.ModelProto(doc_string=description(values))
+    more = onnx.ModelProto(doc_string=description(values, streaming))
     for key, value in values.items():
         more.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     return exported + more.SerializeToString(deterministic=True)
 
 
-def description(values: JsonDict) -> str:
+def description(values: JsonDict, streaming: bool = False) -> str:
     """Return in words how to feed a file, and what it returns."""
     size = "x".join(map(str, values["image.size"]))
     if values["image.color"] == "events":
@@ -132,6 +138,8 @@ def description(values: JsonDict) -> str:
             f"images {_dims(values['image.layout'])} of {size} pixels, float32, {values['image.color'] or 'channels'}"
         )
         image += f", scaled to [0, 1], minus {values['image.mean']}, divided by {values['image.std']}"
+    if streaming:
+        image = f"one time step of {image}; then the states, at first as {STATES_KEY} says, later the outputs before"
     if values["batch"] is not None:
         image += f"; N is {values['batch']}"
     outputs = "; ".join(f"{name}: {meaning}" for name, meaning in values["outputs"].items())
@@ -156,19 +164,21 @@ def _scaling(program: Program, options: CompileOptions) -> Scaling:
         return Scaling((program.input.shape[-2], program.input.shape[-1]))
 
 
-def meanings(program: Program, per_step: bool) -> dict[str, Json]:
+def meanings(program: Program, per_step: bool, streaming: bool = False) -> dict[str, Json]:
     """Return what each output of a program's file is.
 
     Args:
         program: the program.
         per_step: whether class scores stay as they are at each time step.
+        streaming: whether the file runs one step per call.
     """
     found: dict[str, Json] = dict(zip(program.output_names, output_words(program), strict=True))
-    scores = None if per_step else scores_of_single_output(program.graph, program.info)
+    scores = None if per_step and not streaming else scores_of_single_output(program.graph, program.info)
     if scores is not None:
         (name,), (value,) = program.output_names, output_values(program.graph)
         dims = [dim for i, dim in enumerate(program.type_of(value)) if i != scores.time]
-        found[name] = f"class scores, before softmax, averaged over the time steps, {dims_words(tuple(dims))}"
+        over = "of this time step" if per_step else f"averaged over the time steps{' so far' if streaming else ''}"
+        found[name] = f"class scores, before softmax, {over}, {dims_words(tuple(dims))}"
     return found
 
 

@@ -45,6 +45,11 @@ class CompileOptions:
         target: what the file is written for: ``cpu``, ``cuda``, ``openvino`` or ``web`` (docs/targets.md).
         per_step: the file returns class scores at each time step, ``[T, N, classes]``; otherwise their average,
             ``[N, classes]``.
+        streaming: whether the file runs one time step per call, with the membranes as further inputs and outputs; with
+            ``per_step`` it returns each step's own class scores, otherwise their average so far.
+        anytime: the most top-1 that stopping before the last time step may cost, as a share, so that a rule for it is
+            found on ``data``; without labels, the largest share of images that get another class. None for no rule.
+        confidence: probability with which that is promised, for images that nobody has seen.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
         static_batch: number of images that every batch of the file has, for runtimes that need to know it; None for
@@ -77,6 +82,9 @@ class CompileOptions:
     min_weight_bits: int | None = None
     target: str = "cpu"
     per_step: bool = False
+    streaming: bool = False
+    anytime: float | None = None
+    confidence: float = 0.95
     functions: bool = False
     static_batch: int | None = None
     reparam: str = "auto"

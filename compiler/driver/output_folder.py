@@ -10,13 +10,16 @@ from svitc.data.inputs import Data, some_inputs
 from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
+from svitc.onnx.export import export
 from svitc.onnx.model_info import read_proto
+from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.serialization.writer import load_program
 from svitc.support.reporter import Reporter
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
+from svitc.verification.stream_check import averages, verify_stream
 from svitc.verification.verdict import Verdict
 
 
@@ -80,10 +83,15 @@ def verify_folder(
         reporter.progress("verify", done, settings.images)
 
     watched = None if data is None else Watched(data, span_of(program))
-    inputs = some_inputs(program, watched, settings.images, settings.seed, static_batch(read_proto(exported)))
+    proto = read_proto(exported)
+    inputs = some_inputs(program, watched, settings.images, settings.seed, static_batch(proto))
     if program.stage == Stage.QUANTIZED:
         # what is drawn at random says nothing of the range of real inputs
         inputs = inputs if data is not None else within(inputs, span_of(program))
+    if states_of(proto) is not None:
+        whole = export(program, per_step=not averages(proto))
+        verdict = verify_stream(program, exported, whole, inputs, step, original, settings.runtime)
+    elif program.stage == Stage.QUANTIZED:
         verdict = verify_exact(program, exported, inputs, step, original, settings.runtime)
     else:
         verdict = verify(program, exported, inputs, step, settings.runtime)

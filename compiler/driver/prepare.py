@@ -21,7 +21,7 @@ from svitc.evaluation.store import Store, fingerprint
 from svitc.evaluation.sweep import Sweep, SweepSettings, open_sweep
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.onnx.export import export
+from svitc.onnx.export import export, export_step
 from svitc.passes.canonical.merge_conv_chain import reparameterize
 from svitc.passes.canonical.remove_constant_channels import remove_constant_channels
 from svitc.passes.pipelines import inference_passes
@@ -115,6 +115,12 @@ class Workspace:
         options = self.options
         per_step = options.per_step if per_step is None else per_step
         return export(program, options.target, options.min_weight_bits, functions=options.functions, per_step=per_step)
+
+    def export_step(self, program: Program) -> bytes:
+        """Return the streaming ONNX file of a program, for the target and with the weight types of the options."""
+        options = self.options
+        target = backend.target_of(options.target, options.min_weight_bits, options.functions)
+        return export_step(program, target, options.per_step)
 
     def prepared(self, options: PreparationOptions | None = None) -> Prepared:
         """Return the program that plans are made for.

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from svitc import onnx as backend
+from svitc.analysis.time_mixing import steps_of
 from svitc.data.inputs import random_inputs
 from svitc.driver.device_check import fingerprint
+from svitc.driver.device_check_steps import in_turn
 from svitc.driver.input_range import span_of, within
 from svitc.ir.program import Program, Stage
 from svitc.onnx.model_info import read_proto
+from svitc.onnx.states import states_of
 from svitc.onnx.surgery.taps import Tap, tapping, taps
 from svitc.runtimes.onnx_runtime import ERRORS_ONLY
 from svitc.verification.exact_check import NEAR
@@ -30,7 +32,7 @@ from svitc.verification.exact_check import NEAR
 IMAGES, CANDIDATES = 2, 6
 RECTANGLES = {False: 8, True: 1}  # along each side of an image, by whether weights are floats
 RELATIVE, ABSOLUTE = 1e-4, 1e-5  # rounding of outputs that are float sums: as verification allows in quantized files
-SCRIPT = Path(__file__).with_name("device_check.py")
+SCRIPT, STEPS_SCRIPT = (Path(__file__).with_name(f"{name}.py") for name in ("device_check", "device_check_steps"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Proof:
         """Return the files that are written beside the model, by name."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self.arrays)  # type: ignore[arg-type]
-        return {"check.npz": buffer.getvalue(), "check.py": SCRIPT.read_bytes()}
+        script = STEPS_SCRIPT if "states" in self.arrays else SCRIPT
+        return {"check.npz": buffer.getvalue(), "check.py": script.read_bytes()}
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,16 @@ def prove(
     """
     model = read_proto(exported)
     tapped, names = taps(model), [output.name for output in model.graph.output]
+    states = states_of(model) or []
+    names = [name for name in names if name not in {state.output for state in states}]
+    passed = {
+        "states": np.array([name for state in states for name in (state.input, state.output)]),
+        **{f"start {state.input}": state.start(batch) for state in states},
+    }
     patch, is_float = tapping(model, tapped), program.stage < Stage.QUANTIZED
-    runs = [_Run(exported + patch, names, tapped, plain) for plain in ((False, True) if is_float else (False,))]
+    if states:
+        passed["steps"] = np.array(steps_of(program))
+    runs = [_Run(exported + patch, names, tapped, plain, passed) for plain in ((False, True) if is_float else (False,))]
     found: list[_Answer] = []
     wanted = max(1, IMAGES // batch)
     for image in _images(program, RECTANGLES[is_float], batch):
@@ -118,6 +129,7 @@ def prove(
         "digests": digests,
         "parts": np.array([[parts for _, parts in answer.spikes] for answer in chosen], np.int32),
         "taps": np.frombuffer(patch, np.uint8),
+        **(passed if states else {}),
     }
     for i, name in enumerate(names):
         value = np.stack([answer.outputs[i] for answer in chosen])
@@ -135,9 +147,13 @@ class _Run:
         names: names of its outputs.
         tapped: the taps.
         plain: whether to leave out all of the runtime's optimizations, so that floats are rounded in another way.
+        passed: of a streaming file its states and number of steps, as ``in_turn`` takes them.
     """
 
-    def __init__(self, file: bytes, names: list[str], tapped: list[Tap], plain: bool) -> None:
+    def __init__(
+        self, file: bytes, names: list[str], tapped: list[Tap], plain: bool, passed: dict[str, np.ndarray]
+    ) -> None:
+        self.passed = passed
         self.names = [*names, *(name for tap in tapped for name in tap.values)]
         options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
         options.log_severity_level = ERRORS_ONLY
@@ -146,7 +162,7 @@ class _Run:
 
     def __call__(self, image: np.ndarray) -> list[np.ndarray]:
         """Return the outputs for one image, and after them the values of the taps."""
-        return self.session.run(self.names, {backend.INPUT: image})
+        return in_turn(self.session.run, self.names, self.passed)(image)
 
 
 def _answer(image: np.ndarray, results: list[np.ndarray], outputs: int, tapped: list[Tap], flips: int) -> _Answer:

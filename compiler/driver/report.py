@@ -147,6 +147,21 @@ class FileReport(Section):
 
 
 @dataclass(frozen=True)
+class StreamingReport(Section):
+    """The states of a streaming file, which each call passes on to the next.
+
+    Attributes:
+        states: number of states.
+        bytes: what they take for one image, or one stream of frames.
+        inputs: name of each state's input -> its shape.
+    """
+
+    states: int
+    bytes: int
+    inputs: dict[str, list[int | str]]
+
+
+@dataclass(frozen=True)
 class NoAccuracy(Section):
     """The section on accuracy where there are no images with labels to report it on."""
 
@@ -255,6 +270,54 @@ class EnergyReport(Section):
 
 
 @dataclass(frozen=True)
+class ToleranceReport(Section):
+    """What stopping early may save for one tolerance.
+
+    Attributes:
+        max_drop: the tolerance, a share of the images.
+        mean_steps: mean number of time steps; all of them where nothing could be promised.
+        drop: the drop of top-1 on the images that confirmed the rule; without labels, the share of other classes.
+        drop_bound: what the true drop is at most, with the section's confidence.
+        energy_pj: energy of an image, None where it is not known.
+    """
+
+    max_drop: float
+    mean_steps: float
+    drop: float
+    drop_bound: float
+    energy_pj: float | None
+
+
+@dataclass(frozen=True)
+class AnytimeReport(ToleranceReport):
+    """When inference may stop, and what is promised of it; the fields of a tolerance are for the one asked for.
+
+    Attributes:
+        time_steps: time steps of the network.
+        images: number of images that confirmed the rule, on which all drops and steps are measured.
+        choosing_images: number of other images, on which the rules were chosen.
+        basis: ``labels``, or ``agreement`` with the classes after all steps where there are none.
+        confidence: probability with which a promise holds, each by itself.
+        full: top-1 after all steps; 1 without labels.
+        full_energy_pj: energy of an image for all steps.
+        needed: where nothing could be promised, about how many images it would take; None if no number is enough.
+        tolerances: the table: what would be promised for each tolerance.
+        curve: mean steps and drop of every rule that was tried.
+    """
+
+    time_steps: int
+    images: int
+    choosing_images: int
+    basis: str
+    confidence: float
+    full: float
+    full_energy_pj: float | None
+    needed: int | None
+    tolerances: list[ToleranceReport]
+    curve: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Report(Section):
     """The whole report; docs/report.md describes each key."""
 
@@ -286,7 +349,10 @@ class Report(Section):
     energy: EnergyReport | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
+    streaming: StreamingReport | None = None
+    anytime: AnytimeReport | None = None
 
     def to_json(self) -> JsonDict:
-        """See ``Section``; without the outputs where the classes say everything."""
-        return {key: value for key, value in super().to_json().items() if key != "outputs" or value is not None}
+        """See ``Section``; without the outputs where the classes say everything, states, and a rule for stopping."""
+        optional = ("outputs", "streaming", "anytime")
+        return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

@@ -22,6 +22,7 @@ from svitc.driver.report import (
     InputReport,
     MemoryReport,
     ParametersReport,
+    StreamingReport,
     WeightsReport,
 )
 from svitc.energy.estimate import Energy, energy, saving
@@ -32,6 +33,7 @@ from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import FixedPoint
 from svitc.onnx.model_info import read_proto
+from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.onnx.target import TARGETS, WEIGHT_OPSETS
 from svitc.passes.quantization.quantize_weights import QuantizeWeights
@@ -63,6 +65,15 @@ def file_report(exported: bytes, target: str) -> FileReport:
     needed = next((bits for bits, since in WEIGHT_OPSETS.items() if since == opset != TARGETS[target].opset), None)
     why = f"target {target}" if needed is None else f"weights of {needed} bits"
     return FileReport(opset, why, static_batch(proto))
+
+
+def streaming_report(exported: bytes) -> StreamingReport | None:
+    """Describe the states of a streaming file; None for a file of any other kind."""
+    states = states_of(read_proto(exported))
+    if states is None:
+        return None
+    total = sum(state.start(1).nbytes for state in states)
+    return StreamingReport(len(states), total, {state.input: list(state.shape) for state in states})
 
 
 def input_report(program: Program, quantized: bool) -> InputReport:

@@ -8,18 +8,20 @@ the network on the chip are left out, as is usual for such figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
 import torch
+from torch import fx
 
 from svitc.data.inputs import Data
 from svitc.energy.cost_table import Table, load_table
 from svitc.energy.memory_traffic import REAL, Traffic, activations, currents, membranes, weights
 from svitc.energy.operation_counts import Counting, Work
 from svitc.errors import InputError, UsageError
+from svitc.ir.axes import Kind
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage
 from svitc.passes.pipelines import inference_passes
@@ -49,6 +51,7 @@ class Row:
         weight_bits: bits in which each weight is stored, 0 without weights.
         weight_bytes, activation_bytes, membrane_bytes: bytes moved; weights are read once for each call.
         compute_pj, weight_pj, activation_pj, membrane_pj: energy, pJ.
+        each_step: whether it is computed at each time step; otherwise once, before what changes over time.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Row:
     weight_pj: float
     activation_pj: float
     membrane_pj: float
+    each_step: bool
 
     @property
     def memory_pj(self) -> float:
@@ -123,13 +127,15 @@ class Energy:
     def totals(self) -> dict[str, float]:
         """Return sums over the rows, per image, by the names of the row's fields.
 
-        ``rate`` is the mean number of spikes in a time step, over all neurons.
+        ``rate`` is the mean number of spikes in a time step, over all neurons; ``once_pj`` the energy of what is
+        computed once for all time steps.
         """
         neurons = [row for row in self.rows if row.reads is None and row.rate is not None]
         emitted = sum(row.values for row in neurons)
         spikes = sum((row.rate or 0.0) * row.values for row in neurons)
         sums = {name: float(sum(getattr(row, name) for row in self.rows)) for name in SUMMED}
-        return {"rate": spikes / emitted if emitted else 0.0, **sums}
+        once = float(sum(row.pj for row in self.rows if not row.each_step))
+        return {"rate": spikes / emitted if emitted else 0.0, **sums, "once_pj": once}
 
     def to_json(self) -> JsonDict:
         """Return the figures as JSON values: what ``svitc energy --json`` prints."""
@@ -210,6 +216,17 @@ def saving(ours: Energy, theirs: Energy) -> dict[str, float | None]:
     return {**shares, "total_same_memory": 1 - a["pj"] / comparable if comparable else None}
 
 
+def energy_after(totals: Mapping[str, float], steps: float, of: int) -> float:
+    """Return the energy of an image in pJ where inference stops after a mean number of time steps.
+
+    Args:
+        totals: ``Energy.totals`` for all steps.
+        steps: mean number of steps that are run.
+        of: number of all steps.
+    """
+    return totals["once_pj"] + (totals["pj"] - totals["once_pj"]) * steps / of
+
+
 def _inputs(network: Program, batches: Iterable[object], images: int | None) -> Iterator[torch.Tensor]:
     """Yield the inputs of batches without their labels, up to a number of images."""
     spec = network.input
@@ -226,16 +243,29 @@ def _inputs(network: Program, batches: Iterable[object], images: int | None) -> 
             return
 
 
+def _changing(network: Program) -> set[fx.Node]:
+    """Return the nodes whose values may differ between time steps, and those that are computed from them."""
+    changing: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        timed = node.op != "output" and any(axis.kind == Kind.TIME for dim in network.type_of(node) for axis in dim)
+        if timed or not changing.isdisjoint(node.all_input_nodes):
+            changing.add(node)
+    return changing
+
+
 def _priced(network: Program, counting: Counting, table: Table, images: int) -> Energy:
     """Return the energy of one image from counts over ``images`` images."""
-    passing = currents(network)
+    passing, changing = currents(network), _changing(network)
     accesses: dict[int, tuple[Work, list[Traffic], list[Traffic]]] = {}
     stored: dict[int, tuple[int, int]] = {}
+    repeated: set[int] = set()
     for node, work in counting.work.items():
         _, activation_traffic, membrane_traffic = accesses.setdefault(id(work), (work, [], []))
         activation_traffic += activations(network, node, counting.ranges, passing)
         membrane_traffic += membranes(network, node)
         stored[id(work)] = weights(network, node)
+        if node in changing:
+            repeated.add(id(work))
     all_weight_bytes = sum(layer_bytes for _, layer_bytes in stored.values())
 
     def moving(traffic: Iterable[Traffic]) -> float:
@@ -266,6 +296,7 @@ def _priced(network: Program, counting: Counting, table: Table, images: int) -> 
             table.moving(layer_bytes * work.calls, all_weight_bytes),
             moving(activation_traffic),
             moving(membrane_traffic),
+            key in repeated,
         )
         if any(chain((row.pj, row.activation_bytes), operations.values())):
             rows.append(row)

@@ -192,5 +192,5 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(ops.PADS, zero_pad),
     **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
-    ops.FixedPoint: stateless_neuron,
+    **dict.fromkeys((ops.FixedPoint, ops.RunningReduction), stateless_neuron),
 }

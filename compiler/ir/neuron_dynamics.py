@@ -91,6 +91,12 @@ class NeuronDynamics:
         return self.rest if self.start is None else self.start
 
     @property
+    def remembers(self) -> bool:
+        """Whether a time step depends on the membrane after the one before, bit for bit."""
+        forgets = self.keep == 0 and self.rest == 0 and not self.decay_input
+        return self.has_state and not forgets
+
+    @property
     def fires_without_input(self) -> bool:
         """Whether a neuron with a membrane can fire although its input is 0 at every step."""
         least = self.threshold / 2 if self.counts else self.threshold  # half a spike is rounded to none

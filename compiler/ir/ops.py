@@ -4,6 +4,7 @@ Modules (``call_module``)
     Conv1d, Conv2d, Linear, BatchNorm1d, BatchNorm2d, MaxPool2d, AvgPool2d, ZeroPad2d of torch.nn;
     IFNode, LIFNode, ParametricLIFNode, ILIFNode of SpikingJelly in multi-step mode, and LeakyNeuron, whose first
     dimension is time; IntegerSpike and Step, neurons without state, for inputs with any dimensions;
+    RunningReduction, only in programs of one step;
     in quantized programs: QuantizedConv1d, QuantizedConv2d, QuantizedLinear, FixedPoint (quantized_modules.py).
 Functions (``call_function``)
     einops.rearrange(x, pattern, **sizes)   any chain of views, with named axes
@@ -145,9 +146,38 @@ class LeakyNeuron(standalone_layers.LeakyNeuron):
         return text + (", strict" if self.strict else "") + (f", levels={self.levels}" if self.levels > 1 else "")
 
 
+class RunningReduction(nn.Module):
+    """A reduction over the time steps so far; only in the program of a single step, which is lowered and never run.
+
+    Args:
+        kind: ``sum``, ``mean``, ``largest`` or ``smallest``.
+    """
+
+    KINDS = ("sum", "mean", "largest", "smallest")
+
+    def __init__(self, kind: str) -> None:
+        if kind not in self.KINDS:
+            raise ValueError(f"no running reduction is called {kind}")
+        super().__init__()
+        self.kind = kind
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
 STATEFUL_NEURONS = (*NEURONS, LeakyNeuron)
 STATELESS_NEURONS = (IntegerSpike, Step)
-MODULES = (*CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *POOLS, *PADS, *STATEFUL_NEURONS, *STATELESS_NEURONS, FixedPoint)
+MODULES = (
+    *CONVOLUTIONS,
+    nn.Linear,
+    *BATCH_NORMS,
+    *POOLS,
+    *PADS,
+    *STATEFUL_NEURONS,
+    *STATELESS_NEURONS,
+    FixedPoint,
+    RunningReduction,
+)
 FUNCTIONS = (*ELEMENTWISE, *REDUCTIONS, *VIEWS, torch.matmul, take_block, take_range, *OPERATORS)
 
 

@@ -10,6 +10,7 @@ from svitc.onnx.lower import INPUT, OUTPUT, lower, to_bytes
 from svitc.onnx.model_info import node_count, weight_bytes
 from svitc.onnx.surgery.neuron_split import SplitNeuron, split_neurons
 from svitc.onnx.surgery.neuron_split_unrolled import SplitUnrolledNeuron, split_unrolled_neurons
+from svitc.onnx.surgery.step_split import SplitStepNeuron, split_step
 from svitc.onnx.target import TARGETS, Target, target_of
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "OUTPUT",
     "TARGETS",
     "SplitNeuron",
+    "SplitStepNeuron",
     "SplitUnrolledNeuron",
     "Target",
     "lower",
     "node_count",
     "split_neurons",
+    "split_step",
     "split_unrolled_neurons",
     "target_of",
     "to_bytes",

@@ -18,6 +18,7 @@ from svitc.ir.outputs import INPUT
 from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY, FunctionKind, neuron_function
+from svitc.onnx.states import AFTER, BEFORE, COUNTER, State, batch_first, counter_dims
 from svitc.onnx.target import CPU, Target
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -78,10 +79,14 @@ class Builder:
         cache: values that were emitted before, by what was asked for.
         stored: the layout of each lowered node's value.
         name: ONNX name of the main node of the layer that is being lowered.
+        streaming: whether the file runs one time step per call: the program is of a single step.
+        states: what a call passes on to the next one.
     """
 
-    def __init__(self, program: Program, target: Target = CPU) -> None:
+    def __init__(self, program: Program, target: Target = CPU, streaming: bool = False) -> None:
         self.program = program
+        self.streaming = streaming
+        self.states: list[State] = []
         self.target = target
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
@@ -91,7 +96,12 @@ class Builder:
         self.name = ""
         self._scope = ""
         self._node_names, self._value_names = Names(), Names()
-        for name in (INPUT, *program.output_names):  # the names of the file's input and outputs
+        for name in (
+            INPUT,
+            *program.output_names,
+            f"{BEFORE}{COUNTER}",
+            f"{AFTER}{COUNTER}",
+        ):  # the names of the file's input and outputs
             self._value_names(name)
         self._names: dict[fx.Node, str] = {}
         for op in ("call_module", "call_function"):  # layers first: they keep their paths
@@ -243,6 +253,8 @@ class Builder:
             outputs = self.ops(self._function_of(kind), inputs, dims, dtype=dtype)
         else:
             outputs = self._inlined(kind, inputs, dims, step)
+        if kind.carried:
+            outputs[-1].type = FLOAT
         node = outputs[0].producer()
         assert node is not None
         node.metadata_props.update({KIND_KEY: kind.name, PATH_KEY: self.name, CURRENT_KEY: str(inputs[0].name)})
@@ -275,6 +287,48 @@ class Builder:
             used_names = {function.name for function in self.functions.values()}
             self.functions[kind] = neuron_function(kind, used_names, self.target.opset)
         return self.functions[kind]
+
+    # states of a streaming file
+
+    def state(self, path: str, dims: Dims, initial: float) -> State:
+        """Add a state, whose input has the batch first.
+
+        Args:
+            path: the layer that it belongs to.
+            dims: layout of the value that is kept.
+            initial: every element of it before the first step.
+        """
+        own = batch_first(dims)
+        name = self._value_names(f"{BEFORE}{path}")
+        before = ir.Value(name=name, shape=ir.Shape(layout.shape(own)), type=FLOAT)
+        self.states.append(State(path, before, initial, own))
+        return self.states[-1]
+
+    def pass_on(self, state: State, value: ir.Value, dims: Dims) -> None:
+        """Make a value, which nothing else reads and which lies as ``dims``, a state after this step."""
+        state.after = self.read(self.store(value, dims), state.dims)
+        state.after.name = self._value_names(f"{AFTER}{state.path}")
+
+    def share_of_steps(self, rank: int) -> ir.Value:
+        """Return 1 / (number of steps so far), ``[N, 1, ...]`` with this many dimensions."""
+        if COUNTER not in self.cache:
+            dims = counter_dims()
+            state = State(COUNTER, ir.Value(name=f"{BEFORE}{COUNTER}", shape=ir.Shape(("N", 1)), type=FLOAT), 0.0, dims)
+            self.states.append(state)
+            state.after = self.op("Add", [state.before, self.scalar("one", 1.0)], dims, helper="count_steps")
+            state.after.name = f"{AFTER}{COUNTER}"
+            # not 1 / steps: ONNX Runtime makes x / steps of x * (1 / steps), which is rounded in another way
+            doubled = self.op("Add", [state.after, state.after], dims, helper="doubled")
+            self.cache[COUNTER] = self.op("Div", [self.scalar("two", 2.0), doubled], dims, helper="share")
+        share: ir.Value = self.cache[COUNTER]
+        if rank == 2:
+            return share
+        key = (COUNTER, rank)
+        if key not in self.cache:
+            dims = (*counter_dims(), *((),) * (rank - 2))
+            shape = self.integers("shape", [-1, *[1] * (rank - 1)])
+            self.cache[key] = self.op("Reshape", [share, shape], dims, helper="reshape")
+        return self.cache[key]
 
     # constants
 

@@ -10,7 +10,7 @@ from svitc.ir.program import Program
 from svitc.onnx.declared import check_declared
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.onnx.target import CPU, Target
-from svitc.passes.pipelines import exportable_program
+from svitc.passes.pipelines import exportable_program, step_program
 
 
 def exportable(program: Program, target: Target = CPU, keep: bool = True, per_step: bool = False) -> ir.Model:
@@ -57,6 +57,23 @@ def export(
     resolved = backend.target_of(target, narrowest, functions)  # first: a wrong name is refused before the passes run
     file = backend.to_bytes(exportable(program, resolved, per_step=per_step))
     return file if static_batch is None else with_static_batch(file, static_batch)
+
+
+def export_step(program: Program, target: Target = CPU, per_step: bool = False) -> bytes:
+    """Return the streaming ONNX file of a trainable or quantized program, which is left unchanged.
+
+    Args:
+        program: the program to export.
+        target: what the file is written for.
+        per_step: leave class scores as they are at each time step; otherwise they are averaged over the steps so far.
+
+    Raises:
+        UnsupportedError: an operation needs several time steps at once, or a node has no kernel in the target's
+            runtime.
+    """
+    model = backend.lower(step_program(program, per_step), target, streaming=True)
+    check_declared(model, target)
+    return backend.to_bytes(model)
 
 
 def export_proto(program: Program) -> onnx.ModelProto:

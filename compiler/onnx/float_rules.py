@@ -17,13 +17,12 @@ from torch import fx, nn
 from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dim, Dims, size
-from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import Attributes, Builder, Stored
-from svitc.onnx.neuron_functions import AnyKind, kind_of
+from svitc.onnx.neuron_rules import spiking_neuron, stateless_neuron
 from svitc.onnx.operators.registry import OPERATOR_RULES
-from svitc.onnx.stateless_functions import stateless_kind_of
+from svitc.onnx.running import running_reduction
 
 BuilderT = TypeVar("BuilderT", bound=Builder)
 ResultT = TypeVar("ResultT")
@@ -123,6 +122,11 @@ def norm_weights(b: Builder, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNor
 
 def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
     """Lower a max pooling layer."""
+    return _layer(b, node, "MaxPool", (), max_pool_attributes(node, module))
+
+
+def max_pool_attributes(node: fx.Node, module: nn.MaxPool2d) -> dict[str, int | list[int]]:
+    """Return the ONNX attributes of a max pooling layer."""
     if module.return_indices:
         raise UnsupportedError(f"{node.target}: a pooling layer that returns indices has no lowering")
     attributes: dict[str, int | list[int]] = {**window(module)}
@@ -130,7 +134,7 @@ def max_pool(b: Builder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
         attributes["dilations"] = pair_of(module.dilation)
     if module.ceil_mode:
         attributes["ceil_mode"] = 1
-    return _layer(b, node, "MaxPool", (), attributes)
+    return attributes
 
 
 def average_pool(b: Builder, node: fx.Node, module: nn.AvgPool2d) -> Stored:
@@ -155,48 +159,6 @@ def zero_pad(b: Builder, node: fx.Node, module: nn.ZeroPad2d) -> Stored:
     left, right, top, bottom = module.padding
     rest = [0] * (len(layout.physical(b.at(node.args[0]).view)) - 2)
     return _layer(b, node, "Pad", [b.integers("pads", [*rest, top, left, *rest, bottom, right])])
-
-
-def stateless_neuron(b: Builder, node: fx.Node, module: nn.Module) -> Stored:
-    """Lower a neuron without a membrane.
-
-    It is elementwise, so its input is read as it is stored if the elements are in the program's order, on which the
-    comparison with the reference relies (surgery/neuron_split.py).
-    """
-    source = b.at(node.args[0])
-    usable = source.in_order and not source.constant_along and source.value is not None
-    dims = source.dims if usable else layout.physical(source.view, keep=0)
-    kind = stateless_kind_of(module)
-    (spikes,) = b.neuron(kind, [b.read(source, dims), *_scalars(b, kind)], [dims], dims)
-    return b.store(spikes, dims, source.view)
-
-
-def spiking_neuron(b: Builder, node: fx.Node, module: nn.Module, any_order: bool = False) -> Stored:
-    """Lower a neuron with a membrane to a call of its kind's function; a static input is given once.
-
-    Args:
-        b: builder that the nodes are emitted to.
-        node: the neuron.
-        module: its module.
-        any_order: whether its values may have an order of elements other than the program's, but for time.
-    """
-    source = b.at(node.args[0])
-    time = source.view[0]
-    static = source.constant_along == time != ()
-    if static:
-        source = Stored(source.value, source.dims, layout.without(source.view, time), source.parameter)
-    outermost = static or (len(source.dims) > 0 and source.dims[0][: len(time)] == time)
-    # elementwise but for time, so any grouping of the other dimensions will do
-    usable = source.in_order or (any_order and not source.constant_along and source.value is not None)
-    dims = source.dims if usable and outermost else layout.physical(source.view, keep=0)
-    kind = kind_of(str(node.target), module, size(time), static)
-    inputs = [b.read(source, dims)]
-    if kind.takes_decay:
-        inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
-    inputs += _scalars(b, kind)
-    out = ((*time, *dims[0]), *dims[1:]) if static else dims
-    (spikes,) = b.neuron(kind, inputs, [out], (out[0][len(time) :], *out[1:]))
-    return b.store(spikes, out, b.at(node.args[0]).view)
 
 
 # functions
@@ -334,11 +296,6 @@ def _parameters(b: Builder, node: fx.Node, module: nn.Module, names: Sequence[st
     return [b.weight(f"{node.target}.{name}", value) for name, value in parameters if value is not None]
 
 
-def _scalars(b: Builder, kind: AnyKind) -> list[ir.Value]:
-    """Return the scalar inputs of a neuron's function."""
-    return [b.scalar(f"{kind.name.lower()}.{name}", number) for name, number in kind.constants.items()]
-
-
 def pair_of(value: int | tuple[int, ...]) -> list[int]:
     """Return a pooling option as one number for each of the two dimensions."""
     return [value] * 2 if isinstance(value, int) else list(value)
@@ -379,6 +336,7 @@ MODULE_RULES: dict[type, Rule] = {
     nn.ZeroPad2d: zero_pad,
     **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
+    ops.RunningReduction: running_reduction,
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **OPERATOR_RULES,

@@ -70,6 +70,10 @@ class FunctionKind(Protocol):
         """Whether the input current is the same at every step and is given once."""
 
     @property
+    def carried(self) -> bool:
+        """Whether the membrane is an input, and after the spikes an output."""
+
+    @property
     def title(self) -> str:
         """Name of the function."""
 

@@ -48,7 +48,7 @@ def beyond_int16(exported: bytes) -> dict[str, str]:
 def _dequantized(value: ir.Value | None) -> ir.Value | None:
     """Return the integers that an operand of a product stands for, or None where it is a real number."""
     producer = None if value is None else value.producer()
-    while producer is not None and producer.op_type in ("Reshape", "Transpose", "Identity"):
+    while producer is not None and producer.op_type in ("Identity", "MaxPool", "Reshape", "Transpose"):
         producer = None if producer.inputs[0] is None else producer.inputs[0].producer()
     return producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
 

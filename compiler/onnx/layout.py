@@ -70,6 +70,11 @@ def physical(view: Dims, keep: int = 1) -> Dims:
     return view
 
 
+def without_step(view: Dims) -> Dims:
+    """Return the layout of a model's input of one time step: the same without a leading time dimension."""
+    return view if view[0] else view[1:]
+
+
 def without(dims: Dims, tokens: Iterable[Axis]) -> Dims:
     """Return the layout without some of its tokens."""
     removed = set(tokens)

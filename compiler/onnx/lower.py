@@ -6,6 +6,7 @@ where the target keeps functions one node that calls it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from svitc.onnx.builder import FLOAT, Builder
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES
 from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
+from svitc.onnx.states import STATES_KEY
 from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
@@ -27,13 +29,19 @@ IR_VERSIONS = {18: 8, 21: 10, 25: 13}  # the IR versions that these opsets were 
 OUTPUT = LOGITS  # the name of a single output
 
 
-def lower(program: Program, target: Target = CPU) -> ir.Model:
+def lower(program: Program, target: Target = CPU, streaming: bool = False) -> ir.Model:
     """Lower a program at any stage to an ONNX model: float32, or integer for a quantized program.
 
     The input ``image`` and the outputs (``logits``, where there is one) have the program's shapes, with the batch
     dynamic as ``N``; inside, time and batch are stored as one leading dimension (layout.py). Each layer's node is named
     by the layer's path, its weights ``<path>.weight`` and so on. Weights that are stored unchanged are not copied. The
     time is linear in the size of the program.
+
+    Args:
+        program: the program; for a streaming file that of a single step (``step_program``).
+        target: what the file is written for.
+        streaming: whether the file runs one time step per call: membranes and sums over time are further inputs and
+            outputs (states.py).
 
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.
@@ -43,34 +51,38 @@ def lower(program: Program, target: Target = CPU) -> ir.Model:
         bits = max(target.narrowest, min(stored_widths(program), default=8))
         target = replace(target, opset=WEIGHT_OPSETS.get(bits, target.opset))  # an opset applies to the entire file
         lower_quantized = qdq_nodes if target.form == Form.QDQ else lower_nodes
-        return _model(program, *lower_quantized(program, INPUT, target))
-    return _model(program, *emit_nodes(Builder(program, target), INPUT, MODULE_RULES, FUNCTION_RULES, "ONNX"))
+        return _model(program, *lower_quantized(program, INPUT, target, streaming))
+    b = Builder(program, target, streaming)
+    return _model(program, *emit_nodes(b, INPUT, MODULE_RULES, FUNCTION_RULES, "ONNX"))
 
 
 def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) -> ir.Model:
     """Assemble the emitted nodes into a model."""
     outputs: list[ir.Value] = []
-    x.doc_string = input_words(program)
+    x.doc_string = input_words(program, b.streaming)
     for value, name, words in zip(values, program.output_names, output_words(program), strict=True):
         output = value
-        if _serves_otherwise(value, outputs):
+        if _serves_otherwise(value, [*outputs, *(state.after for state in b.states)]):
             output = ir.Value(name=name, shape=value.shape, type=FLOAT)
             b.nodes.append(ir.node("Identity", [value], outputs=[output], name=name))
         output.name, output.doc_string = name, words
         outputs.append(output)
     graph = ir.Graph(
-        [x],
-        outputs,
+        [x, *(state.before for state in b.states)],
+        [*outputs, *(state.after for state in b.states if state.after is not None)],
         nodes=b.nodes,
         initializers=b.initializers,
         opset_imports={"": b.target.opset} | ({DOMAIN: 1} if b.functions else {}),
         name=str(program.info.get("arch") or "svit"),
     )
     version, functions = IR_VERSIONS[b.target.opset], list(b.functions.values())
-    return ir.Model(graph, ir_version=version, producer_name="svitc", functions=functions)
+    model = ir.Model(graph, ir_version=version, producer_name="svitc", functions=functions)
+    if b.streaming:
+        model.metadata_props[STATES_KEY] = json.dumps([state.to_json() for state in b.states])
+    return model
 
 
-def _serves_otherwise(value: ir.Value, outputs: list[ir.Value]) -> bool:
+def _serves_otherwise(value: ir.Value, outputs: list[ir.Value | None]) -> bool:
     """Return whether a value cannot be an output under the output's name, so that the output must be a copy.
 
     It may be the input or a parameter, while ONNX wants an output to come from a node; an output under another name;

@@ -39,6 +39,7 @@ class NeuronKind:
         gain: factor of the input; only for Leaky.
         strict: whether a membrane that equals the threshold does not fire; only for Leaky.
         start: membrane potential before the first step; None for the reset voltage, or 0 for a soft reset.
+        carried: whether the membrane before the only step is an input, and the one after it an output.
     """
 
     name: str
@@ -53,6 +54,7 @@ class NeuronKind:
     gain: float = 1.0
     strict: bool = False
     start: float | None = None
+    carried: bool = False
 
     @property
     def counts(self) -> bool:
@@ -83,7 +85,7 @@ class NeuronKind:
             parts.append("strict")
         if self.start is not None:
             parts.append(f"start{self.start:g}")
-        parts += [f"T{self.steps}"] + ["static"] * self.static
+        parts += ["step"] if self.carried else [f"T{self.steps}"] + ["static"] * self.static
         return "_".join(parts).replace(".", "p").replace("-", "m").replace("+", "")
 
     @property
@@ -94,7 +96,7 @@ class NeuronKind:
     @property
     def keeps_membrane(self) -> bool:
         """Return whether a membrane potential other than the reset voltage is ever charged."""
-        return self.steps > 1 or self.start is not None
+        return self.steps > 1 or self.start is not None or self.carried
 
     @property
     def constants(self) -> dict[str, float]:
@@ -116,19 +118,20 @@ class NeuronKind:
         constants["threshold"] = self.threshold
         if self.tau is not None and (keeps_membrane or self.decay_input):
             constants |= {"rate": 1 / self.tau} if _is_power_of_two(self.tau) else {"tau": self.tau}
-        if self.reset is not None and (self.steps > 1 or self.reset != 0):
+        if self.reset is not None and (self.steps > 1 or self.carried or self.reset != 0):
             constants["reset"] = self.reset
         return constants
 
     @property
     def inputs(self) -> list[str]:
         """Return the names of the inputs."""
-        return ["x", *(["decay"] if self.takes_decay else []), *self.constants]
+        membrane, decay = ["v"] if self.carried else [], ["decay"] if self.takes_decay else []
+        return ["x", *membrane, *decay, *self.constants]
 
     def body(self, values: Iterable[ir.Value]) -> FunctionBody:
         """Emit the nodes, which read these values as the inputs."""
         body = NeuronBody(self, self.inputs, values)
-        body.outputs = [body.integer_spikes() if self.counts else body.spikes()]
+        body.outputs = [body.integer_spikes() if self.counts else body.spikes(), *body.membranes]
         return body
 
     @property
@@ -152,10 +155,11 @@ class NeuronKind:
             fire = f"round(clip(h / {self.threshold:g}, 0, {self.count}))"
         reset = f"h - {self.threshold:g} s" if self.reset is None else f"{self.reset:g} where s, else h"
         start = "" if self.start is None else f" Before them, v = {self.start:g}."
-        return f"For each of {self.steps} time steps: h = {charge}; s = {fire}; v = {reset}.{start}"
+        steps = "In one time step" if self.carried else f"For each of {self.steps} time steps"
+        return f"{steps}: h = {charge}; s = {fire}; v = {reset}.{start}"
 
 
-def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKind:
+def kind_of(path: str, module: nn.Module, steps: int, static: bool, streaming: bool = False) -> NeuronKind:
     """Return the kind of a neuron with a membrane.
 
     Args:
@@ -163,6 +167,7 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
         module: the neuron.
         steps: number of time steps.
         static: whether its input current is the same at every step.
+        streaming: whether the only step continues with a membrane from outside.
 
     Raises:
         UnsupportedError: the surrogate function has ``spiking=False``, so that the output is not spikes.
@@ -182,7 +187,8 @@ def kind_of(path: str, module: nn.Module, steps: int, static: bool) -> NeuronKin
         keep=1.0 if dynamics.factors is None else dynamics.factors[0],
         gain=1.0 if dynamics.factors is None else dynamics.factors[1],
         strict=dynamics.strict,
-        start=dynamics.start,
+        start=None if streaming else dynamics.start,
+        carried=streaming and dynamics.remembers,
     )
 
 
@@ -197,6 +203,7 @@ class NeuronBody(FunctionBody):
     def __init__(self, kind: NeuronKind, names: Iterable[str], values: Iterable[ir.Value]) -> None:
         super().__init__(names, values)
         self.kind = kind
+        self.membranes: list[ir.Value] = []  # the one after the last step, if it is an output
 
     def currents(self) -> list[ir.Value]:
         """Return the input current at each step."""
@@ -221,13 +228,19 @@ class NeuronBody(FunctionBody):
     def fired(self) -> list[ir.Value]:
         """Emit an IF, LIF or PLIF neuron and return a boolean value for each step: whether it fires."""
         fired: list[ir.Value] = []
-        v = self.inputs.get("start")
+        v = self.membrane_before
         for t, x in enumerate(self.currents()):
             h = self.charge(t, x, v)
             fired.append(self.op(self.fires(), f"s{t}", h, self.threshold(t)))
-            if t < self.kind.steps - 1:
+            if t < self.kind.steps - 1 or self.kind.carried:
                 v = self.reset(t, h, fired[-1])
+                self.membranes = [v] if self.kind.carried else []
         return fired
+
+    @property
+    def membrane_before(self) -> ir.Value | None:
+        """Return the membrane before the first step; None where that is the reset voltage."""
+        return self.inputs.get("v", self.inputs.get("start"))
 
     def fires(self) -> str:
         """Return the operator that compares the membrane with the threshold."""
@@ -290,15 +303,16 @@ class NeuronBody(FunctionBody):
         kind, get = self.kind, self.inputs
         unit_threshold = kind.threshold == 1
         counts: list[ir.Value] = []
-        v = self.inputs.get("start")
+        v = self.membrane_before
         for t, x in enumerate(self.currents()):
             h = self.weighted_sum(t, x, v)
             scaled = h if unit_threshold else self.op("Div", f"scaled{t}", h, get["threshold"])
             clipped = self.op("Clip", f"clip{t}", scaled, get["zero"], get["most"])
             counts.append(self.op("Round", f"s{t}", clipped))
-            if t < kind.steps - 1:
+            if t < kind.steps - 1 or kind.carried:
                 spent = counts[-1] if unit_threshold else self.op("Mul", f"spent{t}", counts[-1], get["threshold"])
                 v = self.op("Sub", f"v{t}", h, spent)
+                self.membranes = [v] if kind.carried else []
         return counts
 
 

@@ -17,6 +17,7 @@ class StatelessKind:
     """What all neurons without a membrane have in common: one function for any layout, and no decay."""
 
     static: ClassVar[bool] = False
+    carried: ClassVar[bool] = False
     takes_decay: ClassVar[bool] = False
 
     @property

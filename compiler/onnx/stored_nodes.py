@@ -41,9 +41,10 @@ def emit_nodes(
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
-            dims = layout.fresh(program.type_of(node))
+            view = layout.fresh(program.type_of(node))
+            dims = layout.without_step(view) if b.streaming else view
             x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(dims)), type=FLOAT)
-            b.stored[node] = b.store(x, dims)
+            b.stored[node] = b.store(x, dims, view)
         elif node.op == "output":
             outputs = [b.read(stored, stored.view) for stored in map(b.at, as_tuple(node.args[0]))]
         else:

@@ -8,9 +8,16 @@ from svitc.ir.outputs import class_scores, output_values
 from svitc.ir.program import Program
 
 
-def input_words(program: Program) -> str:
-    """Return what the input of a program's file is."""
+def input_words(program: Program, streaming: bool = False) -> str:
+    """Return what the input of a program's file is; that of a streaming file is one frame."""
     spec = program.input
+    if streaming:
+        *_, channels, height, width = spec.shape
+        kind = "Event frames" if spec.events else "Images"
+        return (
+            f"{kind} of one time step [N, {channels}, {height}, {width}], float32. The model's metadata say how "
+            "pictures become such inputs, and what the states are before the first step."
+        )
     sizes = ", ".join("N" if i == spec.batch_dim else str(size) for i, size in enumerate(spec.batched(1)))
     kind = "Event frames" if spec.events else "Images"
     return f"{kind} [{sizes}], float32. The model's metadata say how pictures become such inputs."

@@ -25,6 +25,8 @@ class LayerVerdict:
         currents_beyond_rounding: currents that differ by more than rounding explains.
         max_current_difference: largest absolute difference of a current.
         firing: sum of the spikes that the inputs themselves caused.
+        membranes_beyond_rounding: membranes after a step that differ by more than rounding explains; only in a
+            streaming file.
     """
 
     name: str
@@ -34,6 +36,14 @@ class LayerVerdict:
     currents_beyond_rounding: int = 0
     max_current_difference: float = 0.0
     firing: float = 0.0
+    membranes_beyond_rounding: int = 0
+
+    def to_json(self) -> JsonDict:
+        """Return the layer's entry in the report; that on membranes only where some differ."""
+        values = asdict(self)
+        if not self.membranes_beyond_rounding:
+            del values["membranes_beyond_rounding"]
+        return values
 
 
 @dataclass
@@ -118,6 +128,7 @@ class Verdict:
         scores: which of the outputs scores classes, if any.
         quantization: for a quantized program, its differences from the float program, where that was at hand.
         runtime: what ran the file: ``name``, ``version`` and ``settings``.
+        calls: of a streaming file, the number of time steps that were run, one per call; else None.
         beyond_int16: for a quantized program, the integer products of its file that could saturate on processors
             without VNNI, each with the sum that it could reach (onnx/int16_sums.py).
     """
@@ -129,6 +140,7 @@ class Verdict:
     scores: ClassScores | None = None
     quantization: QuantizationVerdict | None = None
     runtime: JsonDict = field(default_factory=dict)
+    calls: int | None = None
     beyond_int16: dict[str, str] | None = None
 
     @classmethod
@@ -177,7 +189,7 @@ class Verdict:
     def file_divergence(self) -> str | None:
         """Return the first layer, in execution order, in which the file differs from its program."""
         for layer in self.layers.values():
-            if layer.flips_beyond_rounding or layer.currents_beyond_rounding:
+            if layer.flips_beyond_rounding or layer.currents_beyond_rounding or layer.membranes_beyond_rounding:
                 return layer.name
         return next((output.name for output in self.outputs if output.values_beyond_rounding), None)
 
@@ -210,7 +222,8 @@ class Verdict:
             "top1_agreement": self.agreeing / self.images if self.images and self.scores is not None else None,
             "max_logit_difference": self.max_logit_difference,
             "silent_neurons": self.silent,
-            "layers": [asdict(layer) for layer in self.layers.values()],
+            "layers": [layer.to_json() for layer in self.layers.values()],
+            **({} if self.calls is None else {"calls": self.calls}),
             **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),
             **({} if self.beyond_int16 is None else {"beyond_int16": self.beyond_int16}),
             **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
-from svitc.support.confidence import paired, wilson
+from svitc.support.confidence import drop_bound, drop_p_value, images_needed, paired, wilson
 
 
 # Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (score without continuity correction)
@@ -73,3 +75,51 @@ def test_images_that_do_not_change_carry_no_doubt(images, changed):
     alone = wilson(images // 2, images)
     if changed < images / 20:
         assert high - low < alone[1] - alone[0]
+
+
+def _chance(lost_counts, gained_counts, images, lost, gained):
+    """Return the probability of each number of lost and gained images."""
+    rest = images - lost_counts - gained_counts
+    ways = special.gammaln(images + 1) - sum(special.gammaln(k + 1) for k in (lost_counts, gained_counts, rest))
+    logs = special.xlogy(lost_counts, lost) + special.xlogy(gained_counts, gained)
+    return np.exp(ways + logs + special.xlogy(rest, max(0.0, 1 - lost - gained)))
+
+
+@pytest.mark.parametrize(("images", "drop"), [(12, 0.3), (28, 0.05)])
+def test_a_drop_is_excluded_wrongly_no_more_often_than_promised(images, drop):
+    """Every pair of counts, and all probabilities of them at the edge of the null hypothesis: nothing is simulated."""
+    pairs = np.array([(b, c) for b in range(images + 1) for c in range(images + 1 - b)])
+    values = np.array([drop_p_value(int(b), int(c), images, drop) for b, c in pairs])
+    shares = []
+    for lost in np.linspace(drop, (1 + drop) / 2, 40):
+        chances = _chance(*pairs.T, images, lost, lost - drop)
+        assert chances.sum() == pytest.approx(1)
+        shares += [(chances[values <= alpha].sum(), alpha) for alpha in (0.01, 0.05, 0.2)]
+    assert all(share <= alpha for share, alpha in shares)
+    assert max(share for share, alpha in shares if alpha == 0.2) > 0.1  # and it does exclude some
+
+
+def test_more_losses_and_fewer_images_are_less_convincing():
+    base = drop_p_value(20, 15, 5000, 0.005)
+    assert base < 0.01 < drop_p_value(30, 15, 5000, 0.005)
+    assert base < drop_p_value(4, 3, 1000, 0.005)
+    assert drop_p_value(0, 0, 0, 0.1) == 1.0
+    assert drop_p_value(5, 0, 5, 0.1) == 1.0
+
+
+def test_the_bound_of_a_drop_inverts_the_test():
+    bound = drop_bound(20, 15, 5000)
+    assert 0.001 < bound < 0.005
+    assert drop_p_value(20, 15, 5000, bound) == pytest.approx(0.05, abs=1e-3)
+    assert bound < drop_bound(20, 15, 5000, confidence=0.99)
+    assert drop_bound(0, 0, 0) == 1.0
+
+
+def test_images_that_are_needed_are_enough():
+    images = images_needed(0.006, 0.004, 0.005)
+    assert images is not None
+    assert drop_p_value(round(0.006 * images), round(0.004 * images), images, 0.005) < 0.05
+    assert drop_p_value(round(0.006 * images / 4), round(0.004 * images / 4), images // 4, 0.005) > 0.05
+    none_lost = images_needed(0, 0, 0.005)
+    assert drop_p_value(0, 0, none_lost, 0.005) <= 0.05 < drop_p_value(0, 0, none_lost - 20, 0.005)
+    assert images_needed(0.01, 0.005, 0.005) is None

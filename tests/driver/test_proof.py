@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,8 +118,9 @@ def test_the_file_says_how_to_feed_it(folders, digits):
 
 
 def test_every_key_is_documented():
+    text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", DOCS.read_text())  # without the targets of links
     for key, meaning in KEYS.items():
-        assert f"| `{key}` | {meaning} |" in DOCS.read_text(), key
+        assert f"| `{key}` | {meaning} |" in text, key
 
 
 def test_the_documents_lines_feed_a_file(folders, tmp_path, monkeypatch):

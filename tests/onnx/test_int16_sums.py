@@ -91,8 +91,11 @@ def test_weights_that_saturate_are_found_without_running_anything(capsys):
     assert beyond_int16(model.SerializeToString()) == {}, "opposite signs do not add up"
 
 
-def product(inputs: int, weights: np.ndarray | int, op_type: str = "MatMulInteger") -> bytes:
-    """A file of one product; integers that are given as a type are computed."""
+def product(inputs: int, weights: np.ndarray | int, op_type: str = "MatMulInteger", behind: str = "") -> bytes:
+    """A file of one product; integers that are given as a type are computed.
+
+    A float product's inputs may be pooled or rearranged by an operator of the type ``behind`` first.
+    """
     constant = isinstance(weights, np.ndarray)
     initializers = [numpy_helper.from_array(weights, "w")] if constant else []
     infos = [helper.make_tensor_value_info("x", inputs, None)]
@@ -102,6 +105,10 @@ def product(inputs: int, weights: np.ndarray | int, op_type: str = "MatMulIntege
         initializers.append(numpy_helper.from_array(np.float32(1), "one"))
         nodes = [helper.make_node("DequantizeLinear", [name, "one"], [f"{name}.real"], name) for name in operands]
         operands = [f"{name}.real" for name in operands]
+    if behind:
+        window = {"kernel_shape": [1, 1]} if behind == "MaxPool" else {}
+        nodes.append(helper.make_node(behind, operands[:1], ["moved"], behind, **window))
+        operands[0] = "moved"
     nodes.append(helper.make_node(op_type, operands, ["y"], "product"))
     y = helper.make_tensor_value_info("y", TensorProto.INT32 if op_type == "MatMulInteger" else TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "g", infos, [y], initializers)
@@ -129,6 +136,12 @@ LARGE = np.array([[100], [29], [0], [-128]], np.int8)
 )
 def test_one_product(inputs, weights, op_type, saturates):
     assert bool(beyond_int16(product(inputs, weights, op_type))) == saturates
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "Transpose", "Identity"])
+def test_bytes_may_be_pooled_and_rearranged_before_the_product(operator):
+    found = beyond_int16(product(TensorProto.UINT8, LARGE.reshape(1, 4, 1, 1), "Conv", operator))
+    assert list(found) == ["product"]
 
 
 def test_files_of_floats_have_nothing_to_saturate():

@@ -47,6 +47,8 @@ def compile(
     [dim]svitc compile model.pt --data val/ --policy qsvit --max-drop 2.1[/]
 
     [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
+
+    [dim]svitc compile model.pt --data val/ --weights int8 --anytime --max-drop 0.5[/]
     """
     start(output.verbose)
     policy, budgets, plan = _checked(budget, file, data, training, load, output.seed)
@@ -126,6 +128,7 @@ def _checked(
     file.check()
     chooses_bits = budget.policy in POLICIES and POLICIES[budget.policy].chooses_bits
     data.check()
+    file.check_anytime(budget.max_drop, data.data is not None, file.per_step)
     budget.check(data, smaller_anyway=chooses_bits or not file.as_original)
     training.check(data.train_data)
     budgets = budget.budgets()
@@ -154,7 +157,9 @@ def _compile_options(
         metric=None if data.metric is None else load_metric(data.metric),
         data=load_images(data.data, program, data.limit, output.seed, data, data.unlabeled),
         train_data=load_images(data.train_data, program, None, output.seed, data, data.unlabeled),
-        max_drop=budget.max_drop_share,
+        max_drop=None if file.anytime else budget.max_drop_share,
+        anytime=budget.max_drop_share if file.anytime else None,
+        confidence=file.confidence_or_usual,
         sweep_images=data.sweep_images,
         calibration_images=data.calibration_images,
         sweep_file=unfinished_file(file.out, "sweep.jsonl"),
@@ -165,6 +170,7 @@ def _compile_options(
         min_weight_bits=file.min_weight_bits,
         target=file.target,
         per_step=file.per_step,
+        streaming=file.streaming,
         static_batch=file.static_batch,
         functions=file.functions,
         reparam=budget.reparam,

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from svitc.cli.terminal import assumptions, make_table, out
+from svitc.cli.views.anytime import anytime
 from svitc.cli.views.prediction import predicted_cells, predicted_from
 from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
@@ -60,6 +61,8 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         no_accuracy()
     if prediction:
         out.print(predicted_from(prediction))
+    if report.get("anytime"):
+        anytime(report["anytime"])
     verdict_line(report["verify"])
     lossless(report)
     if parameters["dead"]:
@@ -68,6 +71,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         names = ", ".join(path.name for path in paths)
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
         out.print(form_of(report["file"]))
+        streaming_line(report.get("streaming"))
         device_check(paths)
 
 
@@ -77,11 +81,21 @@ def form_of(file: JsonDict) -> str:
     return f"model.onnx: opset {file['opset']}, for {file['opset_for']}; takes {batch} at once"
 
 
+def streaming_line(streaming: JsonDict | None) -> None:
+    """Print what a call of a streaming file passes on to the next."""
+    if streaming is not None:
+        size = human.byte_size(streaming["bytes"])
+        out.print(f"one time step per call: {streaming['states']} states, {size} for each stream, go from call to call")
+
+
 def device_check(paths: list[Path]) -> None:
     """Print how to check the file on the machine that it is for."""
     script = next((path for path in paths if path.name == "check.py"), None)
     if script is not None:
         out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime, or --openvino")
+    caller = next((path for path in paths if path.name == "stream.py"), None)
+    if caller is not None:
+        out.print(f"frame by frame: python {escape(str(caller))} FRAMES.npy, with numpy and onnxruntime; or stream.cpp")
 
 
 def _outputs_rows(table: Table, compared: JsonDict) -> None:

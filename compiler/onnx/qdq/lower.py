@@ -17,13 +17,16 @@ from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import Target
 
 
-def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[QdqBuilder, ir.Value, list[ir.Value]]:
+def lower_nodes(
+    program: Program, x_name: str, target: Target, streaming: bool = False
+) -> tuple[QdqBuilder, ir.Value, list[ir.Value]]:
     """Emit every node of a quantized program.
 
     Args:
         program: the quantized program.
         x_name: name of the model's input.
         target: what the file is written for.
+        streaming: whether the file runs one time step per call.
 
     Returns:
         the builder with the emitted nodes, the input and the outputs.
@@ -31,7 +34,7 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[QdqBuild
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.
     """
-    return emit_nodes(QdqBuilder(program, target), x_name, MODULE_RULES, FUNCTION_RULES, "QDQ")
+    return emit_nodes(QdqBuilder(program, target, streaming), x_name, MODULE_RULES, FUNCTION_RULES, "QDQ")
 
 
 __all__ = ["lower_nodes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,16 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
     """Lower a convolution or linear layer with integer weights: a product, and the bias directly behind it.
 
     What reads one pixel or token for each that it writes is a matrix product of rows, channels last, whose result a
-    neuron splits into time steps without copying it.
+    neuron splits into time steps without copying it; but not where only pooling reads it, which needs an image.
     """
     source, path = b.at(node.args[0]), str(node.target)
     view = layout.fresh(b.program.type_of(node))
-    pointwise, channel = _is_pointwise(module), len(view) - 1 if isinstance(module, nn.Linear) else 1
+    pointwise = _is_pointwise(module) and not _is_pooled(b, node)
+    channel = len(view) - 1 if isinstance(module, nn.Linear) else 1
     dims, out = (_rows(v, channel) if pointwise else layout.physical(v) for v in (source.view, view))
-    numbers, x = b.ranges.get(node.all_input_nodes[0]), b.read(source, dims)
+    numbers = b.ranges.get(node.all_input_nodes[0])
     in_floats = numbers is None or runs_in_floats(module, numbers) or _saturates(module, numbers)
-    if numbers is not None and not in_floats:
-        x = b.through_bytes(x, numbers, dims)
+    x = b.read(source, dims) if numbers is None or in_floats else b.through_bytes(source, numbers, dims)
     weights, scale = module.weight.numpy(), module.get_buffer("scale").numpy()
     bias = as_array(module.get_buffer("bias"))
     axis = 0
@@ -59,7 +60,37 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
     else:
         product = b.op("Conv", [x, weight], out, float_rules.convolution_attributes(module))  # type: ignore[arg-type]
     value = b.op("Add", [product, b.small(f"{path}.bias", bias)], out, helper="add_bias")
-    return b.store(value, out, view)
+    return _channels_last(b, node, b.store(value, out, view))
+
+
+def _channels_last(b: QdqBuilder, node: fx.Node, x: Stored) -> Stored:
+    """Store an image as a matrix of pixels by channels, as kernels for bytes write it, unless only pooling reads it.
+
+    A neuron then splits it into time steps without copying, and OpenVINO neither copies for the Transpose.
+    """
+    if len(x.dims) != 4 or _is_pooled(b, node):
+        return x
+    dims = _rows(x.dims, 1)
+    return b.store(b.read(x, dims), dims, x.view)
+
+
+def _is_pooled(b: QdqBuilder, node: fx.Node) -> bool:
+    """Return whether only pooling layers read a value."""
+    return all(isinstance(b.program.module_of(user), nn.MaxPool2d | nn.AvgPool2d) for user in node.users)
+
+
+def max_pool(b: QdqBuilder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
+    """Lower a max pooling layer, which reads bytes where it can."""
+    source, numbers = b.at(node.args[0]), b.ranges.get(node.all_input_nodes[0])
+    view, dims = layout.fresh(b.program.type_of(node)), layout.physical(source.view)
+    if numbers is not None and not numbers.is_byte:
+        numbers = None
+    x = b.read(source, dims) if numbers is None else b.through_bytes(source, numbers, dims)
+    value = b.op("MaxPool", [x], layout.physical(view), float_rules.max_pool_attributes(node, module))
+    pooled = _channels_last(b, node, b.store(value, layout.physical(view), view))
+    if numbers is not None:
+        b.from_bytes.add(pooled.value)
+    return pooled
 
 
 def _saturates(module: Projection, numbers: IntegerRange) -> bool:
@@ -148,8 +179,9 @@ def _part(b: QdqBuilder, node: fx.Node, rests: Sequence[Dim], widths: Sequence[i
 MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(QUANTIZED.values(), projection),  # first: they are subclasses of float layers
     **float_rules.MODULE_RULES,
+    nn.MaxPool2d: max_pool,
     **dict.fromkeys((*ops.STATEFUL_NEURONS, *ops.STATELESS_NEURONS), neuron),
-    ops.FixedPoint: fixed_point,
+    ops.FixedPoint: partial(fixed_point, as_stored=True),
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **float_rules.FUNCTION_RULES,

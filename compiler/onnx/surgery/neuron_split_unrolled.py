@@ -12,8 +12,8 @@ import onnx
 
 from svitc.errors import InternalError
 from svitc.onnx.model_info import metadata_of, read_proto
+from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.surgery.neuron_split import renamed_info
-from svitc.onnx.unrolled.lower import VIEW_KEY
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,15 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
     infos = {info.name: info for info in graph.value_info}
     neurons: list[SplitUnrolledNeuron] = []
     renamed: dict[str, str] = {}
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = renamed.get(name, name)
-        meta = metadata_of(node)
+    owners: dict[str, str] = {}  # name of spikes -> what the names of the neuron's own nodes begin with
+    for meta in map(metadata_of, graph.node):
         if VIEW_KEY not in meta:
             continue
         view = json.loads(meta[VIEW_KEY])
         names = view["values"]  # of all steps, even where each step has its own node
         refs = [f"ref:{name}" for name in names]
         renamed.update(zip(names, refs, strict=True))
+        owners.update(dict.fromkeys(names, f"{view['path']}/"))
         if any(name not in infos for name in names):
             raise InternalError(f"neuron {view['path']}: the file has no type for its spikes")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(infos[names[0]].type.tensor_type.elem_type)
@@ -87,4 +86,8 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         for name, ref in zip(names, refs, strict=True):
             graph.input.append(renamed_info(infos[name], ref))
             graph.output.append(infos[name])
+    for node in graph.node:  # afterwards, as later steps are read before the node that has the metadata
+        for i, name in enumerate(node.input):
+            if name not in owners or not node.name.startswith(owners[name]):  # a membrane follows its own spikes
+                node.input[i] = renamed.get(name, name)
     return proto.SerializeToString(deterministic=True), neurons

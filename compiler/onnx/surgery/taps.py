@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import onnx
 
 from svitc.onnx.model_info import metadata_of
+from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.surgery import suffix
-from svitc.onnx.unrolled.lower import VIEW_KEY
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class UnrolledBuilder(WeightBuilder):
         middle: the byte that stands for 0 in operands with negative numbers.
     """
 
-    def __init__(self, program: Program, target: Target = CPU) -> None:
-        super().__init__(program, target)
+    def __init__(self, program: Program, target: Target = CPU, streaming: bool = False) -> None:
+        super().__init__(program, target, streaming)
         self.spike = ir.TensorType(target.spike)
         self.middle = 0 if target.spike == ir.DataType.INT8 else ZERO_BYTE
         self.grids: dict[fx.Node, IntegerRange] = integer_ranges(program)
@@ -253,13 +253,25 @@ class UnrolledBuilder(WeightBuilder):
         layer's membranes are freed before the next layer starts. It costs two nodes a step that copy no data: the
         Shape of the later step's spikes, which a dynamic batch leaves unknown until they are computed, and a Reshape
         to that shape, which the earlier step's spikes have already.
+
+        Of two inputs, ONNX Runtime first computes the one whose node is later in the file. So the node of a step's
+        spikes comes after the Shape: steps are computed from the first to the last, each one's spikes while its
+        membrane is still in the processor's cache.
         """
         values = list(result.values)
         for t in reversed(range(len(values) - 1)):
             shape = self.op("Shape", [values[t + 1]], (), helper="later", dtype=I64)
             shape.shape = ir.Shape([len(result.dims)])
+            self._put_last(values[t])
             values[t] = self.op("Reshape", [values[t], shape], result.dims, helper="in_turn", dtype=result.dtype)
         return replace(result, values=tuple(values))
+
+    def _put_last(self, value: ir.Value) -> None:
+        """Move the node that gives a value to the end, unless it gives others as well, which nodes may have read."""
+        node = value.producer()
+        if node is not None and len(node.outputs) == 1:
+            place = next(i for i in reversed(range(len(self.nodes))) if self.nodes[i] is node)
+            self.nodes.append(self.nodes.pop(place))
 
     def per_step(self, count: int, emit: Callable[[int], ir.Value]) -> tuple[ir.Value, ...]:
         """Return the value that ``emit`` gives for each of the first ``count`` steps."""

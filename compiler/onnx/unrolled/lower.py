@@ -15,6 +15,7 @@ from svitc.ir.program import Program
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.float_rules import apply_rule
+from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.target import Target
 from svitc.onnx.unrolled import whole as whole_rules
 from svitc.onnx.unrolled.builder import UnrolledBuilder
@@ -23,16 +24,17 @@ from svitc.onnx.unrolled.step_gain import step_gains
 from svitc.onnx.unrolled.steps import Steps, timeless
 from svitc.onnx.unrolled.whole import whole_nodes
 
-VIEW_KEY = "svitc.view"  # metadata of a neuron's node: how its spikes lie, as an einops pattern and sizes
 
-
-def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[UnrolledBuilder, ir.Value, list[ir.Value]]:
+def lower_nodes(
+    program: Program, x_name: str, target: Target, streaming: bool = False
+) -> tuple[UnrolledBuilder, ir.Value, list[ir.Value]]:
     """Emit every node of a quantized program.
 
     Args:
         program: the quantized program.
         x_name: name of the model's input.
         target: what the file is written for.
+        streaming: whether the file runs one time step per call.
 
     Returns:
         the builder with the emitted nodes, the input and the outputs.
@@ -40,17 +42,18 @@ def lower_nodes(program: Program, x_name: str, target: Target) -> tuple[Unrolled
     Raises:
         UnsupportedError: a layer has options that no ONNX operator supports.
     """
-    b = UnrolledBuilder(program, target)
+    b = UnrolledBuilder(program, target, streaming)
     whole = whole_nodes(program, FUNCTION_RULES, tuple(MODULE_RULES))
-    b.gains = step_gains(program, whole)
+    b.gains = {} if streaming else step_gains(program, whole)  # any number of steps may follow
     x: ir.Value | None = None
     outputs: list[ir.Value] = []
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
             view = layout.fresh(program.type_of(node))
-            x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(view)), type=FLOAT)
-            b.at_node[node] = _input(b, x, view)
+            stored = layout.without_step(view) if streaming else view
+            x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(stored)), type=FLOAT)
+            b.at_node[node] = Steps((x,), stored, view) if streaming else _input(b, x, view)
         elif node.op == "output":
             outputs = [_output(b, value) for value in as_tuple(node.args[0])]
         elif node in whole or (node.target in ops.VIEWS and node.all_input_nodes[0] not in b.at_node):
@@ -125,4 +128,4 @@ def _describe(spikes: Steps, path: str) -> None:
     )
 
 
-__all__ = ["VIEW_KEY", "lower_nodes"]
+__all__ = ["lower_nodes"]

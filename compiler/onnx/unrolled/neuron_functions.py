@@ -51,6 +51,11 @@ class UnrolledKind:
         return self.kind.static
 
     @property
+    def carried(self) -> bool:
+        """Return whether the membrane is an input and an output."""
+        return self.kind.carried
+
+    @property
     def takes_decay(self) -> bool:
         """Return whether PLIF's learned 1/tau is an input, after the currents."""
         return self.kind.takes_decay
@@ -68,7 +73,7 @@ class UnrolledKind:
         }
         if kind.start is not None:  # what is left of it at the first step, at that step's scale
             constants["start"] = kind.start * self.kept * factor(self.gain, 0)
-        if self.kept != 1 and not self.gain and kind.steps > 1:
+        if self.kept != 1 and not self.gain and (kind.steps > 1 or kind.carried):
             constants["keep"] = self.kept
         return constants
 
@@ -117,13 +122,15 @@ class UnrolledKind:
     def inputs(self) -> list[str]:
         """Return the names of the inputs."""
         currents = [f"x{t}" for t in range(1 if self.kind.static else self.kind.steps)]
-        return [*currents, *(["decay"] if self.takes_decay else []), *self.constants]
+        membrane, decay = ["v"] if self.carried else [], ["decay"] if self.takes_decay else []
+        return [*currents, *membrane, *decay, *self.constants]
 
     def body(self, values: Iterable[ir.Value]) -> FunctionBody:
         """Emit the nodes, which read these values as the inputs."""
         body = (_Periodic if self.periodic else _UnrolledBody)(self, values)
         fired = body.counts() if self.kind.counts else body.fired()
-        body.outputs = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
+        spikes = [body.op("Cast", f"spikes{t}", step, to=self.spike.value) for t, step in enumerate(fired)]
+        body.outputs = [*spikes, *body.membranes]
         return body
 
 

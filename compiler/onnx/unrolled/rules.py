@@ -21,7 +21,9 @@ from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Attributes, Stored
 from svitc.onnx.float_rules import LoweringRule, norm_weights, pair_of, runs, window
 from svitc.onnx.neuron_functions import kind_of
+from svitc.onnx.running import reduced_so_far
 from svitc.onnx.stateless_functions import stateless_kind_of
+from svitc.onnx.states import batch_first, note
 from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
@@ -120,17 +122,31 @@ def stateless_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> St
 def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Steps:
     """Lower a neuron with a membrane to one call of its kind's function, which has one output for each step."""
     x = b.of(node.args[0], dim=0)
-    inner = kind_of(str(node.target), module, size(x.view[0]), x.static)
+    path = str(node.target)
+    inner = kind_of(path, module, size(x.view[0]), x.static, b.streaming)
     dims = tuple(dim for dim in x.dims if dim)  # ONNX Runtime does not vectorize comparisons of [n, 1] with a scalar
     dtype = b.stored_as(inner.count)
     kind = UnrolledKind(inner, dtype.dtype, x.gain)
     count = 1 if inner.static else inner.steps
     inputs = [b.read_step(x, t, dims) for t in range(count)]
+    state = b.state(path, dims, dynamics_of(module).initial) if kind.carried else None
+    if state is not None:
+        inputs.append(b.read(b.store(state.before, state.dims), dims))
     if kind.takes_decay:
         inputs.append(b.weight(f"{node.target}.decay", dynamics_of(module).float32_rate))
     inputs += [b.scalar(f"{inner.name.lower()}.{name}.{number:g}", number) for name, number in kind.constants.items()]
-    values = b.neuron(kind, inputs, [dims] * inner.steps, dims, dtype)
+    values = b.neuron(kind, inputs, [dims] * (inner.steps + inner.carried), dims, dtype)
+    if state is not None:
+        b.pass_on(state, values.pop(), dims)
+        note(values[0].producer(), state, x.view)
     return Steps(tuple(values), dims, x.view, dtype)
+
+
+def running(b: UnrolledBuilder, node: fx.Node, module: ops.RunningReduction) -> Steps:
+    """Lower a reduction over the time steps so far."""
+    x = b.of(node.args[0])
+    dims = batch_first(x.dims)
+    return Steps((reduced_so_far(b, str(node.target), module.kind, b.read_step(x, 0, dims), dims),), dims, x.view)
 
 
 # functions
@@ -330,6 +346,7 @@ MODULE_RULES: dict[type, Rule] = {
     **dict.fromkeys(ops.STATEFUL_NEURONS, spiking_neuron),
     **dict.fromkeys(ops.STATELESS_NEURONS, stateless_neuron),
     ops.FixedPoint: fixed_point,
+    ops.RunningReduction: running,
 }
 FUNCTION_RULES: dict[Any, Rule] = {
     **dict.fromkeys(ops.VIEWS, rearrange),

@@ -97,7 +97,11 @@ def test_products_are_of_bytes_and_of_weights_with_a_scale_for_each_channel(bits
         weight = makers.get(node.input[1]) if node.op_type in ("Conv", "MatMul") else None
         if weight is None or weight.op_type != "DequantizeLinear":
             continue
-        quantize_linear = makers[makers[node.input[0]].input[0]]
+        dequantize = makers[node.input[0]]
+        while dequantize.op_type in ("MaxPool", "Reshape", "Transpose"):  # of bytes
+            dequantize = makers[dequantize.input[0]]
+        assert dequantize.op_type == "DequantizeLinear"
+        quantize_linear = makers[dequantize.input[0]]
         assert quantize_linear.op_type == "QuantizeLinear"
         unit, zero = (onnx.numpy_helper.to_array(constants[name]) for name in quantize_linear.input[1:])
         assert unit == 1 and zero == 0 and zero.dtype == np.uint8

@@ -1,0 +1,134 @@
+"""States of a streaming file: membranes and sums that a call passes on to the next one, as inputs and outputs.
+
+A state is float32 and has the batch first, so that each sample carries its own: ``[N, ...]``. Inside, it lies as the
+layer computes it (layout.py); what leads from one to the other is at most a reshape for nearly every layer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from svitc.errors import InternalError
+from svitc.ir.axes import Axis, Dim, Dims, Kind
+from svitc.onnx import layout
+
+BEFORE, AFTER = "state.", "next."  # what the names of a state's input and output begin with
+STATES_KEY = "svitc.states"  # metadata of a streaming file: its states in the order of its inputs
+STATE_KEY = "svitc.state"  # metadata of the node that gives a neuron's spikes: how its membrane lies
+COUNTER = "steps"  # the state that counts the steps so far
+FLOAT = ir.TensorType(ir.DataType.FLOAT)
+
+
+@dataclass
+class State:
+    """One state of a file under construction.
+
+    Attributes:
+        path: the layer that it belongs to.
+        before: the graph input.
+        initial: every element of it before the first step.
+        dims: layout of the input and of the output.
+        after: the graph output, once it is emitted.
+    """
+
+    path: str
+    before: ir.Value
+    initial: float
+    dims: Dims
+    after: ir.Value | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return the state's entry in the metadata."""
+        assert self.after is not None
+        return {
+            "input": self.before.name,
+            "output": self.after.name,
+            "dtype": "float32",
+            "shape": list(layout.shape(self.dims)),
+            "initial": float(np.float32(self.initial)),
+        }
+
+
+def batch_first(dims: Dims) -> Dims:
+    """Return the layout of a state, for a value that lies as ``dims``: the batch, then everything else in order."""
+    batch: Dim = tuple(token for token in layout.flat(dims) if token.kind == Kind.BATCH)
+    if len(batch) != 1:
+        raise InternalError("a state without a batch")
+    return (batch, *(dim for dim in layout.without(dims, batch) if dim))
+
+
+def counter_dims() -> Dims:
+    """Return the layout of the counter of steps, ``[N, 1]``."""
+    return ((Axis("batch", 1, Kind.BATCH, "b"),), ())
+
+
+def pattern_of(dims: Dims, view: Dims) -> tuple[str, dict[str, int]]:
+    """Return the einops pattern, and the sizes of its letters, from a state to the program's array of one step.
+
+    Args:
+        dims: layout of the state.
+        view: the program's dimensions, in the same tokens.
+    """
+    letters = {id(token): f"a{i}" for i, token in enumerate(layout.flat(dims))}
+    sizes = {letters[id(token)]: token.size for token in layout.flat(dims) if token.kind != Kind.BATCH}
+
+    def side(part: Dims) -> str:
+        return " ".join("(" + " ".join(letters[id(token)] for token in dim) + ")" for dim in part)
+
+    return f"{side(dims)} -> {side(view)}", sizes
+
+
+def note(node: ir.Node | None, state: State, view: Dims) -> None:
+    """Record on the node that gives a neuron's spikes which state its membrane is, and how it lies."""
+    assert node is not None
+    pattern, sizes = pattern_of(state.dims, view)
+    node.metadata_props[STATE_KEY] = json.dumps({"input": state.before.name, "pattern": pattern, "sizes": sizes})
+
+
+@dataclass(frozen=True)
+class FileState:
+    """One state of a finished file.
+
+    Attributes:
+        input: name of the graph input that takes it.
+        output: name of the graph output that gives it after a step.
+        shape: its shape, ``"N"`` for the batch.
+        initial: every element of it before the first step.
+    """
+
+    input: str
+    output: str
+    shape: tuple[int | str, ...]
+    initial: float
+
+    def start(self, batch: int) -> np.ndarray:
+        """Return the state of this many samples before the first step."""
+        return np.full([size if isinstance(size, int) else batch for size in self.shape], self.initial, np.float32)
+
+
+def states_of(model: onnx.ModelProto) -> list[FileState] | None:
+    """Return the states of a streaming file in the order of its inputs; None for a file of any other kind."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == STATES_KEY), None)
+    if text is None:
+        return None
+    return [FileState(s["input"], s["output"], tuple(s["shape"]), s["initial"]) for s in json.loads(text)]
+
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "COUNTER",
+    "STATES_KEY",
+    "STATE_KEY",
+    "FileState",
+    "State",
+    "batch_first",
+    "counter_dims",
+    "note",
+    "states_of",
+]

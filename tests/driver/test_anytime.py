@@ -1,0 +1,85 @@
+"""Stopping early as a user meets it: the rule in the file and the report, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import onnx
+import pytest
+
+import svitc
+from support.measured import digits_file
+from svitc.data.dataset import load_data
+from svitc.driver.anytime import check_anytime, find_rule
+from svitc.driver.options import CompileOptions
+from svitc.errors import UsageError
+from svitc.evaluation.early_exit import Rule, split_images
+from svitc.evaluation.running_scores import running_scores
+from svitc.onnx.export import export_step
+from svitc.passes.pipelines import quantize
+from svitc.support.reporter import Reporter
+
+
+@pytest.fixture(scope="module")
+def images(digits, tmp_path_factory):
+    path = digits_file(tmp_path_factory.mktemp("digits"), 400, "images.npz")
+    return load_data(path, digits.input, digits.info)
+
+
+def test_the_rule_is_in_the_file_and_does_what_the_report_says(digits, images, tmp_path):
+    compiled = svitc.compile(digits, weights="int8", data=images, anytime=0.05, images=1)
+    report = compiled.report["anytime"]
+    metadata = {entry.key: json.loads(entry.value) for entry in onnx.load_from_string(compiled.onnx).metadata_props}
+    stored = metadata["early_exit"]
+    assert stored["kind"] == "margin" and len(stored["thresholds"]) == len(stored["offsets"]) == metadata["time_steps"]
+    assert stored["thresholds"][-1] == 0 and not any(stored["offsets"][-1])
+    rule = Rule(tuple(stored["thresholds"]), np.array(stored["offsets"]))
+    batches = list(running_scores(compiled.program, export_step(compiled.program), images))
+    running, labels = np.concatenate([b[0] for b in batches], axis=1), np.concatenate([b[1] for b in batches])
+    others = split_images(len(labels), 0)[1]
+    running, labels = running[:, others], labels[others]
+    assert report["images"] == len(others) and report["choosing_images"] == 400 - len(others)
+    assert report["mean_steps"] == rule.steps(running).mean() < report["time_steps"]
+    drop = (running[-1].argmax(-1) == labels).mean() - (rule.classes(running) == labels).mean()
+    assert report["drop"] == pytest.approx(drop) and report["drop"] <= report["drop_bound"] <= 0.05
+    assert report["energy_pj"] < report["full_energy_pj"] == compiled.report["energy"]["compiled"]["pj"]
+    assert 0.05 in [row["max_drop"] for row in report["tolerances"]]
+    compiled.write(tmp_path / "out")
+    assert ET.fromstring((tmp_path / "out" / "anytime.svg").read_text()).tag.endswith("svg")
+
+
+def test_agreement_takes_the_place_of_labels_and_too_few_images_promise_nothing(digits, images):
+    program = quantize(digits)[0]
+    unlabeled = CompileOptions(data=load_data_unlabeled(images), anytime=0.001)
+    found = find_rule(program, unlabeled, None, True, reporter := Reporter())
+    assert found.report.basis == "agreement" and found.report.full == 1 and found.report.energy_pj is None
+    assert found.report.mean_steps == found.report.time_steps and found.rule.thresholds[0] is None
+    assert found.report.needed > 3000
+    assert "never stops early" in found.metadata()["promise"]
+    assert any("--train-data keeps them apart" in line for line in reporter.decisions)
+    assert find_rule(program, CompileOptions(data=images), None, False, Reporter()) is None
+
+
+def load_data_unlabeled(images):
+    """Return the images without their labels."""
+    twin = images.subset(range(100))
+    twin.labeled, twin.labels = False, np.full(100, -1)
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": None}, "not trained on"),
+        ({"per_step": True}, "--per-step leaves out"),
+        ({"anytime": 1.5}, "150 points is not between"),
+        ({"confidence": 95}, "95 is not between 0.5 and 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(digits, images, options, said):
+    with pytest.raises(UsageError, match=said):
+        check_anytime(digits, CompileOptions(**{"data": images, "anytime": 0.01, **options}))
+    with pytest.raises(UsageError, match="10 images are too few"):
+        check_anytime(digits, CompileOptions(data=images.subset(range(10)), anytime=0.01))
