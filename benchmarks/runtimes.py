@@ -136,7 +136,7 @@ def verified(folder: Path, name: str, runtime: Runtime, batch: int | None) -> di
     try:
         verdict = (verify_exact if quantized else verify)(program, exported, inputs, runtime=runtime)
     except SvitcError as error:
-        return {"result": FAILED, "why": error.message}
+        return {"result": FAILED, "why": error.message.replace(f"{tempfile.gettempdir()}/", "")}
     return verified_row(verdict, quantized)
 
 

@@ -17,6 +17,7 @@ from svitc.bench.rounds import empty_row, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
+from svitc.onnx.states import states_of
 from svitc.runtimes import ONNX_RUNTIME, RUNTIMES, runtime_of
 from svitc.support.hardware import processors
 from svitc.support.reporter import Reporter
@@ -192,6 +193,11 @@ def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, Jso
     except Exception as error:  # implementations of protobuf have no common class of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read an ONNX model from {path}: {reason}", hint=hint) from error
+    if states_of(proto) is not None:
+        raise InputError(
+            f"{path} is a streaming file, which runs one time step per call",
+            hint="Time a file that was compiled without --streaming; benchmarks/streaming.py compares the two.",
+        )
     inputs = [value for value in proto.graph.input if value.name not in stored]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise InputError(f"{path} does not take one float32 tensor", hint=hint)

@@ -16,6 +16,8 @@ from svitc.support.atomic_files import to_json_bytes, write_together
 from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
 
+CALLERS = ("stream.py", "stream.cpp")  # what runs a streaming file (docs/streaming.md)
+
 
 @dataclass
 class Compiled:
@@ -50,6 +52,7 @@ class Compiled:
             "model.safetensors": program_bytes(self.program),
             "plan.json": to_json_bytes(self.plan.to_json()),
             **(self.proof.files() if self.proof is not None else {}),
+            **(_callers() if self.report.get("streaming") else {}),
         }
         if self.report.get("anytime"):
             contents["anytime.svg"] = curve_svg(self.report["anytime"]).encode()
@@ -57,3 +60,8 @@ class Compiled:
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
         contents["report.json"] = to_json_bytes(self.report)
         return write_together(out, contents)
+
+
+def _callers() -> dict[str, bytes]:
+    """Return the programs that run a streaming file, by the names that they are written under."""
+    return {name: Path(__file__).with_name(f"device_{name}").read_bytes() for name in CALLERS}

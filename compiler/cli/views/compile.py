@@ -93,6 +93,9 @@ def device_check(paths: list[Path]) -> None:
     script = next((path for path in paths if path.name == "check.py"), None)
     if script is not None:
         out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime, or --openvino")
+    caller = next((path for path in paths if path.name == "stream.py"), None)
+    if caller is not None:
+        out.print(f"frame by frame: python {escape(str(caller))} FRAMES.npy, with numpy and onnxruntime; or stream.cpp")
 
 
 def _outputs_rows(table: Table, compared: JsonDict) -> None:

@@ -1,0 +1,190 @@
+"""Compare streaming files with the files for all steps at once: equal results, time, and memory.
+
+python benchmarks/streaming.py equality > benchmarks/results/streaming-equality.md
+python benchmarks/streaming.py speed > benchmarks/results/streaming-speed.md
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import svitc
+from svitc.driver.load import run_canonical_passes
+from svitc.frontends.capture.capture import capture
+from svitc.ir.program import Program, Stage
+from svitc.onnx.export import export, export_step
+from svitc.onnx.states import states_of
+from svitc.passes.pipelines import quantize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from support.families import FAMILIES, warm
+
+SEQUENCES = 100
+SIZE = 224
+ROUNDS = 5
+
+
+class Stream:
+    """A streaming file with its states.
+
+    Args:
+        file: bytes of the file.
+        batch: number of sequences.
+        threads: threads of the runtime.
+    """
+
+    def __init__(self, file: bytes, batch: int, threads: int = 1) -> None:
+        self.described = states_of(onnx.load_from_string(file)) or []
+        self.session, self.batch = session(file, threads), batch
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the first step."""
+        self.states = [state.start(self.batch) for state in self.described]
+
+    def step(self, frame: np.ndarray) -> np.ndarray:
+        """Return the logits so far."""
+        feed = {state.input: value for state, value in zip(self.described, self.states, strict=True)}
+        logits, *self.states = self.session.run(None, {"image": frame, **feed})
+        return logits
+
+
+def session(file: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Load a file into ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def program_of(name: str, events: bool, steps: int, weights: str) -> Program:
+    """Return a small network of a family, with statistics under which its neurons fire."""
+    torch.manual_seed(0)
+    factory, shape = FAMILIES[name]
+    shape = (steps, *shape) if events else shape
+    program = capture(warm(factory(T=steps), shape), svitc.InputSpec(shape))
+    run_canonical_passes(program)
+    if weights == "fp32":
+        return program
+    bits = {str(n.target): int(weights[3:]) for n in program.graph.nodes if n.op == "call_module"}
+    return quantize(program, bits if weights != "int8" else None)[0]
+
+
+def differing(program: Program, steps: int, batch: int, sequences: int) -> tuple[int, float]:
+    """Return how many sequences differ in any logit, with streams resumed half-way, and the largest difference."""
+    whole, file = session(export(program)), export_step(program)
+    first, second = Stream(file, batch), Stream(file, batch)
+    generator, count, largest = torch.Generator().manual_seed(0), 0, 0.0
+    for _ in range(0, sequences, batch):
+        x = torch.randn(program.input.batched(batch), generator=generator).numpy()
+        x = np.floor(abs(x)) if program.input.events else x
+        frames = list(x) if program.input.events else [x] * steps
+        first.reset()
+        for frame in frames[: steps // 2]:
+            first.step(frame)
+        second.states = first.states
+        logits = [second.step(frame) for frame in frames[steps // 2 :]][-1]
+        difference = abs(whole.run(None, {"image": x})[0] - logits)
+        count += int((difference.reshape(batch, -1).max(1) != 0).sum())
+        largest = max(largest, float(difference.max()))
+    return count, largest
+
+
+def equality() -> None:
+    """Print how many sequences differ, for each family."""
+    print("| family | input | weights | T | batch | sequences | differ | largest difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in FAMILIES:
+        for events in (False, True):
+            for weights, steps, batch in (("int8", 3, 1), ("int8", 16, 3), ("int4", 4, 3), ("fp32", 5, 3)):
+                program = program_of(name, events, steps, weights)
+                sequences = SEQUENCES if "--all" in sys.argv else 9
+                count, largest = differing(program, steps, batch, sequences)
+                kind = "events" if events else "image"
+                print(f"| {name} | {kind} | {weights} | {steps} | {batch} | {sequences} | {count} | {largest:.2g} |")
+                sys.stdout.flush()
+
+
+def memory(path: str, steps: int) -> None:
+    """Print the peak of the bytes that a run of a file takes, beyond what the loaded file takes."""
+    file = Path(path).read_bytes()
+    run = runner(file, steps, 1)
+    loaded = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    run()
+    print(_resident("VmHWM") - loaded)
+
+
+def _resident(key: str) -> int:
+    """Return a number of bytes of this process, by its key in Linux's process status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def runner(file: bytes, steps: int, threads: int):
+    """Return a function that runs all steps of a file on one image, in one call or in turn."""
+    x = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
+    if states_of(onnx.load_from_string(file)) is None:
+        whole = session(file, threads)
+        return lambda: whole.run(None, {"image": x})
+    stream = Stream(file, 1, threads)
+
+    def run() -> None:
+        stream.reset()
+        for _ in range(steps):
+            stream.step(x)
+
+    return run
+
+
+def speed() -> None:
+    """Print the time of T calls and the peak memory beside those of the file for all steps at once."""
+    from spikingjelly.activation_based.model.spikformer import Spikformer
+
+    print(f"Spikformer, 4 blocks of 384 channels, {SIZE} x {SIZE} pixels, batch 1, one thread.\n")
+    print("| weights | T | all at once, ms | T calls, ms | ratio | memory at once, MB | memory of calls, MB | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for weights, steps in (("int8", 4), ("int8", 16), ("fp32", 4)):
+        torch.manual_seed(0)
+        model = Spikformer(
+            img_size_h=SIZE, img_size_w=SIZE, patch_size=16, embed_dims=384, num_heads=12, depths=4, T=steps
+        )
+        program = capture(warm(model, (3, SIZE, SIZE), 1), svitc.InputSpec((3, SIZE, SIZE)))
+        run_canonical_passes(program)
+        program = program if weights == "fp32" else quantize(program)[0]
+        assert weights == "fp32" or program.stage >= Stage.QUANTIZED
+        files = {"whole": export(program), "step": export_step(program)}
+        peak, runs, times = {}, {}, {name: [] for name in files}
+        for name, file in files.items():
+            path = Path("/tmp") / f"streaming-{name}.onnx"
+            path.write_bytes(file)
+            command = [sys.executable, __file__, "memory", str(path), str(steps)]
+            peak[name] = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[-1])
+            path.unlink()
+            runs[name] = runner(file, steps, 1)
+            runs[name]()
+        for _ in range(ROUNDS):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - start))
+        ratio = statistics.median(b / a for a, b in zip(times["whole"], times["step"], strict=True))
+        a, b = (statistics.median(times[name]) for name in files)
+        m, n = (peak[name] / 1e6 for name in files)
+        print(f"| {weights} | {steps} | {a:.0f} | {b:.0f} | {ratio:.2f} | {m:.0f} | {n:.0f} | {n / m:.2f} |")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "memory":
+        memory(sys.argv[2], int(sys.argv[3]))
+    else:
+        {"equality": equality, "speed": speed}[sys.argv[1]]()
