@@ -75,6 +75,12 @@ def at_once(file: Path) -> bytes:
     )
 
 
+def is_streaming(model: Path) -> bool:
+    """Return whether this is an output folder whose file runs one time step per call."""
+    file = model / "model.onnx"
+    return file.is_file() and states_of(read_proto(file)) is not None
+
+
 @dataclass(frozen=True)
 class VerifySettings:
     """How a file is verified.

@@ -19,7 +19,7 @@ from svitc.cli.views.bench import show_report
 from svitc.codegen.module import program_source
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import CompileOptions
-from svitc.driver.output_folder import at_once
+from svitc.driver.output_folder import at_once, is_streaming
 from svitc.errors import InputError
 from svitc.onnx.export import export, export_step
 from svitc.onnx.model_info import read_proto
@@ -124,6 +124,14 @@ def test_the_file_for_all_steps_is_written_alike(program, folder, tmp_path):
     (other / "model.onnx").write_bytes(with_static_batch((folder / "model.onnx").read_bytes(), 3))
     assert static_batch(read_proto(at_once(other / "model.onnx"))) == 3
     assert static_batch(read_proto(at_once(folder / "model.onnx"))) is None
+
+
+def test_inspect_says_which_file_it_times(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("svitc.driver.latency.predict_undisturbed", lambda *args: {})
+    monkeypatch.setattr("svitc.cli.commands.inspect.prediction", lambda report: None)
+    status, text, err = shell.run(capsys, "inspect", folder, "--latency", "--weights", "int8")
+    assert status == 0 and "of all time steps at once; svitc bench times the" in " ".join((text + err).split())
+    assert is_streaming(folder) and not is_streaming(tmp_path)
 
 
 def test_bad_input(capsys, folder, tmp_path):
