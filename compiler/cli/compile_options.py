@@ -111,7 +111,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
         if self.budget is None and self.plan is None and self.max_drop is None and not smaller_anyway:
             raise UsageError(
                 "nothing says how much to keep",
-                hint="Give --budget, such as --budget 0.78, or --plan to replay a plan.",
+                hint="Give --budget, such as --budget 0.78 (1 keeps all), --weights int8, or --plan to replay a plan.",
             )
         for flag, value in (("--reparam", self.reparam), ("--remove-dead-channels", self.remove_dead_channels)):
             if value not in ("auto", "off"):
