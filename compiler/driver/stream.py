@@ -48,6 +48,8 @@ class Stream:
         self.frame_shape: tuple[int, ...] = self._stream.shape
         self._packed = states[0].input if states[0].parts else None
         self._parts = states[0].parts or tuple(Part(s.input, s.shape, 0, s.initial) for s in states)
+        streams = self.frame_shape[0]
+        self._shapes = {p.name: (streams, *(int(size) for size in p.shape[1:])) for p in self._parts}
 
     def step(self, frame: ArrayLike) -> np.ndarray:
         """Run one time step, and return the class scores so far, ``[N, classes]``.
@@ -80,11 +82,8 @@ class Stream:
         values = {name: np.array(value.numpy()) for name, value in self._stream.states.items()}
         if self._packed is None:
             return values
-        whole = values[self._packed]
-        return {
-            part.name: whole[:, part.offset : part.offset + part.size].reshape(self._shape(part))
-            for part in self._parts
-        }
+        whole, shapes = values[self._packed], self._shapes
+        return {p.name: whole[:, p.offset : p.offset + p.size].reshape(shapes[p.name]) for p in self._parts}
 
     def resume(self, states: Mapping[str, ArrayLike]) -> None:
         """Go on from states that ``states`` returned, also in another process, or from a file with another packing.
@@ -100,46 +99,34 @@ class Stream:
                 f"the states are a {type(states).__name__} without names, in which another order would go unseen",
                 hint="Give them by name, as states() returns them.",
             )
-        expected = {part.name: self._shape(part) for part in self._parts}
-        for names, words in (
-            ([name for name in states if name not in expected], "is no state of this network"),
-            ([name for name in expected if name not in states], "is missing"),
-        ):
-            if names:
-                wanted = f", float32 {list(expected[names[0]])}" if names[0] in expected else ""
-                raise InputError(
-                    f"{names[0]}{wanted} {words}: {len(states)} states were given, {len(expected)} are expected",
-                    hint=f"In its order: {', '.join(expected)}.",
-                )
+        expected = self._shapes
+        if strange := [*(states.keys() - expected), *(expected.keys() - states)]:
+            name = min(strange, key=str)
+            words = f"float32 {list(expected[name])} is missing" if name in expected else "is no state of this network"
+            raise InputError(
+                f"{name} {words}: {len(states)} states were given, {len(expected)} are expected",
+                hint=f"In its order: {', '.join(expected)}.",
+            )
         values = {name: _state(states[name], name, shape) for name, shape in expected.items()}
         if self._packed is not None:
             flat = [value.reshape(len(value), -1) for value in values.values()]
             values = {self._packed: np.concatenate(flat, axis=1)}
         self._stream.resume(values)
 
-    def _shape(self, part: Part) -> tuple[int, ...]:
-        """Return the shape of a state with the number of streams."""
-        return (self.frame_shape[0], *(int(size) for size in part.shape[1:]))
-
 
 def _numbers(value: ArrayLike, name: str) -> np.ndarray:
-    """Return what is given as an array of float32.
-
-    Raises:
-        InputError: it does not consist of real numbers.
-    """
-    array = np.asarray(value)
+    """Return what is given as an array of float32; raise ``InputError`` where it does not consist of real numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(f"{name} is no array: {reason_of(error)}") from error
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} is an array of {array.dtype}, not of numbers")
     return array.astype(np.float32, copy=False)
 
 
 def _state(value: ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a state that is as it must be.
-
-    Raises:
-        InputError: it has another shape, or holds NaN.
-    """
+    """Return a state as an array; raise ``InputError`` where it has another shape, or holds NaN."""
     array = _numbers(value, name)
     if array.shape != shape:
         streams = array.shape[1:] == shape[1:]

@@ -59,6 +59,7 @@ def test_frames_that_do_not_fit_are_refused(stream, frames):
         (frames[1][..., :-1], r"the frame is \[1, 3, 32, 47\], and \[1, 3, 32, 48\] is expected"),
         (frames[1][0], r"the frame is \[3, 32, 48\], and .* is expected\n  One frame is \[N, C, H, W\]"),
         (frames[1] * np.nan, "the frame holds NaN"),
+        ([[1.0], [1.0, 2.0]], "the frame is no array"),
         ([["a", "b"]], "the frame is an array of .*, not of numbers"),
     ]:
         with pytest.raises(InputError, match=words):
@@ -80,7 +81,7 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(stream, frames):
         ),
         ({**states, first: states[first].repeat(2, 0)}, f"{first} is .*, and .* is expected\n  Stream.path, batch=2"),
         ({**states, "state.x": states[first]}, f"state.x is no state .*: {count + 1} states .*, {count} are expected"),
-        ({k: v for k, v in states.items() if k != first}, f"{first}, float32 {shape} is missing: {count - 1} states"),
+        ({k: v for k, v in states.items() if k != first}, f"{first} float32 {shape} is missing: {count - 1} states"),
         (list(states.values()), "the states are a list without names, in which another order would go unseen"),
     ]:
         with pytest.raises(InputError, match=words.replace("[", r"\[").replace("]", r"\]")):
