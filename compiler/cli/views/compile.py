@@ -86,7 +86,8 @@ def streaming_line(streaming: JsonDict | None) -> None:
     """Print what a call of a streaming file passes on to the next."""
     if streaming is not None:
         size = human.byte_size(streaming["bytes"])
-        out.print(f"one time step per call: {streaming['states']} states, {size} for each stream, go from call to call")
+        states = "one state goes" if streaming["states"] == 1 else f"{streaming['states']} states go"
+        out.print(f"one time step per call: {states} from call to call, {size} for each stream")
 
 
 def device_check(paths: list[Path], opset: int) -> None:
