@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from svitc.data.class_folders import label_by_folder
+from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.file_stores import FileStore
 from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
@@ -133,7 +134,8 @@ def open_files(
         )
     files = store.images()
     if not files:
-        raise InputError(f"{name} holds no images", hint=EXPECTED_LAYOUT)
+        holds = "holds recordings or arrays, but the model takes" if store.having(RECORDING_SUFFIXES) else "holds no"
+        raise InputError(f"{name} {holds} images", hint=EXPECTED_LAYOUT)
     source = ImageFiles(store, files, channels, scaling)
     notes = [*source.notes(), *([scaling.note] if scaling.note else [])]
     return label_by_folder(name, store, files, source, info, notes, unlabeled)
