@@ -275,11 +275,6 @@ def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, Jso
         raise InputError(f"cannot read an ONNX model from {path}: {reason}", hint=hint) from error
     stored |= {state.input for state in states_of(proto) or ()}
     inputs = [value for value in proto.graph.input if value.name not in stored]
-    if any(entry.key == "svitc.states" for entry in proto.metadata_props):
-        raise InputError(
-            f"{path} runs one time step per call; svitc bench times files that run all of them at once",
-            hint="Time a file that is compiled without --streaming; stream.py beside this one prints each step's time.",
-        )
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise InputError(f"{path} does not take one float32 tensor", hint=hint)
     dims = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]
