@@ -99,12 +99,14 @@ class FileState:
         output: name of the graph output that gives it after a step.
         shape: its shape, ``"N"`` for the batch.
         initial: every element of it before the first step.
+        in_place: whether the output may have the memory of the input (in_place.py).
     """
 
     input: str
     output: str
     shape: tuple[int | str, ...]
     initial: float
+    in_place: bool = False
 
     def start(self, batch: int) -> np.ndarray:
         """Return the state of this many samples before the first step."""
@@ -116,7 +118,10 @@ def states_of(model: onnx.ModelProto) -> list[FileState] | None:
     text = next((entry.value for entry in model.metadata_props if entry.key == STATES_KEY), None)
     if text is None:
         return None
-    return [FileState(s["input"], s["output"], tuple(s["shape"]), s["initial"]) for s in json.loads(text)]
+    return [
+        FileState(s["input"], s["output"], tuple(s["shape"]), s["initial"], s.get("in_place", False))
+        for s in json.loads(text)
+    ]
 
 
 __all__ = [
