@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.driver.compiler import Compiler
     from svitc.driver.load import capture, load
     from svitc.driver.options import CompileOptions
+    from svitc.driver.stream import Stream
     from svitc.errors import SvitcError
     from svitc.frontends import save
     from svitc.ir.graph import InputSpec
@@ -48,6 +49,7 @@ _HOME = {
     "Program": "ir.program",
     "InputSpec": "ir.graph",
     "Stage": "ir.program",
+    "Stream": "driver.stream",
     "Pass": "ir.pass_manager",
     "PassResult": "ir.pass_manager",
     "Pipeline": "ir.pass_manager",
@@ -73,6 +75,7 @@ __all__ = [
     "Program",
     "Reporter",
     "Stage",
+    "Stream",
     "SvitcError",
     "Uniform",
     "capture",

@@ -29,7 +29,7 @@ from svitc.ir.program import Program
 # modules whose windows, channels or positions are all dimensions but the first
 _FIRST_IS_FREE = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS)
 _EXTREMES = {normalization.largest: "largest", normalization.smallest: "smallest"}
-OTHERWISE = "Compile it without --streaming, for all of its time steps at once."
+OTHERWISE = "Compile it without --streaming and --anytime, for all of its time steps at once."
 
 
 class Role(Enum):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -15,6 +15,7 @@ from svitc import onnx as backend
 from svitc.bench import runners
 from svitc.bench.rounds import empty_row, run_rounds
 from svitc.bench.runners import Load, Source
+from svitc.bench.streaming import Stream, stream_file, streaming_section
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
 from svitc.onnx.states import states_of
@@ -24,6 +25,7 @@ from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
 OURS = "svitc"
+AT_ONCE = "all steps at once"  # beside a streaming file
 PEERS = ("eager", "torch.compile", "torch.onnx", "openvino", "cuda")
 DEFAULT_PEERS = ("eager", "torch.onnx", "openvino", "cuda")
 TITLES = {"torch.onnx": "torch.onnx + ONNX Runtime", "cuda": "eager cuda", "openvino": "torch.onnx + OpenVINO"}
@@ -46,6 +48,7 @@ class Settings:
         seed: Seed of the images.
         limit: Seconds that a peer may take to load, to export, or for one run.
         profile: Also profile the operators with ONNX Runtime's profiler.
+        streaming: Refuse a file that is no streaming file.
     """
 
     peers: Sequence[str] | None = None
@@ -56,6 +59,7 @@ class Settings:
     seed: int = 0
     limit: float = 600.0
     profile: bool = False
+    streaming: bool = False
 
     def check(self) -> None:
         """Check the settings.
@@ -83,15 +87,17 @@ class Settings:
 
 def measure(
     file: Path,
+    whole: Callable[[Path], bytes],
     against: Source | None = None,
     settings: Settings | None = None,
     reporter: Reporter | None = None,
     verbose: bool = False,
 ) -> JsonDict:
-    """Time an ONNX file beside the model that it was compiled from.
+    """Time an ONNX file beside the model that it was compiled from, a streaming file also beside all steps at once.
 
     Args:
         file: An .onnx file, or a folder with a ``model.onnx``.
+        whole: Returns the file for all steps at once of the same network as a streaming file.
         against: The original model; None to time the file alone.
         settings: How to time.
         reporter: Told what is being loaded and timed.
@@ -109,34 +115,107 @@ def measure(
     if against is None and settings.peers:
         raise UsageError("peers run the original model", hint="Give it with --against.")
     path = model_file(file)
-    shape, batch, facts = read_model(path, settings.batch)
-    if against is not None:
-        _check_input(path, shape, against)
-    load = Load(shape, batch, settings.all_threads, settings.seed)
-    ours = [
-        Runner(title_of(i, name), runners.onnx_file, (path, load, name), IMPORTS.get(name, ORT_IMPORTS), facts)
-        for i, name in enumerate(dict.fromkeys(settings.runtimes))
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        others, rows = (
-            ([], []) if against is None else find_peers(against, load, settings, Path(folder), reporter, verbose)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ours = _compiled(path, whole, settings, folder)
+        load = ours.load
+        if against is not None:
+            _check_input(path, load.shape, against)
+        others, rows = list[Runner](), list[JsonDict]()
+        if against is not None:
+            others, rows = find_peers(against, load, settings, folder, reporter, verbose)
+        report = run_rounds(
+            [*ours.runners, *others], settings.runs, settings.limit, settings.profile, reporter, verbose, ours.reference
         )
-        report = run_rounds([*ours, *others], settings.runs, settings.limit, settings.profile, reporter, verbose)
     if reason := report["rows"][0]["reason"]:
         slow = reason.startswith("not done")
         hint = "Give it longer with --limit." if slow else "svitc compile writes a file that runs."
         raise InputError(f"{path} cannot be timed: {reason}", hint=hint)
-    order = [*(runner.name for runner in ours), *(TITLES.get(name, name) for name in PEERS)]
+    if ours.stream is not None:
+        named = {row["name"]: row for row in report["rows"]}
+        report["streaming"] = streaming_section(named[OURS], named[AT_ONCE], ours.stream, load.batch)
+    order = [*(runner.name for runner in ours.runners), *(TITLES.get(name, name) for name in PEERS)]
     report["rows"] = sorted(report["rows"] + rows, key=lambda row: order.index(row["name"]))
     return {
         "file": str(path),
         "against": None if against is None else str(against.path),
-        "input": list(shape),
-        "batch": batch,
+        "input": list(load.shape),
+        "batch": load.batch,
         "threads": load.threads,
         "seed": settings.seed,
         **report,
     }
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """The compiled file, ready to be timed.
+
+    Attributes:
+        runners: The file in each runtime; then, for a streaming file, all steps at once in the first of them.
+        load: The work of one run.
+        reference: The runner whose logits those of the others are compared with.
+        stream: What a streaming file says of itself; None for any other.
+    """
+
+    runners: list[Runner]
+    load: Load
+    reference: str = "eager"
+    stream: Stream | None = None
+
+
+def _compiled(path: Path, whole: Callable[[Path], bytes], settings: Settings, folder: Path) -> _Compiled:
+    """Return the runners of the compiled file.
+
+    Args:
+        path: The file.
+        whole: Returns the file for all steps at once of the same network as a streaming file.
+        settings: How to time.
+        folder: Folder for that file.
+
+    Raises:
+        InputError: The file cannot be timed, or lies beside another network.
+        UsageError: It only takes batches of another size.
+    """
+    shape, batch, facts = read_model(path, settings.batch)
+    stream, names = Stream.of(onnx.load(path)), list(dict.fromkeys(settings.runtimes))
+    if stream is None and settings.streaming:
+        raise InputError(
+            f"{path} takes all time steps at once: it is no streaming file",
+            hint="svitc compile --streaming writes one; without --streaming this one is timed as it is.",
+        )
+    if stream is None:
+        load = Load(shape, batch, settings.all_threads, settings.seed)
+        return _Compiled(
+            [_runner(i, name, runners.onnx_file, (path, load, name), facts) for i, name in enumerate(names)], load
+        )
+    at_once = folder / "at_once.onnx"
+    at_once.write_bytes(whole(path))
+    whole_shape, _, whole_facts = read_model(at_once, batch)
+    if whole_shape[-3:] != shape or whole_shape[:-3] not in ((), (stream.steps,)):
+        raise InputError(
+            f"{path} and model.safetensors beside it are of different networks: they take {_words(shape)} and "
+            f"{_words(whole_shape)}",
+            hint="The files are of different runs; compile again.",
+        )
+    ranks = [len(onnx.load(each).graph.output[0].type.tensor_type.shape.dim) for each in (path, at_once)]
+    stream = replace(stream, stacked=ranks[1] == ranks[0] + 1)
+    load = Load(whole_shape, batch, settings.all_threads, settings.seed)
+    found = [_runner(i, name, stream_file, (path, load, stream, name), facts) for i, name in enumerate(names)]
+    arguments = (at_once, load, names[0])
+    found.append(Runner(AT_ONCE, runners.onnx_file, arguments, IMPORTS.get(names[0], ORT_IMPORTS), whole_facts))
+    return _Compiled(found, load, AT_ONCE, stream)
+
+
+def _runner(
+    place: int, runtime: str, make: Callable[..., object], arguments: tuple[object, ...], facts: JsonDict
+) -> Runner:
+    """Return the runner of the compiled file in a runtime."""
+    return Runner(title_of(place, runtime), make, arguments, IMPORTS.get(runtime, ORT_IMPORTS), facts)
+
+
+def _words(shape: Sequence[int]) -> str:
+    return ",".join(map(str, shape))
 
 
 def _check_input(path: Path, shape: tuple[int, ...], against: Source) -> None:
@@ -147,9 +226,8 @@ def _check_input(path: Path, shape: tuple[int, ...], against: Source) -> None:
     """
     expected = against.input().shape
     if expected != shape:
-        file_shape, model_shape = (",".join(map(str, sizes)) for sizes in (shape, expected))
         raise InputError(
-            f"{path} takes an input of {file_shape}, but {against.path} one of {model_shape}",
+            f"{path} takes an input of {_words(shape)}, but {against.path} one of {_words(expected)}",
             hint="Give --against the model that was compiled, or its --input-shape or --time-steps.",
         )
 
@@ -174,6 +252,8 @@ def model_file(file: Path) -> Path:
 def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, JsonDict]:
     """Return the input shape of an ONNX file, without its batch axis, the batch to run, and facts for its row.
 
+    Of a streaming file it is the shape of a frame.
+
     Args:
         path: The file.
         batch: Images in one run; None for 1, or for as many as the file takes at once.
@@ -193,12 +273,13 @@ def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, Jso
     except Exception as error:  # implementations of protobuf have no common class of errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read an ONNX model from {path}: {reason}", hint=hint) from error
-    if states_of(proto) is not None:
-        raise InputError(
-            f"{path} is a streaming file, which runs one time step per call",
-            hint="Time a file that was compiled without --streaming; benchmarks/streaming.py compares the two.",
-        )
+    stored |= {state.input for state in states_of(proto) or ()}
     inputs = [value for value in proto.graph.input if value.name not in stored]
+    if any(entry.key == "svitc.states" for entry in proto.metadata_props):
+        raise InputError(
+            f"{path} runs one time step per call; svitc bench times files that run all of them at once",
+            hint="Time a file that is compiled without --streaming; stream.py beside this one prints each step's time.",
+        )
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise InputError(f"{path} does not take one float32 tensor", hint=hint)
     dims = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]

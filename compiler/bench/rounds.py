@@ -58,6 +58,7 @@ def run_rounds(
     profile: bool = False,
     reporter: Reporter | None = None,
     verbose: bool = False,
+    reference: str = "eager",
 ) -> JsonDict:
     """Run runners in turn and return the report on their times, as JSON values.
 
@@ -70,6 +71,7 @@ def run_rounds(
         profile: Also profile operators, for runtimes that have a profiler.
         reporter: Told what is being loaded, how many rounds are done, and what is profiled.
         verbose: Let the runners' processes write to stderr.
+        reference: The runner whose logits those of the others are compared with, where it is there.
     """
     reporter = reporter or Reporter()
     with contextlib.ExitStack() as stack:
@@ -84,7 +86,9 @@ def run_rounds(
         for name in list(bench.workers):
             bench.rows[name]["memory_bytes"] = bench.ask(name, "memory")
         profiles = bench.profiles() if profile else {}
-    _summarize(bench.rows, bench.times, bench.logits)
+    _summarize(bench.rows, bench.times, bench.logits, reference)
+    for name, calls in bench.calls.items():
+        bench.rows[name]["calls_ms"] = [[round(1e3 * seconds, 4) for seconds in run] for run in calls]
     return {
         "runs": runs,
         "untimed_run_before_each": repeats > 1,
@@ -105,6 +109,7 @@ class _Bench:
         workers: Runner -> process; a process that fails is closed and removed.
         logits: Runner -> logits, all of the same images.
         times: Runner -> seconds of each timed run.
+        calls: Runner -> for each timed run the seconds of each call, where a run is several.
     """
 
     reporter: Reporter
@@ -112,6 +117,7 @@ class _Bench:
     workers: dict[str, Worker] = field(default_factory=dict)
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
+    calls: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def load(self, runner: Runner, limit: float, verbose: bool, stack: contextlib.ExitStack) -> None:
         """Start a runner's process and wait until it is ready; the stack closes it."""
@@ -144,6 +150,8 @@ class _Bench:
                 seconds = self.ask(name, "run", repeats)
                 if seconds is not None:
                     self.times[name].append(seconds)
+                    if calls := self.ask(name, "calls"):
+                        self.calls.setdefault(name, []).append(calls)
         self.reporter.progress("rounds", runs, runs)
 
     def profiles(self) -> JsonDict:
@@ -165,16 +173,19 @@ def _reported(row: JsonDict) -> Iterator[None]:
         row["reason"] = failure.reason
 
 
-def _summarize(rows: dict[str, JsonDict], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray]) -> None:
+def _summarize(
+    rows: dict[str, JsonDict], times: Mapping[str, list[float]], logits: Mapping[str, np.ndarray], reference: str
+) -> None:
     """Add statistics to the rows.
 
     Args:
         rows: Runner -> row of the report; changed in place.
         times: Runner -> seconds of each timed run.
         logits: Runner -> logits, all of the same images.
+        reference: The runner whose logits those of the others are compared with.
     """
     first = next(iter(rows))
-    reference = logits.get("eager")
+    compared = logits.get(reference)
     for name, row in rows.items():
         if row["reason"] or not times[name]:
             continue
@@ -184,8 +195,8 @@ def _summarize(rows: dict[str, JsonDict], times: Mapping[str, list[float]], logi
         if not rows[first]["reason"]:  # quartiles of ratios within a round, not a ratio of medians
             pairs = zip(times[name], times[first], strict=True)
             row["ratio_q1"], row["ratio"], row["ratio_q3"] = quartiles([a / b for a, b in pairs])
-        if reference is not None:
-            values, expected = _both_averaged(logits[name], reference)
+        if compared is not None:
+            values, expected = _both_averaged(logits[name], compared)
             if values.shape == expected.shape:
                 row["max_logit_difference"] = float(abs(values - expected).max())
 

@@ -96,34 +96,51 @@ def onnx_file(path: Path, load: Load, name: str = ONNX_RUNTIME.name) -> Ready:
     runtime = RUNTIMES[name]
     session = runtime.open(path, load.threads, load.batch)
     x = {session.input_names[0]: load.images()}
+
+    def loaded(profiled: onnxruntime.InferenceSession) -> Callable[[], object]:
+        return lambda: profiled.run(None, x)
+
     return Ready(
         lambda: joined(session.run(None, x)),
         f"{name} {runtime.version()}",
-        profile=(lambda runs: profile(path, load, runs)) if runtime is ONNX_RUNTIME else None,
+        profile=(lambda runs: profile(path, load.threads, runs, loaded)) if runtime is ONNX_RUNTIME else None,
         child=session.child,
     )
 
 
-def profile(path: Path, load: Load, runs: int) -> dict[str, dict[str, float]]:
+def profile(
+    path: Path,
+    threads: int,
+    runs: int,
+    loaded: Callable[[onnxruntime.InferenceSession], Callable[[], object]],
+    calls: int = 1,
+) -> dict[str, dict[str, float]]:
     """Return milliseconds per run and number of nodes of each operator, measured by ONNX Runtime's profiler.
 
     Operators are those that the runtime executes, after it has fused those of the file.
+
+    Args:
+        path: The file.
+        threads: Threads within one operator.
+        runs: Number of runs that count.
+        loaded: Returns what runs a session once.
+        calls: Calls of the session in one run.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = ONNX_RUNTIME.options(load.threads)
+        options = ONNX_RUNTIME.options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        name, x = session.get_inputs()[0].name, load.images()
+        run = loaded(session)
         for _ in range(runs + 1):
-            session.run(None, {name: x})
+            run()
         events = json.loads(Path(session.end_profiling()).read_text())
     durations_us: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             durations_us[event["args"]["op_name"]][event["name"]].append(event["dur"])
     rows = {
-        kind: {"ms": sum(sum(times[1:]) for times in nodes.values()) / 1e3 / runs, "nodes": len(nodes)}
+        kind: {"ms": sum(sum(times[calls:]) for times in nodes.values()) / 1e3 / runs, "nodes": len(nodes)}
         for kind, nodes in durations_us.items()  # without the first run, which allocates
     }
     return dict(sorted(rows.items(), key=lambda row: -row[1]["ms"]))

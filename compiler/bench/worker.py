@@ -42,6 +42,7 @@ class Ready:
         child: A process that runs the model for this one, if any.
         profile: Runs a given number of times under the runtime's profiler; returns milliseconds per run (``ms``) and
             number of nodes (``nodes``) of each operator.
+        calls: Seconds of each call of the last run, where a run is several calls of a file.
     """
 
     run: Callable[[], np.ndarray]
@@ -49,6 +50,7 @@ class Ready:
     reset: Callable[[], object] = lambda: None
     profile: Callable[[int], dict[str, dict[str, float]]] | None = None
     child: int | None = None
+    calls: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class Worker:
 
         Args:
             request: ``run`` (with a number of runs; seconds of the last), ``memory`` (peak bytes above those before
-                loading), ``processor`` (seconds of processor time so far) or ``profile`` (with a number of runs).
+                loading), ``calls`` (seconds of each call of the last run, where it is several), ``processor`` (seconds
+                of processor time so far) or ``profile`` (with a number of runs).
 
         Raises:
             Failed: The process is too slow, has ended, or raised an error.
@@ -203,6 +206,8 @@ def _answer(connection: Connection, ready: Ready, bytes_before: int) -> None:
                 value = time.perf_counter() - start
         elif request == "memory":
             value = max(0, peak() - bytes_before) + (peak(ready.child) if ready.child else 0)
+        elif request == "calls":
+            value = list(ready.calls)
         elif request == "processor":
             value = time.process_time() + (seconds_of(ready.child) if ready.child else 0.0)
         else:

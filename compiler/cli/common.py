@@ -78,7 +78,7 @@ def load_images(
     elif program.info.get("normalize") is None and not program.input.events and not is_factory(path):
         notes: list[str] = program.info.setdefault("assumptions", [])
         # The spelling is part of the file format: output folders of 0.1.0 hold this sentence, which is noted once.
-        note = "images are only scaled to [0, 1], as nothing says how they are normalised; give --mean and --std"
+        note = "images are only scaled to [0, 1], as nothing says how they are normalized; give --mean and --std"
         if note not in notes:
             notes.append(note)
     return load_data(

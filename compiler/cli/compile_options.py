@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svitc.cli.anytime_options import AnytimeOptions
 from svitc.cli.options import (
     PRUNING_PANEL,
     TRAINING_PANEL,
@@ -21,6 +20,7 @@ from svitc.cli.options import (
     Unlabeled,
     parse_floats,
 )
+from svitc.cli.streaming_options import StreamingOptions
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
 
@@ -111,7 +111,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
         if self.budget is None and self.plan is None and self.max_drop is None and not smaller_anyway:
             raise UsageError(
                 "nothing says how much to keep",
-                hint="Give --budget, such as --budget 0.78, or --plan to replay a plan.",
+                hint="Give --budget, such as --budget 0.78 (1 keeps all), --weights int8, or --plan to replay a plan.",
             )
         for flag, value in (("--reparam", self.reparam), ("--remove-dead-channels", self.remove_dead_channels)):
             if value not in ("auto", "off"):
@@ -168,7 +168,7 @@ class BudgetOptions(PruningOptions, PlanOptions):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FileOptions(AnytimeOptions):
+class FileOptions(StreamingOptions):
     """Where the files are written, how the ONNX file stores weights, and when inference may stop."""
 
     out: Annotated[
@@ -224,16 +224,6 @@ class FileOptions(AnytimeOptions):
             "--functions",
             help="Write each neuron as one node that calls a function of the file. Viewers then show it as one; many "
             "runtimes other than ONNX Runtime read no functions.",
-        ),
-    ] = False
-
-    streaming: Annotated[
-        bool,
-        typer.Option(
-            "--streaming",
-            help="Write a file that runs one time step per call, for as many steps as you like: it takes a frame and "
-            "the membranes, and returns the class scores so far and the new membranes. The same network, spike for "
-            "spike.",
         ),
     ] = False
 

@@ -52,6 +52,7 @@ from svitc.errors import InputError, UsageError
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
 from svitc.passes.policies import Policy, Problem, make
@@ -296,6 +297,7 @@ class Compiler:
             size = self.options.static_batch
             written = self.workspace.export_step(found.program) if self.options.streaming else found.file
             written = written if size is None else with_static_batch(written, size)
+            written = pack_states(written) if self.options.packed_state else written
             return Lowered(found.program, found.weights, found.file, written, backend.weight_bytes(written))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:

@@ -67,7 +67,8 @@ def float_network(folder: Path, program: Program, against: Path, model: Program,
         rounded = model.copy()
         RoundWeights(plan.bits)(rounded)
         return rounded
-    if plan.provenance.get("refit", "none") != "none":
+    removes = any(not mask.all() for mask in plan.keep.values())  # otherwise nothing was refitted
+    if removes and plan.provenance.get("refit", "none") != "none":
         raise InputError(
             f"the weights in {folder} were refitted on images after channels were removed",
             hint=f"Compile the same plan with float weights, on the same images (svitc compile MODEL --plan "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import Data
+from svitc.errors import UsageError
 from svitc.evaluation.metric import Metric
 from svitc.support.types import JsonDict
 
@@ -47,6 +48,7 @@ class CompileOptions:
             ``[N, classes]``.
         streaming: whether the file runs one time step per call, with the membranes as further inputs and outputs; with
             ``per_step`` it returns each step's own class scores, otherwise their average so far.
+        packed_state: whether a streaming file has one state, in which all lie one behind the other.
         anytime: the most top-1 that stopping before the last time step may cost, as a share, so that a rule for it is
             found on ``data``; without labels, the largest share of images that get another class. The file is a
             streaming one then. None for no rule.
@@ -84,6 +86,7 @@ class CompileOptions:
     target: str = "cpu"
     per_step: bool = False
     streaming: bool = False
+    packed_state: bool = False
     anytime: float | None = None
     confidence: float = 0.95
     functions: bool = False
@@ -97,9 +100,15 @@ class CompileOptions:
     metric: Metric | None = None
 
     def __post_init__(self) -> None:
-        """A rule for stopping early is for a file that runs one time step per call."""
+        """A rule for stopping early is for a file that runs one time step per call.
+
+        Raises:
+            UsageError: a state is to be packed in a file that has none.
+        """
         if self.anytime is not None:
             object.__setattr__(self, "streaming", True)
+        if self.packed_state and not self.streaming:
+            raise UsageError("only a streaming file has states to pack", hint="Use --packed-state with --streaming.")
 
     @property
     def preparation(self) -> PreparationOptions:

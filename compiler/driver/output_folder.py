@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from onnx import TensorProto
 
 from svitc.codegen.module import program_source
 from svitc.data.inputs import Data, some_inputs
@@ -21,6 +24,11 @@ from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
 from svitc.verification.stream_check import averages, verify_stream
 from svitc.verification.verdict import Verdict
+
+NARROW = {
+    2: {TensorProto.INT2, TensorProto.UINT2},
+    4: {TensorProto.INT4, TensorProto.UINT4},
+}  # bits -> types of weights
 
 
 def open_folder(folder: Path) -> tuple[Program, bytes]:
@@ -43,6 +51,34 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
             hint="It was edited, or the files are of different runs; compile again.",
         )
     return program, (folder / "model.onnx").read_bytes()
+
+
+def at_once(file: Path) -> bytes:
+    """Return the file for all time steps at once of the same network as a streaming file in an output folder.
+
+    It is written as the streaming file was: for the same runtime, and with weights in the same types.
+
+    Raises:
+        InputError: a file is missing or damaged, or model.py is not the source of the program.
+    """
+    program, _ = open_folder(file.parent)
+    proto = read_proto(file)
+    target = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    types = {tensor.data_type for tensor in proto.graph.initializer}
+    return export(
+        program,
+        json.loads(target),
+        min((bits for bits, stored in NARROW.items() if types & stored), default=8),
+        functions=bool(proto.functions),
+        per_step=not averages(proto),
+        static_batch=static_batch(proto),
+    )
+
+
+def is_streaming(model: Path) -> bool:
+    """Return whether this is an output folder whose file runs one time step per call."""
+    file = model / "model.onnx"
+    return file.is_file() and states_of(read_proto(file)) is not None
 
 
 @dataclass(frozen=True)

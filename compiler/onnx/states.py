@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx
@@ -45,13 +46,8 @@ class State:
     def to_json(self) -> dict[str, object]:
         """Return the state's entry in the metadata."""
         assert self.after is not None
-        return {
-            "input": self.before.name,
-            "output": self.after.name,
-            "dtype": "float32",
-            "shape": list(layout.shape(self.dims)),
-            "initial": float(np.float32(self.initial)),
-        }
+        shape, initial = layout.shape(self.dims), float(np.float32(self.initial))
+        return FileState(str(self.before.name), str(self.after.name), tuple(shape), initial).to_json()
 
 
 def batch_first(dims: Dims) -> Dims:
@@ -91,6 +87,32 @@ def note(node: ir.Node | None, state: State, view: Dims) -> None:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of the states that lie one behind the other in a packed state (packed_state.py).
+
+    Attributes:
+        name: name of the input that it would have by itself.
+        shape: its shape, ``"N"`` for the batch.
+        offset: elements of an image before it.
+        initial: every element of it before the first step.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    offset: int
+    initial: float
+
+    @property
+    def size(self) -> int:
+        """Number of elements of an image."""
+        return prod(int(size) for size in self.shape[1:])
+
+    def to_json(self) -> dict[str, object]:
+        """Return the part's entry in the metadata."""
+        return {"name": self.name, "shape": list(self.shape), "offset": self.offset, "initial": self.initial}
+
+
+@dataclass(frozen=True)
 class FileState:
     """One state of a finished file.
 
@@ -98,7 +120,8 @@ class FileState:
         input: name of the graph input that takes it.
         output: name of the graph output that gives it after a step.
         shape: its shape, ``"N"`` for the batch.
-        initial: every element of it before the first step.
+        initial: every element of it before the first step; of a packed state its parts have their own.
+        parts: the states in a packed state; empty for any other.
         in_place: whether the output may have the memory of the input (in_place.py).
     """
 
@@ -106,22 +129,51 @@ class FileState:
     output: str
     shape: tuple[int | str, ...]
     initial: float
+    parts: tuple[Part, ...] = ()
     in_place: bool = False
 
     def start(self, batch: int) -> np.ndarray:
         """Return the state of this many samples before the first step."""
-        return np.full([size if isinstance(size, int) else batch for size in self.shape], self.initial, np.float32)
+        sizes = [size if isinstance(size, int) else batch for size in self.shape]
+        value = np.full(sizes, self.initial, np.float32)
+        for part in self.parts:
+            value[:, part.offset : part.offset + part.size] = part.initial
+        return value
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the inputs that the states in it would have each by itself."""
+        return [part.name for part in self.parts] or [self.input]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the state's entry in the metadata."""
+        entry = {
+            "input": self.input,
+            "output": self.output,
+            "dtype": "float32",
+            "shape": list(self.shape),
+            "initial": self.initial,
+            "in_place": self.in_place,
+        }
+        return entry | ({"parts": [part.to_json() for part in self.parts]} if self.parts else {})
 
 
 def states_of(model: onnx.ModelProto) -> list[FileState] | None:
     """Return the states of a streaming file in the order of its inputs; None for a file of any other kind."""
     text = next((entry.value for entry in model.metadata_props if entry.key == STATES_KEY), None)
-    if text is None:
-        return None
-    return [
-        FileState(s["input"], s["output"], tuple(s["shape"]), s["initial"], s.get("in_place", False))
-        for s in json.loads(text)
-    ]
+    return None if text is None else states_in(text)
+
+
+def states_in(text: str) -> list[FileState]:
+    """Return the states that the metadata of a streaming file list, in the order of its inputs."""
+    found = []
+    for state in json.loads(text):
+        parts = tuple(Part(p["name"], tuple(p["shape"]), p["offset"], p["initial"]) for p in state.get("parts", ()))
+        is_in_place = bool(state.get("in_place", False))
+        found.append(
+            FileState(state["input"], state["output"], tuple(state["shape"]), state["initial"], parts, is_in_place)
+        )
+    return found
 
 
 __all__ = [
@@ -131,9 +183,11 @@ __all__ = [
     "STATES_KEY",
     "STATE_KEY",
     "FileState",
+    "Part",
     "State",
     "batch_first",
     "counter_dims",
     "note",
+    "states_in",
     "states_of",
 ]

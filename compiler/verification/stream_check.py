@@ -6,6 +6,9 @@ the step are compared: bit for bit with integer weights, within rounding (float_
 every layer is checked by itself, with the spikes that the inputs cause and with random ones. Running sums are the
 file's own: their last result is that of all steps. At last the file runs all steps by itself, and gives the outputs of
 the file for all steps at once.
+
+A file with a packed state (packed_state.py) is unpacked before it is split. The packed file itself runs all steps, and
+a step from random states, after which each part must lie in its place.
 """
 
 from __future__ import annotations
@@ -28,11 +31,13 @@ from svitc.ir.outputs import as_tuple, output_values
 from svitc.ir.program import Program, Stage
 from svitc.onnx.int16_sums import beyond_int16
 from svitc.onnx.model_info import read_proto
+from svitc.onnx.packed_state import unpack_states
 from svitc.onnx.states import FileState, states_of
 from svitc.passes.lowering.average_steps import SCOPE
 from svitc.passes.pipelines import exportable_program
 from svitc.runtimes import ONNX_RUNTIME, Runtime, Session
 from svitc.verification.exact_check import NEAR
+from svitc.verification.packing_check import misplaced_values
 from svitc.verification.quantization_check import check_quantization
 from svitc.verification.recorder import STIMULUS_SEED, record_magnitudes, stimulate
 from svitc.verification.step_reference import StepReference, at_step
@@ -78,6 +83,7 @@ def verify_stream(
             verdict.quantization = check_quantization(original, program, x.narrow(program.input.batch_dim, 0, 1))
         check.judge(verdict, x, run)
         if number == 0:
+            check.judge_packing(verdict, x)
             generator = torch.Generator().manual_seed(STIMULUS_SEED)
             spikes = {name: stimulate(run.modules[name], s, generator) for name, s in run.recorder.spikes.items()}
             check.judge(verdict, x, StepReference(program, check.lowered, x, spikes), natural=False)
@@ -94,7 +100,7 @@ def verify_stream(
 
 def averages(model: onnx.ModelProto) -> bool:
     """Return whether a streaming file returns the average of the class scores so far, not those of each step."""
-    return any(f".{SCOPE}." in state.input for state in states_of(model) or ())
+    return any(f".{SCOPE}." in name for state in states_of(model) or () for name in state.names)
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class _Rounding:
 
 
 class _StreamCheck:
-    """A streaming file, split at its neurons and as it is, beside its program.
+    """A streaming file, unpacked and split at its neurons, and as it is, beside its program.
 
     Args:
         program: the program of all steps.
@@ -120,6 +126,8 @@ class _StreamCheck:
 
     Attributes:
         lowered: the program with layers joined as in the file.
+        passed: states of the file as it is.
+        states: states of the split file.
         is_exact: whether the program has integer weights.
         same_bits: whether the file computes with integers, so that membranes must have the reference's bits. Where
             weights are integers but products are of floats (qdq), a runtime may fuse these with the bias.
@@ -130,8 +138,10 @@ class _StreamCheck:
         states = states_of(read_proto(exported))
         if states is None:
             raise InputError("the file is no streaming file", hint="svitc compile --streaming writes one.")
-        split, self.neurons = backend.split_step(exported)
-        self.program, self.states = program, states
+        unpacked = unpack_states(exported)
+        split, self.neurons = backend.split_step(unpacked)
+        self.exported, self.runtime = exported, runtime
+        self.program, self.passed, self.states = program, states, states_of(read_proto(unpacked)) or []
         self.lowered = exportable_program(program, per_step=True)
         self.steps = steps_of(program)
         self.session, self.split = runtime.open(exported), runtime.open(split)
@@ -212,10 +222,27 @@ class _StreamCheck:
                     beyond = (value != reference) & ~(abs(value - reference) <= allowed)
             verdict.outputs[i].values_beyond_rounding += int(beyond.sum())
 
+    def judge_packing(self, verdict: Verdict, x: torch.Tensor) -> None:
+        """Add the parts of a packed state that are not in their places: membranes to their layers, sums to the outputs.
+
+        Args:
+            verdict: the verdict.
+            x: an input.
+        """
+        owners = {n.membrane.state.input: n.path for n in self.neurons if n.membrane is not None}
+        for state in self.passed:
+            if not state.parts:
+                continue
+            for name, count in misplaced_values(self.exported, state, self.frame(x, 0), self.runtime).items():
+                if name in owners:
+                    verdict.layers[owners[name]].membranes_beyond_rounding += count
+                else:
+                    verdict.outputs[0].values_beyond_rounding += count
+
     def run_in_turn(self, x: torch.Tensor) -> list[np.ndarray]:
         """Return the outputs of the file for all steps at once, from one call for each step."""
         steps = outputs_in_turn(
-            self.session, self.states, [self.frame(x, t) for t in range(self.steps)], self.program.output_names
+            self.session, self.passed, [self.frame(x, t) for t in range(self.steps)], self.program.output_names
         )
         stacked = []
         for i, (role, node) in enumerate(zip(self.roles, output_values(self.program.graph), strict=True)):

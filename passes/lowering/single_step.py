@@ -45,7 +45,7 @@ class SingleStep(Pass):
                 self._shorten(program, node)
                 result.changed.append(node.name)
         for node, kind in roles.reductions.items():
-            self._run_along(program, node, kind)
+            self._run_along(program, roles, node, kind)
         self._end(program, roles, averages=scores is not None)
         if program.input.events:
             program.input = InputSpec((1, *program.input.shape[1:]))
@@ -68,13 +68,15 @@ class SingleStep(Pass):
                 bound[letters[0]] = dim  # what a repeat adds
         node.kwargs = {name: _steps_apart(bound[name]) if name in bound else n for name, n in sizes_of.items()}  # type: ignore[misc]
 
-    def _run_along(self, program: Program, node: fx.Node, kind: str) -> None:
+    def _run_along(self, program: Program, roles: StepRoles, node: fx.Node, kind: str) -> None:
         """Put a running reduction in front of a reduction over time, which has one step to reduce then."""
         if kind == "latest":
             self._take_this(node)
             return
         running = _emit(program, node, node.all_input_nodes[0], kind, str(node.meta.get("scope") or ""))
         if node.target is cumulative_sum:
+            running.meta["dims"] = node.meta["dims"]
+            roles.roles[running] = roles.roles[node]  # it may be an output
             node.replace_all_uses_with(running)
             program.graph.erase_node(node)
         else:

@@ -15,6 +15,7 @@ from support import shell
 from support.paths import DIGITS
 from support.runners import contestant, failing, grown, ready
 from svitc.bench import rounds
+from svitc.bench.compare import read_model
 from svitc.bench.rounds import empty_row, quartiles, run_rounds
 from svitc.bench.runners import Load, Source
 from svitc.bench.worker import Failed, Runner, Worker, once
@@ -138,9 +139,10 @@ BAD = {
     "no model.onnx": (["{tmp}"], 3, "model.onnx does not exist"),
     "not ONNX": (["{text}"], 3, "cannot read an ONNX model"),
     "not images": (["{vector}"], 3, "takes neither [N, C, H, W]"),
-    "another batch": (["{fixed}"], 2, "takes batches of 4 only"),
+    "another batch": (["{fixed}", "--batch", 1], 2, "takes batches of 4 only"),
     "open size": (["{open}"], 3, "more than the batch open"),
     "does not run": (["{broken}", "--runs", 1], 3, "cannot be timed"),
+    "no streaming file": (["{out}", "--streaming"], 3, "it is no streaming file"),
     "runs": (["{out}", "--runs", 0], 2, "--runs 0 is not a positive number"),
     "batch": (["{out}", "--batch", -1], 2, "--batch -1"),
     "threads": (["{out}", "--threads", 0], 2, "--threads 0"),
@@ -181,6 +183,12 @@ def test_bad_input(capsys, tmp_path, folder, case):
     status, text, err = run(capsys, *(str(a).format(**places) for a in args))
     assert (status, text) == (want, "") and message in err
     assert len(err.strip().splitlines()) >= 2 or case == "no model", "a way out is given"
+
+
+def test_a_file_says_how_many_images_it_takes(tmp_path):
+    fixed = small_file(tmp_path / "fixed.onnx", [4, 3, 16, 16])
+    assert read_model(fixed, None)[:2] == read_model(fixed, 4)[:2] == ((3, 16, 16), 4)
+    assert read_model(small_file(tmp_path / "any.onnx", ["N", 3, 16, 16]), None)[:2] == ((3, 16, 16), 1)
 
 
 def test_the_images_are_the_seed_s():

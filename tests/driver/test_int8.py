@@ -372,6 +372,15 @@ def test_verifying_refitted_weights_takes_a_float_folder_of_the_same_plan(capsys
     assert status == 3 and "has float weights" in err
 
 
+def test_nothing_is_refitted_where_nothing_is_removed(capsys, tmp_path):
+    np.savez(tmp_path / "digits.npz", images=np.random.default_rng(0).random((48, 1, 8, 8), dtype=np.float32))
+    data = ("--data", tmp_path / "digits.npz", "--sweep-images", "8", "--calibration-images", "32")
+    whole = ("--policy", "uniform", "--refit", "full", "-b", "1", "--weights", "int8", "--verify-images", "1")
+    assert run(capsys, "compile", DIGITS, *data, *whole, "-o", tmp_path / "o")[0] == 0
+    status, out, _ = run(capsys, "verify", tmp_path / "o", "--against", DIGITS)
+    assert status == 0 and "verified that the weights are those of" in " ".join(out.split())
+
+
 def test_a_pruned_network_is_pruned_again_to_be_compared(capsys, tmp_path):
     args = ("--no-data", "uniform", "--weights", "int8", "-b", "0.15", "--verify-images", "1", "--input-range", "0,16")
     assert run(capsys, "compile", DIGITS, *args, "-o", tmp_path / "o")[0] == 0

@@ -17,8 +17,13 @@ import onnxruntime
 import pytest
 
 import svitc
+from support.paths import DIGITS
+from svitc.cli.main import main
+from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
+from svitc.errors import UsageError
 from svitc.onnx.export import export
 from svitc.passes.policies import Uniform
+from svitc.support.reporter import Reporter
 
 LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.1*"), None)  # what the wheel runs
 
@@ -32,6 +37,19 @@ def done(digits):
 def folder(done, tmp_path_factory):
     folder = tmp_path_factory.mktemp("streaming")
     done.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(digits):
+    options = {"weights": "int8", "images": 1, "no_data": "uniform", "streaming": True, "packed_state": True}
+    return svitc.compile(digits, 1.0, policy=Uniform(), **options)
+
+
+@pytest.fixture(scope="module")
+def packed_folder(packed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    packed.write(folder)
     return folder
 
 
@@ -160,6 +178,22 @@ def test_a_stream_goes_on_from_saved_states(folder, caller, frames, scores, tmp_
             second.resume(damaged)
 
 
+def test_a_packed_state_is_read_by_the_same_callers(packed, packed_folder, caller, frames, scores):
+    assert packed.verdict.passed and [*packed.report["streaming"]["inputs"]] == ["state"]
+    stream = caller.Stream(packed_folder / "model.onnx")
+    np.testing.assert_array_equal([stream(frame) for frame in frames], scores)
+    assert "equal: 2 images, spikes of" in run(sys.executable, packed_folder / "check.py", "--spikes")[1]
+    verdict = verify_folder(*open_folder(packed_folder), None, VerifySettings(1, seed=0), Reporter())
+    assert verdict.passed and verdict.calls == packed.verdict.calls
+
+
+def test_only_a_streaming_file_has_states_to_pack(digits, capsys):
+    with pytest.raises(UsageError, match="only a streaming file has states to pack"):
+        svitc.compile(digits, 1.0, packed_state=True)
+    assert main(["compile", str(DIGITS), "--weights", "int8", "--packed-state"]) == 2
+    assert "Use --packed-state with --streaming" in capsys.readouterr().err
+
+
 def test_a_batch_is_as_its_images(folder, caller, frames):
     batch, alone = caller.Stream(folder / "model.onnx", 2), caller.Stream(folder / "model.onnx")
     np.testing.assert_array_equal(
@@ -200,11 +234,12 @@ def test_they_are_short(folder):
     assert len((folder / "stream.cpp").read_text().splitlines()) < 120
 
 
-def test_the_cpp_caller_has_the_same_scores(program, folder, frames, scores, tmp_path):
+def test_the_cpp_caller_has_the_same_scores(program, folder, packed_folder, frames, scores, tmp_path):
     frames.tofile(tmp_path / "frames.bin")
-    status, text, error = run(program, folder / "model.onnx", tmp_path / "frames.bin", 1, tmp_path / "scores.bin")
-    assert status == 0 and answers(text) == scores[:, 0].argmax(1).tolist(), error
-    np.testing.assert_array_equal(np.fromfile(tmp_path / "scores.bin", np.float32), scores.ravel())
+    for out in (folder, packed_folder):
+        status, text, error = run(program, out / "model.onnx", tmp_path / "frames.bin", 1, tmp_path / "scores.bin")
+        assert status == 0 and answers(text) == scores[:, 0].argmax(1).tolist(), error
+        np.testing.assert_array_equal(np.fromfile(tmp_path / "scores.bin", np.float32), scores.ravel())
     out = with_rule(folder, tmp_path / "out", rule_for(scores[:, 0]))
     assert answers(run(program, out / "model.onnx", tmp_path / "frames.bin")[1]) == stopped(scores[:, 0])
     (tmp_path / "short.bin").write_bytes(frames.tobytes()[:-4])

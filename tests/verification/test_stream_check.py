@@ -13,6 +13,8 @@ from svitc.data.inputs import random_inputs
 from svitc.errors import InputError
 from svitc.ir.program import Program
 from svitc.onnx.export import export, export_step
+from svitc.onnx.packed_state import pack_states
+from svitc.onnx.states import states_of
 from svitc.onnx.target import target_of
 from svitc.passes.pipelines import quantize
 from svitc.verification.stream_check import verify_stream
@@ -72,6 +74,27 @@ def test_a_wrong_count_of_steps_is_found_in_the_outputs():
 
     verdict = verdict_of(CASES["int8"](), change)
     assert verdict.first_divergence == "logits"
+
+
+def moved(model: onnx.ModelProto, node: int) -> str:
+    """Let the first two parts of equal size change places in a packed state; return the first's name."""
+    parts = states_of(model)[0].parts
+    i, j = next((i, j) for j in range(len(parts)) for i in range(j) if parts[i].size == parts[j].size > 1)
+    names = model.graph.node[node].input if node else model.graph.node[0].output
+    names[i], names[j] = names[j], names[i]
+    return parts[i].name
+
+
+@pytest.mark.parametrize("node", [None, 0, -1], ids=["right", "read", "written"])
+def test_a_packed_file_is_checked_itself(node):
+    program, names = CASES["int8"](), []
+    model = onnx.load_from_string(pack_states(export_step(program)))
+    if node is not None:
+        names.append(moved(model, node))
+    inputs = random_inputs(program, 1, 1, seed=0)
+    verdict = verify_stream(program, model.SerializeToString(), export(program), inputs)
+    assert verdict.passed == (node is None)
+    assert [f"state.{layer.name}" for layer in verdict.layers.values() if layer.membranes_beyond_rounding][:1] == names
 
 
 def test_a_file_of_all_steps_is_no_streaming_file():

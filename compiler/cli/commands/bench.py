@@ -37,6 +37,14 @@ class TimingOptions:
             "Node.js), [bold]reference[/] (ONNX's own evaluator, slow). Times are compared with the first's.",
         ),
     ] = "onnxruntime"
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming",
+            help="Time one call for each time step beside the same network's file for all steps at once. A streaming "
+            "file is timed so anyway; any other is refused.",
+        ),
+    ] = False
     batch: Annotated[
         int | None, typer.Option(help="Images in one run; by default 1, or as many as the file takes (--static-batch).")
     ] = None
@@ -96,6 +104,7 @@ def bench(
         load.check_unused()
     from svitc.bench.compare import Settings, measure
     from svitc.bench.runners import Source
+    from svitc.driver.output_folder import at_once
 
     settings = Settings(
         peers=timing.peer_names,
@@ -106,10 +115,11 @@ def bench(
         seed=output.seed,
         limit=timing.limit,
         profile=timing.profile,
+        streaming=timing.streaming,
     )
     with terminal.reporting(output.quiet) as reporter:
         source = None if against is None else Source(against, arguments)
-        report = measure(file, source, settings, reporter, verbose=output.verbose)
+        report = measure(file, at_once, source, settings, reporter, output.verbose)
     if output.as_json:
         print(json.dumps(report, indent=1))
     else:

@@ -128,6 +128,7 @@ def _checked(
     file.check()
     chooses_bits = budget.policy in POLICIES and POLICIES[budget.policy].chooses_bits
     data.check()
+    file.check_streaming()
     file.check_anytime(budget.max_drop, data.data is not None, file.per_step)
     budget.check(data, smaller_anyway=chooses_bits or not file.as_original)
     training.check(data.train_data)
@@ -171,6 +172,7 @@ def _compile_options(
         target=file.target,
         per_step=file.per_step,
         streaming=file.streaming,
+        packed_state=file.packed_state,
         static_batch=file.static_batch,
         functions=file.functions,
         reparam=budget.reparam,

@@ -96,7 +96,10 @@ def inspect(model: ModelPath, view: ViewOptions, load: LoadOptions, output: Outp
             return
         if view.latency:
             from svitc.driver.latency import predict_undisturbed
+            from svitc.driver.output_folder import is_streaming
 
+            if is_streaming(model):
+                reporter.decide("this is of all time steps at once; svitc bench times the streaming file in the folder")
             report = predict_undisturbed(program, view.weights, view.threads, reporter)
         else:
             from svitc.driver.inspect import inspect

@@ -43,10 +43,35 @@ def show_report(report: JsonMapping) -> None:
         " beside svitc: time relative to the first row's in the same round",
         soft_wrap=True,
     )
+    if "streaming" in report:
+        show_streaming(report)
     if disturbed(report):
         terminal.disturbance(report["other_processes"])
     if "profile" in report:
         show_profile(report["profile"])
+
+
+def show_streaming(report: JsonMapping) -> None:
+    """Print what one time step per call costs beside all at once, and what stopping early makes of it."""
+    found, difference = report["streaming"], report["rows"][0]["max_logit_difference"]
+    steps = found["steps"]
+    calls = "1 call" if steps == 1 else f"{steps} calls"
+    lines = [f"a run of svitc is {calls}, of one time step each; a call takes {milliseconds(found['call_median_ms'])}"]
+    if found["ratio"] is not None:
+        lines[0] += f", {found['call_ratio']:.2f} times 1/{steps} of all steps at once"
+        quartiles = f"{found['ratio_q1']:.2f} to {found['ratio_q3']:.2f}"
+        lines.append(f"{calls} take {found['ratio']:.2f} times as long as all steps at once (quartiles {quartiles})")
+        if found["memory_ratio"] is not None:
+            lines[-1] += f", in {found['memory_ratio']:.2f} times the memory"
+    if difference is not None:
+        same = "are the same, bit for bit" if difference == 0 else f"differ by up to {difference:.2g}"
+        lines.append(f"on these images the outputs after the last step {same}")
+    if found["mean_steps"] is not None:
+        time = found["mean_steps_ms"]
+        costs = "for images one by one" if time is None else f"{milliseconds(time)} an image"
+        lines.append(f"stopping early: {found['mean_steps']:.2f} of {steps} steps on average (report.json), {costs}")
+    for line in lines:
+        terminal.out.print(line, soft_wrap=True)
 
 
 def show_profile(profile: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

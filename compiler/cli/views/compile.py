@@ -72,12 +72,13 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
         out.print(form_of(report["file"]))
         streaming_line(report.get("streaming"))
-        device_check(paths)
+        device_check(paths, report["file"]["opset"])
 
 
 def form_of(file: JsonDict) -> str:
     """Return in words which opset a file needs, and how many images it takes at once."""
-    batch = "any number of images" if file["batch"] is None else f"exactly {file['batch']} images"
+    count = file["batch"]
+    batch = "any number of images" if count is None else f"exactly {count} image{'' if count == 1 else 's'}"
     return f"model.onnx: opset {file['opset']}, for {file['opset_for']}; takes {batch} at once"
 
 
@@ -85,14 +86,18 @@ def streaming_line(streaming: JsonDict | None) -> None:
     """Print what a call of a streaming file passes on to the next."""
     if streaming is not None:
         size = human.byte_size(streaming["bytes"])
-        out.print(f"one time step per call: {streaming['states']} states, {size} for each stream, go from call to call")
+        states = "one state goes" if streaming["states"] == 1 else f"{streaming['states']} states go"
+        out.print(f"one time step per call: {states} from call to call, {size} for each stream")
 
 
-def device_check(paths: list[Path]) -> None:
-    """Print how to check the file on the machine that it is for."""
+def device_check(paths: list[Path], opset: int) -> None:
+    """Print how to check the file on the machine that it is for; OpenVINO reads no weights of 2 bits."""
+    from svitc.onnx.target import WEIGHT_OPSETS
+
     script = next((path for path in paths if path.name == "check.py"), None)
     if script is not None:
-        out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime, or --openvino")
+        also = ", or --openvino" if opset < WEIGHT_OPSETS[2] else ""
+        out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime{also}")
     caller = next((path for path in paths if path.name == "stream.py"), None)
     if caller is not None:
         out.print(f"frame by frame: python {escape(str(caller))} FRAMES.npy, with numpy and onnxruntime; or stream.cpp")

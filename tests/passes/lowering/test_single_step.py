@@ -68,6 +68,7 @@ EXACT = {
     "sum before a layer": (lambda m, x: m.head(x.sum(0) / T), ["sum"]),
     "largest": (lambda m, x: m.head(x.amax(0)), ["largest"]),
     "cumulative": (lambda m, x: m.head(x.cumsum(0)).amin(0), ["sum", "smallest"]),
+    "cumulative, returned": (lambda m, x: m.head(x).cumsum(0), ["sum", "mean"]),
     "last step": (lambda m, x: m.head(x)[-1], []),
     "every step": (lambda m, x: m.head(x), ["mean"]),
 }

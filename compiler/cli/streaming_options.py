@@ -1,0 +1,43 @@
+"""The options of a file that runs one time step per call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from svitc.cli.anytime_options import AnytimeOptions
+from svitc.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StreamingOptions(AnytimeOptions):
+    """Whether the file runs one time step per call, how it passes its states on, and when inference may stop."""
+
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming",
+            help="Write a file that runs one time step per call, for as many steps as you like: it takes a frame and "
+            "the membranes, and returns the class scores so far and the new membranes. The same network, spike for "
+            "spike.",
+        ),
+    ] = False
+    packed_state: Annotated[
+        bool,
+        typer.Option(
+            "--packed-state",
+            help="With --streaming: one input and one output for all membranes together, \\[N, k], for callers that "
+            "keep a single buffer.",
+        ),
+    ] = False
+
+    def check_streaming(self) -> None:
+        """Check the options before anything is loaded.
+
+        Raises:
+            UsageError: a state is to be packed in a file that has none.
+        """
+        if self.packed_state and not (self.streaming or self.anytime):
+            raise UsageError("only a streaming file has states to pack", hint="Use --packed-state with --streaming.")
