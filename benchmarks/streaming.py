@@ -1,6 +1,6 @@
 """Compare streaming files with the files for all steps at once: equal results, time, and memory.
 
-python benchmarks/streaming.py equality > benchmarks/results/streaming-equality.md
+python benchmarks/streaming.py equality [FAMILY...] > benchmarks/results/streaming-equality.md
 python benchmarks/streaming.py speed > benchmarks/results/streaming-speed.md
 """
 
@@ -28,40 +28,56 @@ from svitc.passes.pipelines import quantize
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.families import FAMILIES, warm
 
-SEQUENCES = 100
+SEQUENCES = 100  # at least, of a family, a kind of input and a width of weights
+LENGTHS = (1, 2, 3, 5, 8, 16)  # time steps; batches of 3 and of 1 in turn
 SIZE = 224
 ROUNDS = 5
 
 
 class Stream:
-    """A streaming file with its states.
+    """A streaming file with its states, each of which a step writes over what it read.
 
     Args:
         file: bytes of the file.
         batch: number of sequences.
-        threads: threads of the runtime.
+        optimized: whether ONNX Runtime optimizes the file.
     """
 
-    def __init__(self, file: bytes, batch: int, threads: int = 1) -> None:
+    def __init__(self, file: bytes, batch: int, optimized: bool = True) -> None:
         self.described = states_of(onnx.load_from_string(file)) or []
-        self.session, self.batch = session(file, threads), batch
-        self.reset()
+        assert all(state.in_place for state in self.described)
+        self.session = session(file, optimized)
+        self.states = {state.input: state.start(batch) for state in self.described}
+        self.binding = self.session.io_binding()
+        self.binding.bind_output("logits")
+        self.values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in self.states.values()]
+        for state, value in zip(self.described, self.values, strict=True):
+            self.binding.bind_ortvalue_input(state.input, value)
+            self.binding.bind_ortvalue_output(state.output, value)
 
     def reset(self) -> None:
         """Go back to the first step."""
-        self.states = [state.start(self.batch) for state in self.described]
+        for state in self.described:
+            self.states[state.input].fill(state.initial)
+
+    def resume(self, states: dict[str, np.ndarray]) -> None:
+        """Go on from these states."""
+        for name, value in states.items():
+            self.states[name][:] = value
 
     def step(self, frame: np.ndarray) -> np.ndarray:
         """Return the logits so far."""
-        feed = {state.input: value for state, value in zip(self.described, self.states, strict=True)}
-        logits, *self.states = self.session.run(None, {"image": frame, **feed})
-        return logits
+        self.binding.bind_cpu_input("image", frame)
+        self.session.run_with_iobinding(self.binding)
+        return self.binding.get_outputs()[0].numpy()
 
 
-def session(file: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Load a file into ONNX Runtime."""
+def session(file: bytes, optimized: bool = True) -> onnxruntime.InferenceSession:
+    """Load a file into ONNX Runtime, for one thread."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
@@ -78,10 +94,10 @@ def program_of(name: str, events: bool, steps: int, weights: str) -> Program:
     return quantize(program, bits if weights != "int8" else None)[0]
 
 
-def differing(program: Program, steps: int, batch: int, sequences: int) -> tuple[int, float]:
+def differing(program: Program, steps: int, batch: int, sequences: int, optimized: bool) -> tuple[int, float]:
     """Return how many sequences differ in any logit, with streams resumed half-way, and the largest difference."""
-    whole, file = session(export(program)), export_step(program)
-    first, second = Stream(file, batch), Stream(file, batch)
+    whole, file = session(export(program), optimized), export_step(program)
+    first, second = Stream(file, batch, optimized), Stream(file, batch, optimized)
     generator, count, largest = torch.Generator().manual_seed(0), 0, 0.0
     for _ in range(0, sequences, batch):
         x = torch.randn(program.input.batched(batch), generator=generator).numpy()
@@ -90,7 +106,7 @@ def differing(program: Program, steps: int, batch: int, sequences: int) -> tuple
         first.reset()
         for frame in frames[: steps // 2]:
             first.step(frame)
-        second.states = first.states
+        second.resume(first.states)
         logits = [second.step(frame) for frame in frames[steps // 2 :]][-1]
         difference = abs(whole.run(None, {"image": x})[0] - logits)
         count += int((difference.reshape(batch, -1).max(1) != 0).sum())
@@ -98,25 +114,28 @@ def differing(program: Program, steps: int, batch: int, sequences: int) -> tuple
     return count, largest
 
 
-def equality() -> None:
-    """Print how many sequences differ, for each family."""
-    print("| family | input | weights | T | batch | sequences | differ | largest difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in FAMILIES:
+def equality(names: list[str]) -> None:
+    """Print how many sequences differ, for each family: T of 1 to 16, batches of 1 and 3, optimized or not."""
+    print("| family | input | weights | T | sequences | differ | largest difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in names:
         for events in (False, True):
-            for weights, steps, batch in (("int8", 3, 1), ("int8", 16, 3), ("int4", 4, 3), ("fp32", 5, 3)):
-                program = program_of(name, events, steps, weights)
-                sequences = SEQUENCES if "--all" in sys.argv else 9
-                count, largest = differing(program, steps, batch, sequences)
-                kind = "events" if events else "image"
-                print(f"| {name} | {kind} | {weights} | {steps} | {batch} | {sequences} | {count} | {largest:.2g} |")
-                sys.stdout.flush()
+            for weights in ("int8", "int4", "int2", "fp32"):
+                total, count, largest = 0, 0, 0.0
+                for i, steps in enumerate(LENGTHS):
+                    program, batch = program_of(name, events, steps, weights), (3, 1)[i % 2]
+                    for optimized in (True, False):
+                        sequences = batch * -(-SEQUENCES // (2 * len(LENGTHS) * batch))
+                        differ, difference = differing(program, steps, batch, sequences, optimized)
+                        total, count, largest = total + sequences, count + differ, max(largest, difference)
+                kind, lengths = "events" if events else "image", ", ".join(map(str, LENGTHS))
+                print(f"| {name} | {kind} | {weights} | {lengths} | {total} | {count} | {largest:.2g} |", flush=True)
 
 
 def memory(path: str, steps: int) -> None:
     """Print the peak of the bytes that a run of a file takes, beyond what the loaded file takes."""
     file = Path(path).read_bytes()
-    run = runner(file, steps, 1)
+    run = runner(file, steps)
     loaded = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     run()
@@ -129,13 +148,13 @@ def _resident(key: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def runner(file: bytes, steps: int, threads: int):
+def runner(file: bytes, steps: int):
     """Return a function that runs all steps of a file on one image, in one call or in turn."""
     x = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
     if states_of(onnx.load_from_string(file)) is None:
-        whole = session(file, threads)
+        whole = session(file)
         return lambda: whole.run(None, {"image": x})
-    stream = Stream(file, 1, threads)
+    stream = Stream(file, 1)
 
     def run() -> None:
         stream.reset()
@@ -152,7 +171,7 @@ def speed() -> None:
     print(f"Spikformer, 4 blocks of 384 channels, {SIZE} x {SIZE} pixels, batch 1, one thread.\n")
     print("| weights | T | all at once, ms | T calls, ms | ratio | memory at once, MB | memory of calls, MB | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for weights, steps in (("int8", 4), ("int8", 16), ("fp32", 4)):
+    for weights, steps in (("int8", 4), ("int8", 16), ("int8", 64), ("fp32", 4)):
         torch.manual_seed(0)
         model = Spikformer(
             img_size_h=SIZE, img_size_w=SIZE, patch_size=16, embed_dims=384, num_heads=12, depths=4, T=steps
@@ -169,7 +188,7 @@ def speed() -> None:
             command = [sys.executable, __file__, "memory", str(path), str(steps)]
             peak[name] = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[-1])
             path.unlink()
-            runs[name] = runner(file, steps, 1)
+            runs[name] = runner(file, steps)
             runs[name]()
         for _ in range(ROUNDS):
             for name, run in runs.items():
@@ -187,4 +206,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "memory":
         memory(sys.argv[2], int(sys.argv[3]))
     else:
-        {"equality": equality, "speed": speed}[sys.argv[1]]()
+        equality(sys.argv[2:] or list(FAMILIES)) if sys.argv[1] == "equality" else speed()

@@ -67,12 +67,11 @@ int main(int count, char** words) try {
   const std::string states = metadata("svitc.states"), rule = metadata("early_exit");
   const auto limits = numbers(rule, "thresholds", "]"), offsets = numbers(rule, "offsets", "]]");
   if (states.empty()) throw std::runtime_error("the file keeps no states: compile with --streaming");
-  // Every step reads the states from one side and writes them to the other, so that none is copied.
+  // A step writes states over what it read, or to the other side; one that it does not touch takes no memory.
   std::vector<Ort::Value> sides[2];
   Ort::IoBinding bindings[2] = {Ort::IoBinding(session), Ort::IoBinding(session)};
   const Ort::MemoryInfo memory("Cpu", OrtArenaAllocator, 0, OrtMemTypeDefault);
   for (auto& each : bindings) each.BindOutput(session.GetOutputNameAllocated(0, allocator).get(), memory);
-  size_t image = 0;
   for (size_t i = 0; i < session.GetInputCount(); i++) {
     const std::string name = session.GetInputNameAllocated(i, allocator).get();
     const Ort::TypeInfo info = session.GetInputTypeInfo(i);
@@ -80,10 +79,12 @@ int main(int count, char** words) try {
     shape[0] = 1;
     for (auto& side : sides) side.push_back(Ort::Value::CreateTensor<float>(allocator, shape.data(), shape.size()));
     const auto entry = after(states, "{\"input\": \"" + name + "\", \"output\": \"");
-    for (int k = 0; k < 2; k++) bindings[k].BindInput(name.c_str(), sides[entry.empty() ? 0 : k][i]);
-    if (entry.empty()) { image = i; continue; }
-    const std::string state = entry[0].substr(0, entry[0].find("{\"input\"")), to = state.substr(0, state.find('"'));
-    for (int k = 0; k < 2; k++) bindings[k].BindOutput(to.c_str(), sides[1 - k][i]);
+    const std::string state = entry.empty() ? "" : entry[0].substr(0, entry[0].find("{\"input\""));
+    const bool twice = !entry.empty() && state.find("\"in_place\": true") == std::string::npos;
+    for (int k = 0; k < 2; k++) bindings[k].BindInput(name.c_str(), sides[k * twice][i]);
+    if (entry.empty()) continue;  // the image comes first
+    const std::string to = state.substr(0, state.find('"'));
+    for (int k = 0; k < 2; k++) bindings[k].BindOutput(to.c_str(), sides[(1 - k) * twice][i]);
     float* const first = sides[0][i].GetTensorMutableData<float>();
     float* const end = first + sides[0][i].GetTensorTypeAndShapeInfo().GetElementCount();
     const auto parts = after(state, "{");  // of a packed state; each fills all to the end, and the next what is its own
@@ -91,8 +92,8 @@ int main(int count, char** words) try {
       std::fill(first + size_t(number(part, "offset")), end, float(number(part, "initial")));
   }
 
-  float* const pixels = sides[0][image].GetTensorMutableData<float>();
-  const size_t size = sides[0][image].GetTensorTypeAndShapeInfo().GetElementCount(), bytes = size * sizeof(float);
+  float* const pixels = sides[0][0].GetTensorMutableData<float>();
+  const size_t size = sides[0][0].GetTensorTypeAndShapeInfo().GetElementCount(), bytes = size * sizeof(float);
   for (size_t step = 0; const size_t got = std::fread(pixels, 1, bytes, frames);) {
     const std::string has = std::to_string(got) + " of " + std::to_string(bytes) + " bytes";
     if (got < bytes) throw std::runtime_error("the last frame has " + has);
@@ -112,7 +113,6 @@ int main(int count, char** words) try {
       if (step < limits.size() && margin(answer) >= limits[step]) return 0;
     }
   }
-  return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "stream: %s\n", error.what());
   return 1;

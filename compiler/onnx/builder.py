@@ -306,7 +306,16 @@ class Builder:
 
     def pass_on(self, state: State, value: ir.Value, dims: Dims) -> None:
         """Make a value, which nothing else reads and which lies as ``dims``, a state after this step."""
-        state.after = self.read(self.store(value, dims), state.dims)
+        last = value.producer()
+        views = [view.op for view in layout.view_operations(dims, state.dims)]
+        if last is not None and last.op_type == "Sub" and views == ["Reshape"]:
+            # what it reads is reshaped in place, while a graph output would be a copy
+            state.after = self.op(
+                "Sub", [self.read(self.store(v, dims), state.dims) for v in last.inputs if v], state.dims
+            )
+            self.nodes.remove(last)
+        else:
+            state.after = self.read(self.store(value, dims), state.dims)
         state.after.name = self._value_names(f"{AFTER}{state.path}")
 
     def share_of_steps(self, rank: int) -> ir.Value:

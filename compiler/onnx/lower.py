@@ -17,6 +17,7 @@ from svitc.ir.program import Program, Stage
 from svitc.onnx.builder import FLOAT, Builder
 from svitc.onnx.float_rules import FUNCTION_RULES, MODULE_RULES
 from svitc.onnx.function_body import DOMAIN, KIND_KEY
+from svitc.onnx.in_place import reusable
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
 from svitc.onnx.states import STATES_KEY
 from svitc.onnx.stored_nodes import emit_nodes
@@ -78,7 +79,9 @@ def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) ->
     version, functions = IR_VERSIONS[b.target.opset], list(b.functions.values())
     model = ir.Model(graph, ir_version=version, producer_name="svitc", functions=functions)
     if b.streaming:
-        model.metadata_props[STATES_KEY] = json.dumps([state.to_json() for state in b.states])
+        in_place = reusable(graph)
+        entries = [{**state.to_json(), "in_place": state.before.name in in_place} for state in b.states]
+        model.metadata_props[STATES_KEY] = json.dumps(entries)
     return model
 
 

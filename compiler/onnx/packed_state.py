@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from svitc.errors import InputError
+from svitc.onnx.in_place import reusable_in
 from svitc.onnx.model_info import read_proto
 from svitc.onnx.states import STATES_KEY, FileState, Part, states_of
 
@@ -79,10 +80,11 @@ def unpack_states(model: bytes) -> bytes:
     for values, names, name in ((graph.input, before, PACKED), (graph.output, after, PACKED_AFTER)):
         _remove(values, [name])
         values.extend(_taken(graph.value_info, names))
+    in_place = reusable_in(proto)
     _set_states(
         proto,
         [
-            FileState(part.name, output, part.shape, part.initial).to_json()
+            FileState(part.name, output, part.shape, part.initial, in_place=part.name in in_place).to_json()
             for part, output in zip(parts, after, strict=True)
         ],
     )

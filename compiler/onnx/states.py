@@ -122,6 +122,7 @@ class FileState:
         shape: its shape, ``"N"`` for the batch.
         initial: every element of it before the first step; of a packed state its parts have their own.
         parts: the states in a packed state; empty for any other.
+        in_place: whether the output may have the memory of the input (in_place.py).
     """
 
     input: str
@@ -129,6 +130,7 @@ class FileState:
     shape: tuple[int | str, ...]
     initial: float
     parts: tuple[Part, ...] = ()
+    in_place: bool = False
 
     def start(self, batch: int) -> np.ndarray:
         """Return the state of this many samples before the first step."""
@@ -151,6 +153,7 @@ class FileState:
             "dtype": "float32",
             "shape": list(self.shape),
             "initial": self.initial,
+            "in_place": self.in_place,
         }
         return entry | ({"parts": [part.to_json() for part in self.parts]} if self.parts else {})
 
@@ -166,7 +169,10 @@ def states_in(text: str) -> list[FileState]:
     found = []
     for state in json.loads(text):
         parts = tuple(Part(p["name"], tuple(p["shape"]), p["offset"], p["initial"]) for p in state.get("parts", ()))
-        found.append(FileState(state["input"], state["output"], tuple(state["shape"]), state["initial"], parts))
+        is_in_place = bool(state.get("in_place", False))
+        found.append(
+            FileState(state["input"], state["output"], tuple(state["shape"]), state["initial"], parts, is_in_place)
+        )
     return found
 
 
