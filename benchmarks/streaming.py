@@ -1,15 +1,19 @@
 """Compare streaming files with the files for all steps at once: equal results, time, and memory.
 
-python benchmarks/streaming.py equality [FAMILY...] > benchmarks/results/streaming-equality.md
-python benchmarks/streaming.py speed > benchmarks/results/streaming-speed.md
+python benchmarks/streaming.py equality [--families sdt …] [--jobs 2]
+python benchmarks/streaming.py speed [--rounds 5]
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ import onnxruntime
 import torch
 
 import svitc
+from common import publish
 from svitc.driver.load import run_canonical_passes
 from svitc.frontends.capture.capture import capture
 from svitc.ir.program import Program, Stage
@@ -31,7 +36,13 @@ from support.families import FAMILIES, warm
 SEQUENCES = 100  # at least, of a family, a kind of input and a width of weights
 LENGTHS = (1, 2, 3, 5, 8, 16)  # time steps; batches of 3 and of 1 in turn
 SIZE = 224
-ROUNDS = 5
+SPEED_CASES = (("int8", 4), ("fp32", 4), ("int8", 16), ("int8", 64))
+EQUALITY = """Logits after T calls that write their states in place, interrupted half-way and resumed in another
+session, against those of the file for all steps at once: small networks whose neurons fire, batches of 3 and of 1, ONNX
+Runtime's optimizations on and off. ``differ`` counts sequences with any other bit."""
+SPEED = f"""Spikformer, 4 blocks of 384 channels, {SIZE} x {SIZE} pixels, batch 1, one thread; each state is written
+over what was read. Times are medians of paired rounds, their ratio the median of the rounds' ratios. Memory is the peak
+that a run adds to the loaded file."""
 
 
 class Stream:
@@ -114,22 +125,30 @@ def differing(program: Program, steps: int, batch: int, sequences: int, optimize
     return count, largest
 
 
-def equality(names: list[str]) -> None:
-    """Print how many sequences differ, for each family: T of 1 to 16, batches of 1 and 3, optimized or not."""
-    print("| family | input | weights | T | sequences | differ | largest difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in names:
-        for events in (False, True):
-            for weights in ("int8", "int4", "int2", "fp32"):
-                total, count, largest = 0, 0, 0.0
-                for i, steps in enumerate(LENGTHS):
-                    program, batch = program_of(name, events, steps, weights), (3, 1)[i % 2]
-                    for optimized in (True, False):
-                        sequences = batch * -(-SEQUENCES // (2 * len(LENGTHS) * batch))
-                        differ, difference = differing(program, steps, batch, sequences, optimized)
-                        total, count, largest = total + sequences, count + differ, max(largest, difference)
-                kind, lengths = "events" if events else "image", ", ".join(map(str, LENGTHS))
-                print(f"| {name} | {kind} | {weights} | {lengths} | {total} | {count} | {largest:.2g} |", flush=True)
+def equality(case: tuple[str, bool, str]) -> dict[str, object]:
+    """Return how many sequences differ in a case: T of 1 to 16, batches of 1 and 3, optimized or not.
+
+    Args:
+        case: family, whether the input is event frames, and weights.
+    """
+    torch.set_num_threads(1)
+    name, events, weights = case
+    total, count, largest = 0, 0, 0.0
+    for i, steps in enumerate(LENGTHS):
+        program, batch = program_of(name, events, steps, weights), (3, 1)[i % 2]
+        for optimized in (True, False):
+            sequences = batch * -(-SEQUENCES // (2 * len(LENGTHS) * batch))
+            differ, difference = differing(program, steps, batch, sequences, optimized)
+            total, count, largest = total + sequences, count + differ, max(largest, difference)
+    return {
+        "family": name,
+        "input": "events" if events else "image",
+        "weights": weights,
+        "T": ", ".join(map(str, LENGTHS)),
+        "sequences": total,
+        "differ": count,
+        "largest difference": largest,
+    }
 
 
 def memory(path: str, steps: int) -> None:
@@ -164,46 +183,66 @@ def runner(file: bytes, steps: int):
     return run
 
 
-def speed() -> None:
-    """Print the time of T calls and the peak memory beside those of the file for all steps at once."""
+def speed(weights: str, steps: int, rounds: int) -> dict[str, object]:
+    """Return the time of T calls and the peak memory beside those of the file for all steps at once."""
     from spikingjelly.activation_based.model.spikformer import Spikformer
 
-    print(f"Spikformer, 4 blocks of 384 channels, {SIZE} x {SIZE} pixels, batch 1, one thread.\n")
-    print("| weights | T | all at once, ms | T calls, ms | ratio | memory at once, MB | memory of calls, MB | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for weights, steps in (("int8", 4), ("int8", 16), ("int8", 64), ("fp32", 4)):
-        torch.manual_seed(0)
-        model = Spikformer(
-            img_size_h=SIZE, img_size_w=SIZE, patch_size=16, embed_dims=384, num_heads=12, depths=4, T=steps
-        )
-        program = capture(warm(model, (3, SIZE, SIZE), 1), svitc.InputSpec((3, SIZE, SIZE)))
-        run_canonical_passes(program)
-        program = program if weights == "fp32" else quantize(program)[0]
-        assert weights == "fp32" or program.stage >= Stage.QUANTIZED
-        files = {"whole": export(program), "step": export_step(program)}
-        peak, runs, times = {}, {}, {name: [] for name in files}
-        for name, file in files.items():
-            path = Path("/tmp") / f"streaming-{name}.onnx"
-            path.write_bytes(file)
-            command = [sys.executable, __file__, "memory", str(path), str(steps)]
+    torch.manual_seed(0)
+    model = Spikformer(img_size_h=SIZE, img_size_w=SIZE, patch_size=16, embed_dims=384, num_heads=12, depths=4, T=steps)
+    program = capture(warm(model, (3, SIZE, SIZE), 1), svitc.InputSpec((3, SIZE, SIZE)))
+    run_canonical_passes(program)
+    program = program if weights == "fp32" else quantize(program)[0]
+    assert weights == "fp32" or program.stage >= Stage.QUANTIZED
+    files = {"whole": export(program), "step": export_step(program)}
+    peak, runs, times = {}, {}, {name: [] for name in files}
+    for name, file in files.items():
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as stored:
+            stored.write(file)
+            stored.flush()
+            command = [sys.executable, __file__, "memory", stored.name, str(steps)]
             peak[name] = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[-1])
-            path.unlink()
-            runs[name] = runner(file, steps)
-            runs[name]()
-        for _ in range(ROUNDS):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                times[name].append(1e3 * (time.perf_counter() - start))
-        ratio = statistics.median(b / a for a, b in zip(times["whole"], times["step"], strict=True))
-        a, b = (statistics.median(times[name]) for name in files)
-        m, n = (peak[name] / 1e6 for name in files)
-        print(f"| {weights} | {steps} | {a:.0f} | {b:.0f} | {ratio:.2f} | {m:.0f} | {n:.0f} | {n / m:.2f} |")
-        sys.stdout.flush()
+        runs[name] = runner(file, steps)
+        runs[name]()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    whole, calls = (statistics.median(times[name]) for name in files)
+    return {
+        "weights": weights,
+        "T": steps,
+        "all at once ms": whole,
+        "T calls ms": calls,
+        "ratio of times": statistics.median(b / a for a, b in zip(times["whole"], times["step"], strict=True)),
+        "all at once MB": peak["whole"] / 1e6,
+        "calls MB": peak["step"] / 1e6,
+        "ratio of memory": peak["step"] / peak["whole"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("equality")
+    command.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    command.add_argument("--jobs", type=int, default=2, help="processes")
+    command = commands.add_parser("speed")
+    command.add_argument("--rounds", type=int, default=5)
+    command = commands.add_parser("memory", help="used by speed")
+    command.add_argument("path")
+    command.add_argument("steps", type=int)
+    args = parser.parse_args()
+    if args.command == "memory":
+        memory(args.path, args.steps)
+    elif args.command == "equality":
+        cases = list(itertools.product(args.families, (False, True), ("int8", "int4", "int2", "fp32")))
+        with ProcessPoolExecutor(args.jobs) as pool:
+            publish("streaming_equality", list(pool.map(equality, cases)), EQUALITY)
+    else:
+        rows = [speed(weights, steps, args.rounds) for weights, steps in SPEED_CASES]
+        publish("streaming_speed", rows, SPEED)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "memory":
-        memory(sys.argv[2], int(sys.argv[3]))
-    else:
-        equality(sys.argv[2:] or list(FAMILIES)) if sys.argv[1] == "equality" else speed()
+    main()
