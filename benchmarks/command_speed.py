@@ -42,7 +42,7 @@ def export_s(name: str, checkpoint: Path, out: Path) -> float:
 def one(name: str, checkpoint: str, out: str) -> None:
     """Export in this process, and print the seconds."""
     model, shape = build(name)
-    model.load_state_dict(torch.load(checkpoint))
+    model.load_state_dict(torch.load(checkpoint, weights_only=True))
     x = torch.randn(1, *shape)
     start = time.perf_counter()
     torch.onnx.export(model, (x,), out, dynamo=True, verbose=False)

@@ -116,6 +116,12 @@ class Builder:
 
     # values of the program
 
+    def graph_input(self, node: fx.Node, name: str) -> tuple[ir.Value, Dims, Dims]:
+        """Return the graph's input, its layout and its view; a streaming file's has no axis of time."""
+        view = layout.fresh(self.program.type_of(node))
+        dims = layout.without_step(view) if self.streaming else view
+        return ir.Value(name=name, shape=ir.Shape(layout.shape(dims)), type=FLOAT), dims, view
+
     def at(self, node: object) -> Stored:
         """Return the stored value of a node.
 

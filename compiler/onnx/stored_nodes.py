@@ -10,8 +10,7 @@ import onnx_ir as ir
 from svitc.errors import InternalError
 from svitc.ir import axes
 from svitc.ir.outputs import as_tuple
-from svitc.onnx import layout
-from svitc.onnx.builder import FLOAT, Stored
+from svitc.onnx.builder import Stored
 from svitc.onnx.float_rules import BuilderT, LoweringRule, apply_rule, attribute
 
 
@@ -41,9 +40,7 @@ def emit_nodes(
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
-            view = layout.fresh(program.type_of(node))
-            dims = layout.without_step(view) if b.streaming else view
-            x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(dims)), type=FLOAT)
+            x, dims, view = b.graph_input(node, x_name)
             b.stored[node] = b.store(x, dims, view)
         elif node.op == "output":
             outputs = [b.read(stored, stored.view) for stored in map(b.at, as_tuple(node.args[0]))]

@@ -79,16 +79,20 @@ def verify(
                 path = neuron.path
                 comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
             for i, name in enumerate(program.output_names):
-                value, expected_value = outputs[name], expected_outputs[i].numpy()
                 allowed = bound(as_tuple(output_magnitudes)[i].numpy(), output_lengths[i])
-                with np.errstate(invalid="ignore"):  # a number that is not finite is beyond, unless both are the same
-                    beyond = (value != expected_value) & ~(abs(value - expected_value) <= allowed)
-                verdict.outputs[i].values_beyond_rounding += int(beyond.sum())
+                beyond = _values_beyond(outputs[name], expected_outputs[i].numpy(), allowed)
+                verdict.outputs[i].values_beyond_rounding += beyond
         final = full_session.run(program.output_names, {image: x.numpy()})
         verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)
     return verdict
+
+
+def _values_beyond(value: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> int:
+    """Return how many values differ by more than is allowed."""
+    with np.errstate(invalid="ignore"):  # a number that is not finite is beyond, unless both are the same
+        return int(((value != expected) & ~(abs(value - expected) <= allowed)).sum())
 
 
 @dataclass(frozen=True)

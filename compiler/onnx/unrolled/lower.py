@@ -13,7 +13,6 @@ from svitc.ir.axes import Dims, Kind
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.onnx import layout
-from svitc.onnx.builder import FLOAT
 from svitc.onnx.float_rules import apply_rule
 from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.target import Target
@@ -50,10 +49,8 @@ def lower_nodes(
     for node in program.graph.nodes:
         b.enter(node)
         if node.op == "placeholder":
-            view = layout.fresh(program.type_of(node))
-            stored = layout.without_step(view) if streaming else view
-            x = ir.Value(name=x_name, shape=ir.Shape(layout.shape(stored)), type=FLOAT)
-            b.at_node[node] = Steps((x,), stored, view) if streaming else _input(b, x, view)
+            x, dims, view = b.graph_input(node, x_name)
+            b.at_node[node] = Steps((x,), dims, view) if streaming else _input(b, x, view)
         elif node.op == "output":
             outputs = [_output(b, value) for value in as_tuple(node.args[0])]
         elif node in whole or (node.target in ops.VIEWS and node.all_input_nodes[0] not in b.at_node):
