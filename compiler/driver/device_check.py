@@ -10,7 +10,7 @@ import numpy as np
 runtime = importlib.import_module("openvino" if "--openvino" in sys.argv else "onnxruntime")
 
 
-def load(model, names):
+def load(model, names, _):
     """Return a function from an image to a model's outputs of these names."""
     if "--openvino" not in sys.argv:
         session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -31,14 +31,14 @@ def main(check, model):
     if str(check["digest"]).encode() not in model:
         return "check.npz belongs to another model.onnx"
     count, unit = (n := check["images"].shape)[0] * n[-4], "image" if n[-4] == 1 else "batch"
-    run, wrong, far, rounded = load(model, names := check["outputs"].tolist()), [], False, ""
+    run, wrong, far, rounded = load(model, names := check["outputs"].tolist(), check), [], False, ""
     for i, image in enumerate(check["images"]):
         for name, value in zip(names, run(image), strict=True):
             difference = abs(value - check[f"value {name}"][i])
             wrong += [] if (difference <= check[f"allowed {name}"][i]).all() else [(name, difference.max(), i)]
             far |= not (difference <= abs(check[f"value {name}"][i]).max() / 20).all()
     taps = [values.split("\n") for values in check["values"].tolist()] if wrong or "--spikes" in sys.argv else []
-    run = load(model + check["taps"].tobytes(), [name for steps in taps for name in steps]) if taps else iter
+    run = load(model + check["taps"].tobytes(), [name for steps in taps for name in steps], check) if taps else iter
     for i, image in enumerate(check["images"] if taps else ()):
         values = iter(run(image))
         for j, steps in enumerate(taps):

@@ -1,13 +1,10 @@
-"""Check that this machine fires the spikes of a streaming model.onnx: python check.py [--openvino] [--spikes]."""
+"""How ``check.py`` runs a streaming file: this ``load`` takes the place of that in device_check.py (proof.py)."""
 
-import hashlib
-import importlib
 import sys
-from pathlib import Path
 
 import numpy as np
 
-runtime = importlib.import_module("openvino" if "--openvino" in sys.argv else "onnxruntime")
+from svitc.driver.device_check import runtime
 
 
 def load(model, names, check):
@@ -34,43 +31,3 @@ def in_turn(run, names, check):
         return [np.stack(values) for values in zip(*calls, strict=True)]
 
     return steps
-
-
-def fingerprint(steps):
-    """Return the digest of a neuron's spikes, and how many fired in each of up to 64 parts of them."""
-    spikes = np.concatenate([step.ravel().astype(np.uint16) for step in steps])
-    parts = np.add.reduceat(spikes, np.arange(0, spikes.size, -(-spikes.size // 64)), dtype=np.int64)
-    return hashlib.sha256(spikes.tobytes()).hexdigest(), np.resize(parts, 64)
-
-
-def main(check, model):
-    """Print that all is equal, or return what differs first."""
-    if str(check["digest"]).encode() not in model:
-        return "check.npz belongs to another model.onnx"
-    count, unit = (n := check["images"].shape)[0] * n[-4], "image" if n[-4] == 1 else "batch"
-    run, wrong, far, rounded = load(model, names := check["outputs"].tolist(), check), [], False, ""
-    for i, image in enumerate(check["images"]):
-        for name, value in zip(names, run(image), strict=True):
-            difference = abs(value - check[f"value {name}"][i])
-            wrong += [] if (difference <= check[f"allowed {name}"][i]).all() else [(name, difference.max(), i)]
-            far |= not (difference <= abs(check[f"value {name}"][i]).max() / 20).all()
-    taps = [values.split("\n") for values in check["values"].tolist()] if wrong or "--spikes" in sys.argv else []
-    run = load(model + check["taps"].tobytes(), [name for steps in taps for name in steps], check) if taps else iter
-    for i, image in enumerate(check["images"] if taps else ()):
-        values = iter(run(image))
-        for j, steps in enumerate(taps):
-            digest, parts = fingerprint([next(values) for _ in steps])
-            apart = -1 if digest == check["digests"][i, j] else abs(parts - check["parts"][i, j]).sum()
-            if apart > check["few"][j]:
-                return f"differs first at {check['layers'][j]}, in {unit} {i}"
-            if apart >= 0:  # a float sum was rounded to the other side of a threshold: what follows depends on it
-                rounded = f", but for float rounding from {check['layers'][j]} on"
-                break
-    if wrong and (far or not rounded):
-        return "differs at {}, by up to {:.3g}, in {unit} {}".format(*wrong[0], unit=unit)
-    return print(f"equal: {count} images{f', spikes of {len(taps)} layers' if taps else ''}{rounded}")
-
-
-if __name__ == "__main__":
-    file = Path(__file__).resolve().with_name
-    sys.exit(main(np.load(file("check.npz")), file("model.onnx").read_bytes()))

@@ -9,16 +9,17 @@ so that hardly one lies there, and it is taken only if its spikes stay where ONN
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
 from svitc.analysis.time_mixing import steps_of
 from svitc.data.inputs import random_inputs
+from svitc.driver import device_check, device_check_steps
 from svitc.driver.device_check import fingerprint
 from svitc.driver.device_check_steps import in_turn
 from svitc.driver.input_range import span_of, within
@@ -32,7 +33,11 @@ from svitc.verification.exact_check import NEAR
 IMAGES, CANDIDATES = 2, 6
 RECTANGLES = {False: 8, True: 1}  # along each side of an image, by whether weights are floats
 RELATIVE, ABSOLUTE = 1e-4, 1e-5  # rounding of outputs that are float sums: as verification allows in quantized files
-SCRIPT, STEPS_SCRIPT = (Path(__file__).with_name(f"{name}.py") for name in ("device_check", "device_check_steps"))
+SCRIPT = inspect.getsource(device_check)
+STEPS_SCRIPT = SCRIPT.replace(
+    inspect.getsource(device_check.load),
+    f"{inspect.getsource(device_check_steps.load)}\n\n{inspect.getsource(in_turn)}",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Proof:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **self.arrays)  # type: ignore[arg-type]
         script = STEPS_SCRIPT if "states" in self.arrays else SCRIPT
-        return {"check.npz": buffer.getvalue(), "check.py": script.read_bytes()}
+        return {"check.npz": buffer.getvalue(), "check.py": script.encode()}
 
 
 @dataclass(frozen=True)
