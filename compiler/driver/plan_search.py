@@ -13,6 +13,7 @@ from svitc.evaluation.sweep import Sweep
 from svitc.ir.channel_slicing import selection
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.latency.budget_search import within_latency
 from svitc.latency.paired_timer import paired_timer
 from svitc.passes.policies import Problem
@@ -132,7 +133,7 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     plan.validate(task.prepared.program)
     types.check(plan.bits)
     plan = replace(_with(plan, weights=task.weights), bits=plan.bits or types.same)
-    if not replayed and plan.bits:
+    if not replayed and any(width != WIDE_BITS for width in plan.bits.values()):
         plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
         if workspace.options.synthetic:
             plan.provenance["data"] = "synthetic"
