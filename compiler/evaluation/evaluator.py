@@ -75,6 +75,15 @@ class Measurement:
         """Accuracy or quality lost compared with the original."""
         return (self.lost - self.gained) / self.images if self.quality is None else self.original_quality - self.quality
 
+    @property
+    def expected_drop(self) -> float:
+        """The drop that is to be expected on other images.
+
+        Where classes are counted and the original is not always right, that is the regret, which hardly depends on
+        which images happen to be right. Without labels the original counts as right, and all that differs is lost.
+        """
+        return self.drop if self.quality is not None or self.right + self.lost == self.images else self.regret
+
     def to_json(self) -> JsonDict:
         """Return JSON values, with 95% confidence intervals; those of a quality are not known."""
         low, high = wilson(self.right, self.images)
