@@ -103,6 +103,7 @@ def test_compile_inspect_verify(capsys, tmp_path):
         "model.py",
         "model.safetensors",
         "plan.json",
+        "predict.py",
         "report.json",
     ]
     status, text, _ = run(capsys, "verify", out)
