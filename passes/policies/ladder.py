@@ -7,6 +7,7 @@ the drop, other images tell, one plan after the other (evaluation/promise.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from svitc.planning.plan import Plan
 from svitc.support.bisection import bisect
 
 SHARES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.7, 0.85, 1.0, 1.3)  # of the drop, that the plans are predicted to lose
+PARTS = 4  # of one step of a search that takes large ones
 HALVINGS = 6  # of the range of plans, to find the boldest
 
 
@@ -52,6 +54,16 @@ def by_step(problem: Problem, steps: Sequence[Plan], refit: str, policy: str) ->
     """
     positions = _positions(problem, lambda position: steps[position], len(steps) - 1, refit, policy)
     return [steps[position] for position in dict.fromkeys(positions)]
+
+
+def refined(steps: Sequence[list[int]]) -> list[list[int]]:
+    """Return indices of plans with ``PARTS`` - 1 more between each two, where a search takes large steps."""
+    between = [
+        [i + (j - i) * part // PARTS for i, j in zip(start, end, strict=True)]
+        for start, end in pairwise(steps)
+        for part in range(1, PARTS + 1)
+    ]
+    return _distinct([steps[0], *between], lambda each: False)
 
 
 def _positions(problem: Problem, plan: Callable[[int], Plan], last: int, refit: str, policy: str) -> list[int]:
@@ -91,4 +103,4 @@ def _distinct(indices: Sequence[list[int]], left_out: Callable[[list[int]], bool
     return [list(each) for each in dict.fromkeys(map(tuple, indices)) if not left_out(list(each))]
 
 
-__all__ = ["by_size", "by_step"]
+__all__ = ["by_size", "by_step", "refined"]
