@@ -12,7 +12,16 @@ from support.shell import run
 from svitc.cli.main import main
 
 SMALL = ("--sweep-images", "20", "--calibration-images", "20", "-T", "2")
-FILES = ["check.npz", "check.py", "model.onnx", "model.py", "model.safetensors", "plan.json", "report.json"]
+FILES = [
+    "check.npz",
+    "check.py",
+    "model.onnx",
+    "model.py",
+    "model.safetensors",
+    "plan.json",
+    "predict.py",
+    "report.json",
+]
 
 
 @pytest.fixture(scope="module")
