@@ -19,6 +19,7 @@ from svitc.errors import InputError
 from svitc.evaluation.drift import Drift
 from svitc.evaluation.evaluator import Evaluator, Measurement
 from svitc.evaluation.metric import Metric
+from svitc.evaluation.single_changes import SingleChanges
 from svitc.evaluation.store import Store, key_of
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
@@ -72,6 +73,7 @@ class Sweep:
         measured: number of evaluations, without those that were answered from the store.
         seconds: time that the evaluations took.
         silent: layers whose inputs never fired in calibration, so that their weights were rounded without data.
+        alone: the measurements of plans that change one thing alone.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Sweep:
         store.points = world.broadcast(store.points)  # only the writer has read the file
         self.measured, self.seconds = 0, 0.0
         self.silent: set[str] = set()
+        self.alone = SingleChanges()
         self._glances: dict[str, Measurement] = {}
         self._drifts: dict[str, float] = {}
         self._drift: Drift | None = None
@@ -122,6 +125,8 @@ class Sweep:
             "points": len(self.store.points),
             "seconds": round(self.seconds, 3),
             "original": self.original.to_json(),
+            "curves": self.alone.curves(),
+            "bit_curves": self.alone.bit_curves(),
         }
 
     def build(self, plan: Plan, refit: str) -> Program:
@@ -187,7 +192,10 @@ class Sweep:
             self.seconds += time.perf_counter() - start_time
         if todo:
             self.reporter.progress(stage, len(plans), len(plans))
-        return [self.store.points[key] for key in keys]
+        points = [self.store.points[key] for key in keys]
+        for plan, point in zip(plans, points, strict=True):
+            self.alone.add(plan, refit, point)
+        return points
 
     def glance(self, plan: Plan, images: int) -> Measurement:
         """Measure a plan on the first images only. Each rank does so for itself; the result is cached in memory."""

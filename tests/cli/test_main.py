@@ -76,6 +76,7 @@ def test_compile_inspect_verify(capsys, tmp_path):
         "model.py",
         "model.safetensors",
         "plan.json",
+        "report.html",
         "report.json",
     ]
     status, text, _ = run(capsys, "verify", out)
