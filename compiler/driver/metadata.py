@@ -36,7 +36,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "image.normalization": '`"declared"` by the checkpoint or by options; `"assumed"` where nothing says how images '
     "are normalized, so that they are only scaled",
     "image.resize": "length that the shorter side of a picture is scaled to before it is cropped; null to scale it so "
-    "that it just covers `image.crop`",
+    "that it just covers `image.crop`, 0 to crop it as it is",
     "image.crop": "height and width that are cut from the center; scaled to `image.size` where that differs",
     "image.interpolation": "how pictures are scaled",
     "image.limits": "smallest and largest value of the input, outside which a file with integer weights clamps; null "
@@ -96,7 +96,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "image.mean": list(normalize["mean"]) if normalize else [0.0] * channels,
         "image.std": list(normalize["std"]) if normalize else [1.0] * channels,
         "image.normalization": "declared" if normalize else "assumed",
-        "image.resize": scaling.resize,
+        "image.resize": declared_resize(scaling),
         "image.crop": list(scaling.window),
         "image.interpolation": "bicubic",
         "image.limits": origin.limits,
@@ -164,6 +164,11 @@ def _scaling(program: Program, options: CompileOptions) -> Scaling:
         return Scaling((program.input.shape[-2], program.input.shape[-1]))
 
 
+def declared_resize(scaling: Scaling) -> int | None:
+    """Return the value of ``image.resize``: 0 where pictures are cropped as they are, None where the default holds."""
+    return None if scaling.default else scaling.resize or 0
+
+
 def meanings(program: Program, per_step: bool, streaming: bool = False) -> dict[str, Json]:
     """Return what each output of a program's file is.
 
@@ -182,4 +187,4 @@ def meanings(program: Program, per_step: bool, streaming: bool = False) -> dict[
     return found
 
 
-__all__ = ["KEYS", "Origin", "described", "description", "meanings", "metadata"]
+__all__ = ["KEYS", "Origin", "declared_resize", "described", "description", "meanings", "metadata"]

@@ -19,6 +19,7 @@ FILES = [
     "model.py",
     "model.safetensors",
     "plan.json",
+    "predict.py",
     "report.html",
     "report.json",
 ]

@@ -98,6 +98,9 @@ def device_check(paths: list[Path], opset: int) -> None:
     if script is not None:
         also = ", or --openvino" if opset < WEIGHT_OPSETS[2] else ""
         out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime{also}")
+    predict = next((path for path in paths if path.name == "predict.py"), None)
+    if predict is not None:
+        out.print(f"on pictures: python {escape(str(predict))} PICTURE…, with numpy, pillow and onnxruntime")
     caller = next((path for path in paths if path.name == "stream.py"), None)
     if caller is not None:
         out.print(f"frame by frame: python {escape(str(caller))} FRAMES.npy, with numpy and onnxruntime; or stream.cpp")
