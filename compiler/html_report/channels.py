@@ -26,11 +26,12 @@ DULL = re.compile(
     r"\d+|weight|conv|bn|block|blocks|layer|layers|qkv|attn|mlp|ffn|conv_bn|qkv_conv_bn|stages|neuron|lif"
 )
 PICTURE_STYLE = """
-    text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-size: 15px; font-weight: 600 }
+    text { font: 12px system-ui, sans-serif; fill: #24292f } .part { fill: #59636e }
+    .title { font-size: 15px; font-weight: 600 }
     .hole { fill: none; stroke: #8c959f; stroke-dasharray: 3 3 }
     .patch { fill: #0969da } .stream { fill: #8250df } .attention { fill: #bc4c00 } .mlp { fill: #1a7f37 }
     .other { fill: #6e7781 } .middle { text-anchor: middle }
-    @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .hole { stroke: #848d97 } }"""
+    @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .part { fill: #9ba6b2 } .hole { stroke: #848d97 } }"""
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,16 @@ def channels_picture(report: JsonDict) -> str:
     if accuracy.get("images"):
         tops = (f"{human.accuracy(accuracy[which])} top-1" for which in ("original", "pruned"))
         words = f"{before}, {next(tops)} → {after}, {next(tops)}"
+    parts: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        parts.setdefault(block_name(str(group["name"])), []).append(place)
+    under = [
+        text(20 + SLOT * (places[0] + len(places) / 2), floor + 34, name, class_="middle part")
+        for name, places in parts.items()
+    ]
     legend, x = [], 20.0
     for class_, kind in kinds:
-        legend += [tag("rect", class_=class_, x=x, y=floor + 36.0, width=12, height=12), text(x + 18, floor + 46, kind)]
+        legend += [tag("rect", class_=class_, x=x, y=floor + 54.0, width=12, height=12), text(x + 18, floor + 64, kind)]
         x += 45 + 7 * len(kind)
     bars = [
         tag("g", tag("title", words), drawn)
@@ -138,12 +146,13 @@ def channels_picture(report: JsonDict) -> str:
     ]
     picture = figure(
         width,
-        floor + 60,
+        floor + 78,
         words,
         tag("style", Markup(PICTURE_STYLE)),
         text(20, 24, words, class_="title"),
         text(20, 46, "Channels of each group, from the image to the head: kept (filled) of all"),
         tag("g", *bars, transform="translate(0 56)"),
+        *under,
         *legend,
         xmlns=NAMESPACE,
     )

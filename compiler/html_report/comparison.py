@@ -82,9 +82,10 @@ def _entry(name: str, report: JsonDict, address: str | None) -> Entry:
     cells = {"Weights stored as": weight_words(report)}
     for figure in figures(report):
         if figure.after != "-":
-            cells[figure.name] = (
-                f"{figure.after} ({figure.short})" if figure.short not in ("", figure.after) else figure.after
-            )
+            left = "" if figure.share is None else f" ({human.share(figure.share)})"
+            cells[figure.name] = f"{figure.after}{left}"
+            if figure.share is None and figure.change:
+                cells[f"Change of {figure.name[:1].lower()}{figure.name[1:]}"] = figure.change
     budget = section(report, "budget").get("text")
     return Entry(
         name,

@@ -23,7 +23,8 @@ class Figure:
         change: the change as text.
         share: what is left of it, where less is better; drawn as a bar.
         note: what is to be known of it.
-        short: the change for a heading, or nothing.
+        short: the change for a tile, or nothing.
+        brief: the figures for a tile.
     """
 
     name: str
@@ -33,6 +34,20 @@ class Figure:
     share: float | None = None
     note: str = ""
     short: str = ""
+    brief: str = ""
+
+
+RUNTIMES = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-web": "ONNX Runtime Web",
+    "openvino": "OpenVINO",
+    "reference": "ONNX's reference evaluator",
+}
+
+
+def runtime_name(name: str) -> str:
+    """Return what a runtime is called by people."""
+    return RUNTIMES.get(name, name or "the runtime")
 
 
 def section(report: JsonDict, name: str) -> JsonDict:
@@ -76,7 +91,8 @@ def asked(report: JsonDict) -> str:
     original = section(report, "memory").get("original_bytes")
     if original and limit >= original:
         return "to keep every channel"
-    return f"to keep at most {human.byte_size(limit)} of weights"
+    share = f"{human.share(limit / original)} of the weights' bytes, " if original else ""
+    return f"to keep at most {share}{human.byte_size(limit)}"
 
 
 def quality(report: JsonDict) -> str:
@@ -103,7 +119,7 @@ def verified(report: JsonDict) -> str:
     """Return in a sentence whether the file was found to be the network."""
     verify = section(report, "verify")
     runtime = section(verify, "runtime")
-    where = f"in {runtime.get('name', 'ONNX Runtime')} {runtime.get('version', '')}".strip()
+    where = f"in {runtime_name(str(runtime.get('name', '')))} {runtime.get('version', '')}".strip()
     if verify.get("status") == "passed":
         return f"The file was compared {where} with the network in PyTorch, neuron by neuron, and computes the same."
     place = verify.get("first_divergence")
@@ -113,9 +129,9 @@ def verified(report: JsonDict) -> str:
 def lead(report: JsonDict) -> str:
     """Return in one sentence what was asked and what came out."""
     memory = section(report, "memory")
-    size = f"{human.byte_size(memory['compiled_bytes'])} ({human.share(memory['ratio'])} of the original)"
+    size = f"{human.byte_size(memory['compiled_bytes'])} of weights ({human.share(memory['ratio'])})"
     return (
-        f"svitc was asked {asked(report)}. It wrote a file with {size} of weights, stored as {weight_words(report)}: "
+        f"svitc was asked {asked(report)}, and wrote a file with {size}, stored as {weight_words(report)}: "
         f"{quality(report)}."
     )
 
@@ -133,7 +149,8 @@ def figures(report: JsonDict) -> list[Figure]:
 
 def _counted(name: str, before: float, after: float, words: Any, note: str = "") -> Figure:
     ratio = after / before if before else 1.0
-    return Figure(name, words(before), words(after), f"{human.share(ratio)} is left", ratio, note, human.share(ratio))
+    a, b, left = words(before), words(after), human.share(ratio)
+    return Figure(name, a, b, f"{left} is left", ratio, note, left, f"{a} → {b}")
 
 
 def _sizes(report: JsonDict) -> Iterator[Figure]:
@@ -156,9 +173,12 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
             f"{human.accuracy(accuracy[which])} ({human.share_interval(accuracy[f'{which}_interval'])})"
             for which in ("original", "pruned")
         )
-        change = f"{human.change(accuracy['drop'])} points ({human.change_interval(accuracy['drop_interval'])})"
+        points = f"{human.change(accuracy['drop'])} points"
+        change = f"{points} ({human.change_interval(accuracy['drop_interval'])})"
         note = f"on {accuracy['images']:,} images; in parentheses the 95% confidence interval"
-        yield Figure("Top-1 accuracy", before, after, change, None, note, f"{human.change(accuracy['drop'])} points")
+        brief = f"{human.accuracy(accuracy['original'])} before, {points}"
+        short = human.accuracy(accuracy["pruned"])
+        yield Figure("Top-1 accuracy", before, after, change, None, note, short, brief)
     if agreement.get("images"):
         same = human.share(agreement["share"])
         note = (
@@ -166,7 +186,9 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
             "may be wrong"
         )
         after = f"{same} ({human.share_interval(agreement['interval'])})"
-        yield Figure("Same class as the original", "-", after, "", None, note, same)
+        yield Figure(
+            "Same class as the original", "-", after, "", None, note, same, f"of {agreement['images']:,} images"
+        )
     prediction = section(report, "prediction")
     if prediction:
         low, high = prediction["interval"]
@@ -202,13 +224,23 @@ def _energies(report: JsonDict) -> Iterator[Figure]:
 
 
 def _times(report: JsonDict) -> Iterator[Figure]:
-    budget, streaming = section(report, "budget"), section(report, "streaming")
+    budget, streaming, anytime = (section(report, name) for name in ("budget", "streaming", "anytime"))
     if budget.get("original_ms") and budget.get("compiled_ms"):
         note = f"median of {budget.get('pairs', 'some')} pairs of runs on the machine that compiled it"
         before, after = budget["original_ms"], budget["compiled_ms"]
         yield _counted("Time of an image", before, after, human.milliseconds, note)
     else:
         yield Figure("Time of an image", "-", "-", "", None, "not measured; svitc bench FOLDER measures it")
+    if anytime:
+        steps = f"{anytime['mean_steps']:.2f}"
+        change = f"{human.share(anytime['mean_steps'] / anytime['time_steps'])} on average"
+        note = (
+            f"inference stops when it is sure: at most {human.points(anytime['max_drop'])} points are lost by that, "
+            f"with {anytime['confidence']:.0%} confidence on images like those that it was tested on"
+        )
+        yield Figure(
+            "Time steps of an image", f"{anytime['time_steps']}", steps, change, None, note, steps, "on average"
+        )
     if streaming:
         note = "what one time step passes on to the next, for one stream"
         yield Figure("States", "-", human.byte_size(streaming["bytes"]), "", None, note)

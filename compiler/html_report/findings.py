@@ -57,9 +57,11 @@ def looked(report: JsonDict) -> list[str]:
     sentences = [
         f"{verify.get('spikes', 0):,} spikes of {verify.get('neurons', 0)} neuron layers on {verify.get('images', 0)} "
         "images, and on random spikes, which reach layers that the images leave silent.",
-        f"{within:,} spikes differ as the rounding of floats explains, {beyond:,} in a way that it does not.",
+        f"{within:,} spikes differ as the rounding of floats explains; {beyond:,} differ otherwise."
+        if within or beyond
+        else "Not one spike differs.",
         f"{verify.get('currents_beyond_rounding', 0):,} input currents and {verify.get('logits_beyond_rounding', 0):,} "
-        "outputs are off by more than rounding explains.",
+        "outputs are off by more than the rounding of floats explains.",
     ]
     agreement = verify.get("top1_agreement")
     if agreement is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from svitc.html_report.svg import around, figure, line, tag, text, ticks
 from svitc.support import human
 from svitc.support.types import JsonDict
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 240, 46, 14, 26, 40  # pixels
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 324, 230, 40, 14, 24, 30  # pixels
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Chart:
     title: str
     picture: Markup
 
+
+LONGEST_NAME = 16  # characters
 
 Cost = Callable[[JsonDict, str], float | None]
 
@@ -96,6 +99,24 @@ def _point(name: str, report: JsonDict, cost: Cost, quality: str) -> Point | Non
     return Point(name, x, agreement["share"], agreement["interval"]) if agreement.get("images") else None
 
 
+def _labels(places: list[tuple[float, float, str]]) -> list[Markup]:
+    """Return the names of points: above them, or below where the one to the left would be written over."""
+    drawn, ends = [], {True: 0.0, False: 0.0}
+    for x, y, name in sorted(places):
+        half = 3.2 * min(len(name), LONGEST_NAME)
+        middle = min(max(x, half + 2), WIDTH - half - 2)
+        above = ends[True] <= middle - half or ends[True] < ends[False]
+        ends[above] = middle + half
+        words = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+        drawn.append(text(middle, y - 9 if above else y + 18, words, "middle"))
+    return drawn
+
+
+def _compact(words: str) -> str:
+    """Return a round number without the zeros behind its point."""
+    return re.sub(r"\.0+(?= |$)", "", words)
+
+
 def _picture(points: Sequence[Point], words: Callable[[float], str]) -> Markup:
     """Return a chart: dots with their intervals, joined from the smallest to the largest; the originals are rings."""
     compiled = sorted((point for point in points if not point.is_original), key=lambda point: point.x)
@@ -111,7 +132,7 @@ def _picture(points: Sequence[Point], words: Callable[[float], str]) -> Markup:
         y = place(0, value)[1]
         drawn += [line([(LEFT, y), (WIDTH - RIGHT, y)], "grid"), text(LEFT - 6, y + 4, f"{100 * value:g}%", "end")]
     for value in ticks(0.0, most, 4):
-        drawn.append(text(place(value, low)[0], floor + 16, words(value) if value else "0", "middle"))
+        drawn.append(text(place(value, low)[0], floor + 16, _compact(words(value)) if value else "0", "middle"))
     drawn.append(line([place(point.x, point.y) for point in compiled], "curve"))
     for point in points:
         x, y = place(point.x, point.y)
@@ -119,7 +140,6 @@ def _picture(points: Sequence[Point], words: Callable[[float], str]) -> Markup:
             drawn.append(line([place(point.x, end) for end in point.interval], "whisker"))
         told = tag("title", f"{point.name}: {words(point.x)}, {point.y:.2%}")
         drawn.append(tag("circle", told, cx=x, cy=y, r=4, class_="ghost" if point.is_original else "dot"))
-        anchor = "end" if x > WIDTH - 90 else "start" if x < LEFT + 30 else "middle"
-        drawn.append(text(x, y - 10, point.name, anchor))
+    drawn += _labels([(*place(point.x, point.y), point.name) for point in points])
     sentence = "; ".join(f"{point.name}: {words(point.x)}, {point.y:.2%}" for point in points)
     return figure(WIDTH, HEIGHT, sentence, *drawn)

@@ -39,29 +39,34 @@ def render(template: str, **values: Any) -> bytes:
 
 def page(report: JsonDict) -> bytes:
     """Return the page on a compilation, from the content of its ``report.json``."""
-    groups = report.get("groups") or []
+    groups, rates = report.get("groups") or [], spikes.rates(report)
+    stored = layers.layers(report)
     return render(
         "page.html",
         title=facts.title(report),
         lead=facts.lead(report),
         verified=facts.verified(report),
         passed=section(report, "verify").get("status") == "passed",
+        promise=section(report, "promise").get("text"),
         cautions=findings.cautions(report),
         figures=facts.figures(report),
         blocks=channels.blocks(report),
         kinds=channels.kinds_of(channels.prunable(report)),
         groups=[{**group, "kind": channels.kind_of(group)} for group in groups],
-        layers=layers.layers(report),
+        layers=stored,
+        most_bits=max((layer.bits for layer in stored), default=8),
         weights=facts.weight_words(report),
         curves=sensitivity.curves(report),
         sweep=section(report, "sweep"),
         spikes=section(report, "spikes"),
+        chosen=spikes.chosen(report),
         rasters=spikes.rasters(report),
-        rates=spikes.rates(report),
+        rates=rates,
+        highest=max((rate for row in rates for rate in (row.before, row.after) if rate), default=1.0),
         rate_images=section(report, "energy").get("images"),
         verify=section(report, "verify"),
         looked=findings.looked(report),
-        runtimes=report.get("runtimes") or [],
+        runtimes=[{**row, "name": facts.runtime_name(row["name"])} for row in report.get("runtimes") or ()],
         decisions=report.get("decisions") or [],
         refused=findings.refused(report),
         command=shlex.join(report["command"]) if report.get("command") else None,

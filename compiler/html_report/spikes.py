@@ -54,6 +54,25 @@ def rates(report: JsonDict) -> list[Rate]:
     return [Rate(layer["name"], layer.get("original_rate"), layer.get("compiled_rate")) for layer in layers]
 
 
+def chosen(report: JsonDict) -> str:
+    """Return in words which class the networks choose for the image of the raster; nothing where there are none."""
+    spikes, classes = section(report, "spikes"), section(report, "model").get("classes") or ()
+
+    def name(key: str) -> str | None:
+        number = spikes.get(key)
+        return None if number is None else f"“{classes[number]}”" if number < len(classes) else f"class {number}"
+
+    before, after, label = name("original_class"), name("compiled_class"), name("label")
+    if before is None or after is None:
+        return ""
+    both = (
+        f"Both networks choose {before} for it"
+        if before == after
+        else (f"The original chooses {before} for it, the compiled network {after}")
+    )
+    return f"{both}." if label is None else f"{both}; its label is {label}."
+
+
 def rasters(report: JsonDict) -> list[Raster]:
     """Return the raster of each layer, from the input to the head."""
     found = []
@@ -63,8 +82,8 @@ def rasters(report: JsonDict) -> list[Raster]:
         before = _picture(layer["original"], shown, [], f"{layer['name']} before")
         after = _picture(layer["compiled"], shown, removed, f"{layer['name']} after")
         words = (
-            f"{layer['neurons']:,} neurons, {human.share(layer['original_rate'])} firing in a time step; "
-            f"then {layer['compiled_neurons']:,}, {human.share(layer['compiled_rate'])}"
+            f"{layer['neurons']:,} → {layer['compiled_neurons']:,} neurons, "
+            f"{human.share(layer['original_rate'])} → {human.share(layer['compiled_rate'])} fire"
         )
         found.append(Raster(layer["name"], before, after, words))
     return found
