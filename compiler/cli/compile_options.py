@@ -177,10 +177,17 @@ class FileOptions(StreamingOptions):
         typer.Option(
             "--out",
             "-o",
-            help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json; for a front, one "
-            "folder in it for each budget.",
+            help="Folder for model.onnx, model.py, model.safetensors, plan.json, report.json and report.html; for a "
+            "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html/--no-html",
+            help="Write report.html as well, one page for a browser with what was decided and what it costs.",
+        ),
+    ] = True
     weights: Annotated[
         str | None,
         typer.Option(
