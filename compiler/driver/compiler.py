@@ -56,6 +56,7 @@ from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
@@ -256,7 +257,7 @@ class Compiler:
             )
         training = FinetuneOptions(
             epochs=options.finetune,
-            bits=plan.bits,
+            bits={layer: bits for layer, bits in plan.bits.items() if bits != WIDE_BITS},
             seed=options.seed,
             checkpoint=finetune_file,
             resume=options.resume,
