@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import svitc
+from support.families import FAMILIES
 from support.measured import family, family_file
 from svitc import onnx as backend
 from svitc import runtimes
@@ -19,6 +20,7 @@ from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
 from svitc.driver import synthetic_data
 from svitc.driver.artifacts import Compiled
+from svitc.driver.weight_types import WeightTypes
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
 from svitc.ir.program import Program
@@ -118,6 +120,19 @@ def test_a_compilation_checks_the_plan_it_replays():
 
 
 # one type for all
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_the_first_layers_of_int2_have_four_bits(name, share, monkeypatch):
+    monkeypatch.setattr("svitc.driver.weight_types.FRONT_SHARE", share)
+    found = WeightTypes(family(name), "int2")
+    order = list(dict.fromkeys(str(n.target) for n in family(name).graph.nodes if str(n.target) in found.narrow))
+    sizes = [family(name).module.get_submodule(layer).weight.numel() for layer in order]
+    front = sum(1 for i in range(len(order)) if sum(sizes[: i + 1]) <= share * sum(sizes))
+    assert found.same == {layer: 4 if i < front else 2 for i, layer in enumerate(order)}
+    assert {0: front == 0, 0.5: 0 < front < len(order), 1: front == len(order)}[share]
+    assert set(WeightTypes(family(name), "int4").same.values()) == {4} and WeightTypes(family(name), "int8").same == {}
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int2", 2)])
