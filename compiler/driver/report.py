@@ -95,9 +95,14 @@ class BeforeAfter(Section):
 
 @dataclass(frozen=True)
 class GroupReport(Section):
-    """A channel group, and how many of its channels a plan keeps."""
+    """A channel group, and how many of its channels a plan keeps.
+
+    Attributes:
+        kind: ``patch embedding``, ``residual stream``, ``attention``, ``mlp`` or ``other``.
+    """
 
     name: str
+    kind: str
     heads: int
     size: int
     kept: int
@@ -109,7 +114,7 @@ class WeightsReport(Section):
     """The stored weights.
 
     Attributes:
-        type: ``fp32``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
+        type: ``fp32``, ``int16``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
         layers: layer -> bits and shape, and where it keeps a grid that it was trained on, ``grid``, the bits
             of that, and ``scale_error``, the largest relative error of its scales.
         streams: residual stream -> its quantization step.
@@ -263,13 +268,18 @@ class PredictionReport(Section):
 
 @dataclass(frozen=True)
 class EnergyReport(Section):
-    """Energy for one image in pJ, with numbers of operations and bytes."""
+    """Energy for one image in pJ, with numbers of operations and bytes.
+
+    Attributes:
+        neurons: firing rate of each neuron layer, ``original`` and ``compiled``; None where one does not have it.
+    """
 
     images: int
     table: str
     original: dict[str, float]
     compiled: dict[str, float]
     saved: dict[str, float | None]
+    neurons: list[JsonDict]
 
 
 @dataclass(frozen=True)
@@ -404,6 +414,7 @@ class Report(Section):
     agreement: AgreementReport | None
     prediction: PredictionReport | None
     energy: EnergyReport | None
+    spikes: JsonDict | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
     streaming: StreamingReport | None = None
