@@ -147,6 +147,13 @@ class WeightTypes:
             for layer, allowed in self.narrow.items()
         }
 
+    @property
+    def spared(self) -> list[str]:
+        """The layers of int2 that have 4 bits since they are among the first, though the file could hold 2."""
+        if self.weights != "int2":
+            return []
+        return [layer for layer, allowed in self.narrow.items() if layer in self.front and allowed[0] < FRONT_BITS]
+
 
 def _front(program: Program, layers: Sequence[str]) -> set[str]:
     """Return the first layers of a program that together hold no more than ``FRONT_SHARE`` of the weights of all.

@@ -132,6 +132,7 @@ def test_the_first_layers_of_int2_have_four_bits(name, share, monkeypatch):
     front = sum(1 for i in range(len(order)) if sum(sizes[: i + 1]) <= share * sum(sizes))
     assert found.same == {layer: 4 if i < front else 2 for i, layer in enumerate(order)}
     assert {0: front == 0, 0.5: 0 < front < len(order), 1: front == len(order)}[share]
+    assert found.spared == order[:front] and WeightTypes(family(name), "int2", min_weight_bits=4).spared == []
     assert set(WeightTypes(family(name), "int4").same.values()) == {4} and WeightTypes(family(name), "int8").same == {}
 
 
