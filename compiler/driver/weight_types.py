@@ -20,10 +20,9 @@ from svitc.planning.plan import Plan
 WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int16": WIDE_BITS, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 # share of the fp32 bytes that weights of int8 need; for smaller budgets, channels and bits are chosen together
 MIN_INT8_SHARE = 0.26
-# share of all weights that the first layers may hold which int2 stores in 4 bits: what they get wrong passes through
+# share of all weights that the first layers may hold which int2 leaves at 8 bits: what they get wrong passes through
 # all others (docs/bits.md)
 FRONT_SHARE = 0.05
-FRONT_BITS = 4
 
 
 def check_weight_type(name: str) -> None:
@@ -90,7 +89,7 @@ class WeightTypes:
         refused: layer -> why a pass of the quantization did not change it.
         reasons: layer -> why it must stay at 8 bits; an empty string if it need not.
         narrow: layer -> the bits that it may have, ascending.
-        front: the first layers, which have 4 bits where all others have 2.
+        front: the first layers, which have 8 bits where all others have 2.
 
     Raises:
         UsageError: a glob of ``exclude`` matches no layer.
@@ -142,17 +141,15 @@ class WeightTypes:
             return {}
         if bits == WIDE_BITS:
             return dict.fromkeys(self.reasons, bits)
-        return {
-            layer: max(bits, allowed[0], FRONT_BITS if layer in self.front else 0)
-            for layer, allowed in self.narrow.items()
-        }
+        result = {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
+        return result | dict.fromkeys(self.spared, 8)
 
     @property
     def spared(self) -> list[str]:
-        """The layers of int2 that have 4 bits since they are among the first, though the file could hold 2."""
+        """The layers that int2 leaves at 8 bits since they are among the first, where the file could hold 2."""
         if self.weights != "int2":
             return []
-        return [layer for layer, allowed in self.narrow.items() if layer in self.front and allowed[0] < FRONT_BITS]
+        return [layer for layer, allowed in self.narrow.items() if layer in self.front and allowed[0] == 2]
 
 
 def _front(program: Program, layers: Sequence[str]) -> set[str]:
