@@ -53,6 +53,7 @@ def points(args: argparse.Namespace, images: int) -> list[dict[str, Any]]:
         for i, choice in enumerate(space.choices):
             for at in ladder(choice, [rate]):
                 plans.append(space.plan([*space.full[:i], at, *space.full[i + 1 :]]))
+        plans = plans[:: args.every]
         start = time.perf_counter()
         measured = sweep(plans, "readers")
         ours = (time.perf_counter() - start) / len(plans)
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, nargs="+", default=[200])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875])
+    parser.add_argument("--every", type=int, default=1, help="take one of so many groups, for large numbers of images")
     parser.add_argument("--ranks", action="store_true")
     parser.add_argument("--name", default="sweep_speed")
     args = parser.parse_args()
