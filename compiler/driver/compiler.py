@@ -6,7 +6,6 @@ the file, report.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,23 +15,26 @@ from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.anytime import Anytime, check_anytime, find_rule
-from svitc.driver.apply import apply_plan
+from svitc.driver.apply import Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
+from svitc.driver.confirm import check_promise
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
+from svitc.driver.lowered import Applied, Lowered
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
-from svitc.driver.plan_search import Exported, SearchedPlan, Task, pose, search_plan
+from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
-from svitc.driver.prepare import Workspace
+from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
 from svitc.driver.report import (
     AccuracyReport,
     BeforeAfter,
     BudgetReport,
     NoAccuracy,
+    PromiseReport,
     Report,
-    WeightsReport,
 )
 from svitc.driver.report_sections import (
     accuracy_report,
@@ -47,11 +49,15 @@ from svitc.driver.report_sections import (
     streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
+from svitc.driver.spike_raster import first_image, spike_raster
+from svitc.driver.task import Task
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
+from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
@@ -61,7 +67,7 @@ from svitc.planning.plan import Plan
 from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
-from svitc.training.finetune import Finetuned, check_trainable, finetune
+from svitc.training.finetune import check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -69,38 +75,6 @@ from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
 
 MOST_IMAGES = 4  # that verification uses unless the options say how many
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A network after its plan was applied.
-
-    Attributes:
-        pruned: the pruned program, which can still be trained; fine-tuned where that was asked for.
-        tuned: the result of fine-tuning, or None.
-    """
-
-    pruned: Program
-    tuned: Finetuned | None
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A network as it is deployed.
-
-    Attributes:
-        program: the program with weights of the stored type.
-        weights: the report's section on the weights.
-        exported: the ONNX file of all time steps, for batches of any size.
-        written: the file as it is written, perhaps a streaming file, perhaps for batches of one size.
-        stored_bytes: bytes of the weights in the file.
-    """
-
-    program: Program
-    weights: WeightsReport
-    exported: bytes
-    written: bytes
-    stored_bytes: int
 
 
 class Compiler:
@@ -151,6 +125,8 @@ class Compiler:
         check_anytime(program, self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
+        confirming = self.workspace.reported(self.workspace.source) if self.options.max_drop is not None else None
+        check_promise(program, self.options, 0 if confirming is None else len(confirming))
         if self.options.finetune and self.options.train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
         if self.options.finetune:
@@ -208,9 +184,10 @@ class Compiler:
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
-        measured = self._measurements(lowered, reporter)
-        chosen = task.replayed is None and not task.whole and self.options.train_data is None
-        anytime = find_rule(lowered.program, self.options, measured["energy"], chosen, reporter)
+        measured = self._measurements(searched, lowered, reporter)
+        measured["promise"] = self._promise(task, searched, applied, measured)
+        spikes = self._spikes(task, searched.plan, lowered, reporter)
+        anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -219,11 +196,15 @@ class Compiler:
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **measured,
+            spikes=spikes,
             anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
-        file = self._described(searched.plan, lowered, proof, anytime)
-        return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
+        plan = searched.plan
+        if task.replayed is None and report.promise is not None:
+            plan = with_provenance(plan, promise=report.promise.told())
+        file = self._described(plan, lowered, proof, anytime)
+        return Compiled(lowered.program, file, plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
         """Report what was assumed about images, where the user should know before plans are measured on them.
@@ -279,7 +260,7 @@ class Compiler:
             )
         training = FinetuneOptions(
             epochs=options.finetune,
-            bits=plan.bits,
+            bits={layer: bits for layer, bits in plan.bits.items() if bits != WIDE_BITS},
             seed=options.seed,
             checkpoint=finetune_file,
             resume=options.resume,
@@ -322,8 +303,14 @@ class Compiler:
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
+    def _spikes(self, task: Task, plan: Plan, lowered: Lowered, reporter: Reporter) -> JsonDict:
+        """Return the report's section on the spikes of one image; a synthetic one where there is no other."""
+        data, drawn = self.options.data or self.options.train_data, self.workspace.drawn
+        image = first_image(self.program, data or drawn, data is None, self.options.seed)
+        return spike_raster(task.prepared.program, lowered.program, plan, image, reporter)
+
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
-        """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
+        """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""
         span = span_of(lowered.program)
         origin = Origin(
             weights=lowered.weights.type,
@@ -331,6 +318,7 @@ class Compiler:
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
             early_exit=None if anytime is None else anytime.metadata(),
+            promise=plan.provenance.get("promise"),
         )
         values = metadata(lowered.program, self.options, origin)
         return described(lowered.written, values, self.options.streaming)
@@ -363,9 +351,23 @@ class Compiler:
             "finetune": applied.tuned.report if applied.tuned is not None else None,
         }
 
-    def _measurements(self, lowered: Lowered, reporter: Reporter) -> JsonDict:
+    def _promise(
+        self, task: Task, searched: SearchedPlan, applied: Applied, measured: JsonDict
+    ) -> PromiseReport | None:
+        """Return the report's section on what is promised of the file, or of its network before fine-tuning."""
+        accuracy, agreement = measured["accuracy"], measured["agreement"]
+        if isinstance(accuracy, AccuracyReport):
+            counts = Classes(accuracy.images, accuracy.lost, accuracy.gained)
+        elif agreement is not None:
+            counts = Classes(agreement.images, agreement.images - round(agreement.share * agreement.images), 0)
+        else:
+            return None
+        replayed, tuned = task.replayed is not None, applied.tuned is not None
+        return promise_report(self.workspace, _source(searched), counts, searched.promise, replayed, tuned)
+
+    def _measurements(self, searched: SearchedPlan, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
-        data = self.options.data
+        data = self.workspace.reported(_source(searched))
         watched = None if data is None else Watched(data, span_of(lowered.program))
         accuracy: AccuracyReport | NoAccuracy = NoAccuracy()
         agreement = None
@@ -379,9 +381,11 @@ class Compiler:
                 "the outputs are compared with the original's"
             )
         if scores is not None and has_labels(data):
-            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, watched, reporter)
+            accuracy = accuracy_report(
+                program, self.workspace.original_classes(data), lowered.exported, watched, reporter
+            )
         elif scores is not None:
-            logs = self.workspace.original_log_probabilities()
+            logs = self.workspace.original_log_probabilities(data)
             agreement = agreement_report(program, logs, lowered.exported, watched, reporter)
         if scores is None or metric is not None or len(program.output_names) > 1:
             # a metric takes what the model returns, at each time step
@@ -389,7 +393,12 @@ class Compiler:
             outputs = outputs_report(program, exported, watched, metric, reporter)
         if watched.note is not None:
             reporter.decide(watched.note)
-        energy = energy_of(lowered.program, data, self.options.seed, reporter)
+        energy = energy_of(lowered.program, self.options.data, self.options.seed, reporter)
         original = self.workspace.original_energy() if energy is not None else None
         energies = energy_report(energy, original)
         return {"accuracy": accuracy, "agreement": agreement, "energy": energies, "outputs": outputs}
+
+
+def _source(searched: SearchedPlan) -> str:
+    """Return where the images came from that a plan was chosen on."""
+    return str(searched.plan.provenance.get("data", WHOLE))

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from svitc.driver.plan_search import Task, search_plan
+from svitc.driver.plan_search import search_plan
 from svitc.driver.prepare import Workspace
 from svitc.driver.report import PredictionReport
+from svitc.driver.task import Task
 from svitc.errors import BudgetError
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.sweep import Sweep
@@ -67,7 +68,7 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
         return None
     if class_scores(workspace.program.graph, workspace.program.info) is None:
         return None
-    if not _pruned(plan) and min(plan.bits.values(), default=8) == 8:
+    if not _pruned(plan) and min(plan.bits.values(), default=8) >= 8:
         return None
     sweep = workspace.sweep(task.prepared)
     basis = "synthetic" if options.synthetic else "unlabeled"

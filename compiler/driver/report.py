@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
+from svitc.driver.promise_section import PromiseReport
+from svitc.driver.section import Section
 from svitc.support.types import JsonDict
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the report, whose fields are the keys."""
-
-    def to_json(self) -> JsonDict:
-        """Return the fields as JSON values, in their order."""
-        return {field.name: _json(getattr(self, field.name)) for field in fields(self)}
-
-
-def _json(value: object) -> object:
-    if isinstance(value, Section):
-        return value.to_json()
-    return [_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -95,9 +82,14 @@ class BeforeAfter(Section):
 
 @dataclass(frozen=True)
 class GroupReport(Section):
-    """A channel group, and how many of its channels a plan keeps."""
+    """A channel group, and how many of its channels a plan keeps.
+
+    Attributes:
+        kind: ``patch embedding``, ``residual stream``, ``attention``, ``mlp`` or ``other``.
+    """
 
     name: str
+    kind: str
     heads: int
     size: int
     kept: int
@@ -109,7 +101,7 @@ class WeightsReport(Section):
     """The stored weights.
 
     Attributes:
-        type: ``fp32``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
+        type: ``fp32``, ``int16``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
         layers: layer -> bits and shape, and where it keeps a grid that it was trained on, ``grid``, the bits
             of that, and ``scale_error``, the largest relative error of its scales.
         streams: residual stream -> its quantization step.
@@ -177,6 +169,7 @@ class AccuracyReport(Section):
     Attributes:
         notes: remarks of the data set.
         unreadable: number of images that could not be read.
+        lost, gained: numbers of images that only the original, and that only the file classifies correctly.
     """
 
     original: float
@@ -188,6 +181,8 @@ class AccuracyReport(Section):
     images: int
     notes: list[str]
     unreadable: int
+    lost: int
+    gained: int
 
 
 @dataclass(frozen=True)
@@ -260,13 +255,18 @@ class PredictionReport(Section):
 
 @dataclass(frozen=True)
 class EnergyReport(Section):
-    """Energy for one image in pJ, with numbers of operations and bytes."""
+    """Energy for one image in pJ, with numbers of operations and bytes.
+
+    Attributes:
+        neurons: firing rate of each neuron layer, ``original`` and ``compiled``; None where one does not have it.
+    """
 
     images: int
     table: str
     original: dict[str, float]
     compiled: dict[str, float]
     saved: dict[str, float | None]
+    neurons: list[JsonDict]
 
 
 @dataclass(frozen=True)
@@ -347,12 +347,14 @@ class Report(Section):
     agreement: AgreementReport | None
     prediction: PredictionReport | None
     energy: EnergyReport | None
+    spikes: JsonDict | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
     streaming: StreamingReport | None = None
     anytime: AnytimeReport | None = None
+    promise: PromiseReport | None = None
 
     def to_json(self) -> JsonDict:
         """See ``Section``; without the outputs where the classes say everything, states, and a rule for stopping."""
-        optional = ("outputs", "streaming", "anytime")
+        optional = ("outputs", "streaming", "anytime", "promise")
         return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

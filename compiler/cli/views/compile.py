@@ -10,6 +10,7 @@ from rich.table import Table
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.anytime import anytime
 from svitc.cli.views.prediction import predicted_cells, predicted_from
+from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
@@ -61,6 +62,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         no_accuracy()
     if prediction:
         out.print(predicted_from(prediction))
+    promise(report.get("promise"))
     if report.get("anytime"):
         anytime(report["anytime"])
     verdict_line(report["verify"])
@@ -98,6 +100,9 @@ def device_check(paths: list[Path], opset: int) -> None:
     if script is not None:
         also = ", or --openvino" if opset < WEIGHT_OPSETS[2] else ""
         out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime{also}")
+    predict = next((path for path in paths if path.name == "predict.py"), None)
+    if predict is not None:
+        out.print(f"on pictures: python {escape(str(predict))} PICTURE…, with numpy, pillow and onnxruntime")
     caller = next((path for path in paths if path.name == "stream.py"), None)
     if caller is not None:
         out.print(f"frame by frame: python {escape(str(caller))} FRAMES.npy, with numpy and onnxruntime; or stream.cpp")
@@ -122,17 +127,18 @@ def no_accuracy() -> None:
 
 
 def lossless(report: JsonDict) -> None:
-    """Print how many channels were removed without loss, and how many neurons of an int8 network are exact."""
+    """Print how many channels were removed without loss, and how many neurons of a network of integers are exact."""
     clean, weights = report["clean"], report["weights"]
     if clean.get("removed"):
         folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
         out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
     trained_line(weights)
-    if weights["type"] == "int8":
+    if weights["type"] in ("int8", "int16"):
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
         out.print(
-            f"int8: {text} the same, bit for bit, in whatever order a processor adds; {tried(report['runtimes'])}"
+            f"{weights['type']}: {text} the same, bit for bit, in whatever order a processor adds; "
+            f"{tried(report['runtimes'])}"
         )
         int16_line(report["verify"])
         input_line(report["input"])
