@@ -16,7 +16,7 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant():
     assert known("zebra", ["uniform", "auto"], "Policies are") == "Policies are uniform, auto."
     for call, words in [
         (lambda: make("unifrom"), "Did you mean uniform"),
-        (lambda: make("uniform", criterion="l3"), "Did you mean l[12]"),
+        (lambda: make("uniform", criterion="tylor"), "Did you mean taylor"),
         (lambda: target_of("opnvino"), "Did you mean openvino. Targets are cpu"),
     ]:
         with pytest.raises(UsageError, match=words):
