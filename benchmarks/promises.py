@@ -44,8 +44,8 @@ from svitc.support.bisection import bisect
 
 MODES = ("pruning", "bits", "joint")
 SAVED = {  # shares of the bytes that the plans save
-    "pruning": np.linspace(0.02, 0.6, 24),
-    "joint": np.linspace(0.745, 0.95, 22),
+    "pruning": np.linspace(0.045, 0.6, 12),
+    "joint": np.linspace(0.75, 0.95, 11),
 }
 BITS_DROP = 0.04  # that the search for bits may go to
 TOLERANCES = (0.005, 0.01, 0.02)
@@ -109,7 +109,7 @@ def sources(args: argparse.Namespace, model: Path) -> tuple[Compiler, Any]:
         train_data=data.subset(range(args.choosing)),
         sweep_images=half,
         calibration_images=half,
-        sweep_file=args.work / f"{model.stem}.sweep.jsonl",
+        sweep_file=args.work / f"{model.stem}-{args.modes[0]}.sweep.jsonl",
         resume=True,
     )
     return Compiler(program, Auto(), options), data.subset(range(args.choosing, len(data)))

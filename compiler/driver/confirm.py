@@ -19,6 +19,8 @@ from svitc.planning.plan import Plan
 from svitc.support.confidence import images_needed
 from svitc.support.reporter import Reporter
 
+MANY_IMAGES = 100_000  # how many more it would take says nothing
+
 
 @dataclass(frozen=True)
 class TestedPlan(Tested):
@@ -163,7 +165,10 @@ class Confirmation:
     def _unconfirmed(self, found: Promise[TestedPlan], drop: float, confidence: float) -> BudgetError:
         """Return the error of a drop that could not be confirmed, with what can be promised instead."""
         first = found.tested[0]
-        takes = "no number of images like these would" if found.needed is None else f"about {found.needed:,} would"
+        takes = "no number of images like these would"
+        if found.needed is not None:
+            many = found.needed > MANY_IMAGES
+            takes = f"{f'more than {MANY_IMAGES:,}' if many else f'about {found.needed:,}'} would"
         budget = "it" if self.task.budget is not None else "the most cautious plan"
         share = f"{first.kept:.4f}"
         way = (
