@@ -185,9 +185,10 @@ def read(folder: Path, mode: str) -> tuple[Pool, list[Plan]]:
         if (folder / f"{mode}-{i}.npz").is_file()
     ]
     paths = [folder / "original.npz", *(folder / f"{mode}-{i}.npz" for i in range(len(rows)))]
-    logs = np.stack([np.load(path)["logs"] for path in paths])
+    each = [np.load(path)["logs"] for path in paths]
+    logs = np.stack([log[: min(map(len, each))] for log in each])
     plans = [Plan.from_json(row["plan"]) for row in rows]
-    return Pool(np.load(paths[0])["labels"], logs, [0.0, *(row["saved"] for row in rows)]), plans
+    return Pool(np.load(paths[0])["labels"][: logs.shape[1]], logs, [0.0, *(row["saved"] for row in rows)]), plans
 
 
 def promised(pool: Pool, plans: list[Plan], images: np.ndarray, drop: float, seed: int) -> int:
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--choosing", type=int, default=600, help="images that plans are made on")
-    parser.add_argument("--pool", type=int, default=2500)
+    parser.add_argument("--pool", type=int, default=1500)
     parser.add_argument("--draws", type=int, nargs="+", default=[2000, 5000, 10_000], help="images of each draw")
     parser.add_argument("--splits", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no network after this time")
