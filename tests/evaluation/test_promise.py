@@ -24,7 +24,7 @@ def classes(before: np.ndarray, now: np.ndarray) -> Classes:
 
 
 def test_promises_of_the_boldest_hold_in_resampled_draws():
-    """Were the boldest taken that seems to hold, as by counts on the same images, a fifth of the promises would break."""
+    """Were the boldest taken that seems to hold, by counts on the same images, a fifth of the promises would break."""
     before, bolder = networks(20_000, 0)
     truth = [classes(before, now).drop for now in bolder]
     broken = careless = promised = 0
