@@ -82,9 +82,14 @@ class BeforeAfter(Section):
 
 @dataclass(frozen=True)
 class GroupReport(Section):
-    """A channel group, and how many of its channels a plan keeps."""
+    """A channel group, and how many of its channels a plan keeps.
+
+    Attributes:
+        kind: ``patch embedding``, ``residual stream``, ``attention``, ``mlp`` or ``other``.
+    """
 
     name: str
+    kind: str
     heads: int
     size: int
     kept: int
@@ -250,13 +255,18 @@ class PredictionReport(Section):
 
 @dataclass(frozen=True)
 class EnergyReport(Section):
-    """Energy for one image in pJ, with numbers of operations and bytes."""
+    """Energy for one image in pJ, with numbers of operations and bytes.
+
+    Attributes:
+        neurons: firing rate of each neuron layer, ``original`` and ``compiled``; None where one does not have it.
+    """
 
     images: int
     table: str
     original: dict[str, float]
     compiled: dict[str, float]
     saved: dict[str, float | None]
+    neurons: list[JsonDict]
 
 
 @dataclass(frozen=True)
@@ -337,6 +347,7 @@ class Report(Section):
     agreement: AgreementReport | None
     prediction: PredictionReport | None
     energy: EnergyReport | None
+    spikes: JsonDict | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
     streaming: StreamingReport | None = None
