@@ -36,6 +36,7 @@ from svitc.evaluation.promise import Classes, confirm, split_images
 from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies import AQGreedy, Auto, Problem
+from svitc.passes.policies.bitwidth.aq4svit import levels
 from svitc.passes.policies.bitwidth.drift_gate import DriftGate
 from svitc.passes.policies.bitwidth.search_space import BitSpace
 from svitc.passes.policies.ladder import by_step
@@ -48,6 +49,7 @@ SAVED = {  # shares of the bytes that the plans save
     "joint": np.linspace(0.75, 0.95, 11),
 }
 BITS_DROP = 0.04  # that the search for bits may go to
+BITS_LEVELS = ("network", "stages", "blocks")  # single layers take long, and save little more
 TOLERANCES = (0.005, 0.01, 0.02)
 CONFIDENCE = 0.95
 BISECTION_IMAGES = 1000
@@ -122,7 +124,10 @@ def make_plans(compiler: Compiler, mode: str) -> list[tuple[Plan, float]]:
         problem = compiler.problem(weights="mixed")
         problem.max_drop = BITS_DROP
         space = BitSpace(problem, policy := AQGreedy())
-        distinct = {tuple(bits.values()): bits for bits in policy.search(space, DriftGate(space))}
+        gate, steps, units = DriftGate(space), [space.widest], levels(space)
+        for level in BITS_LEVELS:
+            steps += policy.descend(space, gate, steps[-1], level, units[level])
+        distinct = {tuple(bits.values()): bits for bits in steps}
         return [(space.plan(bits), 1 - space.cost(bits) / whole) for bits in distinct.values()]
     found = []
     for saved in SAVED[mode].tolist():
