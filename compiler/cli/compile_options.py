@@ -185,7 +185,7 @@ class FileOptions(StreamingOptions):
         str | None,
         typer.Option(
             "--weights",
-            metavar="fp32|int16|int8|int4|int2|mixed",
+            metavar="fp32|int16|…|int2|mixed",
             help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: integers of that many bits, "
             "exact sums, the same spikes in whatever order a processor adds, and several times the speed on one with "
             "integer dot products. [bold]int16[/]: the same with the accuracy of fp32, in half its bytes; slower than "
