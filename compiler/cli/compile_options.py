@@ -87,8 +87,9 @@ class BudgetOptions(PruningOptions, PlanOptions):
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Lose at most this many points of top-1, before fine-tuning; without labels, at most this percentage "
-            "of the images may get another class than the original's. Without --budget: as small as that allows.",
+            help="Promise to lose at most this many points of top-1, before fine-tuning; without labels, to give at "
+            "most this percentage of the images another class than the original's. Confirmed with --confidence on "
+            "images of --data that no search has seen. Without --budget: as small as that allows.",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
@@ -180,13 +181,13 @@ class FileOptions(StreamingOptions):
             "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
-    html: Annotated[
+    no_html: Annotated[
         bool,
         typer.Option(
-            "--html/--no-html",
-            help="Write report.html as well, one page for a browser with what was decided and what it costs.",
+            "--no-html",
+            help="Do not write report.html, the page for a browser with what was decided and what it costs.",
         ),
-    ] = True
+    ] = False
     weights: Annotated[
         str | None,
         typer.Option(
@@ -299,8 +300,8 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         Path | None,
         typer.Option(
             "--train-data",
-            help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that --data "
-            "stays unseen.",
+            help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that all of "
+            "--data confirms it.",
         ),
     ] = None
     limit: Limit = None

@@ -10,6 +10,7 @@ from rich.table import Table
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.anytime import anytime
 from svitc.cli.views.prediction import predicted_cells, predicted_from
+from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
@@ -61,6 +62,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         no_accuracy()
     if prediction:
         out.print(predicted_from(prediction))
+    promise(report.get("promise"))
     if report.get("anytime"):
         anytime(report["anytime"])
     verdict_line(report["verify"])
