@@ -217,7 +217,8 @@ class Compiler:
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
         measured = self._measurements(searched, lowered, reporter)
         measured["promise"] = self._promise(task, searched, applied, measured)
-        spikes = self._spikes(task, searched.plan, lowered, reporter)
+        image = first_image(self.workspace)
+        spikes = spike_raster(task.prepared.program, lowered.program, searched.plan, image, reporter)
         anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
@@ -333,12 +334,6 @@ class Compiler:
         with reporter.stage("prove"):
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
-
-    def _spikes(self, task: Task, plan: Plan, lowered: Lowered, reporter: Reporter) -> JsonDict:
-        """Return the report's section on the spikes of one image; a synthetic one where there is no other."""
-        data, drawn = self.options.data or self.options.train_data, self.workspace.drawn
-        image = first_image(self.program, data or drawn, data is None, self.options.seed)
-        return spike_raster(task.prepared.program, lowered.program, plan, image, reporter)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""

@@ -136,6 +136,21 @@ def lead(report: JsonDict) -> str:
     )
 
 
+def promise(report: JsonDict) -> str:
+    """Return what is promised of accuracy, and which images chose and confirmed the plan; nothing without a promise."""
+    promised = section(report, "promise")
+    words = str(promised.get("text") or "")
+    if not words:
+        return ""
+    told = f"{words[:1].upper()}{words[1:]}."
+    if promised.get("choosing_images"):
+        told += (
+            f" The plan was chosen on {promised['choosing_images']:,} images of {promised.get('choosing')}, and "
+            f"confirmed on {promised['images']:,} others."
+        )
+    return told + (" This is of the network before fine-tuning." if promised.get("before_finetuning") else "")
+
+
 def figures(report: JsonDict) -> list[Figure]:
     """Return all figures before and after that are known."""
     return [

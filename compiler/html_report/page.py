@@ -47,7 +47,7 @@ def page(report: JsonDict) -> bytes:
         lead=facts.lead(report),
         verified=facts.verified(report),
         passed=section(report, "verify").get("status") == "passed",
-        promise=section(report, "promise").get("text"),
+        promise=facts.promise(report),
         cautions=findings.cautions(report),
         figures=facts.figures(report),
         blocks=channels.blocks(report),
