@@ -24,7 +24,7 @@ from svitc.support.types import JsonDict
 from svitc.verification.recorder import Recorder
 
 SAMPLE = 96  # neurons of a layer that are shown
-MOST_STEPS = 32  # time steps that are shown
+MOST_STEPS = 16  # time steps that are shown
 Image = tuple[torch.Tensor, str, int | None]  # a batch of one, what it is called, and its label
 
 

@@ -57,6 +57,7 @@ def page(report: JsonDict) -> bytes:
         most_bits=max((layer.bits for layer in stored), default=8),
         weights=facts.weight_words(report),
         curves=sensitivity.curves(report),
+        clip=sensitivity.MOST_POINTS,
         sweep=section(report, "sweep"),
         spikes=section(report, "spikes"),
         chosen=spikes.chosen(report),
