@@ -49,7 +49,7 @@ from svitc.driver.report_sections import (
     streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
-from svitc.driver.spike_raster import first_image, spike_raster
+from svitc.driver.spike_raster import spikes_report
 from svitc.driver.task import Task
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
@@ -57,6 +57,7 @@ from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
@@ -217,8 +218,6 @@ class Compiler:
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
         measured = self._measurements(searched, lowered, reporter)
         measured["promise"] = self._promise(task, searched, applied, measured)
-        image = first_image(self.workspace)
-        spikes = spike_raster(task.prepared.program, lowered.program, searched.plan, image, reporter)
         anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
@@ -228,7 +227,7 @@ class Compiler:
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **measured,
-            spikes=spikes,
+            spikes=spikes_report(self.workspace, task.prepared.program, lowered.program, searched.plan, reporter),
             anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
@@ -292,7 +291,7 @@ class Compiler:
             )
         training = FinetuneOptions(
             epochs=options.finetune,
-            bits=plan.bits,
+            bits={layer: bits for layer, bits in plan.bits.items() if bits != WIDE_BITS},
             seed=options.seed,
             checkpoint=finetune_file,
             resume=options.resume,

@@ -31,7 +31,7 @@ from svitc.ir import ops
 from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import FixedPoint
+from svitc.ir.quantized_modules import WIDE_BITS, FixedPoint
 from svitc.onnx.model_info import read_proto
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
@@ -180,6 +180,14 @@ def energy_report(compiled: Energy | None, original: Energy | None) -> EnergyRep
     return EnergyReport(compiled.images, compiled.table.name, original.totals(), compiled.totals(), saved, neurons)
 
 
+def _type_of(layers: JsonDict) -> str:
+    """Return the type of weights by the bits of all layers; some may hold 16-bit weights, or a grid, in fewer bits."""
+    if all(layer["bits"] == 8 for layer in layers.values()):
+        return "int8"
+    widths = {layer["bits"] for layer in layers.values() if "grid" not in layer}
+    return "int16" if WIDE_BITS in widths and widths <= {WIDE_BITS, 8} else "mixed"
+
+
 def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     """Describe the weights of a quantized program.
 
@@ -201,7 +209,7 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(
-        type="int8" if all(layer["bits"] == 8 for layer in layers.values()) else "mixed",
+        type=_type_of(layers),
         layers=layers,
         streams=streams,
         exact_neurons=sum(name not in inexact_neurons for name in neurons),

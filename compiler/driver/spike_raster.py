@@ -101,6 +101,11 @@ def first_image(workspace: Workspace) -> Image:
     return x, f"the first image of {getattr(given, 'name', 'the data')}", None if label < 0 else label
 
 
+def spikes_report(workspace: Workspace, before: Program, after: Program, plan: Plan, reporter: Reporter) -> JsonDict:
+    """Return the report's section ``spikes``, of the first image of the workspace; see ``spike_raster``."""
+    return spike_raster(before, after, plan, first_image(workspace), reporter)
+
+
 def spike_raster(before: Program, after: Program, plan: Plan, image: Image, reporter: Reporter) -> JsonDict:
     """Run one image through the network before and after, and return the report's section ``spikes``.
 
@@ -169,4 +174,4 @@ def _digits(fired: np.ndarray) -> list[str]:
     return [np.packbits(row).tobytes().hex() for row in fired[:MOST_STEPS]]
 
 
-__all__ = ["first_image", "spike_raster"]
+__all__ = ["spike_raster", "spikes_report"]

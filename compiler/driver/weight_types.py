@@ -9,13 +9,13 @@ from fnmatch import fnmatchcase
 from svitc.analysis.exactness import narrowable
 from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import BITS
+from svitc.ir.quantized_modules import BITS, WIDE_BITS
 from svitc.onnx import target_of
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 
-WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
+WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int16": WIDE_BITS, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 # share of the fp32 bytes that weights of int8 need; for smaller budgets, channels and bits are chosen together
 MIN_INT8_SHARE = 0.26
 
@@ -29,7 +29,7 @@ def check_weight_type(name: str) -> None:
     if name not in WEIGHT_TYPES:
         raise UsageError(
             f"weights {name!r} are not a type",
-            hint=f"Types are {', '.join(WEIGHT_TYPES)}: ONNX stores 8, 4 and 2 bits.",
+            hint=f"Types are {', '.join(WEIGHT_TYPES)}: ONNX stores 8, 4 and 2 bits, and 16 as two planes of 8.",
         )
 
 
@@ -132,6 +132,8 @@ class WeightTypes:
         bits = WEIGHT_TYPES[self.weights]
         if bits is None or bits == 8:
             return {}
+        if bits == WIDE_BITS:
+            return dict.fromkeys(self.reasons, bits)
         return {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
 
 

@@ -40,7 +40,8 @@ class FixedPoint(standalone_layers.FixedPoint):
 
 QUANTIZED = {nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
 
-BITS = (8, 4, 2)  # number of bits of a weight
+WIDE_BITS = 16  # of weights that keep what float32 has, in effect; an integer product reads them as two planes of bytes
+BITS = (8, 4, 2)  # numbers of bits of a weight among which policies choose
 LEVELS = {8: 127, 4: 7, 2: 3}  # bits -> largest integer weight
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "LEVELS",
     "QUANTIZED",
     "WEIGHTS",
+    "WIDE_BITS",
     "FixedPoint",
     "QuantizedConv1d",
     "QuantizedConv2d",
