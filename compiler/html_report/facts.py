@@ -85,7 +85,9 @@ def asked(report: JsonDict) -> str:
         time = f"{human.share(share)} of the original's time" if share else human.milliseconds(limit_ms or 0.0)
         return f"to take at most {time} for an image"
     if limit is None:
-        return "to make it as small as the lost accuracy that was allowed permits" if words is None else f"for {words}"
+        allowed = section(report, "promise").get("max_drop")
+        loss = "the loss that was allowed" if allowed is None else f"a loss of {human.points(allowed)} points"
+        return f"to make it as small as {loss} permits" if words is None else f"for {words}"
     if of == "parameters":
         return f"to keep at most {limit:,} parameters"
     original = section(report, "memory").get("original_bytes")
