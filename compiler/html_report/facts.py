@@ -167,7 +167,7 @@ def figures(report: JsonDict) -> list[Figure]:
 def _counted(name: str, before: float, after: float, words: Any, note: str = "") -> Figure:
     ratio = after / before if before else 1.0
     a, b, left = words(before), words(after), human.share(ratio)
-    return Figure(name, a, b, f"{left} is left", ratio, note, left, f"{a} → {b}")
+    return Figure(name, a, b, f"{left} is left", ratio, note, left, f"left: {a} → {b}")
 
 
 def _sizes(report: JsonDict) -> Iterator[Figure]:
@@ -192,14 +192,14 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
         )
         points = f"{human.change(accuracy['drop'])} points"
         change = f"{points} ({human.change_interval(accuracy['drop_interval'])})"
-        note = f"on {accuracy['images']:,} images; in parentheses the 95% confidence interval"
+        note = f"on {accuracy['images']:,} images; below the figures their 95% confidence intervals"
         brief = f"{human.accuracy(accuracy['original'])} before, {points}"
         short = human.accuracy(accuracy["pruned"])
         yield Figure("Top-1 accuracy", before, after, change, None, note, short, brief)
     if agreement.get("images"):
         same = human.share(agreement["share"])
         note = (
-            f"on {agreement['images']:,} images without labels, with a 95% interval. This is no accuracy: the original "
+            f"on {agreement['images']:,} images without labels; below the figure its 95% interval. This is no accuracy: the original "
             "may be wrong"
         )
         after = f"{same} ({human.share_interval(agreement['interval'])})"
