@@ -199,8 +199,8 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
     if agreement.get("images"):
         same = human.share(agreement["share"])
         note = (
-            f"on {agreement['images']:,} images without labels; below the figure its 95% interval. This is no accuracy: the original "
-            "may be wrong"
+            f"on {agreement['images']:,} images without labels; below the figure its 95% interval. This is no "
+            "accuracy: the original may be wrong"
         )
         after = f"{same} ({human.share_interval(agreement['interval'])})"
         yield Figure(
