@@ -6,7 +6,6 @@ the file, report.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,14 +17,16 @@ from svitc.driver.agreement import agreement_report
 from svitc.driver.anytime import Anytime, check_anytime, find_rule
 from svitc.driver.apply import Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
-from svitc.driver.confirm import check_promise, promise_report
+from svitc.driver.confirm import check_promise
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
+from svitc.driver.lowered import Applied, Lowered
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
 from svitc.driver.report import (
     AccuracyReport,
@@ -34,7 +35,6 @@ from svitc.driver.report import (
     NoAccuracy,
     PromiseReport,
     Report,
-    WeightsReport,
 )
 from svitc.driver.report_sections import (
     accuracy_report,
@@ -67,7 +67,7 @@ from svitc.planning.plan import Plan
 from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
-from svitc.training.finetune import Finetuned, check_trainable, finetune
+from svitc.training.finetune import check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -75,38 +75,6 @@ from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
 
 MOST_IMAGES = 4  # that verification uses unless the options say how many
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A network after its plan was applied.
-
-    Attributes:
-        pruned: the pruned program, which can still be trained; fine-tuned where that was asked for.
-        tuned: the result of fine-tuning, or None.
-    """
-
-    pruned: Program
-    tuned: Finetuned | None
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A network as it is deployed.
-
-    Attributes:
-        program: the program with weights of the stored type.
-        weights: the report's section on the weights.
-        exported: the ONNX file of all time steps, for batches of any size.
-        written: the file as it is written, perhaps a streaming file, perhaps for batches of one size.
-        stored_bytes: bytes of the weights in the file.
-    """
-
-    program: Program
-    weights: WeightsReport
-    exported: bytes
-    written: bytes
-    stored_bytes: int
 
 
 class Compiler:
@@ -380,19 +348,15 @@ class Compiler:
         self, task: Task, searched: SearchedPlan, applied: Applied, measured: JsonDict
     ) -> PromiseReport | None:
         """Return the report's section on what is promised of the file, or of its network before fine-tuning."""
-        data = self.workspace.reported(source := _source(searched))
         accuracy, agreement = measured["accuracy"], measured["agreement"]
-        if searched.promise is not None and searched.promise.outcome is not None:
-            counts = searched.promise.outcome.classes
-        elif isinstance(accuracy, AccuracyReport):
+        if isinstance(accuracy, AccuracyReport):
             counts = Classes(accuracy.images, accuracy.lost, accuracy.gained)
         elif agreement is not None:
             counts = Classes(agreement.images, agreement.images - round(agreement.share * agreement.images), 0)
         else:
             return None
-        assert data is not None
         replayed, tuned = task.replayed is not None, applied.tuned is not None
-        return promise_report(self.workspace, source, counts, searched.promise, replayed, data, tuned)
+        return promise_report(self.workspace, _source(searched), counts, searched.promise, replayed, tuned)
 
     def _measurements(self, searched: SearchedPlan, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""

@@ -1,6 +1,6 @@
-"""Quantized layers with integer arithmetic: int8 weights, exact sums, a scale and a bias for each channel.
+"""Quantized layers with integer arithmetic: int8 or int16 weights, exact sums, a scale and a bias for each channel.
 
-These modules are the reference that defines the output of a quantized network. A sum of products of int8 weights
+These modules are the reference that defines the output of a quantized network. A sum of products of integer weights
 and integer inputs stays below 2^24 (passes/quantization/quantize_weights.py ensures this), so that float32 computes it
 exactly in any order of summation. The scale has so few bits that its product with the sum is exact, too. Only the
 addition of the bias rounds, once. Therefore every runtime that follows IEEE float32 gives the same bits, whether or

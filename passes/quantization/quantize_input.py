@@ -35,7 +35,7 @@ class QuantizeInput(Pass):
     The limit is lowered, or the step enlarged, until no sum of the first layer can exceed 2^24.
 
     With weights of 16 bits such steps would lose more than the weights do. There the input is split into whole coarse
-    steps and a rest in fine steps (2^-16 of a normalized pixel), and the layer with it:
+    steps and a rest in fine steps (2^-15 for normalized pixels), and the layer with it:
 
     before   x -> conv
     after    x -> FixedPoint -> conv',  x - coarse -> FixedPoint -> conv_fine,  and the sum of the two
@@ -96,6 +96,7 @@ def _split(program: Program, node: fx.Node, span: float, readers: Sequence[fx.No
     """
     graph = program.graph
     step = 2.0 ** math.floor(math.log2(span / COARSE_LIMIT))
+    step = min(step, 1.0) if program.input.events else step  # most counts are small
     fine_steps = FixedPoint(step / (2 * FINE_LIMIT), FINE_LIMIT)
     for reader in readers:
         _add_layer(program, fine_path(str(reader.target)), _without_bias(program.module_of(reader), fine_steps.step))
