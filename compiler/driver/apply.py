@@ -27,9 +27,8 @@ def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str)
         InputError: images are needed, and there are none.
     """
     if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
-        return without_tokens(
-            workspace.sweep(prepared, plan.provenance.get("data") == "synthetic").build(plan, refit), plan
-        )
+        sweep = workspace.sweep(prepared, plan.provenance.get("data") == "synthetic")
+        return without_tokens(sweep.build(plan, refit), plan)
     return prune_and_round(prepared.program, plan)
 
 

@@ -46,6 +46,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "time_steps": "time steps of the neurons",
     "outputs": "name of each output, and what it is",
     "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
+    "tokens": "stage -> how many of its tokens run through it (tokens.md); null where all do",
     "weights": '`"fp32"`, `"int8"`, or `"mixed"`',
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
@@ -66,6 +67,7 @@ class Origin:
         limits: smallest and largest input that is not clamped, or None.
         digest: digest of the spikes for the images of the proof, or None.
         early_exit: rule for stopping before the last time step, or None.
+        tokens: token stage -> number of tokens that run through it, or None.
     """
 
     weights: str
@@ -73,6 +75,7 @@ class Origin:
     limits: list[float] | None
     digest: str | None
     early_exit: JsonDict | None = None
+    tokens: dict[str, int] | None = None
 
 
 def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonDict:
@@ -105,6 +108,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "time_steps": time_steps(program),
         "outputs": meanings(program, options.per_step, options.streaming),
         "early_exit": origin.early_exit,
+        "tokens": origin.tokens,
         "weights": origin.weights,
         "budget": origin.budget,
         "target": options.target,

@@ -37,6 +37,7 @@ class Task:
         exclude: globs over ignored layers, which are not changed.
         replayed: the plan to replay, or None.
         whole: whether nobody set a limit, so that every channel stays.
+        tokens: token stage -> positions of the tokens that run; empty where all do.
     """
 
     prepared: Prepared
@@ -46,6 +47,7 @@ class Task:
     exclude: tuple[str, ...] = ()
     replayed: Plan | None = None
     whole: bool = False
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def _within_limit(
     for _ in range(MAX_ATTEMPTS):
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
-            plan = _with(_plan_of(policy, problem), refit=policy.refit)
+            plan = replace(_with(_plan_of(policy, problem), refit=policy.refit), tokens=task.tokens)
             if workspace.options.synthetic and (policy.refit != "none" or workspace.opened_sweep is not None):
                 plan = _with(plan, data="synthetic")  # which a replay draws again
         if limit is None or of != "bytes":
