@@ -24,7 +24,8 @@ import numpy as np
 from common import RESULTS, environment, made_with, table
 from svitc import load
 from svitc.data.dataset import load_data
-from svitc.evaluation.early_exit import Promise, choose_path, confirm, outcome_of, split_images
+from svitc.evaluation.early_exit import Outcome, choose_path, outcome_of
+from svitc.evaluation.promise import Promise, confirm, split_images
 from svitc.evaluation.running_scores import running_scores
 from svitc.onnx.export import export_step
 from svitc.passes.pipelines import quantize
@@ -49,7 +50,7 @@ def scores_of(args: argparse.Namespace, part: str) -> tuple[np.ndarray, np.ndarr
         return arrays["running"], arrays["labels"]
 
 
-def promises(running: np.ndarray, labels: np.ndarray, seed: int) -> dict[float, Promise]:
+def promises(running: np.ndarray, labels: np.ndarray, seed: int) -> dict[float, Promise[Outcome]]:
     """Choose and confirm on images, as a compilation does; return what is promised for each tolerance."""
     chosen, others = split_images(len(labels), seed)
     path = choose_path(running[:, chosen])
@@ -57,7 +58,7 @@ def promises(running: np.ndarray, labels: np.ndarray, seed: int) -> dict[float, 
     return {drop: confirm(outcomes, drop, CONFIDENCE) for drop in TOLERANCES}
 
 
-def row(name: str, drop: float, promise: Promise, running: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def row(name: str, drop: float, promise: Promise[Outcome], running: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Return a row: what was promised, and what the rule does on other images."""
     cells: dict[str, Any] = {"chosen on": name, "may lose": f"{100 * drop:g}"}
     if promise.outcome is None:

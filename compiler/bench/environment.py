@@ -1,19 +1,12 @@
-"""What measured times depend on: the machine, versions of packages, and other processes."""
+"""What measured times depend on besides the machine and the packages: other processes."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from svitc.bench.worker import Failed, Worker, own_seconds
-from svitc.support.hardware import busy_seconds, processor
-from svitc.support.types import JsonDict
-
-PACKAGES = ("svitc", "torch", "spikingjelly", "onnx", "onnxruntime", "onnxscript", "openvino", "numpy")
+from svitc.support.hardware import busy_seconds
 
 
 class BackgroundLoad:
@@ -35,17 +28,3 @@ class BackgroundLoad:
         if end[1] is None or self.start[1] is None:
             return None
         return round(max(0.0, end[1] - self.start[1] - (end[2] - self.start[2])) / (end[0] - self.start[0]), 2)
-
-
-def environment() -> JsonDict:
-    """Return the processor and the versions of Python and packages, which times depend on."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return {
-        "python": platform.python_version(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-    }

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from svitc.bench.environment import BackgroundLoad, environment
+from svitc.bench.environment import BackgroundLoad
 from svitc.bench.worker import Failed, Runner, Worker
+from svitc.support.environment import environment
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 

@@ -29,7 +29,7 @@ class AnytimeOptions:
         float | None,
         typer.Option(
             "--confidence",
-            help="How sure --anytime is that images nobody has seen keep its promise, by default "
+            help="How sure it is that images nobody has seen keep what --max-drop or --anytime promises, by default "
             f"[bold]{USUAL_CONFIDENCE}[/].",
             show_default=False,
         ),
@@ -51,9 +51,17 @@ class AnytimeOptions:
         Raises:
             UsageError: an option is missing, or does not make sense with the others.
         """
+        if self.confidence is not None and not images:
+            raise UsageError(
+                "--confidence is that of a promise, which takes images that the network was not trained on",
+                hint="Give some with --data.",
+            )
+        if not 0.5 <= self.confidence_or_usual < 1:
+            raise UsageError(
+                f"--confidence {self.confidence:g} is not between 0.5 and 1",
+                hint="0.95 is usual; 0.99 is more careful.",
+            )
         if not self.anytime:
-            if self.confidence is not None:
-                raise UsageError("--confidence is that of --anytime, which is not used")
             return
         if not images:
             raise UsageError(
@@ -69,9 +77,4 @@ class AnytimeOptions:
             raise UsageError(
                 "--anytime stops by the average of the steps so far, which --per-step leaves out",
                 hint="Use one of them.",
-            )
-        if not 0.5 <= self.confidence_or_usual < 1:
-            raise UsageError(
-                f"--confidence {self.confidence:g} is not between 0.5 and 1",
-                hint="0.95 is usual; 0.99 is more careful.",
             )

@@ -88,8 +88,9 @@ class BudgetOptions(PruningOptions, PlanOptions, TokenOptions):
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Lose at most this many points of top-1, before fine-tuning; without labels, at most this percentage "
-            "of the images may get another class than the original's. Without --budget: as small as that allows.",
+            help="Promise to lose at most this many points of top-1, before fine-tuning; without labels, to give at "
+            "most this percentage of the images another class than the original's. Confirmed with --confidence on "
+            "images of --data that no search has seen. Without --budget: as small as that allows.",
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
@@ -295,8 +296,8 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         Path | None,
         typer.Option(
             "--train-data",
-            help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that --data "
-            "stays unseen.",
+            help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that all of "
+            "--data confirms it.",
         ),
     ] = None
     limit: Limit = None

@@ -11,20 +11,23 @@ import svitc
 from svitc.cli import terminal
 from svitc.cli.commands.bench import bench
 from svitc.cli.commands.compile import compile
+from svitc.cli.commands.doctor import doctor
 from svitc.cli.commands.energy import energy
 from svitc.cli.commands.inspect import inspect
+from svitc.cli.commands.models import models
 from svitc.cli.commands.sensitivity import sensitivity
 from svitc.cli.commands.verify import verify
 from svitc.cli.common import state
 from svitc.cli.option_groups import grouped
 from svitc.cli.options import current_name
 from svitc.errors import INTERRUPTED, InternalError, SvitcError
+from svitc.support.environment import one_line
 
 EPILOG = (
     "Exit status: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met, "
     "6 verification failed, 7 output cannot be written, 70 internal error, 130 interrupted."
 )
-COMMANDS = (compile, sensitivity, bench, energy, inspect, verify)  # in the order of --help
+COMMANDS = (compile, sensitivity, bench, energy, inspect, verify, models, doctor)  # in the order of --help
 app = typer.Typer(
     help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock "
     "runtimes.",
@@ -41,14 +44,17 @@ for command in COMMANDS:
 
 def _version(requested: bool) -> None:
     if requested:
-        print(f"svitc {svitc.__version__}")
+        print(f"svitc {svitc.__version__} ({one_line()})")
         raise typer.Exit
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version, and those of what it runs on."
+        ),
     ] = False,
 ) -> None:
     """Handle the options of ``svitc`` itself; each command handles its own."""

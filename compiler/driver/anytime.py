@@ -14,7 +14,8 @@ from svitc.driver.options import CompileOptions
 from svitc.driver.report import AnytimeReport, EnergyReport, ToleranceReport
 from svitc.energy.estimate import energy_after
 from svitc.errors import InputError, UsageError
-from svitc.evaluation.early_exit import Outcome, Promise, Rule, choose_path, confirm, outcome_of, split_images
+from svitc.evaluation.early_exit import Outcome, Rule, choose_path, outcome_of
+from svitc.evaluation.promise import Promise, confirm, split_images
 from svitc.evaluation.running_scores import running_scores
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
@@ -87,7 +88,7 @@ def check_anytime(program: Program, options: CompileOptions) -> None:
 
 
 def find_rule(
-    program: Program, options: CompileOptions, energies: EnergyReport | None, searched: bool, reporter: Reporter
+    program: Program, options: CompileOptions, energies: EnergyReport | None, reporter: Reporter
 ) -> Anytime | None:
     """Find when inference may stop, on the images of ``data``.
 
@@ -95,8 +96,7 @@ def find_rule(
         program: the network as it is deployed.
         options: ``data``, ``anytime``, ``confidence`` and ``seed``.
         energies: the energy for all steps, if it is known.
-        searched: whether a plan was chosen on these images.
-        reporter: told about progress, and where a promise is weaker than it seems.
+        reporter: told about progress.
 
     Returns:
         The rule; None where none was asked for.
@@ -109,11 +109,6 @@ def find_rule(
         path = choose_path(running[:, chosen])
         outcomes = [outcome_of(rule, running[:, others], None if labels is None else labels[others]) for rule in path]
         found = Finding(outcomes, running.shape, len(chosen), labels is not None, options.confidence, energies)
-    if searched:
-        reporter.decide(
-            "the plan was chosen on some of the images that confirm when inference may stop: --train-data keeps them "
-            "apart"
-        )
     return found.anytime(options.anytime)
 
 
@@ -200,7 +195,7 @@ class Finding:
         """Return the energy of an image; what does not change over time is computed once."""
         return None if self.energies is None else energy_after(self.energies.compiled, mean_steps, self.shape[0])
 
-    def row(self, drop: float, promise: Promise) -> ToleranceReport:
+    def row(self, drop: float, promise: Promise[Outcome]) -> ToleranceReport:
         """Return what is promised for a drop."""
         outcome = promise.outcome
         steps = float(self.shape[0]) if outcome is None else outcome.mean_steps

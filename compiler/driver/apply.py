@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from svitc.driver.prepare import Prepared, Workspace
+from dataclasses import dataclass, replace
+
+from svitc.driver.prepare import WHOLE, Prepared, Workspace
 from svitc.driver.report import WeightsReport
 from svitc.driver.report_sections import weights_report
+from svitc.driver.task import Task
 from svitc.ir.program import Program
 from svitc.passes.pipelines import quantize
 from svitc.passes.pruning.prune import Prune
@@ -27,7 +30,7 @@ def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str)
         InputError: images are needed, and there are none.
     """
     if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
-        sweep = workspace.sweep(prepared, plan.provenance.get("data") == "synthetic")
+        sweep = workspace.sweep(prepared, str(plan.provenance.get("data", WHOLE)))
         return without_tokens(sweep.build(plan, refit), plan)
     return prune_and_round(prepared.program, plan)
 
@@ -57,4 +60,61 @@ def quantized(pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> 
         return final, weights_report(final, pipeline)
 
 
-__all__ = ["apply_plan", "prune_and_round", "quantized"]
+@dataclass(frozen=True)
+class Exported:
+    """A pruned network with weights of the stored type, and its file.
+
+    Attributes:
+        program: the program.
+        weights: the report's section on the weights.
+        file: the ONNX file, for batches of any size.
+    """
+
+    program: Program
+    weights: WeightsReport
+    file: bytes
+
+    @classmethod
+    def of(cls, workspace: Workspace, pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> Exported:
+        """Give the weights of a pruned program the type that is stored, and export it."""
+        final, row = quantized(pruned, plan, weights, reporter)
+        return cls(final, row, workspace.export(final))
+
+
+def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, replayed: bool = False) -> Plan:
+    """Return a plan with what its policy left open: the bits of a uniform weight type, and the kind of rounding.
+
+    Args:
+        workspace: gives the weight types.
+        task: the task of the compilation.
+        plan: a policy's plan, or one to replay.
+        reporter: told where weights are rounded without images.
+        replayed: whether the plan is replayed, so that its kind of rounding does not change.
+
+    Raises:
+        InputError: the plan does not fit the program.
+    """
+    if task.weights == "fp32":
+        return plan
+    types = workspace.weight_types(task.prepared, task.weights, task.exclude)
+    plan.validate(task.prepared.program)
+    types.check(plan.bits)
+    plan = replace(with_provenance(plan, weights=task.weights), bits=plan.bits or types.same)
+    if not replayed and plan.bits:
+        plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
+        if workspace.source != WHOLE:
+            plan.provenance["data"] = workspace.source
+    if plan.bits and plan.provenance.get("rounding") == "nearest":
+        reporter.decide("weights go to the nearest numbers; with --data rounding looks at images, and loses less")
+    return plan
+
+
+def with_provenance(plan: Plan, **defaults: object) -> Plan:
+    """Return a copy of a plan, with entries added to its provenance that it does not have yet."""
+    provenance = dict(plan.provenance)
+    for name, value in defaults.items():
+        provenance.setdefault(name, value)
+    return replace(plan, provenance=provenance)
+
+
+__all__ = ["Exported", "apply_plan", "complete", "prune_and_round", "quantized", "with_provenance"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from svitc.codegen.module import program_source
 from svitc.driver.anytime_curve import curve_svg
 from svitc.driver.proof import Proof
+from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import to_bytes as program_bytes
@@ -17,6 +18,8 @@ from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
 
 CALLERS = ("stream.py", "stream.cpp")  # what runs a streaming file (docs/streaming.md)
+PICTURE_CHANNELS = (1, 3)  # gray, RGB
+PREDICT = ("predict.py",)  # what runs a file of pictures and class scores (docs/file.md)
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Compiled:
             "model.safetensors": program_bytes(self.program),
             "plan.json": to_json_bytes(self.plan.to_json()),
             **(self.proof.files() if self.proof is not None else {}),
-            **(_callers() if self.report.get("streaming") else {}),
+            **_callers(self._callers),
         }
         if self.report.get("anytime"):
             contents["anytime.svg"] = curve_svg(self.report["anytime"]).encode()
@@ -61,7 +64,16 @@ class Compiled:
         contents["report.json"] = to_json_bytes(self.report)
         return write_together(out, contents)
 
+    @property
+    def _callers(self) -> tuple[str, ...]:
+        """Names of the programs that run the file on a device."""
+        if self.report.get("streaming"):
+            return CALLERS
+        scores = class_scores(self.program.graph, self.program.info) if len(self.program.output_names) == 1 else None
+        pictures = not self.program.input.events and self.program.input.shape[-3] in PICTURE_CHANNELS
+        return PREDICT if pictures and scores is not None else ()
 
-def _callers() -> dict[str, bytes]:
-    """Return the programs that run a streaming file, by the names that they are written under."""
-    return {name: Path(__file__).with_name(f"device_{name}").read_bytes() for name in CALLERS}
+
+def _callers(names: tuple[str, ...]) -> dict[str, bytes]:
+    """Return programs that run a file, by the names that they are written under."""
+    return {name: Path(__file__).with_name(f"device_{name}").read_bytes() for name in names}

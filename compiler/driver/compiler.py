@@ -16,21 +16,23 @@ from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.anytime import Anytime, check_anytime, find_rule
-from svitc.driver.apply import apply_plan
+from svitc.driver.apply import Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
+from svitc.driver.confirm import check_promise, promise_report
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
-from svitc.driver.plan_search import Exported, SearchedPlan, Task, pose, search_plan
+from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
-from svitc.driver.prepare import Workspace
+from svitc.driver.prepare import WHOLE, Workspace
 from svitc.driver.proof import Proof, prove
 from svitc.driver.report import (
     AccuracyReport,
     BeforeAfter,
     BudgetReport,
     NoAccuracy,
+    PromiseReport,
     Report,
     WeightsReport,
 )
@@ -47,9 +49,11 @@ from svitc.driver.report_sections import (
     streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
+from svitc.driver.task import Task
 from svitc.driver.tokens import check_tokens, running_tokens, tokens_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
+from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
@@ -153,6 +157,8 @@ class Compiler:
         check_tokens(self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
+        confirming = self.workspace.reported(self.workspace.source) if self.options.max_drop is not None else None
+        check_promise(program, self.options, 0 if confirming is None else len(confirming))
         if self.options.finetune and self.options.train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
         if self.options.finetune:
@@ -210,9 +216,9 @@ class Compiler:
         sections = self._sections(task, searched, applied, lowered)
         verdict = self._verify(task, applied.pruned, lowered, reporter)
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
-        measured = self._measurements(lowered, reporter)
-        chosen = task.replayed is None and not task.whole and self.options.train_data is None
-        anytime = find_rule(lowered.program, self.options, measured["energy"], chosen, reporter)
+        measured = self._measurements(searched, lowered, reporter)
+        measured["promise"] = self._promise(task, searched, applied, measured)
+        anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
             refused=refused,
@@ -224,8 +230,11 @@ class Compiler:
             anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
-        file = self._described(searched.plan, lowered, proof, anytime)
-        return Compiled(lowered.program, file, searched.plan, report.to_json(), verdict, proof)
+        plan = searched.plan
+        if task.replayed is None and report.promise is not None:
+            plan = with_provenance(plan, promise=report.promise.told())
+        file = self._described(plan, lowered, proof, anytime)
+        return Compiled(lowered.program, file, plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
         """Report what was assumed about images, where the user should know before plans are measured on them.
@@ -326,7 +335,7 @@ class Compiler:
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
-        """Return the file with its metadata; the budget is the plan's, so that a replayed plan gives the same bytes."""
+        """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""
         span = span_of(lowered.program)
         origin = Origin(
             weights=lowered.weights.type,
@@ -335,6 +344,7 @@ class Compiler:
             digest=None if proof is None else proof.digest,
             early_exit=None if anytime is None else anytime.metadata(),
             tokens={stage: len(positions) for stage, positions in plan.tokens.items()} or None,
+            promise=plan.provenance.get("promise"),
         )
         values = metadata(lowered.program, self.options, origin)
         return described(lowered.written, values, self.options.streaming)
@@ -368,9 +378,27 @@ class Compiler:
             "finetune": applied.tuned.report if applied.tuned is not None else None,
         }
 
-    def _measurements(self, lowered: Lowered, reporter: Reporter) -> JsonDict:
+    def _promise(
+        self, task: Task, searched: SearchedPlan, applied: Applied, measured: JsonDict
+    ) -> PromiseReport | None:
+        """Return the report's section on what is promised of the file, or of its network before fine-tuning."""
+        data = self.workspace.reported(source := _source(searched))
+        accuracy, agreement = measured["accuracy"], measured["agreement"]
+        if searched.promise is not None and searched.promise.outcome is not None:
+            counts = searched.promise.outcome.classes
+        elif isinstance(accuracy, AccuracyReport):
+            counts = Classes(accuracy.images, accuracy.lost, accuracy.gained)
+        elif agreement is not None:
+            counts = Classes(agreement.images, agreement.images - round(agreement.share * agreement.images), 0)
+        else:
+            return None
+        assert data is not None
+        replayed, tuned = task.replayed is not None, applied.tuned is not None
+        return promise_report(self.workspace, source, counts, searched.promise, replayed, data, tuned)
+
+    def _measurements(self, searched: SearchedPlan, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
-        data = self.options.data
+        data = self.workspace.reported(_source(searched))
         watched = None if data is None else Watched(data, span_of(lowered.program))
         accuracy: AccuracyReport | NoAccuracy = NoAccuracy()
         agreement = None
@@ -384,9 +412,11 @@ class Compiler:
                 "the outputs are compared with the original's"
             )
         if scores is not None and has_labels(data):
-            accuracy = accuracy_report(program, self.workspace.original_classes(), lowered.exported, watched, reporter)
+            accuracy = accuracy_report(
+                program, self.workspace.original_classes(data), lowered.exported, watched, reporter
+            )
         elif scores is not None:
-            logs = self.workspace.original_log_probabilities()
+            logs = self.workspace.original_log_probabilities(data)
             agreement = agreement_report(program, logs, lowered.exported, watched, reporter)
         if scores is None or metric is not None or len(program.output_names) > 1:
             # a metric takes what the model returns, at each time step
@@ -394,7 +424,12 @@ class Compiler:
             outputs = outputs_report(program, exported, watched, metric, reporter)
         if watched.note is not None:
             reporter.decide(watched.note)
-        energy = energy_of(lowered.program, data, self.options.seed, reporter)
+        energy = energy_of(lowered.program, self.options.data, self.options.seed, reporter)
         original = self.workspace.original_energy() if energy is not None else None
         energies = energy_report(energy, original)
         return {"accuracy": accuracy, "agreement": agreement, "energy": energies, "outputs": outputs}
+
+
+def _source(searched: SearchedPlan) -> str:
+    """Return where the images came from that a plan was chosen on."""
+    return str(searched.plan.provenance.get("data", WHOLE))

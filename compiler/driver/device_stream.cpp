@@ -76,26 +76,24 @@ int main(int count, char** words) try {
     const std::string name = session.GetInputNameAllocated(i, allocator).get();
     const Ort::TypeInfo info = session.GetInputTypeInfo(i);
     auto shape = info.GetTensorTypeAndShapeInfo().GetShape();
-    shape[0] = 1;
+    shape[0] = shape[0] < 2 ? 1 : throw std::runtime_error("several streams at once: compile without --static-batch");
     for (auto& side : sides) side.push_back(Ort::Value::CreateTensor<float>(allocator, shape.data(), shape.size()));
     const auto entry = after(states, "{\"input\": \"" + name + "\", \"output\": \"");
     const std::string state = entry.empty() ? "" : entry[0].substr(0, entry[0].find("{\"input\""));
     const bool twice = !entry.empty() && state.find("\"in_place\": true") == std::string::npos;
     for (int k = 0; k < 2; k++) bindings[k].BindInput(name.c_str(), sides[k * twice][i]);
     if (entry.empty()) continue;  // the image comes first
-    const std::string to = state.substr(0, state.find('"'));
-    for (int k = 0; k < 2; k++) bindings[k].BindOutput(to.c_str(), sides[(1 - k) * twice][i]);
+    for (int k : {0, 1}) bindings[k].BindOutput(state.substr(0, state.find('"')).c_str(), sides[(1 - k) * twice][i]);
     float* const first = sides[0][i].GetTensorMutableData<float>();
     float* const end = first + sides[0][i].GetTensorTypeAndShapeInfo().GetElementCount();
     const auto parts = after(state, "{");  // of a packed state; each fills all to the end, and the next what is its own
     for (const auto& part : parts.empty() ? std::vector<std::string>{state} : parts)
       std::fill(first + size_t(number(part, "offset")), end, float(number(part, "initial")));
   }
-
   float* const pixels = sides[0][0].GetTensorMutableData<float>();
   const size_t size = sides[0][0].GetTensorTypeAndShapeInfo().GetElementCount(), bytes = size * sizeof(float);
-  for (size_t step = 0; const size_t got = std::fread(pixels, 1, bytes, frames);) {
-    const std::string has = std::to_string(got) + " of " + std::to_string(bytes) + " bytes";
+  for (size_t step = 0, got; (got = std::fread(pixels, 1, bytes, frames)) || !step;) {
+    const std::string has = std::to_string(got) + " of " + std::to_string(bytes) + " bytes, as float32";
     if (got < bytes) throw std::runtime_error("the last frame has " + has);
     if (!std::equal(pixels, pixels + size, pixels)) throw std::runtime_error("a frame has NaN");
     for (int i = 0; i < repeat; i++, step++) {
@@ -104,12 +102,14 @@ int main(int count, char** words) try {
       const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - began;
       const Ort::Value scores = std::move(bindings[step % 2].GetOutputValues()[0]);
       const float* const data = scores.GetTensorData<float>();
-      const size_t classes = scores.GetTensorTypeAndShapeInfo().GetElementCount();
+      const auto sizes = scores.GetTensorTypeAndShapeInfo();
+      const size_t classes = sizes.GetElementCount();
       if (kept) std::fwrite(data, sizeof(float), classes, kept);
       std::vector<double> answer(data, data + classes);
       for (size_t k = 0; k < classes && step < limits.size(); k++) answer[k] += offsets.at(step * classes + k);
       const auto best = std::max_element(answer.begin(), answer.end()) - answer.begin();
-      std::printf("step %zu: %td, %.2f ms\n", step + 1, best, time.count());
+      const char* const words = sizes.GetDimensionsCount() == 2 ? "" : "largest at element ";
+      std::printf("step %zu: %s%td, %.2f ms\n", step + 1, words, best, time.count());
       if (step < limits.size() && margin(answer) >= limits[step]) return 0;
     }
   }

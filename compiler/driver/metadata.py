@@ -36,7 +36,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "image.normalization": '`"declared"` by the checkpoint or by options; `"assumed"` where nothing says how images '
     "are normalized, so that they are only scaled",
     "image.resize": "length that the shorter side of a picture is scaled to before it is cropped; null to scale it so "
-    "that it just covers `image.crop`",
+    "that it just covers `image.crop`, 0 to crop it as it is",
     "image.crop": "height and width that are cut from the center; scaled to `image.size` where that differs",
     "image.interpolation": "how pictures are scaled",
     "image.limits": "smallest and largest value of the input, outside which a file with integer weights clamps; null "
@@ -47,6 +47,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "outputs": "name of each output, and what it is",
     "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
     "tokens": "stage -> how many of its tokens run through it (tokens.md); null where all do",
+    "promise": "what the file loses at most (promises.md); null where nothing is promised",
     "weights": '`"fp32"`, `"int8"`, or `"mixed"`',
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
@@ -68,6 +69,7 @@ class Origin:
         digest: digest of the spikes for the images of the proof, or None.
         early_exit: rule for stopping before the last time step, or None.
         tokens: token stage -> number of tokens that run through it, or None.
+        promise: what the plan says is promised, or None.
     """
 
     weights: str
@@ -76,6 +78,7 @@ class Origin:
     digest: str | None
     early_exit: JsonDict | None = None
     tokens: dict[str, int] | None = None
+    promise: JsonDict | None = None
 
 
 def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonDict:
@@ -99,7 +102,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "image.mean": list(normalize["mean"]) if normalize else [0.0] * channels,
         "image.std": list(normalize["std"]) if normalize else [1.0] * channels,
         "image.normalization": "declared" if normalize else "assumed",
-        "image.resize": scaling.resize,
+        "image.resize": declared_resize(scaling),
         "image.crop": list(scaling.window),
         "image.interpolation": "bicubic",
         "image.limits": origin.limits,
@@ -109,6 +112,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "outputs": meanings(program, options.per_step, options.streaming),
         "early_exit": origin.early_exit,
         "tokens": origin.tokens,
+        "promise": origin.promise,
         "weights": origin.weights,
         "budget": origin.budget,
         "target": options.target,
@@ -168,6 +172,11 @@ def _scaling(program: Program, options: CompileOptions) -> Scaling:
         return Scaling((program.input.shape[-2], program.input.shape[-1]))
 
 
+def declared_resize(scaling: Scaling) -> int | None:
+    """Return the value of ``image.resize``: 0 where pictures are cropped as they are, None where the default holds."""
+    return None if scaling.default else scaling.resize or 0
+
+
 def meanings(program: Program, per_step: bool, streaming: bool = False) -> dict[str, Json]:
     """Return what each output of a program's file is.
 
@@ -186,4 +195,4 @@ def meanings(program: Program, per_step: bool, streaming: bool = False) -> dict[
     return found
 
 
-__all__ = ["KEYS", "Origin", "described", "description", "meanings", "metadata"]
+__all__ = ["KEYS", "Origin", "declared_resize", "described", "description", "meanings", "metadata"]

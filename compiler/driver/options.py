@@ -28,11 +28,13 @@ class CompileOptions:
 
     Attributes:
         data: images that accuracies are reported on, or without labels the agreement with the original; the first of
-            them are used for verification.
+            them are used for verification. Without ``train_data``, plans are chosen on a part of them, and results are
+            reported on the others.
         train_data: images to fine-tune on, with or without labels. Plans are then chosen on them as well, so that
             ``data`` stays unseen.
         max_drop: the most accuracy that a plan may lose before fine-tuning, as a share; without labels, the largest
-            share of images that may get another class than the original's.
+            share of images that may get another class than the original's. Confirmed with ``confidence`` on images of
+            ``data`` that no plan was chosen on.
         tokens: share of the tokens that run through the blocks, chosen on the images (docs/tokens.md); None for all.
         sweep_images: number of images that plans are chosen on.
         calibration_images: number of other images, which refits and criteria use; of a few images without labels, the
@@ -53,7 +55,7 @@ class CompileOptions:
         anytime: the most top-1 that stopping before the last time step may cost, as a share, so that a rule for it is
             found on ``data``; without labels, the largest share of images that get another class. The file is a
             streaming one then. None for no rule.
-        confidence: probability with which that is promised, for images that nobody has seen.
+        confidence: probability with which a drop is promised, for images that nobody has seen.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
         static_batch: number of images that every batch of the file has, for runtimes that need to know it; None for

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from svitc import onnx as backend
-from svitc.driver.apply import apply_plan, prune_and_round, quantized
-from svitc.driver.prepare import Prepared, Workspace
-from svitc.driver.report import WeightsReport
-from svitc.errors import InternalError, UsageError
+from svitc.driver.apply import Exported, apply_plan, complete, prune_and_round, quantized, with_provenance
+from svitc.driver.confirm import Confirmation, TestedPlan, no_promise
+from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.task import Task
+from svitc.errors import BudgetError, InternalError, UsageError
+from svitc.evaluation.promise import Promise
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.channel_slicing import selection
 from svitc.ir.outputs import class_scores
@@ -26,52 +28,6 @@ MAX_ATTEMPTS = 8  # one is nearly always enough; each further plan is at least o
 
 
 @dataclass(frozen=True)
-class Task:
-    """The task of one compilation.
-
-    Attributes:
-        prepared: the program that the plan is for.
-        budget: the budget, or None.
-        limit: the most bytes or parameters that may be kept, or None.
-        weights: type of the stored weights.
-        exclude: globs over ignored layers, which are not changed.
-        replayed: the plan to replay, or None.
-        whole: whether nobody set a limit, so that every channel stays.
-        tokens: token stage -> positions of the tokens that run; empty where all do.
-    """
-
-    prepared: Prepared
-    budget: Budget | None
-    limit: int | None
-    weights: str
-    exclude: tuple[str, ...] = ()
-    replayed: Plan | None = None
-    whole: bool = False
-    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A pruned network with weights of the stored type, and its file.
-
-    Attributes:
-        program: the program.
-        weights: the report's section on the weights.
-        file: the ONNX file, for batches of any size.
-    """
-
-    program: Program
-    weights: WeightsReport
-    file: bytes
-
-    @classmethod
-    def of(cls, workspace: Workspace, pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> Exported:
-        """Give the weights of a pruned program the type that is stored, and export it."""
-        final, row = quantized(pruned, plan, weights, reporter)
-        return cls(final, row, workspace.export(final))
-
-
-@dataclass(frozen=True)
 class SearchedPlan:
     """The result of a plan search.
 
@@ -80,12 +36,14 @@ class SearchedPlan:
         pruned: the program after the plan was applied, where the search has built it.
         exported: what was exported of that program.
         timing: entries on a search by latency in the report's ``budget``.
+        promise: the tests of plans for ``max_drop``; None where there is none, or nothing can be promised.
     """
 
     plan: Plan
     pruned: Program | None = None
     exported: Exported | None = None
     timing: JsonDict = field(default_factory=dict)
+    promise: Promise[TestedPlan] | None = None
 
     @property
     def refit(self) -> str:
@@ -105,65 +63,84 @@ def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Repo
         searched = SearchedPlan(task.replayed)
     elif budget is not None and budget.of == "latency":
         searched = _within_time(workspace, policy, task, budget, reporter)
+    elif task.limit is None and workspace.options.max_drop is not None:
+        return _within_drop(workspace, policy, task, reporter)
     else:
         of = budget.of if budget is not None else "bytes"
         searched = _within_limit(workspace, policy, task, task.limit, of, reporter)
-    preparation = task.prepared.options
-    plan = _with(searched.plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
+    plan = _prepared_as(task, searched.plan)
     if budget is not None:
         plan.provenance["budget"] = budget.text
-    return replace(searched, plan=complete(workspace, task, plan, reporter, replayed=task.replayed is not None))
+    plan = complete(workspace, task, plan, reporter, replayed=task.replayed is not None)
+    return _confirmed(workspace, task, replace(searched, plan=plan), reporter)
 
 
-def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, replayed: bool = False) -> Plan:
-    """Return a plan with what its policy left open: the bits of a uniform weight type, and the kind of rounding.
+def _prepared_as(task: Task, plan: Plan) -> Plan:
+    """Return a copy of a plan that says how the program was prepared, with the tokens of the task."""
+    preparation = task.prepared.options
+    plan = replace(plan, tokens=plan.tokens or task.tokens)
+    return with_provenance(plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
 
-    Args:
-        workspace: gives the weight types.
-        task: the task of the compilation.
-        plan: a policy's plan, or one to replay.
-        reporter: told where weights are rounded without images.
-        replayed: whether the plan is replayed, so that its kind of rounding does not change.
+
+def _confirmed(workspace: Workspace, task: Task, searched: SearchedPlan, reporter: Reporter) -> SearchedPlan:
+    """Test the plan for a budget, where there is a ``max_drop`` that can be promised.
 
     Raises:
-        InputError: the plan does not fit the program.
+        BudgetError: the images do not confirm that it keeps to the drop.
     """
-    if task.weights == "fp32":
-        return plan
-    types = workspace.weight_types(task.prepared, task.weights, task.exclude)
-    plan.validate(task.prepared.program)
-    types.check(plan.bits)
-    plan = replace(_with(plan, weights=task.weights), bits=plan.bits or types.same)
-    if not replayed and plan.bits:
-        plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
-        if workspace.options.synthetic:
-            plan.provenance["data"] = "synthetic"
-    if plan.bits and plan.provenance.get("rounding") == "nearest":
-        reporter.decide("weights go to the nearest numbers; with --data rounding looks at images, and loses less")
-    return plan
+    if workspace.options.max_drop is None or no_promise(workspace.program, workspace.options) is not None:
+        return searched
+    of = task.budget.of if task.budget is not None and task.budget.of == "parameters" else "bytes"
+    found = Confirmation(workspace, task, of, reporter).boldest([searched.plan])
+    tested = found.outcome
+    assert tested is not None
+    return replace(searched, plan=tested.plan, pruned=tested.pruned, exported=tested.exported, promise=found)
+
+
+def _within_drop(workspace: Workspace, policy: Policy, task: Task, reporter: Reporter) -> SearchedPlan:
+    """Return the smallest plan that is confirmed to keep to ``max_drop``; if none can be, by the choosing images.
+
+    Raises:
+        BudgetError: there is none.
+    """
+    problem = pose(workspace, task, None, "bytes", reporter)
+    reason = no_promise(workspace.program, workspace.options)
+
+    def finished(plan: Plan) -> Plan:
+        return _prepared_as(task, _marked(workspace, policy, plan))
+
+    if reason is not None:
+        reporter.decide(f"nothing is promised: {reason}; the drop is measured on the images that choose the plan")
+        with reporter.stage("plan"):
+            plan = finished(_plan_of(policy, problem))
+        return SearchedPlan(complete(workspace, task, plan, reporter))
+    with reporter.stage("plan"):
+        ladder = [finished(_checked(policy, plan)) for plan in policy.ladder(problem)]
+    if not ladder:
+        raise BudgetError("no plan makes this network smaller", hint="Allow more with --max-drop.")
+    found = Confirmation(workspace, task, "bytes", reporter).boldest(ladder)
+    tested = found.outcome
+    assert tested is not None
+    return SearchedPlan(tested.plan, tested.pruned, tested.exported, promise=found)
 
 
 def _plan_of(policy: Policy, problem: Problem) -> Plan:
-    """Return a policy's plan.
+    """Return a policy's plan; the policy may be the user's own."""
+    return _checked(policy, policy.plan(problem))
+
+
+def _checked(policy: Policy, plan: object) -> Plan:
+    """Return what a policy returned, which is a plan.
 
     Raises:
-        UsageError: the policy, which may be the user's own, returns something else.
+        UsageError: it is something else.
     """
-    plan: object = policy.plan(problem)
     if not isinstance(plan, Plan):
         raise UsageError(
             f"policy {policy.name!r} returned {type(plan).__name__}, not a plan",
             hint="Its plan() returns an svitc.Plan.",
         )
     return plan
-
-
-def _with(plan: Plan, **defaults: str) -> Plan:
-    """Return a copy of a plan, with entries added to its provenance that it does not have yet."""
-    provenance = dict(plan.provenance)
-    for name, value in defaults.items():
-        provenance.setdefault(name, value)
-    return replace(plan, provenance=provenance)
 
 
 def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter: Reporter) -> Problem:
@@ -221,9 +198,7 @@ def _within_limit(
     for _ in range(MAX_ATTEMPTS):
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
-            plan = replace(_with(_plan_of(policy, problem), refit=policy.refit), tokens=task.tokens)
-            if workspace.options.synthetic and (policy.refit != "none" or workspace.opened_sweep is not None):
-                plan = _with(plan, data="synthetic")  # which a replay draws again
+            plan = replace(_marked(workspace, policy, _plan_of(policy, problem)), tokens=task.tokens)
         if limit is None or of != "bytes":
             return SearchedPlan(plan)
         with reporter.stage("prune"):
@@ -241,6 +216,15 @@ def _within_limit(
         # the cost model ignores shape constants, of which the file stores equal ones once
         slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))
     raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
+
+
+def _marked(workspace: Workspace, policy: Policy, plan: Plan) -> Plan:
+    """Return a copy of a plan that says how it is refitted, and which images it looked at, for a replay."""
+    plan = with_provenance(plan, refit=policy.refit)
+    looked = policy.refit != "none" or workspace.opened_sweep is not None
+    if looked and workspace.source != WHOLE:
+        plan = with_provenance(plan, data=workspace.source)
+    return plan
 
 
 def _within_time(workspace: Workspace, policy: Policy, task: Task, budget: Budget, reporter: Reporter) -> SearchedPlan:
@@ -268,4 +252,4 @@ def _within_time(workspace: Workspace, policy: Policy, task: Task, budget: Budge
     return SearchedPlan(plan, timing=timing)
 
 
-__all__ = ["SearchedPlan", "Task", "complete", "pose", "search_plan"]
+__all__ = ["SearchedPlan", "pose", "search_plan"]

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from svitc.driver.plan_search import Task, search_plan
+from svitc.driver.plan_search import search_plan
 from svitc.driver.prepare import Workspace
 from svitc.driver.report import PredictionReport
+from svitc.driver.task import Task
 from svitc.errors import BudgetError
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.sweep import Sweep

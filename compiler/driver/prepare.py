@@ -9,6 +9,7 @@ import numpy as np
 from svitc import onnx as backend
 from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
+from svitc.data.inputs import Data
 from svitc.driver.agreement import log_probabilities
 from svitc.driver.lossless_check import check_removal
 from svitc.driver.options import CompileOptions, PreparationOptions
@@ -17,6 +18,7 @@ from svitc.driver.synthetic_data import synthetic_data
 from svitc.driver.weight_types import WeightTypes
 from svitc.energy.estimate import Energy
 from svitc.errors import InputError
+from svitc.evaluation.promise import FEWEST_CHOOSING_IMAGES, split_images
 from svitc.evaluation.store import Store, fingerprint
 from svitc.evaluation.sweep import Sweep, SweepSettings, open_sweep
 from svitc.ir.pass_manager import Pipeline
@@ -30,6 +32,9 @@ from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
+SYNTHETIC, PART, WHOLE = "synthetic", "part", "whole"  # where the images that plans are chosen on come from
+MISSING_IMAGES = "the plan was made with images, which its refit looks at"
+SAME_IMAGES = "Give the same --data or --train-data."
 EVALUATION_MACS = 17e12  # multiply-accumulates of all evaluations on synthetic images: some minutes on two cores
 
 
@@ -96,10 +101,11 @@ class Workspace:
         self._prepared: dict[PreparationOptions, Prepared] = {}
         self._types: dict[tuple[PreparationOptions, str, tuple[str, ...]], WeightTypes] = {}
         self._costs: dict[tuple[PreparationOptions, str, tuple[str, ...]], Costs] = {}
-        self._sweeps: dict[tuple[PreparationOptions, bool], Sweep] = {}
+        self._sweeps: dict[tuple[PreparationOptions, str], Sweep] = {}
         self._synthetic: Dataset | None = None
-        self._classes: list[np.ndarray] | None = None
-        self._logs: list[np.ndarray] | None = None
+        self._parts: tuple[Dataset, Dataset] | None = None
+        self._classes: dict[int, list[np.ndarray]] = {}  # by the number of images: of all, or of the confirming part
+        self._logs: dict[int, list[np.ndarray]] = {}
         self._energy: Energy | None = None
         with reporter.stage("export original"):
             self.original = self.export(program)
@@ -165,18 +171,55 @@ class Workspace:
         cost.bits = narrow
         return Costs(cost, parameter_cost(program), refused)
 
-    def sweep(self, prepared: Prepared | None = None, synthetic: bool | None = None) -> Sweep:
+    @property
+    def source(self) -> str:
+        """Where the images come from that plans are chosen on.
+
+        ``SYNTHETIC``; ``PART``, the choosing part of the only data set; or ``WHOLE``, a data set of their own.
+        """
+        if self.options.synthetic:
+            return SYNTHETIC
+        return PART if self.options.train_data is None and isinstance(self.options.data, Dataset) else WHOLE
+
+    def parts(self) -> tuple[Dataset, Dataset]:
+        """Return the choosing and the confirming part of the data set.
+
+        Raises:
+            InputError: there are too few images for both.
+        """
+        if self._parts is None:
+            data = self.options.data if isinstance(self.options.data, Dataset) else self.options.train_data
+            if data is None:
+                raise InputError(MISSING_IMAGES, hint=SAME_IMAGES)
+            if len(data) <= FEWEST_CHOOSING_IMAGES:
+                raise InputError(
+                    f"{data.name} has {len(data)} images, too few to choose a plan on and to confirm it on others",
+                    hint="Give more.",
+                )
+            chosen, others = split_images(len(data), self.options.seed)
+            self._parts = data.subset(chosen), data.subset(others)
+        return self._parts
+
+    def reported(self, source: str) -> Data | None:
+        """Return the images that results are reported on: those of ``data`` that no plan was chosen on.
+
+        Args:
+            source: where the images came from that the plan was chosen on.
+        """
+        return self.parts()[1] if source == PART and self.options.data is not None else self.options.data
+
+    def sweep(self, prepared: Prepared | None = None, source: str | None = None) -> Sweep:
         """Return the sweep, which measures plans; images are read, or drawn, on first use.
 
         Args:
             prepared: the program that plans are made for.
-            synthetic: whether to use synthetic images; by default, whether there are no others.
+            source: where the images come from; by default ``source``.
 
         Raises:
             InputError: there are no images to choose plans on.
         """
         prepared = prepared or self.prepared()
-        key = prepared.options, self.options.synthetic if synthetic is None else synthetic
+        key = prepared.options, source or self.source
         if key not in self._sweeps:
             self._sweeps[key] = self._open_sweep(prepared.program, key[1])
         return self._sweeps[key]
@@ -202,15 +245,13 @@ class Workspace:
     @property
     def opened_sweep(self) -> Sweep | None:
         """The sweep, if any plan was measured so far."""
-        return self._sweeps.get((self.options.preparation, self.options.synthetic))
+        return self._sweeps.get((self.options.preparation, self.source))
 
-    def _open_sweep(self, program: Program, synthetic: bool) -> Sweep:
-        options = self.options
-        data = self.synthetic() if synthetic else options.choosing
+    def _open_sweep(self, program: Program, source: str) -> Sweep:
+        options, synthetic = self.options, source == SYNTHETIC
+        data = self.synthetic() if synthetic else self.parts()[0] if source == PART else options.choosing
         if not isinstance(data, Dataset):
-            raise InputError(
-                "the plan was made with images, which its refit looks at", hint="Give the same --data or --train-data."
-            )
+            raise InputError(MISSING_IMAGES, hint=SAME_IMAGES)
         with self.reporter.stage("read images"):
             subject = [data.fingerprint(), options.sweep_images, options.calibration_images, options.seed]
             if options.metric is not None:
@@ -225,19 +266,19 @@ class Workspace:
             sweep.remarks[:0] = data.notes
         return sweep
 
-    def original_classes(self) -> list[np.ndarray]:
-        """Return the classes that the original predicts for the reported images, batch by batch."""
-        assert self.options.data is not None
-        if self._classes is None:
-            self._classes = classify(self.program, self.options.data, self.reporter)
-        return self._classes
+    def original_classes(self, data: Data) -> list[np.ndarray]:
+        """Return the classes that the original predicts for ``data`` or its confirming part, batch by batch."""
+        if len(data) not in self._classes:
+            logs = self._logs.get(len(data))
+            classes = [log.argmax(axis=-1) for log in logs] if logs else classify(self.program, data, self.reporter)
+            self._classes[len(data)] = classes
+        return self._classes[len(data)]
 
-    def original_log_probabilities(self) -> list[np.ndarray]:
-        """Return the log-probabilities of the original for the reported images, batch by batch."""
-        assert self.options.data is not None
-        if self._logs is None:
-            self._logs = log_probabilities(self.program, self.options.data, self.reporter)
-        return self._logs
+    def original_log_probabilities(self, data: Data) -> list[np.ndarray]:
+        """Return the log-probabilities of the original for ``data`` or its confirming part, batch by batch."""
+        if len(data) not in self._logs:
+            self._logs[len(data)] = log_probabilities(self.program, data, self.reporter)
+        return self._logs[len(data)]
 
     def original_energy(self) -> Energy | None:
         """Return the energy of the original for one image; None unless there is a ``Dataset``."""
@@ -246,4 +287,4 @@ class Workspace:
         return self._energy
 
 
-__all__ = ["Costs", "Prepared", "Workspace", "prepare"]
+__all__ = ["PART", "SYNTHETIC", "WHOLE", "Costs", "Prepared", "Workspace", "prepare"]

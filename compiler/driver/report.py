@@ -177,6 +177,7 @@ class AccuracyReport(Section):
     Attributes:
         notes: remarks of the data set.
         unreadable: number of images that could not be read.
+        lost, gained: numbers of images that only the original, and that only the file classifies correctly.
     """
 
     original: float
@@ -188,6 +189,8 @@ class AccuracyReport(Section):
     images: int
     notes: list[str]
     unreadable: int
+    lost: int
+    gained: int
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,60 @@ class EnergyReport(Section):
     original: dict[str, float]
     compiled: dict[str, float]
     saved: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class TestReport(Section):
+    """A candidate that the confirming images tested.
+
+    Attributes:
+        kept: what it keeps, a share of the original's bytes, or of what the budget counts.
+        drop: the drop on these images.
+        held: whether the promise holds for it.
+    """
+
+    kept: float
+    drop: float
+    held: bool
+
+
+@dataclass(frozen=True)
+class PromiseReport(Section):
+    """What the file loses at most on images like those that confirmed it (docs/promises.md).
+
+    Attributes:
+        text: the promise in a sentence.
+        basis: ``labels``, or ``agreement`` with the original where there are none.
+        confidence: probability with which it holds.
+        images: number of images that confirmed it.
+        choosing_images: number of other images, on which the plan was chosen; None where none was chosen on images.
+        choosing: name of the images that it was chosen on.
+        lost, gained: numbers of images that only the original, and that only the network gets right.
+        drop: their difference, a share of the images.
+        max_drop: the drop that was asked for; None where none was.
+        drop_bound: what the true drop is at most: what was asked for, or the upper confidence bound.
+        tests: the plans that were tested for the drop that was asked for, in order.
+        before_finetuning: whether this is of the network before fine-tuning.
+    """
+
+    text: str
+    basis: str
+    confidence: float
+    images: int
+    choosing_images: int | None
+    choosing: str | None
+    lost: int
+    gained: int
+    drop: float
+    max_drop: float | None
+    drop_bound: float
+    tests: list[TestReport]
+    before_finetuning: bool
+
+    def told(self) -> JsonDict:
+        """Return what the plan and the file say of it."""
+        names = ("text", "basis", "max_drop", "drop_bound", "confidence", "images")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -351,9 +408,10 @@ class Report(Section):
     outputs: OutputsReport | None = None
     streaming: StreamingReport | None = None
     anytime: AnytimeReport | None = None
+    promise: PromiseReport | None = None
     tokens: dict[str, JsonDict] | None = None
 
     def to_json(self) -> JsonDict:
         """See ``Section``; without the outputs where the classes say everything, states, and what nobody asked for."""
-        optional = ("outputs", "streaming", "anytime", "tokens")
+        optional = ("outputs", "streaming", "anytime", "promise", "tokens")
         return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from svitc import onnx as backend
-from svitc import runtimes
 from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import input_range
 from svitc.data.dataset import Dataset, split
@@ -27,6 +25,7 @@ from svitc.driver.report import (
 )
 from svitc.energy.estimate import Energy, energy, saving
 from svitc.errors import InputError
+from svitc.evaluation.promise import compare_classes
 from svitc.ir import ops
 from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
@@ -140,27 +139,19 @@ def accuracy_report(
             "accuracy needs labels, and these images have none",
             hint="Give class folders, or an .npz with images and labels.",
         )
-    session, scores = runtimes.session(exported), required_scores(program.graph, program.info)
-    total_original = total = lost = gained = images = 0
-    with reporter.stage("accuracy", len(data)) as step:
-        for (x, labels), predicted in zip(data.batches(len(original[0])), original, strict=True):
-            expected = labels.numpy()
-            original_right = predicted == expected
-            outputs = session.run(program.output_names, {backend.INPUT: x.numpy()})
-            right = scores.of(outputs).argmax(axis=-1) == expected
-            total_original, total = total_original + int(original_right.sum()), total + int(right.sum())
-            lost, gained = lost + int((original_right & ~right).sum()), gained + int((right & ~original_right).sum())
-            step(images := images + len(expected))
+    found = compare_classes(program, original, exported, data, reporter, "accuracy")
     return AccuracyReport(
-        original=total_original / images,
-        original_interval=wilson(total_original, images),
-        pruned=total / images,
-        pruned_interval=wilson(total, images),
-        drop=(total_original - total) / images,
-        drop_interval=paired(lost, gained, images),
-        images=images,
+        original=found.original / found.images,
+        original_interval=wilson(found.original, found.images),
+        pruned=found.right / found.images,
+        pruned_interval=wilson(found.right, found.images),
+        drop=found.drop,
+        drop_interval=paired(found.lost, found.gained, found.images),
+        images=found.images,
         notes=list(getattr(data, "notes", ())),
         unreadable=len(getattr(data, "unreadable", ())),
+        lost=found.lost,
+        gained=found.gained,
     )
 
 

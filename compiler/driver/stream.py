@@ -25,6 +25,7 @@ class Stream:
 
     Attributes:
         frame_shape: shape of a frame, ``[N, C, H, W]``.
+        outputs: all outputs of the last step, by name.
 
     Raises:
         InputError: there is no such file, or it is not a streaming one.
@@ -46,6 +47,9 @@ class Stream:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise RuntimeFailure(f"ONNX Runtime cannot load {file}: {reason_of(error)}") from error
         self.frame_shape: tuple[int, ...] = self._stream.shape
+        self.outputs: dict[str, np.ndarray] = {}
+        after = {state.output for state in states}
+        self._names = [output.name for output in proto.graph.output if output.name not in after]
         self._packed = states[0].input if states[0].parts else None
         self._parts = states[0].parts or tuple(Part(s.input, s.shape, 0, s.initial) for s in states)
         streams = self.frame_shape[0]
@@ -57,20 +61,29 @@ class Stream:
         With ``--per-step`` these are the scores of this step; of a network with several outputs, the first.
 
         Args:
-            frame: one frame of each stream, ``[N, C, H, W]``, normalized as the metadata say.
+            frame: one frame of each stream, ``[N, C, H, W]``: pixels as floats, normalized as the metadata say, or
+                counts of events.
 
         Raises:
-            InputError: the frame has another size, or holds NaN.
+            InputError: the frame has another size, holds NaN, or has pixels that are integers.
         """
         value = _numbers(frame, "the frame")
         if value.shape != self.frame_shape:
+            hint = "One frame is [N, C, H, W]: streams, channels, height, width."
+            if value.ndim and value.shape[1:] == self.frame_shape[1:]:
+                hint = f"This is for {self.frame_shape[0]} side by side: Stream(path, batch=N), or --static-batch N."
+            raise InputError(f"the frame is {list(value.shape)}, and {list(self.frame_shape)} is expected", hint=hint)
+        meta = self._stream.meta
+        if meta.get("image.range") and np.asarray(frame).dtype.kind != "f":
+            mean, std = meta["image.mean"], meta["image.std"]
             raise InputError(
-                f"the frame is {list(value.shape)}, and {list(self.frame_shape)} is expected",
-                hint="One frame is [N, C, H, W]: streams, channels, height, width.",
+                f"the frame is {np.asarray(frame).dtype}, and normalized pixels are floats",
+                hint=f"Of pixels from 0 to 255: (frame / 255 - mean) / std, with mean {mean} and std {std} by channel.",
             )
         if np.isnan(value).any():
             raise InputError("the frame holds NaN", hint="The states are as they were before it: leave it out.")
         scores: np.ndarray = self._stream(value)
+        self.outputs = dict(zip(self._names, self._stream.outputs, strict=True))
         return scores
 
     def reset(self) -> None:

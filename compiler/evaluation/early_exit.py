@@ -4,13 +4,12 @@ After each time step a network has an answer: the running mean of its class scor
 to it and stops where the margin reaches a threshold; both depend on the step. Images are split. On one part a path of
 rules is chosen, from the most cautious to the boldest, by figures that are smooth and need no labels. On the other part
 the rules are tested in the order of the path, and the first failure ends it. The order is fixed before these images are
-looked at, so no error has to be shared among the tests ("Learn then Test": A. N. Angelopoulos, S. Bates, E. J. Candès,
-M. I. Jordan and L. Lei, arXiv 2110.01052, 2021, fixed-sequence testing).
+looked at, so no error has to be shared among the tests (promise.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +17,9 @@ import torch
 import torch.nn.functional as F
 from scipy import special
 
-from svitc.support.confidence import drop_bound, drop_p_value, images_needed
+from svitc.evaluation.promise import Tested
 from svitc.support.types import JsonDict
 
-CHOOSING_SHARE = 0.3  # of the images, and no more than this number of them
-MOST_CHOOSING_IMAGES = 5000
 RISKS = np.geomspace(0.002, 0.4, 32)  # of another class than that after all steps, at which a rule still stops
 RIDGE = 1.0  # weight of the prior that offsets are 0, and of that on a risk's slope, in images
 SMALLEST_MARGIN = 1e-6  # also the smallest distance from 1: margins are seen on a logit scale
@@ -67,7 +64,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Tested):
     """What a rule did on images that it was not chosen on.
 
     Attributes:
@@ -87,28 +84,9 @@ class Outcome:
     gained: int
 
     @property
-    def drop(self) -> float:
-        """The share of right classes that stopping early costs; negative where it gains."""
-        return (self.lost - self.gained) / self.images
-
-    def bound(self, confidence: float) -> float:
-        """Return what the true drop is at most, with a confidence."""
-        return drop_bound(self.lost, self.gained, self.images, confidence)
-
-
-@dataclass(frozen=True)
-class Promise:
-    """The boldest rule that a drop could be promised for.
-
-    Attributes:
-        outcome: what the rule did on the images that confirmed it; None where nothing could be promised, and inference
-            never stops early.
-        needed: where nothing could be promised, about how many images in all it would take for the most cautious rule;
-            None if no number is enough.
-    """
-
-    outcome: Outcome | None
-    needed: int | None
+    def counts(self) -> tuple[int, int, int]:
+        """See ``Tested``."""
+        return self.lost, self.gained, self.images
 
 
 def margins_of(scores: np.ndarray) -> np.ndarray:
@@ -125,13 +103,6 @@ def running_mean(scores: np.ndarray) -> np.ndarray:
     """
     sums = np.cumsum(scores, axis=0, dtype=scores.dtype)
     return sums * np.array([1 / t for t in range(1, len(scores) + 1)], dtype=scores.dtype).reshape(-1, 1, 1)
-
-
-def split_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of the images to choose on and of those to confirm on, drawn at random."""
-    order = np.random.default_rng(seed).permutation(count)
-    chosen = min(MOST_CHOOSING_IMAGES, max(1, round(CHOOSING_SHARE * count)))
-    return np.sort(order[:chosen]), np.sort(order[chosen:])
 
 
 def choose_path(running: np.ndarray) -> list[Rule]:
@@ -196,31 +167,6 @@ def outcome_of(rule: Rule, running: np.ndarray, labels: np.ndarray | None) -> Ou
         lost=int((full & ~early).sum()),
         gained=int((early & ~full).sum()),
     )
-
-
-def confirm(outcomes: Sequence[Outcome], drop: float, confidence: float) -> Promise:
-    """Return the boldest rule whose drop is at most ``drop`` with a confidence, tested one after the other.
-
-    Args:
-        outcomes: what the rules did, in an order that was fixed before these images were looked at.
-        drop: the largest drop, a share of the images.
-        confidence: of the statement.
-    """
-    held: Outcome | None = None
-    for outcome in outcomes:
-        if drop_p_value(outcome.lost, outcome.gained, outcome.images, drop) > 1 - confidence:
-            break
-        held = outcome
-    if held is not None:
-        return Promise(held, None)
-    first, images = outcomes[0], outcomes[0].images
-    needed = images_needed(first.lost / images, first.gained / images, drop, confidence) if drop else None
-    return Promise(None, None if needed is None else all_images(needed))
-
-
-def all_images(confirming: int) -> int:
-    """Return about how many images there must be so that this many are left to confirm on."""
-    return confirming + min(MOST_CHOOSING_IMAGES, round(confirming * CHOOSING_SHARE / (1 - CHOOSING_SHARE)))
 
 
 def _odds(margins: np.ndarray) -> np.ndarray:

@@ -8,27 +8,33 @@ to the layers behind the neurons whose spikes cannot have changed (onnx/surgery/
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import torch
-from torch import fx
 
 from svitc import onnx as backend
 from svitc import runtimes
 from svitc.evaluation.comparison import OutputReader, RelativeError
+from svitc.evaluation.known_spikes import KnownSpikes, Part
 from svitc.evaluation.metric import BatchMetric, Metric
+from svitc.evaluation.packed import Packed
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export_proto
 from svitc.onnx.surgery import suffix
+from svitc.planning.plan import Plan
 from svitc.support.confidence import paired, wilson
 from svitc.support.types import JsonDict
 
 CACHE_BYTES = 2_000_000_000
+
+Outputs: TypeAlias = tuple[list[np.ndarray], list[np.ndarray]]  # as read, and for a metric as they are
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,15 @@ class Measurement:
         """Accuracy or quality lost compared with the original."""
         return (self.lost - self.gained) / self.images if self.quality is None else self.original_quality - self.quality
 
+    @property
+    def expected_drop(self) -> float:
+        """The drop that is to be expected on other images.
+
+        Where classes are counted and the original is not always right, that is the regret, which hardly depends on
+        which images happen to be right. Without labels the original counts as right, and all that differs is lost.
+        """
+        return self.drop if self.quality is not None or self.right + self.lost == self.images else self.regret
+
     def to_json(self) -> JsonDict:
         """Return JSON values, with 95% confidence intervals; those of a quality are not known."""
         low, high = wilson(self.right, self.images)
@@ -96,24 +111,29 @@ class Measurement:
         return values if self.quality is not None else {k: v for k, v in values.items() if "quality" not in k}
 
 
-class Packed:
-    """A spike tensor, stored as bits, or as bytes where a neuron may emit several spikes in one time step.
+class Running:
+    """A measurement under way.
 
     Args:
-        values: whole numbers from 0 to 255, of any shape.
+        batches: the outputs of each batch, as they will be.
+        finish: makes the measurement of them.
     """
 
-    def __init__(self, values: np.ndarray) -> None:
-        self.shape, self.binary = values.shape, bool(((values == 0) | (values == 1)).all())
-        small = values.astype(np.uint8)
-        assert self.binary or (small == values).all()
-        self.data = np.packbits(small.reshape(-1)) if self.binary else small.reshape(-1)
+    def __init__(self, batches: Sequence[Future[Outputs]], finish: Callable[[list[Outputs]], Measurement]) -> None:
+        self._batches, self._finish = batches, finish
 
-    def unpack(self) -> np.ndarray:
-        """Return the tensor in float32."""
-        count = int(np.prod(self.shape))
-        flat = np.unpackbits(self.data, count=count) if self.binary else self.data
-        return flat.astype(np.float32).reshape(self.shape)
+    def result(self) -> Measurement:
+        """Wait for all batches, and return the measurement."""
+        try:
+            return self._finish([batch.result() for batch in self._batches])
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Leave out the batches that have not begun."""
+        for batch in self._batches:
+            batch.cancel()
 
 
 class Evaluator:
@@ -156,31 +176,52 @@ class Evaluator:
         self.spikes: list[dict[str, Packed]] = []
         self._outputs: list[list[np.ndarray]] = []  # of the original, as read, batch by batch
         self._targets: list[Any] = [torch.from_numpy(y) for _, y in self.chunks] if has_labels else []
-        self._state = {name: value.clone() for name, value in program.module.state_dict().items()}
-        model = export_proto(program.copy())
-        exposed = suffix.expose(model, self._cacheable(model, cache_bytes))
-        session = runtimes.session(model.SerializeToString(), threads)
-        done, start = 0, time.perf_counter()
-        qualities: list[float] = []
-        for x, labels in self.chunks:
-            values = session.run([*self.names, *(e.value for e in exposed)], {backend.INPUT: x})
-            outputs, values = values[: len(self.names)], values[len(self.names) :]
-            self.spikes.append({e.path: Packed(v) for e, v in zip(exposed, values, strict=True)})
-            self._outputs.append(self.reader(outputs))
-            if self.metric is not None:
-                if not has_labels:
-                    self._targets.append(self.metric.tensors(outputs))
-                qualities.append(self.metric(outputs, self._targets[len(qualities)]))
-            done += len(labels)
-            if progress is not None:
-                progress(done)
-        self.seconds = time.perf_counter() - start
+        self.known = KnownSpikes(program)
+        workers = min(threads or os.cpu_count() or 1, len(self.chunks))
+        self._session_threads = max(1, (threads or os.cpu_count() or 1) // workers)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluator")
+        self._run_original(cache_bytes, progress, has_labels)
         scores = self.reader.scores
         if scores is not None and not has_labels:
             pairs = zip(self.chunks, self._outputs, strict=True)
             self.chunks = [(x, read[scores.index].argmax(axis=-1)) for (x, _), read in pairs]
-        self._qualities = qualities
-        self.original = self._point(self._outputs, qualities)
+        self.original = self._point(self._outputs, self._qualities)
+
+    def _run_original(self, cache_bytes: int, progress: Callable[[int], None] | None, has_labels: bool) -> None:
+        """Run the original on all images, and keep its outputs and spikes."""
+        model = export_proto(self.program.copy())
+        exposed = suffix.expose(model, self._cacheable(model, cache_bytes))
+        session = self._session(model)
+        names = [*self.names, *(spike.value for spike in exposed)]
+        count = len(self.names)
+
+        def run(x: np.ndarray) -> tuple[Outputs, dict[str, Packed]]:
+            values = session.run(names, {backend.INPUT: x})
+            packed = {e.path: Packed(v) for e, v in zip(exposed, values[count:], strict=True)}
+            return self._read(values[:count]), packed
+
+        done, start = 0, time.perf_counter()
+        self._qualities: list[float] = []
+        for (read, values), packed in self._pool.map(run, [x for x, _ in self.chunks]):
+            self.spikes.append(packed)
+            self._outputs.append(read)
+            if self.metric is not None:
+                if not has_labels:
+                    self._targets.append(self.metric.tensors(values))
+                self._qualities.append(self.metric(values, self._targets[len(self._qualities)]))
+            done += len(self.chunks[len(self.spikes) - 1][1])
+            if progress is not None:
+                progress(done)
+        self.seconds = time.perf_counter() - start
+
+    def _session(self, model: onnx.ModelProto | bytes) -> runtimes.Session:
+        """Load a model so that the pool's threads, each with a batch of its own, use all threads together."""
+        file = model if isinstance(model, bytes) else model.SerializeToString()
+        return runtimes.session(file, self._session_threads)
+
+    def _read(self, values: list[np.ndarray]) -> Outputs:
+        """Return what networks are compared by, and where there is a metric the outputs themselves."""
+        return self.reader(values), values if self.metric is not None else []
 
     def _cacheable(self, model: onnx.ModelProto, cache_bytes: int) -> set[str]:
         """Return the neurons whose spikes are cached: the last ones that fit, by their size for one image."""
@@ -189,7 +230,7 @@ class Evaluator:
         exposed = suffix.expose(probe, {spike.path for spike in suffix.spikes(model)})
         x = self.chunks[0][0]
         batch = self.program.input.batch_dim
-        values = runtimes.session(probe.SerializeToString(), self.threads).run(
+        values = self._session(probe).run(
             [spike.value for spike in exposed], {backend.INPUT: np.take(x, [0], axis=batch)}
         )
         kept: set[str] = set()
@@ -200,66 +241,78 @@ class Evaluator:
             kept.add(spike.path)
         return kept
 
-    def __call__(self, candidate: Program, images: int | None = None) -> Measurement:
-        """Measure a pruned or quantized copy of the program; the copy is consumed.
+    def __call__(self, candidate: Program, images: int | None = None, plan: Plan | None = None) -> Measurement:
+        """Measure a pruned or quantized copy of the program, as ``start`` does, and wait for the result."""
+        return self.start(candidate, images, plan).result()
+
+    def start(self, candidate: Program, images: int | None = None, plan: Plan | None = None) -> Running:
+        """Begin to measure a pruned or quantized copy of the program; the copy is consumed.
 
         Args:
             candidate: the copy.
             images: measure on this many images only, rounded up to whole batches.
+            plan: the channels that were kept, where that is known: the neurons of pruned channels are not run again.
         """
         quantized = candidate.stage >= Stage.QUANTIZED  # all spikes may differ, so that the whole file has to run
-        cached = set() if quantized else self.unchanged(candidate) & self.spikes[0].keys()
+        known = {} if quantized else self.known(candidate, plan)
         model = export_proto(candidate)
-        suffix_inputs = [] if quantized else suffix.suffix(model, cached)
-        session = runtimes.session(model.SerializeToString(), self.threads)
+        if not quantized:
+            known = self._cached(model, known)
+        fed = [] if quantized else suffix.suffix(model, known)
+        session = self._session(model)
         takes_image = backend.INPUT in session.input_names
-        read, qualities = [], []
-        for number, ((x, labels), spikes) in enumerate(zip(self.chunks, self.spikes, strict=True)):
-            if images is not None and images <= 0:
-                break
-            feed = {spike.value: spikes[spike.path].unpack() for spike in suffix_inputs}
+
+        def run(number: int) -> Outputs:
+            spikes = self.spikes[number]
+            feed = {spike.value: spikes[spike.path].unpack(known[spike.path].of) for spike in fed}
             if takes_image:
-                feed[backend.INPUT] = x
-            outputs = session.run(self.names, feed)
-            read.append(self.reader(outputs))
-            if self.metric is not None:
-                qualities.append(self.metric(outputs, self._targets[number]))
-            images = None if images is None else images - len(labels)
-        return self._point(read, qualities)
+                feed[backend.INPUT] = self.chunks[number][0]
+            return self._read(session.run(self.names, feed))
+
+        return self._submit(run, images)
 
     def measure_file(self, exported: bytes) -> Measurement:
         """Measure an exported file of a network with the program's input and classes."""
-        session = runtimes.session(exported, self.threads)
-        outputs = [session.run(self.names, {backend.INPUT: x}) for x, _ in self.chunks]
-        qualities = []
-        if self.metric is not None:
-            qualities = [self.metric(o, targets) for o, targets in zip(outputs, self._targets, strict=True)]
-        return self._point([self.reader(o) for o in outputs], qualities)
+        session = self._session(exported)
+        return self._submit(
+            lambda number: self._read(session.run(self.names, {backend.INPUT: self.chunks[number][0]}))
+        ).result()
 
-    def unchanged(self, candidate: Program) -> set[str]:
-        """Return the neurons of a candidate whose spikes equal the original's, as nothing in front of them differs."""
-        originals = {node.name: node for node in self.program.graph.nodes}
-        changed = {
-            name.rpartition(".")[0] or name
-            for name, value in candidate.module.state_dict().items()
-            if value.shape != self._state[name].shape or not torch.equal(value, self._state[name])
+    def _submit(self, run: Callable[[int], Outputs], images: int | None = None) -> Running:
+        """Run the first batches in the pool.
+
+        Args:
+            run: returns the outputs of a batch, by its number.
+            images: number of images, rounded up to whole batches; None for all.
+        """
+        before = np.cumsum([0, *(len(labels) for _, labels in self.chunks)])[:-1]
+        numbers = [i for i, first in enumerate(before) if images is None or first < images]
+
+        def finish(outputs: list[Outputs]) -> Measurement:
+            qualities = []
+            if self.metric is not None:
+                qualities = [self.metric(o, t) for (_, o), t in zip(outputs, self._targets, strict=False)]
+            return self._point([read for read, _ in outputs], qualities)
+
+        return Running([self._pool.submit(run, number) for number in numbers], finish)
+
+    def _cached(self, model: onnx.ModelProto, known: Mapping[str, Part]) -> dict[str, Part]:
+        """Return the known spikes that are cached, and stored as a candidate's file has them.
+
+        Args:
+            model: the candidate's file.
+            known: the parts of spikes that the candidate computes.
+        """
+        shapes = {
+            info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+            for info in model.graph.value_info
         }
-        dirty: set[fx.Node] = set()
-        unchanged = set()
-        for node in candidate.graph.nodes:
-            original = originals[node.name]
-            literals = [a for a in node.args if not isinstance(a, fx.Node)]
-            same = node.kwargs == original.kwargs and literals == [
-                a for a in original.args if not isinstance(a, fx.Node)
-            ]
-            differs = str(node.target) in changed or (
-                node.op == "get_attr" and str(node.target).rpartition(".")[0] in changed
-            )
-            if not same or differs or any(source in dirty for source in node.all_input_nodes):
-                dirty.add(node)
-            elif node.op == "call_module":
-                unchanged.add(str(node.target))
-        return unchanged
+        usable: dict[str, Part] = {}
+        for spike in suffix.spikes(model):
+            part, packed = known.get(spike.path), self.spikes[0].get(spike.path)
+            if part is not None and packed is not None and part.fits(packed.shape, shapes.get(spike.value)):
+                usable[spike.path] = part
+        return usable
 
     def _point(self, read: list[list[np.ndarray]], qualities: list[float]) -> Measurement:
         """Compare outputs, batch by batch, with the labels and with the original's.

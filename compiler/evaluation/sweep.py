@@ -17,7 +17,7 @@ from svitc.analysis.calibration import Calibration
 from svitc.data.dataset import Dataset, sample, split
 from svitc.errors import InputError
 from svitc.evaluation.drift import Drift
-from svitc.evaluation.evaluator import Evaluator, Measurement
+from svitc.evaluation.evaluator import Evaluator, Measurement, Running
 from svitc.evaluation.metric import Metric
 from svitc.evaluation.store import Store, key_of
 from svitc.ir.program import Program
@@ -32,7 +32,9 @@ SINGLE_RANK = DistributedContext()
 DRIFT_IMAGES = 16
 MEASURED_IMAGES = 200  # of images without labels; with fewer beside the calibration images, all are used for both
 FEW_IMAGES = 64
-BATCH_IMAGES = 50  # larger batches do not fit into the processor's caches
+BATCH_IMAGES = 10  # larger batches do not fit into the processor's caches
+METRIC_BATCH_IMAGES = 50  # a metric of the user's is a mean over batches
+AHEAD = 1  # rounds that run while the next one's networks are built
 
 
 @dataclass(frozen=True)
@@ -171,29 +173,45 @@ class Sweep:
         """
         keys = [key_of(plan, refit) for plan in plans]
         todo = [(k, p) for k, p in dict(zip(keys, plans, strict=True)).items() if k not in self.store.points]
-        size, rank = self.world.size, self.world.rank
-        for start in range(0, len(todo), size):
-            self.reporter.progress(stage, len(plans) - len(todo) + start, len(plans))
-            batch = todo[start : start + size]
-            start_time = time.perf_counter()
-            result_here = None
-            if rank < len(batch):
-                key, plan = batch[rank]
-                result_here = (key, self.evaluator(self._final(plan, refit)), {"refit": refit, **_widths(plan)})
-            for result in self.world.gather(result_here):
-                if result is not None:
-                    self._keep(result, writer=rank == 0)
-            self.measured += len(batch)
-            self.seconds += time.perf_counter() - start_time
+        size, rank, start_time = self.world.size, self.world.rank, time.perf_counter()
+        running: list[tuple[str, Running, JsonDict] | None] = []  # this rank's of each round that has begun
+        try:
+            for start in range(0, len(todo), size):
+                self.reporter.progress(stage, len(plans) - len(todo) + max(0, start - AHEAD * size), len(plans))
+                batch = todo[start : start + size]
+                begun = None
+                if rank < len(batch):
+                    key, plan = batch[rank]
+                    about = {"refit": refit, **_widths(plan)}
+                    begun = (key, self.evaluator.start(self._final(plan, refit), plan=plan), about)
+                running.append(begun)
+                if len(running) > AHEAD:
+                    self._finish(running.pop(0))
+            while running:
+                self._finish(running.pop(0))
+        except BaseException:
+            for entry in running:
+                if entry is not None:
+                    entry[1].cancel()
+            raise
+        self.seconds += time.perf_counter() - start_time
         if todo:
             self.reporter.progress(stage, len(plans), len(plans))
         return [self.store.points[key] for key in keys]
+
+    def _finish(self, entry: tuple[str, Running, JsonDict] | None) -> None:
+        """Wait for this rank's measurement of a round, if it has one, and keep those of all ranks."""
+        own = None if entry is None else (entry[0], entry[1].result(), entry[2])
+        for result in self.world.gather(own):
+            if result is not None:
+                self._keep(result, writer=self.world.rank == 0)
+                self.measured += 1
 
     def glance(self, plan: Plan, images: int) -> Measurement:
         """Measure a plan on the first images only. Each rank does so for itself; the result is cached in memory."""
         key = f"{key_of(plan, 'none')}@{images}"
         if key not in self._glances:
-            self._glances[key] = self.evaluator(self._final(plan, "none"), images)
+            self._glances[key] = self.evaluator(self._final(plan, "none"), images, plan)
         return self._glances[key]
 
     def drift(self, plan: Plan) -> float:
@@ -248,7 +266,8 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
         chosen = split(data, total if total < len(data) else total - 1, settings.seed)[0]
     else:
         chosen = sample(data, total, settings.seed)
-    batch, dim = program.input.at_once(BATCH_IMAGES), program.input.batch_dim
+    dim = program.input.batch_dim
+    batch = program.input.at_once(BATCH_IMAGES if settings.metric is None else METRIC_BATCH_IMAGES)
     batches = list(chosen.batches(batch))
     x = torch.cat([x for x, _ in batches], dim=dim)
     y = torch.cat([y for _, y in batches])

@@ -117,6 +117,8 @@ class AxisConflict(Exception):
 
 def resolve(dim: Iterable[Axis]) -> Dim:
     """Return a dimension as a product of leaf axes."""
+    if isinstance(dim, tuple) and len(dim) == 1:  # nearly all of them
+        return dim[0].leaves()
     return tuple(leaf for axis in dim for leaf in axis.leaves())
 
 

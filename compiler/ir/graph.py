@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class InputSpec:
 
 def module_of(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """Return the module that a ``call_module`` node calls, None for any other node."""
-    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return operator.attrgetter(str(node.target))(module) if node.op == "call_module" else None
 
 
 def type_of(node: fx.Node) -> axes.Dims:

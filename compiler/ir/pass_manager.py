@@ -48,11 +48,13 @@ class Pass:
     Attributes:
         requires: first and last stage in which the pass can run.
         ensures: stage of the program after the pass, or None if the pass does not change it.
+        values_only: whether the pass changes values of weights alone, so that graph and types stay as they are.
         name: name in reports and messages; by default the name of the class.
     """
 
     requires: tuple[Stage, Stage] = (Stage.CAPTURED, Stage.EXPORTABLE)
     ensures: Stage | None = None
+    values_only: bool = False
     name: str = "Pass"
 
     def __init_subclass__(cls) -> None:
@@ -88,8 +90,13 @@ class Pass:
             result.changed.append(place)
         return result
 
-    def __call__(self, program: Program) -> PassResult:
+    def __call__(self, program: Program, recompile: bool = True) -> PassResult:
         """Apply the pass to ``program`` in place, infer the types again, and check the result.
+
+        Args:
+            program: the program.
+            recompile: whether the changed program can be run; otherwise ``program.module.recompile()`` is left to the
+                caller.
 
         Raises:
             InternalError: the program is at the wrong stage, or the check after the pass fails.
@@ -99,7 +106,8 @@ class Pass:
             raise InternalError(f"{self.name} runs on programs {low.name} to {high.name}, not {program.stage.name}")
         start = time.perf_counter()
         result = self.apply(program)
-        if result.changed:
+        rebuilt = bool(result.changed) and not self.values_only
+        if rebuilt:
             program.graph.eliminate_dead_code(_is_impure)
             program.module.delete_all_unused_submodules()
             try:
@@ -109,7 +117,7 @@ class Pass:
         if self.ensures is not None:
             program.stage = max(program.stage, self.ensures)
         check(program, self.name)
-        if result.changed:
+        if rebuilt and recompile:
             program.module.recompile()
         result.seconds = time.perf_counter() - start
         log.debug(
@@ -130,7 +138,7 @@ class Pipeline:
     """Sequence of passes.
 
     Args:
-        passes: in the order in which they run.
+        passes: in the order in which they run; none of them runs the program.
         dump_to: folder that gets the program as text after every pass, or None.
 
     Attributes:
@@ -144,10 +152,12 @@ class Pipeline:
     def __call__(self, program: Program) -> Program:
         """Run all passes on ``program`` in place, and return it."""
         for i, step in enumerate(self.passes):
-            self.results.append(step(program))
+            self.results.append(step(program, recompile=False))
             if self.dump_to is not None:
                 self.dump_to.mkdir(parents=True, exist_ok=True)
                 (self.dump_to / f"{i:02}-{step.name}.txt").write_text(str(program) + "\n")
+        if any(result.changed for result in self.results):
+            program.module.recompile()
         return program
 
     @property

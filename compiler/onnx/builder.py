@@ -314,12 +314,14 @@ class Builder:
         """Make a value, which nothing else reads and which lies as ``dims``, a state after this step."""
         last = value.producer()
         views = [view.op for view in layout.view_operations(dims, state.dims)]
-        if last is not None and last.op_type == "Sub" and views == ["Reshape"]:
+        if last is not None and last.op_type in ("Sub", "ThresholdedRelu") and views == ["Reshape"]:
             # what it reads is reshaped in place, while a graph output would be a copy
-            state.after = self.op(
-                "Sub", [self.read(self.store(v, dims), state.dims) for v in last.inputs if v], state.dims
-            )
+            inputs = [self.read(self.store(v, dims), state.dims) for v in last.inputs if v]
+            attributes = {name: attribute.value for name, attribute in last.attributes.items()}
+            state.after = self.op(last.op_type, inputs, state.dims, attributes)
             self.nodes.remove(last)
+            for i in range(len(last.inputs)):
+                last.replace_input_with(i, None)
         else:
             state.after = self.read(self.store(value, dims), state.dims)
         state.after.name = self._value_names(f"{AFTER}{state.path}")

@@ -15,7 +15,7 @@ DOMAIN = "svitc"
 # metadata of the node that gives a neuron's spikes: its kind, its layer's path, the name of its current, and whether
 # the current is the same at every step and is given once
 KIND_KEY, PATH_KEY, CURRENT_KEY, STATIC_KEY = "svitc.neuron", "svitc.path", "svitc.current", "svitc.static"
-COMPARISONS = ("Greater", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Not")
+COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not")
 
 
 class FunctionBody:

@@ -20,6 +20,7 @@ from svitc.onnx.function_body import DOMAIN, KIND_KEY
 from svitc.onnx.in_place import reusable
 from svitc.onnx.qdq.lower import lower_nodes as qdq_nodes
 from svitc.onnx.states import STATES_KEY
+from svitc.onnx.step_order import in_step_order, may_be_joined
 from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
@@ -66,12 +67,17 @@ def _model(program: Program, b: Builder, x: ir.Value, values: list[ir.Value]) ->
         if _serves_otherwise(value, [*outputs, *(state.after for state in b.states)]):
             output = ir.Value(name=name, shape=value.shape, type=FLOAT)
             b.nodes.append(ir.node("Identity", [value], outputs=[output], name=name))
+        elif b.streaming and may_be_joined(value):
+            output = ir.Value(name=name, shape=value.shape, type=FLOAT)
+            as_it_is = b.integers("shape", [0] * len(value.shape or ()))
+            b.nodes.append(ir.node("Reshape", [value, as_it_is], outputs=[output], name=name))
         output.name, output.doc_string = name, words
         outputs.append(output)
+    nodes = in_step_order(b.nodes, b.states, outputs) if b.streaming else b.nodes
     graph = ir.Graph(
         [x, *(state.before for state in b.states)],
         [*outputs, *(state.after for state in b.states if state.after is not None)],
-        nodes=b.nodes,
+        nodes=nodes,
         initializers=b.initializers,
         opset_imports={"": b.target.opset} | ({DOMAIN: 1} if b.functions else {}),
         name=str(program.info.get("arch") or "svit"),

@@ -46,7 +46,7 @@ class State:
     def to_json(self) -> dict[str, object]:
         """Return the state's entry in the metadata."""
         assert self.after is not None
-        shape, initial = layout.shape(self.dims), float(np.float32(self.initial))
+        shape, initial = layout.shape(self.dims), float(np.float32(self.initial)) or 0.0  # no -0.0
         return FileState(str(self.before.name), str(self.after.name), tuple(shape), initial).to_json()
 
 
@@ -79,11 +79,12 @@ def pattern_of(dims: Dims, view: Dims) -> tuple[str, dict[str, int]]:
     return f"{side(dims)} -> {side(view)}", sizes
 
 
-def note(node: ir.Node | None, state: State, view: Dims) -> None:
-    """Record on the node that gives a neuron's spikes which state its membrane is, and how it lies."""
+def note(node: ir.Node | None, state: State, view: Dims, negated: bool = False) -> None:
+    """Record on the node that gives a neuron's spikes which state its membrane is, how it lies, and with which sign."""
     assert node is not None
     pattern, sizes = pattern_of(state.dims, view)
-    node.metadata_props[STATE_KEY] = json.dumps({"input": state.before.name, "pattern": pattern, "sizes": sizes})
+    entry = {"input": state.before.name, "pattern": pattern, "sizes": sizes, "negated": negated}
+    node.metadata_props[STATE_KEY] = json.dumps(entry)
 
 
 @dataclass(frozen=True)

@@ -137,3 +137,20 @@ PUBLISHED: dict[str, Published] = {
     "qkformer_cifar10dvs": _qkformer(256, 16, 1_504_138, variant="dvs", num_classes=10, mlp_ratio=1.0),
     "qkformer_gesture": _qkformer(256, 16, 1_999_371, variant="dvs", num_classes=11),
 }
+
+# top-1 in percent, where the authors state it for this configuration and input: tables of the repositories'
+# README files; Spikformer from QKFormer's; the distilled Meta-SpikeFormer and E-SpikeFormer from the abstracts of
+# arXiv 2404.03663 and 2411.16061
+TOP1 = {
+    "spikformer_8_768": 74.81,
+    "sdt_8_384": 72.28,
+    "sdt_6_512": 74.11,
+    "sdt_8_512": 74.57,
+    "sdt_10_512": 74.66,
+    "metaspikeformer_8_512_distilled": 80.0,
+    "espikeformer_m": 78.5,
+    "espikeformer_l": 79.8,
+    "qkformer_10_384": 78.80,
+    "qkformer_10_512": 82.04,
+    "qkformer_10_768": 84.22,
+}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from svitc.passes.policies.ladder import by_size
 from svitc.passes.policies.max_drop import require, smallest
 from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
@@ -56,6 +58,30 @@ class Auto(Settings, Policy):
         problem.required_measure("auto")
         if problem.max_drop is None:
             problem.required_limit("auto")
+        space, at = self._search(problem)
+
+        def within() -> list[int]:
+            return smallest(problem, space, at, self.refit, "auto")
+
+        if problem.limit is not None:
+            index = at(problem.limit)
+            require(problem, space, index, within, self.refit, "auto")
+        else:
+            index = within()
+        return self._plan(space, index)
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: plans of several sizes."""
+        space, at = self._search(problem)
+        return [self._plan(space, index) for index in by_size(problem, space, at, self.refit, "auto")]
+
+    def _plan(self, space: Space, index: list[int]) -> Plan:
+        plan = space.plan(index)
+        plan.provenance = {"policy": "auto", **self.to_json()}
+        return plan
+
+    def _search(self, problem: Problem) -> tuple[Space, Callable[[int], list[int]]]:
+        """Measure the curves; return the plans, and a function that returns the index of the plan for a limit."""
         space = Space(problem.program, self, problem.calibrating, problem.bits)
         if problem.limit is not None:
             space.require(problem.cost, problem.limit, problem.what)
@@ -67,20 +93,7 @@ class Auto(Settings, Policy):
             measure = problem.required_measure("auto")
             floor = measure([space.plan(space.full)], curve_refit, "auto: 8 bits")[0].divergence
 
-        def at(limit: int) -> list[int]:
-            return self.at(problem, space, curves, limit, floor)
-
-        def within() -> list[int]:
-            return smallest(problem, space, at, self.refit, "auto")
-
-        if problem.limit is not None:
-            index = at(problem.limit)
-            require(problem, space, index, within, self.refit, "auto")
-        else:
-            index = within()
-        plan = space.plan(index)
-        plan.provenance = {"policy": "auto", **self.to_json()}
-        return plan
+        return space, lambda limit: self.at(problem, space, curves, limit, floor)
 
     def at(
         self, problem: Problem, space: Space, curves: list[SensitivityCurve], limit: int, floor: float = 0.0

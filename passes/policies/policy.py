@@ -38,5 +38,15 @@ class Policy(ABC):
             BudgetError: no plan meets the limit, or all plans lose more accuracy than the user allows.
         """
 
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """Return plans from the most cautious to the boldest, for a problem with a ``max_drop`` and without a limit.
+
+        They are tested in this order on images that no search has seen. By default there is one.
+
+        Raises:
+            BudgetError: all plans lose more accuracy than the user allows.
+        """
+        return [self.plan(problem)]
+
 
 __all__ = ["Policy"]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from svitc.errors import BudgetError
 from svitc.ir.graph import attribute_of
+from svitc.passes.policies.ladder import by_step, refined
 from svitc.passes.policies.policy import Policy
-from svitc.passes.policies.problem import Problem
+from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import BitChoice, Choice, Settings, Space
 from svitc.passes.policies.sensitivity import RATES, TOLERANCE
 from svitc.planning.plan import Plan
@@ -45,14 +46,47 @@ class PrimeSVT(Settings, Policy):
             UsageError: no data.
             BudgetError: the memory target cannot be met within the tolerance; the message has the best that was found.
         """
-        measure = problem.required_measure("primesvt")
         space = Space(problem.program, self, problem.calibrating)
-        tolerance = problem.max_drop if problem.max_drop is not None else TOLERANCE
         limit = problem.limit or 0
         if problem.limit is not None:
             space.require(problem.cost, limit, problem.what)
+        steps, order, current = self._search(problem, space)
+        index, full_cost, tolerance = list(steps[-1]), problem.cost(), _tolerance(problem)
+        reached = space.cost(problem.cost, index)
+        if problem.limit is not None and reached > limit:
+            raise BudgetError(
+                f"within {100 * tolerance:g} points primesvt keeps {reached / full_cost:.2%}, not the "
+                f"{limit / full_cost:.2%} asked for"
+                f" ({100 * current.drop:.1f} points lost there)",
+                hint="Allow more with --max-drop, ask for less, add --refit batch-norm, or use --policy auto.",
+            )
+        if problem.limit is not None:
+            space.fill(problem.cost, index, limit, list(reversed(order)))
+        return self._plan(space, index, tolerance)
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: the steps of the search."""
+        space = Space(problem.program, self, problem.calibrating)
+        steps = self._search(problem, space)[0]
+        plans = [self._plan(space, index, _tolerance(problem)) for index in refined(steps)]
+        return [plan for plan in by_step(problem, plans, self.refit, "primesvt") if plan.keep]
+
+    def _plan(self, space: Space, index: list[int], tolerance: float) -> Plan:
+        plan = space.plan(index)
+        plan.provenance = {"policy": "primesvt", "tolerance": tolerance, **self.to_json()}
+        return plan
+
+    def _search(self, problem: Problem, space: Space) -> tuple[list[list[int]], list[int], MeasuredAccuracy]:
+        """Prune the targets one after the other.
+
+        Returns:
+            The indices on the way, the first of the whole network; the choices from the largest to the smallest; and
+            the accuracy at the last index.
+        """
+        measure, limit, tolerance = problem.required_measure("primesvt"), problem.limit or 0, _tolerance(problem)
         order = sorted(range(len(space.choices)), key=lambda i: (-_parameters(problem, space.choices[i]), i))
         index = list(space.full)
+        taken = [index]
         problem.reporter.decide(f"largest layer first, at most {len(RATES)} evaluations each")
         robust = self._robust(problem, space, order, tolerance)
         full_cost, current = problem.cost(), measure.original
@@ -71,22 +105,11 @@ class PrimeSVT(Settings, Policy):
                 problem.reporter.decide(f"{choice.name}: kept whole, every rate loses too much")
                 continue
             index, current = max(fits, key=lambda c: c[1].accuracy * (1 - space.cost(problem.cost, c[0]) / full_cost))
+            taken.append(index)
             problem.reporter.decide(
                 f"{choice.name}: {choice.widths[index[i]]} of {choice.size} kept, {100 * current.drop:.1f} points lost"
             )
-        reached = space.cost(problem.cost, index)
-        if problem.limit is not None and reached > limit:
-            raise BudgetError(
-                f"within {100 * tolerance:g} points primesvt keeps {reached / full_cost:.2%}, not the "
-                f"{limit / full_cost:.2%} asked for"
-                f" ({100 * current.drop:.1f} points lost there)",
-                hint="Allow more with --max-drop, ask for less, add --refit batch-norm, or use --policy auto.",
-            )
-        if problem.limit is not None:
-            space.fill(problem.cost, index, limit, list(reversed(order)))
-        plan = space.plan(index)
-        plan.provenance = {"policy": "primesvt", "tolerance": tolerance, **self.to_json()}
-        return plan
+        return taken, order, current
 
     def _robust(self, problem: Problem, space: Space, order: list[int], tolerance: float) -> list[int]:
         """Return the choices that alone, at the smallest pruning ratio, stay within the tolerance."""
@@ -100,6 +123,10 @@ class PrimeSVT(Settings, Policy):
                     f"{space.choices[i].name}: no target, {100 * point.drop:.1f} points lost at {RATES[0]:.0%}"
                 )
         return [i for i, point in zip(order, points, strict=True) if point.drop <= tolerance]
+
+
+def _tolerance(problem: Problem) -> float:
+    return problem.max_drop if problem.max_drop is not None else TOLERANCE
 
 
 def _parameters(problem: Problem, choice: Choice | BitChoice) -> int:

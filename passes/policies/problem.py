@@ -49,6 +49,11 @@ class MeasuredAccuracy(Protocol):
         """Mean Kullback-Leibler divergence of the class probabilities from the original's, in nats."""
         ...
 
+    @property
+    def expected_drop(self) -> float:
+        """The drop that is to be expected on other images, a smooth figure."""
+        ...
+
     def to_json(self) -> JsonDict:
         """Return JSON values."""
         ...

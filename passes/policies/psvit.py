@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svitc.passes.policies.ladder import by_step, refined
 from svitc.passes.policies.max_drop import last, require
 from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
@@ -12,6 +13,7 @@ from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.sensitivity import RATES, TOLERANCE, SensitivityCurve, sensitivity_curves
 from svitc.passes.policies.uniform import uniform_index
 from svitc.planning.plan import Plan
+from svitc.support.types import JsonDict
 
 
 @dataclass
@@ -48,6 +50,25 @@ class PSViT(Settings, Policy):
             UsageError: no data.
             BudgetError: even the smallest widths exceed the limit, or the plan loses more than ``max_drop``.
         """
+        search, provenance = self._search(problem)
+        plan = search.space.plan(self._within(search))
+        plan.provenance = provenance
+        return plan
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: uniform pruning, and then the steps of the search."""
+        search, provenance = self._search(problem)
+        space = search.space
+        gentler = [rate for rate in RATES if rate < provenance["uniform_rate"]]
+        uniform = [[choice.at(1 - rate) for choice in space.choices] for rate in gentler]
+        steps = [space.full, *uniform, *search.steps[1:]]
+        plans = [space.plan(index) for index in refined(steps)]
+        for plan in plans:
+            plan.provenance = dict(provenance)
+        return [plan for plan in by_step(problem, plans, self.refit, "psvit") if plan.keep]
+
+    def _search(self, problem: Problem) -> tuple[_Search, JsonDict]:
+        """Search, and return the steps of the search and the provenance of its plans."""
         problem.required_measure("psvit")
         space = Space(problem.program, self, problem.calibrating)
         if problem.limit is not None:
@@ -61,9 +82,7 @@ class PSViT(Settings, Policy):
         while space.cost(problem.cost, search.index) > (problem.limit or 0):
             if not search.step(curves, tolerance):
                 break
-        plan = space.plan(self._within(search))
-        plan.provenance = {"policy": "psvit", "uniform_rate": rate, "tolerance": tolerance, **self.to_json()}
-        return plan
+        return search, {"policy": "psvit", "uniform_rate": rate, "tolerance": tolerance, **self.to_json()}
 
     def _uniform(self, problem: Problem, space: Space, tolerance: float) -> tuple[list[int], float]:
         """Return index and ratio of the largest uniform pruning that the tolerance allows and the limit requires."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svitc.passes.policies.ladder import by_size
 from svitc.passes.policies.max_drop import require, smallest
 from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import Problem
@@ -40,6 +41,15 @@ class Uniform(Settings, Policy):
         else:
             index = uniform_index(space, problem)
             require(problem, space, index, within, self.refit, "uniform")
+        return self._plan(space, index)
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: plans of several sizes."""
+        space = Space(problem.program, self, problem.calibrating)
+        indices = by_size(problem, space, lambda limit: _index(space, problem, limit), self.refit, "uniform")
+        return [self._plan(space, index) for index in indices]
+
+    def _plan(self, space: Space, index: list[int]) -> Plan:
         plan = space.plan(index)
         plan.provenance = {"policy": "uniform", **self.to_json()}
         return plan

@@ -40,6 +40,7 @@ class ReestimateBatchNorm(Pass):
     """
 
     requires = (Stage.PRUNED, Stage.PRUNED)
+    values_only = True
 
     def __init__(self, original: Program, plan: Plan, inputs: torch.Tensor) -> None:
         self.original, self.plan, self.inputs = original, plan, inputs

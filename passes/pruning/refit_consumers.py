@@ -39,6 +39,7 @@ class RefitConsumers(Pass):
     """
 
     requires = (Stage.PRUNED, Stage.PRUNED)
+    values_only = True
 
     def __init__(self, original: Program, plan: Plan, calibration: Calibration) -> None:
         self.original, self.plan, self.calibration = original, plan, calibration

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import onnxruntime
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.main import main
 from svitc.driver import synthetic_data
+from svitc.frontends.published import PUBLISHED
+from svitc.runtimes import RUNTIMES
 
 UNIFORM = ("--no-data", "uniform")
 
@@ -65,6 +68,30 @@ def test_version(capsys):
     assert run(capsys, "--version")[1].startswith("svitc 0.")
 
 
+def test_doctor_says_what_is_installed_and_what_will_be_fast(capsys):
+    status, text, _ = run(capsys, "doctor", "--json")
+    report = json.loads(text)
+    assert status == 0 and report["environment"]["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert [row["name"] for row in report["runtimes"]] == list(RUNTIMES)
+    assert all((row["version"] is None) == (row["missing"] is not None) for row in report["runtimes"])
+    fast = {row["options"]: row["fast"] for row in report["files"]}
+    assert fast["--weights int8"] is report["integer_dot_products"] and fast["--weights fp32"] is False
+    status, text, _ = run(capsys, "doctor")
+    assert status == 0 and onnxruntime.__version__ in text and "--target openvino" in text
+
+
+def test_models_lists_what_is_recognized(capsys):
+    status, text, _ = run(capsys, "models", "--json")
+    rows = {(row["source"], row["name"]): row for row in json.loads(text)}
+    assert status == 0 and {name for source, name in rows if source == "official"} == set(PUBLISHED)
+    row = rows["spikingjelly", "spikformer_s"]
+    assert (row["parameters"], row["steps"], row["input"]) == (13_244_824, 4, [3, 224, 224])
+    status, text, _ = run(capsys, "models", "qkf")
+    assert status == 0 and "84.22%" in text and "spikformer_8_384" not in text
+    status, _, text = run(capsys, "models", "resnet")
+    assert status == 2 and "resnet" in text and "--arch" in text
+
+
 def test_compile_inspect_verify(capsys, tmp_path):
     out = tmp_path / "out"
     status, text, _ = run(capsys, "compile", DIGITS, *UNIFORM, "--budget", "0.78", "-o", out)
@@ -76,6 +103,7 @@ def test_compile_inspect_verify(capsys, tmp_path):
         "model.py",
         "model.safetensors",
         "plan.json",
+        "predict.py",
         "report.json",
     ]
     status, text, _ = run(capsys, "verify", out)

@@ -12,7 +12,16 @@ from support.shell import run
 from svitc.cli.main import main
 
 SMALL = ("--sweep-images", "20", "--calibration-images", "20", "-T", "2")
-FILES = ["check.npz", "check.py", "model.onnx", "model.py", "model.safetensors", "plan.json", "report.json"]
+FILES = [
+    "check.npz",
+    "check.py",
+    "model.onnx",
+    "model.py",
+    "model.safetensors",
+    "plan.json",
+    "predict.py",
+    "report.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +85,8 @@ def test_a_front_shares_one_sweep(capsys, tmp_path, data):
         reports.append(json.loads((folder / "report.json").read_text()))
         assert budget - 0.01 < reports[-1]["memory"]["ratio"] <= budget
         assert f"{reports[-1]['memory']['ratio']:.4f}" in text
-        assert reports[-1]["policy"]["policy"] == "auto" and reports[-1]["sweep"]["on_reported_images"]
-        assert reports[-1]["accuracy"]["images"] == 60 and len(reports[-1]["accuracy"]["drop_interval"]) == 2
+        assert reports[-1]["policy"]["policy"] == "auto" and not reports[-1]["sweep"]["on_reported_images"]
+        assert reports[-1]["accuracy"]["images"] == 42 and len(reports[-1]["accuracy"]["drop_interval"]) == 2
     assert reports[0]["sweep"]["evaluations"] == reports[1]["sweep"]["evaluations"] > 0
     # alone, and from what the front has measured
     alone = tmp_path / "alone"
@@ -184,11 +193,11 @@ def test_a_drop_that_cannot_be_met(capsys, tmp_path, data):
         "--budget",
         "0.3",
         "--max-drop",
-        "1",
+        "8",
         "-o",
         tmp_path / "o",
     )
-    assert status == 5 and "points, more than the 1 allowed" in err and "The best that was found" in err and text == ""
+    assert status == 5 and "points, more than the 8 allowed" in err and "The best that was found" in err and text == ""
     assert not (tmp_path / "o").exists()
 
 

@@ -46,7 +46,7 @@ def test_compile(folder, capsys, tmp_path, name):
     status, text, err = run(capsys, *args)
     assert status == 0, err
     report = json.loads((tmp_path / "out/report.json").read_text())
-    row = next(line for line in text.splitlines() if line.startswith("same class on 70 images"))
+    row = next(line for line in text.splitlines() if line.startswith("same class on 49 images"))
     assert row.split()[-2:] == ["-", f"{report['agreement']['share']:.2%}"]
     assert "is not an accuracy" in " ".join(text.split()) and "top-1 on" not in text and "points" not in text
     assert f"{name}: no labels" in " ".join(err.split())

@@ -17,7 +17,8 @@ from svitc.data.dataset import load_data
 from svitc.driver.anytime import check_anytime, energy_when_stopping, find_rule, stored_rule
 from svitc.driver.options import CompileOptions
 from svitc.errors import UsageError
-from svitc.evaluation.early_exit import Rule, split_images
+from svitc.evaluation.early_exit import Rule
+from svitc.evaluation.promise import split_images
 from svitc.evaluation.running_scores import running_scores
 from svitc.onnx.export import export_step
 from svitc.passes.pipelines import quantize
@@ -62,13 +63,12 @@ def test_the_rule_is_in_the_file_and_does_what_the_report_says(digits, images, t
 def test_agreement_takes_the_place_of_labels_and_too_few_images_promise_nothing(digits, images):
     program = quantize(digits)[0]
     unlabeled = CompileOptions(data=load_data_unlabeled(images), anytime=0.001)
-    found = find_rule(program, unlabeled, None, True, reporter := Reporter())
+    found = find_rule(program, unlabeled, None, Reporter())
     assert found.report.basis == "agreement" and found.report.full == 1 and found.report.energy_pj is None
     assert found.report.mean_steps == found.report.time_steps and found.rule.thresholds[0] is None
     assert found.report.needed > 3000
     assert "never stops early" in found.metadata()["promise"]
-    assert any("--train-data keeps them apart" in line for line in reporter.decisions)
-    assert find_rule(program, CompileOptions(data=images), None, False, Reporter()) is None
+    assert find_rule(program, CompileOptions(data=images), None, Reporter()) is None
 
 
 def load_data_unlabeled(images):
@@ -101,7 +101,7 @@ def test_what_makes_no_sense_is_refused(digits, images, options, said):
         (["--anytime", "--data", "x.npz"], "what stopping early may cost"),
         (["--anytime", "--data", "x.npz", "--max-drop", "1", "--per-step"], "--per-step leaves out"),
         (["--anytime", "--data", "x.npz", "--max-drop", "1", "--confidence", "95"], "--confidence 95 is not between"),
-        (["--weights", "int8", "--confidence", "0.9"], "which is not used"),
+        (["--weights", "int8", "--confidence", "0.9"], "not trained on"),
     ],
 )
 def test_the_command_says_what_is_missing(line, said, capsys):

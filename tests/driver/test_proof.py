@@ -17,11 +17,15 @@ from onnx import numpy_helper
 from PIL import Image
 
 import svitc
+from support.paths import DIGITS
 from svitc.bench.compare import read_model
 from svitc.cli.views.compile import form_of
-from svitc.driver.metadata import KEYS
+from svitc.data.dataset import load_data
+from svitc.driver.device_predict import to_input
+from svitc.driver.metadata import KEYS, declared_resize
 from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
 from svitc.errors import UsageError
+from svitc.ir.graph import InputSpec
 from svitc.passes.policies import Uniform
 from svitc.support.reporter import Reporter
 
@@ -127,9 +131,53 @@ def test_the_documents_lines_feed_a_file(folders, tmp_path, monkeypatch):
     code = DOCS.read_text().split("```python\n")[1].split("```")[0]
     Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(tmp_path / "cat.jpg")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(folders["int8"])
     variables: dict = {}
-    exec(code.replace("out/model.onnx", str(folders["int8"] / "model.onnx")), variables)
-    assert variables["image"].shape == (1, 1, 16, 16) and variables["logits"].shape == (1, 10)
+    exec(code.replace("svitc-out/model.onnx", str(folders["int8"] / "model.onnx")), variables)
+    assert variables["logits"].shape == (1, 10)
+
+
+def test_predict_classifies_pictures(folders, tmp_path):
+    """The classes are those that the evaluation of --data chooses; what cannot be read is named."""
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(16, 16), (20, 31)]):
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    names = [tmp_path / "0.png", tmp_path / "broken.png", tmp_path / "1.png"]
+    command = [sys.executable, folders["int8"] / "predict.py", *names]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 1 and "broken.png: cannot identify" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "broken.png").unlink()
+    digits = svitc.load(DIGITS)
+    images = load_data(tmp_path, digits.input, digits.info, unlabeled=True)
+    [(x, _)] = images.batches(2)
+    session = onnxruntime.InferenceSession(folders["int8"] / "model.onnx", providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"image": x.numpy()})[0].argmax(axis=-1)
+    lines = done.stdout.strip().splitlines()
+    assert [line.split(": ")[1].split()[0] for line in lines] == [str(k) for k in expected]
+    assert all(len(line.split(", ")) == 5 for line in lines)
+    assert len((folders["int8"] / "predict.py").read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(None, None), (24, None), (None, 20), (40, 24)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predict_feeds_what_the_data_reader_feeds(tmp_path, resize, crop, channels):
+    spec, info = InputSpec((channels, 16, 16)), {"normalize": {"mean": [0.4] * channels, "std": [0.3] * channels}}
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    images = load_data(tmp_path, spec, info, resize=resize, crop=crop, unlabeled=True)
+    [(x, _)] = images.batches(1)
+    scaling = images.scaling
+    meta = {
+        "image.color": {1: "gray", 3: "RGB"}[channels],
+        "image.size": [16, 16],
+        "image.resize": declared_resize(scaling),
+        "image.crop": list(scaling.window),
+        "image.mean": info["normalize"]["mean"],
+        "image.std": info["normalize"]["std"],
+    }
+    fed = to_input(Image.open(tmp_path / "a.png"), meta)
+    assert fed.dtype == np.float32 and np.array_equal(fed, x.numpy())
 
 
 def test_the_same_compilation_gives_the_same_bytes(folders, digits):

@@ -187,7 +187,7 @@ def test_class_scores_among_other_outputs_have_an_accuracy(tmp_path):
     program = several.program_of(several.build("Maps"))
     data = load_data(images_file(tmp_path, True), program.input, program.info)
     report = svitc.compile(program, 0.8, data=data).report
-    assert report["accuracy"]["images"] == 80
+    assert report["accuracy"]["images"] == 56
     assert list(report["outputs"]["relative_errors"]) == NAMES["Maps"]
 
 
@@ -195,7 +195,7 @@ def test_a_single_output_of_classes_reports_as_before(tmp_path):
     program = several.program_of(several.build("Single"))
     data = load_data(images_file(tmp_path, False), program.input, program.info)
     report = svitc.compile(program, 0.8, data=data).report
-    assert "outputs" not in report and "outputs" not in report["verify"] and report["agreement"]["images"] == 80
+    assert "outputs" not in report and "outputs" not in report["verify"] and report["agreement"]["images"] == 56
 
 
 def test_fine_tuning_of_other_outputs_is_refused(tmp_path):
@@ -215,4 +215,4 @@ def test_the_command_takes_a_metric(tmp_path, capsys):
     code, shown, errors = run(capsys, *arguments)
     assert code == 0, errors
     shown = " ".join(shown.split())
-    assert "mean on 80 images" in shown and "relative error of logits" in shown and "same class" not in shown
+    assert "mean on 56 images" in shown and "relative error of logits" in shown and "same class" not in shown

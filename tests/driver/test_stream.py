@@ -94,6 +94,8 @@ def test_several_streams_run_side_by_side(folder, frames):
     assert pair.frame_shape[0] == 2
     for frame in frames:
         np.testing.assert_array_equal(pair.step(np.concatenate([frame, -frame]))[:1], alone.step(frame))
+    with pytest.raises(InputError, match="the frame is .1, .*\n  This is for 2 side by side: Stream.path, batch=N"):
+        pair.step(frames[0])
     for path, batch, words in [("static.onnx", 3, "takes exactly 2 at once, not 3"), ("", 0, "at least one at once")]:
         with pytest.raises(UsageError, match=words):
             svitc.Stream(folder / path, batch=batch)

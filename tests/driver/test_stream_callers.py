@@ -17,11 +17,15 @@ import onnxruntime
 import pytest
 
 import svitc
+from support import several
 from support.paths import DIGITS
 from svitc.cli.main import main
+from svitc.driver.metadata import Origin, described, metadata
+from svitc.driver.options import CompileOptions
 from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
-from svitc.errors import UsageError
-from svitc.onnx.export import export
+from svitc.errors import InputError, UsageError
+from svitc.onnx.export import export, export_step
+from svitc.onnx.static_batch import with_static_batch
 from svitc.passes.policies import Uniform
 from svitc.support.reporter import Reporter
 
@@ -210,23 +214,53 @@ def test_it_stops_as_soon_as_it_is_sure(folder, frames, scores, tmp_path):
 
 def test_bad_frames_are_refused_in_words(folder, frames, tmp_path):
     for name, array, words in [
-        ("size", frames[..., :-1], "a frame is (1, 1, 16, 15); needed: (1, 1, 16, 16)"),
-        ("nan", frames * np.nan, "a frame is (1, 1, 16, 16) with NaN; needed: (1, 1, 16, 16)"),
-        ("text", np.array(["frame"]), "could not convert string to float"),
+        ("size", frames[..., :-1], "a frame is float32(1, 1, 16, 15); needed: float32(1, 1, 16, 16)"),
+        ("nan", frames * np.nan, "a frame is float32(1, 1, 16, 16) with NaN; needed: float32(1, 1, 16, 16)"),
+        ("pixels", frames.astype(np.uint8), "a frame is uint8(1, 1, 16, 16); needed: float32(1, 1, 16, 16)"),
+        ("text", np.array(["frame"]), "a frame is <U5(1, 1, 1, 1); needed: float32(1, 1, 16, 16)"),
+        ("none", frames[:0], "no frame: (0, 1, 1, 16, 16), each 1 times"),
+        ("empty", frames[..., :0, :], "no frame: (6, 1, 1, 0, 16), each 1 times"),
     ]:
         np.save(tmp_path / f"{name}.npy", array)
         status, text, error = python(folder, tmp_path / f"{name}.npy")
         assert status == 1 and not text and words in error and len(error.splitlines()) < 3
-    assert python(folder)[2].startswith("Run model.onnx one frame after another: python stream.py FRAMES.npy")
-    assert "No such file" in python(folder, tmp_path / "none.npy")[2]
+    np.save(tmp_path / "frames.npy", frames)
+    assert "no frame: (6, 1, 1, 16, 16), each 0 times" in python(folder, tmp_path / "frames.npy", 0)[2]
+    assert "python stream.py FRAMES [N]\n\nFRAMES is a .npy, or" in python(folder)[2]
+    assert "No such file" in python(folder, tmp_path / "nowhere.npy")[2]
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(folder / "stream.py", other)
     model = onnx.load(folder / "model.onnx")
     del model.metadata_props[:]
     onnx.save(model, other / "model.onnx")
-    np.save(tmp_path / "frames.npy", frames)
     assert "keeps no states: compile with --streaming" in python(other, tmp_path / "frames.npy")[2]
+
+
+def test_whole_numbers_are_counts_of_events_and_no_pixels(folder, caller, frames):
+    pixels, frame = svitc.Stream(folder), np.round(9 * abs(frames[0])).astype(np.uint8)
+    with pytest.raises(InputError, match="the frame is uint8, and normalized pixels are floats\n  .*with mean .0.3053"):
+        pixels.step(frame)
+    events, floats = (caller.Stream(folder / "model.onnx") for _ in range(2))
+    events.meta["image.range"] = None  # as the metadata of an event network have it
+    np.testing.assert_array_equal(events(frame), floats(frame.astype(float)))
+
+
+def test_other_outputs_are_shown_by_name(folder, tmp_path):
+    program = several.program_of(several.build("Detection"))
+    values = metadata(program, CompileOptions(streaming=True), Origin("fp32", None, None, None))
+    (tmp_path / "model.onnx").write_bytes(described(export_step(program), values, streaming=True))
+    shutil.copy(folder / "stream.py", tmp_path)
+    np.save(tmp_path / "image.npy", np.ones((3, 16, 16)))
+    status, text, error = python(tmp_path, tmp_path / "image.npy")
+    lines = text.splitlines()
+    assert status == 0 and not error and len(lines) == several.T
+    assert re.fullmatch(
+        r"step 4: \['maps.0 \(1, 6, 16, 16\), mean .*', .*'boxes \(1, 16, 6\), mean .*'\], .* ms", lines[3]
+    )
+    stream = svitc.Stream(tmp_path)
+    stream.step(np.ones((1, 3, 16, 16)))
+    assert [*stream.outputs] == program.output_names and stream.outputs["boxes"].shape == (1, 16, 6)
 
 
 def test_they_are_short(folder):
@@ -244,6 +278,10 @@ def test_the_cpp_caller_has_the_same_scores(program, folder, packed_folder, fram
     assert answers(run(program, out / "model.onnx", tmp_path / "frames.bin")[1]) == stopped(scores[:, 0])
     (tmp_path / "short.bin").write_bytes(frames.tobytes()[:-4])
     assert "the last frame has 1020 of 1024 bytes" in run(program, folder / "model.onnx", tmp_path / "short.bin")[2]
+    (tmp_path / "empty.bin").touch()
+    assert "the last frame has 0 of 1024 bytes" in run(program, folder / "model.onnx", tmp_path / "empty.bin")[2]
+    (tmp_path / "static.onnx").write_bytes(with_static_batch((folder / "model.onnx").read_bytes(), 2))
+    assert "several streams at once: compile" in run(program, tmp_path / "static.onnx", tmp_path / "frames.bin")[2]
     (frames * np.nan).tofile(tmp_path / "nan.bin")
     assert "a frame has NaN" in run(program, folder / "model.onnx", tmp_path / "nan.bin")[2]
     assert "cannot open" in run(program, folder / "model.onnx", tmp_path / "none.bin")[2]

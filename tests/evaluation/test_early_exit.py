@@ -8,15 +8,13 @@ import pytest
 from svitc.evaluation.early_exit import (
     Outcome,
     Rule,
-    all_images,
     choose_path,
-    confirm,
     fit_offsets,
     margins_of,
     outcome_of,
     running_mean,
-    split_images,
 )
+from svitc.evaluation.promise import all_images, confirm, split_images
 
 
 def network(images: int, seed: int, noise: float = 2.0, steps: int = 4) -> tuple[np.ndarray, np.ndarray]:

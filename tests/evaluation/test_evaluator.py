@@ -13,7 +13,8 @@ from svitc import onnx as backend
 from svitc import runtimes
 from svitc.evaluation import evaluator
 from svitc.evaluation.comparison import log_softmax
-from svitc.evaluation.evaluator import Evaluator, Packed
+from svitc.evaluation.evaluator import Evaluator
+from svitc.evaluation.packed import Packed
 from svitc.onnx.export import export
 from svitc.onnx.surgery import suffix
 from svitc.passes import Prune
@@ -74,7 +75,8 @@ def test_from_the_cut_on_as_from_the_image(name, exported):
     assert 0 < evaluator.original.right < 5 and evaluator.original.drop == 0
     short = widest = 0
     for group in prunable(program):
-        point = evaluator(cut(program, halved(program, group)))
+        plan = halved(program, group)
+        point = evaluator(cut(program, plan), plan=plan)
         want = full(exported["file"], chunks)
         assert np.abs(evaluator.logs - want).max() < 1e-4, group.name
         right = want.argmax(-1) == y.numpy()
@@ -104,7 +106,7 @@ def test_unchanged_is_what_no_change_feeds(name):
             if str(node.target) in touched or any(source in reached for source in node.all_input_nodes):
                 reached.add(node)
         downstream = {str(node.target) for node in reached}
-        clean = evaluator.unchanged(cut(program, plan)) & set(neurons)
+        clean = evaluator.known(cut(program, plan)).keys()
         assert not clean & downstream, group.name
         if group.whole_heads is None:
             assert clean == set(neurons) - downstream, group.name
@@ -116,10 +118,10 @@ def test_weights_that_changed_count_as_cuts_do():
     program = family("spikformer")
     evaluator = Evaluator(program, [images_of(program, 1)], threads=1)
     same = program.copy()
-    assert {str(n.target) for n in program.neurons()} <= evaluator.unchanged(same)
+    assert {str(n.target) for n in program.neurons()} <= evaluator.known(same).keys()
     with torch.no_grad():
         same.module.get_submodule("blocks.0.mlp.fc1.1").running_mean[3] += 1e-6
-    left = evaluator.unchanged(same)
+    left = evaluator.known(same)
     assert "blocks.0.mlp.neuron1" not in left and "blocks.0.attn.attn_lif" in left
 
 
@@ -135,7 +137,7 @@ def test_a_small_cache_changes_nothing(exported):
         taken = []
         points[room] = []
         for plan in plans:
-            points[room].append(evaluator(cut(program, plan)))
+            points[room].append(evaluator(cut(program, plan), plan=plan))
             taken.append(len(exported["taken"]))
         assert room > 0 or (set(taken) == {0} and exported["inputs"] == [backend.INPUT])
     for few in (40_000, 0):
@@ -158,7 +160,8 @@ def test_integer_spikes(exported):
     evaluator = Open(program, [(x, y)], threads=1)
     assert not all(packed.binary for packed in evaluator.spikes[0].values())
     for group in prunable(program)[1::3]:
-        evaluator(cut(program, halved(program, group)))
+        plan = halved(program, group)
+        evaluator(cut(program, plan), plan=plan)
         assert np.abs(evaluator.logs - full(exported["file"], [(x, y)])).max() < 1e-4, group.name
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -31,17 +32,32 @@ def point(n: int) -> Measurement:
     return Measurement(n, 100, 90 - n, 0, 0.25 + n / 7, 1 / 3)
 
 
+@dataclass
+class Counted:
+    """A measurement under way."""
+
+    evaluator: Counting
+    point: Measurement
+    cancelled: bool = False
+
+    def result(self) -> Measurement:
+        if self.evaluator.calls == self.evaluator.die_after:
+            raise KeyboardInterrupt
+        self.evaluator.calls += 1
+        return self.point
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Counting:
     """An evaluator that runs nothing: a point is known by the parameters that are left."""
 
     def __init__(self, die_after: int | None = None) -> None:
         self.calls, self.die_after, self.images, self.original = 0, die_after, 100, point(90)
 
-    def __call__(self, candidate) -> Measurement:
-        if self.calls == self.die_after:
-            raise KeyboardInterrupt
-        self.calls += 1
-        return point(candidate.parameter_count() % 90)
+    def start(self, candidate, plan) -> Counted:
+        return Counted(self, point(candidate.parameter_count() % 90))
 
 
 @pytest.fixture(scope="module")

@@ -53,3 +53,11 @@ def test_the_guide_draws_the_rooms_that_are_checked():
     assert drawn == re.findall(r'"(.+)"', layers[1])
     for room in re.findall(r"\w+", " ".join(drawn)):
         assert find_spec(f"svitc.{room}") is not None, room
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    assert [
+        line for line in text.splitlines() if line.startswith("|") and len(re.sub(r"\]\([^)]*\)", "]", line)) > 100
+    ] == []

@@ -120,5 +120,6 @@ def test_it_compiles_away_from_the_checkout(scripts, tmp_path):
         "plan.json",
         "check.npz",
         "check.py",
+        "predict.py",
         "report.json",
     }

@@ -97,7 +97,7 @@ class Fake:
         lost = round(self.drop(cut) * IMAGES)
         right = round(0.9 * IMAGES) - lost
         divergence = (self.divergence or self.drop)(cut)
-        return Measurement(right, IMAGES, lost, 0, 1.0, divergence)
+        return Measurement(right, IMAGES, lost, 0, 1.0, divergence, regret=lost / IMAGES)
 
     def pending(self, plans, refit) -> int:
         seen = {(str(cut), how) for cut, how, _ in self.asked}

@@ -153,7 +153,7 @@ def _compiler(path: Path, curves: CurveOptions, load: LoadOptions, seed: int, re
 
     program = load_program(path, load, reporter)
     options = CompileOptions(
-        data=load_images(curves.data, program, None, seed, curves, curves.unlabeled),
+        train_data=load_images(curves.data, program, None, seed, curves, curves.unlabeled),
         sweep_images=curves.sweep_images,
         calibration_images=curves.calibration_images,
         sweep_file=unfinished_file(curves.out, "sweep.jsonl"),

@@ -10,6 +10,7 @@ from rich.table import Table
 from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.anytime import anytime
 from svitc.cli.views.prediction import predicted_cells, predicted_from
+from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
@@ -62,6 +63,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         no_accuracy()
     if prediction:
         out.print(predicted_from(prediction))
+    promise(report.get("promise"))
     if report.get("anytime"):
         anytime(report["anytime"])
     verdict_line(report["verify"])
@@ -106,6 +108,9 @@ def device_check(paths: list[Path], opset: int) -> None:
     if script is not None:
         also = ", or --openvino" if opset < WEIGHT_OPSETS[2] else ""
         out.print(f"on the device: python {escape(str(script))}, with numpy and onnxruntime{also}")
+    predict = next((path for path in paths if path.name == "predict.py"), None)
+    if predict is not None:
+        out.print(f"on pictures: python {escape(str(predict))} PICTURE…, with numpy, pillow and onnxruntime")
     caller = next((path for path in paths if path.name == "stream.py"), None)
     if caller is not None:
         out.print(f"frame by frame: python {escape(str(caller))} FRAMES.npy, with numpy and onnxruntime; or stream.cpp")

@@ -23,20 +23,23 @@ class Membrane:
         state: the state.
         pattern: einops pattern from the state to the program's array of one step.
         sizes: sizes of the pattern's letters, except the batch's.
+        negated: whether the state is the membrane times -1.
     """
 
     state: FileState
     pattern: str
     sizes: dict[str, int]
+    negated: bool = False
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """Return the state, from the program's array of one step."""
         state, view = self.pattern.split(" -> ")
-        return np.ascontiguousarray(einops.rearrange(array, f"{view} -> {state}", **self.sizes), dtype=np.float32)
+        value = einops.rearrange(-array if self.negated else array, f"{view} -> {state}", **self.sizes)
+        return np.ascontiguousarray(value, dtype=np.float32)
 
     def array_of(self, value: np.ndarray) -> np.ndarray:
         """Return the program's array of one step, from the state."""
-        return einops.rearrange(value, self.pattern, **self.sizes)
+        return einops.rearrange(-value if self.negated else value, self.pattern, **self.sizes)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def split_step(model: bytes) -> tuple[bytes, list[SplitStepNeuron]]:
                 present.add(name)
         membrane = json.loads(meta[STATE_KEY]) if STATE_KEY in meta else None
         if membrane is not None:
-            membrane = Membrane(states[membrane["input"]], membrane["pattern"], membrane["sizes"])
+            negated = membrane.get("negated", False)
+            membrane = Membrane(states[membrane["input"]], membrane["pattern"], membrane["sizes"], negated)
         found.append(SplitStepNeuron(neuron, current, membrane))
     return proto.SerializeToString(deterministic=True), found
 

@@ -5,7 +5,8 @@ After FoldNeuronScale nearly every neuron is plain: threshold 1, reset 0, an inp
 time constant 2 the membrane then loses half of itself at every step. It need not if the currents and the thresholds
 double from step to step: all numbers are scaled by powers of two, which changes no bit of their mantissas. If they are
 negated as well, a hard reset is one ThresholdedRelu: it keeps numbers above the negated threshold and makes the others
-0.
+0. In a streaming file nothing doubles, as any number of steps may follow, but the membrane that goes from step to step
+is the negated one.
 
 Where one current serves for all steps (the first neurons after a static image), no membrane is needed: the current
 alone decides when a neuron fires first, and after each hard reset everything repeats.
@@ -99,24 +100,30 @@ class UnrolledKind:
         return kind.name == "IF" or (kind.name == "LIF" and kind.tau == 2 and not kind.decay_input)
 
     @property
+    def negated(self) -> bool:
+        """Return whether the membrane that goes from step to step is the negated one."""
+        return self.plain and self.carried and self.kind.reset is not None
+
+    @property
     def kept(self) -> float:
         """Return the factor of the membrane of the step before, where the short form of the equations applies."""
         return {"IF": 1.0, "LIF": 0.5}.get(self.kind.name, self.kind.keep)
 
     def level(self, t: int) -> float:
-        """Return the threshold at step ``t``, scaled by the gain."""
-        return self.kind.threshold * factor(self.gain, t)
+        """Return the threshold at step ``t``, scaled by the gain and negated as the membrane is."""
+        return self.kind.threshold * factor(self.gain, t) * (-1 if self.negated else 1)
 
     @property
     def title(self) -> str:
         """Return the function's name; two kinds may have the same one."""
-        return f"{self.kind.title}_steps" + {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
+        gain = {0: "", 1: "_doubled", -1: "_doubled_negative"}[self.gain]
+        return f"{self.kind.title}_steps{gain}" + "_negated" * self.negated
 
     @property
     def formula(self) -> str:
         """Return the documentation that is written into the file: the equations."""
         gained = f" Currents of step t are given times {'-' * (self.gain < 0)}2^t." if self.gain else ""
-        return self.kind.formula + gained
+        return self.kind.formula + gained + " The membrane before and after it is given as -v." * self.negated
 
     @property
     def inputs(self) -> list[str]:
@@ -151,6 +158,8 @@ class _UnrolledBody(NeuronBody):
 
     def fires(self) -> str:
         """Return the operator that compares the membrane with the threshold."""
+        if self.unrolled.negated:
+            return "Less" if self.kind.strict else "LessOrEqual"
         return "LessOrEqual" if self.unrolled.gain < 0 else super().fires()
 
     def charge(self, t: int, x: ir.Value, v: ir.Value | None) -> ir.Value:
@@ -162,7 +171,7 @@ class _UnrolledBody(NeuronBody):
         if v is self.inputs.get("start"):
             return self.op("Add", f"h{t}", v, x)
         kept = v if "keep" not in self.inputs else self.op("Mul", f"left{t}", v, self.inputs["keep"])
-        return self.op("Add", f"h{t}", kept, x)
+        return self.op("Sub" if self.unrolled.negated else "Add", f"h{t}", kept, x)
 
     def reset(self, t: int, h: ir.Value, fired: ir.Value) -> ir.Value:
         """Emit the membrane after firing, from the membrane ``h`` before it."""
@@ -170,11 +179,13 @@ class _UnrolledBody(NeuronBody):
             if self.kind.reset is None:
                 return self.op("Where", f"v{t}", fired, self.op("Sub", f"low{t}", h, self.threshold(t)), h)
             return super().reset(t, h, fired)
-        if self.unrolled.gain < 0:
-            return self.op("ThresholdedRelu", f"v{t}", h, alpha=self.unrolled.level(t))
-        # ThresholdedRelu compares with >, so its alpha is the next lower float; a Where would take four times as long
+        # ThresholdedRelu compares with >, so its alpha is the next lower float where numbers of the threshold itself
+        # are kept, or spent; a Where would take four times as long
         level = np.float32(self.unrolled.level(t))
-        below = float(level if self.kind.strict else np.nextafter(level, np.float32(0)))
+        below = float(np.nextafter(level, np.float32(-np.inf)))
+        if self.unrolled.gain < 0 or self.unrolled.negated:
+            return self.op("ThresholdedRelu", f"v{t}", h, alpha=below if self.kind.strict else float(level))
+        below = float(level) if self.kind.strict else below
         return self.op("Sub", f"v{t}", h, self.op("ThresholdedRelu", f"spent{t}", h, alpha=below))
 
 

@@ -131,7 +131,8 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
     kind = UnrolledKind(inner, dtype.dtype, x.gain)
     count = 1 if inner.static else inner.steps
     inputs = [b.read_step(x, t, dims) for t in range(count)]
-    state = b.state(path, dims, dynamics_of(module).initial) if kind.carried else None
+    initial = -dynamics_of(module).initial if kind.negated else dynamics_of(module).initial
+    state = b.state(path, dims, initial) if kind.carried else None
     if state is not None:
         inputs.append(b.read(b.store(state.before, state.dims), dims))
     if kind.takes_decay:
@@ -140,7 +141,7 @@ def spiking_neuron(b: UnrolledBuilder, node: fx.Node, module: nn.Module) -> Step
     values = b.neuron(kind, inputs, [dims] * (inner.steps + inner.carried), dims, dtype)
     if state is not None:
         b.pass_on(state, values.pop(), dims)
-        note(values[0].producer(), state, x.view)
+        note(values[0].producer(), state, x.view, kind.negated)
     return Steps(tuple(values), dims, x.view, dtype)
 
 

@@ -45,18 +45,28 @@ class AQGreedy(BitSettings, Policy):
         """
         space = BitSpace(problem, self)
         gate = DriftGate(space, on=self.gate)
-        bits = space.widest
+        return space.finish(self._search(space, gate)[-1], {"search": gate.to_json()})
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: settings that the search went through."""
+        space = BitSpace(problem, self)
+        gate = DriftGate(space, on=self.gate)
+        return space.ladder(self._search(space, gate), {"search": gate.to_json()})
+
+    def _search(self, space: BitSpace, gate: DriftGate) -> list[Bits]:
+        """Return the settings that the search went through; the last one is its result."""
+        steps = [space.widest]
         for level, units in levels(space).items():
-            if space.met(bits):
+            if space.met(steps[-1]):
                 break
-            bits = self.descend(space, gate, bits, level, units)
-        problem.reporter.decide(
+            steps += self.descend(space, gate, steps[-1], level, units)
+        space.problem.reporter.decide(
             f"{self.name}: {gate.by_drift} settings turned away by drift, {gate.by_mini_batch} by a mini-batch,"
             f" {gate.measured} measured"
         )
-        return space.finish(bits, {"search": gate.to_json()})
+        return steps
 
-    def descend(self, space: BitSpace, gate: DriftGate, bits: Bits, level: str, units: list[list[str]]) -> Bits:
+    def descend(self, space: BitSpace, gate: DriftGate, bits: Bits, level: str, units: list[list[str]]) -> list[Bits]:
         """Lower the bits of the units of one level, one after another, as far as the tolerance allows.
 
         Args:
@@ -67,8 +77,10 @@ class AQGreedy(BitSettings, Policy):
             units: units of the level, each a list of layers.
 
         Returns:
-            The last setting within the tolerance.
+            The settings on the way, each with one more unit lowered; the last one is within the tolerance. None where
+            no unit can be lowered.
         """
+        taken: list[Bits] = []
         stage = f"{self.name}: {level}"
         left = [(unit, to) for unit in units for to in LOWER_BITS]
         while left and not space.met(bits):
@@ -79,12 +91,13 @@ class AQGreedy(BitSettings, Policy):
                 kept = bisect_left(steps, True, hi=len(steps) - 1, key=lambda step: not gate.within(step[0], stage))
             if kept:
                 bits = steps[kept - 1][0]
+                taken += [step[0] for step in steps[:kept]]
             if kept == len(steps):
                 break
             # the first setting that loses too much: give up its unit, and try the later ones again
             unit = left[steps[kept][1]][0]
             left = [step for step in left[steps[kept][1] :] if step[0] is not unit]
-        return bits
+        return taken
 
     def _steps(
         self, space: BitSpace, gate: DriftGate, bits: Bits, left: list[tuple[list[str], int]], stage: str
@@ -140,24 +153,35 @@ class AQBeam(BitSettings, Policy):
         """See ``AQGreedy``."""
         space = BitSpace(problem, self)
         gate = DriftGate(space)
+        return space.finish(self._search(space, gate)[-1], {"search": gate.to_json(), "width": self.width})
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: settings that the search went through."""
+        space = BitSpace(problem, self)
+        gate = DriftGate(space)
+        return space.ladder(self._search(space, gate), {"search": gate.to_json(), "width": self.width})
+
+    def _search(self, space: BitSpace, gate: DriftGate) -> list[Bits]:
+        """Return the settings that the search went through; the last one is its result."""
         greedy = AQGreedy(exclude=self.exclude, seed=self.seed)
-        best, units = space.widest, levels(space)
+        steps, units = [space.widest], levels(space)
         for level in ("network", "stages"):
-            if not space.met(best):
-                best = greedy.descend(space, gate, best, level, units[level])
-        beam = [best]
-        while not space.met(best):
+            if not space.met(steps[-1]):
+                steps += greedy.descend(space, gate, steps[-1], level, units[level])
+        beam = steps[-1:]
+        while not space.met(steps[-1]):
             following = self._next(space, gate, beam, [*units["blocks"], *units["layers"]])
             if not following:
                 break
             accepted = next((bits for bits in following if gate.within(bits, "aq-beam")), None)
             if accepted is not None:  # otherwise the gate has a new bound, and passes other settings next time
-                best, beam = min(best, accepted, key=space.cost), [bits for bits in following if gate.passes(bits)]
-        problem.reporter.decide(
+                steps += [accepted] if space.cost(accepted) < space.cost(steps[-1]) else []
+                beam = [bits for bits in following if gate.passes(bits)]
+        space.problem.reporter.decide(
             f"aq-beam: {gate.by_drift} settings turned away by drift, {gate.by_mini_batch} by a mini-batch,"
             f" {gate.measured} measured"
         )
-        return space.finish(best, {"search": gate.to_json(), "width": self.width})
+        return steps
 
     def _next(self, space: BitSpace, gate: DriftGate, beam: list[Bits], units: list[list[str]]) -> list[Bits]:
         """Return the next beam, best setting first.

@@ -46,9 +46,20 @@ class QSViT(BitSettings, Policy):
         space = BitSpace(problem, self)
         alone = precision(space, "qsvit: each layer and kind")
         bits, base = self._base(space, alone)
-        bits = self._guided(space, bits, alone)
+        bits = [bits, *self._guided(space, bits, alone)][-1]
         by_price = sorted(space.layers, key=lambda layer: -self._price(space, alone, layer, bits[layer]))
         return space.finish(bits, {"base": base}, by_price)
+
+    def ladder(self, problem: Problem) -> list[Plan]:
+        """See ``Policy``: to the base setting kind by kind, the cheapest first, and then the steps of the search."""
+        space = BitSpace(problem, self)
+        alone = precision(space, "qsvit: each layer and kind")
+        bits, base = self._base(space, alone)
+        steps = [space.widest]
+        for kind in sorted(base, key=lambda kind: self._price(space, alone, kind, base[kind])):
+            layers = [layer for layer in space.layers if space.kinds[layer] == kind]
+            steps.append(space.lowered(steps[-1], layers, base[kind]))
+        return space.ladder([*steps, *self._guided(space, bits, alone)], {"base": base})
 
     def _base(self, space: BitSpace, alone: Alone) -> tuple[Bits, dict[str, int]]:
         """Return the base setting, as layer -> bits and as kind -> bits."""
@@ -77,20 +88,26 @@ class QSViT(BitSettings, Policy):
         saved = space.cost(space.widest) - space.cost(space.lowered(space.widest, layers, to))
         return float(alone[name, to].divergence) / max(saved, 1)
 
-    def _guided(self, space: BitSpace, bits: Bits, alone: Alone) -> Bits:
-        """Lower single layers, starting from the base setting, while the network stays within the tolerance."""
+    def _guided(self, space: BitSpace, bits: Bits, alone: Alone) -> list[Bits]:
+        """Lower single layers, from the base setting on, while the network stays within the tolerance.
+
+        Returns:
+            The settings on the way, without the base setting.
+        """
+        taken: list[Bits] = []
         for to in LOWER_BITS:
             order = [layer for layer in space.layers if (layer, to) in alone and bits[layer] > to]
             order.sort(key=lambda layer: self._price(space, alone, layer, to))
             for layer in order:
                 if space.met(bits):
-                    return bits
+                    return taken
                 trial = space.lowered(bits, [layer], to)
                 point = space.points([trial], f"qsvit: {to} bits, layer by layer")[0]
                 if point.drop <= space.tolerance:
                     bits = trial
+                    taken.append(bits)
                     space.problem.reporter.decide(f"{layer}: {to} bits, {100 * point.drop:.1f} points lost")
-        return bits
+        return taken
 
 
 __all__ = ["QSViT"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from svitc.errors import BudgetError, UsageError
 from svitc.passes.policies.bitwidth.layer_roles import layer_kinds
+from svitc.passes.policies.ladder import by_step
 from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import Settings
 from svitc.planning.plan import Plan
@@ -134,9 +135,25 @@ class BitSpace:
         problem.reporter.decide(
             f"{name}: {reached / full_cost:.1%} of the int8 bytes, {100 * point.drop:.1f} points lost"
         )
+        return self.made(bits, about)
+
+    def made(self, bits: Bits, about: JsonDict) -> Plan:
+        """Return the plan of a setting with its provenance, ``about`` in it."""
         plan = self.plan(bits)
+        name = self.settings.name
         plan.provenance = {"policy": name, "tolerance": self.tolerance, **about, **self.settings.to_json()}
         return plan
+
+    def ladder(self, steps: Sequence[Bits], about: JsonDict) -> list[Plan]:
+        """Return some plans of the settings that a search went through, as ``Policy.ladder`` does.
+
+        Args:
+            steps: the settings, each smaller than the one before; the first has 8 bits in every layer.
+            about: further entries of the plans' provenance.
+        """
+        distinct = {tuple(bits.values()): bits for bits in steps}
+        plans = [self.made(bits, about) for bits in distinct.values()]
+        return by_step(self.problem, plans, "none", self.settings.name)
 
 
 __all__ = ["BitSettings", "BitSpace", "Bits"]

@@ -23,21 +23,30 @@ def spikes(module, x: np.ndarray, steps: int) -> np.ndarray:
     return module(torch.from_numpy(x).repeat(steps, 1)).numpy()
 
 
-def computed(stepped: UnrolledKind, x: np.ndarray) -> np.ndarray:
-    """The same of the file's function."""
+def run(stepped: UnrolledKind, values: list[np.ndarray]) -> list[np.ndarray]:
+    """Return what the file's function gives for currents and perhaps a membrane."""
     function = neuron_function(stepped, (), OPSET)
-    current = ir.Value(name="x", shape=ir.Shape([len(x)]), type=ir.TensorType(ir.DataType.FLOAT))
+    size, real = ir.Shape([len(values[0])]), ir.TensorType(ir.DataType.FLOAT)
+    given = [ir.Value(name=f"x{i}", shape=size, type=real) for i in range(len(values))]
     constants = []
     for name, number in stepped.constants.items():
         tensor = ir.tensor(np.float32(number), name=name)
         constants.append(ir.Value(name=name, const_value=tensor, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype)))
-    node = ir.Node(function.domain, function.name, [current, *constants], num_outputs=stepped.kind.steps)
+    count = stepped.kind.steps + stepped.carried
+    node = ir.Node(function.domain, function.name, [*given, *constants], num_outputs=count)
     for i, value in enumerate(node.outputs):
-        value.name, value.type, value.shape = f"s{i}", ir.TensorType(stepped.spike), ir.Shape([len(x)])
+        kind = ir.TensorType(stepped.spike) if i < stepped.kind.steps else real
+        value.name, value.type, value.shape = f"s{i}", kind, size
     opsets = {"": OPSET, function.domain: 1}
-    graph = ir.Graph([current], node.outputs, nodes=[node], initializers=constants, name="g", opset_imports=opsets)
+    graph = ir.Graph(given, node.outputs, nodes=[node], initializers=constants, name="g", opset_imports=opsets)
     proto = ir.to_proto(ir.Model(graph, ir_version=10, functions=[function]))
-    return np.stack(ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x}))
+    feed = {f"x{i}": value for i, value in enumerate(values)}
+    return ort.InferenceSession(proto.SerializeToString()).run(None, feed)
+
+
+def computed(stepped: UnrolledKind, x: np.ndarray) -> np.ndarray:
+    """The same of the file's function."""
+    return np.stack(run(stepped, [x]))
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 6, 12])
@@ -88,3 +97,27 @@ def test_others_keep_their_membrane(module):
     x = np.random.default_rng(0).uniform(-1, 3, 1000).astype(np.float32)
     x[:400] = np.round(x[:400] * 16) / 16  # sums that hit the threshold
     assert np.array_equal(computed(stepped, x), spikes(module, x, 4))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        neuron.IFNode(step_mode="s"),
+        neuron.LIFNode(decay_input=False, step_mode="s"),
+        LeakyNeuron(0.25),
+        LeakyNeuron(0.25, strict=True),
+    ],
+    ids=repr,
+)
+def test_a_streaming_file_keeps_the_negated_membrane(module):
+    """Also where the membrane hits the threshold."""
+    step = UnrolledKind(kind_of("it", module, 1, static=False, streaming=True), ir.DataType.UINT8)
+    assert step.negated
+    whole = UnrolledKind(kind_of("it", module, 3, static=False), ir.DataType.UINT8)
+    x = np.round(np.random.default_rng(0).uniform(-1, 2, (3, 1000)) * 8).astype(np.float32) / 8
+    v, fired = np.zeros_like(x[0]), []
+    for current in x:
+        spikes, v = run(step, [current, v])
+        fired.append(spikes)
+    assert np.array_equal(np.stack(fired), np.stack(run(whole, list(x)))) and v.min() < 0 < v.max()
+    assert np.stack(fired).any()

@@ -52,7 +52,9 @@ class Formula:
 
     def point(self, bits, images: int = IMAGES) -> Measurement:
         lost = round(self.drop(bits) * images)
-        return Measurement(round(0.9 * images) - lost, images, max(lost, 0), max(-lost, 0), 1.0, self.drop(bits))
+        return Measurement(
+            round(0.9 * images) - lost, images, max(lost, 0), max(-lost, 0), 1.0, self.drop(bits), self.drop(bits)
+        )
 
     def pending(self, plans, refit) -> int:
         return len(plans)
@@ -151,6 +153,18 @@ def test_qsvit_raises_kinds_that_are_too_much_together():
 def test_a_harmless_network_goes_to_two_bits_everywhere(name):
     formula = Formula(lambda bits: 0.0)
     assert set(make(name).plan(problem(formula, 0.015)).bits.values()) == {2}
+
+
+@pytest.mark.parametrize("name", BY_BITS)
+def test_a_ladder_of_settings_goes_down_step_by_step(name):
+    formula = Formula(additive(("mlp.fc2",), each=0.0004, much=0.01))
+    asked = problem(formula, 0.02)
+    ladder = make(name).ladder(asked)
+    costs = [asked.cost(bits=plan.bits) for plan in ladder]
+    assert costs == sorted(set(costs), reverse=True) and len(ladder) > 2
+    drops = [formula.drop(plan.bits) for plan in ladder]
+    assert drops[0] <= 0.05 * 0.02 and 0.5 * 0.02 < drops[-1] <= 0.02 + 1e-9
+    assert {plan.provenance["policy"] for plan in ladder} == {name}
 
 
 def test_levels_are_nested_and_largest_first():

@@ -308,6 +308,19 @@ def test_a_drop_without_a_budget_is_as_small_as_it_allows(program, name):
 
 
 @pytest.mark.parametrize("name", MEASURING)
+def test_a_ladder_goes_from_cautious_to_beyond_the_drop(program, name):
+    fake = Fake(program, lambda cut: 0.02 * sum(share**2 for share in cut.values()))
+    problem = fake.problem(None, 0.02)
+    ladder = policy(name).ladder(problem)
+    costs = [kept(problem, plan) for plan in ladder]
+    assert costs == sorted(set(costs), reverse=True) and costs[0] < problem.cost() and len(ladder) >= 3
+    drops = [fake.drop(fake.cuts(plan)) for plan in ladder]
+    assert drops[0] <= 0.15 * 0.02 and 0.6 * 0.02 < drops[-1] <= 1.5 * 0.02
+    if name in ("auto", "uniform"):
+        assert len(ladder) == 10 and drops[-1] > 0.02
+
+
+@pytest.mark.parametrize("name", MEASURING)
 def test_losses_that_do_not_add_up_still_stay_within_the_drop(program, name):
     """Two cuts cost far more than the sum of one and one."""
     fake = Fake(
