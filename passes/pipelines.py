@@ -51,7 +51,8 @@ def quantization_passes(bits: Mapping[str, int] | None = None, span: float | Non
         bits: layer -> bits of its weights, where that is not 8.
         span: largest magnitude of an input; None for the usual one.
     """
-    return [FoldNeuronScale(), QuantizeInput(span), QuantizeWeights(bits)]
+    bits = dict(bits or {})  # of the layers that QuantizeInput adds, too
+    return [FoldNeuronScale(), QuantizeInput(span, bits), QuantizeWeights(bits)]
 
 
 def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[Program, Pipeline]:
@@ -59,7 +60,7 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
 
     Args:
         program: a program that can be trained.
-        bits: layer -> 4 or 2 where its weights do not get 8.
+        bits: layer -> 16, 4 or 2 where its weights do not get 8.
 
     Returns:
         a program at stage QUANTIZED, and the pipeline with the results and refusals of its passes.
@@ -73,10 +74,15 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
     return twin, pipeline
 
 
-def unrounded_program(program: Program) -> Program:
-    """Return what ``quantize`` makes of a program, but for the rounding of weights, at the same scales."""
+def unrounded_program(program: Program, bits: Mapping[str, int] | None = None) -> Program:
+    """Return what ``quantize`` makes of a program, but for the rounding of weights, at the same scales.
+
+    Args:
+        program: a program that can be trained.
+        bits: layer -> 16 where its weights got these.
+    """
     twin, span = program.copy(), input_range(program).span
-    Pipeline([QuantizeResidualStreams(), *inference_passes(), *quantization_passes(span=span)[:-1]])(twin)
+    Pipeline([QuantizeResidualStreams(), *inference_passes(), *quantization_passes(bits, span)[:-1]])(twin)
     return twin
 
 

@@ -20,8 +20,10 @@ from svitc.ir.operators import pointwise
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.operators.table import Operator
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import WIDE_BITS
 
 ZERO_BYTE = 128
+IMAGE_CHANNELS = 4  # the most channels of an input that count as an image
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,16 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def runs_in_floats(layer: nn.Module, input_range: IntegerRange | None) -> bool:
+def runs_in_floats(layer: Any, input_range: IntegerRange | None, bits: int | None = None) -> bool:
     """Return whether a layer is lowered to a float operation instead of an integer matrix product.
 
     Args:
         layer: a convolution or linear layer.
         input_range: integer range of its input; None where that is real.
+        bits: bits of its weights; by default those of a quantized layer.
     """
-    return getattr(layer, "groups", 1) > 1 or input_range is None or not input_range.is_byte
+    if getattr(layer, "groups", 1) > 1 or input_range is None or not input_range.is_byte:
+        return True
+    # the coarse steps of an image: beside bytes with a sign, an integer product's planes would hold only 13 bits
+    wide = (getattr(layer, "bits", 8) if bits is None else bits) == WIDE_BITS
+    return wide and input_range.is_signed_byte and layer.weight.shape[1] <= IMAGE_CHANNELS

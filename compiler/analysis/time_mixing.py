@@ -8,6 +8,7 @@ far depend on: their result after T calls is that for T steps.
 
 from __future__ import annotations
 
+import linecache
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,7 +20,7 @@ from torch import fx, nn
 from svitc.errors import UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Axis, Dims, Kind
-from svitc.ir.graph import describe
+from svitc.ir.graph import describe, readers_through
 from svitc.ir.operators import normalization, products, regroup, resampling, slicing, structure
 from svitc.ir.operators.broadcasting import ELEMENTWISE_RULES
 from svitc.ir.operators.registry import operator_of
@@ -30,6 +31,47 @@ from svitc.ir.program import Program
 _FIRST_IS_FREE = (*ops.CONVOLUTIONS, *ops.BATCH_NORMS, *ops.POOLS, *ops.PADS)
 _EXTREMES = {normalization.largest: "largest", normalization.smallest: "smallest"}
 OTHERWISE = "Compile it without --streaming and --anytime, for all of its time steps at once."
+# what models call the operations that have names of svitc's own
+_WORDS = {
+    ops.take_block: "an index or a loop over time steps",
+    ops.take_range: "a slice",
+    slicing.slice_range: "a slice",
+    slicing.select_indices: "an index",
+    einops.rearrange: "a reshape",
+    einops.repeat: "a repetition",
+    regroup.regroup: "a reshape",
+    regroup.at_steps: "a reshape",
+    mix_steps: "the neuron",
+    normalization.largest: "amax",
+    normalization.smallest: "amin",
+    normalization.standard_deviation: "std",
+    normalization.variance: "var",
+    normalization.product: "prod",
+    normalization.log_sum_exp: "logsumexp",
+}
+_APART = "relates time steps to one another"
+_SINGLE = "takes single time steps"
+_PART = "takes some of the time steps"
+_OVER = "runs over the time steps"
+_AS_PIXELS = "runs over the time steps as over channels or pixels"
+_OWN = "has numbers of its own for each time step"
+_JOINS = "joins a value of each time step with one that a reduction has made of all of them"
+_SHOWS = "shows every time step what a reduction has made of all of them"
+_CUMULATIVE = "A cumulative sum in its place, of the steps up to each one, would run along."
+_REDUCTIONS = (
+    "A mean, a sum, a cumulative sum, a maximum or a minimum over time runs along, and so does the last step alone."
+)
+_WITHIN = "The same within each time step, over its tokens, channels or pixels, would run along."
+_ADVICE = {  # reason -> a way out that changes the model
+    _APART: _WITHIN,
+    _SINGLE: "What a loop keeps from step to step has to be the membrane of a neuron that svitc knows. " + _REDUCTIONS,
+    _PART: "It would need steps before or after the present one. " + _REDUCTIONS,
+    _OVER: _REDUCTIONS,
+    _AS_PIXELS: _WITHIN,
+    _OWN: "Numbers that all time steps share would run along.",
+    _JOINS: "Step 1 would need all later ones. " + _CUMULATIVE,
+    _SHOWS: "Step 1 would need all later ones. " + _CUMULATIVE,
+}
 
 
 class Role(Enum):
@@ -94,12 +136,12 @@ def _role(program: Program, node: fx.Node, found: StepRoles) -> Role:
     so_far = Role.SO_FAR in roles.values()
     if not per_step:
         if so_far and places:
-            raise _refusal(node, "shows every time step what a reduction has made of all of them")
+            raise _refusal(node, _SHOWS)
         if places and node.target is einops.repeat:
             return Role.PER_STEP
         return Role.SO_FAR if so_far else Role.CONSTANT
     if so_far:
-        raise _refusal(node, "joins a value of each time step with one that a reduction has made of all of them")
+        raise _refusal(node, _JOINS)
     kind = _reduction(program, node)
     if kind is not None:
         found.reductions[node] = kind
@@ -111,9 +153,28 @@ def _role(program: Program, node: fx.Node, found: StepRoles) -> Role:
 
 
 def _refusal(node: fx.Node, reason: str) -> UnsupportedError:
+    """Return the error that an operation needs several steps at once, with its line and a way out."""
+    advice, source = _ADVICE.get(reason, ""), node.meta.get("source")
+    if reason == _SINGLE and all(user.op == "output" for user in readers_through(node, _is_view)):
+        advice = "Return all steps as one tensor: then each call gives its own, class scores with --per-step."
+    scope = node.meta.get("scope") or "the model"
+    named = f"{_WORDS[node.target]} in {scope}" if node.target in _WORDS else describe(node)
     return UnsupportedError(
-        f"{describe(node)} {reason}, so that the network has no exact form of one time step per call", hint=OTHERWISE
+        f"{named} {reason}, so that the network has no exact form of one time step per call",
+        hint=f"{advice} {OTHERWISE}".lstrip(),
+        where=source and f"{source}{_text_of(source)}",
     )
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.target in ops.VIEWS
+
+
+def _text_of(source: str) -> str:
+    """Return what stands at ``FILE:LINE`` as the end of a place, or nothing where that cannot be read."""
+    file, _, line = source.rpartition(":")
+    text = linecache.getline(file, int(line)).strip() if line.isdecimal() else ""
+    return f": {text}" if text else ""
 
 
 def _reduction(program: Program, node: fx.Node) -> str | None:
@@ -161,16 +222,30 @@ def _mixing(program: Program, node: fx.Node, per_step: list[fx.Node]) -> str | N
     """
     for source in node.all_input_nodes:
         if source not in per_step and time_places(program.type_of(source)):
-            return "has numbers of its own for each time step"
+            return _OWN
     found = [time_places(program.type_of(value)) for value in (*per_step, node)]
     if any(len(places) > 1 for places in found):
-        return "relates time steps to one another"
+        raise _refusal(_separating(program, node), _APART)
     by_rule = _by_rule(program, node, [places[0][0] for places in found[:-1] if places])
     if by_rule is not None:
         return by_rule
     if len({id(axis) for places in found for _, axis in places}) != 1 or not all(found):
         return "mixes time steps"
     return None
+
+
+def _separating(program: Program, node: fx.Node) -> fx.Node:
+    """Return the operation that gives groups of time steps a dimension each, where a value only has such groups.
+
+    Args:
+        program: the program.
+        node: the first operation in which time is more than one axis, perhaps within one dimension.
+    """
+    nodes = list(program.graph.nodes)
+    for later in nodes[nodes.index(node) :]:
+        if later.op != "output" and len({place for place, _ in time_places(program.type_of(later))}) > 1:
+            return later
+    return node
 
 
 def _by_rule(program: Program, node: fx.Node, places: list[int]) -> str | None:
@@ -188,11 +263,11 @@ def _by_rule(program: Program, node: fx.Node, places: list[int]) -> str | None:
         if place == 0:
             return None
         own = "normalizes each time step with numbers of its own" if ops.is_batch_norm(module) else None
-        return own or "runs over the time steps as over channels or pixels"
+        return own or _AS_PIXELS
     if module is not None or node.target in (*ops.VIEWS, *ops.ELEMENTWISE, *ops.REDUCTIONS):
         return None
     if node.target in (ops.take_block, ops.take_range):
-        return "takes single time steps" if place == node.args[1] else None
+        return _SINGLE if place == node.args[1] else None
     if node.target is mix_steps:
         return "computes each time step from all of them"
     if node.target is regroup.at_steps:
@@ -223,7 +298,9 @@ def _of_operator(node: fx.Node, place: int, rank: int) -> str | None:
     along: Any = node.kwargs.get("dims", node.kwargs.get("dim"))
     if along is not None:
         runs_over_time = place in along if isinstance(along, tuple | list) else place == along
-        return "runs over the time steps" if runs_over_time else None
+        if runs_over_time and node.target in (slicing.slice_range, slicing.select_indices):
+            return _PART
+        return _OVER if runs_over_time else None
     if general.rule is normalization.last_rule:
         count: Any = node.kwargs["count"]
         return None if place < rank - count else "normalizes over the time steps"
@@ -231,7 +308,7 @@ def _of_operator(node: fx.Node, place: int, rank: int) -> str | None:
         return None  # what they do along time changes the time axis
     if node.target is resampling.parametric_relu:
         return None
-    return None if place == 0 else "runs over the time steps as over channels or pixels"
+    return None if place == 0 else _AS_PIXELS
 
 
 __all__ = ["OTHERWISE", "Role", "StepRoles", "step_roles", "steps_of", "time_places"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from svitc.support.reporter import Reporter
 
 state: dict[str, bool] = {"verbose": False}
+arguments: list[str] = []  # of the command that runs, for its report
 # New objects before Python looks for cycles among them, and how often it looks at older ones. Most of a command's
 # objects, modules and graphs, live to its end: with Python's own numbers a tenth of an int8 compilation is looking.
 COLLECT_AFTER = (50_000, 20, 50)

@@ -180,19 +180,27 @@ class FileOptions(StreamingOptions):
         typer.Option(
             "--out",
             "-o",
-            help="Folder for model.onnx, model.py, model.safetensors, plan.json and report.json; for a front, one "
-            "folder in it for each budget.",
+            help="Folder for model.onnx, model.py, model.safetensors, plan.json, report.json and report.html; for a "
+            "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html/--no-html",
+            help="Write report.html as well, one page for a browser with what was decided and what it costs.",
+        ),
+    ] = True
     weights: Annotated[
         str | None,
         typer.Option(
             "--weights",
-            metavar="fp32|int8|int4|int2|mixed",
-            help="Type of the stored weights. [bold]int8[/], [bold]int4[/], [bold]int2[/]: integers of that many bits, "
-            "exact sums, the same spikes in whatever order a processor adds, and several times the speed on one with "
-            "integer dot products. [bold]mixed[/]: the policy chooses the bits of each layer. By default fp32, or "
-            "mixed where the policy chooses bits or int8 alone would not meet the budget.",
+            metavar="TYPE",
+            help="Type of the stored weights: fp32, int16, int8, int4, int2 or mixed. Integers have exact sums, so the "
+            "same spikes in whatever order a processor adds, and [bold]int8[/] to [bold]int2[/] run several times as "
+            "fast as fp32 on one with integer dot products. [bold]int16[/]: the accuracy of fp32 in half its bytes; "
+            "slower than int8, faster than fp32. [bold]mixed[/]: the policy chooses the bits of each layer. By default "
+            "fp32, or mixed where the policy chooses bits or int8 alone would not meet the budget.",
         ),
     ] = None
     min_weight_bits: Annotated[

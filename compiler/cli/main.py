@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Annotated
 
@@ -15,9 +16,10 @@ from svitc.cli.commands.doctor import doctor
 from svitc.cli.commands.energy import energy
 from svitc.cli.commands.inspect import inspect
 from svitc.cli.commands.models import models
+from svitc.cli.commands.report import report
 from svitc.cli.commands.sensitivity import sensitivity
 from svitc.cli.commands.verify import verify
-from svitc.cli.common import state
+from svitc.cli.common import arguments, state
 from svitc.cli.option_groups import grouped
 from svitc.cli.options import current_name
 from svitc.errors import INTERRUPTED, InternalError, SvitcError
@@ -27,7 +29,7 @@ EPILOG = (
     "Exit status: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met, "
     "6 verification failed, 7 output cannot be written, 70 internal error, 130 interrupted."
 )
-COMMANDS = (compile, sensitivity, bench, energy, inspect, verify, models, doctor)  # in the order of --help
+COMMANDS = (compile, report, sensitivity, bench, energy, inspect, verify, models, doctor)  # in the order of --help
 app = typer.Typer(
     help="Compile spiking vision transformers: prune them to a memory budget and export ONNX that runs on stock "
     "runtimes.",
@@ -70,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status.
     """
     state["verbose"] = False
+    arguments[:] = sys.argv[1:] if argv is None else argv
     try:
         app(args=argv, prog_name="svitc")
     except SystemExit as done:

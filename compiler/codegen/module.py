@@ -137,7 +137,8 @@ class Source:
 
     def _counted(self) -> str:
         """Return the size as text: ``1,000 parameters``, or ``1,000 int8 weights and 8 parameters``."""
-        kinds = {"int8 weights": self.quantized.weights, "parameters": self._parameters()}
+        kinds = {"int16 weights": self.quantized.wide, "int8 weights": self.quantized.weights - self.quantized.wide}
+        kinds["parameters"] = self._parameters()
         return " and ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "0 parameters"
 
     def _parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""Classes in the source of a quantized program: layers with int8 weights, and the quantization of the input."""
+"""Classes in the source of a quantized program: layers with integer weights, and the quantization of the input."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 from svitc.ir import ops, standalone_layers
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
+from svitc.ir.quantized_modules import WIDE_BITS, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
 REFERENCE_NOTE = (
-    "It does not train: it is the reference that the ONNX file equals, spike by spike. Weights are int8 and spikes",
+    "It does not train: it is the reference that the ONNX file equals, spike by spike. Weights are integers and spikes",
     "whole numbers, so that sums are exact. Batch norms are folded into the layers before them, and so are leaks",
     "and thresholds of neurons wherever that can be done.",
 )
@@ -30,7 +30,8 @@ class Quantized:
     """Quantized layers of a program.
 
     Attributes:
-        weights: number of int8 weights, as stored in the file.
+        weights: number of integer weights.
+        wide: number of those that have 16 bits.
         kinds: classes of layers whose source must be written to model.py.
     """
 
@@ -39,6 +40,8 @@ class Quantized:
         layers = {str(n.target): program.module_of(n) for n in calls}
         quantized = [layer for layer in layers.values() if layer is not None and ops.is_quantized(layer)]
         self.weights = sum(layer.get_buffer("weight").numel() for layer in quantized)
+        wide = [layer for layer in quantized if layer.bits == WIDE_BITS]
+        self.wide = sum(layer.get_buffer("weight").numel() for layer in wide)
         self.kinds = {type(layer) for layer in layers.values()} & set(CLASSES)
 
     def definitions(self) -> Iterator[str]:

@@ -9,6 +9,7 @@ from svitc.driver.report import WeightsReport
 from svitc.driver.report_sections import weights_report
 from svitc.driver.task import Task
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.passes.pipelines import quantize
 from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.prune_tokens import PruneTokens
@@ -99,8 +100,11 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     types = workspace.weight_types(task.prepared, task.weights, task.exclude)
     plan.validate(task.prepared.program)
     types.check(plan.bits)
+    if not plan.bits and types.spared:
+        which = ", ".join(types.spared)
+        reporter.decide(f"{which} keep 8 bits: what the first layers get wrong passes through all others")
     plan = replace(with_provenance(plan, weights=task.weights), bits=plan.bits or types.same)
-    if not replayed and plan.bits:
+    if not replayed and any(width != WIDE_BITS for width in plan.bits.values()):
         plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
         if workspace.source != WHOLE:
             plan.provenance["data"] = workspace.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from svitc.codegen.module import program_source
 from svitc.driver.anytime_curve import curve_svg
 from svitc.driver.proof import Proof
+from svitc.html_report import page
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
@@ -42,8 +44,12 @@ class Compiled:
     verdict: Verdict
     proof: Proof | None = None
 
-    def write(self, out: Path) -> list[Path]:
+    def write(self, out: Path, html: bool = True) -> list[Path]:
         """Write the files of the output folder, all or none, and return their paths.
+
+        Args:
+            out: the folder, created if it does not exist.
+            html: whether to write the report as a page as well (``report.html``).
 
         Raises:
             OutputError: the folder cannot be written.
@@ -59,9 +65,14 @@ class Compiled:
         }
         if self.report.get("anytime"):
             contents["anytime.svg"] = curve_svg(self.report["anytime"]).encode()
+        self.report["files"] = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
+        }
         self.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
         contents["report.json"] = to_json_bytes(self.report)
+        if html:
+            contents["report.html"] = page(self.report)
         return write_together(out, contents)
 
     @property

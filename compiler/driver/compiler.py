@@ -6,7 +6,6 @@ the file, report.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,14 +17,16 @@ from svitc.driver.agreement import agreement_report
 from svitc.driver.anytime import Anytime, check_anytime, find_rule
 from svitc.driver.apply import Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
-from svitc.driver.confirm import check_promise, promise_report
+from svitc.driver.confirm import check_promise
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
+from svitc.driver.lowered import Applied, Lowered
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
 from svitc.driver.report import (
     AccuracyReport,
@@ -34,7 +35,6 @@ from svitc.driver.report import (
     NoAccuracy,
     PromiseReport,
     Report,
-    WeightsReport,
 )
 from svitc.driver.report_sections import (
     accuracy_report,
@@ -49,6 +49,7 @@ from svitc.driver.report_sections import (
     streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
+from svitc.driver.spike_raster import first_image, spike_raster
 from svitc.driver.task import Task
 from svitc.driver.tokens import check_tokens, running_tokens, tokens_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
@@ -57,6 +58,7 @@ from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
@@ -66,7 +68,7 @@ from svitc.planning.plan import Plan
 from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
-from svitc.training.finetune import Finetuned, check_trainable, finetune
+from svitc.training.finetune import check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -74,38 +76,6 @@ from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
 
 MOST_IMAGES = 4  # that verification uses unless the options say how many
-
-
-@dataclass(frozen=True)
-class Applied:
-    """A network after its plan was applied.
-
-    Attributes:
-        pruned: the pruned program, which can still be trained; fine-tuned where that was asked for.
-        tuned: the result of fine-tuning, or None.
-    """
-
-    pruned: Program
-    tuned: Finetuned | None
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A network as it is deployed.
-
-    Attributes:
-        program: the program with weights of the stored type.
-        weights: the report's section on the weights.
-        exported: the ONNX file of all time steps, for batches of any size.
-        written: the file as it is written, perhaps a streaming file, perhaps for batches of one size.
-        stored_bytes: bytes of the weights in the file.
-    """
-
-    program: Program
-    weights: WeightsReport
-    exported: bytes
-    written: bytes
-    stored_bytes: int
 
 
 class Compiler:
@@ -218,6 +188,7 @@ class Compiler:
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
         measured = self._measurements(searched, lowered, reporter)
         measured["promise"] = self._promise(task, searched, applied, measured)
+        spikes = self._spikes(task, searched.plan, lowered, reporter)
         anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
@@ -227,6 +198,7 @@ class Compiler:
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **measured,
+            spikes=spikes,
             anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
@@ -291,7 +263,7 @@ class Compiler:
             )
         training = FinetuneOptions(
             epochs=options.finetune,
-            bits=plan.bits,
+            bits={layer: bits for layer, bits in plan.bits.items() if bits != WIDE_BITS},
             seed=options.seed,
             checkpoint=finetune_file,
             resume=options.resume,
@@ -333,6 +305,12 @@ class Compiler:
         with reporter.stage("prove"):
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
+
+    def _spikes(self, task: Task, plan: Plan, lowered: Lowered, reporter: Reporter) -> JsonDict:
+        """Return the report's section on the spikes of one image; a synthetic one where there is no other."""
+        data, drawn = self.options.data or self.options.train_data, self.workspace.drawn
+        image = first_image(self.program, data or drawn, data is None, self.options.seed)
+        return spike_raster(task.prepared.program, lowered.program, plan, image, reporter)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""
@@ -382,19 +360,15 @@ class Compiler:
         self, task: Task, searched: SearchedPlan, applied: Applied, measured: JsonDict
     ) -> PromiseReport | None:
         """Return the report's section on what is promised of the file, or of its network before fine-tuning."""
-        data = self.workspace.reported(source := _source(searched))
         accuracy, agreement = measured["accuracy"], measured["agreement"]
-        if searched.promise is not None and searched.promise.outcome is not None:
-            counts = searched.promise.outcome.classes
-        elif isinstance(accuracy, AccuracyReport):
+        if isinstance(accuracy, AccuracyReport):
             counts = Classes(accuracy.images, accuracy.lost, accuracy.gained)
         elif agreement is not None:
             counts = Classes(agreement.images, agreement.images - round(agreement.share * agreement.images), 0)
         else:
             return None
-        assert data is not None
         replayed, tuned = task.replayed is not None, applied.tuned is not None
-        return promise_report(self.workspace, source, counts, searched.promise, replayed, data, tuned)
+        return promise_report(self.workspace, _source(searched), counts, searched.promise, replayed, tuned)
 
     def _measurements(self, searched: SearchedPlan, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from svitc.data.inputs import Data, has_labels
+from svitc.data.inputs import Data
 from svitc.driver.apply import Exported, apply_plan, complete
 from svitc.driver.options import CompileOptions
 from svitc.driver.prepare import PART, WHOLE, Workspace
-from svitc.driver.report import PromiseReport, TestReport
 from svitc.driver.task import Task
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluation.promise import Classes, Promise, Tested, compare_classes, confirm
@@ -183,63 +181,4 @@ class Confirmation:
         )
 
 
-def promise_report(
-    workspace: Workspace,
-    source: str,
-    tested: Classes,
-    promise: Promise[TestedPlan] | None,
-    replayed: bool,
-    data: Data,
-    finetuned: bool,
-) -> PromiseReport:
-    """Return what is promised of a file.
-
-    Args:
-        workspace: gives the options, and the images that the plan was chosen on.
-        source: where these came from.
-        tested: counts of the written file on the reported images; with a ``promise`` of its network before fine-tuning.
-        promise: the result of the tests for ``max_drop``, or None.
-        replayed: whether the plan was not chosen here.
-        data: the reported images.
-        finetuned: whether the network was fine-tuned after the tests.
-    """
-    options = workspace.options
-    asked = options.max_drop if promise is not None else None
-    bound = tested.bound(options.confidence) if asked is None else asked
-    chosen = None
-    if not replayed and workspace.opened_sweep is not None:
-        chosen = workspace.parts()[0] if source == PART else options.train_data or workspace.drawn
-    found = PromiseReport(
-        text="",
-        basis="labels" if has_labels(data) else "agreement",
-        confidence=options.confidence,
-        images=tested.images,
-        choosing_images=None if chosen is None else len(chosen),
-        choosing=None if chosen is None else chosen.name,
-        lost=tested.lost,
-        gained=tested.gained,
-        drop=tested.drop,
-        max_drop=asked,
-        drop_bound=bound,
-        tests=[TestReport(t.kept, t.drop, t.within(asked, options.confidence)) for t in promise.tested]
-        if promise is not None and asked is not None
-        else [],
-        before_finetuning=finetuned and promise is not None,
-    )
-    return replace(found, text=_words(found, replayed=replayed and source != PART))
-
-
-def _words(report: PromiseReport, replayed: bool) -> str:
-    """Return the promise in a sentence."""
-    bound = f"{math.ceil(round(1e4 * report.drop_bound, 6)) / 100:g}"
-    labeled = report.basis == "labels"
-    loses = f"loses at most {bound} points of top-1 against the original"
-    changes = f"gives at most {bound}% of the images another class than the original"
-    return (
-        f"the {'network before fine-tuning' if report.before_finetuning else 'file'} {loses if labeled else changes}, "
-        f"with {report.confidence:.0%} confidence, for images like the {report.images:,} that confirmed it"
-        + (", unless its plan was chosen on them" if replayed else "")
-    )
-
-
-__all__ = ["Confirmation", "TestedPlan", "check_promise", "no_promise", "promise_report"]
+__all__ = ["Confirmation", "TestedPlan", "check_promise", "no_promise"]

@@ -68,7 +68,7 @@ def predict(workspace: Workspace, policy: Policy, task: Task, plan: Plan, export
         return None
     if class_scores(workspace.program.graph, workspace.program.info) is None:
         return None
-    if not _pruned(plan) and min(plan.bits.values(), default=8) == 8:
+    if not _pruned(plan) and min(plan.bits.values(), default=8) >= 8:
         return None
     sweep = workspace.sweep(task.prepared)
     basis = "synthetic" if options.synthetic else "unlabeled"

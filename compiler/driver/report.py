@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
+from svitc.driver.promise_section import PromiseReport
+from svitc.driver.section import Section
 from svitc.support.types import JsonDict
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the report, whose fields are the keys."""
-
-    def to_json(self) -> JsonDict:
-        """Return the fields as JSON values, in their order."""
-        return {field.name: _json(getattr(self, field.name)) for field in fields(self)}
-
-
-def _json(value: object) -> object:
-    if isinstance(value, Section):
-        return value.to_json()
-    return [_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -95,9 +82,14 @@ class BeforeAfter(Section):
 
 @dataclass(frozen=True)
 class GroupReport(Section):
-    """A channel group, and how many of its channels a plan keeps."""
+    """A channel group, and how many of its channels a plan keeps.
+
+    Attributes:
+        kind: ``patch embedding``, ``residual stream``, ``attention``, ``mlp`` or ``other``.
+    """
 
     name: str
+    kind: str
     heads: int
     size: int
     kept: int
@@ -109,7 +101,7 @@ class WeightsReport(Section):
     """The stored weights.
 
     Attributes:
-        type: ``fp32``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
+        type: ``fp32``, ``int16``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
         layers: layer -> bits and shape, and where it keeps a grid that it was trained on, ``grid``, the bits
             of that, and ``scale_error``, the largest relative error of its scales.
         streams: residual stream -> its quantization step.
@@ -263,67 +255,18 @@ class PredictionReport(Section):
 
 @dataclass(frozen=True)
 class EnergyReport(Section):
-    """Energy for one image in pJ, with numbers of operations and bytes."""
+    """Energy for one image in pJ, with numbers of operations and bytes.
+
+    Attributes:
+        neurons: firing rate of each neuron layer, ``original`` and ``compiled``; None where one does not have it.
+    """
 
     images: int
     table: str
     original: dict[str, float]
     compiled: dict[str, float]
     saved: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class TestReport(Section):
-    """A candidate that the confirming images tested.
-
-    Attributes:
-        kept: what it keeps, a share of the original's bytes, or of what the budget counts.
-        drop: the drop on these images.
-        held: whether the promise holds for it.
-    """
-
-    kept: float
-    drop: float
-    held: bool
-
-
-@dataclass(frozen=True)
-class PromiseReport(Section):
-    """What the file loses at most on images like those that confirmed it (docs/promises.md).
-
-    Attributes:
-        text: the promise in a sentence.
-        basis: ``labels``, or ``agreement`` with the original where there are none.
-        confidence: probability with which it holds.
-        images: number of images that confirmed it.
-        choosing_images: number of other images, on which the plan was chosen; None where none was chosen on images.
-        choosing: name of the images that it was chosen on.
-        lost, gained: numbers of images that only the original, and that only the network gets right.
-        drop: their difference, a share of the images.
-        max_drop: the drop that was asked for; None where none was.
-        drop_bound: what the true drop is at most: what was asked for, or the upper confidence bound.
-        tests: the plans that were tested for the drop that was asked for, in order.
-        before_finetuning: whether this is of the network before fine-tuning.
-    """
-
-    text: str
-    basis: str
-    confidence: float
-    images: int
-    choosing_images: int | None
-    choosing: str | None
-    lost: int
-    gained: int
-    drop: float
-    max_drop: float | None
-    drop_bound: float
-    tests: list[TestReport]
-    before_finetuning: bool
-
-    def told(self) -> JsonDict:
-        """Return what the plan and the file say of it."""
-        names = ("text", "basis", "max_drop", "drop_bound", "confidence", "images")
-        return {name: getattr(self, name) for name in names}
+    neurons: list[JsonDict]
 
 
 @dataclass(frozen=True)
@@ -404,6 +347,7 @@ class Report(Section):
     agreement: AgreementReport | None
     prediction: PredictionReport | None
     energy: EnergyReport | None
+    spikes: JsonDict | None
     seconds: dict[str, float]
     outputs: OutputsReport | None = None
     streaming: StreamingReport | None = None

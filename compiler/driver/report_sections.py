@@ -12,6 +12,7 @@ from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import input_range
 from svitc.data.dataset import Dataset, split
 from svitc.data.inputs import Data, has_labels
+from svitc.driver.group_kinds import group_kinds
 from svitc.driver.report import (
     AccuracyReport,
     EnergyReport,
@@ -30,7 +31,7 @@ from svitc.ir import ops
 from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import FixedPoint
+from svitc.ir.quantized_modules import WIDE_BITS, FixedPoint
 from svitc.onnx.model_info import read_proto
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
@@ -93,8 +94,10 @@ def parameters_report(program: Program, pruned: Program) -> ParametersReport:
 
 def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
     """Return how many channels of each group a plan keeps."""
-    masks = plan.validate(program)
-    return [GroupReport(g.name, g.heads, g.size, int(masks[g.name].sum()), g.frozen) for g in program.groups]
+    masks, kinds = plan.validate(program), group_kinds(program)
+    return [
+        GroupReport(g.name, kinds[g.name], g.heads, g.size, int(masks[g.name].sum()), g.frozen) for g in program.groups
+    ]
 
 
 def original_scores(program: Program, data: Data, reporter: Reporter, stage: str) -> Iterator[np.ndarray]:
@@ -168,7 +171,21 @@ def energy_report(compiled: Energy | None, original: Energy | None) -> EnergyRep
     if compiled is None or original is None:
         return None
     saved = saving(compiled, original)
-    return EnergyReport(compiled.images, compiled.table.name, original.totals(), compiled.totals(), saved)
+    rates = [{row.name: row.rate for row in found.rows if row.reads is None} for found in (original, compiled)]
+    neurons = [
+        {"name": name, "original": rates[0].get(name), "compiled": rates[1].get(name)}
+        for name in dict.fromkeys([*rates[0], *rates[1]])
+        if any(found.get(name) is not None for found in rates)
+    ]
+    return EnergyReport(compiled.images, compiled.table.name, original.totals(), compiled.totals(), saved, neurons)
+
+
+def _type_of(layers: JsonDict) -> str:
+    """Return the type of weights by the bits of all layers; some may hold 16-bit weights, or a grid, in fewer bits."""
+    if all(layer["bits"] == 8 for layer in layers.values()):
+        return "int8"
+    widths = {layer["bits"] for layer in layers.values() if "grid" not in layer}
+    return "int16" if WIDE_BITS in widths and widths <= {WIDE_BITS, 8} else "mixed"
 
 
 def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
@@ -192,7 +209,7 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(
-        type="int8" if all(layer["bits"] == 8 for layer in layers.values()) else "mixed",
+        type=_type_of(layers),
         layers=layers,
         streams=streams,
         exact_neurons=sum(name not in inexact_neurons for name in neurons),

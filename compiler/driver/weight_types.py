@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import accumulate
+from typing import Any
 
 from svitc.analysis.exactness import narrowable
 from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import BITS
+from svitc.ir.quantized_modules import BITS, WIDE_BITS
 from svitc.onnx import target_of
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 
-WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
+WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int16": WIDE_BITS, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 # share of the fp32 bytes that weights of int8 need; for smaller budgets, channels and bits are chosen together
 MIN_INT8_SHARE = 0.26
+# share of all weights that the first layers may hold which int2 leaves at 8 bits: what they get wrong passes through
+# all others (docs/bits.md)
+FRONT_SHARE = 0.05
 
 
 def check_weight_type(name: str) -> None:
@@ -29,7 +34,7 @@ def check_weight_type(name: str) -> None:
     if name not in WEIGHT_TYPES:
         raise UsageError(
             f"weights {name!r} are not a type",
-            hint=f"Types are {', '.join(WEIGHT_TYPES)}: ONNX stores 8, 4 and 2 bits.",
+            hint=f"Types are {', '.join(WEIGHT_TYPES)}: ONNX stores 8, 4 and 2 bits, and 16 as two planes of 8.",
         )
 
 
@@ -84,6 +89,7 @@ class WeightTypes:
         refused: layer -> why a pass of the quantization did not change it.
         reasons: layer -> why it must stay at 8 bits; an empty string if it need not.
         narrow: layer -> the bits that it may have, ascending.
+        front: the first layers, which have 8 bits where all others have 2.
 
     Raises:
         UsageError: a glob of ``exclude`` matches no layer.
@@ -109,6 +115,7 @@ class WeightTypes:
                 raise UsageError(f"{glob!r} matches no group or layer", hint=near)
         min_bits = target_of(target, min_weight_bits).narrowest
         allowed = sorted(bits for bits in BITS if bits >= min_bits)
+        self.front = _front(self.inference, [layer for layer, reason in reasons.items() if not reason])
         self.narrow = {
             layer: allowed
             for layer, reason in reasons.items()
@@ -132,7 +139,29 @@ class WeightTypes:
         bits = WEIGHT_TYPES[self.weights]
         if bits is None or bits == 8:
             return {}
-        return {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
+        if bits == WIDE_BITS:
+            return dict.fromkeys(self.reasons, bits)
+        result = {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
+        return result | dict.fromkeys(self.spared, 8)
+
+    @property
+    def spared(self) -> list[str]:
+        """The layers that int2 leaves at 8 bits since they are among the first, where the file could hold 2."""
+        if self.weights != "int2":
+            return []
+        return [layer for layer, allowed in self.narrow.items() if layer in self.front and allowed[0] == 2]
+
+
+def _front(program: Program, layers: Sequence[str]) -> set[str]:
+    """Return the first layers of a program that together hold no more than ``FRONT_SHARE`` of the weights of all.
+
+    Args:
+        program: the program.
+        layers: names of layers in the order of execution.
+    """
+    modules: list[Any] = [program.module.get_submodule(layer) for layer in layers]
+    sizes = [module.weight.numel() for module in modules]
+    return {layer for layer, held in zip(layers, accumulate(sizes), strict=True) if held <= FRONT_SHARE * sum(sizes)}
 
 
 __all__ = ["MIN_INT8_SHARE", "WEIGHT_TYPES", "WeightTypes", "check_weight_type", "resolve_weight_type"]

@@ -29,6 +29,7 @@ from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import FixedPoint
+from svitc.quantization.weight_grid import stored_bits
 
 MEMBRANE = "float32"  # type in which neurons compute, for any type of weights
 
@@ -150,10 +151,11 @@ class Counting(fx.Interpreter):
             macs = y.numel() * module.weight[0].numel()
             work.mac += macs
             if number == "int32" and input_range is not None:
-                # int8 times n bytes: n products of int8, each added in int32
-                input_bytes = math.ceil((input_range.bound.bit_length() + (input_range.low < 0)) / 8)
-                work.does("int8", mults=input_bytes * macs)
-                work.does("int32", adds=input_bytes * macs)
+                # m bytes times n bytes: m n products of int8, each added in int32
+                products = math.ceil((input_range.bound.bit_length() + (input_range.low < 0)) / 8) * macs
+                products *= math.ceil(stored_bits(module.weight) / 8)
+                work.does("int8", mults=products)
+                work.does("int32", adds=products)
             else:
                 work.does("float32", macs, macs)
         if quantized or module.bias is not None:

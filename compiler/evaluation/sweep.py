@@ -19,6 +19,7 @@ from svitc.errors import InputError
 from svitc.evaluation.drift import Drift
 from svitc.evaluation.evaluator import Evaluator, Measurement, Running
 from svitc.evaluation.metric import Metric
+from svitc.evaluation.single_changes import SingleChanges
 from svitc.evaluation.store import Store, key_of
 from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
@@ -74,6 +75,7 @@ class Sweep:
         measured: number of evaluations, without those that were answered from the store.
         seconds: time that the evaluations took.
         silent: layers whose inputs never fired in calibration, so that their weights were rounded without data.
+        alone: the measurements of plans that change one thing alone.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Sweep:
         store.points = world.broadcast(store.points)  # only the writer has read the file
         self.measured, self.seconds = 0, 0.0
         self.silent: set[str] = set()
+        self.alone = SingleChanges()
         self._glances: dict[str, Measurement] = {}
         self._drifts: dict[str, float] = {}
         self._drift: Drift | None = None
@@ -124,6 +127,8 @@ class Sweep:
             "points": len(self.store.points),
             "seconds": round(self.seconds, 3),
             "original": self.original.to_json(),
+            "curves": self.alone.curves(),
+            "bit_curves": self.alone.bit_curves(),
         }
 
     def build(self, plan: Plan, refit: str) -> Program:
@@ -197,7 +202,10 @@ class Sweep:
         self.seconds += time.perf_counter() - start_time
         if todo:
             self.reporter.progress(stage, len(plans), len(plans))
-        return [self.store.points[key] for key in keys]
+        points = [self.store.points[key] for key in keys]
+        for plan, point in zip(plans, points, strict=True):
+            self.alone.add(plan, refit, point)
+        return points
 
     def _finish(self, entry: tuple[str, Running, JsonDict] | None) -> None:
         """Wait for this rank's measurement of a round, if it has one, and keep those of all ranks."""

@@ -202,5 +202,5 @@ def is_projection(module: object) -> TypeGuard[nn.Conv2d]:
 
 
 def is_quantized(module: object) -> bool:
-    """Return whether ``module`` is a layer with int8 weights."""
+    """Return whether ``module`` is a layer with integer weights."""
     return isinstance(module, tuple(QUANTIZED.values()))

@@ -27,7 +27,7 @@ class Stage(IntEnum):
     CAPTURED = 0  # canonical operations with separate batch norms; can be trained
     PRUNED = 1  # the same, with the channel counts of a plan
     INFERENCE = 2  # batch norms folded, time-invariant operations hoisted; can no longer be trained
-    QUANTIZED = 3  # int8 weights, into which leaks and thresholds are folded
+    QUANTIZED = 3  # integer weights, into which leaks and thresholds are folded
     EXPORTABLE = 4  # layers fused into single operations where possible; channel counts are final
 
 

@@ -1,6 +1,6 @@
-"""Quantized layers with integer arithmetic: int8 weights, exact sums, a scale and a bias for each channel.
+"""Quantized layers with integer arithmetic: int8 or int16 weights, exact sums, a scale and a bias for each channel.
 
-These modules are the reference that defines the output of a quantized network. A sum of products of int8 weights
+These modules are the reference that defines the output of a quantized network. A sum of products of integer weights
 and integer inputs stays below 2^24 (passes/quantization/quantize_weights.py ensures this), so that float32 computes it
 exactly in any order of summation. The scale has so few bits that its product with the sum is exact, too. Only the
 addition of the bias rounds, once. Therefore every runtime that follows IEEE float32 gives the same bits, whether or
@@ -40,7 +40,8 @@ class FixedPoint(standalone_layers.FixedPoint):
 
 QUANTIZED = {nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
 
-BITS = (8, 4, 2)  # number of bits of a weight
+WIDE_BITS = 16  # of weights that keep what float32 has, in effect; an integer product reads them as two planes of bytes
+BITS = (8, 4, 2)  # numbers of bits of a weight among which policies choose
 LEVELS = {8: 127, 4: 7, 2: 3}  # bits -> largest integer weight
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "LEVELS",
     "QUANTIZED",
     "WEIGHTS",
+    "WIDE_BITS",
     "FixedPoint",
     "QuantizedConv1d",
     "QuantizedConv2d",

@@ -11,17 +11,19 @@ from torch import nn
 
 
 class Quantized(nn.Module):
-    """A layer with int8 weights W: (W x) * scale + bias, with one scale and one bias for each channel.
+    """A layer with int8 or int16 weights W: (W x) * scale + bias, with one scale and one bias for each channel.
 
     For x of whole numbers, such as spikes, the sums stay below 2^24, where float32 is exact in any order. A scale
-    has so few bits that its product with the sum is exact, too. Adding the bias rounds, once.
+    has so few bits that its product with the sum is exact, too. Adding the bias rounds, once; with int16 weights,
+    scales are powers of two and biases lie on a grid, and nothing rounds at all.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, bits=8, **kwargs):
         super().__init__(*args, **kwargs)
+        self.bits = bits
         shape = self.weight.shape
         del self.weight, self.bias
-        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int16 if bits > 8 else torch.int8))
         self.register_buffer("scale", torch.ones(shape[0]))
         self.register_buffer("bias", torch.zeros(shape[0]))
 
@@ -31,21 +33,21 @@ class Quantized(nn.Module):
 
 
 class QuantizedConv1d(Quantized, nn.Conv1d):
-    """A one-dimensional convolution with int8 weights."""
+    """A one-dimensional convolution with integer weights."""
 
     def sums(self, x, w):
         return nn.functional.conv1d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantizedConv2d(Quantized, nn.Conv2d):
-    """A two-dimensional convolution with int8 weights."""
+    """A two-dimensional convolution with integer weights."""
 
     def sums(self, x, w):
         return nn.functional.conv2d(x, w, None, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantizedLinear(Quantized, nn.Linear):
-    """A linear layer with int8 weights."""
+    """A linear layer with integer weights."""
 
     def sums(self, x, w):
         return nn.functional.linear(x, w)

@@ -17,7 +17,7 @@ from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import BITS
+from svitc.ir.quantized_modules import BITS, WIDE_BITS
 from svitc.ir.token_stages import token_stages
 from svitc.planning.token_plan import kept_tokens, read_tokens
 from svitc.support.types import JsonDict
@@ -32,7 +32,7 @@ class Plan:
     Attributes:
         keep: group name -> boolean mask ``[heads, d]``; groups without a mask keep all their channels.
         provenance: how the plan came about: policy, criterion, budget, seed. JSON values.
-        bits: layer -> 8, 4 or 2; empty where weights are stored as they are.
+        bits: layer -> 16, 8, 4 or 2; empty where weights are stored as they are.
         tokens: token stage -> positions of the tokens that run through it (token_plan.py); empty where all do.
     """
 
@@ -127,10 +127,10 @@ class Plan:
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
             keep[name] = mask
-        bits = data.get("bits", {})
-        if not isinstance(bits, Mapping) or any(type(n) is not int or n not in BITS for n in bits.values()):
+        bits, widths = data.get("bits", {}), (WIDE_BITS, *BITS)
+        if not isinstance(bits, Mapping) or any(type(n) is not int or n not in widths for n in bits.values()):
             raise InputError(
-                "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, BITS))}."
+                "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, widths))}."
             )
         return cls(keep, dict(data.get("made_by") or {}), dict(bits), read_tokens(data.get("tokens", {})))
 

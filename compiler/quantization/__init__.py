@@ -2,5 +2,6 @@
 
 Imports: ``ir``. What changes a program by these numbers is in ``passes/quantization``.
 
-Start with ``weight_grid.py``, then ``gptq.py``; ``grids.py`` recognizes weights that were trained on a grid.
+Start with ``weight_grid.py``, then ``gptq.py`` and ``coordinate_descent.py``; ``grids.py`` recognizes weights that were
+trained on a grid.
 """

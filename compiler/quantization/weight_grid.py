@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from svitc.ir.quantized_modules import LEVELS
+from svitc.ir.quantized_modules import LEVELS, WIDE_BITS
 
 SMALLEST_RANGE = 0.2  # smallest clipping range that is tried, as a fraction of the channel's largest weight
 RANGE_CANDIDATES = 41  # number of clipping ranges that are tried
@@ -55,8 +55,10 @@ def scales(weight: torch.Tensor, bits: int, importance: torch.Tensor | None = No
 
 
 def stored_bits(integers: torch.Tensor) -> int:
-    """Return the smallest bit width, 8, 4 or 2, that holds the integer weights of a layer."""
+    """Return the smallest bit width, 16, 8, 4 or 2, that holds the integer weights of a layer."""
     low, high = (int(integers.min()), int(integers.max())) if integers.numel() else (0, 0)
+    if low < -128 or high > 127:
+        return WIDE_BITS
     if max(-low, high) <= LEVELS[2] and bool((integers % 2 != 0).all()):
         return 2
     # rounding uses -7 to 7, and training may have used -8, which four bits hold as well

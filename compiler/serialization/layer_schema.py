@@ -15,7 +15,15 @@ from svitc.errors import InputError, InternalError, UnsupportedError
 from svitc.ir import ops
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import EXACT, QUANTIZED, FixedPoint, QuantizedConv1d, QuantizedConv2d, QuantizedLinear
+from svitc.ir.quantized_modules import (
+    EXACT,
+    QUANTIZED,
+    WIDE_BITS,
+    FixedPoint,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedLinear,
+)
 from svitc.support.types import JsonDict
 
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -39,11 +47,13 @@ ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     ops.LeakyNeuron: ("keep", "gain", "threshold", "hard_reset", "strict", "levels"),
     ops.IntegerSpike: ("levels", "rounding"),
     ops.Step: ("threshold", "strict"),
-    QuantizedConv1d: _GEOMETRY,  # quantized layers always have a bias
-    QuantizedConv2d: _GEOMETRY,
-    QuantizedLinear: ("in_features", "out_features"),
+    QuantizedConv1d: (*_GEOMETRY, "bits"),  # quantized layers always have a bias
+    QuantizedConv2d: (*_GEOMETRY, "bits"),
+    QuantizedLinear: ("in_features", "out_features", "bits"),
     FixedPoint: ("step", "limit"),
 }
+MISSING = object()
+OMITTED = {"bits": 8}  # arguments that a description leaves out where they have these values
 QUANTIZED_ONLY = (*QUANTIZED.values(), FixedPoint)
 # layer class -> how many numbers describe its window or padding; 2 for all other classes
 WINDOWS = {nn.Conv1d: 1, QuantizedConv1d: 1, nn.ZeroPad2d: 4}
@@ -128,6 +138,7 @@ _VALIDATORS: dict[str, Validator] = {
     **dict.fromkeys(("keep", "gain"), lambda value: is_number(value) and value >= 0),
     "step": _is_power_of_two,
     "limit": lambda value: _is_positive_size(value) and value < EXACT,
+    "bits": lambda value: type(value) is int and value in (8, WIDE_BITS),
     "rounding": lambda value: isinstance(value, str) and value in ops.IntegerSpike.ROUNDINGS,
 }
 _FLOATS = ("keep", "gain", "threshold", "eps", "momentum", "tau", "v_threshold", "v_reset", "step")
@@ -157,7 +168,8 @@ def describe_layer(path: str, module: nn.Module) -> JsonDict:
             value = list(value)
         elif key in _FLOATS and value is not None:
             value = float(value)
-        entry[key] = value
+        if key not in OMITTED or value != OMITTED[key]:
+            entry[key] = value
     if kind in ops.NEURONS:
         if module.step_mode != "m":
             raise UnsupportedError(f"neuron {path} is in single-step mode")
@@ -242,9 +254,9 @@ def build_layer(entry: object) -> nn.Module:
         raise InputError(f"unknown type of layer {name!r}")
     arguments: JsonDict = {}
     for key in ARGUMENTS[kind]:
-        if key not in fields or not _VALIDATORS[key](fields[key]):
+        value = fields.get(key, OMITTED.get(key, MISSING))
+        if value is MISSING or not _VALIDATORS[key](value):
             raise InputError(f"{kind.__name__} has no valid {key!r}")
-        value = fields[key]
         if isinstance(value, list):
             value = tuple(value)
         elif key in _FLOATS and value is not None:

@@ -4,7 +4,8 @@ The bounds are worst cases, computed beside the values of one run. Let x' be a v
 the float program given the same spikes, and E >= |x - x'|. Then
 
     layer with weights W, which became W'     |W x + b - W' x' - b'|  <=  |W| E + |W - W'| |x'| + |b - b'|
-    rounding to whole numbers of steps        E / step + |x' / step - round(x' / step)|
+    rounding to whole numbers of steps        E / step + |x' / step - round(x' / step)|, but E / step where a layer of
+                                              its own reads the rest
     sum, difference, view, mean, maximum      the same operation on the bounds
     product a b                               |a'| E_b + |b'| E_a + E_a E_b
     general operator                          operator_errors.py
@@ -77,6 +78,8 @@ class ErrorBounds(Recorder):
             return None
         if isinstance(layer, ops.FixedPoint):
             steps = x / layer.step
+            if _has_rest(node):  # which a layer of its own reads, so that nothing is lost
+                return None if error is None else error / layer.step
             self.clamped[path] = int((steps.round().abs() > layer.limit).sum()), steps.numel()
             rounding = (steps - value).abs()
             return rounding if error is None else error / layer.step + rounding
@@ -130,6 +133,13 @@ class ErrorBounds(Recorder):
         filled = {s: or_zeros(self.env[s], self._errors[s]) for s in node.all_input_nodes}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: filled[source])
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _has_rest(rounded: fx.Node) -> bool:
+    """Return whether a program also computes what is left of a value after rounding: ``x - rounded * step``."""
+    x = rounded.all_input_nodes[0]
+    multiples = [user for user in rounded.users if user.target is operator.mul]
+    return any(user.target is operator.sub and user.args[0] is x for multiple in multiples for user in multiple.users)
 
 
 def _nodes(argument: Any) -> list[fx.Node]:

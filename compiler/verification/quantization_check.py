@@ -21,14 +21,16 @@ from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.outputs import as_tuple, labels
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.passes.pipelines import unrounded_program
+from svitc.passes.quantization.quantize_input import FINE_STEPS
 from svitc.quantization.weight_grid import stored_bits
 from svitc.verification.error_bounds import VAST, Bound, ErrorBounds
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, record_magnitudes, stimulate
 from svitc.verification.verdict import QuantizationVerdict
 
 # largest rounding of a weight, as a share of its scale: half the distance of two integers, or of two odd integers
-ROUNDING = {8: 0.5, 4: 0.5, 2: 1.0}
+ROUNDING = {16: 0.5, 8: 0.5, 4: 0.5, 2: 1.0}
 SLACK = 2.0**-10  # of the scale, for the float32 arithmetic of scales
 TOLERANCE = 1e-5  # relative, of the numbers in a neuron's equations
 CERTAIN = 0.99  # share of a value that the computed sum of its terms' magnitudes has at least: it is rounded, too
@@ -43,7 +45,7 @@ def check_quantization(original: Program, program: Program, x: torch.Tensor) -> 
         x: a batch in the program's input layout.
     """
     verdict = QuantizationVerdict()
-    exact = unrounded_program(original)
+    exact = unrounded_program(original, _wide_layers(original, program))
     layers = {str(n.target): exact.module_of(n) for n in exact.graph.nodes if n.op == "call_module"}
     _check_weights(verdict, program, layers)
     before = {str(n.target): original.module_of(n) for n in original.neurons()}
@@ -156,6 +158,13 @@ def _numbers(neuron: NeuronDynamics) -> tuple[float, ...]:
     if not neuron.has_state:
         return (neuron.threshold,)
     return neuron.keep, (neuron.initial - neuron.rest) / (neuron.threshold - neuron.rest)
+
+
+def _wide_layers(original: Program, program: Program) -> dict[str, int]:
+    """Return the bits of all layers if the quantized program splits its input, as it does for weights of 16 bits."""
+    if FINE_STEPS not in dict(program.module.named_children()):
+        return {}
+    return {path: WIDE_BITS for path, layer in original.module.named_modules() if ops.is_projection(layer)}
 
 
 def _check_weights(verdict: QuantizationVerdict, program: Program, layers: dict[str, nn.Module | None]) -> None:

@@ -13,10 +13,11 @@ from svitc.errors import UnsupportedError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
-from svitc.ir.quantized_modules import EXACT, QUANTIZED
+from svitc.ir.quantized_modules import EXACT, QUANTIZED, WIDE_BITS
+from svitc.quantization import planes
 from svitc.quantization.grids import Grid, grid_of, odd_part, trained_bits, with_bits
 from svitc.quantization.pair_bound import largest_pair, pair_limit
-from svitc.quantization.weight_grid import nearest, scales
+from svitc.quantization.weight_grid import nearest, scales, stored_bits
 
 LEVELS = 127
 MANTISSA = 8  # bits of a scale at most; rounding a scale up by 2^-8 costs no visible accuracy
@@ -37,6 +38,10 @@ class QuantizeWeights(Pass):
     ones) gets a power of two, and a bias rounded so that the sum with it is exact in any order; it keeps its eight
     bits. A layer whose weights RoundWeights has already rounded gets exactly those integers.
 
+    With 16 bits, every layer is quantized like one that runs as a float convolution: the sums of its two planes
+    (``quantization/planes.py``) and its bias can then be added in any order. Weights have as many bits as leave the sum
+    below 2^24, and mostly all 16.
+
     A layer that was trained on a grid (``quantization/grids.py``) keeps its integers, bit for bit, and the step of each
     channel is its scale: exactly, where a scale of so few bits exists that all products are exact, and else rounded to
     as many bits as they leave, from 8 to 24. It is quantized like any other where they leave fewer.
@@ -45,7 +50,7 @@ class QuantizeWeights(Pass):
       1. a layer that is called more than once, whose inputs may have different ranges.
 
     Args:
-        bits: layer -> 4 or 2 where it is not 8.
+        bits: layer -> 16, 4 or 2 where it is not 8.
 
     Attributes:
         kept: layers that kept the integers of the grid that they were trained on, each with the largest relative error
@@ -60,7 +65,7 @@ class QuantizeWeights(Pass):
     ensures = Stage.QUANTIZED
 
     def __init__(self, bits: Mapping[str, int] | None = None) -> None:
-        self.bits = bits or {}
+        self.bits = {} if bits is None else bits
         self.kept: dict[str, float] = {}
 
     def match(self, program: Program, node: fx.Node) -> bool:
@@ -83,7 +88,7 @@ class QuantizeWeights(Pass):
             )
         input_range = self.ranges.get(node.all_input_nodes[0])
         integers, scale, bias = self._quantized(program, node, weight, bias, input_range)
-        replacement = _like(layer)
+        replacement = _like(layer, max(8, stored_bits(integers)))
         with torch.no_grad():
             replacement.weight.copy_(integers)
             replacement.scale.copy_(scale)
@@ -102,7 +107,8 @@ class QuantizeWeights(Pass):
         """Return the integers of a layer's weights, its scales and its bias."""
         layer: Any = program.module_of(node)
         name, bounds = str(node.target), input_range or IntegerRange(1.0, -1, 1)
-        bits, in_floats = self.bits.get(name, 8), runs_in_floats(layer, input_range)
+        bits = self.bits.get(name, 8)
+        in_floats = runs_in_floats(layer, input_range, bits)
         grid = grid_of(layer.weight, 0) if trained_bits(program.info, name) <= bits else None
         if grid is not None:
             trained = trained_weights(grid, bounds.bound, bias / bounds.unit if in_floats else None)
@@ -113,8 +119,9 @@ class QuantizeWeights(Pass):
                     sums, odd = integers.abs().sum(1) * bounds.bound, odd_part(scale)
                     bias = _rounded_bias(bias, sums * odd, scale / odd * bounds.unit)
                 return integers.reshape(weight.shape), scale, bias
-        if in_floats:
-            integers, scale = quantize_weights(weight, bounds.bound, 1, bias / bounds.unit)
+        if in_floats or bits == WIDE_BITS:
+            largest = planes.levels(bounds.largest_byte if not in_floats else 0) if bits == WIDE_BITS else LEVELS
+            integers, scale = quantize_weights(weight, bounds.bound, 1, bias / bounds.unit, levels=largest)
             return (
                 integers,
                 scale,
@@ -159,6 +166,7 @@ def quantize_weights(
     bits: int,
     bias: torch.Tensor | None = None,
     largest_pair_sum: int = 2 * LEVELS,
+    levels: int = LEVELS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return weights as integers and scales.
 
@@ -168,6 +176,7 @@ def quantize_weights(
         bits: bits of a scale's mantissa, at most.
         bias: ``[out]``, float64, where it is part of the sum; then ``bits`` is 1.
         largest_pair_sum: largest sum of two neighbouring weights of one sign, in magnitude.
+        levels: largest integer weight.
 
     Returns:
         integers of the weight's shape and scales ``[out]``, both float64. For every input within the bound,
@@ -175,7 +184,7 @@ def quantize_weights(
     """
     flat = weight.flatten(1)
     largest = flat.abs().amax(1)
-    scale = torch.where(largest > 0, largest / LEVELS, torch.ones_like(largest)).clamp_min(LEAST)
+    scale = torch.where(largest > 0, largest / levels, torch.ones_like(largest)).clamp_min(LEAST)
 
     def largest_sum(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         total = integers.abs().sum(1) * bound
@@ -254,11 +263,11 @@ def _rounded_bias(bias: torch.Tensor, sums: torch.Tensor, step: torch.Tensor) ->
     return (bias / finer).round() * finer
 
 
-def _like(layer: Any) -> Any:
-    """Return an empty quantized layer of the same geometry."""
+def _like(layer: Any, bits: int) -> Any:
+    """Return an empty quantized layer of the same geometry, for weights of 8 or 16 bits."""
     kind = next(quantized for plain, quantized in QUANTIZED.items() if isinstance(layer, plain))
     if isinstance(layer, nn.Linear):
-        return kind(layer.in_features, layer.out_features)
+        return kind(layer.in_features, layer.out_features, bits=bits)
     return kind(
         layer.in_channels,
         layer.out_channels,
@@ -267,6 +276,7 @@ def _like(layer: Any) -> Any:
         layer.padding,
         layer.dilation,
         layer.groups,
+        bits=bits,
     )
 
 

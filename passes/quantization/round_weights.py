@@ -12,6 +12,7 @@ from svitc.analysis.calibration import Calibration, Moments
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
+from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.quantization.gptq import round_weights
 from svitc.quantization.grids import grid_of, trained_bits
 
@@ -29,7 +30,8 @@ class RoundWeights(Pass):
     in closed form, a bias the mean. A batch norm or a leak that is folded in later scales whole channels, so the
     integers stay the same and QuantizeWeights finds them again.
 
-    A layer that was trained on a grid of no more levels keeps its weights.
+    A layer that was trained on a grid of no more levels keeps its weights, and so does one of 16 bits, which
+    QuantizeWeights alone rounds.
 
     Refuses nothing; a layer that never sees a spike in calibration is rounded to the nearest numbers and listed in
     ``silent``.
@@ -38,7 +40,7 @@ class RoundWeights(Pass):
     2023.
 
     Args:
-        bits: layer -> 8, 4 or 2.
+        bits: layer -> 16, 8, 4 or 2.
         calibration: statistics of the same program, or None.
         memo: cache of rounded weights by layer and bits, for programs with the same weights.
     """
@@ -68,6 +70,8 @@ class RoundWeights(Pass):
         """Round the weights of one layer."""
         layer: Any = program.module_of(node)
         name = str(node.target)
+        if bits == WIDE_BITS:
+            return
         if trained_bits(program.info, name) <= bits and grid_of(layer.weight, 0) is not None:
             return
         moments = self.calibration.moments.get(name) if self.calibration is not None else None

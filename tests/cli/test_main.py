@@ -104,6 +104,7 @@ def test_compile_inspect_verify(capsys, tmp_path):
         "model.safetensors",
         "plan.json",
         "predict.py",
+        "report.html",
         "report.json",
     ]
     status, text, _ = run(capsys, "verify", out)

@@ -20,6 +20,7 @@ FILES = [
     "model.safetensors",
     "plan.json",
     "predict.py",
+    "report.html",
     "report.json",
 ]
 
@@ -77,7 +78,7 @@ def test_a_front_shares_one_sweep(capsys, tmp_path, data):
     args = ("compile", DIGITS, "--data", data, *SMALL, "--include", "*mlp*", "--verify-images", "1", "-o", out)
     status, text, _ = run(capsys, *args, "--budget", "0.9,0.8")
     assert status == 0 and "wrote one folder for each budget" in text
-    assert sorted(p.name for p in out.iterdir()) == ["0.8", "0.9"]
+    assert sorted(p.name for p in out.iterdir()) == ["0.8", "0.9", "report.html"]
     reports = []
     for budget in (0.9, 0.8):
         folder = out / str(budget)
@@ -144,7 +145,8 @@ def test_a_budget_that_cannot_be_met_loses_no_other(capsys, tmp_path, data, as_j
     )
     captured = capsys.readouterr()
     assert status == 5 and "0.05: the budget of" in captured.err and "0.02: the budget of" in captured.err
-    assert sorted(p.name for p in out.iterdir()) == ["0.9"] and sorted(p.name for p in (out / "0.9").iterdir()) == FILES
+    assert sorted(p.name for p in out.iterdir()) == ["0.9", "report.html"]
+    assert sorted(p.name for p in (out / "0.9").iterdir()) == FILES
     if as_json:
         assert [report["budget"]["text"] for report in json.loads(captured.out)] == ["0.9"]
     else:

@@ -10,6 +10,8 @@ import pytest
 
 import svitc
 from support.measured import digits_file, halved, prunable
+from support.paths import DIGITS
+from support.shell import run
 from svitc import onnx as backend
 from svitc import runtimes
 from svitc.data.dataset import load_data
@@ -79,6 +81,22 @@ def test_a_replay_gives_the_same_bytes_and_a_budget_a_bound(digits, images, prom
     report, accuracy = done.report["promise"], done.report["accuracy"]
     assert report["max_drop"] is None and report["images"] == accuracy["images"] == 210
     assert report["drop_bound"] == drop_bound(accuracy["lost"], accuracy["gained"], 210, 0.95) > accuracy["drop"]
+
+
+def test_a_folder_is_confirmed_on_the_same_images(digits, promised, images, tmp_path, capsys):
+    promised.write(tmp_path / "out")
+    file = digits_file(tmp_path, 300)
+    args = ("verify", tmp_path / "out", "--against", DIGITS, "--data", file, "--verify-images", "1", "--json")
+    status, text, err = run(capsys, *args)
+    assert status == 0 and "has float weights" in err, err
+    told, before = json.loads(text)["promise"], promised.report["promise"]
+    names = ("images", "choosing_images", "lost", "gained")
+    assert [told[name] for name in names] == [before[name] for name in names]
+    assert told["max_drop"] is None and told["drop_bound"] == drop_bound(told["lost"], told["gained"], 210, 0.95)
+    others = digits_file(tmp_path, 100, "others.npz", start=300)
+    status, text, _ = run(capsys, *args[:5], others, "--verify-images", "1", "--confidence", "0.9")
+    text = " ".join(text.split())
+    assert "with 90% confidence, for images like the 100 that confirmed it, unless its plan was chosen on them" in text
 
 
 def test_what_cannot_be_promised_is_said_with_numbers(digits, images):

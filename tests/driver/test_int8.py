@@ -286,7 +286,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_the_command(capsys, folder):
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [*FILES, "check.npz", "check.py", "predict.py", "report.json"]
+        [*FILES, "check.npz", "check.py", "predict.py", "report.html", "report.json"]
     )
     report = json.loads((folder / "report.json").read_text())
     assert report["weights"]["type"] == "int8" and report["memory"]["ratio"] < 0.3

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import svitc
+from support.families import FAMILIES
 from support.measured import family, family_file
 from svitc import onnx as backend
 from svitc import runtimes
@@ -19,6 +20,7 @@ from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
 from svitc.driver import synthetic_data
 from svitc.driver.artifacts import Compiled
+from svitc.driver.weight_types import WeightTypes
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
 from svitc.ir.program import Program
@@ -27,6 +29,8 @@ from svitc.passes.policies import make
 from svitc.planning.plan import FORMAT, Plan
 
 FC1, FC2, PROJ = "blocks.0.mlp.fc1.0", "blocks.0.mlp.fc2.0", "blocks.0.attn.proj_conv_bn.0"
+STAGE1 = "patch_embed.stages.1.conv_bn.block.0"
+SPARED = f"{STAGE1} keep 8 bits: what the first layers get wrong passes through all others"
 FEW = {"sweep_images": 12, "calibration_images": 12}
 
 
@@ -120,15 +124,31 @@ def test_a_compilation_checks_the_plan_it_replays():
 # one type for all
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_the_first_layers_of_int2_stay_at_eight_bits(name, share, monkeypatch):
+    monkeypatch.setattr("svitc.driver.weight_types.FRONT_SHARE", share)
+    found = WeightTypes(family(name), "int2")
+    order = list(dict.fromkeys(str(n.target) for n in family(name).graph.nodes if str(n.target) in found.narrow))
+    sizes = [family(name).module.get_submodule(layer).weight.numel() for layer in order]
+    front = sum(1 for i in range(len(order)) if sum(sizes[: i + 1]) <= share * sum(sizes))
+    assert found.same == {layer: 8 if i < front else 2 for i, layer in enumerate(order)}
+    assert {0: front == 0, 0.5: 0 < front < len(order), 1: front == len(order)}[share]
+    assert found.spared == order[:front] and WeightTypes(family(name), "int2", min_weight_bits=4).spared == []
+    assert set(WeightTypes(family(name), "int4").same.values()) == {4} and WeightTypes(family(name), "int8").same == {}
+
+
 @pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int2", 2)])
 def test_weights_of_one_type_without_images(weights, bits):
     done = compiled(weights)
     narrow = {layer for layer, why in layers().items() if not why}
-    assert done.plan.bits == dict.fromkeys(narrow, bits) and len(narrow) == len(layers()) - 2
+    assert len(narrow) == len(layers()) - 2
+    wanted = dict.fromkeys(narrow, bits) | ({STAGE1: 8} if bits == 2 else {})
+    assert done.plan.bits == wanted and done.report["decisions"].count(SPARED) == (bits == 2)
     assert done.plan.provenance["weights"] == weights and done.plan.provenance["rounding"] == "nearest"
     found = done.report["weights"]
     assert found["type"] == "mixed" and {k: v["bits"] for k, v in found["layers"].items()} == {
-        layer: bits if layer in narrow else 8 for layer in layers()
+        layer: wanted.get(layer, 8) for layer in layers()
     }
     for layer, entry in found["layers"].items():
         assert entry["shape"] == list(done.program.module.get_submodule(layer).weight.shape)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svitc.ir.quantized_modules import BITS, LEVELS
-from svitc.quantization.gptq import BLOCK, DAMPING, round_weights
+from svitc.quantization.gptq import BLOCK, DAMPING, compensated, round_weights
 from svitc.quantization.weight_grid import nearest, scales, stored_bits
 
 HOLDS = {8: list(range(-127, 128)), 4: list(range(-7, 8)), 2: [-3, -1, 1, 3]}
@@ -156,8 +156,11 @@ def test_inputs_that_never_meet_make_up_for_nothing(bits):
     importance = torch.rand(12, generator=random_of(1)).double() ** 3
     importance[4] = 0
     weight = weights().double()
-    scale = scales(weight, bits, importance + DAMPING * importance.mean())[:, None]
+    damped = importance + DAMPING * importance.mean()
+    scale = scales(weight, bits, damped)
+    assert torch.equal(compensated(weight, scale, bits, damped.diag()), nearest(weight / scale[:, None], bits))
     found = round_weights(weight, bits, importance.diag())
+    scale = scales(found, bits)[:, None]
     assert torch.allclose(found, nearest(weight / scale, bits) * scale, rtol=1e-12, atol=0)
     assert not torch.allclose(found, round_weights(weight, bits)), "the importance counts"
 
@@ -184,7 +187,13 @@ def one_by_one(weight: torch.Tensor, bits: int, hessian: torch.Tensor) -> torch.
 def test_columns_in_blocks_are_columns_one_by_one(bits, columns):
     hessian = correlated(columns, 3)
     weight = weights(3, columns).double()
-    assert torch.allclose(round_weights(weight, bits, hessian), one_by_one(weight, bits, hessian), rtol=1e-6, atol=1e-9)
+    diagonal = hessian.diagonal()
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    damped = hessian + DAMPING * diagonal.mean() * torch.eye(columns).double()
+    scale = scales(weight, bits, damped.diagonal())
+    levels = compensated(weight[:, order], scale, bits, damped[order][:, order])
+    published = one_by_one(weight, bits, hessian)
+    assert torch.allclose(levels * scale[:, None], published[:, order], rtol=1e-6, atol=1e-9)
 
 
 # what weights can be

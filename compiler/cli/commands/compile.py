@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svitc.cli import terminal
-from svitc.cli.common import load_images, load_program, start, unfinished_file
+from svitc.cli.common import arguments, load_images, load_program, start, unfinished_file
 from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions, TrainingOptions
 from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
 from svitc.cli.views.compile import front, summary
@@ -53,15 +53,19 @@ def compile(
     start(output.verbose)
     policy, budgets, plan = _checked(budget, file, data, training, load, output.seed)
     from svitc.driver.compiler import Compiler
+    from svitc.driver.report_files import PAGE, comparison_of
+    from svitc.support.atomic_files import write_one
     from svitc.support.distributed import world
 
     with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
         program = load_program(model, load, reporter)
         options = _compile_options(program, budget, file, data, training, output)
         compiler = Compiler(program, policy, options, reporter)
-        results = _compile_all(compiler, budgets, plan, file.out, ranks.is_writer)
+        results = _compile_all(compiler, budgets, plan, file, ranks.is_writer)
     if not ranks.is_writer:
         return
+    if file.html and len(budgets) > 1 and results.folders:
+        write_one(file.out / PAGE, comparison_of(results.folders, file.out / PAGE))
     if output.as_json:
         print(json.dumps(results.reports if len(budgets) > 1 else results.reports[0], indent=1))
     elif len(budgets) == 1:
@@ -77,12 +81,14 @@ class Results:
 
     Attributes:
         reports: the reports of the budgets that could be met.
+        folders: where their files are.
         paths: the files that were written for the last of them.
         diverged: folders whose ONNX file is not the same network, with the layer at which it first differs.
         unmet: one error for each budget that cannot be met.
     """
 
     reports: list[JsonDict] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     diverged: list[tuple[Path, str | None]] = field(default_factory=list)
     unmet: list[SvitcError] = field(default_factory=list)
@@ -186,7 +192,7 @@ def _compile_options(
 
 
 def _compile_all(
-    compiler: Compiler, budgets: list[Budget | None], plan: Plan | None, out: Path, is_writer: bool
+    compiler: Compiler, budgets: list[Budget | None], plan: Plan | None, file: FileOptions, is_writer: bool
 ) -> Results:
     """Compile for each budget and write its files; a budget that cannot be met does not stop the others.
 
@@ -196,7 +202,7 @@ def _compile_all(
     results = Results()
     for budget in budgets:
         name = budget.text if budget else ""
-        folder = out if len(budgets) == 1 else out / name.replace("/", "-")
+        folder = file.out if len(budgets) == 1 else file.out / name.replace("/", "-")
         finetune_file = unfinished_file(folder, "finetune.pt")
         try:
             compiled = compiler.compile(budget, plan, finetune_file=finetune_file)
@@ -208,7 +214,9 @@ def _compile_all(
             continue
         if is_writer:
             warn_of_loss(compiled.report)
-            results.paths = compiled.write(folder)
+            compiled.report["command"] = ["svitc", *arguments]
+            results.folders.append(folder)
+            results.paths = compiled.write(folder, html=file.html)
             if compiler.options.finetune:
                 finetune_file.unlink(missing_ok=True)
         results.reports.append(compiled.report)

@@ -12,8 +12,9 @@ import typer
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
 from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, RunOptions, VerifyImages
+from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, runtime_words, verdict_line
-from svitc.errors import RuntimeFailure, VerifyError
+from svitc.errors import InputError, RuntimeFailure, VerifyError
 from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class VerifyOptions(RunOptions):
             "[bold]reference[/] (ONNX's own evaluator, slow).",
         ),
     ] = "onnxruntime"
+    confidence: Annotated[
+        float,
+        typer.Option(min=0.5, max=0.9999, help="How sure it is what the file loses at most against --against."),
+    ] = 0.95
 
 
 def verify(
@@ -43,8 +48,9 @@ def verify(
         Path | None,
         typer.Option(
             metavar="MODEL",
-            help="For integer weights: the model that was compiled, to check also that the integers are its weights, "
-            "rounded. Where the plan refitted weights: a folder of the same plan with --weights fp32.",
+            help="The model that was compiled. With --data: what the file loses at most against it, with --confidence, "
+            "on images like these. For integer weights: check also that they are its weights, rounded; where the plan "
+            "refitted weights, against a folder of the same plan with --weights fp32.",
             rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
@@ -67,17 +73,27 @@ def verify(
         load.check_unused()
     from svitc.driver.float_network import float_network, read_report
     from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
+    from svitc.driver.promised import verified_promise
     from svitc.driver.runtime_table import failed_row, note_in_report, verified_row
     from svitc.runtimes import runtime_of
 
     runtime = runtime_of(output.runtime)
     settings = VerifySettings(output.verify_images, output.seed, runtime)
+    promised = None
     with terminal.reporting(output.quiet) as reporter:
         program, exported = open_folder(folder)
         original = None
-        if against is not None:
-            original = float_network(folder, program, against, load_program(against, load, reporter), reporter)
+        model = None if against is None else load_program(against, load, reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
+        if model is not None and against is not None:
+            try:
+                original = float_network(folder, program, against, model, reporter)
+            except InputError as error:
+                if images is None:
+                    raise
+                reporter.decide(f"the weights are not compared: {error.message}")
+            if images is not None:
+                promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
         try:
             verdict = verify_folder(program, exported, images, settings, reporter, original)
         except RuntimeFailure as error:
@@ -89,6 +105,8 @@ def verify(
     report = verdict.to_json()
     if program.stage.name == "QUANTIZED" and original is None:
         report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
+    if promised is not None:
+        report["promise"] = promised.to_json()
     _show(report, verdict, against, output.as_json)
     if not verdict.passed:
         raise VerifyError(_failure(folder, against, verdict))
@@ -103,6 +121,7 @@ def _show(report: JsonDict, verdict: Verdict, against: Path | None, as_json: boo
     int16_line(report)
     quantization_line(report, against)
     differing_layers(verdict)
+    promise(report.get("promise"))
 
 
 def _failure(folder: Path, against: Path | None, verdict: Verdict) -> str:

@@ -135,17 +135,18 @@ def no_accuracy() -> None:
 
 
 def lossless(report: JsonDict) -> None:
-    """Print how many channels were removed without loss, and how many neurons of an int8 network are exact."""
+    """Print how many channels were removed without loss, and how many neurons of a network of integers are exact."""
     clean, weights = report["clean"], report["weights"]
     if clean.get("removed"):
         folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
         out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
     trained_line(weights)
-    if weights["type"] == "int8":
+    if weights["type"] in ("int8", "int16"):
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
         out.print(
-            f"int8: {text} the same, bit for bit, in whatever order a processor adds; {tried(report['runtimes'])}"
+            f"{weights['type']}: {text} the same, bit for bit, in whatever order a processor adds; "
+            f"{tried(report['runtimes'])}"
         )
         int16_line(report["verify"])
         input_line(report["input"])

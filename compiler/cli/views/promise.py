@@ -21,7 +21,7 @@ def images(report: JsonDict) -> str:
     """Return on how many images a plan was chosen, and on how many others it was confirmed."""
     confirmed = f"confirmed on {report['images']:,}"
     if report["choosing_images"] is None:
-        return f"no plan was chosen on these images; {confirmed}"
+        return confirmed
     tests = len(report["tests"])
     tested = f", which tested {tests} plan{'' if tests == 1 else 's'}" if tests else ""
     return (

@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import fx, nn
 
 from svitc.analysis.integer_range import IntegerRange, runs_in_floats
 from svitc.ir import ops
 from svitc.ir.axes import Dim, Dims, size
-from svitc.ir.quantized_modules import QUANTIZED
+from svitc.ir.quantized_modules import QUANTIZED, WIDE_BITS
 from svitc.onnx import float_rules, layout
 from svitc.onnx.builder import Stored, as_array
 from svitc.onnx.fixed_point import fixed_point
@@ -21,7 +22,9 @@ from svitc.onnx.float_rules import LoweringRule
 from svitc.onnx.matrix_order import moves_less_transposed, transposed
 from svitc.onnx.qdq.builder import QdqBuilder
 from svitc.onnx.qdq.neurons import neuron
+from svitc.quantization import planes
 from svitc.quantization.pair_bound import largest_pair, pair_limit
+from svitc.quantization.weight_grid import stored_bits
 
 Rule = LoweringRule[QdqBuilder, Stored]
 Projection = nn.Conv1d | nn.Conv2d | nn.Linear
@@ -49,17 +52,27 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
     else:
         bias = bias.reshape(-1, *(1,) * (weights.ndim - 2))
     column = scale.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-    if not in_floats:
+    wide = stored_bits(module.get_buffer("weight")) == WIDE_BITS and not in_floats
+    if wide:
+        high, low, base = planes.split(weights)
+        weight = b.scaled_weights(path, low, scale, axis)
+    elif not in_floats:
         weight = b.scaled_weights(path, weights, scale, axis)
     elif pointwise:  # not as bytes: OpenVINO may quantize real numbers that meet them in a MatMul
         weight = b.small(f"{path}.weight", weights * column)
     else:
         weight = b.widened(f"{path}.weight", weights, column, 1.0)
-    if pointwise:
-        product = b.op("MatMul", [x, weight], out)
-    else:
-        product = b.op("Conv", [x, weight], out, float_rules.convolution_attributes(module))  # type: ignore[arg-type]
-    value = b.op("Add", [product, b.small(f"{path}.bias", bias)], out, helper="add_bias")
+
+    def product(weight: ir.Value, helper: str | None = None) -> ir.Value:
+        if pointwise:
+            return b.op("MatMul", [x, weight], out, helper=helper)
+        attributes = float_rules.convolution_attributes(module)  # type: ignore[arg-type]
+        return b.op("Conv", [x, weight], out, attributes, helper=helper)
+
+    value = b.op("Add", [product(weight), b.small(f"{path}.bias", bias)], out, helper="add_bias")
+    if wide:
+        plane = product(b.scaled_weights(f"{path}.high", high, scale * np.float32(base), axis), helper="high")
+        value = b.op("Add", [value, plane], out, helper="planes")
     return _channels_last(b, node, b.store(value, out, view))
 
 
@@ -96,8 +109,10 @@ def max_pool(b: QdqBuilder, node: fx.Node, module: nn.MaxPool2d) -> Stored:
 def _saturates(module: Projection, numbers: IntegerRange) -> bool:
     """Return whether two neighbouring products could exceed int16, which processors without VNNI add them in.
 
-    Only weights that were trained on a grid of eight bits can: quantization bounds all others.
+    Only weights that were trained on a grid of eight bits can: quantization bounds all others, and planes of 16 bits.
     """
+    if stored_bits(module.get_buffer("weight")) == WIDE_BITS:
+        return False
     return int(largest_pair(module.get_buffer("weight").int()).max()) > pair_limit(numbers.largest_byte)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -11,7 +13,7 @@ from svitc.analysis.integer_range import IntegerRange, integer_ranges, runs_in_f
 from svitc.ir import ops
 from svitc.ir.axes import Dims
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import EXACT
+from svitc.ir.quantized_modules import EXACT, WIDE_BITS
 from svitc.onnx import layout
 from svitc.onnx.builder import FLOAT
 from svitc.onnx.matrix_order import moves_less_transposed, transposed
@@ -19,6 +21,7 @@ from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
 from svitc.onnx.unrolled.im2col import kernel_of, patches
 from svitc.onnx.unrolled.step_gain import factor
 from svitc.onnx.unrolled.steps import Steps, timeless
+from svitc.quantization import planes
 from svitc.quantization.pair_bound import largest_pair, pair_limit
 from svitc.quantization.weight_grid import stored_bits
 
@@ -40,7 +43,7 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
     zero = [b.zero_point] if b.zero_byte(input_range) else []
     pointwise = _is_pointwise(module)
     kernel = weight.reshape(weight.shape[0], -1).T if pointwise else kernel_of(weight)
-    planes = _planes(b, f"{path}.weight", module.get_buffer("weight"), kernel, input_range)
+    parts = _parts(b, f"{path}.weight", module.get_buffer("weight"), kernel, input_range)
     gain = b.gains.get(node, 0)
 
     def emit(t: int) -> ir.Value:
@@ -50,24 +53,44 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
             rows = patches(b, x, t, module, input_range)
         if rows.type == FLOAT:
             sums, unit = b.op("MatMul", [rows, b.widened(f"{path}.weight", kernel, None, 1.0)], dims), 1.0
-        else:
-            products = [
-                b.op("MatMulInteger", [rows, b.packed(name, plane), *zero], dims, dtype=I32) for name, plane in planes
-            ]
-            sums, unit = products[0], input_range.unit
-            if len(products) > 1:
-                sums = b.op("Add", products, dims, helper="planes", dtype=I32)
-        return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
+            return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
+        products = [
+            b.op("MatMulInteger", [rows, b.packed(part.name, part.weight), *zero], dims, dtype=I32) for part in parts
+        ]
+        unit = input_range.unit
+        if parts[0].base == parts[-1].base:
+            sums = products[0] if len(products) == 1 else b.op("Add", products, dims, helper="planes", dtype=I32)
+            return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
+        # each plane's sum is rescaled by itself, which ONNX Runtime fuses with the product
+        high, low = (
+            b.rescaled(path, sums, module, unit * part.base, factor(gain, t), dims, has_bias=part.base == 1)
+            for sums, part in zip(products, parts, strict=True)
+        )
+        return b.op("Add", [high, low], dims, helper="planes")
 
     return Steps(b.per_step(b.steps_of(x.view) if gain else len(x.values), emit), dims, view, gain=gain)
 
 
-def _planes(
-    b: UnrolledBuilder, name: str, weight: torch.Tensor, kernel: np.ndarray, input_range: IntegerRange
-) -> list[tuple[str, np.ndarray]]:
-    """Return a product's weights by name: as they are, or as two summands where neighbours are too large for int16.
+class Part(NamedTuple):
+    """A part of a layer's weights, which has an integer product of its own.
 
-    They are too large only where they were trained on a grid of eight bits, since quantization bounds all others
+    Attributes:
+        name: its name in the file.
+        weight: int8 numbers, ``[in, out]``.
+        base: what a weight of 1 stands for.
+    """
+
+    name: str
+    weight: np.ndarray
+    base: int = 1
+
+
+def _parts(
+    b: UnrolledBuilder, name: str, weight: torch.Tensor, kernel: np.ndarray, input_range: IntegerRange
+) -> list[Part]:
+    """Return a product's weights: as they are, as two planes of bytes, or as two summands too large for int16 together.
+
+    Neighbours are too large only where they were trained on a grid of eight bits, since quantization bounds all others
     (``quantization/pair_bound.py``). Halves of int8 numbers are within every bound.
 
     Args:
@@ -77,11 +100,14 @@ def _planes(
         kernel: the same as ``[in, out]``.
         input_range: range of the input's numbers.
     """
+    if stored_bits(weight) == WIDE_BITS:
+        high, low, base = planes.split(kernel)
+        return [Part(f"{name}.high", high, base), Part(name, low)]
     unsigned = b.target.spike == ir.DataType.UINT8  # kernels for int8 inputs add in int32
     if not unsigned or int(largest_pair(weight.int()).max()) <= pair_limit(input_range.largest_byte):
-        return [(name, kernel)]
+        return [Part(name, kernel)]
     half = kernel // 2
-    return [(name, half), (f"{name}.rest", kernel - half)]
+    return [Part(name, half), Part(f"{name}.rest", kernel - half)]
 
 
 def stored_widths(program: Program) -> set[int]:

@@ -24,8 +24,8 @@ class WeightBuilder(Builder):
         return self.cache[key]
 
     def weight(self, path: str, tensor: torch.Tensor, transpose: bool = False) -> ir.Value:
-        """Return a parameter as a float32 constant; int8 weights are widened when the file is loaded."""
-        if tensor.dtype != torch.int8:
+        """Return a parameter as a float32 constant; integer weights are widened when the file is loaded."""
+        if tensor.dtype not in (torch.int8, torch.int16):
             return super().weight(path, tensor, transpose)
         values = tensor.numpy()
         return self.widened(path, np.ascontiguousarray(values.T) if transpose else values, None, 1.0)
@@ -62,11 +62,11 @@ class WeightBuilder(Builder):
         return self.cache[key]
 
     def widened(self, path: str, weights: np.ndarray, scale: np.ndarray | None, gain: float) -> ir.Value:
-        """Return int8 weights as floats, times a scale and a gain; the products are folded when the file is loaded.
+        """Return integer weights as floats, times a scale and a gain; the products are folded when the file is loaded.
 
         Args:
             path: name of the weights in the file.
-            weights: int8 array.
+            weights: int8 or int16 array.
             scale: float32 array that broadcasts to the weights' shape; None for 1.
             gain: factor for all weights.
         """
@@ -98,7 +98,16 @@ class WeightBuilder(Builder):
         value.shape = ir.Shape(shape)
         return value
 
-    def rescaled(self, path: str, sums: ir.Value, layer: nn.Module, unit: float, gain: float, dims: Dims) -> ir.Value:
+    def rescaled(
+        self,
+        path: str,
+        sums: ir.Value,
+        layer: nn.Module,
+        unit: float,
+        gain: float,
+        dims: Dims,
+        has_bias: bool = True,
+    ) -> ir.Value:
         """Emit ``(sums * unit * scale + bias) * gain``; the scale is stored as uint16 where that loses no bit.
 
         Args:
@@ -108,6 +117,7 @@ class WeightBuilder(Builder):
             unit: what a sum of 1 stands for, before the scale.
             gain: factor of the time step.
             dims: layout of the result.
+            has_bias: whether to add the bias.
         """
         scale, bias = layer.get_buffer("scale").numpy(), layer.get_buffer("bias").numpy()
         exponent = int(np.frexp(scale)[1].min()) - 8
@@ -119,6 +129,8 @@ class WeightBuilder(Builder):
         else:  # scales too far apart for one exponent
             column, column_unit = self.small(f"{path}.scale", scale), 1.0
         product = self.scaled(sums, unit * gain * column_unit, dims, column)
+        if not has_bias:
+            return product
         return self.op("Add", [product, self.gained(f"{path}.bias", bias, gain)], dims, helper="add_bias")
 
     def scaled(self, sums: ir.Value, number: float, dims: Dims, column: ir.Value | None = None) -> ir.Value:

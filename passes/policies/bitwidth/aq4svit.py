@@ -45,15 +45,15 @@ class AQGreedy(BitSettings, Policy):
         """
         space = BitSpace(problem, self)
         gate = DriftGate(space, on=self.gate)
-        return space.finish(self._search(space, gate)[-1], {"search": gate.to_json()})
+        return space.finish(self.search(space, gate)[-1], {"search": gate.to_json()})
 
     def ladder(self, problem: Problem) -> list[Plan]:
         """See ``Policy``: settings that the search went through."""
         space = BitSpace(problem, self)
         gate = DriftGate(space, on=self.gate)
-        return space.ladder(self._search(space, gate), {"search": gate.to_json()})
+        return space.ladder(self.search(space, gate), {"search": gate.to_json()})
 
-    def _search(self, space: BitSpace, gate: DriftGate) -> list[Bits]:
+    def search(self, space: BitSpace, gate: DriftGate) -> list[Bits]:
         """Return the settings that the search went through; the last one is its result."""
         steps = [space.widest]
         for level, units in levels(space).items():
@@ -153,15 +153,15 @@ class AQBeam(BitSettings, Policy):
         """See ``AQGreedy``."""
         space = BitSpace(problem, self)
         gate = DriftGate(space)
-        return space.finish(self._search(space, gate)[-1], {"search": gate.to_json(), "width": self.width})
+        return space.finish(self.search(space, gate)[-1], {"search": gate.to_json(), "width": self.width})
 
     def ladder(self, problem: Problem) -> list[Plan]:
         """See ``Policy``: settings that the search went through."""
         space = BitSpace(problem, self)
         gate = DriftGate(space)
-        return space.ladder(self._search(space, gate), {"search": gate.to_json(), "width": self.width})
+        return space.ladder(self.search(space, gate), {"search": gate.to_json(), "width": self.width})
 
-    def _search(self, space: BitSpace, gate: DriftGate) -> list[Bits]:
+    def search(self, space: BitSpace, gate: DriftGate) -> list[Bits]:
         """Return the settings that the search went through; the last one is its result."""
         greedy = AQGreedy(exclude=self.exclude, seed=self.seed)
         steps, units = [space.widest], levels(space)

@@ -136,7 +136,7 @@ def statistics(program: Program, path: str, x: torch.Tensor, channel: int = 1):
         (FC1, 2),
         (FC2, 8),
         ("patch_embed.positional_encoding.conv_bn.block.0", 2),
-        ("blocks.0.attn.qkv_conv_bn.0.k", 4),
+        ("blocks.0.attn.qkv_conv_bn.0.k", 2),
     ],
 )
 @pytest.mark.parametrize("stale", [False, True])
