@@ -113,7 +113,7 @@ def _narrowed(program: Program, stage: TokenStage, stream: Stream, active: tuple
     seen, flat, at = _forms(dims, len(stream.active) if stream.stopped else None)
     tokens = emit_view(emit, stage.entry, seen, flat)
     index_of = {position: i for i, position in enumerate(stream.active)}
-    stopped = tuple(position for position in stream.active if position not in set(active))
+    stopped = tuple(sorted(set(stream.active) - set(active)))
 
     def taken(positions: tuple[int, ...]) -> fx.Node:
         indices = tuple(index_of[position] for position in positions)
