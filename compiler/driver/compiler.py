@@ -51,6 +51,7 @@ from svitc.driver.report_sections import (
 from svitc.driver.runtime_table import runtimes_report
 from svitc.driver.spike_raster import spikes_report
 from svitc.driver.task import Task
+from svitc.driver.tokens import check_tokens, running_tokens, tokens_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
 from svitc.evaluation.promise import Classes
@@ -123,6 +124,7 @@ class Compiler:
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
         check_anytime(program, self.options)
+        check_tokens(self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
         confirming = self.workspace.reported(self.workspace.source) if self.options.max_drop is not None else None
@@ -237,7 +239,8 @@ class Compiler:
         exclude = tuple(self.policy.exclude)
         if whole and limit is not None:  # a tiny network's scales and biases may take more than its weights save
             limit = max(limit, self.workspace.costs(prepared, weights, exclude).bytes())
-        return Task(prepared, budget, limit, weights, exclude, plan, whole)
+        tokens = running_tokens(self.workspace, prepared, reporter) if plan is None else {}
+        return Task(prepared, budget, limit, weights, exclude, plan, whole, tokens)
 
     def _apply(self, task: Task, searched: SearchedPlan, finetune_file: Path | None, reporter: Reporter) -> Applied:
         """Prune, refit and fine-tune the program."""
@@ -311,6 +314,7 @@ class Compiler:
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
             early_exit=None if anytime is None else anytime.metadata(),
+            tokens={stage: len(positions) for stage, positions in plan.tokens.items()} or None,
             promise=plan.provenance.get("promise"),
         )
         values = metadata(lowered.program, self.options, origin)
@@ -340,6 +344,7 @@ class Compiler:
             "file": file_report(lowered.written, self.options.target),
             "streaming": streaming_report(lowered.written),
             "groups": groups_report(task.prepared.program, searched.plan),
+            "tokens": tokens_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,
         }

@@ -76,8 +76,9 @@ def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Repo
 
 
 def _prepared_as(task: Task, plan: Plan) -> Plan:
-    """Return a copy of a plan that says how the program was prepared."""
+    """Return a copy of a plan that says how the program was prepared, with the tokens of the task."""
     preparation = task.prepared.options
+    plan = replace(plan, tokens=plan.tokens or task.tokens)
     return with_provenance(plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
 
 
@@ -201,7 +202,7 @@ def _within_limit(
     for _ in range(MAX_ATTEMPTS):
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
-            plan = _marked(workspace, policy, _plan_of(policy, problem))
+            plan = replace(_marked(workspace, policy, _plan_of(policy, problem)), tokens=task.tokens)
         if limit is None or of != "bytes":
             return SearchedPlan(plan)
         with reporter.stage("prune"):

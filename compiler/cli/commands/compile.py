@@ -167,6 +167,7 @@ def _compile_options(
         max_drop=None if file.anytime else budget.max_drop_share,
         anytime=budget.max_drop_share if file.anytime else None,
         confidence=file.confidence_or_usual,
+        tokens=budget.tokens,
         sweep_images=data.sweep_images,
         calibration_images=data.calibration_images,
         sweep_file=unfinished_file(file.out, "sweep.jsonl"),
