@@ -25,7 +25,7 @@ from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
-from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.prepare import Workspace
 from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
 from svitc.driver.report import (
@@ -360,12 +360,12 @@ class Compiler:
             counts = Classes(agreement.images, agreement.images - round(agreement.share * agreement.images), 0)
         else:
             return None
-        replayed, tuned = task.replayed is not None, applied.tuned is not None
-        return promise_report(self.workspace, _source(searched), counts, searched.promise, replayed, tuned)
+        tuned = applied.tuned is not None
+        return promise_report(self.workspace, searched.source, counts, searched.promise, task.replayed, tuned)
 
     def _measurements(self, searched: SearchedPlan, lowered: Lowered, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
-        data = self.workspace.reported(_source(searched))
+        data = self.workspace.reported(searched.source)
         watched = None if data is None else Watched(data, span_of(lowered.program))
         accuracy: AccuracyReport | NoAccuracy = NoAccuracy()
         agreement = None
@@ -395,8 +395,3 @@ class Compiler:
         original = self.workspace.original_energy() if energy is not None else None
         energies = energy_report(energy, original)
         return {"accuracy": accuracy, "agreement": agreement, "energy": energies, "outputs": outputs}
-
-
-def _source(searched: SearchedPlan) -> str:
-    """Return where the images came from that a plan was chosen on."""
-    return str(searched.plan.provenance.get("data", WHOLE))

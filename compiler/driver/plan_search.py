@@ -46,6 +46,11 @@ class SearchedPlan:
     promise: Promise[TestedPlan] | None = None
 
     @property
+    def source(self) -> str:
+        """Where the images came from that the plan was chosen on: see ``Workspace.source``."""
+        return str(self.plan.provenance.get("data", WHOLE))
+
+    @property
     def refit(self) -> str:
         """The refit of the pruned network: ``none``, ``batch-norm``, ``readers`` or ``full``."""
         return str(self.plan.provenance.get("refit", "none"))

@@ -26,7 +26,7 @@ def promise_report(
     source: str,
     measured: Classes,
     promise: Promise[TestedPlan] | None,
-    replayed: bool,
+    replayed: Plan | None,
     finetuned: bool,
 ) -> PromiseReport:
     """Return what is promised of a file that was compiled.
@@ -36,22 +36,24 @@ def promise_report(
         source: where these came from.
         measured: counts of the written file on the reported images.
         promise: the result of the tests for ``max_drop``, or None.
-        replayed: whether the plan was not chosen here.
+        replayed: the plan, where it was not chosen here.
         finetuned: whether the network was fine-tuned after the tests.
     """
     options, data = workspace.options, workspace.reported(source)
     assert data is not None
     chosen = None
-    if not replayed and workspace.opened_sweep is not None:
+    if replayed is None and workspace.opened_sweep is not None:
         chosen = workspace.parts()[0] if source == PART else options.train_data or workspace.drawn
     images = None if chosen is None else (len(chosen), chosen.name)
-    unsure = replayed and source != PART
     drop, confidence = options.max_drop, options.confidence
     if promise is None or promise.outcome is None or drop is None:
-        return _report(measured, data, confidence, measured.bound(confidence), choosing=images, unsure=unsure)
+        bound, sure = _bound(measured, replayed if source == PART else None, confidence)
+        unsure = not sure or (replayed is not None and source != PART)
+        return _report(measured, data, confidence, bound, choosing=images, unsure=unsure)
     tests = [TestReport(each.kept, each.drop, each.within(drop, confidence)) for each in promise.tested]
     counts = promise.outcome.classes
     about: dict[str, Any] = {"max_drop": drop, "tests": tests, "before_finetuning": finetuned}
+    unsure = replayed is not None and source != PART
     return _report(counts, data, confidence, drop, choosing=images, unsure=unsure, **about)
 
 
@@ -75,8 +77,8 @@ def verified_promise(
         return None
     confidence, seed = settings
     told, count = read_report(folder).get("promise") or {}, None
-    source = Plan.load(folder / "plan.json").provenance.get("data")
-    if source == PART and told.get("choosing") == data.name:
+    plan = Plan.load(folder / "plan.json")
+    if plan.provenance.get("data") == PART and told.get("choosing") == data.name:
         count = told.get("choosing_images")
     chosen, others = split_images(len(data), seed)
     same = count is not None and count == len(chosen) and told.get("images") == len(others)
@@ -86,7 +88,25 @@ def verified_promise(
         original, classify(original, confirming, reporter), export(program), confirming, reporter, "confirm"
     )
     images = (len(chosen), data.name) if same else None
-    return _report(counts, confirming, confidence, counts.bound(confidence), choosing=images, unsure=not same)
+    bound, sure = _bound(counts, plan if same else None, confidence)
+    return _report(counts, confirming, confidence, bound, choosing=images, unsure=not (same and sure))
+
+
+def _bound(counts: Classes, plan: Plan | None, confidence: float) -> tuple[float, bool]:
+    """Return what the true drop is at most, and whether that holds although the same images may have chosen the plan.
+
+    Where tests for a ``max_drop`` chose it, no less than that is promised on their images, and no more confidently.
+
+    Args:
+        counts: what was lost and gained.
+        plan: the plan, where the images are those that confirmed it when it was made.
+        confidence: of the bound.
+    """
+    promise = {} if plan is None else plan.provenance.get("promise") or {}
+    asked = promise.get("max_drop")
+    if asked is None:
+        return counts.bound(confidence), True
+    return max(asked, counts.bound(confidence)), confidence <= promise["confidence"]
 
 
 def _report(
