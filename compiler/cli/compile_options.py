@@ -21,6 +21,7 @@ from svitc.cli.options import (
     parse_floats,
 )
 from svitc.cli.streaming_options import StreamingOptions
+from svitc.cli.token_options import TokenOptions
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
 
@@ -60,7 +61,7 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BudgetOptions(PruningOptions, PlanOptions):
+class BudgetOptions(PruningOptions, PlanOptions, TokenOptions):
     """How small the model is to become, and which policy decides what is removed."""
 
     budget: Annotated[
@@ -109,6 +110,8 @@ class BudgetOptions(PruningOptions, PlanOptions):
         Raises:
             UsageError: an option makes no sense, alone or with the others.
         """
+        self.check_tokens(self.plan, data.available)
+        smaller_anyway = smaller_anyway or self.tokens is not None
         if self.budget is None and self.plan is None and self.max_drop is None and not smaller_anyway:
             raise UsageError(
                 "nothing says how much to keep",
@@ -181,13 +184,13 @@ class FileOptions(StreamingOptions):
             "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
-    html: Annotated[
+    no_html: Annotated[
         bool,
         typer.Option(
-            "--html/--no-html",
-            help="Write report.html as well, one page for a browser with what was decided and what it costs.",
+            "--no-html",
+            help="Do not write report.html, the page for a browser with what was decided and what it costs.",
         ),
-    ] = True
+    ] = False
     weights: Annotated[
         str | None,
         typer.Option(

@@ -12,6 +12,7 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.passes.pipelines import quantize
 from svitc.passes.pruning.prune import Prune
+from svitc.passes.pruning.prune_tokens import PruneTokens
 from svitc.passes.quantization.round_weights import RoundWeights
 from svitc.planning.plan import Plan
 from svitc.support.reporter import Reporter
@@ -30,7 +31,8 @@ def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str)
         InputError: images are needed, and there are none.
     """
     if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
-        return workspace.sweep(prepared, str(plan.provenance.get("data", WHOLE))).build(plan, refit)
+        sweep = workspace.sweep(prepared, str(plan.provenance.get("data", WHOLE)))
+        return without_tokens(sweep.build(plan, refit), plan)
     return prune_and_round(prepared.program, plan)
 
 
@@ -40,6 +42,13 @@ def prune_and_round(program: Program, plan: Plan) -> Program:
     Prune(plan)(pruned)
     if plan.bits:
         RoundWeights(plan.bits)(pruned)
+    return without_tokens(pruned, plan)
+
+
+def without_tokens(pruned: Program, plan: Plan) -> Program:
+    """Return a program, changed in place, that runs the plan's tokens alone."""
+    if plan.tokens:
+        PruneTokens(plan)(pruned)
     return pruned
 
 

@@ -49,8 +49,9 @@ from svitc.driver.report_sections import (
     streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
-from svitc.driver.spike_raster import first_image, spike_raster
+from svitc.driver.spike_raster import spikes_report
 from svitc.driver.task import Task
+from svitc.driver.tokens import check_tokens, running_tokens, tokens_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
 from svitc.errors import InputError, UsageError
 from svitc.evaluation.promise import Classes
@@ -123,6 +124,7 @@ class Compiler:
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
         check_anytime(program, self.options)
+        check_tokens(self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
         confirming = self.workspace.reported(self.workspace.source) if self.options.max_drop is not None else None
@@ -186,7 +188,6 @@ class Compiler:
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
         measured = self._measurements(searched, lowered, reporter)
         measured["promise"] = self._promise(task, searched, applied, measured)
-        spikes = self._spikes(task, searched.plan, lowered, reporter)
         anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
@@ -196,7 +197,7 @@ class Compiler:
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **measured,
-            spikes=spikes,
+            spikes=spikes_report(self.workspace, task.prepared.program, lowered.program, searched.plan, reporter),
             anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
@@ -238,7 +239,8 @@ class Compiler:
         exclude = tuple(self.policy.exclude)
         if whole and limit is not None:  # a tiny network's scales and biases may take more than its weights save
             limit = max(limit, self.workspace.costs(prepared, weights, exclude).bytes())
-        return Task(prepared, budget, limit, weights, exclude, plan, whole)
+        tokens = running_tokens(self.workspace, prepared, reporter) if plan is None else {}
+        return Task(prepared, budget, limit, weights, exclude, plan, whole, tokens)
 
     def _apply(self, task: Task, searched: SearchedPlan, finetune_file: Path | None, reporter: Reporter) -> Applied:
         """Prune, refit and fine-tune the program."""
@@ -303,12 +305,6 @@ class Compiler:
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
-    def _spikes(self, task: Task, plan: Plan, lowered: Lowered, reporter: Reporter) -> JsonDict:
-        """Return the report's section on the spikes of one image; a synthetic one where there is no other."""
-        data, drawn = self.options.data or self.options.train_data, self.workspace.drawn
-        image = first_image(self.program, data or drawn, data is None, self.options.seed)
-        return spike_raster(task.prepared.program, lowered.program, plan, image, reporter)
-
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""
         span = span_of(lowered.program)
@@ -318,6 +314,7 @@ class Compiler:
             limits=None if span is None else [-span, span],
             digest=None if proof is None else proof.digest,
             early_exit=None if anytime is None else anytime.metadata(),
+            tokens={stage: len(positions) for stage, positions in plan.tokens.items()} or None,
             promise=plan.provenance.get("promise"),
         )
         values = metadata(lowered.program, self.options, origin)
@@ -347,6 +344,7 @@ class Compiler:
             "file": file_report(lowered.written, self.options.target),
             "streaming": streaming_report(lowered.written),
             "groups": groups_report(task.prepared.program, searched.plan),
+            "tokens": tokens_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,
         }

@@ -79,9 +79,12 @@ def float_network(folder: Path, program: Program, against: Path, model: Program,
 
 
 def _keeps_the_same(plan: Plan, against: Path) -> bool:
-    """Return whether a path is an output folder whose plan keeps the same channels."""
+    """Return whether a path is an output folder whose plan keeps the same channels and tokens."""
     path = against / "plan.json"
-    return path.is_file() and Plan.load(path).to_json()["groups"] == plan.to_json()["groups"]
+    if not path.is_file():
+        return False
+    first, second = Plan.load(path), plan
+    return first.to_json()["groups"] == second.to_json()["groups"] and first.tokens == second.tokens
 
 
 def _lost(plan: Plan, report: JsonDict) -> str | None:

@@ -46,6 +46,7 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "time_steps": "time steps of the neurons",
     "outputs": "name of each output, and what it is",
     "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
+    "tokens": "stage -> how many of its tokens run through it (tokens.md); null where all do",
     "promise": "what the file loses at most (promises.md); null where nothing is promised",
     "weights": '`"fp32"`, `"int16"`, `"int8"`, or `"mixed"`',
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
@@ -67,6 +68,7 @@ class Origin:
         limits: smallest and largest input that is not clamped, or None.
         digest: digest of the spikes for the images of the proof, or None.
         early_exit: rule for stopping before the last time step, or None.
+        tokens: token stage -> number of tokens that run through it, or None.
         promise: what the plan says is promised, or None.
     """
 
@@ -75,6 +77,7 @@ class Origin:
     limits: list[float] | None
     digest: str | None
     early_exit: JsonDict | None = None
+    tokens: dict[str, int] | None = None
     promise: JsonDict | None = None
 
 
@@ -108,6 +111,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
         "time_steps": time_steps(program),
         "outputs": meanings(program, options.per_step, options.streaming),
         "early_exit": origin.early_exit,
+        "tokens": origin.tokens,
         "promise": origin.promise,
         "weights": origin.weights,
         "budget": origin.budget,

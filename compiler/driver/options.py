@@ -35,6 +35,7 @@ class CompileOptions:
         max_drop: the most accuracy that a plan may lose before fine-tuning, as a share; without labels, the largest
             share of images that may get another class than the original's. Confirmed with ``confidence`` on images of
             ``data`` that no plan was chosen on.
+        tokens: share of the tokens that run through the blocks, chosen on the images (docs/tokens.md); None for all.
         sweep_images: number of images that plans are chosen on.
         calibration_images: number of other images, which refits and criteria use; of a few images without labels, the
             same ones.
@@ -78,6 +79,7 @@ class CompileOptions:
     data: Data | None = None
     train_data: Dataset | None = None
     max_drop: float | None = None
+    tokens: float | None = None
     sweep_images: int = 1000
     calibration_images: int = 256
     sweep_file: Path | None = None

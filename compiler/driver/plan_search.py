@@ -76,8 +76,9 @@ def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Repo
 
 
 def _prepared_as(task: Task, plan: Plan) -> Plan:
-    """Return a copy of a plan that says how the program was prepared."""
+    """Return a copy of a plan that says how the program was prepared, with the tokens of the task."""
     preparation = task.prepared.options
+    plan = replace(plan, tokens=plan.tokens or task.tokens)
     return with_provenance(plan, reparam=preparation.reparam, clean=preparation.remove_dead_channels)
 
 
@@ -87,7 +88,11 @@ def _confirmed(workspace: Workspace, task: Task, searched: SearchedPlan, reporte
     Raises:
         BudgetError: the images do not confirm that it keeps to the drop.
     """
-    if workspace.options.max_drop is None or no_promise(workspace.program, workspace.options) is not None:
+    if workspace.options.max_drop is None:
+        return searched
+    reason = no_promise(workspace.program, workspace.options)
+    if reason is not None:
+        reporter.decide(f"nothing is promised: {reason}")
         return searched
     of = task.budget.of if task.budget is not None and task.budget.of == "parameters" else "bytes"
     found = Confirmation(workspace, task, of, reporter).boldest([searched.plan])
@@ -197,7 +202,7 @@ def _within_limit(
     for _ in range(MAX_ATTEMPTS):
         problem = pose(workspace, task, None if limit is None else limit - slack, of, reporter)
         with reporter.stage("plan"):
-            plan = _marked(workspace, policy, _plan_of(policy, problem))
+            plan = replace(_marked(workspace, policy, _plan_of(policy, problem)), tokens=task.tokens)
         if limit is None or of != "bytes":
             return SearchedPlan(plan)
         with reporter.stage("prune"):

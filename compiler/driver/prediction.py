@@ -98,7 +98,8 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
 
     The file would have the same type of weights. Plans of other budgets cost little: the sweep knows their parts.
     """
-    if task.limit is None or task.budget is None or task.replayed is not None or policy.chooses_bits:
+    searched = task.replayed is None and not task.tokens and not policy.chooses_bits
+    if task.limit is None or task.budget is None or not searched:
         return None
     costs = workspace.costs(task.prepared, task.weights, task.exclude).of(task.budget.of)
     original = workspace.original_bytes if task.budget.of == "bytes" else workspace.program.parameter_count()
@@ -120,4 +121,4 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
 
 
 def _pruned(plan: Plan) -> bool:
-    return any(not mask.all() for mask in plan.keep.values())
+    return bool(plan.tokens) or any(not mask.all() for mask in plan.keep.values())

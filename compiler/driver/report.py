@@ -353,8 +353,9 @@ class Report(Section):
     streaming: StreamingReport | None = None
     anytime: AnytimeReport | None = None
     promise: PromiseReport | None = None
+    tokens: dict[str, JsonDict] | None = None
 
     def to_json(self) -> JsonDict:
-        """See ``Section``; without the outputs where the classes say everything, states, and a rule for stopping."""
-        optional = ("outputs", "streaming", "anytime", "promise")
+        """See ``Section``; without the outputs where the classes say everything, states, and what nobody asked for."""
+        optional = ("outputs", "streaming", "anytime", "promise", "tokens")
         return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

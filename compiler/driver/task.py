@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from svitc.driver.prepare import Prepared
 from svitc.planning.budget import Budget
@@ -21,6 +21,7 @@ class Task:
         exclude: globs over ignored layers, which are not changed.
         replayed: the plan to replay, or None.
         whole: whether nobody set a limit, so that every channel stays.
+        tokens: token stage -> positions of the tokens that run; empty where all do.
     """
 
     prepared: Prepared
@@ -30,6 +31,7 @@ class Task:
     exclude: tuple[str, ...] = ()
     replayed: Plan | None = None
     whole: bool = False
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 __all__ = ["Task"]

@@ -18,6 +18,8 @@ from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS, WIDE_BITS
+from svitc.ir.token_stages import token_stages
+from svitc.planning.token_plan import kept_tokens, read_tokens
 from svitc.support.types import JsonDict
 
 FORMAT = "svitc-plan-1"
@@ -31,11 +33,13 @@ class Plan:
         keep: group name -> boolean mask ``[heads, d]``; groups without a mask keep all their channels.
         provenance: how the plan came about: policy, criterion, budget, seed. JSON values.
         bits: layer -> 16, 8, 4 or 2; empty where weights are stored as they are.
+        tokens: token stage -> positions of the tokens that run through it (token_plan.py); empty where all do.
     """
 
     keep: dict[str, np.ndarray]
     provenance: JsonDict = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def validate(self, program: Program) -> dict[str, np.ndarray]:
         """Check the plan against a program, and return a mask for every group of the program.
@@ -43,7 +47,8 @@ class Plan:
         Raises:
             InputError: the plan names an unknown layer or group, prunes a frozen group, has a mask that is empty or of
                 the wrong size, keeps different numbers of dimensions in the heads of a group, prunes inside heads that
-                can only be removed whole, or drops a head in one group and keeps it in another that shares the heads.
+                can only be removed whole, drops a head in one group and keeps it in another that shares the heads,
+                or keeps tokens that are not there.
         """
         groups = {group.name: group for group in program.groups}
         for name in self.keep:
@@ -51,6 +56,8 @@ class Plan:
         layers = {str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))}
         for name in self.bits:
             _check_name(name, layers, f"the plan gives bits to {name}, which is no layer of this model")
+        if self.tokens:
+            kept_tokens(token_stages(program), self.tokens)
         masks = {name: self._mask(group) for name, group in groups.items()}
         for sharing in head_axes(program.groups).values():
             first = masks[sharing[0].name].any(axis=1)
@@ -97,7 +104,8 @@ class Plan:
             for name, mask in self.keep.items()
         }
         content = {"format": FORMAT, "made_by": self.provenance, "groups": groups}
-        return content | {"bits": self.bits} if self.bits else content
+        content |= {"bits": self.bits} if self.bits else {}
+        return content | ({"tokens": {name: list(p) for name, p in self.tokens.items()}} if self.tokens else {})
 
     @classmethod
     def from_json(cls, data: object) -> Plan:
@@ -124,7 +132,7 @@ class Plan:
             raise InputError(
                 "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, widths))}."
             )
-        return cls(keep, dict(data.get("made_by") or {}), dict(bits))
+        return cls(keep, dict(data.get("made_by") or {}), dict(bits), read_tokens(data.get("tokens", {})))
 
     @classmethod
     def load(cls, path: Path) -> Plan:

@@ -64,7 +64,7 @@ def compile(
         results = _compile_all(compiler, budgets, plan, file, ranks.is_writer)
     if not ranks.is_writer:
         return
-    if file.html and len(budgets) > 1 and results.folders:
+    if not file.no_html and len(budgets) > 1 and results.folders:
         write_one(file.out / PAGE, comparison_of(results.folders, file.out / PAGE))
     if output.as_json:
         print(json.dumps(results.reports if len(budgets) > 1 else results.reports[0], indent=1))
@@ -167,6 +167,7 @@ def _compile_options(
         max_drop=None if file.anytime else budget.max_drop_share,
         anytime=budget.max_drop_share if file.anytime else None,
         confidence=file.confidence_or_usual,
+        tokens=budget.tokens,
         sweep_images=data.sweep_images,
         calibration_images=data.calibration_images,
         sweep_file=unfinished_file(file.out, "sweep.jsonl"),
@@ -215,7 +216,7 @@ def _compile_all(
             warn_of_loss(compiled.report)
             compiled.report["command"] = ["svitc", *arguments]
             results.folders.append(folder)
-            results.paths = compiled.write(folder, html=file.html)
+            results.paths = compiled.write(folder, html=not file.no_html)
             if compiler.options.finetune:
                 finetune_file.unlink(missing_ok=True)
         results.reports.append(compiled.report)

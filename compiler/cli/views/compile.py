@@ -32,6 +32,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     )
     a, b = report["macs"]["original"], report["macs"]["compiled"]
     table.add_row("multiply-accumulates", human.millions(a), human.millions(b), f"{b / a:.4f}")
+    _tokens_row(table, report.get("tokens"))
     accuracy, agreement = report["accuracy"], report["agreement"]
     if agreement:
         same = f"[bold]{human.accuracy(agreement['share'])}[/]"
@@ -75,6 +76,13 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         out.print(form_of(report["file"]))
         streaming_line(report.get("streaming"))
         device_check(paths, report["file"]["opset"])
+
+
+def _tokens_row(table: Table, tokens: JsonDict | None) -> None:
+    """Add how many tokens run through the blocks, all stages together."""
+    if tokens:
+        kept, of = (sum(stage[key] for stage in tokens.values()) for key in ("kept", "of"))
+        table.add_row("tokens in the blocks", f"{of:,}", f"{kept:,}", f"{kept / of:.4f}")
 
 
 def form_of(file: JsonDict) -> str:
@@ -213,7 +221,8 @@ def front(reports: list[JsonDict], out_folder: Path) -> None:
     out.print(table)
     if unlabeled:
         no_accuracy()
-    out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
+    page = ", and report.html, which compares them" if (out_folder / "report.html").is_file() else ""
+    out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/{page}")
 
 
 def _accuracy_cells(accuracy: JsonDict) -> list[str]:

@@ -16,6 +16,7 @@ from svitc.errors import InternalError, UnsupportedError
 from svitc.ir import axes, ops
 from svitc.ir.axes import Dim, Dims, Kind, size
 from svitc.ir.neuron_dynamics import dynamics_of
+from svitc.ir.operators import slicing
 from svitc.onnx import layout
 from svitc.onnx.broadcast import common_layout
 from svitc.onnx.builder import FLOAT, Attributes, Stored
@@ -24,6 +25,7 @@ from svitc.onnx.neuron_functions import kind_of
 from svitc.onnx.running import reduced_so_far
 from svitc.onnx.stateless_functions import stateless_kind_of
 from svitc.onnx.states import batch_first, note
+from svitc.onnx.unrolled import token_rows
 from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
@@ -356,5 +358,7 @@ FUNCTION_RULES: dict[Any, Rule] = {
     **dict.fromkeys(ops.REDUCTIONS, reduction),
     ops.take_block: block,
     ops.take_range: part,
+    slicing.select_indices: token_rows.select_indices,
+    slicing.concatenate: token_rows.concatenate,
 }
 __all__ = ["FUNCTION_RULES", "MODULE_RULES", "attribute"]

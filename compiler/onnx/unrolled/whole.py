@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from svitc.ir import ops
 from svitc.ir.axes import Dims, Kind
+from svitc.ir.operators.slicing import concatenate, select_indices
 from svitc.ir.program import Program
 from svitc.ir.standalone_layers import Quantized
 from svitc.onnx import float_rules, layout
@@ -105,6 +107,10 @@ def _leaves_time_alone(program: Program, node: fx.Node) -> bool:
         return node.target is ops.take_block and all(axis.kind == Kind.TIME for axis in dim)
     if node.target in ops.REDUCTIONS:
         return True
+    if node.target in (concatenate, select_indices):
+        places: Any = node.kwargs["dim"]
+        if any(axis.kind != Kind.PIXEL for dims in (*types, program.type_of(node)) for axis in dims[places]):
+            return False
     # operands that meet: their steps must be the same ones
     places = {(len(dims) - i, id(axis)) for dims, found in zip(types, time, strict=True) for i, axis in found}
     sets = [{(len(dims) - i, id(axis)) for i, axis in found} for dims, found in zip(types, time, strict=True)]
