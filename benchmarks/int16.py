@@ -1,19 +1,21 @@
 """What weights of 16 bits cost in accuracy, and how fast their files are beside fp32, int8 and a plain export.
 
-    python benchmarks/int16.py accuracy spikformer-cifar10.pt sdt-cifar10.pt --data cifar10-test.zip
+    python benchmarks/int16.py accuracy spikformer-cifar10.pt sdt-cifar10.pt --data cifar10-test.zip [--work DIR]
     python benchmarks/int16.py speed [--models spikformer_s …] [--rounds 9] [--threads 2] [--work DIR] [--prepare]
 
-Accuracy: each checkpoint's fp32 file, its int8 file and its int16 file classify the images once; ``drop`` is in points,
+Accuracy: each checkpoint's fp32 file and its int16 file classify the images once; ``drop`` is in points,
 with its paired 95% interval, ``other class`` the share of images that get another class than in fp32.
 
 Speed: models of their published size whose neurons fire, unpruned, one image. All files run in turn in every round, and
 ratios are medians over rounds of both times in one round; above 1, what stands behind "over" is faster. The plain
-export is ``torch.onnx.export`` of the eager model. Files are kept in ``--work``; ``--prepare`` only writes them.
+export is ``torch.onnx.export`` of the eager model. Files, and the rows of finished checkpoints, are kept in ``--work``;
+``--prepare`` only writes the files.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -41,6 +43,7 @@ from svitc.support.confidence import paired
 from svitc.verification.exact_check import verify_exact
 
 WEIGHTS = ("fp32", "int8", "int16")
+COMPARED = ("fp32", "int16")  # in accuracy; quantization.py has int8
 RATIOS = (("naive", "int16"), ("fp32", "int16"), ("int16", "int8"), ("naive", "fp32"))  # of times
 LIMIT_S = 600.0
 PAUSE_S = 0.02  # threads of one session spin for a while after its run
@@ -58,10 +61,9 @@ def accuracy(checkpoint: Path, images: Path, limit: int | None) -> list[dict[str
     """Return the rows of one checkpoint."""
     program = svitc.load(checkpoint)
     data = load_data(images, program.input, program.info, limit=limit)
-    final = {weights: final_program(program, weights) for weights in WEIGHTS}
-    files = {weights: export(each) for weights, each in final.items()}
+    files = {weights: export(final_program(program, weights)) for weights in COMPARED}
     sessions = {weights: runtimes.session(file) for weights, file in files.items()}
-    batches: dict[str, list[np.ndarray]] = {weights: [] for weights in WEIGHTS}
+    batches: dict[str, list[np.ndarray]] = {weights: [] for weights in COMPARED}
     labels = []
     for x, y in data.batches(BATCH):
         labels.append(y.numpy())
@@ -70,7 +72,7 @@ def accuracy(checkpoint: Path, images: Path, limit: int | None) -> list[dict[str
     truth = np.concatenate(labels)
     classes = {weights: np.concatenate(each) for weights, each in batches.items()}
     rows = []
-    for weights in WEIGHTS:
+    for weights in COMPARED:
         right, original = classes[weights] == truth, classes["fp32"] == truth
         lost, gained = int((original & ~right).sum()), int((right & ~original).sum())
         low, high = paired(lost, gained, len(truth))
@@ -86,6 +88,17 @@ def accuracy(checkpoint: Path, images: Path, limit: int | None) -> list[dict[str
                 "bytes of fp32": backend.weight_bytes(files[weights]) / backend.weight_bytes(files["fp32"]),
             }
         )
+    return rows
+
+
+def kept_rows(checkpoint: Path, images: Path, limit: int | None, work: Path | None) -> list[dict[str, object]]:
+    """Return the rows of one checkpoint, from ``work`` if an earlier run has left them there."""
+    kept = None if work is None else work / f"{checkpoint.stem}-accuracy.json"
+    if kept is not None and kept.is_file():
+        return list(json.loads(kept.read_text()))
+    rows = accuracy(checkpoint, images, limit)
+    if kept is not None:
+        kept.write_text(json.dumps(rows))
     return rows
 
 
@@ -146,6 +159,7 @@ def main() -> None:
     accurate.add_argument("checkpoints", type=Path, nargs="+")
     accurate.add_argument("--data", type=Path, required=True)
     accurate.add_argument("--limit", type=int)
+    accurate.add_argument("--work", type=Path)
     fast = commands.add_parser("speed")
     models = ["spikformer_s", "sdt_8_384", "qkformer_10_384", "maxformer_10_384"]
     fast.add_argument("--models", nargs="+", default=models, choices=FULL_SIZE)
@@ -155,7 +169,7 @@ def main() -> None:
     fast.add_argument("--prepare", action="store_true")
     args = parser.parse_args()
     if args.command == "accuracy":
-        rows = [row for path in args.checkpoints for row in accuracy(path, args.data, args.limit)]
+        rows = [row for path in args.checkpoints for row in kept_rows(path, args.data, args.limit, args.work)]
         publish("int16_accuracy", rows, __doc__ or "")
         return
     with tempfile.TemporaryDirectory() as place:

@@ -36,6 +36,7 @@ from svitc.evaluation.promise import Classes, confirm, split_images
 from svitc.onnx.export import export
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies import AQGreedy, Auto, Problem
+from svitc.passes.policies.bitwidth.aq4svit import levels
 from svitc.passes.policies.bitwidth.drift_gate import DriftGate
 from svitc.passes.policies.bitwidth.search_space import BitSpace
 from svitc.passes.policies.ladder import by_step
@@ -44,10 +45,11 @@ from svitc.support.bisection import bisect
 
 MODES = ("pruning", "bits", "joint")
 SAVED = {  # shares of the bytes that the plans save
-    "pruning": np.linspace(0.02, 0.6, 24),
-    "joint": np.linspace(0.745, 0.95, 22),
+    "pruning": np.linspace(0.045, 0.6, 12),
+    "joint": np.linspace(0.75, 0.95, 11),
 }
 BITS_DROP = 0.04  # that the search for bits may go to
+BITS_LEVELS = ("network", "stages", "blocks")  # single layers take long, and save little more
 TOLERANCES = (0.005, 0.01, 0.02)
 CONFIDENCE = 0.95
 BISECTION_IMAGES = 1000
@@ -109,7 +111,7 @@ def sources(args: argparse.Namespace, model: Path) -> tuple[Compiler, Any]:
         train_data=data.subset(range(args.choosing)),
         sweep_images=half,
         calibration_images=half,
-        sweep_file=args.work / f"{model.stem}.sweep.jsonl",
+        sweep_file=args.work / f"{model.stem}-{args.modes[0]}.sweep.jsonl",
         resume=True,
     )
     return Compiler(program, Auto(), options), data.subset(range(args.choosing, len(data)))
@@ -122,7 +124,10 @@ def make_plans(compiler: Compiler, mode: str) -> list[tuple[Plan, float]]:
         problem = compiler.problem(weights="mixed")
         problem.max_drop = BITS_DROP
         space = BitSpace(problem, policy := AQGreedy())
-        distinct = {tuple(bits.values()): bits for bits in policy.search(space, DriftGate(space))}
+        gate, steps, units = DriftGate(space), [space.widest], levels(space)
+        for level in BITS_LEVELS:
+            steps += policy.descend(space, gate, steps[-1], level, units[level])
+        distinct = {tuple(bits.values()): bits for bits in steps}
         return [(space.plan(bits), 1 - space.cost(bits) / whole) for bits in distinct.values()]
     found = []
     for saved in SAVED[mode].tolist():
@@ -185,9 +190,10 @@ def read(folder: Path, mode: str) -> tuple[Pool, list[Plan]]:
         if (folder / f"{mode}-{i}.npz").is_file()
     ]
     paths = [folder / "original.npz", *(folder / f"{mode}-{i}.npz" for i in range(len(rows)))]
-    logs = np.stack([np.load(path)["logs"] for path in paths])
+    each = [np.load(path)["logs"] for path in paths]
+    logs = np.stack([log[: min(map(len, each))] for log in each])
     plans = [Plan.from_json(row["plan"]) for row in rows]
-    return Pool(np.load(paths[0])["labels"], logs, [0.0, *(row["saved"] for row in rows)]), plans
+    return Pool(np.load(paths[0])["labels"][: logs.shape[1]], logs, [0.0, *(row["saved"] for row in rows)]), plans
 
 
 def promised(pool: Pool, plans: list[Plan], images: np.ndarray, drop: float, seed: int) -> int:
@@ -241,8 +247,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--choosing", type=int, default=600, help="images that plans are made on")
-    parser.add_argument("--pool", type=int, default=2500)
-    parser.add_argument("--draws", type=int, nargs="+", default=[2000, 5000, 10_000], help="images of each draw")
+    parser.add_argument("--pool", type=int, default=1000)
+    parser.add_argument("--draws", type=int, nargs="+", default=[3000, 10_000], help="images of each draw")
     parser.add_argument("--splits", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no network after this time")
     args = parser.parse_args()

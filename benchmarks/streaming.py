@@ -40,9 +40,12 @@ SPEED_CASES = (("int8", 4), ("fp32", 4), ("int8", 16), ("int8", 64))
 EQUALITY = """Logits after T calls that write their states in place, interrupted half-way and resumed in another
 session, against those of the file for all steps at once: small networks whose neurons fire, batches of 3 and of 1, ONNX
 Runtime's optimizations on and off. ``differ`` counts sequences with any other bit."""
+BLOCK, WASTE = 32 << 20, 64 << 10  # bytes of the arena's first block, and of a chunk that may stay unused
 SPEED = f"""Spikformer, 4 blocks of 384 channels, {SIZE} x {SIZE} pixels, batch 1, one thread; each state is written
 over what was read. Times are medians of paired rounds, their ratio the median of the rounds' ratios. Memory is the peak
-that a run adds to the loaded file."""
+that two runs of all steps add to the loaded file (from the second on, ONNX Runtime plans it), that of the calls with
+the states, which nothing can do without. Beside it, the same with an arena that begins with one block of 32 MiB and
+splits it exactly, instead of ONNX Runtime's defaults."""
 
 
 class Stream:
@@ -52,12 +55,13 @@ class Stream:
         file: bytes of the file.
         batch: number of sequences.
         optimized: whether ONNX Runtime optimizes the file.
+        one_block: as in ``session``.
     """
 
-    def __init__(self, file: bytes, batch: int, optimized: bool = True) -> None:
+    def __init__(self, file: bytes, batch: int, optimized: bool = True, one_block: bool = False) -> None:
         self.described = states_of(onnx.load_from_string(file)) or []
         assert all(state.in_place for state in self.described)
-        self.session = session(file, optimized)
+        self.session = session(file, optimized, one_block)
         self.states = {state.input: state.start(batch) for state in self.described}
         self.binding = self.session.io_binding()
         self.binding.bind_output("logits")
@@ -83,9 +87,22 @@ class Stream:
         return self.binding.get_outputs()[0].numpy()
 
 
-def session(file: bytes, optimized: bool = True) -> onnxruntime.InferenceSession:
-    """Load a file into ONNX Runtime, for one thread."""
+def session(file: bytes, optimized: bool = True, one_block: bool = False) -> onnxruntime.InferenceSession:
+    """Load a file into ONNX Runtime, for one thread.
+
+    Args:
+        file: bytes of the file.
+        optimized: whether ONNX Runtime optimizes it.
+        one_block: whether memory comes from an arena that begins with one block; once in a process.
+    """
     options = onnxruntime.SessionOptions()
+    if one_block:
+        kinds, devices = onnxruntime.OrtAllocatorType, onnxruntime.OrtMemType
+        onnxruntime.create_and_register_allocator(
+            onnxruntime.OrtMemoryInfo("Cpu", kinds.ORT_ARENA_ALLOCATOR, 0, devices.DEFAULT),
+            onnxruntime.OrtArenaCfg(0, 0, BLOCK, WASTE),
+        )
+        options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = 1
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -151,14 +168,16 @@ def equality(case: tuple[str, bool, str]) -> dict[str, object]:
     }
 
 
-def memory(path: str, steps: int) -> None:
-    """Print the peak of the bytes that a run of a file takes, beyond what the loaded file takes."""
+def memory(path: str, steps: int, one_block: bool) -> None:
+    """Print the peak of the bytes that runs of a file take, its states included, beyond what the loaded file takes."""
     file = Path(path).read_bytes()
-    run = runner(file, steps)
-    loaded = _resident("VmRSS")
+    run = runner(file, steps, one_block)
+    kept = sum(state.start(1).nbytes for state in states_of(onnx.load_from_string(file)) or ())
+    loaded = _resident("VmRSS") - kept
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     run()
-    print(_resident("VmHWM") - loaded)
+    run()
+    print(_resident("VmHWM") - loaded, kept)
 
 
 def _resident(key: str) -> int:
@@ -167,13 +186,13 @@ def _resident(key: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def runner(file: bytes, steps: int):
+def runner(file: bytes, steps: int, one_block: bool = False):
     """Return a function that runs all steps of a file on one image, in one call or in turn."""
     x = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE), dtype=np.float32)
     if states_of(onnx.load_from_string(file)) is None:
-        whole = session(file)
+        whole = session(file, one_block=one_block)
         return lambda: whole.run(None, {"image": x})
-    stream = Stream(file, 1)
+    stream = Stream(file, 1, one_block=one_block)
 
     def run() -> None:
         stream.reset()
@@ -183,8 +202,8 @@ def runner(file: bytes, steps: int):
     return run
 
 
-def speed(weights: str, steps: int, rounds: int) -> dict[str, object]:
-    """Return the time of T calls and the peak memory beside those of the file for all steps at once."""
+def large_files(weights: str, steps: int) -> dict[str, bytes]:
+    """Return the file for all steps at once and the streaming file of a network for large images."""
     from spikingjelly.activation_based.model.spikformer import Spikformer
 
     torch.manual_seed(0)
@@ -193,32 +212,59 @@ def speed(weights: str, steps: int, rounds: int) -> dict[str, object]:
     run_canonical_passes(program)
     program = program if weights == "fp32" else quantize(program)[0]
     assert weights == "fp32" or program.stage >= Stage.QUANTIZED
-    files = {"whole": export(program), "step": export_step(program)}
-    peak, runs, times = {}, {}, {name: [] for name in files}
-    for name, file in files.items():
-        with tempfile.NamedTemporaryFile(suffix=".onnx") as stored:
-            stored.write(file)
-            stored.flush()
-            command = [sys.executable, __file__, "memory", stored.name, str(steps)]
-            peak[name] = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()[-1])
-        runs[name] = runner(file, steps)
-        runs[name]()
+    return {"whole": export(program), "step": export_step(program)}
+
+
+def times(files: dict[str, bytes], steps: int, rounds: int) -> dict[str, float]:
+    """Return the time of T calls beside that of the file for all steps at once."""
+    runs = {name: runner(file, steps) for name, file in files.items()}
+    taken: dict[str, list[float]] = {name: [] for name in files}
+    for run in runs.values():
+        run()
+        run()
     for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    whole, calls = (statistics.median(times[name]) for name in files)
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    whole, calls = (statistics.median(taken[name]) for name in files)
+    ratios = [b / a for a, b in zip(taken["whole"], taken["step"], strict=True)]
+    return {"all at once ms": whole, "T calls ms": calls, "ratio of times": statistics.median(ratios)}
+
+
+def peaks(files: dict[str, bytes], steps: int) -> dict[str, float]:
+    """Return the peak memory of T calls beside that of the file for all steps at once, each in its own process."""
+    peak: dict[str, float] = {}
+    for name, file in files.items():
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as stored:
+            stored.write(file)
+            stored.flush()
+            for arena in ("", " one block"):
+                command = [
+                    sys.executable,
+                    __file__,
+                    "memory",
+                    stored.name,
+                    str(steps),
+                    *(["--one-block"] if arena else []),
+                ]
+                printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+                peak[name + arena], peak["states"] = int(printed[-2]) / 1e6, int(printed[-1]) / 1e6
     return {
-        "weights": weights,
-        "T": steps,
-        "all at once ms": whole,
-        "T calls ms": calls,
-        "ratio of times": statistics.median(b / a for a, b in zip(times["whole"], times["step"], strict=True)),
-        "all at once MB": peak["whole"] / 1e6,
-        "calls MB": peak["step"] / 1e6,
+        "states MB": peak["states"],
+        "all at once MB": peak["whole"],
+        "calls MB": peak["step"],
         "ratio of memory": peak["step"] / peak["whole"],
+        "all at once MB, one block": peak["whole one block"],
+        "calls MB, one block": peak["step one block"],
+        "ratio of memory, one block": peak["step one block"] / peak["whole one block"],
     }
+
+
+def speed(weights: str, steps: int, rounds: int) -> dict[str, object]:
+    """Return the time of T calls and the peak memory beside those of the file for all steps at once."""
+    files = large_files(weights, steps)
+    return {"weights": weights, "T": steps, **times(files, steps, rounds), **peaks(files, steps)}
 
 
 def main() -> None:
@@ -232,9 +278,10 @@ def main() -> None:
     command = commands.add_parser("memory", help="used by speed")
     command.add_argument("path")
     command.add_argument("steps", type=int)
+    command.add_argument("--one-block", action="store_true")
     args = parser.parse_args()
     if args.command == "memory":
-        memory(args.path, args.steps)
+        memory(args.path, args.steps, args.one_block)
     elif args.command == "equality":
         cases = list(itertools.product(args.families, (False, True), ("int8", "int4", "int2", "fp32")))
         with ProcessPoolExecutor(args.jobs) as pool:

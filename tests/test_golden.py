@@ -173,4 +173,4 @@ def test_golden_files_stay_small_and_none_is_left_over():
     expected |= {f"source/{name}-{weights}.py.txt" for name, weights in TYPES}
     expected |= {f"onnx/{name}-{weights}.txt" for name, weights in TYPES}
     assert files == expected
-    assert sum((GOLDEN / name).stat().st_size for name in files) < 600_000
+    assert sum((GOLDEN / name).stat().st_size for name in files) < 650_000

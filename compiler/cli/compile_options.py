@@ -184,13 +184,13 @@ class FileOptions(StreamingOptions):
             "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
-    html: Annotated[
+    no_html: Annotated[
         bool,
         typer.Option(
-            "--html/--no-html",
-            help="Write report.html as well, one page for a browser with what was decided and what it costs.",
+            "--no-html",
+            help="Do not write report.html, the page for a browser with what was decided and what it costs.",
         ),
-    ] = True
+    ] = False
     weights: Annotated[
         str | None,
         typer.Option(

@@ -49,7 +49,7 @@ from svitc.driver.report_sections import (
     streaming_report,
 )
 from svitc.driver.runtime_table import runtimes_report
-from svitc.driver.spike_raster import first_image, spike_raster
+from svitc.driver.spike_raster import spikes_report
 from svitc.driver.task import Task
 from svitc.driver.tokens import check_tokens, running_tokens, tokens_report
 from svitc.driver.weight_types import check_weight_type, resolve_weight_type
@@ -188,7 +188,6 @@ class Compiler:
         proof = self._prove(lowered, verdict, reporter) if verdict.passed else None
         measured = self._measurements(searched, lowered, reporter)
         measured["promise"] = self._promise(task, searched, applied, measured)
-        spikes = self._spikes(task, searched.plan, lowered, reporter)
         anytime = find_rule(lowered.program, self.options, measured["energy"], reporter)
         report = Report(
             **sections,
@@ -198,7 +197,7 @@ class Compiler:
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
             prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
             **measured,
-            spikes=spikes,
+            spikes=spikes_report(self.workspace, task.prepared.program, lowered.program, searched.plan, reporter),
             anytime=None if anytime is None else anytime.report,
             seconds=dict(reporter.seconds),
         )
@@ -305,12 +304,6 @@ class Compiler:
         with reporter.stage("prove"):
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
-
-    def _spikes(self, task: Task, plan: Plan, lowered: Lowered, reporter: Reporter) -> JsonDict:
-        """Return the report's section on the spikes of one image; a synthetic one where there is no other."""
-        data, drawn = self.options.data or self.options.train_data, self.workspace.drawn
-        image = first_image(self.program, data or drawn, data is None, self.options.seed)
-        return spike_raster(task.prepared.program, lowered.program, plan, image, reporter)
 
     def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
         """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""

@@ -17,7 +17,10 @@ from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.support.confidence import images_needed
+from svitc.support.human import points_at_most
 from svitc.support.reporter import Reporter
+
+MANY_IMAGES = 100_000  # how many more it would take says nothing
 
 
 @dataclass(frozen=True)
@@ -163,19 +166,23 @@ class Confirmation:
     def _unconfirmed(self, found: Promise[TestedPlan], drop: float, confidence: float) -> BudgetError:
         """Return the error of a drop that could not be confirmed, with what can be promised instead."""
         first = found.tested[0]
-        takes = "no number of images like these would" if found.needed is None else f"about {found.needed:,} would"
-        budget = "it" if self.task.budget is not None else "the most cautious plan"
+        takes = "no number of images like these would"
+        if found.needed is not None:
+            many = found.needed > MANY_IMAGES
+            takes = f"{f'more than {MANY_IMAGES:,}' if many else f'about {found.needed:,}'} would"
+        alone = self.task.budget is not None or self.task.replayed is not None
+        subject = "the plan" if alone else "the most cautious plan"
         share = f"{first.kept:.4f}"
         way = (
             "leave --max-drop out to compile it with that promise, or --budget to look for a plan that keeps to it"
-            if self.task.budget is not None
+            if alone
             else f"--budget {'params=' if self.of != 'bytes' else ''}{share} compiles about that network, with what "
             "can be promised for it"
         )
         return BudgetError(
-            f"{first.classes.images} images do not confirm that at most {100 * drop:g} points are lost: {budget} keeps "
-            f"{first.kept:.1%} and loses {100 * first.drop:.2f} points there, which are at most "
-            f"{100 * first.bound(confidence):.2f} with {confidence:.0%} confidence; {takes} confirm "
+            f"{first.classes.images} images do not confirm that at most {100 * drop:g} points are lost: {subject} "
+            f"keeps {first.kept:.1%} and loses {100 * first.drop:.2f} points there, which are at most "
+            f"{points_at_most(first.bound(confidence))} with {confidence:.0%} confidence; {takes} confirm "
             f"{100 * drop:g} for it",
             hint=f"Give more images with --data, allow more with --max-drop, or {way}.",
         )

@@ -1,13 +1,11 @@
 """Check that this machine fires the spikes of model.onnx: python check.py [--openvino] [--spikes] (docs/file.md)."""
 
 import hashlib
-import importlib
 import sys
-from pathlib import Path
 
 import numpy as np
 
-runtime = importlib.import_module("openvino" if "--openvino" in sys.argv else "onnxruntime")
+runtime = __import__("openvino" if "--openvino" in sys.argv else "onnxruntime")
 
 
 def load(model, names, _):
@@ -15,7 +13,10 @@ def load(model, names, _):
     if "--openvino" not in sys.argv:
         session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
         return lambda x: session.run(names, {"image": x})
-    compiled = runtime.compile_model(runtime.Core().read_model(model), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    try:
+        compiled = runtime.compile_model(runtime.Core().read_model(model), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    except RuntimeError as error:
+        sys.exit(f"{error}\nOpenVINO cannot read model.onnx; compile it with --target openvino, without --functions")
     return lambda x: [result[name] for result in [compiled({"image": x})] for name in names]
 
 
@@ -55,5 +56,4 @@ def main(check, model):
 
 
 if __name__ == "__main__":
-    file = Path(__file__).resolve().with_name
-    sys.exit(main(np.load(file("check.npz")), file("model.onnx").read_bytes()))
+    sys.exit(main(np.load(f"{sys.path[0]}/check.npz"), np.fromfile(f"{sys.path[0]}/model.onnx", np.uint8).tobytes()))

@@ -12,7 +12,10 @@ def load(model, names, check):
     if "--openvino" not in sys.argv:
         session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
         return in_turn(session.run, names, check)
-    compiled = runtime.compile_model(runtime.Core().read_model(model), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    try:
+        compiled = runtime.compile_model(runtime.Core().read_model(model), "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    except RuntimeError as error:
+        sys.exit(f"{error}\nOpenVINO cannot read model.onnx; compile it with --target openvino, without --functions")
     return in_turn(lambda names, feed: [r[name] for r in [compiled(feed)] for name in names], names, check)
 
 

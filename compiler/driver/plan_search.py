@@ -88,7 +88,11 @@ def _confirmed(workspace: Workspace, task: Task, searched: SearchedPlan, reporte
     Raises:
         BudgetError: the images do not confirm that it keeps to the drop.
     """
-    if workspace.options.max_drop is None or no_promise(workspace.program, workspace.options) is not None:
+    if workspace.options.max_drop is None:
+        return searched
+    reason = no_promise(workspace.program, workspace.options)
+    if reason is not None:
+        reporter.decide(f"nothing is promised: {reason}")
         return searched
     of = task.budget.of if task.budget is not None and task.budget.of == "parameters" else "bytes"
     found = Confirmation(workspace, task, of, reporter).boldest([searched.plan])

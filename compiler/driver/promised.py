@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.onnx.export import export
 from svitc.planning.plan import Plan
+from svitc.support.human import points_at_most
 from svitc.support.reporter import Reporter
 
 
@@ -111,7 +111,7 @@ def _report(
         about: further fields of the section.
     """
     labeled = has_labels(data)
-    points = f"{math.ceil(round(1e4 * bound, 6)) / 100:g}"
+    points = points_at_most(bound)
     loses = f"loses at most {points} points of top-1 against the original"
     changes = f"gives at most {points}% of the images another class than the original"
     subject = "network before fine-tuning" if about.get("before_finetuning") else "file"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from svitc.errors import InputError
 from svitc.html_report import comparison, page
+from svitc.support.atomic_files import write_one
 from svitc.support.types import JsonDict
 
 REPORT, PAGE = "report.json", "report.html"
@@ -46,6 +47,12 @@ def read_report(folder: Path) -> JsonDict:
     if not isinstance(report, dict) or not isinstance(report.get("memory"), dict):
         raise InputError(f"{path} is not a report of svitc compile", hint="Give an output folder of svitc compile.")
     return report
+
+
+def rewrite_page(folder: Path) -> None:
+    """Write the page in a folder again, where there is one, after its report was changed."""
+    if (folder / PAGE).is_file():
+        write_one(folder / PAGE, page_of(folder))
 
 
 def page_of(folder: Path) -> bytes:
@@ -90,4 +97,4 @@ def _malformed(folder: Path, error: Exception) -> InputError:
     )
 
 
-__all__ = ["PAGE", "comparison_of", "page_of", "report_folders"]
+__all__ = ["PAGE", "comparison_of", "page_of", "report_folders", "rewrite_page"]

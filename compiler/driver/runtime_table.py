@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from svitc.driver.float_network import read_report
+from svitc.driver.report_files import rewrite_page
 from svitc.errors import SvitcError
 from svitc.runtimes import RUNTIMES, Runtime
 from svitc.support.atomic_files import write_json
@@ -65,6 +66,7 @@ def note_in_report(folder: Path, row: JsonDict) -> str | None:
         if report:
             rows = {known["name"]: known for known in report.get("runtimes", [])} | {row["name"]: row}
             write_json(folder / "report.json", report | {"runtimes": list(rows.values())})
+            rewrite_page(folder)
     except SvitcError as error:
         return error.message
     return None

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from svitc.data.inputs import Data, has_labels, random_inputs
+from svitc.data.inputs import has_labels, random_inputs
 from svitc.driver.input_range import span_of, within
+from svitc.driver.prepare import Workspace
 from svitc.ir.axes import Kind, resolve
 from svitc.ir.outputs import as_tuple, class_scores
 from svitc.ir.program import Program
@@ -23,7 +24,8 @@ from svitc.support.types import JsonDict
 from svitc.verification.recorder import Recorder
 
 SAMPLE = 96  # neurons of a layer that are shown
-MOST_STEPS = 32  # time steps that are shown
+MOST_STEPS = 16  # time steps that are shown
+Image = tuple[torch.Tensor, str, int | None]  # a batch of one, what it is called, and its label
 
 
 @dataclass(frozen=True)
@@ -83,27 +85,28 @@ def _kept(program: Program, node: fx.Node, masks: dict[str, np.ndarray]) -> np.n
     return kept.reshape(-1)
 
 
-def first_image(program: Program, data: Data | None, drawn: bool, seed: int) -> tuple[torch.Tensor, str, int | None]:
-    """Return one image as a batch, what to call it, and its label, None for none.
-
-    Args:
-        program: the program that takes it.
-        data: where it comes from; None for noise.
-        drawn: whether that is drawn as well.
-        seed: seed of the noise.
-    """
-    if data is None:
-        return random_inputs(program, 1, 1, seed)[0], "random noise, as there were no images", None
-    x, labels = next(iter(data.batches(1)))
-    name = str(getattr(data, "name", "the data"))
-    words = "an image that svitc drew, as there were no others" if drawn else f"the first image of {name}"
-    label = int(labels[0]) if has_labels(data) and not drawn else None
-    return x.narrow(program.input.batch_dim, 0, 1), words, None if label is None or label < 0 else label
+def first_image(workspace: Workspace) -> Image:
+    """Return the first of the user's images, else the first that was drawn to choose plans on, else noise."""
+    program, options = workspace.program, workspace.options
+    given = next((data for data in (options.data, options.train_data) if data is not None), None)
+    data = given if given is not None else workspace.drawn
+    batch = None if data is None else next(iter(data.batches(1)), None)
+    if batch is None:
+        return random_inputs(program, 1, 1, options.seed)[0], "random noise, as there were no images", None
+    x, labels = batch
+    x = x.narrow(program.input.batch_dim, 0, 1)
+    if given is None:
+        return x, "an image that svitc drew, as there were no others", None
+    label = int(labels[0]) if has_labels(given) else -1
+    return x, f"the first image of {getattr(given, 'name', 'the data')}", None if label < 0 else label
 
 
-def spike_raster(
-    before: Program, after: Program, plan: Plan, image: tuple[torch.Tensor, str, int | None], reporter: Reporter
-) -> JsonDict:
+def spikes_report(workspace: Workspace, before: Program, after: Program, plan: Plan, reporter: Reporter) -> JsonDict:
+    """Return the report's section ``spikes``, of the first image of the workspace; see ``spike_raster``."""
+    return spike_raster(before, after, plan, first_image(workspace), reporter)
+
+
+def spike_raster(before: Program, after: Program, plan: Plan, image: Image, reporter: Reporter) -> JsonDict:
     """Run one image through the network before and after, and return the report's section ``spikes``.
 
     Args:
@@ -171,4 +174,4 @@ def _digits(fired: np.ndarray) -> list[str]:
     return [np.packbits(row).tobytes().hex() for row in fired[:MOST_STEPS]]
 
 
-__all__ = ["first_image", "spike_raster"]
+__all__ = ["spike_raster", "spikes_report"]

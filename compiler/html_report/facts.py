@@ -85,7 +85,9 @@ def asked(report: JsonDict) -> str:
         time = f"{human.share(share)} of the original's time" if share else human.milliseconds(limit_ms or 0.0)
         return f"to take at most {time} for an image"
     if limit is None:
-        return "to make it as small as the lost accuracy that was allowed permits" if words is None else f"for {words}"
+        allowed = section(report, "promise").get("max_drop")
+        loss = "the loss that was allowed" if allowed is None else f"a loss of {human.points(allowed)} points"
+        return f"to make it as small as {loss} permits" if words is None else f"for {words}"
     if of == "parameters":
         return f"to keep at most {limit:,} parameters"
     original = section(report, "memory").get("original_bytes")
@@ -136,6 +138,21 @@ def lead(report: JsonDict) -> str:
     )
 
 
+def promise(report: JsonDict) -> str:
+    """Return what is promised of accuracy, and which images chose and confirmed the plan; nothing without a promise."""
+    promised = section(report, "promise")
+    words = str(promised.get("text") or "")
+    if not words:
+        return ""
+    told = f"{words[:1].upper()}{words[1:]}."
+    if promised.get("choosing_images"):
+        told += (
+            f" The plan was chosen on {promised['choosing_images']:,} images of {promised.get('choosing')}, and "
+            f"confirmed on {promised['images']:,} others."
+        )
+    return told + (" This is of the network before fine-tuning." if promised.get("before_finetuning") else "")
+
+
 def figures(report: JsonDict) -> list[Figure]:
     """Return all figures before and after that are known."""
     return [
@@ -150,7 +167,7 @@ def figures(report: JsonDict) -> list[Figure]:
 def _counted(name: str, before: float, after: float, words: Any, note: str = "") -> Figure:
     ratio = after / before if before else 1.0
     a, b, left = words(before), words(after), human.share(ratio)
-    return Figure(name, a, b, f"{left} is left", ratio, note, left, f"{a} → {b}")
+    return Figure(name, a, b, f"{left} is left", ratio, note, left, f"left: {a} → {b}")
 
 
 def _sizes(report: JsonDict) -> Iterator[Figure]:
@@ -175,20 +192,25 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
         )
         points = f"{human.change(accuracy['drop'])} points"
         change = f"{points} ({human.change_interval(accuracy['drop_interval'])})"
-        note = f"on {accuracy['images']:,} images; in parentheses the 95% confidence interval"
+        note = f"on {accuracy['images']:,} images; below the figures their 95% confidence intervals"
         brief = f"{human.accuracy(accuracy['original'])} before, {points}"
         short = human.accuracy(accuracy["pruned"])
         yield Figure("Top-1 accuracy", before, after, change, None, note, short, brief)
     if agreement.get("images"):
         same = human.share(agreement["share"])
         note = (
-            f"on {agreement['images']:,} images without labels, with a 95% interval. This is no accuracy: the original "
-            "may be wrong"
+            f"on {agreement['images']:,} images without labels; below the figure its 95% interval. This is no "
+            "accuracy: the original may be wrong"
         )
         after = f"{same} ({human.share_interval(agreement['interval'])})"
         yield Figure(
             "Same class as the original", "-", after, "", None, note, same, f"of {agreement['images']:,} images"
         )
+    promise = section(report, "promise")
+    if promise:
+        unit = "points of top-1" if promise["basis"] == "labels" else "% of the images"
+        bound = f"at most {human.points_at_most(promise['drop_bound'])} {unit}"
+        yield Figure("Change on images like these", "-", "-", bound, None, promise["text"])
     prediction = section(report, "prediction")
     if prediction:
         low, high = prediction["interval"]

@@ -12,6 +12,7 @@ from svitc.support.types import JsonDict
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 168, 112, 30, 8, 8, 20  # pixels
 FEWEST_POINTS = 2.0  # height of the axis at least: smaller losses are not blown up to look large
+MOST_POINTS = 30.0  # and at most: a part that loses more is of no use
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def curves(report: JsonDict) -> list[SensitivityCurve]:
     groups = {group["name"]: group for group in report.get("groups") or ()}
     found = []
     highest = max((100 * point["drop"] for curve in measured for point in curve["points"]), default=0.0)
-    high = max(FEWEST_POINTS, min(highest, 30.0))
+    high = max(FEWEST_POINTS, min(highest, MOST_POINTS))
     for curve in measured:
         size = int(curve["size"])
         points = sorted((1 - point["kept"] / size, 100 * point["drop"]) for point in curve["points"])

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from svitc.html_report.facts import section
-from svitc.html_report.svg import number, tag
+from svitc.html_report.svg import tag
 from svitc.support import human
 from svitc.support.types import JsonDict
 
 STEP = 6  # pixels of a time step in height
-MOST_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -95,20 +94,30 @@ def _bits(digits: str, count: int) -> list[int]:
     return [place for place, bit in enumerate(bits[:count]) if bit == "1"]
 
 
+def _runs(places: list[int]) -> list[tuple[int, int]]:
+    """Return runs of neighboring places, each with its length."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and sum(runs[-1]) == place:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((place, 1))
+    return runs
+
+
 def _picture(steps: list[str], shown: int, removed: list[int], words: str) -> Markup:
     """Return a raster that is as wide as its place; a path for all spikes, and one for the removed neurons."""
-    steps = steps[:MOST_STEPS]
-    spikes = [(x, y) for y, digits in enumerate(steps) for x in _bits(digits, shown)]
-    path = "".join(f"M{x} {y}h1v.8h-1z" for x, y in spikes)
-    gone = "".join(f"M{x} 0h1v{len(steps)}h-1z" for x in removed)
+    rows = [_bits(digits, shown) for digits in steps]
+    path = "".join(f"M{x} {y}h{run}" for y, row in enumerate(rows) for x, run in _runs(row))
+    gone = "".join(f"M{x} -.5h{run}v{len(rows)}h-{run}z" for x, run in _runs(removed))
     return tag(
         "svg",
-        tag("title", f"{words}: {len(spikes)} spikes of {shown} neurons in {len(steps)} time steps"),
+        tag("title", f"{words}: {sum(map(len, rows))} spikes of {shown} neurons in {len(rows)} time steps"),
         tag("path", d=gone, class_="gone") if gone else "",
         tag("path", d=path, class_="spike") if path else "",
         role="img",
-        viewBox=f"0 0 {shown} {len(steps)}",
+        viewBox=f"0 -.5 {shown} {len(rows)}",
         preserveAspectRatio="none",
-        height=number(float(STEP * len(steps))),
+        height=STEP * len(rows),
         class_="raster",
     )

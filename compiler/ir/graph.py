@@ -77,8 +77,7 @@ def parameters_of(node: fx.Node) -> dict[str, axes.Dims]:
 
 def attribute_of(module: nn.Module, path: str) -> torch.Tensor:
     """Return the parameter or buffer at a dotted path."""
-    parent, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(parent), name)
+    return operator.attrgetter(path)(module)
 
 
 def describe(node: fx.Node) -> str:

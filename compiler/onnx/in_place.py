@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from svitc.onnx.states import AFTER, BEFORE
+from svitc.onnx.states import AFTER, BEFORE, PACKED, PACKED_AFTER
 
 # nodes whose output a runtime may leave in the memory of their first input
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
@@ -51,7 +51,7 @@ def reusable_in(model: onnx.ModelProto) -> set[str]:
 
 
 def proven(nodes: Sequence[_Node], shapes: dict[str, str]) -> set[str]:
-    """Return the states ``state.X`` whose memory may become that of ``next.X``.
+    """Return the states ``state.X`` whose memory may become that of ``next.X``; of a packed one, ``state`` of ``next``.
 
     Every node that reads the state, or a view of it, must be one that the writer of ``next.X`` depends on, or that
     writer itself if it is elementwise and the state has the shape of its output.
@@ -62,6 +62,7 @@ def proven(nodes: Sequence[_Node], shapes: dict[str, str]) -> set[str]:
     """
     producers = {name: node for node in nodes for name in node.outputs}
     states = [(name, AFTER + name.removeprefix(BEFORE)) for name in shapes if name.startswith(BEFORE)]
+    states += [(PACKED, PACKED_AFTER)] if PACKED in shapes else []
     return {before for before, after in states if _is_proven(nodes, producers, shapes, before, after)}
 
 

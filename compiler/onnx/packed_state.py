@@ -17,9 +17,8 @@ from onnx import TensorProto, helper
 from svitc.errors import InputError
 from svitc.onnx.in_place import reusable_in
 from svitc.onnx.model_info import read_proto
-from svitc.onnx.states import STATES_KEY, FileState, Part, states_of
+from svitc.onnx.states import PACKED, PACKED_AFTER, STATES_KEY, FileState, Part, states_of
 
-PACKED, PACKED_AFTER = "state", "next"  # the only state's input and output
 OWN = "packed_state/"  # what the names of all that is added begin with
 Message = TypeVar("Message", onnx.ValueInfoProto, onnx.NodeProto, onnx.TensorProto)
 
@@ -55,8 +54,8 @@ def pack_states(model: bytes) -> bytes:
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, offset])
         info.type.tensor_type.shape.dim[0].CopyFrom(batch)
         values.append(info)
-    entry = FileState(PACKED, PACKED_AFTER, (states[0].shape[0], offset), 0.0, tuple(parts)).to_json()
-    _set_states(proto, [entry])
+    shape, in_place = (states[0].shape[0], offset), PACKED in reusable_in(proto)
+    _set_states(proto, [FileState(PACKED, PACKED_AFTER, shape, 0.0, tuple(parts), in_place).to_json()])
     return proto.SerializeToString(deterministic=True)
 
 

@@ -19,6 +19,7 @@ from svitc.ir.axes import Axis, Dim, Dims, Kind
 from svitc.onnx import layout
 
 BEFORE, AFTER = "state.", "next."  # what the names of a state's input and output begin with
+PACKED, PACKED_AFTER = "state", "next"  # the input and output of a packed state (packed_state.py)
 STATES_KEY = "svitc.states"  # metadata of a streaming file: its states in the order of its inputs
 STATE_KEY = "svitc.state"  # metadata of the node that gives a neuron's spikes: how its membrane lies
 COUNTER = "steps"  # the state that counts the steps so far
@@ -181,6 +182,8 @@ __all__ = [
     "AFTER",
     "BEFORE",
     "COUNTER",
+    "PACKED",
+    "PACKED_AFTER",
     "STATES_KEY",
     "STATE_KEY",
     "FileState",

@@ -15,6 +15,7 @@ import torch
 from svitc.quantization.weight_grid import nearest
 
 SWEEPS = 8  # at most; few weights move after the fourth
+BLOCK = 64  # number of columns that are visited before the columns after them learn of the changes
 
 
 def refine(
@@ -32,22 +33,39 @@ def refine(
     Returns:
         Weights on the grid: integers times a scale for each channel, ``[out, in]``.
     """
-    levels, curvature = levels.clone(), hessian.diagonal()
-    target = weight @ hessian
+    levels, target = levels.clone(), weight @ hessian
     for _ in range(SWEEPS):
         scale = _best_scale(target, levels, scale, hessian)
         gradient = target - (levels * scale[:, None]) @ hessian
         moved = False
-        for i in range(weight.shape[1]):
-            change = nearest(levels[:, i] + gradient[:, i] / (curvature[i] * scale), bits) - levels[:, i]
-            rows = change.nonzero().flatten()
-            if len(rows):
+        for start in range(0, weight.shape[1], BLOCK):
+            block = slice(start, start + BLOCK)
+            before = levels[:, block].clone()
+            _sweep(levels[:, block], gradient[:, block], scale, bits, hessian[block, block])
+            change = levels[:, block] - before
+            if bool(change.any()):
                 moved = True
-                levels[rows, i] += change[rows]
-                gradient[rows] -= (change[rows] * scale[rows])[:, None] * hessian[i]
+                gradient[:, start + BLOCK :] -= (change * scale[:, None]) @ hessian[block, start + BLOCK :]
         if not moved:
             break
     return levels * _best_scale(target, levels, scale, hessian)[:, None]
+
+
+def _sweep(levels: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, bits: int, hessian: torch.Tensor) -> None:
+    """Give each weight of a block of columns its best level, one column after another, in place.
+
+    Args:
+        levels: integers, ``[out, block]``; changed.
+        gradient: minus half the gradient of the squared error, ``[out, block]``; changed.
+        scale: ``[out]``.
+        bits: 4 or 2.
+        hessian: ``[block, block]``.
+    """
+    curvature = hessian.diagonal()
+    for i in range(levels.shape[1]):
+        change = nearest(levels[:, i] + gradient[:, i] / (curvature[i] * scale), bits) - levels[:, i]
+        levels[:, i] += change
+        gradient -= (change * scale)[:, None] * hessian[i]
 
 
 def _best_scale(target: torch.Tensor, levels: torch.Tensor, scale: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

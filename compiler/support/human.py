@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -75,6 +76,11 @@ def share_interval(interval: Sequence[float]) -> str:
 def points(drop: float) -> str:
     """Return a drop, a share, in percentage points: ``1.5`` for 0.015."""
     return f"{100 * drop:.1f}"
+
+
+def points_at_most(drop: float) -> str:
+    """Return a bound of a drop, a share, in percentage points, rounded up to hundredths: ``1.51`` for 0.015001."""
+    return f"{math.ceil(round(1e4 * drop, 6)) / 100:g}"
 
 
 def change(drop: float) -> str:

@@ -17,6 +17,7 @@ from svitc.planning.plan import Plan
 from svitc.support.bisection import bisect
 
 SHARES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.7, 0.85, 1.0, 1.3)  # of the drop, that the plans are predicted to lose
+CAUTIOUS = (0.05, 0.15, 0.3, 0.5, 0.7, 0.85)  # of the range of plans, before the first that is predicted
 PARTS = 4  # of one step of a search that takes large ones
 HALVINGS = 6  # of the range of plans, to find the boldest
 
@@ -69,6 +70,8 @@ def refined(steps: Sequence[list[int]]) -> list[list[int]]:
 def _positions(problem: Problem, plan: Callable[[int], Plan], last: int, refit: str, policy: str) -> list[int]:
     """Return positions of plans that are predicted to lose ``SHARES`` of the drop, ascending.
 
+    A few images predict no loss at all up to bold plans. So some come first whatever is predicted.
+
     Args:
         problem: the problem.
         plan: returns the plan at a position: at 0 the most cautious one.
@@ -95,7 +98,8 @@ def _positions(problem: Problem, plan: Callable[[int], Plan], last: int, refit: 
     # of several positions with the same loss the boldest; between two neighbors, the loss is taken to be linear
     last_of = [i for i in range(len(known)) if i + 1 == len(known) or losses[i + 1] > losses[i]]
     wanted = np.interp([share * drop for share in SHARES], losses[last_of], np.array(known, dtype=float)[last_of])
-    return [int(position) for position in wanted]
+    cautious = [share * last for share in CAUTIOUS if share * last < wanted[0]]
+    return [int(position) for position in (*cautious, *wanted)]
 
 
 def _distinct(indices: Sequence[list[int]], left_out: Callable[[list[int]], bool]) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_good_files_are_equal(folders, weights):
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
 def test_good_files_are_equal_in_openvino(folders, weights):
     assert check(folders[weights], "--openvino", "--spikes")[0] == 0
+
+
+def test_a_file_that_openvino_cannot_read_is_refused_in_words(folders, tmp_path):
+    """Also where OpenVINO is not installed: a module of its name fails as it does."""
+    shutil.copytree(folders["int8"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "openvino.py").write_text("compile_model = print\ndef Core():\n    raise RuntimeError('no rule')\n")
+    status, text = check(tmp_path, "--openvino")
+    assert status == 1 and text.endswith("compile it with --target openvino, without --functions")
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])

@@ -86,7 +86,7 @@ def test_bits_are_written_and_read(tmp_path):
     "bits",
     [
         {"a": 3},
-        {"a": 16},
+        {"a": 32},
         {"a": 0},
         {"a": -4},
         {"a": "4"},
@@ -105,7 +105,7 @@ def test_bits_are_written_and_read(tmp_path):
 def test_malformed_bits(bits):
     with pytest.raises(InputError, match="the plan's bits are malformed") as refused:
         Plan.from_json({"format": FORMAT, "groups": {}, "bits": bits})
-    assert "8, 4, 2" in refused.value.hint
+    assert "16, 8, 4, 2" in refused.value.hint
 
 
 @pytest.mark.parametrize(("layer", "closest"), [("blocks.0.mlp.fc1.1", FC1), ("haed", "head"), ("#", None)])
@@ -240,11 +240,11 @@ def test_a_plan_made_with_images_is_replayed_with_them(data):
 # refusals
 
 
-@pytest.mark.parametrize("weights", ["int3", "INT4", "4", "", "int16"])
+@pytest.mark.parametrize("weights", ["int3", "INT4", "4", "", "int32"])
 def test_unknown_types(weights):
     with pytest.raises(UsageError, match="are not a type") as refused:
         svitc.compile(program(), weights=weights, no_data="uniform")
-    assert "fp32, int8, int4, int2, mixed" in refused.value.hint
+    assert "fp32, int16, int8, int4, int2, mixed" in refused.value.hint
 
 
 def test_mixed_weights_need_a_policy_that_chooses(data):

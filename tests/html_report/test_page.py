@@ -14,6 +14,7 @@ import pytest
 import svitc
 from support.browser import BROWSER, browser
 from support.shell import run
+from svitc.driver.runtime_table import note_in_report
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.single_changes import SingleChanges
 from svitc.html_report import channels_picture, comparison, page
@@ -95,6 +96,7 @@ def report(written) -> JsonDict:
     bits = [{"layer": name, "points": [{"bits": 4, "drop": 0.123}]} for name in content["weights"]["layers"]]
     about = {"images": 179, "labels": True, "on_reported_images": True, "points": 30}
     content["sweep"] = {**about, "curves": curves, "bit_curves": bits}
+    content["promise"] = {"text": "the file loses at most 1.9 points", "images": 252, "choosing_images": 108}
     content["command"] = ["svitc", "compile", "my model.pt", "--budget", "0.5"]
     return content
 
@@ -102,7 +104,15 @@ def report(written) -> JsonDict:
 def test_it_says_what_the_report_says(report):
     read = Reader(page(report))
     words = " ".join(read.words.split())
-    expected = ["99.17%", "99.44%", "12.3", "verified", "svitc compile 'my model.pt' --budget 0.5", "179 images"]
+    expected = [
+        "99.17%",
+        "99.44%",
+        "12.3",
+        "verified",
+        "on 252 others",
+        "svitc compile 'my model.pt' --budget 0.5",
+        "179 images",
+    ]
     expected += [f"{report['memory']['compiled_bytes'] / 1000:.2f} kB", report["model"]["sha256"]]
     expected += [group["name"] for group in report["groups"]]
     expected += [layer["name"] for layer in report["spikes"]["layers"]]
@@ -114,10 +124,26 @@ def test_it_says_what_the_report_says(report):
     assert read.tags.count("svg") >= 2 * pruned + 2 * len(report["spikes"]["layers"]), "a bar and a curve, two rasters"
 
 
+def _of_many_layers(report: JsonDict) -> JsonDict:
+    """Return the report of a network of 150 neuron layers and 80 channel groups, for 16 time steps."""
+    many = copy.deepcopy(report)
+    for layer in many["spikes"]["layers"]:
+        layer["original"], layer["compiled"] = (layer[which] * 4 for which in ("original", "compiled"))
+    many["spikes"]["layers"] *= 8
+    many["verify"]["layers"] *= 10
+    many["energy"]["neurons"] *= 8
+    for name in ("groups", "decisions"):
+        many[name] *= 8
+    many["sweep"]["curves"] *= 8
+    return many
+
+
 def test_it_needs_nothing_else_and_is_quick(report):
     start = time.perf_counter()
     content = page(report)
     assert time.perf_counter() - start < LIMIT_S and len(content) < LIMIT_BYTES and content == page(report)
+    large, start = _of_many_layers(report), time.perf_counter()
+    assert len(page(large)) < LIMIT_BYTES and time.perf_counter() - start < LIMIT_S
     read = Reader(content)
     assert not {"script", "iframe", "object", "img"} & set(read.tags) and not read.untitled
     assert all(address.startswith(("#", "data:,")) for address in read.addresses), read.addresses
@@ -162,6 +188,8 @@ def test_the_command_writes_pages_again(capsys, written, tmp_path):
     first = (written / "report.html").read_bytes()
     (written / "report.html").unlink()
     assert run(capsys, "report", written)[0] == 0 and (written / "report.html").read_bytes() == first
+    assert note_in_report(written, {"name": "openvino", "version": "2026.4", "result": "exact"}) is None
+    assert "OpenVINO2026.4exact" in "".join(Reader((written / "report.html").read_bytes()).words.split())
     front = tmp_path / "front"
     for name in ("0.5", "0.4"):
         (front / name).mkdir(parents=True)

@@ -12,6 +12,7 @@ from support.families import FAMILIES
 from support.measured import family
 from svitc.onnx.export import export_step
 from svitc.onnx.in_place import reusable_in
+from svitc.onnx.packed_state import pack_states
 from svitc.onnx.states import states_of
 from svitc.passes.pipelines import quantize
 
@@ -58,11 +59,14 @@ def steps(file: bytes, frames: np.ndarray, level: LEVELS, in_place: bool) -> lis
 def test_states_are_overwritten(name, weights, tmp_path):
     program = family(name, T=3)
     file = export_step(program if weights == "fp32" else quantize(program)[0])
-    states = states_of(onnx.load_from_string(file))
-    assert states and all(state.in_place for state in states)
+    apart = states_of(onnx.load_from_string(file))
+    assert apart and all(state.in_place for state in apart)
     shape = (6, *program.input.batched(2))
     frames = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
-    for level in (LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_ALL):
+    levels = [(file, LEVELS.ORT_DISABLE_ALL), (file, LEVELS.ORT_ENABLE_ALL), (pack_states(file), LEVELS.ORT_ENABLE_ALL)]
+    for file, level in levels:
+        states = states_of(onnx.load_from_string(file))
+        assert all(state.in_place for state in states)
         opened(file, level, tmp_path / "optimized.onnx")
         assert reusable_in(onnx.load(tmp_path / "optimized.onnx")) == {state.input for state in states}
         for one, two in zip(steps(file, frames, level, True), steps(file, frames, level, False), strict=True):

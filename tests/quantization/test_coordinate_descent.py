@@ -13,6 +13,12 @@ LEVELS = {4: range(-7, 8), 2: (-3, -1, 1, 3)}
 ROWS, COLUMNS = 6, 14
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Let the columns be two blocks, the last one incomplete."""
+    monkeypatch.setattr("svitc.quantization.coordinate_descent.BLOCK", 8)
+
+
 def problem(seed: int, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return weights, a Hessian of correlated inputs, scales and the integers that GPTQ finds."""
     generator = torch.Generator().manual_seed(seed)

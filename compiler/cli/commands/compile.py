@@ -64,7 +64,7 @@ def compile(
         results = _compile_all(compiler, budgets, plan, file, ranks.is_writer)
     if not ranks.is_writer:
         return
-    if file.html and len(budgets) > 1 and results.folders:
+    if not file.no_html and len(budgets) > 1 and results.folders:
         write_one(file.out / PAGE, comparison_of(results.folders, file.out / PAGE))
     if output.as_json:
         print(json.dumps(results.reports if len(budgets) > 1 else results.reports[0], indent=1))
@@ -216,7 +216,7 @@ def _compile_all(
             warn_of_loss(compiled.report)
             compiled.report["command"] = ["svitc", *arguments]
             results.folders.append(folder)
-            results.paths = compiled.write(folder, html=file.html)
+            results.paths = compiled.write(folder, html=not file.no_html)
             if compiler.options.finetune:
                 finetune_file.unlink(missing_ok=True)
         results.reports.append(compiled.report)

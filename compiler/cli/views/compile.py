@@ -221,7 +221,8 @@ def front(reports: list[JsonDict], out_folder: Path) -> None:
     out.print(table)
     if unlabeled:
         no_accuracy()
-    out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/")
+    page = ", and report.html, which compares them" if (out_folder / "report.html").is_file() else ""
+    out.print(f"wrote one folder for each budget into {escape(str(out_folder))}/{page}")
 
 
 def _accuracy_cells(accuracy: JsonDict) -> list[str]:

@@ -57,11 +57,22 @@ class QdqBuilder(WeightBuilder):
             self.cache[key] = self.op("DequantizeLinear", [counts, *unit], dims, helper="dequantize")
         return self.cache[key]
 
-    def scaled_weights(self, path: str, weights: np.ndarray, scale: np.ndarray, axis: int) -> ir.Value:
-        """Emit the DequantizeLinear of int8 weights with one scale for each index of an axis."""
+    def scaled_weights(
+        self, path: str, weights: np.ndarray, scale: np.ndarray, axis: int, packs: bool = True
+    ) -> ir.Value:
+        """Emit the DequantizeLinear of int8 weights with one scale for each index of an axis.
+
+        Args:
+            path: path of the layer.
+            weights: int8 array.
+            scale: float32 array.
+            axis: the axis.
+            packs: whether weights may be stored in fewer bits; not the planes of a layer's weights.
+        """
         key = ("scaled", path, axis)
         if key not in self.cache:
-            inputs = [self.packed(f"{path}.weight", weights), self.small(f"{path}.scale", scale)]
+            stored = (self.packed if packs else self.small)(f"{path}.weight", weights)
+            inputs = [stored, self.small(f"{path}.scale", scale)]
             value = self.op("DequantizeLinear", inputs, (), {"axis": axis}, helper="weight")
             value.shape = ir.Shape(weights.shape)
             self.cache[key] = value

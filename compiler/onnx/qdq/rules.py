@@ -55,7 +55,7 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
     wide = stored_bits(module.get_buffer("weight")) == WIDE_BITS and not in_floats
     if wide:
         high, low, base = planes.split(weights)
-        weight = b.scaled_weights(path, low, scale, axis)
+        weight = b.scaled_weights(path, low, scale, axis, packs=False)
     elif not in_floats:
         weight = b.scaled_weights(path, weights, scale, axis)
     elif pointwise:  # not as bytes: OpenVINO may quantize real numbers that meet them in a MatMul
@@ -71,7 +71,8 @@ def projection(b: QdqBuilder, node: fx.Node, module: Projection) -> Stored:
 
     value = b.op("Add", [product(weight), b.small(f"{path}.bias", bias)], out, helper="add_bias")
     if wide:
-        plane = product(b.scaled_weights(f"{path}.high", high, scale * np.float32(base), axis), helper="high")
+        weight = b.scaled_weights(f"{path}.high", high, scale * np.float32(base), axis, packs=False)
+        plane = product(weight, helper="high")
         value = b.op("Add", [value, plane], out, helper="planes")
     return _channels_last(b, node, b.store(value, out, view))
 

@@ -54,9 +54,7 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
         if rows.type == FLOAT:
             sums, unit = b.op("MatMul", [rows, b.widened(f"{path}.weight", kernel, None, 1.0)], dims), 1.0
             return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
-        products = [
-            b.op("MatMulInteger", [rows, b.packed(part.name, part.weight), *zero], dims, dtype=I32) for part in parts
-        ]
+        products = [b.op("MatMulInteger", [rows, _stored(b, part), *zero], dims, dtype=I32) for part in parts]
         unit = input_range.unit
         if parts[0].base == parts[-1].base:
             sums = products[0] if len(products) == 1 else b.op("Add", products, dims, helper="planes", dtype=I32)
@@ -78,11 +76,18 @@ class Part(NamedTuple):
         name: its name in the file.
         weight: int8 numbers, ``[in, out]``.
         base: what a weight of 1 stands for.
+        is_plane: whether it is a plane of 16-bit weights.
     """
 
     name: str
     weight: np.ndarray
     base: int = 1
+    is_plane: bool = False
+
+
+def _stored(b: UnrolledBuilder, part: Part) -> ir.Value:
+    """Return a part's weights: planes as bytes, others in as few bits as possible."""
+    return b.small(part.name, part.weight) if part.is_plane else b.packed(part.name, part.weight)
 
 
 def _parts(
@@ -102,7 +107,7 @@ def _parts(
     """
     if stored_bits(weight) == WIDE_BITS:
         high, low, base = planes.split(kernel)
-        return [Part(f"{name}.high", high, base), Part(name, low)]
+        return [Part(f"{name}.high", high, base, True), Part(name, low, is_plane=True)]
     unsigned = b.target.spike == ir.DataType.UINT8  # kernels for int8 inputs add in int32
     if not unsigned or int(largest_pair(weight.int()).max()) <= pair_limit(input_range.largest_byte):
         return [Part(name, kernel)]

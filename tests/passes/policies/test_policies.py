@@ -317,7 +317,7 @@ def test_a_ladder_goes_from_cautious_to_beyond_the_drop(program, name):
     drops = [fake.drop(fake.cuts(plan)) for plan in ladder]
     assert drops[0] <= 0.15 * 0.02 and 0.6 * 0.02 < drops[-1] <= 1.5 * 0.02
     if name in ("auto", "uniform"):
-        assert len(ladder) == 10 and drops[-1] > 0.02
+        assert 10 <= len(ladder) <= 16 and drops[-1] > 0.02
 
 
 @pytest.mark.parametrize("name", MEASURING)
