@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Compiled:
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
         contents["report.json"] = to_json_bytes(self.report)
         if html:
-            contents["report.html"] = page(self.report)
+            contents |= _page(self.report)
         return write_together(out, contents)
 
     @property
@@ -92,6 +93,15 @@ class Compiled:
         scores = class_scores(self.program.graph, self.program.info) if len(self.program.output_names) == 1 else None
         pictures = not self.program.input.events and self.program.input.shape[-3] in PICTURE_CHANNELS
         return PREDICT if pictures and scores is not None else ()
+
+
+def _page(report: JsonDict) -> dict[str, bytes]:
+    """Return the report as a page, by its name; nothing where drawing fails, which must not cost the other files."""
+    try:
+        return {"report.html": page(report)}
+    except Exception:  # whatever the names and numbers of a report make the templates raise
+        logging.getLogger(__name__).warning("report.html is not written: it cannot be drawn", exc_info=True)
+        return {}
 
 
 def check_own(out: Path) -> None:
