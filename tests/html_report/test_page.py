@@ -96,7 +96,8 @@ def report(written) -> JsonDict:
     bits = [{"layer": name, "points": [{"bits": 4, "drop": 0.123}]} for name in content["weights"]["layers"]]
     about = {"images": 179, "labels": True, "on_reported_images": True, "points": 30}
     content["sweep"] = {**about, "curves": curves, "bit_curves": bits}
-    content["promise"] = {"text": "the file loses at most 1.9 points", "images": 252, "choosing_images": 108}
+    content["promise"] = {"text": "the file loses at most 1.9 points", "basis": "labels", "drop_bound": 0.019}
+    content["promise"] |= {"images": 252, "choosing_images": 108}
     content["command"] = ["svitc", "compile", "my model.pt", "--budget", "0.5"]
     return content
 
