@@ -140,6 +140,8 @@ def main() -> None:
     with ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
         rows = list(pool.map(work, names, [args] * len(names)))
     first = rows[0]["plain"]["accuracy"]
+    only = "".join(f" {name!r}" if " " in name else f" {name}" for name in args.only or [])
+    only = only and f" --only{only}"
     lines = [
         f"# Bits on {args.model.name}",
         "",
@@ -158,7 +160,7 @@ def main() -> None:
         "",
         f"Command: `python benchmarks/quantization.py {args.model.name} --train {args.train.name} --test "
         f"{args.test.name}"
-        f" --epochs {args.epochs} --sweep-images {args.sweep_images}`",
+        f" --epochs {args.epochs} --sweep-images {args.sweep_images}{only}`",
         "",
     ]
     args.out.parent.mkdir(exist_ok=True)

@@ -116,50 +116,50 @@ def large(name: str) -> tuple[Program, Dataset]:
     return program, unlabeled_dataset("synthetic images", images, sum(DRAWN), program.input, {})
 
 
-def channels_plan(program: Program, data: Dataset, path: Path) -> tuple[Plan, Compiler]:
-    """Return the plan of ``auto`` that keeps 78% of the parameters; its measurements are kept in a file."""
-    chosen, measured = DRAWN
+def channels_file(program: Program, data: Dataset, path: Path) -> bytes:
+    """Return the int8 file with 22% fewer parameters, as ``auto`` removes channels; its work is kept in files."""
     options = CompileOptions(
         data=data,
         weights="int8",
-        sweep_images=measured,
-        calibration_images=chosen,
+        sweep_images=DRAWN[1],
+        calibration_images=DRAWN[0],
         sweep_file=path.with_suffix(".jsonl"),
         resume=True,
     )
     compiler = Compiler(program, make("auto", criterion="l2"), options)
-    if path.is_file():
-        return Plan.load(path), compiler
-    task = compiler.task("params=0.78", None, compiler.reporter)
-    plan = search_plan(compiler.workspace, compiler.policy, task, compiler.reporter).plan
-    path.write_text(json.dumps(plan.to_json()))
-    return plan, compiler
+    if not path.is_file():
+        task = compiler.task("params=0.78", None, compiler.reporter)
+        plan = search_plan(compiler.workspace, compiler.policy, task, compiler.reporter).plan
+        path.write_text(json.dumps(plan.to_json()))
+    plan = Plan.load(path)
+    prepared = compiler.task(None, plan, compiler.reporter).prepared
+    pruned = apply_plan(compiler.workspace, prepared, plan, str(plan.provenance.get("refit", "none")))
+    return export(quantize(pruned, plan.bits)[0])
 
 
 def files(args: argparse.Namespace) -> None:
     """Write the int8 files of both networks, and measure how far they diverge."""
-    for name in args.models or LARGE:
-        program, data = large(str(name))
-        x = torch.cat([x for x, _ in data.batches(DRAWN[0])])
-        held = [x[i : i + 1].numpy() for i in range(DRAWN[0], sum(DRAWN))]
-        original = scores_of(export(program), held)
-        rows = {}
+    for name in map(str, args.models or LARGE):
+        write_files(name, args.work)
 
-        def measure(label: str, file: bytes, path: Path, original: np.ndarray = original, held: Any = held) -> float:
-            path.write_bytes(file)
-            return divergence(original, scores_of(file, held))
 
-        for share in (1.0, *LARGE_SHARES):
-            file = int8_of(program, share, x[: DRAWN[0]])
-            rows[f"{share:g}"] = measure(f"{share:g}", file, args.work / f"{name}-{share:g}.onnx")
-            print(name, share, rows[f"{share:g}"], flush=True)
-        plan, compiler = channels_plan(program, data, args.work / f"{name}-plan.json")
-        task = compiler.task(None, plan, compiler.reporter)
-        pruned = apply_plan(compiler.workspace, task.prepared, plan, str(plan.provenance.get("refit", "none")))
-        file = export(quantize(pruned, plan.bits)[0])
-        rows["channels"] = measure("channels", file, args.work / f"{name}-channels.onnx")
-        print(name, "channels", rows["channels"], flush=True)
-        (args.work / f"{name}.json").write_text(json.dumps(rows, indent=1))
+def write_files(name: str, work: Path) -> None:
+    """Write the int8 files of one network, and ``NAME.json`` with how far each diverges; what is there stays."""
+    program, data = large(name)
+    x = torch.cat([x for x, _ in data.batches(DRAWN[0])])
+    held = [x[i : i + 1].numpy() for i in range(DRAWN[0], sum(DRAWN))]
+    original = scores_of(export(program), held)
+    done = work / f"{name}.json"
+    rows: dict[str, float] = json.loads(done.read_text()) if done.is_file() else {}
+    for label in [label for label in (*map("{:g}".format, (1.0, *LARGE_SHARES)), "channels") if label not in rows]:
+        if label == "channels":
+            file = channels_file(program, data, work / f"{name}-plan.json")
+        else:
+            file = int8_of(program, float(label), x[: DRAWN[0]])
+        (work / f"{name}-{label}.onnx").write_bytes(file)
+        rows[label] = divergence(original, scores_of(file, held))
+        done.write_text(json.dumps(rows, indent=1))
+        print(name, label, rows[label], flush=True)
 
 
 def speed(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from svitc.errors import InputError, UsageError
 from svitc.onnx.states import states_of
 from svitc.runtimes import ONNX_RUNTIME, RUNTIMES, runtime_of
 from svitc.support.hardware import processors
+from svitc.support.names import known
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
@@ -73,7 +74,7 @@ class Settings:
                 raise UsageError(f"--{name} {value:g} is not a positive number", hint=f"For example --{name} 20.")
         unknown = [name for name in self.peers or () if name not in PEERS]
         if unknown:
-            raise UsageError(f"--peers: {unknown[0]!r} is not known", hint=f"Known: {', '.join(PEERS)}.")
+            raise UsageError(f"--peers: {unknown[0]!r} is not known", hint=known(unknown[0], PEERS))
         if not self.runtimes:
             raise UsageError("--runtimes names no runtime", hint=f"Known: {', '.join(RUNTIMES)}.")
         for name in self.runtimes:

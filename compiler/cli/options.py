@@ -11,6 +11,7 @@ import typer
 
 from svitc.data.event_options import EventOptions, parse_event_options
 from svitc.errors import UsageError
+from svitc.support.names import check_exists
 from svitc.support.types import JsonDict
 
 SOURCE_PANEL = "Where the model comes from"
@@ -30,7 +31,12 @@ def current_name(option: str) -> str:
 
 ModelPath = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="A checkpoint (.pt, .pth), or an output folder of svitc.", show_default=False),
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint (.pt, .pth), or an output folder of svitc.",
+        show_default=False,
+        callback=check_exists,  # before torch is imported, which takes seconds
+    ),
 ]
 DataPath = Annotated[
     Path | None,

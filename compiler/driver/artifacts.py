@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 from svitc.codegen.module import program_source
 from svitc.driver.anytime_curve import curve_svg
 from svitc.driver.proof import Proof
+from svitc.errors import OutputError
 from svitc.html_report import page
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
 from svitc.serialization.writer import to_bytes as program_bytes
 from svitc.support.atomic_files import to_json_bytes, write_together
+from svitc.support.human import byte_size
 from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
 
@@ -24,7 +27,7 @@ PICTURE_CHANNELS = (1, 3)  # gray, RGB
 PREDICT = ("predict.py",)  # what runs a file of pictures and class scores (docs/file.md)
 
 
-@dataclass
+@dataclass(repr=False)
 class Compiled:
     """A finished compilation.
 
@@ -44,7 +47,12 @@ class Compiled:
     verdict: Verdict
     proof: Proof | None = None
 
-    def write(self, out: Path, html: bool = True) -> list[Path]:
+    def __repr__(self) -> str:
+        """Return what was made in one line; the fields' own texts would be megabytes."""
+        state = "verified" if self.verdict.passed else "verification failed"
+        return f"Compiled(model.onnx of {byte_size(len(self.onnx))}, {state})"
+
+    def write(self, out: Path | str, html: bool = True) -> list[Path]:
         """Write the files of the output folder, all or none, and return their paths.
 
         Args:
@@ -52,8 +60,10 @@ class Compiled:
             html: whether to write the report as a page as well (``report.html``).
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or has a ``model.py`` of someone else.
         """
+        out = Path(out)
+        check_own(out)
         start = time.perf_counter()
         contents = {
             "model.onnx": self.onnx,
@@ -72,7 +82,7 @@ class Compiled:
         self.report["seconds"]["total"] = round(sum(v for k, v in self.report["seconds"].items() if k != "total"), 3)
         contents["report.json"] = to_json_bytes(self.report)
         if html:
-            contents["report.html"] = page(self.report)
+            contents |= _page(self.report)
         return write_together(out, contents)
 
     @property
@@ -83,6 +93,31 @@ class Compiled:
         scores = class_scores(self.program.graph, self.program.info) if len(self.program.output_names) == 1 else None
         pictures = not self.program.input.events and self.program.input.shape[-3] in PICTURE_CHANNELS
         return PREDICT if pictures and scores is not None else ()
+
+
+def _page(report: JsonDict) -> dict[str, bytes]:
+    """Return the report as a page, by its name; nothing where drawing fails, which must not cost the other files."""
+    try:
+        return {"report.html": page(report)}
+    except Exception:  # whatever the names and numbers of a report make the templates raise
+        logging.getLogger(__name__).warning("report.html is not written: it cannot be drawn", exc_info=True)
+        return {}
+
+
+def check_own(out: Path) -> None:
+    """Check that an output folder has no ``model.py`` that would be lost.
+
+    Raises:
+        OutputError: it has one that svitc did not write.
+    """
+    file = out / "model.py"
+    if file.is_file():
+        with file.open("rb") as source:
+            is_own = b" by svitc" in source.readline()
+        if not is_own:
+            raise OutputError(
+                f"{file} is not of svitc, and would be lost", hint="Move it, or give another folder with -o."
+            )
 
 
 def _callers(names: tuple[str, ...]) -> dict[str, bytes]:

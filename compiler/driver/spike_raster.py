@@ -101,9 +101,18 @@ def first_image(workspace: Workspace) -> Image:
     return x, f"the first image of {getattr(given, 'name', 'the data')}", None if label < 0 else label
 
 
-def spikes_report(workspace: Workspace, before: Program, after: Program, plan: Plan, reporter: Reporter) -> JsonDict:
-    """Return the report's section ``spikes``, of the first image of the workspace; see ``spike_raster``."""
-    return spike_raster(before, after, plan, first_image(workspace), reporter)
+def spikes_report(
+    workspace: Workspace, before: Program, after: Program, plan: Plan, reporter: Reporter
+) -> JsonDict | None:
+    """Return the report's section ``spikes``, of the first image of the workspace; see ``spike_raster``.
+
+    A picture for the report must not cost a finished compilation: where it fails, None, and the reporter says why.
+    """
+    try:
+        return spike_raster(before, after, plan, first_image(workspace), reporter)
+    except Exception as error:  # whatever the user's images and networks make it raise
+        reporter.decide(f"the report shows no spikes: {type(error).__name__}: {error}")
+        return None
 
 
 def spike_raster(before: Program, after: Program, plan: Plan, image: Image, reporter: Reporter) -> JsonDict:

@@ -16,6 +16,7 @@ from svitc.onnx import target_of
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
+from svitc.support.names import known
 
 WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int16": WIDE_BITS, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
 # share of the fp32 bytes that weights of int8 need; for smaller budgets, channels and bits are chosen together
@@ -34,7 +35,7 @@ def check_weight_type(name: str) -> None:
     if name not in WEIGHT_TYPES:
         raise UsageError(
             f"weights {name!r} are not a type",
-            hint=f"Types are {', '.join(WEIGHT_TYPES)}: ONNX stores 8, 4 and 2 bits, and 16 as two planes of 8.",
+            hint=f"{known(name, WEIGHT_TYPES, 'Types are')} ONNX stores 8, 4 and 2 bits, and 16 as two planes of 8.",
         )
 
 

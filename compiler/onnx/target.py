@@ -14,6 +14,7 @@ from enum import Enum
 import onnx_ir as ir
 
 from svitc.errors import UsageError
+from svitc.support.names import known
 
 Types = frozenset[ir.DataType]
 _FLOAT, _BOOL, _INT64, _INT32 = (getattr(ir.DataType, name) for name in ("FLOAT", "BOOL", "INT64", "INT32"))
@@ -176,7 +177,7 @@ def target_of(name: str, narrowest: int | None = None, functions: bool = False) 
         UsageError: the target is unknown, or ONNX cannot store weights in that number of bits.
     """
     if name not in TARGETS:
-        raise UsageError(f"target {name!r} is not known", hint=f"Targets are {', '.join(TARGETS)}.")
+        raise UsageError(f"target {name!r} is not known", hint=known(name, TARGETS, "Targets are"))
     target = replace(TARGETS[name], keeps_functions=functions)
     if narrowest is None:
         return target

@@ -44,9 +44,9 @@ def _gptq(weight: torch.Tensor, bits: int, hessian: torch.Tensor) -> torch.Tenso
     damped = hessian[order][:, order].clone()
     damped.diagonal().add_(DAMPING * diagonal.mean())
     ordered = weight[:, order]
-    levels = refine(ordered, compensated(ordered, scale, bits, damped), scale, bits, damped)
+    levels = compensated(ordered, scale, bits, damped)
     result = torch.empty_like(weight)
-    result[:, order] = levels
+    result[:, order] = refine(ordered, levels, scale, bits, damped)
     return result
 
 

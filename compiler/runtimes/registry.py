@@ -8,6 +8,7 @@ from svitc.runtimes.onnx_runtime import OnnxRuntime
 from svitc.runtimes.onnx_runtime_web import OnnxRuntimeWeb
 from svitc.runtimes.openvino_cpu import OpenVino
 from svitc.runtimes.reference_evaluator import Reference
+from svitc.support.names import known
 
 ONNX_RUNTIME = OnnxRuntime()
 RUNTIMES: dict[str, Runtime] = {
@@ -22,7 +23,7 @@ def runtime_of(name: str) -> Runtime:
         UsageError: it is unknown, or not installed.
     """
     if name not in RUNTIMES:
-        raise UsageError(f"runtime {name!r} is not known", hint=f"Known: {', '.join(RUNTIMES)}.")
+        raise UsageError(f"runtime {name!r} is not known", hint=known(name, RUNTIMES))
     if (absent := RUNTIMES[name].missing()) is not None:
         raise UsageError(f"{RUNTIMES[name].title} cannot be used: {absent[0]}", hint=absent[1])
     return RUNTIMES[name]

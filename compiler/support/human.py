@@ -54,8 +54,8 @@ def joules(picojoules: float) -> str:
 
 
 def microjoules(picojoules: float) -> str:
-    """Return an energy in microjoules, for figures side by side: ``1,234.5 uJ``."""
-    return f"{picojoules / 1e6:,.1f} uJ"
+    """Return an energy in microjoules, for figures side by side: ``1,234.5 µJ``."""
+    return f"{picojoules / 1e6:,.1f} µJ"
 
 
 def share(value: float) -> str:

@@ -25,8 +25,8 @@ from svitc.frontends.checkpoint.torch_files import OPTIONS, SAVE, ZIP, check_arc
 from svitc.frontends.checkpoint.weights import check_tensors
 from svitc.frontends.published.recognize import unwrap
 from svitc.frontends.state_dict import AVERAGED, WEIGHTS, find_weights
+from svitc.support.names import check_exists
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 # names of checkpoints in a folder
 IN_FOLDER = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 # names of T in models and training scripts
@@ -124,9 +124,7 @@ def _start_and_hash(path: Path) -> tuple[bytes, str]:
 
 def _file_of(path: Path) -> Path:
     """Return the file to read: the one that is given, or the checkpoint in a folder as Hugging Face writes them."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist", hint=_neighbors(path))
-    if not path.is_dir():
+    if not check_exists(path).is_dir():
         if not path.is_file():
             raise InputError(f"{path} is not a regular file")
         return path
@@ -137,14 +135,6 @@ def _file_of(path: Path) -> Path:
             hint="Give the checkpoint's file, or an output folder of svitc.",
         )
     return file
-
-
-def _neighbors(path: Path) -> str | None:
-    """List the checkpoints in the folder of a file that does not exist, as a hint."""
-    if not path.parent.is_dir():
-        return f"There is no folder {path.parent} either."
-    near = sorted(p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES)
-    return f"In that folder: {', '.join(near[:5])}." if near else None
 
 
 def _read_one(path: Path, start: bytes, trust_pickle: bool) -> object:

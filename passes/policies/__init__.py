@@ -20,6 +20,7 @@ from svitc.passes.policies.problem import Problem
 from svitc.passes.policies.psvit import PSViT
 from svitc.passes.policies.search_space import Settings, Space
 from svitc.passes.policies.uniform import Uniform
+from svitc.support.names import known
 
 POLICIES: dict[str, type[Policy]] = {
     "auto": Auto,
@@ -44,12 +45,13 @@ def make(name: str, **options: object) -> Policy:
         UsageError: there is no such policy, criterion or refit; the hint lists those that there are.
     """
     if name not in POLICIES:
-        raise UsageError(f"there is no policy {name!r}", hint=f"Known: {', '.join(POLICIES)}.")
+        raise UsageError(f"there is no policy {name!r}", hint=known(name, POLICIES))
     fields = {key: value for key, value in options.items() if value is not None}
     if fields.get("criterion", "l2") not in CRITERIA:
-        raise UsageError(f"there is no criterion {fields['criterion']!r}", hint=f"Known: {', '.join(CRITERIA)}.")
+        criterion = str(fields["criterion"])
+        raise UsageError(f"there is no criterion {criterion!r}", hint=known(criterion, CRITERIA))
     if fields.get("refit", "none") not in REFITS:
-        raise UsageError(f"there is no refit {fields['refit']!r}", hint=f"Known: {', '.join(REFITS)}.")
+        raise UsageError(f"there is no refit {fields['refit']!r}", hint=known(str(fields["refit"]), REFITS))
     return POLICIES[name](**fields)
 
 

@@ -23,7 +23,7 @@ from svitc.cli.main import main
 from svitc.driver.metadata import Origin, described, metadata
 from svitc.driver.options import CompileOptions
 from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
-from svitc.errors import InputError, UsageError
+from svitc.errors import InputError, OutputError, UsageError
 from svitc.onnx.export import export, export_step
 from svitc.onnx.static_batch import with_static_batch
 from svitc.passes.policies import Uniform
@@ -189,6 +189,16 @@ def test_a_packed_state_is_read_by_the_same_callers(packed, packed_folder, calle
     assert "equal: 2 images, spikes of" in run(sys.executable, packed_folder / "check.py", "--spikes")[1]
     verdict = verify_folder(*open_folder(packed_folder), None, VerifySettings(1, seed=0), Reporter())
     assert verdict.passed and verdict.calls == packed.verdict.calls
+
+
+def test_a_model_of_others_is_not_overwritten(done, folder, tmp_path, capsys):
+    assert len(repr(done)) < 100 and "verified" in repr(done)
+    done.write(shutil.copytree(folder, tmp_path / "own"))
+    (tmp_path / "model.py").write_text("class Mine: pass")
+    with pytest.raises(OutputError, match="model.py is not of svitc, and would be lost"):
+        done.write(tmp_path)
+    assert main(["compile", str(DIGITS), "-b", "0.5", "-o", str(tmp_path)]) == 7
+    assert [*tmp_path.iterdir()] and (tmp_path / "model.py").read_text() == "class Mine: pass"
 
 
 def test_only_a_streaming_file_has_states_to_pack(digits, capsys):

@@ -126,6 +126,7 @@ def _checked(
         UsageError: an option makes no sense, alone or with the others.
         OutputError: the output folder cannot be written.
     """
+    from svitc.driver.artifacts import check_own
     from svitc.driver.weight_types import resolve_weight_type
     from svitc.passes.policies import POLICIES
     from svitc.planning.plan import Plan
@@ -141,6 +142,7 @@ def _checked(
     budgets = budget.budgets()
     load.check()
     writable(file.out)
+    check_own(file.out)
     policy = budget.make_policy(data.available, seed)
     if budget.plan is not None:
         return policy, budgets, Plan.load(budget.plan)

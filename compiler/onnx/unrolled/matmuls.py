@@ -93,9 +93,9 @@ def _stored(b: UnrolledBuilder, part: Part) -> ir.Value:
 def _parts(
     b: UnrolledBuilder, name: str, weight: torch.Tensor, kernel: np.ndarray, input_range: IntegerRange
 ) -> list[Part]:
-    """Return a product's weights: as they are, as two planes of bytes, or as two summands too large for int16 together.
+    """Return a product's weights: as they are, as two planes, or where neighbours exceed int16 as two summands.
 
-    Neighbours are too large only where they were trained on a grid of eight bits, since quantization bounds all others
+    They exceed it only where they were trained on a grid of eight bits, since quantization bounds all others
     (``quantization/pair_bound.py``). Halves of int8 numbers are within every bound.
 
     Args:
