@@ -206,11 +206,6 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
         yield Figure(
             "Same class as the original", "-", after, "", None, note, same, f"of {agreement['images']:,} images"
         )
-    promise = section(report, "promise")
-    if promise.get("drop_bound") is not None:
-        unit = "points of top-1" if promise.get("basis") == "labels" else "% of the images"
-        bound = f"at most {human.points_at_most(promise['drop_bound'])} {unit}"
-        yield Figure("Change on images like these", "-", "-", bound, None, promise["text"])
     prediction = section(report, "prediction")
     if prediction:
         low, high = prediction["interval"]

@@ -89,7 +89,7 @@ def test_a_folder_is_confirmed_on_the_same_images(digits, promised, images, tmp_
     file = digits_file(tmp_path, 300)
     args = ("verify", tmp_path / "out", "--against", DIGITS, "--data", file, "--verify-images", "1", "--json")
     status, text, err = run(capsys, *args)
-    assert status == 0 and "has float weights" in err, err
+    assert status == 0, err
     told, before = json.loads(text)["promise"], promised.report["promise"]
     names = ("images", "choosing_images", "lost", "gained")
     assert [told[name] for name in names] == [before[name] for name in names]
