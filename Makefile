@@ -28,7 +28,7 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@echo "== svitc inspect"
 	@$(BIN)/svitc inspect demo/digits.pt
 	@echo "== svitc compile"
-	@$(BIN)/svitc compile demo/digits.pt --budget 0.3 -o demo/out --data demo/digits-test.npz
+	@$(BIN)/svitc compile demo/digits.pt --budget 0.3 -o demo/out --data demo/digits-test.npz --train-data demo/digits-train.npz
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
 
@@ -60,7 +60,7 @@ types:
 	@ln -s "$(CURDIR)"/compiler/* "$(CURDIR)/passes" "$(CURDIR)/frontends" build/types/svitc/
 
 clean: ## remove the environment, caches and outputs
-	@rm -rf .venv build dist *.egg-info demo/out demo/out.sweep.jsonl demo/digits-test.npz svitc-out
+	@rm -rf .venv build dist *.egg-info demo/out demo/out.sweep.jsonl demo/digits-*.npz svitc-out
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@echo "clean"

@@ -158,7 +158,8 @@ def make_models(folder: Path, names: list[str], path: Path) -> None:
             continue
         if name == "digits":
             target.write_bytes((ROOT / "demo" / "digits.pt").read_bytes())
-            subprocess.run([sys.executable, ROOT / "demo" / "make_data.py", "-o", folder / "digits.npz"], check=True)
+            subprocess.run([sys.executable, ROOT / "demo" / "make_data.py", "-o", folder], check=True)
+            (folder / "digits-test.npz").rename(folder / "digits.npz")
             continue
         arch, arguments, shape = {**MODELS, **LARGE}[name]
         module, _, factory = arch.partition(":")

@@ -41,7 +41,7 @@ def main(pictures):
             image = to_input(Image.open(name), meta).repeat(meta["batch"] or 1, axis=0)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             failed += 1
-            print(f"{name}: {error}", file=sys.stderr)
+            print(f"{name}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
             continue
         scores = session.run(None, {"image": image})[0].astype(np.float64)
         scores = (scores.mean(axis=0) if scores.ndim == 3 else scores)[0]  # [T, N, classes] with --per-step

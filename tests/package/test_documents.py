@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 FOLDERS = "compiler|passes|frontends|benchmarks|tests|docs|demo"
 # what commands in the documents write, and a file of ONNX Runtime's repository
-ELSEWHERE = ("demo/out", "demo/digits-test.npz", "docs/OperatorKernels.md")
+ELSEWHERE = ("demo/out", "demo/digits-test.npz", "demo/digits-train.npz", "docs/OperatorKernels.md")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
