@@ -184,13 +184,7 @@ class FileOptions(StreamingOptions):
             "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
-    no_html: Annotated[
-        bool,
-        typer.Option(
-            "--no-html",
-            help="Do not write report.html, the page for a browser with what was decided and what it costs.",
-        ),
-    ] = False
+    no_html: Annotated[bool, typer.Option("--no-html", help="Do not write report.html.")] = False
     weights: Annotated[
         str | None,
         typer.Option(

@@ -18,6 +18,8 @@ from svitc.errors import InputError, RuntimeFailure, VerifyError
 from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
+    from svitc.ir.program import Program
+    from svitc.support.reporter import Reporter
     from svitc.verification.verdict import Verdict
 
 
@@ -71,7 +73,7 @@ def verify(
     load.check()
     if against is None:
         load.check_unused()
-    from svitc.driver.float_network import float_network, read_report
+    from svitc.driver.float_network import read_report
     from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
     from svitc.driver.promised import verified_promise
     from svitc.driver.runtime_table import failed_row, note_in_report, verified_row
@@ -79,37 +81,46 @@ def verify(
 
     runtime = runtime_of(output.runtime)
     settings = VerifySettings(output.verify_images, output.seed, runtime)
-    promised = None
     with terminal.reporting(output.quiet) as reporter:
         program, exported = open_folder(folder)
-        original = None
         model = None if against is None else load_program(against, load, reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
-        if model is not None and against is not None:
-            try:
-                original = float_network(folder, program, against, model, reporter)
-            except InputError as error:
-                if images is None:
-                    raise
-                reporter.decide(f"the weights are not compared: {error.message}")
-            if images is not None:
-                promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
+        original = _float_network(folder, program, against, model, images is not None, reporter)
+        promised = None
+        if model is not None and images is not None:
+            promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
         try:
             verdict = verify_folder(program, exported, images, settings, reporter, original)
         except RuntimeFailure as error:
             note_in_report(folder, failed_row(runtime, error.message))
             raise
-        unnoted = note_in_report(folder, verified_row(verdict, program.stage.name == "QUANTIZED"))
+        quantized = program.stage.name == "QUANTIZED"
+        unnoted = note_in_report(folder, verified_row(verdict, quantized))
         if unnoted is not None:
             reporter.decide(f"the result is not in {folder}/report.json: {unnoted}")
-    report = verdict.to_json()
-    if program.stage.name == "QUANTIZED" and original is None:
+    report = verdict.to_json() | ({} if promised is None else {"promise": promised.to_json()})
+    if quantized and original is None:
         report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
-    if promised is not None:
-        report["promise"] = promised.to_json()
     _show(report, verdict, against, output.as_json)
     if not verdict.passed:
         raise VerifyError(_failure(folder, against, verdict))
+
+
+def _float_network(
+    folder: Path, program: Program, against: Path | None, model: Program | None, optional: bool, reporter: Reporter
+) -> Program | None:
+    """Return the float network whose weights the folder rounds; None where it cannot be had, but is ``optional``."""
+    from svitc.driver.float_network import float_network
+
+    if against is None or model is None:
+        return None
+    try:
+        return float_network(folder, program, against, model, reporter)
+    except InputError as error:
+        if not optional:
+            raise
+        reporter.decide(f"the weights are not compared: {error.message}")
+        return None
 
 
 def _show(report: JsonDict, verdict: Verdict, against: Path | None, as_json: bool) -> None:
