@@ -61,9 +61,7 @@ def verify(
     load: LoadOptions,
     output: VerifyOptions,
 ) -> None:
-    """Check that the ONNX file in FOLDER is the same network as its model.safetensors and model.py.
-
-    Layer by layer, then as a whole.
+    """Check that the ONNX file in FOLDER is the same network as its model.py, layer by layer and as a whole.
 
     Integer weights were compared with the float network when they were compiled; --against MODEL repeats that.
 
