@@ -58,7 +58,7 @@ class AnytimeOptions:
             )
         if not 0.5 <= self.confidence_or_usual < 1:
             raise UsageError(
-                f"--confidence {self.confidence:g} is not between 0.5 and 1",
+                f"--confidence {self.confidence:g} is not at least 0.5 and below 1",
                 hint="0.95 is usual; 0.99 is more careful.",
             )
         if not self.anytime:

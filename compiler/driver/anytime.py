@@ -70,7 +70,8 @@ def check_anytime(program: Program, options: CompileOptions) -> None:
         raise UsageError(f"a drop of {100 * options.anytime:g} points is not between 0 and 100")
     if not 0.5 <= options.confidence < 1:
         raise UsageError(
-            f"--confidence {options.confidence:g} is not between 0.5 and 1", hint="0.95 is usual; 0.99 is more careful."
+            f"--confidence {options.confidence:g} is not at least 0.5 and below 1",
+            hint="0.95 is usual; 0.99 is more careful.",
         )
     if class_scores(program.graph, program.info) is None:
         names = ", ".join(program.output_names)

@@ -73,7 +73,8 @@ def check_promise(program: Program, options: CompileOptions, confirming: int) ->
     """
     if not 0.5 <= options.confidence < 1:
         raise UsageError(
-            f"--confidence {options.confidence:g} is not between 0.5 and 1", hint="0.95 is usual; 0.99 is more careful."
+            f"--confidence {options.confidence:g} is not at least 0.5 and below 1",
+            hint="0.95 is usual; 0.99 is more careful.",
         )
     drop = options.max_drop
     if drop is None or no_promise(program, options) is not None or drop >= 1:

@@ -66,6 +66,11 @@ def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Repo
     budget = task.budget
     if task.replayed is not None:
         searched = SearchedPlan(task.replayed)
+        made_for = task.replayed.provenance.get("weights", task.weights)
+        if made_for != task.weights:
+            reporter.decide(
+                f"the plan was made for {made_for} weights, and this file has {task.weights}: see --weights"
+            )
     elif budget is not None and budget.of == "latency":
         searched = _within_time(workspace, policy, task, budget, reporter)
     elif task.limit is None and workspace.options.max_drop is not None:

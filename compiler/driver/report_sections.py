@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from torch import fx
 
 from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import input_range
@@ -188,6 +189,14 @@ def _type_of(layers: JsonDict) -> str:
     return "int16" if WIDE_BITS in widths and widths <= {WIDE_BITS, 8} else "mixed"
 
 
+def _of_image(node: fx.Node) -> bool:
+    """Return whether a node rounds the image, or what a coarser rounding leaves of it."""
+    source = node.all_input_nodes[0]
+    while source.op == "call_function" and source.all_input_nodes:
+        source = source.all_input_nodes[0]
+    return source.op == "placeholder"
+
+
 def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     """Describe the weights of a quantized program.
 
@@ -201,7 +210,7 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
         module: Any = program.module_of(node)
         if ops.is_quantized(module) and str(node.target) not in layers:
             layers[str(node.target)] = {"bits": stored_bits(module.weight), "shape": list(module.weight.shape)}
-        elif isinstance(module, FixedPoint) and node.all_input_nodes[0].op != "placeholder":
+        elif isinstance(module, FixedPoint) and not _of_image(node):
             streams |= {str(user.target): module.step for user in node.users}
     for step in pipeline.passes:
         for name, error in step.kept.items() if isinstance(step, QuantizeWeights) else ():

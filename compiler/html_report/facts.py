@@ -134,8 +134,18 @@ def lead(report: JsonDict) -> str:
     size = f"{human.byte_size(memory['compiled_bytes'])} of weights ({human.share(memory['ratio'])})"
     return (
         f"svitc was asked {asked(report)}, and wrote a file with {size}, stored as {weight_words(report)}: "
-        f"{quality(report)}."
+        f"{quality(report)}. {running_tokens(report)}".strip()
     )
+
+
+def running_tokens(report: JsonDict) -> str:
+    """Return in a sentence that some tokens stop before the blocks; nothing where all run."""
+    stages = section(report, "tokens").values()
+    shares = sorted({stage["kept"] / stage["of"] for stage in stages})
+    if not shares:
+        return ""
+    low, high = human.share(shares[0]), human.share(shares[-1])
+    return f"In the blocks {low if low == high else f'{low} to {high}'} of the tokens run; the others keep their value."
 
 
 def promise(report: JsonDict) -> str:

@@ -118,10 +118,13 @@ def _refused(report: JsonDict) -> Iterator[Refusal]:
 
 
 def replay(report: JsonDict) -> str:
-    """Return the command that makes the same files from the plan that was found."""
-    weights = section(report, "weights").get("type", "fp32")
-    kind = "" if weights == "fp32" else f" --weights {weights}"
-    return f"svitc compile MODEL --plan plan.json{kind}"
+    """Return in words how to make the same files from the plan that was found."""
+    made = section(report, "policy").get("weights")
+    weights = f" and --weights {made}" if made not in (None, "fp32", "mixed") else ""
+    return (
+        f"plan.json holds the plan that was found. With --plan plan.json{weights} in place of the budget and the "
+        "policy, and all other options as they were, svitc compile makes the same network again without searching."
+    )
 
 
 def origin(report: JsonDict) -> list[tuple[str, str]]:

@@ -59,7 +59,8 @@ def test_former_names_of_options_are_accepted_and_hidden(capsys, tmp_path, old, 
     for option in (old, new):
         options = ((option,), (option, value), (f"{option}={value}",))
         for given in options[:1] if value is None else options[1:]:
-            outcomes.append(run(capsys, "compile", "nowhere.pt", *UNIFORM, "-b", "0.5", *given, "-o", tmp_path / "out"))
+            model = "nowhere.pt" if value is None else DIGITS
+            outcomes.append(run(capsys, "compile", model, *UNIFORM, "-b", "0.5", *given, "-o", tmp_path / "out"))
     assert all(outcome == outcomes[0] for outcome in outcomes)
     assert outcomes[0][0] == (3 if value is None else 2), "refused for its value, not for its name"
 

@@ -84,7 +84,7 @@ def load_data_unlabeled(images):
         ({"data": None}, "not trained on"),
         ({"per_step": True}, "--per-step leaves out"),
         ({"anytime": 1.5}, "150 points is not between"),
-        ({"confidence": 95}, "95 is not between 0.5 and 1"),
+        ({"confidence": 95}, "95 is not at least 0.5 and below 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(digits, images, options, said):
@@ -100,7 +100,7 @@ def test_what_makes_no_sense_is_refused(digits, images, options, said):
         (["--anytime", "--max-drop", "0.5"], "not trained on"),
         (["--anytime", "--data", "x.npz"], "what stopping early may cost"),
         (["--anytime", "--data", "x.npz", "--max-drop", "1", "--per-step"], "--per-step leaves out"),
-        (["--anytime", "--data", "x.npz", "--max-drop", "1", "--confidence", "95"], "--confidence 95 is not between"),
+        (["--anytime", "--data", "x.npz", "--max-drop", "1", "--confidence", "95"], "--confidence 95 is not at least"),
         (["--weights", "int8", "--confidence", "0.9"], "not trained on"),
     ],
 )

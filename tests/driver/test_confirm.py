@@ -110,7 +110,7 @@ def test_what_cannot_be_promised_is_said_with_numbers(digits, images):
     assert "compiles about that network, with what can be promised" in lossy.value.hint
     with pytest.raises(UsageError, match="no number of images"):
         svitc.compile(digits, data=images, policy=Half(), max_drop=0.0, **SIZES)
-    with pytest.raises(UsageError, match="95 is not between"):
+    with pytest.raises(UsageError, match="95 is not at least"):
         svitc.compile(digits, data=images, policy=Half(), max_drop=0.05, confidence=95, **SIZES)
 
 

@@ -82,7 +82,7 @@ def _tokens_row(table: Table, tokens: JsonDict | None) -> None:
     """Add how many tokens run through the blocks, all stages together."""
     if tokens:
         kept, of = (sum(stage[key] for stage in tokens.values()) for key in ("kept", "of"))
-        table.add_row("tokens in the blocks", f"{of:,}", f"{kept:,}", f"{kept / of:.4f}")
+        table.add_row("tokens, all stages together", f"{of:,}", f"{kept:,}", f"{kept / of:.4f}")
 
 
 def form_of(file: JsonDict) -> str:

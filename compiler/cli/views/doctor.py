@@ -16,8 +16,10 @@ def installation(report: JsonDict) -> None:
     table = make_table("", "", "", left={""}, fold=True)
     table.add_row("processor", escape(found["processor"]), f"{report['usable_cores']} of {found['cores']} cores")
     table.add_row("system", escape(report["system"]), f"Python {found['python']}")
+    optional = {package["name"] for package in report["optional"]}
     for name, number in found["versions"].items():
-        table.add_row(name, number, "")
+        if name not in optional:
+            table.add_row(name, number, "")
     table.add_section()
     for runtime in report["runtimes"]:
         version = "[green]can be used[/]" if runtime["missing"] is None else "[dim]not here[/]"
