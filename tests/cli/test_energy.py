@@ -127,7 +127,8 @@ def test_the_command_says_what_is_missing(capsys):
 
 def test_a_bad_table_is_refused_before_the_model_is_loaded(capsys, tmp_path, folders):
     table = changed(tmp_path / "t.yaml", operations__int8=None)
-    status, out, err = run(capsys, "energy", "nowhere.pt", "--data", folders[2], "--table", table)
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    status, out, err = run(capsys, "energy", tmp_path / "broken.pt", "--data", folders[2], "--table", table)
     assert status == 3 and "operations.int8 is missing" in err and out == ""
 
 

@@ -157,7 +157,7 @@ def test_a_node_that_is_computed_at_load_needs_no_kernel():
 def test_an_unknown_target_is_refused():
     with pytest.raises(UsageError, match="target 'tpu' is not known") as refused:
         export(built("spikformer", "fp32"), "tpu")
-    assert refused.value.hint == "Targets are cpu, cuda, openvino, web."
+    assert refused.value.hint == "Did you mean cpu? Targets are cpu, cuda, openvino, web."
 
 
 def test_a_compilation_reports_its_target():
