@@ -9,6 +9,7 @@ Each test is the exact unconditional one for paired binary outcomes of ``support
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -28,13 +29,13 @@ MOST_CHOOSING_IMAGES = 5000
 FEWEST_CHOOSING_IMAGES = 4
 
 
-class Tested:
+class Tested(ABC):
     """What a candidate did on images that it was not chosen on."""
 
     @property
+    @abstractmethod
     def counts(self) -> tuple[int, int, int]:
         """The numbers of images that only the original gets right, that only the candidate does, and of all images."""
-        raise NotImplementedError
 
     @property
     def drop(self) -> float:
