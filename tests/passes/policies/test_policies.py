@@ -442,7 +442,7 @@ def test_mistakes_of_callers_are_named():
     program = svitc.load(DIGITS)
     with pytest.raises(UsageError, match="policy 'nothing' returned NoneType, not a plan"):
         svitc.compile(program, 0.9, policy=Nothing(), no_data="uniform")
-    with pytest.raises(UsageError, match="data is a str, not a data set"):
+    with pytest.raises(InputError, match="images.npz does not exist"):  # a path, as of --data
         svitc.compile(program, 0.9, data="images.npz")
 
 
