@@ -19,7 +19,7 @@ from svitc.analysis.calibration import Calibration
 from svitc.data.dataset import load_data
 from svitc.driver.compiler import Compiler
 from svitc.driver.options import CompileOptions
-from svitc.errors import BudgetError, UsageError
+from svitc.errors import BudgetError, InputError, UsageError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
