@@ -21,6 +21,7 @@ from svitc.ir.token_stages import token_stages
 from svitc.planning.token_plan import kept_tokens, read_tokens
 from svitc.support.json_text import parse_json
 from svitc.support.limits import check_claim
+from svitc.support.names import as_path
 from svitc.support.types import JsonDict
 
 FORMAT = "svitc-plan-1"
@@ -141,14 +142,14 @@ class Plan:
         return cls(keep, dict(made_by), dict(bits), read_tokens(data.get("tokens", {})))
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: Path | str) -> Plan:
         """Read a plan from a JSON file.
 
         Raises:
             InputError: the file cannot be read, or is not a plan.
         """
         try:
-            return cls.from_json(parse_json(path.read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(as_path(path, "the plan").read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
