@@ -25,7 +25,7 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc.bench.worker import Ready
-from svitc.data.pixels import LEVELS, inputs_of
+from svitc.data.pixels import LEVELS, normalized
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
@@ -68,7 +68,7 @@ class Load:
     def images(self) -> np.ndarray:
         """Return random float32 images ``[N, C, H, W]``, or event frames of small counts ``[T, N, C, H, W]``."""
         if self.normalize is not None:
-            return inputs_of(self._pixels(), {"normalize": self.normalize})
+            return normalized(self._pixels(), {"normalize": self.normalize})
         spec = InputSpec(self.shape)
         generator = np.random.default_rng(self.seed)
         x = generator.standard_normal(spec.batched(self.batch), dtype=np.float32)

@@ -46,10 +46,10 @@ def pixel_table(info: JsonMapping, channels: int) -> np.ndarray:
     return normalize_(scaled(every), *statistics(info, channels))[:, 0].numpy()
 
 
-def inputs_of(pixels: np.ndarray, info: JsonMapping) -> np.ndarray:
+def normalized(pixels: np.ndarray, info: JsonMapping) -> np.ndarray:
     """Return bytes ``[N, H, W, C]`` as the reader of ``--data`` gives them, float32 ``[N, C, H, W]``."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return normalize_(scaled(x), *statistics(info, pixels.shape[-1])).numpy()
 
 
-__all__ = ["LEVELS", "inputs_of", "normalize_", "pixel_table", "scaled", "statistics"]
+__all__ = ["LEVELS", "normalize_", "normalized", "pixel_table", "scaled", "statistics"]

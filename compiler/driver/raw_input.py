@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from svitc.data.dataset import Dataset, is_factory
+from svitc.data.arrays import Arrays
+from svitc.data.dataset import Dataset
+from svitc.data.image_files import ImageFiles
 from svitc.data.pixels import pixel_table
 from svitc.driver.options import CompileOptions
 from svitc.errors import UsageError
@@ -35,7 +37,7 @@ def check_takes_bytes(program: Program, options: CompileOptions) -> None:
     if program.info.get("normalize"):
         return
     for data in (options.data, options.train_data):
-        if data is not None and (not isinstance(data, Dataset) or is_factory(data.name)):
+        if data is not None and not (isinstance(data, Dataset) and isinstance(data.source, ImageFiles | Arrays)):
             name = data.name if isinstance(data, Dataset) else f"your {type(data).__name__}"
             raise UsageError(
                 f"{name} normalizes images itself, and raw input needs to know how",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from svitc.analysis.exactness import inexact
-from svitc.data.pixels import LEVELS, inputs_of, pixel_table
+from svitc.data.pixels import LEVELS, normalized, pixel_table
 from svitc.ir.outputs import labels
 from svitc.ir.program import Program, Stage
 from svitc.onnx.model_info import read_proto
@@ -44,34 +44,35 @@ def check_raw_input(program: Program, exported: bytes, runtime: Runtime = ONNX_R
     plain, info = without_raw_input(exported), program.info
     table = pixel_table(info, program.input.shape[-3])
     as_written = with_raw_input(plain, table) == proto.SerializeToString(deterministic=True)
-    pixels = _pixels(program, static_batch(proto))
-    front = runtime.open(normalization_of(exported))
-    [normalized] = front.run(None, {front.input_names[0]: pixels})
-    differing = int((normalized.view(np.int32) != inputs_of(pixels, info).view(np.int32)).sum())
+    batches = _pixels(program, static_batch(proto) or IMAGES)
+    front, differing = runtime.open(normalization_of(exported)), 0
+    for pixels in batches:
+        [looked_up] = front.run(None, {front.input_names[0]: pixels})
+        differing += int((looked_up.view(np.int32) != normalized(pixels, info).view(np.int32)).sum())
     soft = set[str]() if runtime is ONNX_RUNTIME else _rounded(program)
     if not soft <= set(labels(info)):
-        return RawInputVerdict(as_written, pixels.size, differing, 0, 0)
+        return RawInputVerdict(as_written, batches.size, differing, 0, 0)
+    pixels = batches[0]
     states = {state.input: state.start(len(pixels)) for state in states_of(proto) or ()}
     found, expected = (
         session.run(None, {session.input_names[0]: image, **states})
-        for session, image in ((runtime.open(exported), pixels), (runtime.open(plain), inputs_of(pixels, info)))
+        for session, image in ((runtime.open(exported), pixels), (runtime.open(plain), normalized(pixels, info)))
     )
     names = [output.name for output in proto.graph.output]
     rounded = {name for name, label in zip(program.output_names, labels(info), strict=True) if label in soft}
     beyond = sum(_differing(a, b, n in rounded) for n, a, b in zip(names, found, expected, strict=True))
-    return RawInputVerdict(as_written, pixels.size, differing, sum(value.size for value in expected), beyond)
+    return RawInputVerdict(as_written, batches.size, differing, sum(value.size for value in expected), beyond)
 
 
-def _pixels(program: Program, batch: int | None) -> np.ndarray:
-    """Return images of random pixels, uint8 ``[N, H, W, C]``, with every byte in every channel."""
+def _pixels(program: Program, batch: int) -> np.ndarray:
+    """Return batches of random pixels, uint8 ``[batches, N, H, W, C]``, with every byte in every channel."""
     channels, height, width = program.input.shape
-    count = batch or max(IMAGES, -(-LEVELS // (height * width)))
-    pixels = np.random.default_rng(STIMULUS_SEED).integers(0, LEVELS, (count, height * width, channels), np.uint8)
-    whole = pixels.reshape(-1, channels)
-    every = np.arange(min(LEVELS, len(whole)), dtype=np.uint8)
+    shape = (-(-LEVELS // (batch * height * width)), batch, height, width, channels)
+    pixels = np.random.default_rng(STIMULUS_SEED).integers(0, LEVELS, shape, np.uint8)
+    rows, every = pixels.reshape(-1, channels), np.arange(LEVELS, dtype=np.uint8)
     for channel in range(channels):
-        whole[: len(every), channel] = np.roll(every, channel)
-    return pixels.reshape(count, height, width, channels)
+        rows[:LEVELS, channel] = np.roll(every, channel)
+    return pixels
 
 
 def _rounded(program: Program) -> set[str]:

@@ -14,7 +14,7 @@ from onnx import helper
 
 from support.exported import missing
 from support.measured import family
-from svitc.data.pixels import inputs_of, pixel_table
+from svitc.data.pixels import normalized, pixel_table
 from svitc.errors import InputError
 from svitc.onnx.declared import check_declared
 from svitc.onnx.export import export, export_step
@@ -66,7 +66,7 @@ def test_bytes_become_what_the_reader_of_data_gives_and_the_outputs_are_the_same
         }
         for a, b in zip(
             taking.run(None, {"image": image, **states}),
-            plain.run(None, {"image": inputs_of(image, INFO), **states}),
+            plain.run(None, {"image": normalized(image, INFO), **states}),
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
