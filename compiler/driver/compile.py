@@ -52,10 +52,10 @@ def compile(
     example_input: torch.Tensor | InputSpec | str | float | Budget | None = None,
     budget: str | float | Budget | None = None,
     *,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
+    policy: Policy | str | None = None,
+    plan: Plan | Path | str | None = None,
     reporter: Reporter | None = None,
-    finetune_file: Path | None = None,
+    finetune_file: Path | str | None = None,
     **options: Any,
 ) -> Compiled:
     """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
