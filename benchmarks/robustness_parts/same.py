@@ -81,7 +81,7 @@ def run_threads(log: Log, _: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     program = svitc.load(DIGITS)
     session = runtimes.session(export(program))
-    images = np.random.default_rng(0).random((IMAGES, 1, 1, 8, 8), dtype=np.float32)
+    images = np.random.default_rng(0).random((IMAGES, 1, 1, 16, 16), dtype=np.float32)
 
     def scores(index: int) -> bytes:
         return session.run(program.output_names, {backend.INPUT: images[index]})[0].tobytes()
