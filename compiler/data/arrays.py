@@ -10,6 +10,7 @@ import torch
 from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
+from svitc.support.limits import check_archive_claim
 from svitc.support.types import JsonMapping
 
 WITHOUT_LABELS = "To use the images without labels, give --unlabeled (in Python unlabeled=True)."
@@ -55,12 +56,15 @@ def open_arrays(
     """
     name = path.name
     try:
+        check_archive_claim(path)
         with np.load(path, allow_pickle=False) as file:
             others = ", ".join(key for key in file.files if key != "images")
             if "images" not in file.files:
                 raise InputError(f"{name} has no images (it has {others or 'nothing'})", hint=EXPECTED_LAYOUT)
             images = file["images"]
             labels = file["labels"] if "labels" in file.files and not unlabeled else None
+            if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):
+                raise ValueError("a member of it is no array")  # np.load returns the bytes of what it does not know
     except SvitcError:
         raise
     except Exception as error:  # a damaged archive may raise any exception

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from svitc.errors import InputError
+from svitc.support.limits import check_claim
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -133,6 +134,7 @@ class Archive(FileStore):
         self.names = sorted(self.members)
 
     def read(self, name: str) -> bytes:
+        check_claim(self.members[name].file_size, name)
         # zipfile locks reads itself, but not the count of open members, which opening and closing change
         with self.lock:
             member = self.file.open(self.members[name])

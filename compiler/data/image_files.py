@@ -17,10 +17,13 @@ from svitc.data.pixels import scaled
 from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
+from svitc.support.limits import check_claim
 from svitc.support.types import JsonMapping
 
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+PIXEL_BYTES = 4  # while it is decoded
 # Size of a typical file above which threads decode. For smaller files (CIFAR's have 1,000 bytes) Pillow's own Python
 # code, which holds the interpreter's lock, takes longer than the decoding, and threads were measured to be slower.
 PARALLEL_FILE_BYTES = 8192
@@ -47,8 +50,11 @@ class ImageFiles(Source):
         """Return uint8 ``[H, W]`` or ``[H, W, 3]``. Raises UnreadableImage."""
         name = self.names[index]
         try:
-            with Image.open(io.BytesIO(self.store.read(name))) as image:
+            with opened(self.store.read(name)) as image:
+                check_claim(image.width * image.height * PIXEL_BYTES, name)
                 pixels = in_8_bits(image).convert(self.mode)
+        except InputError:
+            raise
         except Exception as error:  # a damaged file may make a decoder raise any exception
             raise UnreadableImage(name, error) from error
         return np.array(self.scaling.image(pixels, name))
@@ -69,7 +75,7 @@ class ImageFiles(Source):
         sizes: Counter[tuple[int, int]] = Counter()
         for name in self.names[:: -(-len(self.names) // SAMPLED_FILES)]:
             try:
-                with Image.open(io.BytesIO(self.store.read(name))) as image:  # reads the header only
+                with opened(self.store.read(name)) as image:  # reads the header only
                     modes[image.mode in GRAY_MODES] += 1
                     wide += is_wide(image)
                     sizes[image.height, image.width] += 1
@@ -91,6 +97,11 @@ class ImageFiles(Source):
             (tall, wide), _ = sizes.most_common(1)[0]
             notes.append(f"images of {tall}x{wide} are scaled to cover {height}x{width} and cropped at their center")
         return notes
+
+
+def opened(content: bytes) -> Image.Image:
+    """Open an image of a format that Pillow decodes itself: for PostScript it would start another program."""
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def is_wide(image: Image.Image) -> bool:

@@ -48,7 +48,7 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
             hint="svitc compile writes one.",
         )
     program = load_program(folder / "model.safetensors")
-    if (folder / "model.py").read_text() != program_source(program):
+    if (folder / "model.py").read_bytes() != program_source(program).encode():
         raise InputError(
             f"{folder}/model.py is not the source of {folder}/model.safetensors",
             hint="It was edited, or the files are of different runs; compile again.",
