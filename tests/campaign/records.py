@@ -40,7 +40,7 @@ def program() -> Program:
 def output_files() -> dict[str, bytes]:
     """The output folder of half of the demo's network."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = svitc.compile(program(), 0.5, policy=POLICIES["uniform"](), no_data=True, images=2).write(
+        paths = svitc.compile(program(), 0.5, policy=POLICIES["uniform"](), no_data="uniform", images=2).write(
             folder, html=False
         )
         return {path.name: path.read_bytes() for path in paths}
