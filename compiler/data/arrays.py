@@ -15,6 +15,8 @@ from svitc.support.types import JsonMapping
 
 WITHOUT_LABELS = "To use the images without labels, give --unlabeled (in Python unlabeled=True)."
 
+MOST_CLASSES = 2**31  # where the model does not tell; larger labels are no classes
+
 
 class Arrays(Source):
     """Images in memory, ``[N, C, H, W]``, or event frames, ``[N, T, C, H, W]``."""
@@ -116,8 +118,8 @@ def holds_images(path: Path) -> bool:
 def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
     """Raise InputError unless labels from ``low`` to ``high`` are classes of the model."""
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
-    if low < 0 or (count is not None and high >= count):
-        head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
+    if low < 0 or high >= (count or MOST_CLASSES):
+        head = f"the model's head has classes 0 to {count - 1}" if count else f"classes go from 0 to {MOST_CLASSES - 1}"
         raise InputError(
             f"{name}: labels go from {low} to {high}, but {head}",
             hint=WITHOUT_LABELS if low < 0 else None,
@@ -133,6 +135,8 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
             f"{name}: images are {list(images.shape)}, but the model takes {expected}, {letters}",
             hint="They look like channels-last images: move the last axis forward." if channels_last else None,
         )
+    if not images.size:
+        raise InputError(f"{name}: images are {list(images.shape)}, without a pixel")
     if spec.events and images.shape[1:] != spec.shape:
         raise InputError(f"{name}: event frames are {list(images.shape[1:])}, but the model takes {list(spec.shape)}")
     if images.dtype.kind == "f":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import threading
 import zipfile
@@ -68,6 +69,7 @@ class FilesOnDisk(FileStore):
     path: Path
 
     def read(self, name: str) -> bytes:
+        check_claim(self.size(name), name)
         return (self.path / name).read_bytes()
 
     def size(self, name: str) -> int:
@@ -134,7 +136,10 @@ class Archive(FileStore):
         self.names = sorted(self.members)
 
     def read(self, name: str) -> bytes:
-        check_claim(self.members[name].file_size, name)
+        entry = self.members[name]
+        check_claim(entry.file_size, name)
+        if stat.S_ISLNK(entry.external_attr >> 16):  # its content is the path of another file
+            raise OSError("it is a symbolic link in a .zip, which is not followed")
         # zipfile locks reads itself, but not the count of open members, which opening and closing change
         with self.lock:
             member = self.file.open(self.members[name])
