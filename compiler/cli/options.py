@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from svitc.cli.help import HelpAll
 from svitc.data.event_options import EventOptions, parse_event_options
 from svitc.errors import UsageError
 from svitc.support.names import check_exists
@@ -19,6 +20,8 @@ PRUNING_PANEL = "What is removed"
 SWEEP_PANEL = "How plans are measured"
 TRAINING_PANEL = "Fine-tuning"
 EVENTS_PANEL = "Recordings of events"
+IMAGES_PANEL = "Images"
+RUN_PANEL = "The run"
 
 RENAMED = {"narrowest": "min-weight-bits", "clean": "remove-dead-channels", "fix": "rewrite-model"}
 """Former names of options, which are still accepted, and their current names; without the leading dashes."""
@@ -42,18 +45,24 @@ DataPath = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        metavar="PATH|MODULE:FACTORY",
+        metavar="PATH|FACTORY",
         help="Images. With labels: a folder of class folders, an .npz with images and labels. Without labels: any "
-        "other folder, a list of files (.txt), an .npz with images alone. Or a .zip of a folder, or the name of a "
-        "factory of a DataLoader, which is run. For event frames likewise, or recordings of events: .npy, .npz, "
-        ".aedat4, .dat, .raw.",
+        "other folder, a list of files (.txt), an .npz with images alone. Or a .zip of a folder, or a DataLoader: "
+        "module:factory, which is run. For event frames likewise, or recordings of events: .npy, .npz, .aedat4, .dat, "
+        ".raw.",
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(help="Use a sample of this many images, class-balanced where they have labels.")
+    int | None,
+    typer.Option(metavar="N", help="Use a sample of this many images, class-balanced where they have labels."),
 ]
 Unlabeled = Annotated[
-    bool, typer.Option("--unlabeled", help="Ignore labels: take all images as they are, wherever they lie.")
+    bool,
+    typer.Option(
+        "--unlabeled",
+        help="Ignore labels: take all images as they are, wherever they lie.",
+        rich_help_panel=IMAGES_PANEL,
+    ),
 ]
 VerifyImages = Annotated[
     int,
@@ -88,7 +97,6 @@ class LoadOptions:
             metavar="MODULE:FACTORY",
             help="Your model's factory, as an importable module or path/to/file.py:factory, unmodified. "
             "Needed where the weights do not show the family.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None
     arch_args: Annotated[
@@ -183,17 +191,36 @@ class PreparationOptions:
     mean: Annotated[
         str | None,
         typer.Option(
-            metavar="R,G,B", help="Mean of each channel of --data, of values in [0, 1]; else the checkpoint's."
+            metavar="R,G,B",
+            help="Mean of each channel of --data, of values in [0, 1]; else the checkpoint's.",
+            rich_help_panel=IMAGES_PANEL,
         ),
     ] = None
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of each channel, likewise.")] = (
-        None
-    )
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Standard deviation of each channel, likewise.",
+            rich_help_panel=IMAGES_PANEL,
+        ),
+    ] = None
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Scale the shorter side of each image to this first, as for ImageNet.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Scale the shorter side of each image to this first, as for ImageNet.",
+            rich_help_panel=IMAGES_PANEL,
+        ),
     ] = None
     crop: Annotated[
-        int | None, typer.Option(min=1, help="Cut a square of this side from the center; by default the model's input.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Cut a square of this side from the center; by default the model's input.",
+            rich_help_panel=IMAGES_PANEL,
+        ),
     ] = None
     split_by: Annotated[
         str | None,
@@ -311,19 +338,23 @@ class OutputOptions:
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on stdout.")] = (
         False
     )
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show the result alone: no progress, no decisions.")] = (
+        False
+    )
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage on stderr; show tracebacks.")] = False
+    help_all: HelpAll = False
 
     @property
-    def quiet(self) -> bool:
+    def silent(self) -> bool:
         """Whether progress and decisions are hidden: JSON is printed alone, and the log shows them already."""
-        return self.as_json or self.verbose
+        return self.as_json or self.quiet or self.verbose
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RunOptions(OutputOptions):
     """The seed of a run, and what it prints."""
 
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.", rich_help_panel=RUN_PANEL)] = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -338,6 +369,8 @@ class VerifiedRunOptions(RunOptions):
             help="Images that verification looks at: from --data, else random. By default up to 4, as long as one "
             "makes neurons fire that were silent before.",
             show_default=False,
+            metavar="N",
+            rich_help_panel=RUN_PANEL,
         ),
     ] = None
 

@@ -36,18 +36,10 @@ def compile(
 ) -> None:
     """Prune a trained SViT to a memory budget, export it to ONNX, and verify the export.
 
-    [dim]svitc compile model.pt --budget 0.78[/]
-
-    [dim]svitc compile model.pt --weights int8[/]
-
     [dim]svitc compile model.pt --data val/ --budget 0.6[/]
-
-    [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.35 --finetune 5[/]
-
-    [dim]svitc compile model.pt --data val/ --policy qsvit --max-drop 2.1[/]
-
-    [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
-
+    [dim]svitc compile model.pt --weights int8[/]
+    [dim]svitc compile model.pt --data val/ --max-drop 1[/]
+    [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.1 --finetune 5[/]
     [dim]svitc compile model.pt --data val/ --weights int8 --anytime --max-drop 0.5[/]
     """
     start(output.verbose)
@@ -57,7 +49,7 @@ def compile(
     from svitc.support.atomic_files import write_one
     from svitc.support.distributed import world
 
-    with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
+    with world() as ranks, terminal.reporting(output.silent or not ranks.is_writer) as reporter:
         program = load_program(model, load, reporter)
         options = _compile_options(program, budget, file, data, training, output)
         compiler = Compiler(program, policy, options, reporter)

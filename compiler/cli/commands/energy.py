@@ -12,7 +12,6 @@ import typer
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
 from svitc.cli.options import (
-    SOURCE_PANEL,
     DataPath,
     Limit,
     LoadOptions,
@@ -68,7 +67,6 @@ def energy(
             metavar="MODEL",
             help="Another model to compare with, such as the original: a checkpoint, or an output folder of svitc. "
             "It gets the same images.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
     *,
@@ -89,7 +87,7 @@ def energy(
     from svitc.energy.cost_table import load_table
 
     costs = load_table(options.table)  # a bad table is refused before a model is loaded
-    with terminal.reporting(output.quiet) as reporter:
+    with terminal.reporting(output.silent) as reporter:
         estimates, stopping, notes = [], [], dict[str, None]()
         for path in (model, against):
             if path is not None:

@@ -25,13 +25,12 @@ def models(
     """List the published models that svitc recognizes from their weights alone, and what their authors report.
 
     [dim]svitc models[/]
-
     [dim]svitc models qkformer[/]
 
     Any size of these families is recognized, and any other model can be compiled with --arch.
     """
     start(output.verbose)
-    with terminal.reporting(output.quiet):
+    with terminal.reporting(output.silent):
         from svitc.driver.known_models import known_models
 
         rows = known_models()

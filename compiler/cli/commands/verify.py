@@ -11,7 +11,7 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, RunOptions, VerifyImages
+from svitc.cli.options import DataOptions, LoadOptions, RunOptions, VerifyImages
 from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, runtime_words, verdict_line
 from svitc.errors import InputError, RuntimeFailure, VerifyError
@@ -53,7 +53,6 @@ def verify(
             help="The model that was compiled. With --data: what the file loses at most against it, with --confidence, "
             "on images like these. For integer weights: check also that they are its weights, rounded; where the plan "
             "refitted weights, against a folder of the same plan with --weights fp32.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
     *,
@@ -62,6 +61,10 @@ def verify(
     output: VerifyOptions,
 ) -> None:
     """Check that the ONNX file in FOLDER is the same network as its model.py, layer by layer and as a whole.
+
+    [dim]svitc verify svitc-out[/]
+    [dim]svitc verify svitc-out --runtime openvino[/]
+    [dim]svitc verify svitc-out --against model.pt --data val/[/]
 
     Integer weights were compared with the float network when they were compiled; --against MODEL repeats that.
 
@@ -79,7 +82,7 @@ def verify(
 
     runtime = runtime_of(output.runtime)
     settings = VerifySettings(output.verify_images, output.seed, runtime)
-    with terminal.reporting(output.quiet) as reporter:
+    with terminal.reporting(output.silent) as reporter:
         program, exported = open_folder(folder)
         model = None if against is None else load_program(against, load, reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
