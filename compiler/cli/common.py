@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svitc.cli.options import LoadOptions, PreparationOptions
+from svitc.cli import terminal
+from svitc.cli.image_options import PreparationOptions
+from svitc.cli.options import LoadOptions
 from svitc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def load_images(
     """
     if path is None:
         return None
-    from svitc.data.dataset import is_factory, load_data
+    from svitc.data.dataset import is_factory, load_data, normalization_remark
 
     normalization = preparation.normalization(program.input.shape[-3])
     if normalization is not None:
@@ -82,7 +84,7 @@ def load_images(
         note = "images are only scaled to [0, 1], as nothing says how they are normalized; give --mean and --std"
         if note not in notes:
             notes.append(note)
-    return load_data(
+    images = load_data(
         path,
         program.input,
         program.info,
@@ -93,6 +95,10 @@ def load_images(
         unlabeled=unlabeled,
         events=preparation.event_options(),
     )
+    remark = normalization_remark(images)
+    if remark is not None:
+        terminal.warning(remark)
+    return images
 
 
 def unfinished_file(out: Path, suffix: str) -> Path:

@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svitc.cli.options import (
+from svitc.cli.image_options import (
     IMAGES_PANEL,
-    PRUNING_PANEL,
-    TRAINING_PANEL,
     DataPath,
     Limit,
     PreparationOptions,
-    PruningOptions,
-    SweepOptions,
     Unlabeled,
-    parse_floats,
+    check_labels,
+    images_exist,
 )
+from svitc.cli.options import PRUNING_PANEL, PruningOptions, SweepOptions, parse_floats
 from svitc.cli.streaming_options import StreamingOptions
 from svitc.cli.token_options import TokenOptions
 from svitc.errors import UsageError
-from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.passes.policies import Policy
@@ -308,6 +305,7 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         Path | None,
         typer.Option(
             "--train-data",
+            callback=images_exist,
             metavar="PATH|FACTORY",
             help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that all of "
             "--data confirms it.",
@@ -348,61 +346,13 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         return self.given or self.no_data == "synthetic"
 
     def check(self) -> None:
-        """Check what is done without images.
+        """Check what is done without images, and labels that can be looked at before the model is loaded.
 
         Raises:
             UsageError: ``--no-data`` is unknown.
+            InputError: an .npz has not one label for each image.
         """
+        check_labels(self.data, self.unlabeled)
+        check_labels(self.train_data, self.unlabeled)
         if self.no_data not in ("synthetic", "uniform"):
             raise UsageError(f"--no-data {self.no_data!r} is neither synthetic nor uniform")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TrainingOptions:
-    """How the pruned model is fine-tuned; no fine-tuning by default."""
-
-    finetune: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="EPOCHS",
-            help="Train the pruned model for this many epochs on --train-data.",
-        ),
-    ] = 0
-    lr: Annotated[
-        float, typer.Option(min=0, help="Highest learning rate of fine-tuning.", rich_help_panel=TRAINING_PANEL)
-    ] = 1e-3
-    batch: Annotated[
-        int, typer.Option(min=2, help="Images per step of fine-tuning.", rich_help_panel=TRAINING_PANEL)
-    ] = 64
-    distil: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Weight of the original model's answers in the loss, beside the labels; without labels always 1.",
-            rich_help_panel=TRAINING_PANEL,
-        ),
-    ] = 0.5
-    augment: Annotated[
-        str,
-        typer.Option(
-            help="Augmentation of training images: auto (flip,crop for color images), none, flip, crop, or flip,crop.",
-            rich_help_panel=TRAINING_PANEL,
-        ),
-    ] = "auto"
-
-    def check(self, train_data: Path | None) -> None:
-        """Check that there are images to train on.
-
-        Raises:
-            UsageError: there are none.
-        """
-        if self.finetune and train_data is None:
-            raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
-
-    def arguments(self) -> JsonDict:
-        """Return ``finetune_options`` of ``svitc.CompileOptions``; empty without fine-tuning."""
-        if not self.finetune:
-            return {}
-        return {"lr": self.lr, "batch": self.batch, "distil": self.distil, "augment": self.augment}

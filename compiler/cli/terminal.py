@@ -29,6 +29,11 @@ def error(problem: SvitcError) -> None:
         err.print(f"  [yellow]{escape(problem.hint)}[/]", soft_wrap=True)
 
 
+def warning(sentence: str) -> None:
+    """Print at once what most probably makes the result worthless."""
+    err.print(f"[bold yellow]warning:[/] {escape(sentence)}", soft_wrap=True)
+
+
 @contextmanager
 def reporting(quiet: bool) -> Iterator[Reporter]:
     """Show the progress and the decisions of a command on stderr, unless ``quiet``."""

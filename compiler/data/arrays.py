@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, without_labels
+from svitc.data.first_look import EXPECTED_LAYOUT, check_label_array
+from svitc.data.sources import OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
@@ -64,12 +65,8 @@ def open_arrays(
     except Exception as error:  # a damaged archive may raise any exception
         raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=EXPECTED_LAYOUT) from error
     count = len(images) if images.ndim else 0
-    if labels is not None and (labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu"):
-        actual = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(
-            f"{name}: labels are {actual}, not {count} whole numbers, one for each image",
-            hint="To use the images without labels, give --unlabeled.",
-        )
+    if labels is not None:
+        check_label_array(name, labels, count)
     if not count:
         raise InputError(f"{name} holds no images")
     if labels is not None:

@@ -22,10 +22,10 @@ from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.event_files import open_recordings
 from svitc.data.event_options import EventOptions
 from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
+from svitc.data.first_look import EXPECTED_LAYOUT, is_factory
 from svitc.data.image_files import open_files
-from svitc.data.loader_factory import is_factory, open_factory
+from svitc.data.loader_factory import open_factory
 from svitc.data.sources import (
-    EXPECTED_LAYOUT,
     OpenedSource,
     Scaling,
     Source,
@@ -40,6 +40,8 @@ from svitc.support.types import JsonMapping
 
 __all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
 DEFAULT_EVENTS = EventOptions()
+NORMALIZED_IMAGES = 8  # looked at for the range of normalized images
+PIXEL_LEVELS = 255
 MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
 
 
@@ -211,6 +213,9 @@ def load_data(
     else:
         opened = _open(path, input_spec, info, scaling, unlabeled)
     dataset = _dataset(path.name, opened, input_spec, info, scaling)
+    remark = normalization_remark(dataset)
+    if remark is not None:
+        dataset.notes.append(remark)
     if limit is None:
         return dataset
     if limit > len(dataset):
@@ -258,6 +263,31 @@ def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset
     held_out = _balanced_sample(dataset.labels, count, seed)
     remaining = np.setdiff1d(np.arange(len(dataset)), held_out)
     return dataset.subset(held_out), dataset.subset(remaining)
+
+
+def normalization_remark(dataset: Dataset) -> str | None:
+    """Return a sentence if the normalization cannot be that of pixels in [0, 1]; None where it may be, and for events.
+
+    The mean of values in [0, 1] is one of them, and their standard deviation at most 0.5.
+    """
+    if dataset.input.events:
+        return None
+    mean, std = dataset.mean.flatten(), dataset.std.flatten()
+    if mean.min() >= 0 and mean.max() <= 1 and std.max() <= 1:
+        return None
+    some = fetch_in_order(dataset.source, dataset.indices[:NORMALIZED_IMAGES].tolist())
+    images = [image for image in some if not isinstance(image, UnreadableImage)]
+    ends = dataset.source.collate(images).sub_(dataset.mean).div_(dataset.std).aminmax() if images else None
+    went = "" if ends is None else f"normalized images go from {ends.min:.3g} to {ends.max:.3g}: "
+    listed = " and ".join(
+        f"{name} {', '.join(f'{value:g}' for value in numbers.tolist())}"
+        for name, numbers in (("mean", mean), ("standard deviation", std))
+    )
+    hint = " (divide them by 255)" if mean.max() > 1 and max(mean.max(), std.max()) <= PIXEL_LEVELS else ""
+    return (
+        f"{went}{listed} are not those of pixels in [0, 1], which images are "
+        f"scaled to{hint}, and the network will hardly recognize anything"
+    )
 
 
 def _dataset(name: str, opened: OpenedSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:

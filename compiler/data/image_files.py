@@ -13,7 +13,8 @@ from PIL import Image
 from svitc.data.class_folders import label_by_folder
 from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.file_stores import FileStore
-from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage
+from svitc.data.first_look import EXPECTED_LAYOUT
+from svitc.data.sources import OpenedSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping

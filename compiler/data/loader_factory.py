@@ -33,12 +33,6 @@ FORM_HINT = "It is module:factory, such as my_data:val, or path/to/file.py:facto
 Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label, or NO_LABEL
 
 
-def is_factory(path: Path | str) -> bool:
-    """Return whether ``--data`` names a factory, ``module:name`` or ``file.py:name``, and not an existing file."""
-    place, _, name = str(path).rpartition(":")
-    return bool(place) and name.isidentifier() and not Path(path).exists()
-
-
 def open_factory(
     text: str, spec: InputSpec, info: JsonMapping, limit: int | None, seed: int, unlabeled: bool = False
 ) -> OpenedSource:

@@ -11,7 +11,8 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import start
-from svitc.cli.options import LoadOptions, RunOptions
+from svitc.cli.options import LoadOptions
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views.bench import show_report
 
 

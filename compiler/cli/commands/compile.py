@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from svitc.cli import terminal
 from svitc.cli.common import arguments, load_images, load_program, start, unfinished_file
-from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions, TrainingOptions
-from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
+from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions
+from svitc.cli.options import LoadOptions, ModelPath
+from svitc.cli.output_options import VerifiedRunOptions
+from svitc.cli.training_options import TrainingOptions
 from svitc.cli.views.compile import front, summary
 from svitc.cli.views.prediction import warn_of_loss
 from svitc.errors import BudgetError, SvitcError, VerifyError

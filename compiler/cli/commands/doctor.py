@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from svitc.cli.common import start
-from svitc.cli.options import OutputOptions
+from svitc.cli.output_options import OutputOptions
 from svitc.cli.views.doctor import installation
 
 

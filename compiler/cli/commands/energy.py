@@ -11,15 +11,9 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import (
-    DataPath,
-    Limit,
-    LoadOptions,
-    ModelPath,
-    PreparationOptions,
-    RunOptions,
-    Unlabeled,
-)
+from svitc.cli.image_options import DataPath, Limit, PreparationOptions, Unlabeled, check_labels
+from svitc.cli.options import LoadOptions, ModelPath
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views.energy import energy as show_energy
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
@@ -82,6 +76,7 @@ def energy(
     """
     start(output.verbose)
     options.check()
+    check_labels(options.data, options.unlabeled)
     load.check()
     from svitc.energy.comparison import compare
     from svitc.energy.cost_table import load_table

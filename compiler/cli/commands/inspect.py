@@ -10,7 +10,8 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_program, start
-from svitc.cli.options import LoadOptions, ModelPath, OutputOptions
+from svitc.cli.options import LoadOptions, ModelPath
+from svitc.cli.output_options import OutputOptions
 from svitc.cli.views.inspect import inspection
 from svitc.cli.views.latency import prediction
 from svitc.errors import UsageError

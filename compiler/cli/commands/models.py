@@ -9,7 +9,7 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import start
-from svitc.cli.options import OutputOptions
+from svitc.cli.output_options import OutputOptions
 from svitc.cli.views.models import configurations
 from svitc.errors import UsageError
 

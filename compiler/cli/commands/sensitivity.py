@@ -11,19 +11,9 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start, unfinished_file
-from svitc.cli.options import (
-    Criterion,
-    DataPath,
-    Limit,
-    LoadOptions,
-    ModelPath,
-    PreparationOptions,
-    PruningOptions,
-    Refit,
-    RunOptions,
-    SweepOptions,
-    Unlabeled,
-)
+from svitc.cli.image_options import DataPath, Limit, PreparationOptions, Unlabeled, check_labels
+from svitc.cli.options import Criterion, LoadOptions, ModelPath, PruningOptions, Refit, SweepOptions
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views import sensitivity as view
 from svitc.errors import UsageError
 
@@ -74,6 +64,7 @@ class CurveOptions(PreparationOptions, SweepOptions):
         """
         if self.data is None:
             raise UsageError("sensitivity is measured on images", hint="Give them with --data.")
+        check_labels(self.data, self.unlabeled)
         try:
             rates = [float(part) for part in self.rates.split(",")]
         except ValueError:

@@ -11,7 +11,9 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import DataOptions, LoadOptions, RunOptions, VerifyImages
+from svitc.cli.image_options import DataOptions, check_labels
+from svitc.cli.options import LoadOptions, VerifyImages
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, runtime_words, verdict_line
 from svitc.errors import InputError, RuntimeFailure, VerifyError
@@ -72,6 +74,7 @@ def verify(
     """
     start(output.verbose)
     load.check()
+    check_labels(data.data, data.unlabeled)
     if against is None:
         load.check_unused()
     from svitc.driver.float_network import read_report
