@@ -69,7 +69,8 @@ def load_images(
     """
     if path is None:
         return None
-    from svitc.data.dataset import is_factory, load_data, normalization_remark
+    from svitc.data.dataset import is_factory, load_data
+    from svitc.data.normalization import normalization_remark
 
     normalization = preparation.normalization(program.input.shape[-3])
     if normalization is not None:
@@ -95,9 +96,9 @@ def load_images(
         unlabeled=unlabeled,
         events=preparation.event_options(),
     )
-    remark = normalization_remark(images)
-    if remark is not None:
-        terminal.warning(remark)
+    wrong = None if program.input.events else normalization_remark(images.source, images.mean, images.std)
+    if wrong is not None:
+        terminal.warning(wrong)
     return images
 
 

@@ -1,4 +1,4 @@
-"""Arrays from an .npz, with or without labels, and the check of labels that other sources share."""
+"""Arrays, as from an .npz, with or without labels, and the check of labels that other sources share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svitc.data.first_look import EXPECTED_LAYOUT, check_label_array
+from svitc.data.first_look import EXPECTED_LAYOUT, WITHOUT_LABELS, check_label_array
 from svitc.data.sources import OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
@@ -64,6 +64,21 @@ def open_arrays(
         raise
     except Exception as error:  # a damaged archive may raise any exception
         raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=EXPECTED_LAYOUT) from error
+    found = from_arrays(name, images, labels, spec, info, scaling)
+    if labels is None and others and not unlabeled:
+        note = f"{name} has no array labels (it has images and {others}): its images are used without labels"
+        found.notes.append(note)
+    return found
+
+
+def from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray | None, spec: InputSpec, info: JsonMapping, scaling: Scaling
+) -> OpenedSource:
+    """Check images ``[N, C, H, W]`` or event frames ``[N, T, C, H, W]`` and their labels ``[N]``, and return them.
+
+    Raises:
+        InputError: Images or labels do not fit the model, or there are none.
+    """
     count = len(images) if images.ndim else 0
     if labels is not None:
         check_label_array(name, labels, count)
@@ -75,8 +90,6 @@ def open_arrays(
     source = Arrays(name, images, spec, scaling)
     notes = source.notes()
     if labels is None:
-        if others and not unlabeled:
-            notes.append(f"{name} has no array labels (it has images and {others}): its images are used without labels")
         return without_labels(source, count, info, notes)
     classes = list(info["classes"]) if info.get("classes") else None
     return OpenedSource(source, labels.astype(np.int64), classes, notes)
@@ -98,7 +111,7 @@ def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
         head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
         raise InputError(
             f"{name}: labels go from {low} to {high}, but {head}",
-            hint="To use the images without labels, give --unlabeled." if low < 0 else None,
+            hint=WITHOUT_LABELS if low < 0 else None,
         )
 
 
@@ -120,7 +133,7 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
         if not spec.events and (low < -1e-6 or high > 1 + 1e-6):
             raise InputError(
                 f"{name}: images go from {low:g} to {high:g}, not from 0 to 1",
-                hint="Store them as uint8, or as floats in [0, 1] before normalization.",
+                hint="Arrays are uint8, or floats in [0, 1] before normalization; a loader gives normalized images.",
             )
     elif images.dtype != np.uint8 and not (spec.events and images.dtype.kind in "iu"):
         raise InputError(f"{name}: images are {images.dtype}; they must be uint8, or floats in [0, 1]")

@@ -24,7 +24,9 @@ from svitc.data.event_options import EventOptions
 from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
 from svitc.data.first_look import EXPECTED_LAYOUT, is_factory
 from svitc.data.image_files import open_files
+from svitc.data.in_memory import is_array, open_in_memory
 from svitc.data.loader_factory import open_factory
+from svitc.data.normalization import normalization_remark
 from svitc.data.sources import (
     OpenedSource,
     Scaling,
@@ -40,8 +42,6 @@ from svitc.support.types import JsonMapping
 
 __all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
 DEFAULT_EVENTS = EventOptions()
-NORMALIZED_IMAGES = 8  # looked at for the range of normalized images
-PIXEL_LEVELS = 255
 MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
 
 
@@ -151,7 +151,7 @@ class Dataset:
 
 
 def load_data(
-    path: Path | str,
+    path: Path | str | object,
     input_spec: InputSpec,
     info: JsonMapping,
     limit: int | None = None,
@@ -176,6 +176,9 @@ def load_data(
             ``[N, T, C, H, W]``), and perhaps ``labels`` ``[N]``; or ``module:factory`` or
             ``path/to/file.py:factory``, which is imported and called. For a model that takes event frames, folders,
             archives and lists hold recordings (.npy, .npz, .aedat4, .dat, .raw), and the path of one is enough.
+            Or what is in memory: pixels as in an .npz, an array or tensor, a pair ``(images, labels)`` of them, or an
+            opened .npz; or a torch DataLoader or Dataset, or any iterable of ``(images, labels)`` or of images, which
+            gives normalized float32 as the model takes them and is read once.
         input_spec: Input of the model.
         info: Metadata of the program, of which ``classes``, ``num_classes``, ``normalize``, ``resize`` and
             ``crop_pct`` are read.
@@ -198,6 +201,12 @@ def load_data(
     scaling = choose_scaling(input_spec, info, resize, crop)
     if not input_spec.events:
         events.check_unused("the model takes images, not event frames")
+    if not isinstance(path, str | Path):
+        events.check_unused("frames in memory are frames already")
+        opened = open_in_memory(path, input_spec, info, scaling, limit, seed, unlabeled)
+        if not is_array(path):  # the sample is taken while it runs, and its images are normalized
+            return _dataset(type(path).__name__, opened, input_spec, {}, Scaling(scaling.size))
+        return _sampled(_dataset(type(path).__name__, opened, input_spec, info, scaling), limit, seed)
     if is_factory(path):
         events.check_unused(f"{path} gives frames as the model takes them")
         if scaling.asked:
@@ -213,14 +222,10 @@ def load_data(
     else:
         opened = _open(path, input_spec, info, scaling, unlabeled)
     dataset = _dataset(path.name, opened, input_spec, info, scaling)
-    remark = normalization_remark(dataset)
+    remark = None if input_spec.events else normalization_remark(opened.source, dataset.mean, dataset.std)
     if remark is not None:
         dataset.notes.append(remark)
-    if limit is None:
-        return dataset
-    if limit > len(dataset):
-        raise UsageError(f"--limit {limit} is more than the {len(dataset)} images of {path}")
-    return sample(dataset, limit, seed)
+    return _sampled(dataset, limit, seed)
 
 
 def unlabeled_dataset(
@@ -265,29 +270,13 @@ def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset
     return dataset.subset(held_out), dataset.subset(remaining)
 
 
-def normalization_remark(dataset: Dataset) -> str | None:
-    """Return a sentence if the normalization cannot be that of pixels in [0, 1]; None where it may be, and for events.
-
-    The mean of values in [0, 1] is one of them, and their standard deviation at most 0.5.
-    """
-    if dataset.input.events:
-        return None
-    mean, std = dataset.mean.flatten(), dataset.std.flatten()
-    if mean.min() >= 0 and mean.max() <= 1 and std.max() <= 1:
-        return None
-    some = fetch_in_order(dataset.source, dataset.indices[:NORMALIZED_IMAGES].tolist())
-    images = [image for image in some if not isinstance(image, UnreadableImage)]
-    ends = dataset.source.collate(images).sub_(dataset.mean).div_(dataset.std).aminmax() if images else None
-    went = "" if ends is None else f"normalized images go from {ends.min:.3g} to {ends.max:.3g}: "
-    listed = " and ".join(
-        f"{name} {', '.join(f'{value:g}' for value in numbers.tolist())}"
-        for name, numbers in (("mean", mean), ("standard deviation", std))
-    )
-    hint = " (divide them by 255)" if mean.max() > 1 and max(mean.max(), std.max()) <= PIXEL_LEVELS else ""
-    return (
-        f"{went}{listed} are not those of pixels in [0, 1], which images are "
-        f"scaled to{hint}, and the network will hardly recognize anything"
-    )
+def _sampled(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """Return a class-balanced sample of ``limit`` images, or all. Raises UsageError where there are fewer."""
+    if limit is None:
+        return dataset
+    if limit > len(dataset):
+        raise UsageError(f"--limit {limit} is more than the {len(dataset)} images of {dataset.name}")
+    return sample(dataset, limit, seed)
 
 
 def _dataset(name: str, opened: OpenedSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:

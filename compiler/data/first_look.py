@@ -13,6 +13,7 @@ EXPECTED_LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), images without labels in any folder, a .zip of either, a list of "
     "files (.txt), an .npz with images, with or without labels, a recording of events or module:factory."
 )
+WITHOUT_LABELS = "To use the images without labels, give --unlabeled (in Python unlabeled=True)."
 
 
 def is_factory(path: Path | str) -> bool:
@@ -75,13 +76,12 @@ def check_label_array(name: str, labels: np.ndarray, count: int) -> None:
     Raises:
         InputError: there is not one whole number, from 0 on, for each image.
     """
-    way_out = "To use the images without labels, give --unlabeled."
     if labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu":
         raise InputError(
             f"{name}: labels are {labels.dtype} {list(labels.shape)}, not {count} whole numbers, one for each image",
-            hint=way_out,
+            hint=WITHOUT_LABELS,
         )
     if count and labels.min() < 0:
         raise InputError(
-            f"{name}: labels go from {labels.min()} to {labels.max()}, but no class is negative", hint=way_out
+            f"{name}: labels go from {labels.min()} to {labels.max()}, but no class is negative", hint=WITHOUT_LABELS
         )

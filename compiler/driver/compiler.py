@@ -18,10 +18,11 @@ from svitc.driver.anytime import Anytime, check_anytime, find_rule
 from svitc.driver.apply import Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
 from svitc.driver.confirm import check_promise
+from svitc.driver.given import given_options, given_plan, given_policy, given_reporter
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.lowered import Applied, Lowered
 from svitc.driver.metadata import Origin, described, metadata
-from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
+from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
@@ -57,12 +58,12 @@ from svitc.errors import InputError, UsageError
 from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
-from svitc.ir.program import Program, Stage
+from svitc.ir.program import Program, Stage, required_program
 from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
-from svitc.passes.policies import Policy, Problem, make
+from svitc.passes.policies import Policy, Problem
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
@@ -83,7 +84,8 @@ class Compiler:
 
     Args:
         program: the program, as ``svitc.load`` returns it; not changed.
-        policy: the policy that makes plans; by default ``auto`` where there are images, otherwise ``uniform``.
+        policy: the policy that makes plans, or its name; by default ``auto`` where there are images, otherwise
+            ``uniform``.
         options: all other options.
         reporter: told about stages, progress and decisions; times that it holds already go into the reports as well.
 
@@ -95,25 +97,13 @@ class Compiler:
     def __init__(
         self,
         program: Program,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         options: CompileOptions | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        self.program, self.options, self.reporter = program, options or CompileOptions(), reporter or Reporter()
-        if policy is not None and not isinstance(policy, Policy):
-            raise UsageError(
-                f"{type(policy).__name__} is not a policy",
-                hint="Derive it from svitc.Policy, which says what it can do.",
-            )
-        for name, images in (("data", self.options.data), ("train_data", self.options.train_data)):
-            if images is not None and not hasattr(images, "batches"):
-                raise UsageError(
-                    f"{name} is a {type(images).__name__}, not a data set",
-                    hint="Load it with svitc.data.dataset.load_data(path, program.input, program.info).",
-                )
-        if self.options.no_data not in NO_DATA:
-            raise UsageError(f"no_data {self.options.no_data!r} is neither {' nor '.join(NO_DATA)}")
-        self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
+        self.program, self.reporter = required_program(program), given_reporter(reporter)
+        self.options = given_options(program, CompileOptions() if options is None else options)
+        self.policy = given_policy(policy, self.options)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
         check_batch(self.options.static_batch)
@@ -157,22 +147,23 @@ class Compiler:
     def compile(
         self,
         budget: str | float | Budget | None = None,
-        plan: Plan | None = None,
+        plan: Plan | Path | str | None = None,
         *,
-        finetune_file: Path | None = None,
+        finetune_file: Path | str | None = None,
     ) -> Compiled:
         """Prune to a budget, refit, fine-tune, export and verify.
 
         Args:
             budget: the largest size or latency, such as ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"`` or
                 ``"latency=0.6"``. None where there is a ``plan``, or where ``max_drop`` limits the lost accuracy.
-            plan: a plan to replay instead of searching for one.
+            plan: a plan to replay instead of searching for one, or its file.
             finetune_file: the checkpoint that fine-tuning writes after every epoch.
 
         Raises:
             BudgetError: no plan meets the budget, or none within ``max_drop``.
             InputError: the plan does not fit the program.
         """
+        plan, finetune_file = given_plan(plan), None if finetune_file is None else Path(finetune_file)
         reporter = self.reporter.for_budget()
         self._explain_images(reporter)
         task = self.task(budget, plan, reporter)

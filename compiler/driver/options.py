@@ -29,7 +29,7 @@ class CompileOptions:
     Attributes:
         data: images that accuracies are reported on, or without labels the agreement with the original; the first of
             them are used for verification. Without ``train_data``, plans are chosen on a part of them, and results are
-            reported on the others.
+            reported on the others. A ``Compiler`` opens whatever ``svitc.open_data`` does: paths, arrays, loaders.
         train_data: images to fine-tune on, with or without labels. Plans are then chosen on them as well, so that
             ``data`` stays unseen.
         max_drop: the most accuracy that a plan may lose before fine-tuning, as a share; without labels, the largest

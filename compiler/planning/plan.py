@@ -20,6 +20,7 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS, WIDE_BITS
 from svitc.ir.token_stages import token_stages
 from svitc.planning.token_plan import kept_tokens, read_tokens
+from svitc.support.names import as_path
 from svitc.support.types import JsonDict
 
 FORMAT = "svitc-plan-1"
@@ -135,14 +136,14 @@ class Plan:
         return cls(keep, dict(data.get("made_by") or {}), dict(bits), read_tokens(data.get("tokens", {})))
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: Path | str) -> Plan:
         """Read a plan from a JSON file.
 
         Raises:
             InputError: the file cannot be read, or is not a plan.
         """
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(json.loads(as_path(path, "the plan").read_text()))
         except OSError as error:
             raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

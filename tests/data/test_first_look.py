@@ -13,7 +13,7 @@ from svitc.data.first_look import check_source, check_stored_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
 
-IMAGES = np.linspace(0, 255, 6 * 3 * 8 * 8).reshape(6, 3, 8, 8).astype(np.uint8)
+IMAGES = np.repeat(np.linspace(0, 255, 3 * 8 * 8).reshape(1, 3, 8, 8).astype(np.uint8), 6, axis=0)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_what_is_no_archive_of_arrays_is_left_to_what_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("mean", "std", "text"),
     [
-        (125.0, 60.0, r"normalized images go from -2.08 to -2.07: .*mean 125, 125, 125 .*\(divide them by 255\)"),
-        (-3.0, 0.2, "normalized images go from 15 to 20: mean -3, -3, -3 and .* are not those of pixels in"),
-        (0.5, 60.0, "normalized images go from -0.00833 to 0.00833: "),
+        (125.0, 60.0, r"a normalized image goes from -2.08 to -2.07: .*mean 125, 125, 125 .*\(divide them by 255\)"),
+        (-3.0, 0.2, "a normalized image goes from 15 to 20: mean -3, -3, -3 and .* are not those of pixels in"),
+        (0.5, 60.0, "a normalized image goes from -0.00833 to 0.00833: "),
         (0.485, 0.229, None),
         (0.0, 1.0, None),
     ],
