@@ -12,6 +12,7 @@ from support.measured import digits_file
 from support.paths import DIGITS
 from support.shell import run
 from svitc.cli.views.compile import summary
+from svitc.cli.views.verify import quantization_line
 
 
 def test_the_summary_says_what_became_of_training_where_energy_comes_from_and_the_time(tmp_path, capsys):
@@ -52,3 +53,13 @@ def test_images_are_looked_at_before_the_model_is_loaded(capsys, tmp_path, monke
     for name, text in (("none", "none does not exist"), ("short.npz", "labels are int64 [5], not 6")):
         status, out, err = run(capsys, command, DIGITS, *budget, option, tmp_path / name)
         assert status == 3 and text in err and not out
+
+
+def test_a_comparison_of_weights_that_cannot_be_made_again_is_not_offered(capsys):
+    report = {"quantization_when_compiled": {"first_divergence": None, "compared": 1234}}
+    quantization_line(report, DIGITS)
+    offered = " ".join(capsys.readouterr().out.split())
+    assert "that check passed (1,234 values" in offered and offered.endswith("--against MODEL repeats it")
+    quantization_line(report | {"quantization_refused": "it was fine-tuned."}, DIGITS)
+    refused = capsys.readouterr().out
+    assert "It cannot be repeated: it was fine-tuned." in refused and "--against" not in refused

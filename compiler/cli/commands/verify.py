@@ -89,7 +89,7 @@ def verify(
         program, exported = open_folder(folder)
         model = None if against is None else load_program(against, load, reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
-        original = _float_network(folder, program, against, model, images is not None, reporter)
+        original, refusal = _float_network(folder, program, against, model, images is not None, reporter)
         promised = None
         if model is not None and images is not None:
             promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
@@ -105,6 +105,8 @@ def verify(
     report = verdict.to_json() | ({} if promised is None else {"promise": promised.to_json()})
     if quantized and original is None:
         report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
+        if refusal is not None:
+            report["quantization_refused"] = refusal
     _show(report, verdict, against, output.as_json)
     if not verdict.passed:
         raise VerifyError(_failure(folder, against, verdict))
@@ -112,19 +114,18 @@ def verify(
 
 def _float_network(
     folder: Path, program: Program, against: Path | None, model: Program | None, optional: bool, reporter: Reporter
-) -> Program | None:
-    """Return the float network whose weights the folder rounds; None where it cannot be had, but is ``optional``."""
+) -> tuple[Program | None, str | None]:
+    """Return the float network whose weights the folder rounds; where it cannot be had, but is ``optional``, why."""
     from svitc.driver.float_network import float_network
 
     if against is None or model is None:
-        return None
+        return None, None
     try:
-        return float_network(folder, program, against, model, reporter)
+        return float_network(folder, program, against, model, reporter), None
     except InputError as error:
         if not optional:
             raise
-        reporter.decide(f"the weights are not compared: {error.message}")
-        return None
+        return None, f"{error.message}. {error.hint}" if error.hint else f"{error.message}."
 
 
 def _show(report: JsonDict, verdict: Verdict, against: Path | None, as_json: bool) -> None:
