@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from svitc.cli import terminal
 from svitc.cli.image_options import PreparationOptions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from svitc.ir.program import Program
     from svitc.support.reporter import Reporter
 
+_Preparation = TypeVar("_Preparation", bound=PreparationOptions)
 state: dict[str, bool] = {"verbose": False}
 arguments: list[str] = []  # of the command that runs, for its report
 # New objects before Python looks for cycles among them, and how often it looks at older ones. Most of a command's
@@ -41,6 +43,26 @@ def load_program(path: Path, options: LoadOptions, reporter: Reporter) -> Progra
     from svitc.driver.load import load
 
     return load(path, reporter=reporter, **options.arguments())
+
+
+def declared(program: Program, options: _Preparation) -> _Preparation:
+    """Note how images are normalized in a program that normalizes them itself, whoever reads them.
+
+    Args:
+        program: its ``info`` is updated where ``--mean`` and ``--std`` are given.
+        options: the options that turn images into inputs.
+
+    Returns:
+        The options without the two, as the program has them now.
+
+    Raises:
+        UsageError: ``--mean`` and ``--std`` are malformed.
+    """
+    normalization = options.normalization(program.input.shape[-3])
+    if normalization is None:
+        return options
+    program.info["normalize"] = normalization
+    return replace(options, mean=None, std=None)
 
 
 def load_images(

@@ -19,7 +19,7 @@ from svitc.cli.image_options import (
     images_exist,
 )
 from svitc.cli.options import PRUNING_PANEL, PruningOptions, SweepOptions, parse_floats
-from svitc.cli.streaming_options import StreamingOptions
+from svitc.cli.streaming_options import FILE_PANEL, StreamingOptions
 from svitc.cli.token_options import TokenOptions
 from svitc.errors import UsageError
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from svitc.planning.budget import Budget
 
 MAX_DROP_POINTS = 100
-FILE_PANEL = "What is written"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""The options of a file that runs one time step per call."""
+"""The options of what a file takes: one time step per call, states, the bytes of frames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 from svitc.cli.anytime_options import TIME_PANEL, AnytimeOptions
 from svitc.errors import UsageError
 
+FILE_PANEL = "What is written"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StreamingOptions(AnytimeOptions):
-    """Whether the file runs one time step per call, how it passes its states on, and when inference may stop."""
+    """Whether the file runs one time step per call, what it takes, and when inference may stop."""
 
     streaming: Annotated[
         bool,
@@ -32,6 +34,16 @@ class StreamingOptions(AnytimeOptions):
             help="With --streaming: one input and one output for all membranes together, \\[N, k], for callers that "
             "keep a single buffer.",
             rich_help_panel=TIME_PANEL,
+        ),
+    ] = False
+
+    raw_input: Annotated[
+        bool,
+        typer.Option(
+            "--raw-input",
+            help="Write a file that takes camera frames as they are, uint8 \\[N, H, W, C], and scales and normalizes "
+            "them itself: the same scores, bit for bit.",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = False
 

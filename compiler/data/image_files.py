@@ -14,6 +14,7 @@ from svitc.data.class_folders import label_by_folder
 from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.file_stores import FileStore
 from svitc.data.first_look import EXPECTED_LAYOUT
+from svitc.data.pixels import scaled
 from svitc.data.sources import OpenedSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
@@ -56,7 +57,7 @@ class ImageFiles(Source):
     def collate(self, frames: list[np.ndarray]) -> torch.Tensor:
         x = torch.from_numpy(np.stack(frames))
         x = x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2)
-        return x.contiguous().float().div_(255)
+        return scaled(x)
 
     def fingerprint(self, index: int) -> bytes:
         name = self.names[index]

@@ -12,7 +12,7 @@ TOP = 5  # classes that are printed
 
 
 def to_input(picture, meta):
-    """Return a picture as the file takes it, float32 [1, C, H, W], by the metadata of the file."""
+    """Return a picture as the file takes it, by its metadata: float32 [1, C, H, W], or uint8 [1, H, W, C]."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         raise ValueError("its pixels have more than 8 bits: save it with 8")
     picture = picture.convert({"RGB": "RGB", "gray": "L"}[meta["image.color"]])
@@ -26,7 +26,10 @@ def to_input(picture, meta):
         if min(left, top) < 0:
             raise ValueError(f"it is too small to crop {tall}x{wide} from it")
         picture = picture.crop((left, top, left + wide, top + tall)).resize((width, height), 3)
-    pixels = np.asarray(picture, np.float32).reshape(height, width, -1).transpose(2, 0, 1) / np.float32(255)
+    pixels = np.asarray(picture).reshape(height, width, -1)
+    if meta.get("image.dtype") == "uint8":  # the file scales and normalizes by itself
+        return pixels[None]
+    pixels = pixels.astype(np.float32).transpose(2, 0, 1) / np.float32(255)
     mean, std = (np.array(meta[key], np.float32).reshape(-1, 1, 1) for key in ("image.mean", "image.std"))
     return ((pixels - mean) / std)[None]
 

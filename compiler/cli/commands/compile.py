@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svitc.cli import terminal
-from svitc.cli.common import arguments, load_images, load_program, start, unfinished_file
+from svitc.cli.common import arguments, declared, load_images, load_program, start, unfinished_file
 from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions
 from svitc.cli.options import LoadOptions, ModelPath
 from svitc.cli.output_options import VerifiedRunOptions
@@ -156,6 +156,9 @@ def _compile_options(
     from svitc.driver.options import CompileOptions
     from svitc.evaluation.metric import load_metric
 
+    if file.raw_input and not program.input.events:
+        data = declared(program, data)
+
     return CompileOptions(
         metric=None if data.metric is None else load_metric(data.metric),
         data=load_images(data.data, program, data.limit, output.seed, data, data.unlabeled),
@@ -176,6 +179,7 @@ def _compile_options(
         per_step=file.per_step,
         streaming=file.streaming,
         packed_state=file.packed_state,
+        raw_input=file.raw_input,
         static_batch=file.static_batch,
         functions=file.functions,
         reparam=budget.reparam,
