@@ -1,8 +1,8 @@
 """A newcomer's first five minutes: the README's commands as they stand, from a fresh wheel, in a pseudo-terminal.
 
 From the installed wheel to a verified model.onnx, the page in a real browser, and one prediction on a JPEG. ``make
-newcomer`` runs every command, in about 40 s of one thread without the install. Otherwise the search for a plan on images
-is left out, which takes more than half of that.
+newcomer`` runs every command, in about 40 s of one thread without the install. Otherwise the search for a plan on
+images, which takes half of that, is left out: about 20 s.
 """
 
 from __future__ import annotations
