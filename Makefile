@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types docs clean
+.PHONY: help venv demo test newcomer check lint types docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 test: lint docs ## lint, check types, build the site and run the tests
 	@echo "== pytest"
 	@$(PYTEST)
+
+newcomer: $(READY) ## run the README's commands from a fresh wheel, as a newcomer does
+	@SVITC_NEWCOMER=1 $(BIN)/pytest -q tests/package/test_newcomer.py --durations=3
 
 check: lint ## for daily work: lint, check types and run a tenth of the tests
 	@echo "== pytest --quick"
