@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.driver.artifacts import Compiled
     from svitc.driver.compile import compile
     from svitc.driver.compiler import Compiler
+    from svitc.driver.front import Front, front
     from svitc.driver.given import open_data
     from svitc.driver.load import capture, load
     from svitc.driver.options import CompileOptions
+    from svitc.driver.sensitivity import Sensitivity, sensitivity
     from svitc.driver.stream import Stream
     from svitc.errors import SvitcError
     from svitc.frontends import save
@@ -41,6 +43,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
 _HOME = {
     "load": "driver.load",
     "open_data": "driver.given",
+    "front": "driver.front",
+    "Front": "driver.front",
+    "sensitivity": "driver.sensitivity",
+    "Sensitivity": "driver.sensitivity",
     "compile": "driver.compile",
     "Compiled": "driver.artifacts",
     "Compiler": "driver.compiler",
@@ -68,6 +74,7 @@ __all__ = [
     "CompileOptions",
     "Compiled",
     "Compiler",
+    "Front",
     "InputSpec",
     "Pass",
     "PassResult",
@@ -76,6 +83,7 @@ __all__ = [
     "Policy",
     "Program",
     "Reporter",
+    "Sensitivity",
     "Stage",
     "Stream",
     "SvitcError",
@@ -83,9 +91,11 @@ __all__ = [
     "capture",
     "compile",
     "export",
+    "front",
     "load",
     "open_data",
     "save",
+    "sensitivity",
     "verify",
 ]
 

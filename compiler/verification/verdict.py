@@ -116,7 +116,7 @@ class QuantizationVerdict:
         return next((name for name in (*clamps, *(name for name, count in self.beyond.items() if count))), None)
 
 
-@dataclass
+@dataclass(repr=False)
 class Verdict:
     """The result of a verification; ``to_json`` is the report's ``verify`` section.
 
@@ -142,6 +142,12 @@ class Verdict:
     runtime: JsonDict = field(default_factory=dict)
     calls: int | None = None
     beyond_int16: dict[str, str] | None = None
+
+    def __repr__(self) -> str:
+        """Return the result in one line; ``to_json`` has all of it."""
+        return (
+            f"Verdict({'passed' if self.passed else 'failed'}, {self.images} images, {len(self.layers)} neuron layers)"
+        )
 
     @classmethod
     def of(cls, program: Program, runtime: JsonDict) -> Verdict:
