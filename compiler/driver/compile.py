@@ -66,8 +66,11 @@ def compile(
     Args:
         program: a program, or a model whose ``forward`` takes one tensor.
         example_input: for a model, an input of it: see ``capture``. For a program, the budget.
-        policy, reporter: see ``Compiler``.
-        budget, plan, finetune_file: see ``Compiler.compile``.
+        budget: see ``Compiler.compile``.
+        policy: see ``Compiler``.
+        plan: see ``Compiler.compile``.
+        reporter: see ``Compiler``.
+        finetune_file: see ``Compiler.compile``.
         options: ``data``, ``weights`` and the other fields of ``CompileOptions``, which describes them.
 
     Raises:
