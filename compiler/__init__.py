@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.driver.options import CompileOptions
     from svitc.driver.sensitivity import Sensitivity, sensitivity
     from svitc.driver.stream import Stream
+    from svitc.driver.verify_file import verify
     from svitc.errors import SvitcError
     from svitc.frontends import save
     from svitc.ir.graph import InputSpec
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.passes.policies.uniform import Uniform
     from svitc.planning.plan import Plan
     from svitc.support.reporter import Reporter
-    from svitc.verification.float_check import verify
 
     __version__: str
     Options = CompileOptions  # the name before 0.2
@@ -65,7 +65,7 @@ _HOME = {
     "Policy": "passes.policies.policy",
     "Reporter": "support.reporter",
     "Uniform": "passes.policies.uniform",
-    "verify": "verification.float_check",
+    "verify": "driver.verify_file",
     "SvitcError": "errors",
 }
 _OLD_NAMES = {"Options": "CompileOptions"}  # still importable
