@@ -63,8 +63,8 @@ class Stream:
         )
 
     def frames(self, load: Load) -> list[np.ndarray]:
-        """Return the frames ``[N, C, H, W]`` of one run: those of an event recording, or an image at every step."""
-        x = load.images()
+        """Return the frames of one run, as the file takes them: those of an event recording, or an image every step."""
+        x = load.frames()
         return list(x) if x.ndim == 5 else [x] * self.steps
 
 

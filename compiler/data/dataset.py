@@ -25,6 +25,7 @@ from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
 from svitc.data.image_files import open_files
 from svitc.data.in_memory import is_array, open_in_memory
 from svitc.data.loader_factory import is_factory, open_factory
+from svitc.data.pixels import normalize_, statistics
 from svitc.data.sources import (
     EXPECTED_LAYOUT,
     OpenedSource,
@@ -135,7 +136,7 @@ class Dataset:
         return digest.hexdigest()
 
     def _stack(self, frames: list[np.ndarray]) -> torch.Tensor:
-        x = self.source.collate(frames).sub_(self.mean).div_(self.std)
+        x = normalize_(self.source.collate(frames), self.mean, self.std)
         return x.transpose(0, 1).contiguous() if self.input.events else x
 
     def _skip(self, error: UnreadableImage) -> None:
@@ -276,7 +277,7 @@ def _sampled(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
 
 def _dataset(name: str, opened: OpenedSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:
     """Return all images of a source, to be normalized as ``info`` says."""
-    mean, std = _mean_and_std(info, spec)
+    mean, std = statistics(info, spec.shape[-3])
     return Dataset(
         name,
         opened.labels,
@@ -343,13 +344,6 @@ def _store(path: Path) -> FileStore | None:
     if path.suffix == ".txt":
         return FileList(path)
     return Archive(path) if zipfile.is_zipfile(path) else None
-
-
-def _mean_and_std(info: JsonMapping, spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation ``[C, 1, 1]`` of the normalization; 0 and 1 where the model has none."""
-    statistics = info.get("normalize") or {"mean": [0.0] * spec.shape[-3], "std": [1.0] * spec.shape[-3]}
-    mean, std = (torch.tensor(statistics[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
-    return mean, std
 
 
 def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:

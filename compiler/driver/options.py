@@ -59,6 +59,7 @@ class CompileOptions:
         confidence: probability with which a drop is promised, for images that nobody has seen.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
+        raw_input: whether the file takes the bytes of images, uint8 ``[N, H, W, C]``, and normalizes them itself.
         static_batch: number of images that every batch of the file has, for runtimes that need to know it; None for
             any.
         reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
@@ -95,6 +96,7 @@ class CompileOptions:
     anytime: float | None = None
     confidence: float = 0.95
     functions: bool = False
+    raw_input: bool = False
     static_batch: int | None = None
     reparam: str = "auto"
     remove_dead_channels: str = "auto"
