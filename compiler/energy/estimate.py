@@ -316,7 +316,7 @@ def _time_steps(network: Program) -> int:
 def _sparsity(network: Program) -> float:
     """Return the share of the weights of layers that are 0."""
     modules = {str(node.target): network.module_of(node) for node in network.graph.nodes}
-    weights = [module.weight for module in modules.values() if module is not None and ops.is_projection(module)]
-    total = sum(weight.numel() for weight in weights)  # type: ignore[operator]
-    nonzero = sum(int(weight.count_nonzero()) for weight in weights)  # type: ignore[operator]
+    kernels = [module.weight for module in modules.values() if module is not None and ops.is_projection(module)]
+    total = sum(kernel.numel() for kernel in kernels)  # type: ignore[operator]
+    nonzero = sum(int(kernel.count_nonzero()) for kernel in kernels)  # type: ignore[operator]
     return 1 - nonzero / total if total else 0.0

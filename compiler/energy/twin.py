@@ -24,12 +24,14 @@ class Twin:
     Attributes:
         activation_bits: bits of an activation.
         compute_pj, weight_pj, activation_pj: energy, pJ.
+        activation_bytes: bytes of activations that are moved.
     """
 
     activation_bits: int
     compute_pj: float
     weight_pj: float
     activation_pj: float
+    activation_bytes: float
 
     @property
     def pj(self) -> float:
@@ -67,20 +69,20 @@ def twin(energy: Energy, activation_bits: int) -> Twin:
     """
     table, steps = energy.table, energy.time_steps
     scaling = table.operations["float32.mult"] + table.operations["float32.add"]
-    compute = moved = 0.0
+    compute = moved = moved_bytes = 0.0
     for row in energy.rows:
         share = 1 / steps if row.each_step else 1.0
         nbytes = row.values * share * activation_bits / 8
         if row.reads is not None:
             compute += row.dense * share * multiply_pj(row, table)
-            moved += table.moving(nbytes, nbytes)
         elif row.rate is not None:
             compute += row.values * share * scaling
-            moved += table.moving(nbytes, nbytes)
         else:
             compute += row.compute_pj * share
-            moved += row.activation_pj * share
-    return Twin(activation_bits, compute, sum(row.weight_pj for row in energy.rows), moved)
+        kept = row.reads is None and row.rate is None  # values between layers, as in one step of the network
+        moved += row.activation_pj * share if kept else table.moving(nbytes, nbytes)
+        moved_bytes += row.activation_bytes * share if kept else nbytes
+    return Twin(activation_bits, compute, sum(row.weight_pj for row in energy.rows), moved, moved_bytes)
 
 
 def break_even(row: Row, energy: Energy) -> float | None:
@@ -130,6 +132,18 @@ def network_break_even(energy: Energy, other: Twin) -> float | None:
     return totals["rate"] * left / events if events and left >= 0 else None
 
 
+def placements(energy: Energy, other: Twin) -> list[JsonDict]:
+    """Return what network and twin take with all their buffers in one memory, for each memory of the table."""
+    totals, found = energy.totals(), []
+    for memory in energy.table.memories:
+        byte_pj = 8 / energy.table.access_bits * memory.pj
+        ours = sum(totals[name] for name in ("weight_bytes", "activation_bytes", "membrane_bytes"))
+        pj = totals["compute_pj"] + ours * byte_pj
+        ann_pj = other.compute_pj + (totals["weight_bytes"] + other.activation_bytes) * byte_pj
+        found.append({"memory": memory.name, "pj": pj, "ann_pj": ann_pj, "ratio": ann_pj / pj if pj else None})
+    return found
+
+
 def twins_report(energy: Energy) -> JsonDict:
     """Return the comparison with the ANN twins as JSON values: what ``svitc energy --json`` has under ``twin``."""
     total = energy.totals()["pj"]
@@ -161,6 +175,7 @@ def twins_report(energy: Energy) -> JsonDict:
         "time_steps": energy.time_steps,
         "ann": entries,
         "layers": layers,
+        "placements": placements(energy, twin(energy, 8)),
         "addressing_pj": addressing_pj(energy),
         "text": _sentence(energy, entries),
     }

@@ -16,6 +16,7 @@ from svitc.energy.twin import (
     count_bits,
     network_break_even,
     neurobench,
+    placements,
     twin,
     twins_report,
 )
@@ -85,6 +86,18 @@ def test_the_report_says_plainly_who_wins():
     heavy = dataclasses.replace(heavy, rows=(heavy.rows[0], dataclasses.replace(heavy.rows[1], membrane_pj=1e6)))
     assert twins_report(heavy)["text"].startswith("the ANN wins: an ANN of the same layers and weights with 8-bit")
     assert "at no firing rate" in twins_report(heavy)["text"]
+
+
+def test_memories_that_hold_everything():
+    spiking = network(0.5)
+    other = twin(spiking, 8)
+    assert other.activation_bytes == 20
+    first, *_, last = placements(spiking, other)
+    assert (first["memory"], last["memory"]) == ("SRAM 8 kB", "DRAM")
+    compute = 0.5 * 800 * 0.9 + 3
+    assert first["pj"] == pytest.approx(compute + 800 / 8 * 10)
+    assert last["ann_pj"] == pytest.approx(other.compute_pj + 820 / 8 * 1300)
+    assert last["ratio"] == pytest.approx(last["ann_pj"] / last["pj"])
 
 
 def test_finding_synapses():

@@ -96,6 +96,10 @@ def twin(report: JsonMapping) -> None:
     terminal.out.print(f"\n{text[:1].upper()}{text[1:]}.", soft_wrap=True)
     others = ", ".join(f"{joules(ann['pj'])} at {ann['activation_bits']} bits" for ann in report["ann"][1:])
     also = f"With fewer bits the ANN takes {others}. " if others else ""
+    ratios = [place["ratio"] for place in report["placements"] if place["ratio"] is not None]
+    if ratios:
+        low, high = share(min(ratios)), share(max(ratios))
+        also += f"With all buffers in one memory of the table the ANN takes {low} to {high} of this network's energy. "
     terminal.out.print(
         f"{also}Finding the synapses of spikes is in no total; it would add {joules(report['addressing_pj'])}.",
         soft_wrap=True,
