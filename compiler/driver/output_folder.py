@@ -21,6 +21,8 @@ from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.serialization.writer import load_program
+from svitc.support.atomic_files import settle
+from svitc.support.locks import folder_lock
 from svitc.support.reporter import Reporter
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -47,13 +49,16 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
             f"{folder} is not an output folder of svitc: {', '.join(missing)} missing",
             hint="svitc compile writes one.",
         )
-    program = load_program(folder / "model.safetensors")
-    if (folder / "model.py").read_bytes() != program_source(program).encode():
+    settle(folder)
+    with folder_lock(folder, shared=True):  # not while another process writes it
+        program = load_program(folder / "model.safetensors")
+        source, exported = (folder / "model.py").read_bytes(), (folder / "model.onnx").read_bytes()
+    if source != program_source(program).encode():
         raise InputError(
             f"{folder}/model.py is not the source of {folder}/model.safetensors",
             hint="It was edited, or the files are of different runs; compile again.",
         )
-    return program, (folder / "model.onnx").read_bytes()
+    return program, exported
 
 
 def at_once(file: Path) -> bytes:

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from svitc.errors import InputError
 from svitc.html_report import comparison, page
-from svitc.support.atomic_files import write_one
+from svitc.support.atomic_files import settle, write_one
 from svitc.support.json_text import parse_json
 from svitc.support.types import JsonDict
 
@@ -40,6 +40,7 @@ def read_report(folder: Path) -> JsonDict:
         InputError: it cannot be read, or is not a report.
     """
     path = folder / REPORT
+    settle(folder)
     try:
         report = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
