@@ -25,11 +25,13 @@ from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program, required_program
+from svitc.onnx.raw_input import without_raw_input
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.support.names import as_path
 from svitc.verification.informative import informative
+from svitc.verification.raw_input_check import check_raw_input
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
-from svitc.verification.verdict import LayerVerdict, Verdict
+from svitc.verification.verdict import LayerVerdict, RawInputVerdict, Verdict
 
 BATCH = 32  # images of a data set that are compared at once
 
@@ -58,15 +60,15 @@ def verify(
     Raises:
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
-    exported, inputs = _file(exported), inputs_of(required_program(program), inputs, BATCH)
+    inputs = inputs_of(required_program(program), inputs, BATCH)
+    exported, raw_input = _file(program, exported, runtime)
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = runtime.open(exported), runtime.open(split_file)
     program = program_of_file(program, exported)
     image = full_session.input_names[0]  # older versions gave it another one
-    bounds = magnitudes(program)
-    lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
+    bounds, lengths, output_lengths = magnitudes(program), sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
-    verdict = Verdict.of(program, runtime.described())
+    verdict = Verdict.of(program, runtime.described(), raw_input)
     names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs if all_inputs else informative(inputs, verdict)):
@@ -84,8 +86,7 @@ def verify(
             outputs = dict(zip(names, split_session.run(names, feed), strict=True))
             comparison = _Comparison(outputs, run, currents, natural=kind == 0)
             for neuron in neurons:
-                path = neuron.path
-                comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
+                comparison.judge(verdict.layers[neuron.path], modules[neuron.path], neuron, lengths[neuron.path])
             for i, name in enumerate(program.output_names):
                 allowed = bound(as_tuple(output_magnitudes)[i].numpy(), output_lengths[i])
                 beyond = _values_beyond(outputs[name], expected_outputs[i].numpy(), allowed)
@@ -97,15 +98,19 @@ def verify(
     return verdict
 
 
-def _file(exported: bytes | Path | str) -> bytes:
-    """Return the bytes of an exported file. Raises InputError where it cannot be read."""
-    if isinstance(exported, bytes):
-        return exported
-    path = as_path(exported, "the exported file")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+def _file(program: Program, exported: bytes | Path | str, runtime: Runtime) -> tuple[bytes, RawInputVerdict | None]:
+    """Return an exported file as it takes floats, and what was found of its input where it takes bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if not isinstance(exported, bytes):
+        path = as_path(exported, "the exported file")
+        try:
+            exported = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    return without_raw_input(exported), check_raw_input(program, exported, runtime)
 
 
 def _spikes(run: Recorder, neuron: backend.SplitNeuron) -> np.ndarray:

@@ -171,11 +171,18 @@ class Verdict:
     raw_input: RawInputVerdict | None = None
 
     @classmethod
-    def of(cls, program: Program, runtime: JsonDict) -> Verdict:
-        """Return an empty verdict on a program's file in a runtime (``Runtime.described``)."""
+    def of(cls, program: Program, runtime: JsonDict, raw_input: RawInputVerdict | None = None) -> Verdict:
+        """Return an empty verdict on a program's file in a runtime (``Runtime.described``).
+
+        Args:
+            program: the program.
+            runtime: what runs the file.
+            raw_input: of a file that takes bytes, what was found of that.
+        """
         layers = {str(node.target): LayerVerdict(str(node.target)) for node in program.neurons()}
         outputs = [OutputVerdict(label) for label in labels(program.info)]
-        return cls(layers=layers, outputs=outputs, scores=class_scores(program.graph, program.info), runtime=runtime)
+        scores = class_scores(program.graph, program.info)
+        return cls(layers=layers, outputs=outputs, scores=scores, runtime=runtime, raw_input=raw_input)
 
     def add(self, final: Sequence[np.ndarray], expected: Sequence[np.ndarray], images: int) -> None:
         """Count the images of a batch.
