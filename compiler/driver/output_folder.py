@@ -15,7 +15,7 @@ from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_proto, reading_metadata
 from svitc.onnx.raw_input import takes_bytes, with_raw_input, without_raw_input
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
@@ -71,11 +71,13 @@ def at_once(file: Path) -> bytes:
     """
     program, _ = open_folder(file.parent)
     proto = read_proto(file)
-    target = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    stored = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    with reading_metadata("target"):
+        target = str(json.loads(stored))
     types = {tensor.data_type for tensor in proto.graph.initializer}
     whole = export(
         program,
-        json.loads(target),
+        target,
         min((bits for bits, stored in NARROW.items() if types & stored), default=8),
         functions=bool(proto.functions),
         per_step=not averages(proto),

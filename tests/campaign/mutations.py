@@ -59,12 +59,12 @@ def flipped_edges(rng: random.Random, data: bytes) -> bytes:
 
 def truncated(rng: random.Random, data: bytes) -> bytes:
     """A beginning of the bytes."""
-    return data[: rng.randrange(1, len(data))]
+    return data[: rng.randrange(min(1, len(data) - 1), len(data))]
 
 
 def without_start(rng: random.Random, data: bytes) -> bytes:
     """An end of the bytes."""
-    return data[rng.randrange(1, len(data)) :]
+    return data[rng.randrange(min(1, len(data) - 1), len(data)) :]
 
 
 def extended(rng: random.Random, data: bytes) -> bytes:

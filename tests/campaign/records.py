@@ -17,15 +17,20 @@ import svitc
 from campaign.cases import Kind, Made
 from campaign.mutations import BYTES, changed_json, json_text
 from support.paths import DIGITS
-from svitc.driver.output_folder import is_streaming, open_folder
+from svitc.bench.streaming import Stream
+from svitc.driver.anytime import stored_rule
+from svitc.driver.output_folder import at_once, is_streaming, open_folder
 from svitc.driver.report_files import comparison_of, page_of
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import FORMAT, Store
 from svitc.ir.program import Program
+from svitc.onnx.model_info import read_proto
+from svitc.onnx.states import STATES_KEY
 from svitc.passes.policies import POLICIES
 from svitc.planning.plan import Plan
 from svitc.serialization import writer
 from svitc.training import checkpoint
+from svitc.verification.stream_check import averages
 
 INPUTS = {"student": "s", "data": "d", "lr": 0.1}
 
@@ -213,11 +218,41 @@ def _read_folder(folder: Path) -> None:
     is_streaming(folder)
 
 
+def _metadata(rng: random.Random, folder: Path) -> Made:
+    """An output folder whose ONNX file says other things of itself."""
+    model = onnx.load_from_string(output_files()["model.onnx"])
+    state = {"input": "v", "output": "v_next", "shape": [1, "batch"], "initial": 0.0, "in_place": False}
+    state["parts"] = [{"name": "p", "shape": [1], "offset": 0, "initial": 0.0}]
+    rule = {"thresholds": [0.5, 0.5], "offsets": [[0.0] * 4] * 2, "mean_steps": 1.5}
+    values = {STATES_KEY: [state], "early_exit": rule, "time_steps": 4, "target": "cpu"}
+    key = rng.choice(list(values))
+    change, text = json_text(rng, values[key])
+    kept = [entry for entry in model.metadata_props if entry.key != key]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=key, value=text.decode("utf-8", "replace"))
+    for name in ("model.py", "model.safetensors"):
+        (folder / name).write_bytes(output_files()[name])
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return Made(f"{key}: {change}", folder, "metadata|model|target")
+
+
+def _read_metadata(folder: Path) -> None:
+    """Read what a file says of itself, as verify, bench and energy do."""
+    stored_rule(folder)
+    model = read_proto(folder / "model.onnx")
+    if Stream.of(model) is not None:
+        averages(model)
+    if [entry.value for entry in model.metadata_props if entry.key == "target"] != ['"cpu"']:  # it takes longer
+        at_once(folder / "model.onnx")
+
+
 KINDS = (
     Kind("programs", _program, writer.load_program, statuses=frozenset({3}), share=2),
     Kind("plans", _plan, _read_plan, statuses=frozenset({3})),
     Kind("reports", _report, _read_report, ("report", "{}"), frozenset({3}), share=2),
     Kind("sweeps", _sweep, _read_sweep, statuses=frozenset({3})),
     Kind("fine-tuning", _finetune, _read_finetune, statuses=frozenset({3})),
+    Kind("metadata", _metadata, _read_metadata, statuses=frozenset({2, 3})),
     Kind("output folders", _output_folder, _read_folder, ("verify", "{}"), frozenset({3})),
 )

@@ -85,7 +85,7 @@ def run(kind: Kind, seeds: Sequence[int], folder: Path) -> Iterator[Outcome]:
         if left:  # it died on the first of those that are left
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
             result = "time" if number == signal.SIGKILL else "crash"
-            yield Outcome(kind.name, "", left.pop(0), result, f"the process died: {signal.strsignal(number) or status}")
+            yield Outcome(kind.name, "", left.pop(0), result, f"the process died: signal {number}, {status}")
 
 
 def _answers(reader: int, process: int) -> Iterator[Outcome]:

@@ -159,7 +159,8 @@ def test_command_lines_are_right(block: Block, line, workplace, monkeypatch, cap
 def test_options_in_the_text_exist():
     """Of svitc, or of the programs that the documents name beside it."""
     others = {"--index-url", "--update-golden", "--spikes", "--openvino", "--only", "--rounds", "--strict", "--quick"}
-    commands = get_command(app).commands.values()
+    root = get_command(app)
+    commands = [root, *root.commands.values()]
     known = {name for command in commands for option in command.params for name in option.opts + option.secondary_opts}
     for document in DOCUMENTS:
         inline = re.findall(r"`([^`\n]+)`", (ROOT / document).read_text())
