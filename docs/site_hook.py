@@ -22,7 +22,17 @@ PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
 API = {  # heading of the page on the Python API -> names in svitc
-    "Compiling": ("load", "capture", "compile", "Compiled", "CompileOptions", "Compiler", "Plan", "Reporter"),
+    "Compiling": (
+        "load",
+        "capture",
+        "open_data",
+        "compile",
+        "Compiled",
+        "CompileOptions",
+        "Compiler",
+        "Plan",
+        "Reporter",
+    ),
     "Files": ("save", "export", "verify", "Stream"),
     "Programs and passes": ("Program", "InputSpec", "Stage", "Pass", "PassResult", "Pipeline"),
     "Policies": ("Policy", "Uniform"),

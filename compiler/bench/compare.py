@@ -111,7 +111,7 @@ def measure(
 
     Raises:
         UsageError: Invalid settings.
-        InputError: The file is not an ONNX file or does not run, or the original has another input shape.
+        InputError: The file is no ONNX file or does not run, or the original has another input shape.
     """
     settings, reporter = settings or Settings(), reporter or Reporter()
     settings.check()
@@ -122,10 +122,9 @@ def measure(
         folder = Path(name)
         ours = _compiled(path, whole, settings, folder)
         load = ours.load
-        if against is not None:
-            _check_input(path, load.shape, against)
         others, rows = list[Runner](), list[JsonDict]()
         if against is not None:
+            _check_input(path, load.shape, against)
             others, rows = find_peers(against, load, settings, folder, reporter, verbose)
         report = run_rounds(
             [*ours.runners, *others], settings.runs, settings.limit, settings.profile, reporter, verbose, ours.reference

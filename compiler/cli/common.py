@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -32,6 +33,7 @@ def start(verbose: bool) -> None:
     if verbose:
         state["verbose"] = True
     gc.set_threshold(*COLLECT_AFTER)
+    warnings.filterwarnings("ignore", module="PIL")  # of large pictures and palettes: notes and errors tell
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("svitc").setLevel(logging.DEBUG if verbose else logging.WARNING)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU build

@@ -11,7 +11,10 @@ from svitc.data.first_look import EXPECTED_LAYOUT, WITHOUT_LABELS, check_label_a
 from svitc.data.sources import OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
+from svitc.support.limits import check_archive_claim
 from svitc.support.types import JsonMapping
+
+MOST_CLASSES = 2**31  # where the model does not tell; larger labels are no classes
 
 
 class Arrays(Source):
@@ -54,12 +57,15 @@ def open_arrays(
     """
     name = path.name
     try:
+        check_archive_claim(path)
         with np.load(path, allow_pickle=False) as file:
             others = ", ".join(key for key in file.files if key != "images")
             if "images" not in file.files:
                 raise InputError(f"{name} has no images (it has {others or 'nothing'})", hint=EXPECTED_LAYOUT)
             images = file["images"]
             labels = file["labels"] if "labels" in file.files and not unlabeled else None
+            if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):
+                raise ValueError("a member of it is no array")  # np.load returns the bytes of what it does not know
     except SvitcError:
         raise
     except Exception as error:  # a damaged archive may raise any exception
@@ -107,8 +113,8 @@ def holds_images(path: Path) -> bool:
 def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
     """Raise InputError unless labels from ``low`` to ``high`` are classes of the model."""
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
-    if low < 0 or (count is not None and high >= count):
-        head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
+    if low < 0 or high >= (count or MOST_CLASSES):
+        head = f"the model's head has classes 0 to {count - 1}" if count else f"classes go from 0 to {MOST_CLASSES - 1}"
         raise InputError(
             f"{name}: labels go from {low} to {high}, but {head}",
             hint=WITHOUT_LABELS if low < 0 else None,
@@ -124,6 +130,8 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
             f"{name}: images are {list(images.shape)}, but the model takes {expected}, {letters}",
             hint="They look like channels-last images: move the last axis forward." if channels_last else None,
         )
+    if not images.size:
+        raise InputError(f"{name}: images are {list(images.shape)}, without a pixel")
     if spec.events and images.shape[1:] != spec.shape:
         raise InputError(f"{name}: event frames are {list(images.shape[1:])}, but the model takes {list(spec.shape)}")
     if images.dtype.kind == "f":

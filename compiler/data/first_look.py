@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from svitc.errors import InputError, UsageError
+from svitc.support.limits import check_archive_claim
 
 EXPECTED_LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), images without labels in any folder, a .zip of either, a list of "
@@ -47,11 +48,12 @@ def check_stored_labels(path: Path) -> None:
     """Check the labels of an .npz, without reading its images; any other source has none that could be looked at.
 
     Raises:
-        InputError: there is not one whole number, from 0 on, for each image.
+        InputError: there is not one whole number, from 0 on, for each image, or the file claims to be far too large.
     """
     if not path.is_file() or path.suffix != ".npz":
         return
     try:
+        check_archive_claim(path)
         with np.load(path, allow_pickle=False) as file:
             if not {"images", "labels"} <= set(file.files):
                 return

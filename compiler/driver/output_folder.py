@@ -15,12 +15,14 @@ from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_proto, reading_metadata
 from svitc.onnx.raw_input import takes_bytes, with_raw_input, without_raw_input
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.serialization.writer import load_program
+from svitc.support.atomic_files import settle
+from svitc.support.locks import folder_lock
 from svitc.support.reporter import Reporter
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
@@ -47,13 +49,16 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
             f"{folder} is not an output folder of svitc: {', '.join(missing)} missing",
             hint="svitc compile writes one.",
         )
-    program = load_program(folder / "model.safetensors")
-    if (folder / "model.py").read_text() != program_source(program):
+    settle(folder)
+    with folder_lock(folder, shared=True):  # not while another process writes it
+        program = load_program(folder / "model.safetensors")
+        source, exported = (folder / "model.py").read_bytes(), (folder / "model.onnx").read_bytes()
+    if source != program_source(program).encode():
         raise InputError(
             f"{folder}/model.py is not the source of {folder}/model.safetensors",
             hint="It was edited, or the files are of different runs; compile again.",
         )
-    return program, (folder / "model.onnx").read_bytes()
+    return program, exported
 
 
 def at_once(file: Path) -> bytes:
@@ -66,11 +71,13 @@ def at_once(file: Path) -> bytes:
     """
     program, _ = open_folder(file.parent)
     proto = read_proto(file)
-    target = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    stored = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    with reading_metadata("target"):
+        target = str(json.loads(stored))
     types = {tensor.data_type for tensor in proto.graph.initializer}
     whole = export(
         program,
-        json.loads(target),
+        target,
         min((bits for bits, stored in NARROW.items() if types & stored), default=8),
         functions=bool(proto.functions),
         per_step=not averages(proto),

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 from spikingjelly.activation_based.model.spikformer import Spikformer
+from torch.utils.data import DataLoader, TensorDataset
 from typer.main import get_command
 
 import svitc
@@ -90,8 +91,9 @@ def workplace(tmp_path_factory) -> Path:
 
 
 def _hurry(patch: pytest.MonkeyPatch) -> None:
-    """Draw 40 synthetic images instead of 456, and measure each group at one rate instead of nine."""
-    patch.setattr(synthetic_data, "IMAGES", (32, 40))
+    """Draw 32 synthetic images instead of 1,368, and measure each group at one rate instead of nine."""
+    patch.setattr(synthetic_data, "IMAGES", (32, 32))
+    patch.setattr(synthetic_data, "CANDIDATES", 1)
     curves = auto.sensitivity_curves
     patch.setattr(
         auto, "sensitivity_curves", lambda problem, space, rates, *rest: curves(problem, space, rates[4:5], *rest)
@@ -157,7 +159,8 @@ def test_command_lines_are_right(block: Block, line, workplace, monkeypatch, cap
 def test_options_in_the_text_exist():
     """Of svitc, or of the programs that the documents name beside it."""
     others = {"--index-url", "--update-golden", "--spikes", "--openvino", "--only", "--rounds", "--strict", "--quick"}
-    commands = get_command(app).commands.values()
+    root = get_command(app)
+    commands = [root, *root.commands.values()]
     known = {name for command in commands for option in command.params for name in option.opts + option.secondary_opts}
     for document in DOCUMENTS:
         inline = re.findall(r"`([^`\n]+)`", (ROOT / document).read_text())
@@ -209,7 +212,12 @@ def _anytime() -> dict:
 
 
 def _notebook() -> dict:
-    return {"torch": torch, "model": warm(Spikformer(**ARGUMENTS), (3, 32, 32))}
+    images = np.random.default_rng(0).integers(0, 256, (120, 3, 32, 32)).astype(np.uint8)
+    labels = np.arange(120) % 10
+    pixels = torch.from_numpy(images) / 255
+    loader = DataLoader(TensorDataset(pixels, torch.from_numpy(labels)), batch_size=50)
+    model = warm(Spikformer(**ARGUMENTS), (3, 32, 32))
+    return {"torch": torch, "model": model, "images": images, "labels": labels, "loader": loader}
 
 
 def _frames() -> dict:

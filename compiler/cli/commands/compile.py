@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +51,13 @@ def compile(
     from svitc.driver.report_files import PAGE, comparison_of
     from svitc.support.atomic_files import write_one
     from svitc.support.distributed import world
+    from svitc.support.locks import sole_writer
 
-    with world() as ranks, terminal.reporting(output.silent or not ranks.is_writer) as reporter:
+    with (
+        world() as ranks,
+        sole_writer(file.out) if ranks.is_writer else nullcontext(),
+        terminal.reporting(output.silent or not ranks.is_writer) as reporter,
+    ):
         program = load_program(model, load, reporter)
         options = _compile_options(program, budget, file, data, training, output)
         compiler = Compiler(program, policy, options, reporter)
