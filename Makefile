@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test newcomer check lint types docs clean
+.PHONY: help venv demo notebook test newcomer check lint types docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,9 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@$(BIN)/svitc compile demo/digits.pt --budget 0.3 -o demo/out --data demo/digits-test.npz --train-data demo/digits-train.npz
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
+
+notebook: $(READY) ## execute the notebook and store its outputs
+	@$(BIN)/python examples/execute.py examples/quickstart.ipynb
 
 # One thread per test process; tests of a file mostly stay together, since they share what they build.
 # Not `python -m pytest`, which would put the root on sys.path.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from svitc.errors import InputError, UsageError
+from svitc.errors import InputError, SvitcError, UsageError
 from svitc.support.limits import check_archive_claim
 
 EXPECTED_LAYOUT = (
@@ -48,7 +47,7 @@ def check_stored_labels(path: Path) -> None:
     """Check the labels of an .npz, without reading its images; any other source has none that could be looked at.
 
     Raises:
-        InputError: there is not one whole number, from 0 on, for each image, or the file claims to be far too large.
+        InputError: there is not one whole number, from 0 on, for each image, or the file would take too much memory.
     """
     if not path.is_file() or path.suffix != ".npz":
         return
@@ -62,7 +61,11 @@ def check_stored_labels(path: Path) -> None:
                 version = np.lib.format.read_magic(images)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape = read(images)[0]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # what reads it next says what is wrong
+    except SvitcError:
+        raise
+    except Exception:  # a damaged archive may raise any exception; what reads it next says what is wrong
+        return
+    if not isinstance(labels, np.ndarray):  # np.load returns the bytes of what it does not know
         return
     check_label_array(path.name, labels, shape[0] if shape else 0)
 

@@ -22,6 +22,7 @@ from svitc.cli.main import main
 from svitc.cli.views.compile import raw_input_line
 from svitc.cli.views.verify import verdict_line
 from svitc.data.dataset import load_data
+from svitc.data.inputs import random_inputs
 from svitc.driver.device_predict import to_input
 from svitc.driver.options import CompileOptions
 from svitc.driver.output_folder import VerifySettings, at_once, open_folder, verify_folder
@@ -111,6 +112,12 @@ def test_verify_finds_a_byte_that_becomes_another_number(done, folder, capsys):
     assert not bad.passed and bad.first_divergence.startswith("image, whose pixels")
     verdict_line(bad.to_json())
     assert "NOT the same network" in capsys.readouterr().out
+
+
+def test_verify_from_python_reads_it_as_well(digits):
+    done = svitc.compile(digits, 1.0, weights="fp32", **OPTIONS)
+    verdict = svitc.verify(done.program, done.onnx, random_inputs(digits, 1, 1, seed=0)[0])
+    assert verdict.passed and verdict.raw_input is not None and verdict.raw_input.values
 
 
 def test_a_streaming_file_takes_frames_of_bytes(streaming, tmp_path):

@@ -80,6 +80,7 @@ def energy(
     load.check()
     from svitc.energy.comparison import compare
     from svitc.energy.cost_table import load_table
+    from svitc.energy.twin import neurobench, twins_report
 
     costs = load_table(options.table)  # a bad table is refused before a model is loaded
     with terminal.reporting(output.silent) as reporter:
@@ -91,7 +92,7 @@ def energy(
                 stopping.append(stopped)
                 notes.update(dict.fromkeys(remarks))
     report = {"model": str(model), "data": str(options.data), "notes": list(notes), **estimates[0].to_json()}
-    report |= stopping[0]
+    report |= {**stopping[0], "twin": twins_report(estimates[0]), "neurobench": neurobench(estimates[0])}
     report["against"] = None
     if against is not None:
         report["against"] = {"model": str(against), **estimates[1].to_json(), **stopping[1]}
