@@ -223,16 +223,24 @@ class _StepObserver(fx.Interpreter):
                 self._add(n, module, self.env[n.all_input_nodes[0]], value)
         return value
 
-    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add the moments of a layer's input ``x``; ``y`` is its output."""
+    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, steps: int = 1) -> None:
+        """Add the moments of a layer's input.
+
+        Args:
+            n: the layer.
+            module: its module.
+            x: its input, or the sum of it over some time steps, as sums of spikes are exact.
+            y: its output, of which only the shape counts.
+            steps: number of time steps that were summed up.
+        """
         name = str(n.target)
         max_rows = int(self.share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))
         rows, _ = im2col.rows(module, x, y, max_rows, self.generator)
         previous = self.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
         self.moments[name] = Moments(
             previous.rows + len(rows),
-            previous.total + rows.sum(0).double(),
-            previous.products + (rows.T @ rows).double(),
+            previous.total + rows.sum(0).double() / steps,
+            previous.products + (rows.T @ rows).double() / steps**2,
         )
 
 
@@ -263,14 +271,15 @@ class _PruningObserver(_StepObserver):
             self._product(n)
         return value
 
-    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor) -> None:
+    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, steps: int = 1) -> None:
         if self.program.input.events:
             return
         dims = self.program.type_of(n.all_input_nodes[0])
         consumed = dims[-1:] if isinstance(module, nn.Linear) else dims[1:]
         if not any(axis.kind == Kind.TIME for dim in consumed for axis in dim):  # a layer over time is left as it is
-            x, y = _time_average(x, dims), _time_average(y, self.program.type_of(n))
-        super()._add(n, module, x, y)
+            x, y = _time_sum(x, dims), _time_sum(y, self.program.type_of(n))
+            steps = math.prod(axis.size for dim in dims for axis in dim if axis.kind == Kind.TIME)
+        super()._add(n, module, x, y, steps)
 
     def _product(self, n: fx.Node) -> None:
         """Add the inner products of the terms of a matrix product."""
@@ -287,8 +296,8 @@ class _PruningObserver(_StepObserver):
 ObserverT = TypeVar("ObserverT", bound=_StepObserver)
 
 
-def _time_average(value: torch.Tensor, dims: Dims) -> torch.Tensor:
-    """Return the average of a value over its time axes, whose sizes become 1.
+def _time_sum(value: torch.Tensor, dims: Dims) -> torch.Tensor:
+    """Return the sum of a value over its time axes, whose sizes become 1.
 
     Args:
         value: of the shape that ``dims`` says.
@@ -302,7 +311,7 @@ def _time_average(value: torch.Tensor, dims: Dims) -> torch.Tensor:
     sizes = [
         [1 if axis.kind == Kind.TIME else -1 if axis.kind == Kind.BATCH else axis.size for axis in dim] for dim in dims
     ]
-    return split.mean(times).reshape([-1 if -1 in dim else math.prod(dim) for dim in sizes])
+    return split.sum(times).reshape([-1 if -1 in dim else math.prod(dim) for dim in sizes])
 
 
 def channel_leaves(dims: Dims) -> tuple[Axis, ...]:

@@ -125,8 +125,12 @@ def taps(program, x, *paths: str) -> dict[str, torch.Tensor]:
 
 
 def channels_last(y: torch.Tensor, linear: bool) -> torch.Tensor:
-    """What a layer puts out, averaged over time."""
-    return (y if linear else y.movedim(1, -1)).reshape(STEPS, -1, y.shape[-1 if linear else 1]).mean(0)
+    return (y if linear else y.movedim(1, -1)).reshape(-1, y.shape[-1 if linear else 1])
+
+
+def over_time(rows: torch.Tensor) -> torch.Tensor:
+    """Return the averages over time, ``[positions, C]``."""
+    return rows.double().reshape(STEPS, -1, rows.shape[1]).mean(0)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -139,11 +143,11 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
     linear = reader == "linear"
 
     def residual(candidate) -> tuple[float, torch.Tensor]:
-        y = channels_last(taps(candidate, x, path)[path], linear)
+        y = over_time(channels_last(taps(candidate, x, path)[path], linear))
         miss = (y - y.mean(0)) - (want - want.mean(0))
         return float(miss.pow(2).sum()), y
 
-    want = channels_last(taps(program, x, path)[path], linear)
+    want = over_time(channels_last(taps(program, x, path)[path], linear))
     plain, solved = pruned(program, plan), pruned(program, plan, RefitConsumers(program, plan, calibration))
     before, _ = residual(plain)
     after, y = residual(solved)
@@ -157,7 +161,7 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
         rows = image.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
     else:
         rows = nn.functional.unfold(spikes, module.kernel_size, 1, module.padding, module.stride).mT.flatten(0, 1)
-    rows = rows.double().reshape(STEPS, -1, rows.shape[1]).mean(0)
+    rows = over_time(rows)
     a = np.c_[rows.numpy(), np.ones(len(rows))]
     best = np.linalg.lstsq(a, want.numpy(), rcond=None)[0]
     least = float(((a @ best - want.numpy()) ** 2).sum())
