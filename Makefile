@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types clean
+.PHONY: help venv demo test check lint types docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,7 +20,7 @@ $(READY): setup.cfg constraints.txt
 	@echo "== environment in $(VENV), once; takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $$(grep '^torch==' constraints.txt)
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,docs]'
 	@touch $@
 
 demo: $(READY) ## compile the digits model to a budget and verify what was written
@@ -36,7 +36,7 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 # Not `python -m pytest`, which would put the root on sys.path.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
-test: lint ## lint, check types and run the tests
+test: lint docs ## lint, check types, build the site and run the tests
 	@echo "== pytest"
 	@$(PYTEST)
 
@@ -53,7 +53,11 @@ lint: $(READY) types ## ruff, mypy and the order of imports
 	@echo "== import-linter"
 	@PYTHONPATH=build/types $(BIN)/lint-imports
 
-# mypy and import-linter need the package as one folder: links to the contents of the three.
+docs: $(READY) types ## build the documentation into build/site; a broken link is an error
+	@echo "== mkdocs"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# mypy, import-linter and mkdocstrings need the package as one folder: links to the contents of the three.
 types:
 	@rm -rf build/types
 	@mkdir -p build/types/svitc

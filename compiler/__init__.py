@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.driver.artifacts import Compiled
     from svitc.driver.compile import compile
     from svitc.driver.compiler import Compiler
+    from svitc.driver.given import open_data
     from svitc.driver.load import capture, load
     from svitc.driver.options import CompileOptions
     from svitc.driver.stream import Stream
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
 
 _HOME = {
     "load": "driver.load",
+    "open_data": "driver.given",
     "compile": "driver.compile",
     "Compiled": "driver.artifacts",
     "Compiler": "driver.compiler",
@@ -82,6 +84,7 @@ __all__ = [
     "compile",
     "export",
     "load",
+    "open_data",
     "save",
     "verify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from svitc.bench.runners import Load, Source
 from svitc.bench.streaming import Stream, stream_file, streaming_section
 from svitc.bench.worker import Failed, Runner, once
 from svitc.errors import InputError, UsageError
+from svitc.onnx.raw_input import takes_bytes
 from svitc.onnx.states import states_of
 from svitc.runtimes import ONNX_RUNTIME, RUNTIMES, runtime_of
 from svitc.support.hardware import processors
@@ -109,7 +111,7 @@ def measure(
 
     Raises:
         UsageError: Invalid settings.
-        InputError: The file is not an ONNX file or does not run, or the original has another input shape.
+        InputError: The file is no ONNX file or does not run, or the original has another input shape.
     """
     settings, reporter = settings or Settings(), reporter or Reporter()
     settings.check()
@@ -120,10 +122,9 @@ def measure(
         folder = Path(name)
         ours = _compiled(path, whole, settings, folder)
         load = ours.load
-        if against is not None:
-            _check_input(path, load.shape, against)
         others, rows = list[Runner](), list[JsonDict]()
         if against is not None:
+            _check_input(path, load.shape, against)
             others, rows = find_peers(against, load, settings, folder, reporter, verbose)
         report = run_rounds(
             [*ours.runners, *others], settings.runs, settings.limit, settings.profile, reporter, verbose, ours.reference
@@ -141,6 +142,7 @@ def measure(
         "file": str(path),
         "against": None if against is None else str(against.path),
         "input": list(load.shape),
+        "dtype": "float32" if load.normalize is None else "uint8",
         "batch": load.batch,
         "threads": load.threads,
         "seed": settings.seed,
@@ -186,9 +188,9 @@ def _compiled(path: Path, whole: Callable[[Path], bytes], settings: Settings, fo
             hint="svitc compile --streaming writes one; without --streaming this one is timed as it is.",
         )
     if stream is None:
-        load = Load(shape, batch, settings.all_threads, settings.seed)
+        load = Load(shape, batch, settings.all_threads, settings.seed, _normalization(path))
         return _Compiled(
-            [_runner(i, name, runners.onnx_file, (path, load, name), facts) for i, name in enumerate(names)], load
+            [_runner(i, name, runners.onnx_file, (path, load, name, True), facts) for i, name in enumerate(names)], load
         )
     at_once = folder / "at_once.onnx"
     at_once.write_bytes(whole(path))
@@ -201,11 +203,21 @@ def _compiled(path: Path, whole: Callable[[Path], bytes], settings: Settings, fo
         )
     ranks = [len(onnx.load(each).graph.output[0].type.tensor_type.shape.dim) for each in (path, at_once)]
     stream = replace(stream, stacked=ranks[1] == ranks[0] + 1)
-    load = Load(whole_shape, batch, settings.all_threads, settings.seed)
+    load = Load(whole_shape, batch, settings.all_threads, settings.seed, _normalization(path))
     found = [_runner(i, name, stream_file, (path, load, stream, name), facts) for i, name in enumerate(names)]
-    arguments = (at_once, load, names[0])
+    arguments = (at_once, load, names[0], True)
     found.append(Runner(AT_ONCE, runners.onnx_file, arguments, IMPORTS.get(names[0], ORT_IMPORTS), whole_facts))
     return _Compiled(found, load, AT_ONCE, stream)
+
+
+def _normalization(path: Path) -> dict[str, list[float]] | None:
+    """Return how a file that takes bytes normalizes them; None for a file that takes floats."""
+    proto = onnx.load(path)
+    if not takes_bytes(proto):
+        return None
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    usual = {"mean": "[0.0]", "std": "[1.0]"}
+    return {key: json.loads(entries.get(f"image.{key}", value)) for key, value in usual.items()}
 
 
 def _runner(
@@ -263,7 +275,7 @@ def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, Jso
         The shape, the images in one run, and ``nodes`` and ``weight_bytes``.
 
     Raises:
-        InputError: The file is not a model with one float32 input of images or event frames.
+        InputError: The file is not a model with one input of images, float32 or uint8, or of event frames.
         UsageError: It only takes batches of another size.
     """
     hint = "Give an output folder of svitc compile, or an .onnx file."
@@ -276,8 +288,9 @@ def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, Jso
         raise InputError(f"cannot read an ONNX model from {path}: {reason}", hint=hint) from error
     stored |= {state.input for state in states_of(proto) or ()}
     inputs = [value for value in proto.graph.input if value.name not in stored]
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise InputError(f"{path} does not take one float32 tensor", hint=hint)
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8)
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in kinds:
+        raise InputError(f"{path} does not take one tensor of float32, or of uint8", hint=hint)
     dims = [d.dim_value if d.HasField("dim_value") else None for d in inputs[0].type.tensor_type.shape.dim]
     if len(dims) not in (4, 5):
         raise InputError(f"{path} takes neither [N, C, H, W] nor [T, N, C, H, W]", hint=hint)
@@ -288,6 +301,8 @@ def read_model(path: Path, batch: int | None) -> tuple[tuple[int, ...], int, Jso
     shape = tuple(size for size in dims if size)
     if len(shape) != len(dims):
         raise InputError(f"{path} leaves more than the batch open in its input, {dims}", hint=hint)
+    if takes_bytes(proto):  # [N, H, W, C]
+        shape = (shape[-1], *shape[:-1])
     return shape, batch, facts
 
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc.bench.worker import Ready
+from svitc.data.pixels import LEVELS, normalized
 from svitc.frontends import LoadOptions, load_model
 from svitc.frontends.capture.capture import capture
 from svitc.ir.graph import InputSpec
@@ -44,15 +45,30 @@ class Load:
         batch: Images in one run.
         threads: Threads within one operator.
         seed: Seed of the images.
+        normalize: Where the compiled file takes the bytes of images: ``mean`` and ``std`` with which it normalizes
+            them; else None.
     """
 
     shape: tuple[int, ...]
     batch: int = 1
     threads: int = 1
     seed: int = 0
+    normalize: dict[str, list[float]] | None = None
+
+    def frames(self) -> np.ndarray:
+        """Return what the compiled file takes: ``images``, or the bytes that they were, ``[N, H, W, C]``."""
+        return self.images() if self.normalize is None else self._pixels()
+
+    def _pixels(self) -> np.ndarray:
+        """Return random bytes ``[N, H, W, C]``."""
+        channels, height, width = self.shape
+        shape = (self.batch, height, width, channels)
+        return np.random.default_rng(self.seed).integers(0, LEVELS, shape, np.uint8)
 
     def images(self) -> np.ndarray:
         """Return random float32 images ``[N, C, H, W]``, or event frames of small counts ``[T, N, C, H, W]``."""
+        if self.normalize is not None:
+            return normalized(self._pixels(), {"normalize": self.normalize})
         spec = InputSpec(self.shape)
         generator = np.random.default_rng(self.seed)
         x = generator.standard_normal(spec.batched(self.batch), dtype=np.float32)
@@ -91,11 +107,18 @@ class Source:
         return loaded.model, loaded.input, loaded.info, loaded.callable_within()
 
 
-def onnx_file(path: Path, load: Load, name: str = ONNX_RUNTIME.name) -> Ready:
-    """Load a file into a runtime (``runtimes.RUNTIMES``), with the settings that keep it exact."""
+def onnx_file(path: Path, load: Load, name: str = ONNX_RUNTIME.name, compiled_file: bool = False) -> Ready:
+    """Load a file into a runtime (``runtimes.RUNTIMES``), with the settings that keep it exact.
+
+    Args:
+        path: The file.
+        load: The work of one run.
+        name: Key of the runtime.
+        compiled_file: Whether it takes what the compiled file takes.
+    """
     runtime = RUNTIMES[name]
     session = runtime.open(path, load.threads, load.batch)
-    x = {session.input_names[0]: load.images()}
+    x = {session.input_names[0]: load.frames() if compiled_file else load.images()}
 
     def loaded(profiled: onnxruntime.InferenceSession) -> Callable[[], object]:
         return lambda: profiled.run(None, x)

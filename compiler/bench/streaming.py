@@ -17,6 +17,7 @@ import onnxruntime
 from svitc.bench.rounds import quartiles
 from svitc.bench.runners import Load, joined, profile
 from svitc.bench.worker import Ready
+from svitc.onnx.model_info import reading_metadata
 from svitc.onnx.states import FileState, states_of
 from svitc.runtimes import ONNX_RUNTIME, RUNTIMES, Session
 from svitc.support.types import JsonDict
@@ -52,19 +53,22 @@ class Stream:
         if states is None:
             return None
         entries = {entry.key: entry.value for entry in model.metadata_props}
-        rule = json.loads(entries.get("early_exit", "null"))
+        with reading_metadata("early_exit, time_steps"):
+            rule = json.loads(entries.get("early_exit", "null"))
+            steps = int(json.loads(entries.get("time_steps", "1")))
+            mean_steps = None if rule is None else float(rule["mean_steps"])
         after = {state.output for state in states}
         return cls(
             model.graph.input[0].name,
             tuple(value.name for value in model.graph.output if value.name not in after),
             tuple(states),
-            json.loads(entries.get("time_steps", "1")),
-            None if rule is None else rule["mean_steps"],
+            steps,
+            mean_steps,
         )
 
     def frames(self, load: Load) -> list[np.ndarray]:
-        """Return the frames ``[N, C, H, W]`` of one run: those of an event recording, or an image at every step."""
-        x = load.images()
+        """Return the frames of one run, as the file takes them: those of an event recording, or an image every step."""
+        x = load.frames()
         return list(x) if x.ndim == 5 else [x] * self.steps
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from svitc.cli.options import LoadOptions, PreparationOptions
 from svitc.errors import UsageError
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from svitc.ir.program import Program
     from svitc.support.reporter import Reporter
 
+_Preparation = TypeVar("_Preparation", bound=PreparationOptions)
 state: dict[str, bool] = {"verbose": False}
 arguments: list[str] = []  # of the command that runs, for its report
 # New objects before Python looks for cycles among them, and how often it looks at older ones. Most of a command's
@@ -28,6 +31,7 @@ def start(verbose: bool) -> None:
     if verbose:
         state["verbose"] = True
     gc.set_threshold(*COLLECT_AFTER)
+    warnings.filterwarnings("ignore", module="PIL")  # of large pictures and palettes: notes and errors tell
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("svitc").setLevel(logging.DEBUG if verbose else logging.WARNING)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available", on every CPU build
@@ -39,6 +43,26 @@ def load_program(path: Path, options: LoadOptions, reporter: Reporter) -> Progra
     from svitc.driver.load import load
 
     return load(path, reporter=reporter, **options.arguments())
+
+
+def declared(program: Program, options: _Preparation) -> _Preparation:
+    """Note how images are normalized in a program that normalizes them itself, whoever reads them.
+
+    Args:
+        program: its ``info`` is updated where ``--mean`` and ``--std`` are given.
+        options: the options that turn images into inputs.
+
+    Returns:
+        The options without the two, as the program has them now.
+
+    Raises:
+        UsageError: ``--mean`` and ``--std`` are malformed.
+    """
+    normalization = options.normalization(program.input.shape[-3])
+    if normalization is None:
+        return options
+    program.info["normalize"] = normalization
+    return replace(options, mean=None, std=None)
 
 
 def load_images(

@@ -22,8 +22,9 @@ from svitc.cli.commands.verify import verify
 from svitc.cli.common import arguments, state
 from svitc.cli.option_groups import grouped
 from svitc.cli.options import current_name
-from svitc.errors import INTERRUPTED, InternalError, SvitcError
+from svitc.errors import INTERRUPTED, InputError, InternalError, SvitcError
 from svitc.support.environment import one_line
+from svitc.support.limits import bound_process, is_out_of_memory, parse_size, set_max_memory
 
 EPILOG = (
     "Exit status: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met, "
@@ -58,8 +59,32 @@ def root(
             "--version", callback=_version, is_eager=True, help="Print the version, and those of what it runs on."
         ),
     ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            show_default=False,
+            help="Refuse files that would take more memory than this, such as 4GB, and stop before working takes much "
+            "more. By default half of the machine's, for files alone.",
+        ),
+    ] = None,
 ) -> None:
     """Handle the options of ``svitc`` itself; each command handles its own."""
+    set_max_memory(None if max_memory is None else parse_size(max_memory))
+    if max_memory is not None:
+        bound_process()
+
+
+def _fault(problem: Exception) -> SvitcError:
+    """Return what to tell of an error that no part of svitc raises on purpose."""
+    if is_out_of_memory(problem):
+        return InputError(
+            f"there is not enough memory for this: {problem}",
+            hint="Give a larger --max-memory, a smaller --limit or --sweep-images, or use a machine with more.",
+        )
+    return InternalError(
+        f"{type(problem).__name__}: {problem}", hint="This is a bug in svitc; -v shows where. Please report it."
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,10 +112,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         return problem.exit_status
     except Exception as problem:
-        fault = InternalError(
-            f"{type(problem).__name__}: {problem}",
-            hint="This is a bug in svitc; -v shows where. Please report it.",
-        )
+        fault = _fault(problem)
         terminal.error(fault)
         if state["verbose"]:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The options of a file that runs one time step per call."""
+"""The options of what a file takes: one time step per call, states, the bytes of frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svitc.errors import UsageError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StreamingOptions(AnytimeOptions):
-    """Whether the file runs one time step per call, how it passes its states on, and when inference may stop."""
+    """Whether the file runs one time step per call, what it takes, and when inference may stop."""
 
     streaming: Annotated[
         bool,
@@ -30,6 +30,15 @@ class StreamingOptions(AnytimeOptions):
             "--packed-state",
             help="With --streaming: one input and one output for all membranes together, \\[N, k], for callers that "
             "keep a single buffer.",
+        ),
+    ] = False
+
+    raw_input: Annotated[
+        bool,
+        typer.Option(
+            "--raw-input",
+            help="Write a file that takes camera frames as they are, uint8 \\[N, H, W, C], and scales and normalizes "
+            "them itself: the same scores, bit for bit.",
         ),
     ] = False
 

@@ -1,4 +1,4 @@
-"""Arrays from an .npz, with or without labels, and the check of labels that other sources share."""
+"""Arrays, as from an .npz, with or without labels, and the check of labels that other sources share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import torch
 from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
+from svitc.support.limits import check_archive_claim
 from svitc.support.types import JsonMapping
+
+WITHOUT_LABELS = "To use the images without labels, give --unlabeled (in Python unlabeled=True)."
+
+MOST_CLASSES = 2**31  # where the model does not tell; larger labels are no classes
 
 
 class Arrays(Source):
@@ -53,22 +58,40 @@ def open_arrays(
     """
     name = path.name
     try:
+        check_archive_claim(path)
         with np.load(path, allow_pickle=False) as file:
             others = ", ".join(key for key in file.files if key != "images")
             if "images" not in file.files:
                 raise InputError(f"{name} has no images (it has {others or 'nothing'})", hint=EXPECTED_LAYOUT)
             images = file["images"]
             labels = file["labels"] if "labels" in file.files and not unlabeled else None
+            if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):
+                raise ValueError("a member of it is no array")  # np.load returns the bytes of what it does not know
     except SvitcError:
         raise
     except Exception as error:  # a damaged archive may raise any exception
         raise InputError(f"{name} is not an .npz of plain arrays: {error}", hint=EXPECTED_LAYOUT) from error
+    found = from_arrays(name, images, labels, spec, info, scaling)
+    if labels is None and others and not unlabeled:
+        note = f"{name} has no array labels (it has images and {others}): its images are used without labels"
+        found.notes.append(note)
+    return found
+
+
+def from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray | None, spec: InputSpec, info: JsonMapping, scaling: Scaling
+) -> OpenedSource:
+    """Check images ``[N, C, H, W]`` or event frames ``[N, T, C, H, W]`` and their labels ``[N]``, and return them.
+
+    Raises:
+        InputError: Images or labels do not fit the model, or there are none.
+    """
     count = len(images) if images.ndim else 0
     if labels is not None and (labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu"):
         actual = f"{labels.dtype} {list(labels.shape)}"
         raise InputError(
             f"{name}: labels are {actual}, not {count} whole numbers, one for each image",
-            hint="To use the images without labels, give --unlabeled.",
+            hint=WITHOUT_LABELS,
         )
     if not count:
         raise InputError(f"{name} holds no images")
@@ -78,8 +101,6 @@ def open_arrays(
     source = Arrays(name, images, spec, scaling)
     notes = source.notes()
     if labels is None:
-        if others and not unlabeled:
-            notes.append(f"{name} has no array labels (it has images and {others}): its images are used without labels")
         return without_labels(source, count, info, notes)
     classes = list(info["classes"]) if info.get("classes") else None
     return OpenedSource(source, labels.astype(np.int64), classes, notes)
@@ -97,11 +118,11 @@ def holds_images(path: Path) -> bool:
 def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
     """Raise InputError unless labels from ``low`` to ``high`` are classes of the model."""
     count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
-    if low < 0 or (count is not None and high >= count):
-        head = f"the model's head has classes 0 to {count - 1}" if count else "no class is negative"
+    if low < 0 or high >= (count or MOST_CLASSES):
+        head = f"the model's head has classes 0 to {count - 1}" if count else f"classes go from 0 to {MOST_CLASSES - 1}"
         raise InputError(
             f"{name}: labels go from {low} to {high}, but {head}",
-            hint="To use the images without labels, give --unlabeled." if low < 0 else None,
+            hint=WITHOUT_LABELS if low < 0 else None,
         )
 
 
@@ -114,6 +135,8 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
             f"{name}: images are {list(images.shape)}, but the model takes {expected}, {letters}",
             hint="They look like channels-last images: move the last axis forward." if channels_last else None,
         )
+    if not images.size:
+        raise InputError(f"{name}: images are {list(images.shape)}, without a pixel")
     if spec.events and images.shape[1:] != spec.shape:
         raise InputError(f"{name}: event frames are {list(images.shape[1:])}, but the model takes {list(spec.shape)}")
     if images.dtype.kind == "f":
@@ -123,7 +146,7 @@ def _check_images(name: str, images: np.ndarray, spec: InputSpec) -> None:
         if not spec.events and (low < -1e-6 or high > 1 + 1e-6):
             raise InputError(
                 f"{name}: images go from {low:g} to {high:g}, not from 0 to 1",
-                hint="Store them as uint8, or as floats in [0, 1] before normalization.",
+                hint="Arrays are uint8, or floats in [0, 1] before normalization; a loader gives normalized images.",
             )
     elif images.dtype != np.uint8 and not (spec.events and images.dtype.kind in "iu"):
         raise InputError(f"{name}: images are {images.dtype}; they must be uint8, or floats in [0, 1]")

@@ -23,7 +23,9 @@ from svitc.data.event_files import open_recordings
 from svitc.data.event_options import EventOptions
 from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
 from svitc.data.image_files import open_files
+from svitc.data.in_memory import is_array, open_in_memory
 from svitc.data.loader_factory import is_factory, open_factory
+from svitc.data.pixels import normalize_, statistics
 from svitc.data.sources import (
     EXPECTED_LAYOUT,
     OpenedSource,
@@ -134,7 +136,7 @@ class Dataset:
         return digest.hexdigest()
 
     def _stack(self, frames: list[np.ndarray]) -> torch.Tensor:
-        x = self.source.collate(frames).sub_(self.mean).div_(self.std)
+        x = normalize_(self.source.collate(frames), self.mean, self.std)
         return x.transpose(0, 1).contiguous() if self.input.events else x
 
     def _skip(self, error: UnreadableImage) -> None:
@@ -149,7 +151,7 @@ class Dataset:
 
 
 def load_data(
-    path: Path | str,
+    path: Path | str | object,
     input_spec: InputSpec,
     info: JsonMapping,
     limit: int | None = None,
@@ -174,6 +176,9 @@ def load_data(
             ``[N, T, C, H, W]``), and perhaps ``labels`` ``[N]``; or ``module:factory`` or
             ``path/to/file.py:factory``, which is imported and called. For a model that takes event frames, folders,
             archives and lists hold recordings (.npy, .npz, .aedat4, .dat, .raw), and the path of one is enough.
+            Or what is in memory: pixels as in an .npz, an array or tensor, a pair ``(images, labels)`` of them, or an
+            opened .npz; or a torch DataLoader or Dataset, or any iterable of ``(images, labels)`` or of images, which
+            gives normalized float32 as the model takes them and is read once.
         input_spec: Input of the model.
         info: Metadata of the program, of which ``classes``, ``num_classes``, ``normalize``, ``resize`` and
             ``crop_pct`` are read.
@@ -196,6 +201,12 @@ def load_data(
     scaling = choose_scaling(input_spec, info, resize, crop)
     if not input_spec.events:
         events.check_unused("the model takes images, not event frames")
+    if not isinstance(path, str | Path):
+        events.check_unused("frames in memory are frames already")
+        opened = open_in_memory(path, input_spec, info, scaling, limit, seed, unlabeled)
+        if not is_array(path):  # the sample is taken while it runs, and its images are normalized
+            return _dataset(type(path).__name__, opened, input_spec, {}, Scaling(scaling.size))
+        return _sampled(_dataset(type(path).__name__, opened, input_spec, info, scaling), limit, seed)
     if is_factory(path):
         events.check_unused(f"{path} gives frames as the model takes them")
         if scaling.asked:
@@ -210,12 +221,7 @@ def load_data(
         opened = _open_events(path, input_spec, info, events, unlabeled)
     else:
         opened = _open(path, input_spec, info, scaling, unlabeled)
-    dataset = _dataset(path.name, opened, input_spec, info, scaling)
-    if limit is None:
-        return dataset
-    if limit > len(dataset):
-        raise UsageError(f"--limit {limit} is more than the {len(dataset)} images of {path}")
-    return sample(dataset, limit, seed)
+    return _sampled(_dataset(path.name, opened, input_spec, info, scaling), limit, seed)
 
 
 def unlabeled_dataset(
@@ -260,9 +266,18 @@ def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset
     return dataset.subset(held_out), dataset.subset(remaining)
 
 
+def _sampled(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    """Return a class-balanced sample of ``limit`` images, or all. Raises UsageError where there are fewer."""
+    if limit is None:
+        return dataset
+    if limit > len(dataset):
+        raise UsageError(f"--limit {limit} is more than the {len(dataset)} images of {dataset.name}")
+    return sample(dataset, limit, seed)
+
+
 def _dataset(name: str, opened: OpenedSource, spec: InputSpec, info: JsonMapping, scaling: Scaling) -> Dataset:
     """Return all images of a source, to be normalized as ``info`` says."""
-    mean, std = _mean_and_std(info, spec)
+    mean, std = statistics(info, spec.shape[-3])
     return Dataset(
         name,
         opened.labels,
@@ -329,13 +344,6 @@ def _store(path: Path) -> FileStore | None:
     if path.suffix == ".txt":
         return FileList(path)
     return Archive(path) if zipfile.is_zipfile(path) else None
-
-
-def _mean_and_std(info: JsonMapping, spec: InputSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation ``[C, 1, 1]`` of the normalization; 0 and 1 where the model has none."""
-    statistics = info.get("normalize") or {"mean": [0.0] * spec.shape[-3], "std": [1.0] * spec.shape[-3]}
-    mean, std = (torch.tensor(statistics[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
-    return mean, std
 
 
 def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import threading
 import zipfile
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from svitc.errors import InputError
+from svitc.support.limits import check_claim
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -67,6 +69,7 @@ class FilesOnDisk(FileStore):
     path: Path
 
     def read(self, name: str) -> bytes:
+        check_claim(self.size(name), name)
         return (self.path / name).read_bytes()
 
     def size(self, name: str) -> int:
@@ -133,6 +136,10 @@ class Archive(FileStore):
         self.names = sorted(self.members)
 
     def read(self, name: str) -> bytes:
+        entry = self.members[name]
+        check_claim(entry.file_size, name)
+        if stat.S_ISLNK(entry.external_attr >> 16):  # its content is the path of another file
+            raise OSError("it is a symbolic link in a .zip, which is not followed")
         # zipfile locks reads itself, but not the count of open members, which opening and closing change
         with self.lock:
             member = self.file.open(self.members[name])

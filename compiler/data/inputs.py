@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
 
 MAX_BATCH_PIXELS = 224 * 224  # the values of all layers, for two runtimes, then fit into a few gigabytes
@@ -27,6 +28,38 @@ class Data(Protocol):
 def has_labels(data: Data) -> bool:
     """Return whether images have labels; those of a user's own class have, unless it says otherwise."""
     return bool(getattr(data, "labeled", True))
+
+
+def inputs_of(program: Program, given: Any, batch: int) -> Iterator[torch.Tensor]:
+    """Yield the inputs of images that Python code gives, without their labels, in batches.
+
+    Args:
+        program: the program that they are for.
+        given: a data set; one batch, a tensor or an array; or an iterable of batches, alone or with labels.
+        batch: images in a batch of a data set.
+
+    Raises:
+        UsageError: it gives no images.
+        InputError: the images do not have the shape that the program takes.
+    """
+    spec = program.input
+    if hasattr(given, "batches"):
+        given = given.batches(batch)
+    elif isinstance(given, torch.Tensor | np.ndarray):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        raise UsageError(
+            f"a {type(given).__name__} gives no images",
+            hint="Give a batch of them, an iterable of batches, or what svitc.open_data(program, source) returns.",
+        )
+    for item in given:
+        x = item[0] if isinstance(item, tuple | list) and item else item
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "fiu" else x
+        if not isinstance(x, torch.Tensor):
+            raise InputError(f"images are a {type(x).__name__}, not a tensor", hint="Give batches of inputs.")
+        if x.ndim <= spec.batch_dim or tuple(x.shape) != spec.batched(x.shape[spec.batch_dim]):
+            raise InputError(f"images of shape {list(x.shape)}, but the model takes {list(spec.shape)} and a batch")
+        yield x
 
 
 Logits = TypeVar("Logits", np.ndarray, torch.Tensor)

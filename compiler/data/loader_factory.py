@@ -1,8 +1,7 @@
 """Data from the user's own code, ``module:factory``: a DataLoader, a Dataset, or any iterable of batches.
 
-The code runs unchanged, with the real torchvision and not the stand-ins that old model files get. Its data are read
-once, and the requested sample is kept, so that every later pass sees the same images however the loader shuffles or
-augments.
+The code runs unchanged, with the real torchvision and not the stand-ins that old model files get. What it gives is read
+as loaders.py says.
 """
 
 from __future__ import annotations
@@ -10,27 +9,19 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import random
-from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import TypeGuard
 
-import numpy as np
-import torch
-
-from svitc.data.arrays import check_range
-from svitc.data.sources import NO_LABEL, OpenedSource, without_labels
-from svitc.data.spill import Spill
-from svitc.errors import InputError, SvitcError, UsageError
+from svitc.data.loaders import Origin, describe, is_iterable, read_loader, seeded
+from svitc.data.sources import OpenedSource
+from svitc.errors import SvitcError, UsageError
 from svitc.ir.graph import InputSpec
 from svitc.support.types import JsonMapping
 from svitc.support.user_code import import_file, importable, raised_at, search_path
 
 FORM_HINT = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
-Item = tuple[torch.Tensor, int]  # one image, float32 of the input's shape, and its label, or NO_LABEL
 
 
 def is_factory(path: Path | str) -> bool:
@@ -60,14 +51,11 @@ def open_factory(
     with contextlib.ExitStack() as stack:
         for folder in reversed(folders):
             stack.enter_context(importable(Path(folder)))
-        stack.enter_context(_seeded(seed))
+        stack.enter_context(seeded(seed))
         module = _import(place)
         file = Path(getattr(module, "__file__", None) or place)
         loader = _call_factory(module, name, text, file)
-        reader = _BatchParser(text, spec, info, unlabeled)
-        batches = _with_user_errors(lambda: _iterate(loader), text, file)
-        items = (item for batch in batches for item in reader.items(batch))
-        return _collect(text, items, info, limit, seed, reader)
+        return read_loader(loader, Origin(text, f"--data: {text}", file), spec, info, limit, seed, unlabeled)
 
 
 def _import(place: str) -> ModuleType:
@@ -92,7 +80,7 @@ def _import(place: str) -> ModuleType:
         ) from error
     except (Exception, SystemExit) as error:  # the user's module may raise any exception
         where = raised_at(error, file or _file_of(place))
-        raise UsageError(f"--data: importing {place} failed: {_describe(error)}", where=where) from error
+        raise UsageError(f"--data: importing {place} failed: {describe(error)}", where=where) from error
 
 
 def _file_of(place: str) -> Path:
@@ -103,10 +91,10 @@ def _file_of(place: str) -> Path:
     return Path(place)
 
 
-def _call_factory(module: ModuleType, name: str, text: str, file: Path) -> object:
+def _call_factory(module: ModuleType, name: str, text: str, file: Path) -> Iterable[object]:
     """Return the factory's result, or the named object itself where it is a loader already."""
     factory = getattr(module, name, None)
-    if factory is not None and not callable(factory) and _is_iterable(factory):
+    if factory is not None and not callable(factory) and is_iterable(factory):
         return factory
     if not callable(factory):
         public = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
@@ -124,257 +112,13 @@ def _call_factory(module: ModuleType, name: str, text: str, file: Path) -> objec
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"--data: {name}() failed: {_describe(error)}",
+            f"--data: {name}() failed: {describe(error)}",
             where=raised_at(error, file),
             hint="It is called without arguments." if isinstance(error, TypeError) else None,
         ) from error
-    if not _is_iterable(loader):
+    if not is_iterable(loader):
         raise UsageError(
             f"--data: {text} returned a {type(loader).__name__}, which gives no images",
             hint="A torch DataLoader or Dataset, or any iterable of (images, labels).",
         )
     return loader
-
-
-def _is_iterable(value: object) -> TypeGuard[Iterable[object]]:
-    return isinstance(value, Iterable) or (hasattr(value, "__getitem__") and hasattr(value, "__len__"))
-
-
-def _iterate(loader: object) -> Iterator[object]:
-    # a map-style Dataset is read by number: not all of them raise the IndexError that ends a plain loop
-    if hasattr(loader, "__getitem__") and hasattr(loader, "__len__") and not hasattr(loader, "__iter__"):
-        return (loader[index] for index in range(len(loader)))
-    assert _is_iterable(loader)
-    return iter(loader)
-
-
-def _with_user_errors(start: Callable[[], Iterator[object]], text: str, file: Path) -> Iterator[object]:
-    """Iterate, and turn exceptions of the user's code into a UsageError that names its line."""
-    count, batches = 0, None
-    while True:
-        try:
-            batches = start() if batches is None else batches
-            batch = next(batches)
-        except StopIteration:
-            return
-        except SvitcError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise UsageError(
-                f"--data: {text} failed after {count} batches: {_describe(error)}", where=raised_at(error, file)
-            ) from error
-        count += 1
-        yield batch
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error).strip()
-    if "Traceback (most recent call last)" in text:  # a DataLoader's worker sends its whole traceback along
-        return text.splitlines()[-1]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-class _BatchParser:
-    """Reader that splits batches into images, with their labels, and checks them against the model.
-
-    Attributes:
-        labeled: Whether the images have labels; None until a batch shows it.
-        time_first: Whether event frames come as ``[T, N, ...]``; None until a batch shows it.
-        seen: Number of batches so far.
-        notes: Assumptions, for the user to read.
-    """
-
-    def __init__(self, text: str, spec: InputSpec, info: JsonMapping, unlabeled: bool = False) -> None:
-        self.text, self.spec, self.info, self.unlabeled = text, spec, info, unlabeled
-        self.labeled: bool | None = None
-        self.time_first: bool | None = None
-        self.seen = 0
-        self.notes: list[str] = []
-
-    def items(self, batch: object) -> Iterator[Item]:
-        """Yield the images of a batch, or the single image that it is. Raises InputError."""
-        self.seen += 1
-        values, targets = self._parts(batch)
-        if self.labeled not in (None, targets is not None):
-            raise self._wrong(
-                f"has {'no ' if self.labeled else ''}labels, unlike those before it",
-                hint="To use all images without labels, give --unlabeled.",
-            )
-        self.labeled = targets is not None
-        if targets is None:
-            yield from ((image, NO_LABEL) for image in self._unlabeled(self._images(values)).float())
-            return
-        labels = self._labels(targets)
-        images = self._images(values)
-        if labels.dim() == 0:
-            labels, images = labels[None], images[None]
-        if labels.dim() != 1 or not len(labels):
-            raise self._wrong(f"has labels {list(labels.shape)}, not one number for each image")
-        images = self._images_first(images, len(labels))
-        check_range(f"{self.text}: batch {self.seen}", int(labels.min()), int(labels.max()), self.info)
-        yield from zip(images.float(), labels.tolist(), strict=True)
-
-    def _parts(self, batch: object) -> tuple[object, object]:
-        """Return the images and the labels of a batch, None for no labels. Raises InputError."""
-        if isinstance(batch, torch.Tensor | np.ndarray):
-            return batch, None
-        if isinstance(batch, tuple | list) and (len(batch) in (1, 2) or (self.unlabeled and batch)):
-            return batch[0], None if self.unlabeled or len(batch) == 1 else batch[1]
-        actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-        raise self._wrong(f"is {actual}, not (images, labels) or images alone")
-
-    def _unlabeled(self, images: torch.Tensor) -> torch.Tensor:
-        """Return a batch of images without labels, or a single one, as ``[N, *shape]``. Raises InputError."""
-        shape = tuple(self.spec.shape)
-        if tuple(images.shape) == shape:
-            images = images[None]
-        time_first = self.spec.events and images.shape[:1] == shape[:1] and tuple(images.shape[2:]) == shape[1:]
-        images_first = tuple(images.shape[1:]) == shape
-        count = images.shape[1] if time_first and not images_first else (*images.shape, 0)[0]
-        return self._images_first(images, count)
-
-    def _wrong(self, problem: str, hint: str | None = None) -> InputError:
-        return InputError(f"{self.text}: batch {self.seen} {problem}", hint=hint)
-
-    def _labels(self, value: object) -> torch.Tensor:
-        try:
-            labels = torch.as_tensor(value).detach().cpu()
-        except Exception as error:  # a batch may hold anything
-            raise self._wrong(f"has labels of type {type(value).__name__}, not whole numbers") from error
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise self._wrong(f"has labels of type {labels.dtype}, not whole numbers")
-        return labels.long()
-
-    def _images(self, value: object) -> torch.Tensor:
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
-        if not isinstance(value, torch.Tensor):
-            kind = type(value).__name__
-            raise self._wrong(
-                f"has images of type {kind}, not tensors", hint="Convert and normalize them in the factory."
-            )
-        counts = self.spec.events and value.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-        if value.dtype not in (torch.float32, torch.float64) and not counts:
-            raise self._wrong(
-                f"has images of {str(value.dtype).removeprefix('torch.')}, not float32",
-                hint="A factory gives what the model is given: normalized float32.",
-            )
-        value = value.detach().cpu()
-        if not counts and not torch.isfinite(value).all():
-            raise self._wrong("holds NaN or infinity")
-        return value
-
-    def _images_first(self, images: torch.Tensor, count: int) -> torch.Tensor:
-        """Return a batch of ``count`` images as ``[N, *shape]``. Raises InputError where it has another shape."""
-        shape, actual = tuple(self.spec.shape), tuple(images.shape)
-        images_first = actual == (count, *shape)
-        time_first = self.spec.events and actual == (shape[0], count, *shape[1:])
-        if images_first and time_first:  # N = T: as in earlier batches, or else as in most loaders
-            if self.time_first is None:
-                note = f"event frames of {self.text} are taken as [N, T, C, H, W]"
-                self.notes += [] if note in self.notes else [note]
-            return images.transpose(0, 1) if self.time_first else images
-        if not images_first and not time_first:
-            expected = "[N, T, C, H, W] or [T, N, C, H, W]" if self.spec.events else "[N, C, H, W]"
-            of = f" for {count} labels" if self.labeled else ""
-            raise self._wrong(f"has images {list(actual)}{of}, but the model takes {list(shape)}, {expected}")
-        if (self.notes and time_first) or self.time_first not in (None, time_first):
-            raise self._wrong(
-                "puts time and batch in another order than those before it",
-                hint="Where a batch has as many images as time steps, the order cannot be seen: change the batch size.",
-            )
-        self.time_first = time_first
-        self.notes.clear()
-        return images.transpose(0, 1) if time_first else images
-
-
-def _collect(
-    text: str, items: Iterable[Item], info: JsonMapping, limit: int | None, seed: int, reader: _BatchParser
-) -> OpenedSource:
-    """Keep all images, or a sample of ``limit``, class-balanced where there are labels."""
-    spill, sample = Spill(text), _BalancedSample(limit, seed)
-    for image, label in items:
-        slot = sample.offer(label)
-        if slot is not None:
-            spill.put(slot, image)
-    if not sample.seen:
-        raise InputError(f"{text} gives no images")
-    if limit is not None and sample.seen < limit:
-        raise UsageError(f"--limit {limit} is more than the {sample.seen} images of {text}")
-    chosen = sample.order()
-    spill.slots = [slot for slot, _ in chosen]
-    if not reader.labeled:
-        return without_labels(spill, len(chosen), info, list(reader.notes))
-    classes = list(info["classes"]) if info.get("classes") else None
-    return OpenedSource(spill, np.array([label for _, label in chosen], dtype=np.int64), classes, list(reader.notes))
-
-
-class _BalancedSample:
-    """A class-balanced sample taken in one pass, which never holds more than ``limit`` images.
-
-    Each class is shuffled by drawing a random key for every image; then classes take turns: the image of rank r in
-    class c comes at (r, c). Further images only push an image back, so that one beyond ``limit`` never returns.
-
-    Attributes:
-        kept: Class -> (key, slot) of its images in the sample, sorted.
-        arrived: (slot, label) of all images, where there is no limit.
-        last: The last (rank, class) in the sample.
-        seen: Number of images offered.
-        filled: Number of slots in use.
-    """
-
-    def __init__(self, limit: int | None, seed: int) -> None:
-        self.limit, self.random = limit, random.Random(seed)
-        self.kept: dict[int, list[tuple[float, int]]] = {}
-        self.arrived: list[tuple[int, int]] = []
-        self.last = (-1, -1)
-        self.seen = self.filled = 0
-
-    def offer(self, label: int) -> int | None:
-        """Return the slot for an image, which replaces the image there, or None where it is not in the sample."""
-        self.seen += 1
-        if self.limit is None:
-            self.arrived.append((self.filled, label))
-            self.filled += 1
-            return self.filled - 1
-        members, key = self.kept.setdefault(label, []), self.random.random()
-        rank = bisect(members, (key, -1))
-        if self.filled < self.limit:
-            slot = self.filled
-            self.filled += 1
-            self.last = max(self.last, (len(members), label))
-        elif (len(members), label) > self.last:  # the class is full: the image replaces its last one, or is left out
-            if rank == len(members):
-                return None
-            slot = members.pop()[1]
-        else:
-            slot = self.kept[self.last[1]].pop()[1]
-            rank = min(rank, len(members))
-        members.insert(rank, (key, slot))
-        if self.filled == self.limit:
-            self.last = max((len(images) - 1, label) for label, images in self.kept.items())
-        return slot
-
-    def order(self) -> list[tuple[int, int]]:
-        """Return (slot, label) of the images kept: as they came, or in the order in which classes take turns."""
-        if self.limit is None:
-            return self.arrived
-        turns = sorted(
-            (rank, label, slot) for label, members in self.kept.items() for rank, (_, slot) in enumerate(members)
-        )
-        return [(slot, label) for _, label, slot in turns]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's generators, and restore their states afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

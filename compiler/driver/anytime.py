@@ -20,7 +20,7 @@ from svitc.evaluation.running_scores import running_scores
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.onnx.export import export_step
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_proto, reading_metadata
 from svitc.onnx.words import time_steps
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -128,8 +128,9 @@ def stored_rule(folder: Path) -> Rule | None:
     if not (folder / "model.onnx").is_file():
         return None
     entries = {entry.key: entry.value for entry in read_proto(folder / "model.onnx").metadata_props}
-    stored = json.loads(entries.get("early_exit", "null"))
-    return None if stored is None else Rule(tuple(stored["thresholds"]), np.array(stored["offsets"]))
+    with reading_metadata("early_exit"):
+        stored = json.loads(entries.get("early_exit", "null"))
+        return None if stored is None else Rule(tuple(stored["thresholds"]), np.array(stored["offsets"], np.float64))
 
 
 def energy_when_stopping(

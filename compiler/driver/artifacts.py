@@ -19,6 +19,7 @@ from svitc.planning.plan import Plan
 from svitc.serialization.writer import to_bytes as program_bytes
 from svitc.support.atomic_files import to_json_bytes, write_together
 from svitc.support.human import byte_size
+from svitc.support.names import as_path
 from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
 
@@ -62,7 +63,7 @@ class Compiled:
         Raises:
             OutputError: the folder cannot be written, or has a ``model.py`` of someone else.
         """
-        out = Path(out)
+        out = as_path(out, "the output folder")
         check_own(out)
         start = time.perf_counter()
         contents = {

@@ -52,10 +52,10 @@ def compile(
     example_input: torch.Tensor | InputSpec | str | float | Budget | None = None,
     budget: str | float | Budget | None = None,
     *,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
+    policy: Policy | str | None = None,
+    plan: Plan | Path | str | None = None,
     reporter: Reporter | None = None,
-    finetune_file: Path | None = None,
+    finetune_file: Path | str | None = None,
     **options: Any,
 ) -> Compiled:
     """Prune a program to a budget, export it and verify the exported file; for several budgets use ``Compiler``.
@@ -66,8 +66,11 @@ def compile(
     Args:
         program: a program, or a model whose ``forward`` takes one tensor.
         example_input: for a model, an input of it: see ``capture``. For a program, the budget.
-        policy, reporter: see ``Compiler``.
-        budget, plan, finetune_file: see ``Compiler.compile``.
+        budget: see ``Compiler.compile``.
+        policy: see ``Compiler``.
+        plan: see ``Compiler.compile``.
+        reporter: see ``Compiler``.
+        finetune_file: see ``Compiler.compile``.
         options: ``data``, ``weights`` and the other fields of ``CompileOptions``, which describes them.
 
     Raises:

@@ -14,20 +14,22 @@ from svitc.analysis.layer_stats import macs
 from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
-from svitc.driver.anytime import Anytime, check_anytime, find_rule
+from svitc.driver.anytime import check_anytime, find_rule
 from svitc.driver.apply import Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
 from svitc.driver.confirm import check_promise
+from svitc.driver.given import given_options, given_plan, given_policy, given_reporter
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
 from svitc.driver.lowered import Applied, Lowered
-from svitc.driver.metadata import Origin, described, metadata
-from svitc.driver.options import NO_DATA, CompileOptions, PreparationOptions
+from svitc.driver.metadata import with_metadata
+from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
 from svitc.driver.plan_search import SearchedPlan, pose, search_plan
 from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
+from svitc.driver.raw_input import as_asked, check_takes_bytes, explain
 from svitc.driver.report import (
     AccuracyReport,
     BeforeAfter,
@@ -57,12 +59,12 @@ from svitc.errors import InputError, UsageError
 from svitc.evaluation.promise import Classes
 from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
-from svitc.ir.program import Program, Stage
+from svitc.ir.program import Program, Stage, required_program
 from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.passes.pipelines import step_program
-from svitc.passes.policies import Policy, Problem, make
+from svitc.passes.policies import Policy, Problem
 from svitc.planning.budget import Budget, parse_budget
 from svitc.planning.plan import Plan
 from svitc.support.distributed import current
@@ -72,6 +74,7 @@ from svitc.training.finetune import check_trainable, finetune
 from svitc.training.options import FinetuneOptions
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
+from svitc.verification.raw_input_check import check_raw_input
 from svitc.verification.stream_check import verify_stream
 from svitc.verification.verdict import Verdict
 
@@ -83,7 +86,8 @@ class Compiler:
 
     Args:
         program: the program, as ``svitc.load`` returns it; not changed.
-        policy: the policy that makes plans; by default ``auto`` where there are images, otherwise ``uniform``.
+        policy: the policy that makes plans, or its name; by default ``auto`` where there are images, otherwise
+            ``uniform``.
         options: all other options.
         reporter: told about stages, progress and decisions; times that it holds already go into the reports as well.
 
@@ -95,25 +99,13 @@ class Compiler:
     def __init__(
         self,
         program: Program,
-        policy: Policy | None = None,
+        policy: Policy | str | None = None,
         options: CompileOptions | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        self.program, self.options, self.reporter = program, options or CompileOptions(), reporter or Reporter()
-        if policy is not None and not isinstance(policy, Policy):
-            raise UsageError(
-                f"{type(policy).__name__} is not a policy",
-                hint="Derive it from svitc.Policy, which says what it can do.",
-            )
-        for name, images in (("data", self.options.data), ("train_data", self.options.train_data)):
-            if images is not None and not hasattr(images, "batches"):
-                raise UsageError(
-                    f"{name} is a {type(images).__name__}, not a data set",
-                    hint="Load it with svitc.data.dataset.load_data(path, program.input, program.info).",
-                )
-        if self.options.no_data not in NO_DATA:
-            raise UsageError(f"no_data {self.options.no_data!r} is neither {' nor '.join(NO_DATA)}")
-        self.policy = policy or make("auto" if self.options.sampled else "uniform", seed=self.options.seed)
+        self.program, self.reporter = required_program(program), given_reporter(reporter)
+        self.options = given_options(program, CompileOptions() if options is None else options)
+        self.policy = given_policy(policy, self.options)
         if self.options.weights is not None:
             check_weight_type(self.options.weights)
         check_batch(self.options.static_batch)
@@ -124,6 +116,7 @@ class Compiler:
                 "this model is quantized already and can no longer be pruned", hint="Compile the original checkpoint."
             )
         check_anytime(program, self.options)
+        check_takes_bytes(program, self.options)
         check_tokens(self.options)
         self.program = with_input_range(program, self.options)
         self.workspace = Workspace(self.program, self.options, self.reporter)
@@ -157,24 +150,26 @@ class Compiler:
     def compile(
         self,
         budget: str | float | Budget | None = None,
-        plan: Plan | None = None,
+        plan: Plan | Path | str | None = None,
         *,
-        finetune_file: Path | None = None,
+        finetune_file: Path | str | None = None,
     ) -> Compiled:
         """Prune to a budget, refit, fine-tune, export and verify.
 
         Args:
             budget: the largest size or latency, such as ``0.78``, ``"78%"``, ``"12MB"``, ``"params=8M"`` or
                 ``"latency=0.6"``. None where there is a ``plan``, or where ``max_drop`` limits the lost accuracy.
-            plan: a plan to replay instead of searching for one.
+            plan: a plan to replay instead of searching for one, or its file.
             finetune_file: the checkpoint that fine-tuning writes after every epoch.
 
         Raises:
             BudgetError: no plan meets the budget, or none within ``max_drop``.
             InputError: the plan does not fit the program.
         """
+        plan, finetune_file = given_plan(plan), None if finetune_file is None else Path(finetune_file)
         reporter = self.reporter.for_budget()
         self._explain_images(reporter)
+        explain(self.program, self.options, reporter)
         task = self.task(budget, plan, reporter)
         # the passes of the cost model say which layers they do not change
         refused = self.workspace.costs(task.prepared, task.weights, task.exclude).refused
@@ -204,7 +199,9 @@ class Compiler:
         plan = searched.plan
         if task.replayed is None and report.promise is not None:
             plan = with_provenance(plan, promise=report.promise.told())
-        file = self._described(plan, lowered, proof, anytime)
+        digest = None if proof is None else proof.digest
+        early_exit = None if anytime is None else anytime.metadata()
+        file = with_metadata(plan, lowered, self.options, digest, early_exit)
         return Compiled(lowered.program, file, plan, report.to_json(), verdict, proof)
 
     def _explain_images(self, reporter: Reporter) -> None:
@@ -280,11 +277,18 @@ class Compiler:
             size = self.options.static_batch
             written = self.workspace.export_step(found.program) if self.options.streaming else found.file
             written = written if size is None else with_static_batch(written, size)
-            written = pack_states(written) if self.options.packed_state else written
-            return Lowered(found.program, found.weights, found.file, written, backend.weight_bytes(written))
+            plain = pack_states(written) if self.options.packed_state else written
+            taking = as_asked(found.program, plain, self.options)
+            return Lowered(found.program, found.weights, found.file, plain, taking, backend.weight_bytes(plain))
 
     def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""
+        verdict = self._verify_plain(task, pruned, lowered, reporter)
+        verdict.raw_input = check_raw_input(lowered.program, lowered.written)
+        return verdict
+
+    def _verify_plain(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
+        """Do so for the file with normalized floats as its input."""
         images, chosen = self.options.images or MOST_IMAGES, self.options.images is not None
         with reporter.stage("verify", images) as step:
             data = self.options.data or self.workspace.drawn  # synthetic images make more neurons fire than noise does
@@ -294,31 +298,16 @@ class Compiler:
                 inputs = within(inputs, span_of(lowered.program))
             if self.options.streaming:
                 original = None if floats else pruned
-                return verify_stream(lowered.program, lowered.written, lowered.exported, inputs, step, original)
+                return verify_stream(lowered.program, lowered.plain, lowered.exported, inputs, step, original)
             if floats:
-                return verify(lowered.program, lowered.written, inputs, step, all_inputs=chosen)
-            return verify_exact(lowered.program, lowered.written, inputs, step, pruned, all_inputs=chosen)
+                return verify(lowered.program, lowered.plain, inputs, step, all_inputs=chosen)
+            return verify_exact(lowered.program, lowered.plain, inputs, step, pruned, all_inputs=chosen)
 
     def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
-
-    def _described(self, plan: Plan, lowered: Lowered, proof: Proof | None, anytime: Anytime | None) -> bytes:
-        """Return the file with its metadata; budget and promise are the plan's: a replay gives the same bytes."""
-        span = span_of(lowered.program)
-        origin = Origin(
-            weights=lowered.weights.type,
-            budget=plan.provenance.get("budget"),
-            limits=None if span is None else [-span, span],
-            digest=None if proof is None else proof.digest,
-            early_exit=None if anytime is None else anytime.metadata(),
-            tokens={stage: len(positions) for stage, positions in plan.tokens.items()} or None,
-            promise=plan.provenance.get("promise"),
-        )
-        values = metadata(lowered.program, self.options, origin)
-        return described(lowered.written, values, self.options.streaming)
 
     def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
@@ -329,7 +318,7 @@ class Compiler:
         return {
             "svitc": version("svitc"),
             "model": {key: value for key, value in program.info.items() if key != "dead"},
-            "input": input_report(program, task.weights != "fp32"),
+            "input": input_report(program, task.weights != "fp32", self.options.raw_input),
             "budget": BudgetReport(text, of, task.limit, searched.timing),
             "policy": searched.plan.provenance,
             "memory": memory_report(self.workspace.original_bytes, lowered.stored_bytes),

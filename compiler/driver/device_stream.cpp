@@ -1,8 +1,7 @@
 // Run a streaming file frame by frame, and print the answer so far and the time of each step (docs/streaming.md).
 //   g++ -std=c++17 -O2 stream.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -Wl,-rpath,$ORT/lib -o stream
-//   ./stream model.onnx FRAMES [REPEAT [SCORES]]
-// ORT is the folder of a release of ONNX Runtime. FRAMES holds raw float32, C x H x W for each frame, or is - to read
-// standard input. Each frame is run REPEAT times: an image needs that. SCORES gets the scores of every step, raw too.
+//   ./stream model.onnx FRAMES [REPEAT [SCORES]]  # an image needs all steps as REPEAT; SCORES gets those of every step
+// ORT is a release of ONNX Runtime. FRAMES is raw float32, C x H x W, or uint8, H x W x C, for each frame; - is stdin.
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
@@ -64,7 +63,7 @@ int main(int count, char** words) try {
     const auto text = session.GetModelMetadata().LookupCustomMetadataMapAllocated(key, allocator);
     return std::string(text ? text.get() : "");
   };
-  const std::string states = metadata("svitc.states"), rule = metadata("early_exit");
+  const std::string states = metadata("svitc.states"), rule = metadata("early_exit"), type = metadata("image.dtype");
   const auto limits = numbers(rule, "thresholds", "]"), offsets = numbers(rule, "offsets", "]]");
   if (states.empty()) throw std::runtime_error("the file keeps no states: compile with --streaming");
   // A step writes states over what it read, or to the other side; one that it does not touch takes no memory.
@@ -74,10 +73,10 @@ int main(int count, char** words) try {
   for (auto& each : bindings) each.BindOutput(session.GetOutputNameAllocated(0, allocator).get(), memory);
   for (size_t i = 0; i < session.GetInputCount(); i++) {
     const std::string name = session.GetInputNameAllocated(i, allocator).get();
-    const Ort::TypeInfo info = session.GetInputTypeInfo(i);
-    auto shape = info.GetTensorTypeAndShapeInfo().GetShape();
+    auto shape = session.GetInputTypeInfo(i).GetTensorTypeAndShapeInfo().GetShape();
+    const auto kind = session.GetInputTypeInfo(i).GetTensorTypeAndShapeInfo().GetElementType();
     shape[0] = shape[0] < 2 ? 1 : throw std::runtime_error("several streams at once: compile without --static-batch");
-    for (auto& side : sides) side.push_back(Ort::Value::CreateTensor<float>(allocator, shape.data(), shape.size()));
+    for (auto& side : sides) side.push_back(Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), kind));
     const auto entry = after(states, "{\"input\": \"" + name + "\", \"output\": \"");
     const std::string state = entry.empty() ? "" : entry[0].substr(0, entry[0].find("{\"input\""));
     const bool twice = !entry.empty() && state.find("\"in_place\": true") == std::string::npos;
@@ -91,11 +90,12 @@ int main(int count, char** words) try {
       std::fill(first + size_t(number(part, "offset")), end, float(number(part, "initial")));
   }
   float* const pixels = sides[0][0].GetTensorMutableData<float>();
-  const size_t size = sides[0][0].GetTensorTypeAndShapeInfo().GetElementCount(), bytes = size * sizeof(float);
+  const bool raw = type == "\"uint8\"";
+  const size_t size = sides[0][0].GetTensorTypeAndShapeInfo().GetElementCount(), bytes = raw ? size : size * 4;
   for (size_t step = 0, got; (got = std::fread(pixels, 1, bytes, frames)) || !step;) {
-    const std::string has = std::to_string(got) + " of " + std::to_string(bytes) + " bytes, as float32";
-    if (got < bytes) throw std::runtime_error("the last frame has " + has);
-    if (!std::equal(pixels, pixels + size, pixels)) throw std::runtime_error("a frame has NaN");
+    const std::string has = std::to_string(got) + " of " + std::to_string(bytes) + " bytes, as ";
+    if (got < bytes) throw std::runtime_error("the last frame has " + has + (raw ? "uint8" : "float32"));
+    if (!raw && !std::equal(pixels, pixels + size, pixels)) throw std::runtime_error("a frame has NaN");
     for (int i = 0; i < repeat; i++, step++) {
       const auto began = std::chrono::steady_clock::now();
       session.Run(Ort::RunOptions(), bindings[step % 2]);

@@ -1,8 +1,8 @@
 """Run model.onnx one frame after another, and print the answer and the time of each step: python stream.py FRAMES [N]
 
 FRAMES is a .npy, or the first array of an .npz: an image [C, H, W], which is run for all time steps, or frames
-[T, C, H, W], also of n streams, [T, n, C, H, W]; N is how often each is run. Pixels are floats, normalized with
-image.mean and image.std of the metadata; events are counts. In a program, for as long as frames come:
+[T, C, H, W], also of n streams, [T, n, C, H, W]; N is how often each is run. Pixels are floats, normalized with the
+metadata's image.mean and image.std, or bytes [H, W, C] where image.dtype is uint8; events are counts. In a program:
     net = Stream("model.onnx", n=1); scores = net(frame); states = net.states; net.resume(net.start)  # is a reset"""
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from onnxruntime import InferenceSession, OrtValue
 
 
-class Stream:  # a call takes a frame [n, C, H, W], and returns the class scores so far, or else the first of `outputs`
+class Stream:  # a call takes n frames, and returns the class scores so far, or else the first of `outputs`
     def __init__(self, file, n=1):
         self.net = net = InferenceSession(file, providers=["CPUExecutionProvider"])
         self.meta = {key: json.loads(value) for key, value in net.get_modelmeta().custom_metadata_map.items()}
@@ -32,10 +32,10 @@ class Stream:  # a call takes a frame [n, C, H, W], and returns the class scores
         self.states = {name: OrtValue.ortvalue_from_numpy(np.array(states[name])) for name in self.start}
 
     def __call__(self, frame):
-        counts, frame = self.meta.get("image.range") is None, np.array(frame)  # of events, which may be integers
-        frame = frame.astype(np.float32) if frame.dtype.kind in ("fiub" if counts else "f") else frame
-        if (has := f"{frame.dtype}{frame.shape}{' with NaN' * bool((frame != frame).any())}") != f"float32{self.shape}":
-            raise ValueError(f"a frame is {has}; needed: float32{self.shape}")
+        counts, frame, kind = not self.meta.get("image.range"), np.array(frame), self.meta.get("image.dtype", "float32")
+        frame = frame.astype(np.float32) if frame.dtype.kind in ("fiub" if counts else "f") else frame  # of any size
+        if (has := f"{frame.dtype}{frame.shape}{' with NaN' * bool((frame != frame).any())}") != f"{kind}{self.shape}":
+            raise ValueError(f"a frame is {has}; needed: {kind}{self.shape}")
         values = self.net.run_with_ort_values(None, {"image": OrtValue.ortvalue_from_numpy(frame), **self.states})
         self.states = dict(zip(self.start, values[-len(self.start) :], strict=True))
         self.outputs = [value.numpy() for value in values[: -len(self.start)]]

@@ -23,6 +23,8 @@ from svitc.ir.verifier import check
 from svitc.passes.pipelines import canonical_passes
 from svitc.quantization.grids import layers_on_grids
 from svitc.serialization.writer import is_program, load_program
+from svitc.support.atomic_files import settle
+from svitc.support.names import as_path
 from svitc.support.renamed import renamed_keywords
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonMapping
@@ -76,7 +78,8 @@ def load(
         InputError: the file is not a checkpoint, or does not fit its architecture.
         UnsupportedError: the model cannot be represented; the error names file and line.
     """
-    reporter, path = reporter or Reporter(), Path(path)
+    reporter, path = reporter or Reporter(), as_path(path, "the checkpoint")
+    settle(path)
     if is_program(path / "model.safetensors"):
         with reporter.stage("load"):
             return load_program(path / "model.safetensors")

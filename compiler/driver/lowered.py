@@ -30,13 +30,16 @@ class Lowered:
         program: the program with weights of the stored type.
         weights: the report's section on the weights.
         exported: the ONNX file of all time steps, for batches of any size.
-        written: the file as it is written, perhaps a streaming file, perhaps for batches of one size.
+        plain: the file as it is written, perhaps a streaming file, perhaps for batches of one size, but with
+            normalized floats as its input.
+        written: the same, perhaps with bytes as its input.
         stored_bytes: bytes of the weights in the file.
     """
 
     program: Program
     weights: WeightsReport
     exported: bytes
+    plain: bytes
     written: bytes
     stored_bytes: int
 

@@ -14,6 +14,8 @@ import onnx
 
 from svitc.data.dataset import Dataset
 from svitc.data.sources import Scaling, choose_scaling
+from svitc.driver.input_range import span_of
+from svitc.driver.lowered import Lowered
 from svitc.driver.options import CompileOptions
 from svitc.errors import SvitcError
 from svitc.ir.outputs import INPUT, output_values, scores_of_single_output
@@ -21,11 +23,14 @@ from svitc.ir.program import Program
 from svitc.onnx.states import STATES_KEY
 from svitc.onnx.target import OPENVINO
 from svitc.onnx.words import dims_words, output_words, time_steps
+from svitc.planning.plan import Plan
 from svitc.support.types import Json, JsonDict
 
 KEYS = {  # key -> its meaning; docs/file.md shows this table
-    "image.layout": 'dimensions of the input `image`, float32: `"NCHW"`, or `"TNCHW"` for event frames; of a streaming '
-    'file always `"NCHW"`: one frame',
+    "image.dtype": '`"float32"`; `"uint8"` where the file takes the bytes of a picture as they are, and scales and '
+    "normalizes them itself (`--raw-input`)",
+    "image.layout": 'dimensions of the input `image`: `"NCHW"`, or `"TNCHW"` for event frames; of a streaming file '
+    'always `"NCHW"`: one frame; of bytes `"NHWC"`',
     "image.size": "height and width of the input, in pixels",
     "image.color": 'channels of a picture, in order: `"RGB"` or `"gray"`; `"events"` for counts of events, null for '
     "other channels",
@@ -95,7 +100,8 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
     scaling = _scaling(program, options)
     color = "events" if spec.events else {1: "gray", 3: "RGB"}.get(channels)
     values: JsonDict = {
-        "image.layout": "TNCHW" if spec.events and not options.streaming else "NCHW",
+        "image.dtype": "uint8" if options.raw_input else "float32",
+        "image.layout": _layout(spec.events, options),
         "image.size": list(spec.shape[-2:]),
         "image.color": color,
         "image.range": None if spec.events else [0, 1],
@@ -125,6 +131,31 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
     return values
 
 
+def with_metadata(
+    plan: Plan, lowered: Lowered, options: CompileOptions, digest: str | None, early_exit: JsonDict | None
+) -> bytes:
+    """Return the written file with its metadata; budget and promise are the plan's: a replay gives the same bytes.
+
+    Args:
+        plan: the plan of the file.
+        lowered: the file.
+        options: how it was written.
+        digest: digest of the spikes for the images of the proof, or None.
+        early_exit: rule for stopping before the last time step, or None.
+    """
+    span = span_of(lowered.program)
+    origin = Origin(
+        weights=lowered.weights.type,
+        budget=plan.provenance.get("budget"),
+        limits=None if span is None else [-span, span],
+        digest=digest,
+        early_exit=early_exit,
+        tokens={stage: len(positions) for stage, positions in plan.tokens.items()} or None,
+        promise=plan.provenance.get("promise"),
+    )
+    return described(lowered.written, metadata(lowered.program, options, origin), options.streaming)
+
+
 def described(exported: bytes, values: JsonDict, streaming: bool = False) -> bytes:
     """Return a file with metadata, and with a description in words; its graph has the same bytes.
 
@@ -142,10 +173,10 @@ def description(values: JsonDict, streaming: bool = False) -> str:
     if values["image.color"] == "events":
         image = f"event frames {_dims(values['image.layout'])} of {size} pixels, float32"
     else:
-        image = (
-            f"images {_dims(values['image.layout'])} of {size} pixels, float32, {values['image.color'] or 'channels'}"
-        )
-        image += f", scaled to [0, 1], minus {values['image.mean']}, divided by {values['image.std']}"
+        color = values["image.color"] or "channels"
+        image = f"images {_dims(values['image.layout'])} of {size} pixels, {values['image.dtype']}, {color}"
+        does = "which the file itself has " if values["image.dtype"] == "uint8" else ""
+        image += f", {does}scaled to [0, 1], minus {values['image.mean']}, divided by {values['image.std']}"
     if streaming:
         image = f"one time step of {image}; then the states, at first as {STATES_KEY} says, later the outputs before"
     if values["batch"] is not None:
@@ -155,6 +186,13 @@ def description(values: JsonDict, streaming: bool = False) -> str:
         f"A spiking vision transformer with {values['weights']} weights, compiled by svitc {values['svitc.version']}. "
         f"Input {INPUT}: {image}. Outputs: {outputs}. The metadata have it all in JSON."
     )
+
+
+def _layout(events: bool, options: CompileOptions) -> str:
+    """Return the dimensions of the input."""
+    if options.raw_input:
+        return "NHWC"
+    return "TNCHW" if events and not options.streaming else "NCHW"
 
 
 def _dims(layout: str) -> str:
@@ -195,4 +233,4 @@ def meanings(program: Program, per_step: bool, streaming: bool = False) -> dict[
     return found
 
 
-__all__ = ["KEYS", "Origin", "declared_resize", "described", "description", "meanings", "metadata"]
+__all__ = ["KEYS", "Origin", "declared_resize", "described", "description", "meanings", "metadata", "with_metadata"]

@@ -29,7 +29,7 @@ class CompileOptions:
     Attributes:
         data: images that accuracies are reported on, or without labels the agreement with the original; the first of
             them are used for verification. Without ``train_data``, plans are chosen on a part of them, and results are
-            reported on the others.
+            reported on the others. A ``Compiler`` opens whatever ``svitc.open_data`` does: paths, arrays, loaders.
         train_data: images to fine-tune on, with or without labels. Plans are then chosen on them as well, so that
             ``data`` stays unseen.
         max_drop: the most accuracy that a plan may lose before fine-tuning, as a share; without labels, the largest
@@ -59,6 +59,7 @@ class CompileOptions:
         confidence: probability with which a drop is promised, for images that nobody has seen.
         functions: whether the file has each neuron as one node that calls a model-local function, which viewers show as
             one but many runtimes do not read.
+        raw_input: whether the file takes the bytes of images, uint8 ``[N, H, W, C]``, and normalizes them itself.
         static_batch: number of images that every batch of the file has, for runtimes that need to know it; None for
             any.
         reparam: ``auto`` merges consecutive convolutions before pruning where the result is smaller or faster;
@@ -95,6 +96,7 @@ class CompileOptions:
     anytime: float | None = None
     confidence: float = 0.95
     functions: bool = False
+    raw_input: bool = False
     static_batch: int | None = None
     reparam: str = "auto"
     remove_dead_channels: str = "auto"

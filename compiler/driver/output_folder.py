@@ -10,18 +10,23 @@ from onnx import TensorProto
 
 from svitc.codegen.module import program_source
 from svitc.data.inputs import Data, some_inputs
+from svitc.data.pixels import pixel_table
 from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_proto, reading_metadata
+from svitc.onnx.raw_input import takes_bytes, with_raw_input, without_raw_input
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.serialization.writer import load_program
+from svitc.support.atomic_files import settle
+from svitc.support.locks import folder_lock
 from svitc.support.reporter import Reporter
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify
+from svitc.verification.raw_input_check import check_raw_input
 from svitc.verification.stream_check import averages, verify_stream
 from svitc.verification.verdict import Verdict
 
@@ -44,13 +49,16 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
             f"{folder} is not an output folder of svitc: {', '.join(missing)} missing",
             hint="svitc compile writes one.",
         )
-    program = load_program(folder / "model.safetensors")
-    if (folder / "model.py").read_text() != program_source(program):
+    settle(folder)
+    with folder_lock(folder, shared=True):  # not while another process writes it
+        program = load_program(folder / "model.safetensors")
+        source, exported = (folder / "model.py").read_bytes(), (folder / "model.onnx").read_bytes()
+    if source != program_source(program).encode():
         raise InputError(
             f"{folder}/model.py is not the source of {folder}/model.safetensors",
             hint="It was edited, or the files are of different runs; compile again.",
         )
-    return program, (folder / "model.onnx").read_bytes()
+    return program, exported
 
 
 def at_once(file: Path) -> bytes:
@@ -63,16 +71,21 @@ def at_once(file: Path) -> bytes:
     """
     program, _ = open_folder(file.parent)
     proto = read_proto(file)
-    target = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    stored = next((entry.value for entry in proto.metadata_props if entry.key == "target"), '"cpu"')
+    with reading_metadata("target"):
+        target = str(json.loads(stored))
     types = {tensor.data_type for tensor in proto.graph.initializer}
-    return export(
+    whole = export(
         program,
-        json.loads(target),
+        target,
         min((bits for bits, stored in NARROW.items() if types & stored), default=8),
         functions=bool(proto.functions),
         per_step=not averages(proto),
         static_batch=static_batch(proto),
     )
+    if not takes_bytes(proto):
+        return whole
+    return with_raw_input(whole, pixel_table(program.info, program.input.shape[-3]))
 
 
 def is_streaming(model: Path) -> bool:
@@ -119,6 +132,8 @@ def verify_folder(
         reporter.progress("verify", done, settings.images)
 
     watched = None if data is None else Watched(data, span_of(program))
+    raw_input = check_raw_input(program, exported, settings.runtime)
+    exported = without_raw_input(exported)
     proto = read_proto(exported)
     inputs = some_inputs(program, watched, settings.images, settings.seed, static_batch(proto))
     if program.stage == Stage.QUANTIZED:
@@ -133,4 +148,5 @@ def verify_folder(
         verdict = verify(program, exported, inputs, step, settings.runtime)
     if watched is not None and watched.note is not None:
         reporter.decide(watched.note)
+    verdict.raw_input = raw_input
     return verdict

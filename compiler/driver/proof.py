@@ -25,6 +25,7 @@ from svitc.driver.device_check_steps import in_turn
 from svitc.driver.input_range import span_of, within
 from svitc.ir.program import Program, Stage
 from svitc.onnx.model_info import read_proto
+from svitc.onnx.raw_input import takes_bytes
 from svitc.onnx.states import states_of
 from svitc.onnx.surgery.taps import Tap, tapping, taps
 from svitc.runtimes.onnx_runtime import ERRORS_ONLY
@@ -113,7 +114,7 @@ def prove(
     runs = [_Run(exported + patch, names, tapped, plain, passed) for plain in ((False, True) if is_float else (False,))]
     found: list[_Answer] = []
     wanted = max(1, IMAGES // batch)
-    for image in _images(program, RECTANGLES[is_float], batch):
+    for image in _images(program, RECTANGLES[is_float], batch, takes_bytes(model)):
         results = [run(image) for run in runs]
         flips = sum(
             int((a != b).sum()) for a, b in zip(results[0][len(names) :], results[-1][len(names) :], strict=True)
@@ -185,17 +186,22 @@ def _few(rounds: bool, size: int) -> int:
     return max(1, int(NEAR * size)) if rounds else -1
 
 
-def _images(program: Program, rectangles: int, batch: int) -> Iterator[np.ndarray]:
+def _images(program: Program, rectangles: int, batch: int, raw: bool) -> Iterator[np.ndarray]:
     """Yield inputs: rectangles of one color, or of one count of events, in the input's range.
 
     Args:
         program: its input is read.
         rectangles: how many there are along each side.
         batch: number of images of each input.
+        raw: whether the file takes bytes, ``[N, H, W, C]``.
     """
     sizes = program.input.shape[-2:]
     rows, columns = (np.arange(size) * rectangles // size * size // rectangles for size in sizes)
     count = max(1, CANDIDATES // batch) * batch
+    if raw:
+        pixels = np.random.default_rng(0).integers(0, 256, (count // batch, batch, *sizes, program.input.shape[0]))
+        yield from pixels.astype(np.uint8)[:, :, rows][:, :, :, columns]
+        return
     for x in within(random_inputs(program, count, batch, seed=0), span_of(program)):
         yield x.numpy()[..., rows, :][..., columns]
 

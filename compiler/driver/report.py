@@ -20,15 +20,17 @@ class InputReport(Section):
         events: whether inputs are event frames.
         range: the smallest and the largest value of an input that a quantized file does not clamp; else None.
         range_from: where the range is known from, see ``analysis.input_range.InputRange``.
+        dtype: ``uint8`` where the file takes bytes, ``[N, H, W, C]``; else None.
     """
 
     shape: list[int]
     events: bool
     range: tuple[float, float] | None = None
     range_from: str | None = None
+    dtype: str | None = None
 
     def to_json(self) -> JsonDict:
-        """See ``Section``; without the range where there is none."""
+        """See ``Section``; without the range and the type where there is none."""
         return {key: value for key, value in super().to_json().items() if value is not None}
 
 

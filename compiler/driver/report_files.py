@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 from svitc.errors import InputError
 from svitc.html_report import comparison, page
-from svitc.support.atomic_files import write_one
+from svitc.support.atomic_files import settle, write_one
+from svitc.support.json_text import parse_json
 from svitc.support.types import JsonDict
 
 REPORT, PAGE = "report.json", "report.html"
-MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError, TemplateError)
 
 
 def report_folders(folders: Sequence[Path]) -> list[Path]:
@@ -38,8 +40,9 @@ def read_report(folder: Path) -> JsonDict:
         InputError: it cannot be read, or is not a report.
     """
     path = folder / REPORT
+    settle(folder)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

@@ -77,13 +77,19 @@ def streaming_report(exported: bytes) -> StreamingReport | None:
     return StreamingReport(len(states), total, {state.input: list(state.shape) for state in states})
 
 
-def input_report(program: Program, quantized: bool) -> InputReport:
-    """Describe the input of a program; its range matters where inputs are rounded to integers."""
-    shape, events = list(program.input.shape), program.input.events
+def input_report(program: Program, quantized: bool, raw: bool = False) -> InputReport:
+    """Describe the input of a program; its range matters where inputs are rounded to integers.
+
+    Args:
+        program: the program.
+        quantized: whether inputs are rounded.
+        raw: whether the file takes bytes.
+    """
+    shape, events, dtype = list(program.input.shape), program.input.events, "uint8" if raw else None
     if not quantized:
-        return InputReport(shape, events)
+        return InputReport(shape, events, dtype=dtype)
     found = input_range(program)
-    return InputReport(shape, events, (found.low, found.high), found.source)
+    return InputReport(shape, events, (found.low, found.high), found.source, dtype)
 
 
 def parameters_report(program: Program, pruned: Program) -> ParametersReport:

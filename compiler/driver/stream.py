@@ -15,6 +15,8 @@ from svitc.onnx.states import Part, states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.runtimes.base import reason_of
 
+FLOAT_ORDER = "[N, C, H, W]: streams, channels, height, width"
+
 
 class Stream:
     """A network that keeps its states from one frame to the next, in ONNX Runtime.
@@ -24,7 +26,7 @@ class Stream:
         batch: number of streams that run side by side; None for the file's own number, or 1 where it takes any.
 
     Attributes:
-        frame_shape: shape of a frame, ``[N, C, H, W]``.
+        frame_shape: shape of a frame, ``[N, C, H, W]``; of bytes (``--raw-input``) ``[N, H, W, C]``.
         outputs: all outputs of the last step, by name.
 
     Raises:
@@ -62,19 +64,20 @@ class Stream:
 
         Args:
             frame: one frame of each stream, ``[N, C, H, W]``: pixels as floats, normalized as the metadata say, or
-                counts of events.
+                counts of events. Of a file that takes bytes, ``[N, H, W, C]`` of uint8.
 
         Raises:
-            InputError: the frame has another size, holds NaN, or has pixels that are integers.
+            InputError: the frame has another size, holds NaN, or has pixels of another type than the file takes.
         """
-        value = _numbers(frame, "the frame")
+        value = self._bytes(frame) if self._takes_bytes else _numbers(frame, "the frame")
         if value.shape != self.frame_shape:
-            hint = "One frame is [N, C, H, W]: streams, channels, height, width."
+            order = "[N, H, W, C]: streams, height, width, channels" if self._takes_bytes else FLOAT_ORDER
+            hint = f"One frame is {order}."
             if value.ndim and value.shape[1:] == self.frame_shape[1:]:
                 hint = f"This is for {self.frame_shape[0]} side by side: Stream(path, batch=N), or --static-batch N."
             raise InputError(f"the frame is {list(value.shape)}, and {list(self.frame_shape)} is expected", hint=hint)
         meta = self._stream.meta
-        if meta.get("image.range") and np.asarray(frame).dtype.kind != "f":
+        if meta.get("image.range") and not self._takes_bytes and np.asarray(frame).dtype.kind != "f":
             mean, std = meta["image.mean"], meta["image.std"]
             raise InputError(
                 f"the frame is {np.asarray(frame).dtype}, and normalized pixels are floats",
@@ -85,6 +88,21 @@ class Stream:
         scores: np.ndarray = self._stream(value)
         self.outputs = dict(zip(self._names, self._stream.outputs, strict=True))
         return scores
+
+    @property
+    def _takes_bytes(self) -> bool:
+        """Whether frames are bytes, which the file normalizes itself."""
+        return bool(self._stream.meta.get("image.dtype") == "uint8")
+
+    def _bytes(self, frame: ArrayLike) -> np.ndarray:
+        """Return a frame of bytes; raise ``InputError`` for one of another type, which would be another picture."""
+        value = np.asarray(frame)
+        if value.dtype != np.uint8:
+            raise InputError(
+                f"the frame is {value.dtype}, and the file takes uint8",
+                hint="It was compiled with --raw-input: give pixels as they are, from 0 to 255, not normalized.",
+            )
+        return value
 
     def reset(self) -> None:
         """Go back to before the first step."""

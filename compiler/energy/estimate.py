@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import fx
 
-from svitc.data.inputs import Data
+from svitc.data.inputs import Data, inputs_of
 from svitc.energy.cost_table import Table, load_table
 from svitc.energy.memory_traffic import REAL, Traffic, activations, currents, membranes, weights
 from svitc.energy.operation_counts import Counting, Work
-from svitc.errors import InputError, UsageError
+from svitc.errors import UsageError
 from svitc.ir.axes import Kind
 from svitc.ir.pass_manager import Pipeline
-from svitc.ir.program import Program, Stage
+from svitc.ir.program import Program, Stage, required_program
 from svitc.passes.pipelines import inference_passes
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -160,7 +159,7 @@ def energy(
 
     Args:
         program: a program that can be trained (its form for inference is measured), or a quantized one; not changed.
-        data: images, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
+        data: images, one batch, or batches: inputs ``[N, C, H, W]`` or ``[T, N, C, H, W]``, alone or with labels.
         table: energies of operations and accesses; by default Horowitz 2014.
         images: number of images to measure; by default all.
         reporter: shows the progress and the time taken.
@@ -171,17 +170,15 @@ def energy(
     """
     if images is not None and images < 1:
         raise UsageError(f"cannot measure energy on {images} images: at least one is needed")
-    batches: Any = getattr(data, "batches", None)
-    total = len(data) if batches is not None else None  # type: ignore[arg-type]
+    total = len(data) if hasattr(data, "batches") else None  # type: ignore[arg-type]
     if images is not None:
         total = images if total is None else min(images, total)
     seen = 0
     with (reporter or Reporter()).stage("energy", total) as step, torch.no_grad():
-        network = deployed(program)
+        network = deployed(required_program(program))
         network.module.eval()
         counting = Counting(network)
-        source: Any = data if batches is None else batches(network.input.at_once(BATCH_IMAGES))
-        for x in _inputs(network, source, images):
+        for x in _inputs(network, data, images):
             network.reset()
             counting.run(x)
             step(seen := seen + x.shape[network.input.batch_dim])
@@ -227,17 +224,13 @@ def energy_after(totals: Mapping[str, float], steps: float, of: int) -> float:
     return totals["once_pj"] + (totals["pj"] - totals["once_pj"]) * steps / of
 
 
-def _inputs(network: Program, batches: Iterable[object], images: int | None) -> Iterator[torch.Tensor]:
-    """Yield the inputs of batches without their labels, up to a number of images."""
-    spec = network.input
-    remaining = images
-    for batch in batches:
-        x: Any = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if x.ndim <= spec.batch_dim or tuple(x.shape) != spec.batched(x.shape[spec.batch_dim]):
-            raise InputError(f"images of shape {list(x.shape)}, but the model takes {list(spec.shape)} and a batch")
+def _inputs(network: Program, data: object, images: int | None) -> Iterator[torch.Tensor]:
+    """Yield inputs in batches, up to a number of images."""
+    axis, remaining = network.input.batch_dim, images
+    for x in inputs_of(network, data, network.input.at_once(BATCH_IMAGES)):
         if remaining is not None:
-            x = x.narrow(spec.batch_dim, 0, min(remaining, x.shape[spec.batch_dim]))
-            remaining -= x.shape[spec.batch_dim]
+            x = x.narrow(axis, 0, min(remaining, x.shape[axis]))
+            remaining -= x.shape[axis]
         yield x
         if remaining == 0:
             return

@@ -105,6 +105,23 @@ class Measurement:
             "drop_interval": [less, more],
         }
 
+    @classmethod
+    def from_fields(cls, values: Any) -> Measurement:
+        """Return a measurement from what ``fields`` returned and a file kept.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        point = cls(**values)
+        counts = (point.right, point.images, point.lost, point.gained)
+        real = [point.loss, point.divergence, point.regret, point.original_quality]
+        real += [] if point.quality is None else [point.quality]
+        if any(type(n) is not int or n < 0 for n in counts) or point.images < max(1, *counts):
+            raise ValueError(f"{counts} are no counts of images")
+        if any(type(x) not in (int, float) for x in real) or not np.isfinite(point.original_quality):
+            raise ValueError(f"{real} are no numbers")
+        return point
+
     def fields(self) -> JsonDict:
         """Return the fields as JSON values, without those on a quality where classes are counted."""
         values = asdict(self)

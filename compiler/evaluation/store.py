@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from svitc.errors import InputError, OutputError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
+from svitc.support.json_text import parse_json
 from svitc.support.types import JsonDict
 
 FORMAT = "svitc-sweep-2"  # 2: measurements have a regret
+CHECKSUM = "crc32"  # key of a line; files of 0.1.0 have none
 
 
 def fingerprint(program: Program, *more: object) -> str:
@@ -62,15 +65,15 @@ class Store:
             self._head = ""
 
     def _read(self, path: Path, subject: str) -> None:
-        """Read the measurements of a file, and cut off a last line that is incomplete."""
+        """Read the measurements of a file up to a line that is incomplete or damaged, and cut it off from there."""
         try:
-            content = path.read_text(errors="replace")
+            content = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        lines = content.split("\n")[:-1]  # a last line without a line feed is incomplete: the process was killed
+        lines = content.split(b"\n")[:-1]  # a last line without a line feed is incomplete: the process was killed
         try:
-            head = json.loads(lines[0]) if lines else {}
-        except json.JSONDecodeError:
+            head = parse_json(lines[0].decode()) if lines else {}
+        except ValueError:
             head = {}
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise InputError(f"{path} holds no points of a sweep", hint="Remove it, or leave --resume out.")
@@ -79,17 +82,19 @@ class Store:
                 f"{path} is of another model, other images or other settings",
                 hint="Leave --resume out to begin anew, or give the same command as before.",
             )
-        valid_characters = len(lines[0]) + 1
+        valid_bytes = len(lines[0]) + 1
         for line in lines[1:]:
             try:
-                entry = json.loads(line)
-                self.points[entry["key"]] = Measurement(**entry["point"])
-            except (json.JSONDecodeError, KeyError, TypeError):
+                entry = parse_json(line.decode())
+                if entry.pop(CHECKSUM, None) not in (None, _checksum(entry)):
+                    break
+                self.points[str(entry["key"])] = Measurement.from_fields(entry["point"])
+            except (ValueError, KeyError, TypeError, AttributeError):
                 break
-            valid_characters += len(line) + 1
-        if valid_characters < len(content):
-            with path.open("r+") as file:
-                file.truncate(valid_characters)
+            valid_bytes += len(line) + 1
+        if valid_bytes < len(content):
+            with path.open("r+b") as file:
+                file.truncate(valid_bytes)
 
     def add(self, key: str, point: Measurement, about: JsonDict) -> None:
         """Add a measurement and write it to the disk.
@@ -107,7 +112,8 @@ class Store:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("w" if self._head else "a") as file:
-                    file.write(self._head + json.dumps({"key": key, "point": point.fields(), **about}) + "\n")
+                    entry = {"key": key, "point": point.fields(), **about}
+                    file.write(self._head + json.dumps({**entry, CHECKSUM: _checksum(entry)}) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 self._head = ""
@@ -115,6 +121,11 @@ class Store:
                 raise OutputError(
                     f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume."
                 ) from error
+
+
+def _checksum(entry: JsonDict) -> str:
+    """Return the checksum of a line, without which a flipped bit could pass as another number."""
+    return f"{zlib.crc32(json.dumps(entry).encode()):08x}"
 
 
 def key_of(plan: Plan, refit: str) -> str:

@@ -134,8 +134,17 @@ def lead(report: JsonDict) -> str:
     size = f"{human.byte_size(memory['compiled_bytes'])} of weights ({human.share(memory['ratio'])})"
     return (
         f"svitc was asked {asked(report)}, and wrote a file with {size}, stored as {weight_words(report)}: "
-        f"{quality(report)}. {running_tokens(report)}".strip()
+        f"{quality(report)}. {running_tokens(report)} {raw_input(report)}".strip()
     )
+
+
+def raw_input(report: JsonDict) -> str:
+    """Return in a sentence that the file takes bytes; nothing where it takes floats."""
+    described = section(report, "input")
+    if described.get("dtype") != "uint8":
+        return ""
+    channels, height, width = described["shape"]
+    return f"It takes the bytes of {height} x {width} pixels and {channels} channels, and normalizes them itself."
 
 
 def running_tokens(report: JsonDict) -> str:

@@ -76,6 +76,14 @@ def looked(report: JsonDict) -> list[str]:
         )
     if verify.get("calls"):
         sentences.append(f"The file runs one time step per call: {verify['calls']} calls were compared.")
+    raw = section(verify, "raw_input")
+    if raw:
+        wrong = raw["pixels_differing"] + raw["values_differing"]
+        sentences.append(
+            f"The file normalizes bytes itself: {raw['pixels']:,} bytes, every value in every channel, and "
+            f"{raw['values']:,} outputs were compared bit for bit with those of normalized floats, and "
+            + (f"{wrong:,} differ." if wrong else "none differs.")
+        )
     quantization = section(verify, "quantization")
     if quantization:
         sentences.append(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from svitc.errors import UsageError
 from svitc.ir import axes, ops
 from svitc.ir.channel_groups import ChannelGroup, channel_groups
 from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
@@ -151,3 +152,17 @@ class Program:
     def __str__(self) -> str:
         title = f"program {self.info.get('arch', '')} at stage {self.stage.name.lower()}"
         return dump(self.module, self.groups, title)
+
+
+def required_program(value: object) -> Program:
+    """Return a value that must be a program.
+
+    Raises:
+        UsageError: it is something else; the hint says how to get one.
+    """
+    if isinstance(value, Program):
+        return value
+    what = f"a {type(value).__name__} is not a program"
+    if isinstance(getattr(value, "program", None), Program):
+        raise UsageError(what, hint="It has one: its attribute program.")
+    raise UsageError(what, hint="svitc.load(path) makes one of a checkpoint, svitc.capture(model, example) of a model.")

@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from svitc import onnx as backend
-from svitc.ir.program import Program
+from svitc.ir.program import Program, required_program
 from svitc.onnx.declared import check_declared
 from svitc.onnx.static_batch import check_batch, with_static_batch
 from svitc.onnx.target import CPU, Target
@@ -53,6 +53,7 @@ def export(
     Raises:
         UsageError: the target is unknown, ONNX cannot store weights in that number of bits, or batches are empty.
     """
+    required_program(program)
     check_batch(static_batch)
     resolved = backend.target_of(target, narrowest, functions)  # first: a wrong name is refused before the passes run
     file = backend.to_bytes(exportable(program, resolved, per_step=per_step))

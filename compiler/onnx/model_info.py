@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -59,6 +61,21 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 def metadata_of(node: onnx.NodeProto) -> dict[str, str]:
     """Return the metadata of a node."""
     return {entry.key: entry.value for entry in node.metadata_props}
+
+
+@contextlib.contextmanager
+def reading_metadata(key: str) -> Iterator[None]:
+    """Read a value of a file's metadata in the body of a ``with`` statement.
+
+    Raises:
+        InputError: it is not what svitc writes there.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"the file's metadata are damaged: {key} does not read as svitc writes it ({error})", hint="Compile again."
+        ) from error
 
 
 def read_proto(model: AnyModel) -> onnx.ModelProto:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from svitc.errors import InternalError
 from svitc.ir.axes import Axis, Dim, Dims, Kind
 from svitc.onnx import layout
+from svitc.onnx.model_info import reading_metadata
 
 BEFORE, AFTER = "state.", "next."  # what the names of a state's input and output begin with
 PACKED, PACKED_AFTER = "state", "next"  # the input and output of a packed state (packed_state.py)
@@ -167,14 +168,21 @@ def states_of(model: onnx.ModelProto) -> list[FileState] | None:
 
 
 def states_in(text: str) -> list[FileState]:
-    """Return the states that the metadata of a streaming file list, in the order of its inputs."""
+    """Return the states that the metadata of a streaming file list, in the order of its inputs.
+
+    Raises:
+        InputError: the metadata are damaged.
+    """
     found = []
-    for state in json.loads(text):
-        parts = tuple(Part(p["name"], tuple(p["shape"]), p["offset"], p["initial"]) for p in state.get("parts", ()))
-        is_in_place = bool(state.get("in_place", False))
-        found.append(
-            FileState(state["input"], state["output"], tuple(state["shape"]), state["initial"], parts, is_in_place)
-        )
+    with reading_metadata(STATES_KEY):
+        for state in json.loads(text):
+            parts = tuple(Part(p["name"], tuple(p["shape"]), p["offset"], p["initial"]) for p in state.get("parts", ()))
+            if not all(isinstance(n, str) for n in (state["input"], state["output"], *(part.name for part in parts))):
+                raise TypeError("a name is no text")
+            is_in_place = bool(state.get("in_place", False))
+            found.append(
+                FileState(state["input"], state["output"], tuple(state["shape"]), state["initial"], parts, is_in_place)
+            )
     return found
 
 

@@ -5,7 +5,6 @@ A plan is stored as JSON and can be applied again; it is checked against the pro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,6 +19,9 @@ from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS, WIDE_BITS
 from svitc.ir.token_stages import token_stages
 from svitc.planning.token_plan import kept_tokens, read_tokens
+from svitc.support.json_text import parse_json
+from svitc.support.limits import check_claim
+from svitc.support.names import as_path
 from svitc.support.types import JsonDict
 
 FORMAT = "svitc-plan-1"
@@ -109,7 +111,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: object) -> Plan:
-        """Read a plan from what ``json.loads`` returned.
+        """Read a plan from what ``parse_json`` returned.
 
         Raises:
             InputError: ``data`` is not a plan.
@@ -119,12 +121,14 @@ class Plan:
         keep = {}
         for name, entry in data["groups"].items():
             try:
-                mask = np.zeros((int(entry["heads"]), int(entry["dims"])), dtype=bool)
+                shape = (int(entry["heads"]), int(entry["dims"]))
+                check_claim(abs(shape[0] * shape[1]), f"the plan's entry for {name}")
+                mask = np.zeros(shape, dtype=bool)
                 index = np.asarray(entry["keep"], dtype=np.int64)
                 if index.size and (index.min() < 0 or index.max() >= mask.size):
                     raise ValueError("an index is out of range")
                 mask.reshape(-1)[index] = True
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
             keep[name] = mask
         bits, widths = data.get("bits", {}), (WIDE_BITS, *BITS)
@@ -132,20 +136,23 @@ class Plan:
             raise InputError(
                 "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, widths))}."
             )
-        return cls(keep, dict(data.get("made_by") or {}), dict(bits), read_tokens(data.get("tokens", {})))
+        made_by = data.get("made_by") or {}
+        if not isinstance(made_by, Mapping):
+            raise InputError("the plan's made_by is malformed", hint="It is an object that says how the plan was made.")
+        return cls(keep, dict(made_by), dict(bits), read_tokens(data.get("tokens", {})))
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: Path | str) -> Plan:
         """Read a plan from a JSON file.
 
         Raises:
             InputError: the file cannot be read, or is not a plan.
         """
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(parse_json(as_path(path, "the plan").read_text(encoding="utf-8")))
         except OSError as error:
             raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise InputError(f"the plan {path} is not JSON: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svitc.errors import OutputError
+from svitc.errors import InputError, OutputError
+from svitc.support.locks import folder_lock
+
+STAGING = ".svitc-"  # begins the names of hidden folders with files that are not complete yet
+COMPLETE = ".svitc.complete"  # the hidden folder of files that are complete, but not all in their places
 
 
 def writable(out: Path) -> None:
@@ -42,6 +47,10 @@ def _existing_parent(path: Path) -> Path:
 def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     """Write several files into a folder: all of them appear, each complete, or none does.
 
+    They are written to a hidden folder beside their places, which is renamed when it is complete. From then on they are
+    the folder's: who writes or reads next finishes what a killed process left to do (``settle``). Only one process at
+    a time writes into a folder.
+
     Args:
         out: the folder, created if it does not exist.
         contents: file name -> bytes.
@@ -53,30 +62,69 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
         OutputError: the disk is full, or the folder is not writable; no partial file is left behind.
     """
     is_new = not out.exists()
-    staging: Path | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".svitc-", dir=out))
-        for name, data in contents.items():
-            with (staging / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in contents:
-            os.replace(staging / name, out / name)
+        with folder_lock(out):
+            _finish(out)
+            staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out))
+            try:
+                for name, data in contents.items():
+                    with (staging / name).open("wb") as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                os.rename(staging, out / COMPLETE)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+            _finish(out)
         return [out / name for name in contents]
     except OSError as error:
-        if is_new and out.is_dir():
-            shutil.rmtree(out, ignore_errors=True)
+        _remove_empty(out, is_new)
         hint = "Free some disk space, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give"
         raise OutputError(f"cannot write to {out}: {error.strerror}", hint=f"{hint} another folder with -o.") from error
     except BaseException:
-        if is_new and out.is_dir():
-            shutil.rmtree(out, ignore_errors=True)
+        _remove_empty(out, is_new)
         raise
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_empty(folder: Path, is_new: bool) -> None:
+    """Remove a folder that was made for files which could not be written, unless another process put some there."""
+    if is_new:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _finish(out: Path) -> None:
+    """Move files that were written completely to their places, and remove those that were not.
+
+    Both are left by a process that was killed, or by the caller a moment before; the folder is locked.
+    """
+    complete = out / COMPLETE
+    if complete.is_dir():
+        for file in sorted(complete.iterdir()):
+            os.replace(file, out / file.name)
+        complete.rmdir()
+    for folder in out.glob(f"{STAGING}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Finish the writing of a folder's files where a process was killed in the middle of it.
+
+    Raises:
+        InputError: the folder cannot be written, so that its files are of two compilations.
+    """
+    if not (folder / COMPLETE).is_dir():
+        return
+    try:
+        with folder_lock(folder):
+            _finish(folder)
+    except OSError as error:
+        raise InputError(
+            f"the writing of {folder} was interrupted, and cannot be finished: {error.strerror}",
+            hint=f"Move the files of {folder / COMPLETE} up into the folder, or compile again.",
+        ) from error
 
 
 def to_json_bytes(content: Any) -> bytes:
@@ -90,18 +138,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_one(path: Path, data: bytes) -> None:
-    """Write one file under a temporary name in its folder, and rename it when it is complete.
+    """Write one file, completely or not at all.
 
     Raises:
         OutputError: the file cannot be written; no partial file is left behind.
     """
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+        write_together(path.parent, {path.name: data})
+    except OutputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.message
         raise OutputError(
-            f"cannot write {path}: {error.strerror}", hint="Free some disk space, or give another path."
+            f"cannot write {path}: {reason}", hint="Free some disk space, or give another path."
         ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from svitc.errors import InputError
+from svitc.errors import InputError, UsageError
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # what the names of checkpoints end with
 
@@ -23,6 +24,21 @@ def known(name: str, names: Iterable[str], what: str = "Known:") -> str:
     close = get_close_matches(name, names, 1)
     meant = f"Did you mean {close[0]}? " if close else ""
     return f"{meant}{what} {', '.join(names)}."
+
+
+def as_path(value: object, what: str) -> Path:
+    """Return a path that a caller gave, as text or as a ``Path``.
+
+    Args:
+        value: what was given.
+        what: what it is the path of, such as ``the output folder``.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    raise UsageError(f"{what} is {value!r:.60}, not a path")
 
 
 def check_exists(path: Path) -> Path:

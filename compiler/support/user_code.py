@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+OURS = (str(Path(__file__).parents[1]), "<frozen")  # svitc's own code, and that of Python without a file
 
 
 def search_path(file: Path) -> list[str]:
@@ -56,13 +57,19 @@ def import_file(file: Path) -> ModuleType:
     return module
 
 
-def raised_at(error: BaseException, file: Path) -> str | None:
-    """Return ``file:line`` of the innermost frame in the folders of a model file, or None if there is none."""
+def raised_at(error: BaseException, file: Path | None) -> str | None:
+    """Return ``file:line`` of the innermost frame of the user's code, or None if there is none.
+
+    Args:
+        error: what was raised.
+        file: the user's file, whose folders are searched; None for all code but svitc's and installed packages.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
-    folders = tuple(search_path(file))
+    folders = ("",) if file is None else tuple(search_path(file))
+    others = INSTALLED if file is not None else (*INSTALLED, *OURS)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(folders)]
-    frames = [f for f in frames if not f.filename.startswith(INSTALLED) and f.filename != __file__]
+    frames = [f for f in frames if not f.filename.startswith(others) and f.filename != __file__]
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def load_checkpoint(path: Path, inputs: JsonMapping) -> JsonDict:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} in it is wrong")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive may raise anything
         text = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -9,8 +9,10 @@ nothing, so one more batch feeds every layer with random spikes instead of the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,19 +20,24 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_lengths, sum_lengths
+from svitc.data.inputs import Data, inputs_of
+from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
-from svitc.ir.program import Program
+from svitc.ir.program import Program, required_program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
+from svitc.support.names import as_path
 from svitc.verification.informative import informative
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
+BATCH = 32  # images of a data set that are compared at once
+
 
 def verify(
     program: Program,
-    exported: bytes,
-    inputs: Iterable[torch.Tensor],
+    exported: bytes | Path | str,
+    inputs: Iterable[torch.Tensor] | torch.Tensor | Data,
     progress: Callable[[int], None] | None = None,
     runtime: Runtime = ONNX_RUNTIME,
     all_inputs: bool = True,
@@ -39,8 +46,8 @@ def verify(
 
     Args:
         program: the reference, at a stage at which it can be trained.
-        exported: bytes of the ONNX file.
-        inputs: batches in the program's input layout.
+        exported: the ONNX file, or its path.
+        inputs: batches in the program's input layout, one batch, or a data set.
         progress: called with the number of images done.
         runtime: runs the file.
         all_inputs: whether to use all inputs, not only those that tell more than the ones before (informative.py).
@@ -51,6 +58,7 @@ def verify(
     Raises:
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
+    exported, inputs = _file(exported), inputs_of(required_program(program), inputs, BATCH)
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = runtime.open(exported), runtime.open(split_file)
     program = program_of_file(program, exported)
@@ -72,7 +80,7 @@ def verify(
         for kind, (run, expected_outputs) in enumerate(runs):
             currents, output_magnitudes = record_magnitudes(bounds, x, run)
             feed = {image: x.numpy()}
-            feed.update({neuron.reference: run.fed[neuron.path].numpy().reshape(neuron.shape) for neuron in neurons})
+            feed.update({neuron.reference: _spikes(run, neuron) for neuron in neurons})
             outputs = dict(zip(names, split_session.run(names, feed), strict=True))
             comparison = _Comparison(outputs, run, currents, natural=kind == 0)
             for neuron in neurons:
@@ -87,6 +95,32 @@ def verify(
         if progress is not None:
             progress(verdict.images)
     return verdict
+
+
+def _file(exported: bytes | Path | str) -> bytes:
+    """Return the bytes of an exported file. Raises InputError where it cannot be read."""
+    if isinstance(exported, bytes):
+        return exported
+    path = as_path(exported, "the exported file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _spikes(run: Recorder, neuron: backend.SplitNeuron) -> np.ndarray:
+    """Return what the reference feeds to a neuron's consumers, as the file has it.
+
+    Raises:
+        InputError: the file has another number of neurons there.
+    """
+    fed = run.fed.get(neuron.path)
+    if fed is None or fed.numel() % math.prod(size for size in neuron.shape if size > 0):
+        raise InputError(
+            f"the file was not exported from this program: it differs at {neuron.path}",
+            hint="A compiled file goes with the pruned program, Compiled.program.",
+        )
+    return fed.numpy().reshape(neuron.shape)
 
 
 def _values_beyond(value: np.ndarray, expected: np.ndarray, allowed: np.ndarray) -> int:

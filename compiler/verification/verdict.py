@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
-from svitc.ir.outputs import ClassScores, class_scores, labels
+from svitc.ir.outputs import INPUT, ClassScores, class_scores, labels
 from svitc.ir.program import Program
 from svitc.support.types import JsonDict
 
@@ -116,6 +116,30 @@ class QuantizationVerdict:
         return next((name for name in (*clamps, *(name for name, count in self.beyond.items() if count))), None)
 
 
+@dataclass(frozen=True)
+class RawInputVerdict:
+    """The differences between a file that takes bytes and the same file with normalized floats as its input.
+
+    Attributes:
+        as_written: whether what is in front of the network is what svitc writes for the program's normalization.
+        pixels: number of pixels that were compared, with every byte in every channel.
+        pixels_differing: those that become other numbers than those that ``--data`` reads, in any bit.
+        values: number of output values that were compared; 0 where a runtime may round float sums otherwise.
+        values_differing: those that differ.
+    """
+
+    as_written: bool
+    pixels: int
+    pixels_differing: int
+    values: int
+    values_differing: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether both are the same."""
+        return self.as_written and not self.pixels_differing and not self.values_differing
+
+
 @dataclass
 class Verdict:
     """The result of a verification; ``to_json`` is the report's ``verify`` section.
@@ -131,6 +155,8 @@ class Verdict:
         calls: of a streaming file, the number of time steps that were run, one per call; else None.
         beyond_int16: for a quantized program, the integer products of its file that could saturate on processors
             without VNNI, each with the sum that it could reach (onnx/int16_sums.py).
+        raw_input: of a file that takes bytes, its differences from the one that takes normalized floats, to which all
+            else refers.
     """
 
     images: int = 0
@@ -142,6 +168,7 @@ class Verdict:
     runtime: JsonDict = field(default_factory=dict)
     calls: int | None = None
     beyond_int16: dict[str, str] | None = None
+    raw_input: RawInputVerdict | None = None
 
     @classmethod
     def of(cls, program: Program, runtime: JsonDict) -> Verdict:
@@ -188,6 +215,8 @@ class Verdict:
     @property
     def file_divergence(self) -> str | None:
         """Return the first layer, in execution order, in which the file differs from its program."""
+        if self.raw_input is not None and not self.raw_input.passed:
+            return f"{INPUT}, whose pixels become other numbers than those of --data"
         for layer in self.layers.values():
             if layer.flips_beyond_rounding or layer.currents_beyond_rounding or layer.membranes_beyond_rounding:
                 return layer.name
@@ -226,5 +255,6 @@ class Verdict:
             **({} if self.calls is None else {"calls": self.calls}),
             **({} if self.quantization is None else {"quantization": self.quantization.to_json()}),
             **({} if self.beyond_int16 is None else {"beyond_int16": self.beyond_int16}),
+            **({} if self.raw_input is None else {"raw_input": asdict(self.raw_input)}),
             **({"outputs": [asdict(output) for output in self.outputs]} if len(self.outputs) > 1 else {}),
         }

@@ -170,14 +170,17 @@ def main() -> None:
     model = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else demo()
     proto = onnx.load_from_string(model)
     about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
-    channels, height, width = (dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:])
+    raw = about.get("image.dtype") == "uint8"  # the file takes bytes, channels last
+    sizes = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
+    channels, height, width = (sizes[2], *sizes[:2]) if raw else sizes
     colors = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     picture = io.BytesIO()
     Image.fromarray(colors if channels == 3 else colors[..., 0]).save(picture, "PNG")
     found = in_browser(model, picture.getvalue())
-    pixels = np.array(found["pixels"], np.float32).reshape(1, channels, height, width)
+    pixels = np.array(found["pixels"], np.uint8 if raw else np.float32).reshape(1, *sizes)
     wanted = (colors / 255 - about.get("image.mean", 0.0)) / about.get("image.std", 1.0)
-    print(f"largest difference of a pixel: {abs(pixels[0] - wanted.transpose(2, 0, 1)).max():g}")
+    wanted = colors.astype(int) if raw else wanted.transpose(2, 0, 1)
+    print(f"largest difference of a pixel: {abs(pixels[0] - wanted).max():g}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -190,7 +193,7 @@ def main() -> None:
     )
     lines = shown(expected[0], about.get("classes"), len(found["shown"]))
     print(f"shown when it was dropped: {found['shown'][0]}; {'' if found['shown'] == lines else 'NOT '}as natively")
-    close = np.allclose(pixels[0], wanted.transpose(2, 0, 1), atol=1e-5)
+    close = np.allclose(pixels[0], wanted, atol=1e-5)
     sys.exit(0 if equal and close and found["shown"] == lines else 1)
 
 

@@ -14,10 +14,12 @@ export class Classifier {
   }
 
   constructor(session, about) {
-    const shape = session.inputMetadata[0].shape; // N, C, H, W
+    const shape = session.inputMetadata[0].shape; // N, C, H, W; of a file that takes bytes N, H, W, C
     if (shape.length !== 4) throw new Error("the model takes event frames, not pictures");
     this.session = session;
-    [this.channels, this.height, this.width] = shape.slice(1);
+    this.bytes = about["image.dtype"] === "uint8";
+    const [first, second, third] = shape.slice(1);
+    [this.channels, this.height, this.width] = this.bytes ? [third, first, second] : [first, second, third];
     this.mean = about["image.mean"] ?? new Array(this.channels).fill(0);
     this.std = about["image.std"] ?? new Array(this.channels).fill(1);
     this.resize = about["image.resize"] ?? null;
@@ -26,7 +28,8 @@ export class Classifier {
     this.batch = about["batch"] ?? 1; // a file may take exactly so many images at once
   }
 
-  // Scale and crop a picture (a File or Blob) as the metadata say, and return the input: float32, channels first.
+  // Scale and crop a picture (a File or Blob) as the metadata say, and return the input: float32, channels first, or
+  // bytes, channels last.
   async pixels(file) {
     const picture = await createImageBitmap(file, { colorSpaceConversion: "none" });
     const [height, width] = this.crop;
@@ -40,21 +43,26 @@ export class Classifier {
     draw(input, cropped, 0, 0, this.width, this.height);
     const { data } = input.getContext("2d").getImageData(0, 0, this.width, this.height);
     const count = this.width * this.height;
-    const values = new Float32Array(this.channels * count);
+    const values = this.bytes ? new Uint8Array(this.channels * count) : new Float32Array(this.channels * count);
     for (let i = 0; i < count; i++) {
       const [r, g, b] = data.subarray(4 * i, 4 * i + 3);
       const colors = this.channels === 1 ? [Math.round(0.299 * r + 0.587 * g + 0.114 * b)] : [r, g, b];
-      colors.forEach((value, c) => { values[c * count + i] = (value / 255 - this.mean[c]) / this.std[c]; });
+      colors.forEach((value, c) => {
+        if (this.bytes) values[i * this.channels + c] = value;
+        else values[c * count + i] = (value / 255 - this.mean[c]) / this.std[c];
+      });
     }
     return values;
   }
 
   // Run the model on one input and return its logits.
   async logits(values) {
-    const { session } = this;
-    const images = new Float32Array(this.batch * values.length);
-    for (let i = 0; i < this.batch; i++) images.set(values, i * values.length);
-    const image = new ort.Tensor("float32", images, [this.batch, this.channels, this.height, this.width]);
+    const { session, batch, channels, height, width } = this;
+    const images = new values.constructor(batch * values.length);
+    for (let i = 0; i < batch; i++) images.set(values, i * values.length);
+    const image = this.bytes
+      ? new ort.Tensor("uint8", images, [batch, height, width, channels])
+      : new ort.Tensor("float32", images, [batch, channels, height, width]);
     const { data } = (await session.run({ [session.inputNames[0]]: image }))[session.outputNames[0]];
     return data.subarray(0, data.length / this.batch);
   }

@@ -22,11 +22,13 @@ from svitc.frontends.checkpoint.pickle_protocol import (
     legacy_as_protocol_2,
     protocol_of,
 )
+from svitc.support.limits import check_claim
 from svitc.support.user_code import importable
 
 SAVE = "svitc reads what torch.save wrote: a state_dict, or svitc.save's self-describing file."
 # entries in which training scripts save their options
 OPTIONS = ("args", "opt", "opts", "options", "config", "cfg", "hparams", "hyper_parameters")
+CHUNK_BYTES = 1 << 20
 ZIP = b"PK\x03\x04"
 TRUST = (
     "Or read it with --trust-pickle, only if you made the file: unpickling runs any code that its writer put there, "
@@ -99,15 +101,35 @@ def check_archive(path: Path, start: bytes) -> None:
             )
         try:
             with zipfile.ZipFile(path) as archive:
-                names = [name.rpartition("/")[2] for name in archive.namelist()]
+                entries = archive.infolist()
+                check_claim(sum(entry.file_size for entry in entries), path)
+                names = [entry.filename.rpartition("/")[2] for entry in entries]
+                damaged = next((entry.filename for entry in entries if not _is_intact(archive, entry)), None)
+        except InputError:
+            raise
         except Exception as error:  # zipfile raises many kinds of errors on a damaged directory
             raise InputError(f"{path} is damaged: {_line(error)}", hint="Copy or download it again.") from error
+        if damaged is not None:
+            raise InputError(
+                f"{path} is damaged: the checksum of {damaged} in it is wrong", hint="Copy or download it again."
+            )
         if "constants.pkl" in names:
             raise InputError(f"{path} is a TorchScript archive, which has no torch modules", hint=SAVE)
         if "data.pkl" not in names:
             raise InputError(f"{path} is a zip file, but not a PyTorch checkpoint", hint=SAVE)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch writes
         raise InputError(f"{path} is not a PyTorch checkpoint (it begins with {start[:12]!r})", hint=SAVE)
+
+
+def _is_intact(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    """Tell whether an entry has its checksum; torch.load does not look, so a flipped bit would pass as a weight."""
+    if not entry.CRC:  # not computed: torch.serialization.set_crc32_options(False)
+        return True
+    with contextlib.suppress(zipfile.BadZipFile), archive.open(entry) as stream:
+        while stream.read(CHUNK_BYTES):  # compares the checksum at the end
+            pass
+        return True
+    return False
 
 
 def load(path: Path, trust_pickle: bool) -> object:

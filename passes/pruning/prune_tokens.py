@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import einops
+import torch
 from torch import fx
 
 from svitc.ir import ops
@@ -45,8 +47,9 @@ class PruneTokens(Pass):
              y = conv(all of a2, b2, b in their places)
 
     A stopped token keeps the value that it has, the block-level early stopping of TP-Spikformer (arXiv 2603.00527);
-    attention sees the others alone. Which tokens stop is the same for every image. Where only a mean or a sum over all
-    tokens follows, their order does not matter, and they stay as they are.
+    attention sees the others alone, and its sums over tokens are multiplied by all / running, so that the neurons
+    behind them get currents of the size that their thresholds were trained on. Which tokens stop is the same for every
+    image. Where only a mean or a sum over all tokens follows, their order does not matter, and they stay as they are.
 
     Refuses nothing: Plan.validate has already rejected unknown stages, and tokens that come back.
 
@@ -81,6 +84,7 @@ def _rewrite_region(
     """
     last = stages[-1]
     letters = _letters(program, stages)
+    sums = {node for stage in stages for node in stage.nodes if _sums_tokens(program, node, set(last.tokens))}
     free = _order_is_free(last.exit, set(last.tokens))
     stream = Stream(tuple(range(last.count)))
     for stage in stages:
@@ -93,11 +97,43 @@ def _rewrite_region(
         if stream.stopped:
             for view in letters.keys() & set(stage.nodes):
                 _resize(view, letters[view], stage.tokens, len(stream.active))
+            for total in sums & set(stage.nodes):
+                _rescale(program, total, stage.count / len(stream.active))
     if stream.stopped:
         readers = list(last.exit.users)
         merged = _merged(program, last, stream, free)
         for reader in readers:
             reader.replace_input_with(last.exit, merged)
+
+
+def _rescale(program: Program, total: fx.Node, factor: float) -> None:
+    """Multiply a sum over tokens by a factor: behind further products with spikes, so that those stay whole numbers.
+
+    Args:
+        program: gets a new node, where no product with a number follows that takes the factor.
+        total: the sum.
+        factor: number of all tokens by that of those that run.
+    """
+    users = list(total.users)
+    while len(users) == 1 and users[0].target in (torch.matmul, einops.rearrange):
+        total, users = users[0], list(users[0].users)
+    numbers = [arg for arg in users[0].args if isinstance(arg, int | float)]
+    if len(users) == len(numbers) == 1 and users[0].target is operator.mul:
+        users[0].args = (total, numbers[0] * factor)
+        return
+    scaled = _emitter(program, total)("call_function", operator.mul, (total, factor), {})
+    for user in users:
+        user.replace_input_with(total, scaled)
+
+
+def _sums_tokens(program: Program, node: fx.Node, tokens: set[Axis]) -> bool:
+    """Return whether an operation sums over all tokens; a mean does not depend on how many there are."""
+    if node.target is torch.matmul:
+        return tokens <= set(program.type_of(node.all_input_nodes[0])[-1])
+    if node.target is not torch.sum:
+        return False
+    reduced: Any = node.kwargs["dim"]
+    return tokens <= {axis for i in reduced for axis in program.type_of(node.all_input_nodes[0])[i]}
 
 
 def _narrowed(program: Program, stage: TokenStage, stream: Stream, active: tuple[int, ...]) -> fx.Node:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from svitc.data import loader_factory, spill
+from svitc.data import loader_factory, loaders, spill
 from svitc.data.dataset import is_factory, load_data, split
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
@@ -183,7 +183,7 @@ def test_one_pass_chooses_what_many_would():
         rng = random.Random(trial)
         labels = [min(rng.randrange(6), rng.randrange(6)) for _ in range(rng.randrange(1, 80))]
         limit = rng.randrange(1, len(labels) + 1)
-        turns, held = loader_factory._BalancedSample(limit, trial), {}
+        turns, held = loaders._BalancedSample(limit, trial), {}
         for index, label in enumerate(labels):
             slot = turns.offer(label)
             if slot is not None:

@@ -14,6 +14,7 @@ from PIL import Image
 from svitc.data import file_stores
 from svitc.data.arrays import Arrays
 from svitc.data.dataset import load_data, sample, split, unlabeled_dataset
+from svitc.data.picture import PASSED_OVER
 from svitc.data.sources import Scaling
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
@@ -220,9 +221,10 @@ def test_images_in_memory():
             3,
             [
                 "3 of 4 images looked at are gray, but the model takes color: all three channels get the same values",
+                f"{PASSED_OVER['alpha']} (1 of 4 images looked at)",
             ],
         ),
-        (["L", "RGB", "P", "RGBA"], 3, []),
+        (["L", "RGB", "P", "RGBA"], 3, [f"{PASSED_OVER['alpha']} (1 of 4 images looked at)"]),
         (["L"] * 4, 1, []),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,22 @@ def test_a_kill_at_any_byte_costs_one_point_at_most(tmp_path):
         for n in range(left, 4):
             resumed.add(f"k{n}", point(n), {})
         assert Store(path, "me", resume=True).points == {f"k{n}": point(n) for n in range(4)}, cut
+
+
+def test_a_changed_number_is_measured_again(tmp_path):
+    path = tmp_path / "s.jsonl"
+    store = Store(path, "me")
+    for n in range(3):
+        store.add(f"k{n}", point(n), {})
+    whole = path.read_text()
+    for damaged in (whole.replace('"right": 1', '"right": 2'), whole.replace('"key": "k1"', '"key": "k7"')):
+        assert damaged != whole
+        path.write_text(damaged)
+        assert Store(path, "me", resume=True).points == {"k0": point(0)}
+    path.write_text(re.sub(r', "crc32": "\w+"', "", whole))  # as 0.1.0 wrote it
+    assert Store(path, "me", resume=True).points == {f"k{n}": point(n) for n in range(3)}
+    path.write_text(re.sub(r', "crc32": "\w+"', "", whole).replace('"right": 1', '"right": "1"'))
+    assert Store(path, "me", resume=True).points == {"k0": point(0)}, "what is no measurement is none"
 
 
 def test_another_sweep_is_refused(tmp_path):

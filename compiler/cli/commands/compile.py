@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svitc.cli import terminal
-from svitc.cli.common import arguments, load_images, load_program, start, unfinished_file
+from svitc.cli.common import arguments, declared, load_images, load_program, start, unfinished_file
 from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions, TrainingOptions
 from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
 from svitc.cli.views.compile import front, summary
@@ -56,8 +57,13 @@ def compile(
     from svitc.driver.report_files import PAGE, comparison_of
     from svitc.support.atomic_files import write_one
     from svitc.support.distributed import world
+    from svitc.support.locks import sole_writer
 
-    with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
+    with (
+        world() as ranks,
+        sole_writer(file.out) if ranks.is_writer else nullcontext(),
+        terminal.reporting(output.quiet or not ranks.is_writer) as reporter,
+    ):
         program = load_program(model, load, reporter)
         options = _compile_options(program, budget, file, data, training, output)
         compiler = Compiler(program, policy, options, reporter)
@@ -162,6 +168,9 @@ def _compile_options(
     from svitc.driver.options import CompileOptions
     from svitc.evaluation.metric import load_metric
 
+    if file.raw_input and not program.input.events:
+        data = declared(program, data)
+
     return CompileOptions(
         metric=None if data.metric is None else load_metric(data.metric),
         data=load_images(data.data, program, data.limit, output.seed, data, data.unlabeled),
@@ -182,6 +191,7 @@ def _compile_options(
         per_step=file.per_step,
         streaming=file.streaming,
         packed_state=file.packed_state,
+        raw_input=file.raw_input,
         static_batch=file.static_batch,
         functions=file.functions,
         reparam=budget.reparam,

@@ -38,6 +38,7 @@ def show_report(report: JsonMapping) -> None:
     env = report["environment"]
     shape = " x ".join(map(str, report["input"]))
     images = "1 image" if report["batch"] == 1 else f"{report['batch']} images"
+    images += ", as bytes," if report.get("dtype") == "uint8" else ""
     terminal.out.print(
         f"{images} of {shape} a run, {report['threads']} of {env['cores']} processors ({escape(env['processor'])});"
         " beside svitc: time relative to the first row's in the same round",

@@ -74,6 +74,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         names = ", ".join(path.name for path in paths)
         out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
         out.print(form_of(report["file"]))
+        raw_input_line(report["input"])
         streaming_line(report.get("streaming"))
         device_check(paths, report["file"]["opset"])
 
@@ -90,6 +91,14 @@ def form_of(file: JsonDict) -> str:
     count = file["batch"]
     batch = "any number of images" if count is None else f"exactly {count} image{'' if count == 1 else 's'}"
     return f"model.onnx: opset {file['opset']}, for {file['opset_for']}; takes {batch} at once"
+
+
+def raw_input_line(described: JsonDict) -> None:
+    """Print what a file takes that normalizes the bytes of images itself."""
+    if described.get("dtype") == "uint8":
+        channels, height, width = described["shape"]
+        shape = escape(f"[N, {height}, {width}, {channels}]")
+        out.print(f"raw input: it takes uint8 {shape}, and scales and normalizes pixels itself")
 
 
 def streaming_line(streaming: JsonDict | None) -> None:

@@ -28,9 +28,10 @@ def verdict_line(verify: JsonDict) -> None:
         text += f" outputs differ by at most {verify['max_logit_difference']:.3g}"
     first = escape(str(verify["first_divergence"]))
     kinds = ("flips_beyond_rounding", "currents_beyond_rounding", "logits_beyond_rounding")
+    raw = verify.get("raw_input")
     if verify["status"] == "passed":
         out.print(f"[green]verified[/] that model.onnx computes {where} what model.py computes: {text}")
-    elif any(verify[kind] for kind in kinds):
+    elif any(verify[kind] for kind in kinds) or not raw_input_passed(raw):
         out.print(f"[bold red]NOT the same network[/] {where}: first at {first}; {text}")
     else:  # the file computes what the program computes, but the program is another network than the float one
         beyond = verify["quantization"]["beyond_rounding"]
@@ -38,11 +39,21 @@ def verdict_line(verify: JsonDict) -> None:
             f"[bold red]NOT the float network with its weights rounded[/]: first at {first}, {beyond} values beyond "
             f"rounding; but model.onnx computes what model.py computes: {text}"
         )
+    if raw is not None and raw_input_passed(raw):
+        out.print(
+            f"raw input: all {raw['pixels']:,} bytes, every value in every channel, become what --data reads, bit for "
+            "bit" + (f", and all {raw['values']:,} outputs are the same" if raw["values"] else "")
+        )
     if silent:
         out.print(
             f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them "
             "on real ones"
         )
+
+
+def raw_input_passed(raw: JsonDict | None) -> bool:
+    """Return whether a file that takes bytes is the same as that with normalized floats; true for any other."""
+    return raw is None or (raw["as_written"] and not raw["pixels_differing"] and not raw["values_differing"])
 
 
 def runtime_words(runtime: JsonDict) -> str:

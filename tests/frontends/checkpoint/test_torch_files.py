@@ -151,3 +151,19 @@ def test_pickled_wrappers_are_taken_off(tmp_path, model, logits, wrap):
     assert type(loaded.model) is type(model)
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(logits(loaded.model, x), logits(model, x))
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path, described):
+    path = tmp_path / "m.pt"
+    torch.save(described, path)
+    whole = path.read_bytes()
+    place = whole.index(described["state_dict"]["head.weight"].numpy().tobytes()[:16])
+    path.write_bytes(whole[:place] + bytes((whole[place] ^ 1,)) + whole[place + 1 :])
+    with pytest.raises(InputError, match="the checksum of m/data/.* is wrong"):
+        load_model(path)
+    try:
+        torch.serialization.set_crc32_options(False)  # then there is none, and none is missed
+        torch.save(described, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_model(path)

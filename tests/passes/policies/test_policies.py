@@ -19,7 +19,7 @@ from svitc.analysis.calibration import Calibration
 from svitc.data.dataset import load_data
 from svitc.driver.compiler import Compiler
 from svitc.driver.options import CompileOptions
-from svitc.errors import BudgetError, UsageError
+from svitc.errors import BudgetError, InputError, UsageError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
@@ -442,7 +442,7 @@ def test_mistakes_of_callers_are_named():
     program = svitc.load(DIGITS)
     with pytest.raises(UsageError, match="policy 'nothing' returned NoneType, not a plan"):
         svitc.compile(program, 0.9, policy=Nothing(), no_data="uniform")
-    with pytest.raises(UsageError, match="data is a str, not a data set"):
+    with pytest.raises(InputError, match="images.npz does not exist"):  # a path, as of --data
         svitc.compile(program, 0.9, data="images.npz")
 
 

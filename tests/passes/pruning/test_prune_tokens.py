@@ -1,8 +1,12 @@
-"""Tokens that stop keep their value: against the eager model whose blocks run on the other tokens alone."""
+"""Tokens that stop keep their value: against the eager model whose blocks run on the other tokens alone.
+
+Sums over tokens in attention are multiplied by all / running.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import onnx
@@ -43,6 +47,10 @@ def pruned(program: Program, share: float = 0.75) -> Program:
     return prune_and_round(program, Plan({}, tokens=some_tokens(program, share)))
 
 
+def multiplied(factor: float, _: object, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (inputs[0] * factor,)
+
+
 def test_stages_are_the_blocks_of_a_residual_stream():
     stages = token_stages(canonicalised("qkformer-token"))
     assert [(s.name, s.count, s.region) for s in stages] == [
@@ -69,6 +77,12 @@ def test_the_others_run_as_if_they_were_the_whole_image(family):
     first, second = (0, 2, 3, 5), (2, 5)
     plan = Plan({}, tokens={names[0]: first, names[2]: second})
     x = torch.rand(2, *shape)
+    for block, kept in zip(model.blocks, (first, second), strict=True):
+        factor = token_stages(program)[0].count / len(kept)
+        if family == "spikformer":
+            block.attn.scale *= factor
+        else:
+            block.attn.attn_lif.register_forward_pre_hook(partial(multiplied, factor))
     functional.reset_net(model)
     with torch.no_grad():
         stream = model.patch_embed(x.expand(4, *x.shape))

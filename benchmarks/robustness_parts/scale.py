@@ -1,0 +1,179 @@
+"""Time and peak memory against size, each size in a process of its own; and the memory of the published sizes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from spikingjelly.activation_based.model.spikformer import Spikformer
+
+import svitc
+from common import build, warm
+from robustness_parts.log import Log
+from svitc.data.dataset import load_data
+from svitc.errors import SvitcError
+from svitc.frontends.checkpoint.load import load_model
+from svitc.passes.policies import POLICIES
+from svitc.support.hardware import forget_peak, peak, resident
+
+MOST_SECONDS = 150  # that one size may take
+SMALL = {"T": 2, "img_size_h": 16, "img_size_w": 16, "patch_size": 4, "embed_dims": 16, "num_heads": 2, "depths": 1}
+SIZES: dict[str, tuple[int, ...]] = {
+    "time steps": (4, 16, 64, 256),
+    "time steps, int8": (4, 16, 64, 256),
+    "depth": (1, 4, 16, 64),
+    "width": (64, 256, 1024, 4096),
+    "classes": (10, 100, 1000, 10_000),
+    "image": (1, 16, 64, 256, 1024),
+    "images in a folder": (1000, 10_000, 100_000, 1_000_000),
+    "checkpoint, MB": (30, 100, 300, 1000, 3000),
+}
+
+
+def _compile(size: int, axis: str) -> object:
+    torch.manual_seed(0)
+    keys = {"time steps": "T", "depth": "depths", "width": "embed_dims", "classes": "num_classes"}
+    arguments = {"num_classes": 4, **SMALL}
+    side = 16
+    if axis == "image":
+        side = size
+        patch = {1: 1, 16: 4}.get(size, 16)
+        arguments |= {"img_size_h": size, "img_size_w": size, "patch_size": patch}
+    else:
+        arguments[keys[axis.partition(",")[0]]] = size
+    model = Spikformer(**arguments).eval()
+    if size < 1024:
+        warm(model, (3, side, side))
+    program = svitc.capture(model, svitc.InputSpec((3, side, side)))
+    weights = "int8" if "int8" in axis else None
+    options = {"policy": POLICIES["uniform"](), "no_data": "uniform", "images": 1, "weights": weights}
+    return svitc.compile(program, 0.5, **options)
+
+
+def _folder(size: int, place: Path) -> object:
+    """Read some of very many images, which are links to a few files."""
+    image = place / "first.png"
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
+    for number in range(4):
+        (place / "data" / f"class{number}").mkdir(parents=True)
+    source = None
+    for number in range(size):
+        if number % 60_000 == 0:  # a file has at most 65,000 links
+            source = shutil.copy(image, place / f"{number}.png")
+        os.link(source, place / "data" / f"class{number % 4}" / f"{number}.png")
+    start, before = time.perf_counter(), _forget()
+    data = load_data(place / "data", svitc.InputSpec((3, 16, 16)), {"num_classes": 4}, 1000)
+    for _ in data.batches(100):
+        pass
+    return start, before
+
+
+def _forget() -> int:
+    forget_peak()
+    return resident()
+
+
+def _checkpoint(size: int, place: Path) -> object:
+    """Load a checkpoint of this many megabytes, most of it the optimizer's."""
+    path = place / "m.pt"
+    arguments = {"num_classes": 4, **{k: v for k, v in SMALL.items() if k != "patch_size"}}
+    state = Spikformer(**arguments).state_dict()
+    extra = {f"moment{i}": torch.zeros(2_500_000) for i in range(size // 10)}
+    home = "spikingjelly.activation_based.model:Spikformer"
+    described = {"state_dict": state, "arch": home, "arch_args": arguments, "input_shape": [3, 16, 16]}
+    torch.save({**described, "optimizer": extra}, path)
+    extra.clear()
+    start, before = time.perf_counter(), _forget()
+    load_model(path)
+    return start, before
+
+
+def run(log: Log, _: argparse.Namespace) -> None:
+    """Measure the sizes that are left, from small to large; after one that takes too long, none that is larger."""
+    torch.set_num_threads(1)
+    for axis, sizes in SIZES.items():
+        for size in sizes:
+            if log.is_over:
+                return
+            if not log.has(axis=axis, size=size):
+                log.add(axis=axis, size=size, **apart(lambda axis=axis, size=size: _one(axis, size)))
+
+
+def _one(axis: str, size: int) -> object:
+    if axis not in ("images in a folder", "checkpoint, MB"):
+        return _compile(size, axis)
+    with tempfile.TemporaryDirectory() as name:
+        return (_folder if axis.startswith("images") else _checkpoint)(size, Path(name))
+
+
+def apart(work: Callable[[], object], seconds: int = MOST_SECONDS) -> dict:
+    """Run a function in a forked process; return its time, its peak memory beyond what was there, and its end.
+
+    A function that prepares something first returns when it began, and the memory that it had then.
+    """
+    reader, writer = os.pipe()
+    process = os.fork()
+    if not process:
+        os.close(reader)
+        start, before, outcome = time.perf_counter(), _forget(), "done"
+        try:
+            value = work()
+            if isinstance(value, tuple):
+                start, before = value
+        except SvitcError as error:
+            outcome = f"refused: {error.message}"
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+        taken = round(time.perf_counter() - start, 2)
+        row = {"seconds": taken, "peak_mb": round((peak() - before) / 1e6), "outcome": outcome[:200]}
+        row["whole_process_mb"] = round(peak() / 1e6)
+        os.write(writer, json.dumps(row).encode())
+        os._exit(0)
+    os.close(writer)
+    row = {"seconds": None, "peak_mb": None, "outcome": f"longer than {seconds} s"}
+    if select.select([reader], [], [], seconds)[0]:
+        data = os.read(reader, 65536)
+        row = json.loads(data) if data else {**row, "outcome": "the process died"}
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    os.close(reader)
+    return row
+
+
+def _spikformer_s(way: str) -> object:
+    model, shape = build("spikformer_s")
+    if way == "torch.onnx.export":
+        torch.onnx.export(model, (torch.zeros(1, *shape),), dynamo=True, verbose=False)
+        return None
+    program = svitc.capture(model, svitc.InputSpec(shape))
+    options: dict = {"images": 1}
+    if way == "without data":
+        options |= {"policy": POLICIES["uniform"](), "no_data": "uniform"}
+    else:
+        options |= {"sweep_images": 32, "calibration_images": 16, "policy": "psvit"}
+        rng = np.random.default_rng(0)
+        with tempfile.TemporaryDirectory() as name:
+            images = rng.integers(0, 256, (64, *shape), dtype=np.uint8)
+            np.savez(f"{name}/d.npz", images=images, labels=np.arange(64))
+            options["data"] = load_data(f"{name}/d.npz", program.input, program.info)
+            return svitc.compile(program, 0.78, **options)
+    return svitc.compile(program, 0.78, **options)
+
+
+def run_memory(log: Log, _: argparse.Namespace) -> None:
+    """Measure the peak memory of svitc on spikformer_s at 224x224, and of torch.onnx.export."""
+    torch.set_num_threads(1)
+    for way in ("without data", "torch.onnx.export", "with a sweep"):
+        if not log.is_over and not log.has(way=way):
+            log.add(way=way, **apart(lambda way=way: _spikformer_s(way), 180))

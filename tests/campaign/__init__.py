@@ -1,0 +1,1 @@
+"""The campaign of hostile files and faults: what tests run a slice of, and ``benchmarks/robustness.py`` the whole."""
