@@ -1,6 +1,6 @@
 """Calibration: statistics of the original program on a few hundred images, for the pruning criteria and the refit.
 
-One pass over the images collects, for every projection, the second moments of its input averaged over time, for every
+One pass over the images collects, for every projection, the second moments of its input smoothed over time, for every
 product of two activations, the moments of its terms, and for every neuron, how often each channel fires. Another one
 collects the second moments of the inputs at each time step (for spikes: how often two inputs fire together). Gradients
 are a third. Each pass is made on demand.
@@ -31,6 +31,7 @@ from svitc.ir.program import Program
 BATCH_IMAGES = 32
 ROWS = 8_192  # least number of positions for the moments of one layer
 ROWS_PER_INPUT = 16  # least number of positions for each input of the layer
+SMOOTHING = 4  # divides the deviations of inputs from their average over time
 WIDEST = 6_000  # largest number of inputs of a layer, kernel included, whose moments fit in memory
 
 
@@ -80,11 +81,11 @@ class Calibration:
         return self._observed(_StepObserver).moments
 
     @property
-    def averages(self) -> dict[str, Moments]:
-        """Layer -> moments of its input averaged over the time steps; of event frames, which differ, at single steps.
+    def smoothed(self) -> dict[str, Moments]:
+        """Layer -> moments of its input smoothed over time; of event frames, which differ, at single time steps.
 
         A neuron adds up its current over time. Where the image stays the same, what differs between the steps averages
-        out, and only an error of the average remains.
+        out in part, and an error of the average weighs more.
         """
         return self.moments if self.program.input.events else self._pruning.moments
 
@@ -223,15 +224,15 @@ class _StepObserver(fx.Interpreter):
                 self._add(n, module, self.env[n.all_input_nodes[0]], value)
         return value
 
-    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, steps: int = 1) -> None:
+    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, scale: int = 1) -> None:
         """Add the moments of a layer's input.
 
         Args:
             n: the layer.
             module: its module.
-            x: its input, or the sum of it over some time steps, as sums of spikes are exact.
-            y: its output, of which only the shape counts.
-            steps: number of time steps that were summed up.
+            x: its input times ``scale``, as sums of whole numbers are exact.
+            y: its output.
+            scale: factor of ``x``.
         """
         name = str(n.target)
         max_rows = int(self.share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))
@@ -239,13 +240,13 @@ class _StepObserver(fx.Interpreter):
         previous = self.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
         self.moments[name] = Moments(
             previous.rows + len(rows),
-            previous.total + rows.sum(0).double() / steps,
-            previous.products + (rows.T @ rows).double() / steps**2,
+            previous.total + rows.sum(0).double() / scale,
+            previous.products + (rows.T @ rows).double() / scale**2,
         )
 
 
 class _PruningObserver(_StepObserver):
-    """Interpreter that adds up what pruning needs: moments of averages over time, rates, and terms of products.
+    """Interpreter that adds up what pruning needs: moments of smoothed inputs, rates, and terms of products.
 
     Args:
         program: the program.
@@ -271,15 +272,14 @@ class _PruningObserver(_StepObserver):
             self._product(n)
         return value
 
-    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, steps: int = 1) -> None:
+    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, scale: int = 1) -> None:
         if self.program.input.events:
             return
         dims = self.program.type_of(n.all_input_nodes[0])
         consumed = dims[-1:] if isinstance(module, nn.Linear) else dims[1:]
         if not any(axis.kind == Kind.TIME for dim in consumed for axis in dim):  # a layer over time is left as it is
-            x, y = _time_sum(x, dims), _time_sum(y, self.program.type_of(n))
-            steps = math.prod(axis.size for dim in dims for axis in dim if axis.kind == Kind.TIME)
-        super()._add(n, module, x, y, steps)
+            x, scale = _smoothed(x, dims)
+        super()._add(n, module, x, y, scale)
 
     def _product(self, n: fx.Node) -> None:
         """Add the inner products of the terms of a matrix product."""
@@ -296,22 +296,24 @@ class _PruningObserver(_StepObserver):
 ObserverT = TypeVar("ObserverT", bound=_StepObserver)
 
 
-def _time_sum(value: torch.Tensor, dims: Dims) -> torch.Tensor:
-    """Return the sum of a value over its time axes, whose sizes become 1.
+def _smoothed(value: torch.Tensor, dims: Dims) -> tuple[torch.Tensor, int]:
+    """Return a value whose deviations from its average over time are divided by ``SMOOTHING``, times a whole number.
 
     Args:
         value: of the shape that ``dims`` says.
         dims: its type.
+
+    Returns:
+        The smoothed value times a factor, so that it is whole where ``value`` is; and the factor.
     """
     leaves = [axis for dim in dims for axis in dim]
     times = [i for i, axis in enumerate(leaves) if axis.kind == Kind.TIME]
-    if not times:
-        return value
+    steps = math.prod(leaves[i].size for i in times)
+    if steps == 1:
+        return value, 1
     split = value.reshape([-1 if axis.kind == Kind.BATCH else axis.size for axis in leaves])
-    sizes = [
-        [1 if axis.kind == Kind.TIME else -1 if axis.kind == Kind.BATCH else axis.size for axis in dim] for dim in dims
-    ]
-    return split.sum(times).reshape([-1 if -1 in dim else math.prod(dim) for dim in sizes])
+    smoothed = (SMOOTHING - 1) * split.sum(times, keepdim=True) + steps * split
+    return smoothed.reshape(value.shape), SMOOTHING * steps
 
 
 def channel_leaves(dims: Dims) -> tuple[Axis, ...]:

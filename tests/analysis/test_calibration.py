@@ -129,22 +129,25 @@ def test_many_positions_are_sampled_evenly(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["spikformer", "sdt"])
-def test_averages_are_moments_of_the_average_over_time(name):
+def test_deviations_from_the_average_over_time_are_divided(name):
     program = family(name)
     x, y = images_of(program, 3)
     calibration, values = Calibration(program, x, y), values_of(program, x)
     seen = 0
-    for path, moments in calibration.averages.items():
+    for path, moments in calibration.smoothed.items():
         node = next(node for node in program.graph.nodes if node.target == path)
-        module, steps = program.module_of(node), calibration.moments[path].rows // moments.rows
-        if module.weight[0].numel() != module.weight.shape[1] or moments.rows * 4 > calibrating.ROWS:
+        module, times = program.module_of(node), [a for d in program.type_of(node) for a in d if a.kind == Kind.TIME]
+        if module.weight[0].numel() != module.weight.shape[1] or moments.rows > calibrating.ROWS // 2 or not times:
             continue
         source = values[node.all_input_nodes[0]].double()
         flat = (source if isinstance(module, nn.Linear) else source.movedim(1, -1)).reshape(-1, module.weight.shape[1])
-        mean = flat.reshape(steps, -1, flat.shape[1]).mean(0)  # time is the first axis of these families
+        steps = flat.reshape(times[0].size, -1, flat.shape[1])  # time is the first axis of these families
+        mean = steps.mean(0)
+        within = (steps - mean).flatten(0, 1).T.cov(correction=0)
         assert torch.allclose(moments.mean, mean.mean(0), atol=1e-6), path
-        assert torch.allclose(moments.covariance, mean.T.cov(correction=0), atol=1e-5), path
-        seen += steps > 1
+        expected = mean.T.cov(correction=0) + within / calibrating.SMOOTHING**2
+        assert torch.allclose(moments.covariance, expected, atol=1e-5), path
+        seen += float(within.abs().max()) > 0.01
     assert seen > 3
 
 
@@ -160,10 +163,10 @@ class Events(nn.Module):
         return self.head(self.lif(self.conv(x)).mean((3, 4))).mean(0)
 
 
-def test_event_frames_are_not_averaged():
+def test_event_frames_are_not_smoothed():
     program = capture(Events().eval(), InputSpec((3, 2, 6, 6)))
     calibration = Calibration(program, torch.randn(3, 2, 2, 6, 6), torch.zeros(2, dtype=torch.long))
-    assert calibration.averages is calibration.moments and set(calibration.moments) >= {"head"}
+    assert calibration.smoothed is calibration.moments and set(calibration.moments) >= {"head"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

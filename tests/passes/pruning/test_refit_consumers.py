@@ -128,14 +128,15 @@ def channels_last(y: torch.Tensor, linear: bool) -> torch.Tensor:
     return (y if linear else y.movedim(1, -1)).reshape(-1, y.shape[-1 if linear else 1])
 
 
-def over_time(rows: torch.Tensor) -> torch.Tensor:
-    """Return the averages over time, ``[positions, C]``."""
-    return rows.double().reshape(STEPS, -1, rows.shape[1]).mean(0)
+def smoothed(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows whose deviations from their average over time are divided, as calibration has them."""
+    steps = rows.double().reshape(STEPS, -1, rows.shape[1])
+    return torch.lerp(steps.mean(0), steps, 1 / calibrating.SMOOTHING).flatten(0, 1)
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_least_squares_beats_plain_pruning(reader, monkeypatch):
-    """On the calibration images and on average over time, and no weights do better: numpy's own least squares."""
+    """On the calibration images, smoothed over time, and no weights do better: numpy's own least squares."""
     monkeypatch.setattr(refit_consumers, "RIDGE", 1e-9)
     program, x, calibration = net(reader)
     plan = without(program, 5, 7, 8, 11, 15)
@@ -143,11 +144,11 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
     linear = reader == "linear"
 
     def residual(candidate) -> tuple[float, torch.Tensor]:
-        y = over_time(channels_last(taps(candidate, x, path)[path], linear))
+        y = smoothed(channels_last(taps(candidate, x, path)[path], linear))
         miss = (y - y.mean(0)) - (want - want.mean(0))
         return float(miss.pow(2).sum()), y
 
-    want = over_time(channels_last(taps(program, x, path)[path], linear))
+    want = smoothed(channels_last(taps(program, x, path)[path], linear))
     plain, solved = pruned(program, plan), pruned(program, plan, RefitConsumers(program, plan, calibration))
     before, _ = residual(plain)
     after, y = residual(solved)
@@ -161,7 +162,7 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
         rows = image.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
     else:
         rows = nn.functional.unfold(spikes, module.kernel_size, 1, module.padding, module.stride).mT.flatten(0, 1)
-    rows = over_time(rows)
+    rows = smoothed(rows)
     a = np.c_[rows.numpy(), np.ones(len(rows))]
     best = np.linalg.lstsq(a, want.numpy(), rcond=None)[0]
     least = float(((a @ best - want.numpy()) ** 2).sum())
