@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,26 +19,20 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_lengths, sum_lengths
-from svitc.data.inputs import Data, inputs_of
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
-from svitc.ir.program import Program, required_program
-from svitc.onnx.raw_input import without_raw_input
+from svitc.ir.program import Program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
-from svitc.support.names import as_path
 from svitc.verification.informative import informative
-from svitc.verification.raw_input_check import check_raw_input
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
-from svitc.verification.verdict import LayerVerdict, RawInputVerdict, Verdict
-
-BATCH = 32  # images of a data set that are compared at once
+from svitc.verification.verdict import LayerVerdict, Verdict
 
 
 def verify(
     program: Program,
-    exported: bytes | Path | str,
-    inputs: Iterable[torch.Tensor] | torch.Tensor | Data,
+    exported: bytes,
+    inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
     runtime: Runtime = ONNX_RUNTIME,
     all_inputs: bool = True,
@@ -48,8 +41,8 @@ def verify(
 
     Args:
         program: the reference, at a stage at which it can be trained.
-        exported: the ONNX file, or its path.
-        inputs: batches in the program's input layout, one batch, or a data set.
+        exported: bytes of the ONNX file.
+        inputs: batches in the program's input layout.
         progress: called with the number of images done.
         runtime: runs the file.
         all_inputs: whether to use all inputs, not only those that tell more than the ones before (informative.py).
@@ -60,15 +53,14 @@ def verify(
     Raises:
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
-    inputs = inputs_of(required_program(program), inputs, BATCH)
-    exported, raw_input = _file(program, exported, runtime)
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = runtime.open(exported), runtime.open(split_file)
     program = program_of_file(program, exported)
     image = full_session.input_names[0]  # older versions gave it another one
-    bounds, lengths, output_lengths = magnitudes(program), sum_lengths(program), output_sum_lengths(program)
+    bounds = magnitudes(program)
+    lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
     modules = {str(node.target): program.module_of(node) for node in program.neurons()}
-    verdict = Verdict.of(program, runtime.described(), raw_input)
+    verdict = Verdict.of(program, runtime.described())
     names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs if all_inputs else informative(inputs, verdict)):
@@ -86,7 +78,8 @@ def verify(
             outputs = dict(zip(names, split_session.run(names, feed), strict=True))
             comparison = _Comparison(outputs, run, currents, natural=kind == 0)
             for neuron in neurons:
-                comparison.judge(verdict.layers[neuron.path], modules[neuron.path], neuron, lengths[neuron.path])
+                path = neuron.path
+                comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
             for i, name in enumerate(program.output_names):
                 allowed = bound(as_tuple(output_magnitudes)[i].numpy(), output_lengths[i])
                 beyond = _values_beyond(outputs[name], expected_outputs[i].numpy(), allowed)
@@ -96,21 +89,6 @@ def verify(
         if progress is not None:
             progress(verdict.images)
     return verdict
-
-
-def _file(program: Program, exported: bytes | Path | str, runtime: Runtime) -> tuple[bytes, RawInputVerdict | None]:
-    """Return an exported file as it takes floats, and what was found of its input where it takes bytes.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    if not isinstance(exported, bytes):
-        path = as_path(exported, "the exported file")
-        try:
-            exported = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    return without_raw_input(exported), check_raw_input(program, exported, runtime)
 
 
 def _spikes(run: Recorder, neuron: backend.SplitNeuron) -> np.ndarray:

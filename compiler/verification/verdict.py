@@ -140,7 +140,7 @@ class RawInputVerdict:
         return self.as_written and not self.pixels_differing and not self.values_differing
 
 
-@dataclass
+@dataclass(repr=False)
 class Verdict:
     """The result of a verification; ``to_json`` is the report's ``verify`` section.
 
@@ -170,19 +170,18 @@ class Verdict:
     beyond_int16: dict[str, str] | None = None
     raw_input: RawInputVerdict | None = None
 
-    @classmethod
-    def of(cls, program: Program, runtime: JsonDict, raw_input: RawInputVerdict | None = None) -> Verdict:
-        """Return an empty verdict on a program's file in a runtime (``Runtime.described``).
+    def __repr__(self) -> str:
+        """Return the result in one line; ``to_json`` has all of it."""
+        return (
+            f"Verdict({'passed' if self.passed else 'failed'}, {self.images} images, {len(self.layers)} neuron layers)"
+        )
 
-        Args:
-            program: the program.
-            runtime: what runs the file.
-            raw_input: of a file that takes bytes, what was found of that.
-        """
+    @classmethod
+    def of(cls, program: Program, runtime: JsonDict) -> Verdict:
+        """Return an empty verdict on a program's file in a runtime (``Runtime.described``)."""
         layers = {str(node.target): LayerVerdict(str(node.target)) for node in program.neurons()}
         outputs = [OutputVerdict(label) for label in labels(program.info)]
-        scores = class_scores(program.graph, program.info)
-        return cls(layers=layers, outputs=outputs, scores=scores, runtime=runtime, raw_input=raw_input)
+        return cls(layers=layers, outputs=outputs, scores=class_scores(program.graph, program.info), runtime=runtime)
 
     def add(self, final: Sequence[np.ndarray], expected: Sequence[np.ndarray], images: int) -> None:
         """Count the images of a batch.
