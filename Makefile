@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types docs clean
+.PHONY: help venv demo notebook test newcomer check lint types docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,9 @@ demo: $(READY) ## compile the digits model to a budget and verify what was writt
 	@echo "== svitc verify"
 	@$(BIN)/svitc verify demo/out
 
+notebook: $(READY) ## execute the notebook and store its outputs
+	@$(BIN)/python examples/execute.py examples/quickstart.ipynb
+
 # One thread per test process; tests of a file mostly stay together, since they share what they build.
 # Not `python -m pytest`, which would put the root on sys.path.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
@@ -39,6 +42,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 test: lint docs ## lint, check types, build the site and run the tests
 	@echo "== pytest"
 	@$(PYTEST)
+
+newcomer: $(READY) ## run the README's commands from a fresh wheel, as a newcomer does
+	@SVITC_NEWCOMER=1 $(BIN)/pytest -q tests/package/test_newcomer.py --durations=3
 
 check: lint ## for daily work: lint, check types and run a tenth of the tests
 	@echo "== pytest --quick"
