@@ -19,10 +19,13 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.driver.artifacts import Compiled
     from svitc.driver.compile import compile
     from svitc.driver.compiler import Compiler
+    from svitc.driver.front import Front, front
     from svitc.driver.given import open_data
     from svitc.driver.load import capture, load
     from svitc.driver.options import CompileOptions
+    from svitc.driver.sensitivity import Sensitivity, sensitivity
     from svitc.driver.stream import Stream
+    from svitc.driver.verify_file import verify
     from svitc.errors import SvitcError
     from svitc.frontends import save
     from svitc.ir.graph import InputSpec
@@ -33,7 +36,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
     from svitc.passes.policies.uniform import Uniform
     from svitc.planning.plan import Plan
     from svitc.support.reporter import Reporter
-    from svitc.verification.float_check import verify
 
     __version__: str
     Options = CompileOptions  # the name before 0.2
@@ -41,6 +43,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time __getattr__ impo
 _HOME = {
     "load": "driver.load",
     "open_data": "driver.given",
+    "front": "driver.front",
+    "Front": "driver.front",
+    "sensitivity": "driver.sensitivity",
+    "Sensitivity": "driver.sensitivity",
     "compile": "driver.compile",
     "Compiled": "driver.artifacts",
     "Compiler": "driver.compiler",
@@ -59,7 +65,7 @@ _HOME = {
     "Policy": "passes.policies.policy",
     "Reporter": "support.reporter",
     "Uniform": "passes.policies.uniform",
-    "verify": "verification.float_check",
+    "verify": "driver.verify_file",
     "SvitcError": "errors",
 }
 _OLD_NAMES = {"Options": "CompileOptions"}  # still importable
@@ -68,6 +74,7 @@ __all__ = [
     "CompileOptions",
     "Compiled",
     "Compiler",
+    "Front",
     "InputSpec",
     "Pass",
     "PassResult",
@@ -76,6 +83,7 @@ __all__ = [
     "Policy",
     "Program",
     "Reporter",
+    "Sensitivity",
     "Stage",
     "Stream",
     "SvitcError",
@@ -83,9 +91,11 @@ __all__ = [
     "capture",
     "compile",
     "export",
+    "front",
     "load",
     "open_data",
     "save",
+    "sensitivity",
     "verify",
 ]
 

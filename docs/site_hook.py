@@ -18,21 +18,12 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 FRONT = {"index.md": "README.md"}  # page -> file of the repository
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
 API = {  # heading of the page on the Python API -> names in svitc
-    "Compiling": (
-        "load",
-        "capture",
-        "open_data",
-        "compile",
-        "Compiled",
-        "CompileOptions",
-        "Compiler",
-        "Plan",
-        "Reporter",
-    ),
+    "Compiling": ("load", "capture", "compile", "Compiled", "CompileOptions", "Compiler", "Plan", "Reporter"),
+    "Images, curves and fronts": ("open_data", "sensitivity", "Sensitivity", "front", "Front"),
     "Files": ("save", "export", "verify", "Stream"),
     "Programs and passes": ("Program", "InputSpec", "Stage", "Pass", "PassResult", "Pipeline"),
     "Policies": ("Policy", "Uniform"),

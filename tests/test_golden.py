@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import onnx
 import pytest
 import typer.main
 from torch import nn
+from typer.core import TyperOption
 
 from support.families import FAMILIES
 from support.published_small import SMALL, fill
@@ -38,6 +40,7 @@ from svitc.passes.pipelines import canonical_passes, inference_passes, lowering_
 from svitc.planning.plan import Plan
 
 GOLDEN = Path(__file__).parent / "golden"
+OPTIONS_PAGE = Path("../../docs/options.md")
 PUBLISHED = ("meta", "espikeformer")
 MODELS = ("spikformer", "sdt", "qkformer-token", "maxformer-cifar", "espikeformer")
 TYPES = [(name, weights) for name in MODELS for weights in ("fp32", "int8")]
@@ -47,14 +50,14 @@ USER_LINE = re.compile(r"  # \S+\.py:\d+$", re.MULTILINE)  # lines of SpikingJel
 
 LABELS = ("--", "++", "@@")  # of a unified diff
 
-Compare = Callable[[str, str], None]
+Compare = Callable[[str | Path, str], None]
 
 
 @pytest.fixture
 def golden(request) -> Compare:
     """``golden(name, text)``: assert that a file holds this text, or write it."""
 
-    def compare(name: str, text: str) -> None:
+    def compare(name: str | Path, text: str) -> None:
         path = GOLDEN / name
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,18 +161,50 @@ def test_nodes_of_the_onnx_file(name, weights, golden):
 COMMANDS = sorted(typer.main.get_command(app).commands)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help(command, golden, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("svitc", ()), *((command, (command,)) for command in COMMANDS), ("compile-all", ("compile", "--help-all"))],
+)
+def test_help(name, arguments, golden, capsys, monkeypatch):
     for key, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(key, value)
-    status, out, _ = run(capsys, *([command] if command else []), "--help")
+    status, out, _ = run(capsys, *arguments, *(() if "--help-all" in arguments else ("--help",)))
     assert status == 0
-    golden(f"help/{command or 'svitc'}.txt", "\n".join(line.rstrip() for line in out.splitlines()) + "\n")
+    golden(f"help/{name}.txt", "\n".join(line.rstrip() for line in out.splitlines()) + "\n")
+
+
+def test_the_page_of_options_is_what_the_commands_say(golden):
+    lines = ["# Options", "", "The options of every command, as `--help-all` explains them. This page is generated."]
+    for name, command in sorted(typer.main.get_command(app).commands.items()):
+        lines += ["", f"## svitc {name}", "", inspect.cleandoc(command.help or "").partition("\n\n")[0]]
+        panels: dict[str, list[TyperOption]] = {}
+        for option in command.params:
+            if isinstance(option, TyperOption) and not option.hidden:
+                panels.setdefault(option.rich_help_panel or "", []).append(option)
+        for panel, options in sorted(panels.items(), key=lambda item: item[0] != ""):
+            lines += ["", f"### {panel}" if panel else "### Common", ""]
+            lines += [f"- `{' '.join(option.opts)}`{_default(option)}: {_markdown(option.help)}" for option in options]
+    golden(OPTIONS_PAGE, "\n".join(lines) + "\n")
+
+
+def _default(option: TyperOption) -> str:
+    shown = option.show_default and option.default not in (None, False, ()) and not option.is_flag
+    return f" (default `{option.default}`)" if shown else ""
+
+
+def _markdown(text: str | None) -> str:
+    """Return a help text with bold in Markdown, and brackets and stars that are meant as such."""
+    text = re.sub(
+        r"\[(bold|red)\](.*?)\[/\]", lambda found: f"`{found[2]}`" if found[1] == "bold" else found[2], text or ""
+    )
+    return text.replace("\\[", "[")
 
 
 def test_golden_files_stay_small_and_none_is_left_over():
     files = {str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*.txt")}
-    expected = {f"passes/{name}.txt" for name in MODELS} | {f"help/{name}.txt" for name in ("svitc", *COMMANDS)}
+    expected = {f"passes/{name}.txt" for name in MODELS} | {
+        f"help/{name}.txt" for name in ("svitc", "compile-all", *COMMANDS)
+    }
     expected |= {f"source/{name}-{weights}.py.txt" for name, weights in TYPES}
     expected |= {f"onnx/{name}-{weights}.txt" for name, weights in TYPES}
     assert files == expected

@@ -10,6 +10,7 @@ import typer
 from svitc.errors import UsageError
 
 USUAL_CONFIDENCE = 0.95
+TIME_PANEL = "Time steps, and promises"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,6 +24,7 @@ class AnytimeOptions:
             help="Find when inference may stop before the last time step so that top-1 drops by at most --max-drop, "
             "confirmed on images of --data that did not choose the rule; with --streaming, which this includes. "
             "--max-drop bounds this alone then, and --budget says how much to prune.",
+            rich_help_panel=TIME_PANEL,
         ),
     ] = False
     confidence: Annotated[
@@ -32,6 +34,7 @@ class AnytimeOptions:
             help="How sure it is that images nobody has seen keep what --max-drop or --anytime promises, by default "
             f"[bold]{USUAL_CONFIDENCE}[/].",
             show_default=False,
+            rich_help_panel=TIME_PANEL,
         ),
     ] = None
 

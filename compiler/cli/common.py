@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from svitc.cli.options import LoadOptions, PreparationOptions
+from svitc.cli import terminal
+from svitc.cli.image_options import PreparationOptions
+from svitc.cli.options import LoadOptions
 from svitc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def load_images(
     if path is None:
         return None
     from svitc.data.dataset import is_factory, load_data
+    from svitc.data.normalization import normalization_remark
 
     normalization = preparation.normalization(program.input.shape[-3])
     if normalization is not None:
@@ -106,7 +109,7 @@ def load_images(
         note = "images are only scaled to [0, 1], as nothing says how they are normalized; give --mean and --std"
         if note not in notes:
             notes.append(note)
-    return load_data(
+    images = load_data(
         path,
         program.input,
         program.info,
@@ -117,6 +120,10 @@ def load_images(
         unlabeled=unlabeled,
         events=preparation.event_options(),
     )
+    wrong = None if program.input.events else normalization_remark(images.source, images.mean, images.std)
+    if wrong is not None:
+        terminal.warning(wrong)
+    return images
 
 
 def unfinished_file(out: Path, suffix: str) -> Path:

@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svitc.cli.options import (
-    PRUNING_PANEL,
-    TRAINING_PANEL,
+from svitc.cli.image_options import (
+    IMAGES_PANEL,
     DataPath,
     Limit,
     PreparationOptions,
-    PruningOptions,
-    SweepOptions,
     Unlabeled,
-    parse_floats,
+    check_labels,
+    images_exist,
 )
-from svitc.cli.streaming_options import StreamingOptions
+from svitc.cli.options import PRUNING_PANEL, PruningOptions, SweepOptions, parse_floats
+from svitc.cli.streaming_options import FILE_PANEL, StreamingOptions
 from svitc.cli.token_options import TokenOptions
 from svitc.errors import UsageError
-from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
     from svitc.passes.policies import Policy
@@ -69,29 +67,29 @@ class BudgetOptions(PruningOptions, PlanOptions, TokenOptions):
         typer.Option(
             "--budget",
             "-b",
+            metavar="BUDGET",
             help="Keep at most this: a share of the original fp32 bytes ([bold]0.78[/], [bold]78%[/]), bytes "
             "([bold]12MB[/]), parameters ([bold]params=8M[/], [bold]params=78%[/]), or the time that ONNX Runtime is "
             "measured to take per image on this machine ([bold]latency=0.6[/] of what the original takes with the "
             "same --weights, [bold]latency=50ms[/]). Several with commas between give a front: [bold]0.9,0.78,0.6[/].",
-            rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
     policy: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="The policy that writes the plan. Channels: [bold]auto[/] (the default), [bold]psvit[/], "
             "[bold]primesvt[/], [bold]uniform[/]. Bits of each layer: [bold]qsvit[/], [bold]aq-greedy[/], "
             "[bold]aq-beam[/]. Both, for small budgets: [bold]auto[/].",
-            rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
     max_drop: Annotated[
         float | None,
         typer.Option(
+            metavar="POINTS",
             help="Promise to lose at most this many points of top-1, before fine-tuning; without labels, to give at "
             "most this percentage of the images another class than the original's. Confirmed with --confidence on "
             "images of --data that no search has seen. Without --budget: as small as that allows.",
-            rich_help_panel=PRUNING_PANEL,
         ),
     ] = None
 
@@ -180,11 +178,14 @@ class FileOptions(StreamingOptions):
         typer.Option(
             "--out",
             "-o",
+            metavar="DIR",
             help="Folder for model.onnx, model.py, model.safetensors, plan.json, report.json and report.html; for a "
             "front, one folder in it for each budget.",
         ),
     ] = Path("svitc-out")
-    no_html: Annotated[bool, typer.Option("--no-html", help="Do not write report.html.")] = False
+    no_html: Annotated[
+        bool, typer.Option("--no-html", help="Do not write report.html.", rich_help_panel=FILE_PANEL)
+    ] = False
     weights: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +206,7 @@ class FileOptions(StreamingOptions):
             metavar="8|4|2",
             help="The fewest bits that the file stores weights in: 2 needs ONNX Runtime 1.24, 4 needs 1.23, 8 needs "
             "1.21.",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = None
     input_range: Annotated[
@@ -214,13 +216,14 @@ class FileOptions(StreamingOptions):
             metavar="LO,HI",
             help="The smallest and the largest value of an input, such as 0,255. A file with integer weights clamps "
             "what is beyond. By default measured on --data or --train-data, or derived from the model.",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = None
     target: Annotated[
         str,
         typer.Option(
             "--target",
-            metavar="cpu|cuda|openvino|web",
+            metavar="TARGET",
             help="The runtime that has a kernel for every node of the file: [bold]cpu[/] or [bold]cuda[/], providers "
             "of ONNX Runtime; [bold]openvino[/]; [bold]web[/], which is onnxruntime-web.",
         ),
@@ -231,6 +234,7 @@ class FileOptions(StreamingOptions):
             "--functions",
             help="Write each neuron as one node that calls a function of the file. Viewers then show it as one; many "
             "runtimes other than ONNX Runtime read no functions.",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = False
 
@@ -242,6 +246,7 @@ class FileOptions(StreamingOptions):
             min=1,
             help="Write a file that takes exactly N images at once, for runtimes that need to know it when they load "
             "a file. By default it takes any number.",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = None
     per_step: Annotated[
@@ -250,6 +255,7 @@ class FileOptions(StreamingOptions):
             "--per-step",
             help="Return the class scores of each time step, \\[T, N, classes], instead of their average, "
             "\\[N, classes].",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = False
 
@@ -299,6 +305,8 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         Path | None,
         typer.Option(
             "--train-data",
+            callback=images_exist,
+            metavar="PATH|FACTORY",
             help="Images to fine-tune on, with labels or without, and then also to choose the plan on, so that all of "
             "--data confirms it.",
         ),
@@ -313,6 +321,7 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
             help="Where there are no images at all: [bold]synthetic[/] draws some, which match the statistics of the "
             "model's batch norms and take the place of real ones; [bold]uniform[/] looks at none, and prunes every "
             "group by the same share, which is fast and loses far more.",
+            rich_help_panel=IMAGES_PANEL,
         ),
     ] = "synthetic"
     metric: Annotated[
@@ -322,6 +331,7 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
             help="Report this beside top-1, such as a segmentation's mIoU: a function of what the model returns for a "
             "batch and of the labels (without labels, of what the original returns), whose result is a number, or one "
             "for each image; higher is better. A module, or a file.py. [red]This runs its code[/].",
+            rich_help_panel=IMAGES_PANEL,
         ),
     ] = None
 
@@ -336,61 +346,13 @@ class CompileDataOptions(PreparationOptions, SweepOptions):
         return self.given or self.no_data == "synthetic"
 
     def check(self) -> None:
-        """Check what is done without images.
+        """Check what is done without images, and labels that can be looked at before the model is loaded.
 
         Raises:
             UsageError: ``--no-data`` is unknown.
+            InputError: an .npz has not one label for each image.
         """
+        check_labels(self.data, self.unlabeled)
+        check_labels(self.train_data, self.unlabeled)
         if self.no_data not in ("synthetic", "uniform"):
             raise UsageError(f"--no-data {self.no_data!r} is neither synthetic nor uniform")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TrainingOptions:
-    """How the pruned model is fine-tuned; no fine-tuning by default."""
-
-    finetune: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Train the pruned model for this many epochs on --train-data.",
-            rich_help_panel=TRAINING_PANEL,
-        ),
-    ] = 0
-    lr: Annotated[
-        float, typer.Option(min=0, help="Highest learning rate of fine-tuning.", rich_help_panel=TRAINING_PANEL)
-    ] = 1e-3
-    batch: Annotated[
-        int, typer.Option(min=2, help="Images per step of fine-tuning.", rich_help_panel=TRAINING_PANEL)
-    ] = 64
-    distil: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Weight of the original model's answers in the loss, beside the labels; without labels always 1.",
-            rich_help_panel=TRAINING_PANEL,
-        ),
-    ] = 0.5
-    augment: Annotated[
-        str,
-        typer.Option(
-            help="Augmentation of training images: auto (flip,crop for color images), none, flip, crop, or flip,crop.",
-            rich_help_panel=TRAINING_PANEL,
-        ),
-    ] = "auto"
-
-    def check(self, train_data: Path | None) -> None:
-        """Check that there are images to train on.
-
-        Raises:
-            UsageError: there are none.
-        """
-        if self.finetune and train_data is None:
-            raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
-
-    def arguments(self) -> JsonDict:
-        """Return ``finetune_options`` of ``svitc.CompileOptions``; empty without fine-tuning."""
-        if not self.finetune:
-            return {}
-        return {"lr": self.lr, "batch": self.batch, "distil": self.distil, "augment": self.augment}

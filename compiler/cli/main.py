@@ -20,6 +20,7 @@ from svitc.cli.commands.report import report
 from svitc.cli.commands.sensitivity import sensitivity
 from svitc.cli.commands.verify import verify
 from svitc.cli.common import arguments, state
+from svitc.cli.help import HelpfulCommand
 from svitc.cli.option_groups import grouped
 from svitc.cli.options import current_name
 from svitc.errors import INTERRUPTED, InputError, InternalError, SvitcError
@@ -36,13 +37,12 @@ app = typer.Typer(
     "runtimes.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": current_name},
 )
 for command in COMMANDS:
-    app.command(command.__name__, epilog=EPILOG)(grouped(command))
+    app.command(command.__name__, cls=HelpfulCommand, epilog=EPILOG)(grouped(command))
 
 
 def _version(requested: bool) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from svitc.data.event_options import EventOptions, parse_event_options
 from svitc.errors import UsageError
 from svitc.support.names import check_exists
 from svitc.support.types import JsonDict
@@ -17,8 +16,6 @@ from svitc.support.types import JsonDict
 SOURCE_PANEL = "Where the model comes from"
 PRUNING_PANEL = "What is removed"
 SWEEP_PANEL = "How plans are measured"
-TRAINING_PANEL = "Fine-tuning"
-EVENTS_PANEL = "Recordings of events"
 
 RENAMED = {"narrowest": "min-weight-bits", "clean": "remove-dead-channels", "fix": "rewrite-model"}
 """Former names of options, which are still accepted, and their current names; without the leading dashes."""
@@ -37,23 +34,6 @@ ModelPath = Annotated[
         show_default=False,
         callback=check_exists,  # before torch is imported, which takes seconds
     ),
-]
-DataPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="PATH|MODULE:FACTORY",
-        help="Images. With labels: a folder of class folders, an .npz with images and labels. Without labels: any "
-        "other folder, a list of files (.txt), an .npz with images alone. Or a .zip of a folder, or the name of a "
-        "factory of a DataLoader, which is run. For event frames likewise, or recordings of events: .npy, .npz, "
-        ".aedat4, .dat, .raw.",
-    ),
-]
-Limit = Annotated[
-    int | None, typer.Option(help="Use a sample of this many images, class-balanced where they have labels.")
-]
-Unlabeled = Annotated[
-    bool, typer.Option("--unlabeled", help="Ignore labels: take all images as they are, wherever they lie.")
 ]
 VerifyImages = Annotated[
     int,
@@ -88,7 +68,6 @@ class LoadOptions:
             metavar="MODULE:FACTORY",
             help="Your model's factory, as an importable module or path/to/file.py:factory, unmodified. "
             "Needed where the weights do not show the family.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None
     arch_args: Annotated[
@@ -177,82 +156,6 @@ class LoadOptions:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PreparationOptions:
-    """How images become inputs."""
-
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,G,B", help="Mean of each channel of --data, of values in [0, 1]; else the checkpoint's."
-        ),
-    ] = None
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of each channel, likewise.")] = (
-        None
-    )
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Scale the shorter side of each image to this first, as for ImageNet.")
-    ] = None
-    crop: Annotated[
-        int | None, typer.Option(min=1, help="Cut a square of this side from the center; by default the model's input.")
-    ] = None
-    split_by: Annotated[
-        str | None,
-        typer.Option(
-            metavar="number|time",
-            help="Frames of equal numbers of events (the default), or of equal time, as SpikingJelly divides them.",
-            rich_help_panel=EVENTS_PANEL,
-        ),
-    ] = None
-    sensor: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HxW",
-            help="Size of the sensor in pixels, where the file does not tell; by default the model's input.",
-            rich_help_panel=EVENTS_PANEL,
-        ),
-    ] = None
-    pool: Annotated[
-        str | None,
-        typer.Option(
-            metavar="sum|mean",
-            help="Where the sensor is larger than the model's input: blocks of pixels become their sum, or their mean.",
-            rich_help_panel=EVENTS_PANEL,
-        ),
-    ] = None
-
-    def event_options(self) -> EventOptions:
-        """Return how recordings of events become frames. Raises UsageError for a malformed option."""
-        return parse_event_options(self.split_by, self.sensor, self.pool)
-
-    def normalization(self, channels: int) -> dict[str, list[float]] | None:
-        """Return ``mean`` and ``std``, each with one number per channel; None where they are not set.
-
-        Args:
-            channels: channels of the model's input.
-
-        Raises:
-            UsageError: they are not numbers, there is not one per channel, or one is set without the other.
-        """
-        if (self.mean is None) != (self.std is None):
-            raise UsageError("--mean and --std go together")
-        if self.mean is None or self.std is None:
-            return None
-        values = {"mean": parse_floats("--mean", self.mean), "std": parse_floats("--std", self.std)}
-        if {len(numbers) for numbers in values.values()} != {channels} or min(values["std"]) <= 0:
-            raise UsageError(f"--mean and --std must be {channels} numbers each, one per channel, --std above 0")
-        return values
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class DataOptions(PreparationOptions):
-    """Images, and how they become inputs."""
-
-    data: DataPath = None
-    limit: Limit = None
-    unlabeled: Unlabeled = False
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class SweepOptions:
     """How plans are measured."""
 
@@ -302,44 +205,6 @@ class PruningOptions:
             rich_help_panel=PRUNING_PANEL,
         ),
     ] = False
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class OutputOptions:
-    """What a command prints."""
-
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on stdout.")] = (
-        False
-    )
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each stage on stderr; show tracebacks.")] = False
-
-    @property
-    def quiet(self) -> bool:
-        """Whether progress and decisions are hidden: JSON is printed alone, and the log shows them already."""
-        return self.as_json or self.verbose
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RunOptions(OutputOptions):
-    """The seed of a run, and what it prints."""
-
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class VerifiedRunOptions(RunOptions):
-    """How many images are verified, the seed of a run, and what it prints."""
-
-    verify_images: Annotated[
-        int | None,
-        typer.Option(
-            "--verify-images",
-            min=1,
-            help="Images that verification looks at: from --data, else random. By default up to 4, as long as one "
-            "makes neurons fire that were silent before.",
-            show_default=False,
-        ),
-    ] = None
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

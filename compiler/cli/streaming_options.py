@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from svitc.cli.anytime_options import AnytimeOptions
+from svitc.cli.anytime_options import TIME_PANEL, AnytimeOptions
 from svitc.errors import UsageError
+
+FILE_PANEL = "What is written"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -22,6 +24,7 @@ class StreamingOptions(AnytimeOptions):
             help="Write a file that runs one time step per call, for as many steps as you like: it takes a frame and "
             "the membranes, and returns the class scores so far and the new membranes. The same network, spike for "
             "spike.",
+            rich_help_panel=TIME_PANEL,
         ),
     ] = False
     packed_state: Annotated[
@@ -30,6 +33,7 @@ class StreamingOptions(AnytimeOptions):
             "--packed-state",
             help="With --streaming: one input and one output for all membranes together, \\[N, k], for callers that "
             "keep a single buffer.",
+            rich_help_panel=TIME_PANEL,
         ),
     ] = False
 
@@ -39,6 +43,7 @@ class StreamingOptions(AnytimeOptions):
             "--raw-input",
             help="Write a file that takes camera frames as they are, uint8 \\[N, H, W, C], and scales and normalizes "
             "them itself: the same scores, bit for bit.",
+            rich_help_panel=FILE_PANEL,
         ),
     ] = False
 

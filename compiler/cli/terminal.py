@@ -1,4 +1,4 @@
-"""Output to the terminal: consoles, progress, errors, and the style of tables and notes."""
+"""Output to the terminal: consoles, errors, and the style of tables and notes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from svitc.cli.progress import progress
 from svitc.errors import SvitcError
-from svitc.support.reporter import Progress as ProgressCallback
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonMapping
 
@@ -39,28 +29,9 @@ def error(problem: SvitcError) -> None:
         err.print(f"  [yellow]{escape(problem.hint)}[/]", soft_wrap=True)
 
 
-@contextmanager
-def progress() -> Iterator[ProgressCallback]:
-    """Show a progress line on stderr; the ``with`` statement yields a callback ``(stage, done, total)``."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bar.update(task, visible=False)
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, visible=True)
-
-        yield show
+def warning(sentence: str) -> None:
+    """Print at once what most probably makes the result worthless."""
+    err.print(f"[bold yellow]warning:[/] {escape(sentence)}", soft_wrap=True)
 
 
 @contextmanager
@@ -69,7 +40,7 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
     if quiet:
         yield Reporter()
         return
-    with progress() as show:
+    with progress(err) as show:
         yield Reporter(on_progress=show, on_decision=decision)
 
 

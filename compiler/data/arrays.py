@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, without_labels
+from svitc.data.first_look import EXPECTED_LAYOUT, WITHOUT_LABELS, check_label_array
+from svitc.data.sources import OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
 from svitc.support.limits import check_archive_claim
 from svitc.support.types import JsonMapping
-
-WITHOUT_LABELS = "To use the images without labels, give --unlabeled (in Python unlabeled=True)."
 
 MOST_CLASSES = 2**31  # where the model does not tell; larger labels are no classes
 
@@ -87,12 +86,8 @@ def from_arrays(
         InputError: Images or labels do not fit the model, or there are none.
     """
     count = len(images) if images.ndim else 0
-    if labels is not None and (labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu"):
-        actual = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(
-            f"{name}: labels are {actual}, not {count} whole numbers, one for each image",
-            hint=WITHOUT_LABELS,
-        )
+    if labels is not None:
+        check_label_array(name, labels, count)
     if not count:
         raise InputError(f"{name} holds no images")
     if labels is not None:

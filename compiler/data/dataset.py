@@ -22,12 +22,13 @@ from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.event_files import open_recordings
 from svitc.data.event_options import EventOptions
 from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
+from svitc.data.first_look import EXPECTED_LAYOUT, is_factory
 from svitc.data.image_files import open_files
 from svitc.data.in_memory import is_array, open_in_memory
-from svitc.data.loader_factory import is_factory, open_factory
+from svitc.data.loader_factory import open_factory
+from svitc.data.normalization import normalization_remark
 from svitc.data.pixels import normalize_, statistics
 from svitc.data.sources import (
-    EXPECTED_LAYOUT,
     OpenedSource,
     Scaling,
     Source,
@@ -221,7 +222,11 @@ def load_data(
         opened = _open_events(path, input_spec, info, events, unlabeled)
     else:
         opened = _open(path, input_spec, info, scaling, unlabeled)
-    return _sampled(_dataset(path.name, opened, input_spec, info, scaling), limit, seed)
+    dataset = _dataset(path.name, opened, input_spec, info, scaling)
+    remark = None if input_spec.events else normalization_remark(opened.source, dataset.mean, dataset.std)
+    if remark is not None:
+        dataset.notes.append(remark)
+    return _sampled(dataset, limit, seed)
 
 
 def unlabeled_dataset(

@@ -11,9 +11,10 @@ import torch
 from svitc.data.class_folders import label_by_folder
 from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.file_stores import FileStore
+from svitc.data.first_look import EXPECTED_LAYOUT
 from svitc.data.picture import GRAY_MODES, PASSED_OVER, in_mode, is_wide, opened, peculiarities, why_unreadable
 from svitc.data.pixels import scaled
-from svitc.data.sources import EXPECTED_LAYOUT, OpenedSource, Scaling, Source, UnreadableImage
+from svitc.data.sources import OpenedSource, Scaling, Source, UnreadableImage
 from svitc.errors import InputError
 from svitc.ir.graph import InputSpec
 from svitc.support.limits import check_claim

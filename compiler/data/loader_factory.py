@@ -24,12 +24,6 @@ from svitc.support.user_code import import_file, importable, raised_at, search_p
 FORM_HINT = "It is module:factory, such as my_data:val, or path/to/file.py:factory."
 
 
-def is_factory(path: Path | str) -> bool:
-    """Return whether ``--data`` names a factory, ``module:name`` or ``file.py:name``, and not an existing file."""
-    place, _, name = str(path).rpartition(":")
-    return bool(place) and name.isidentifier() and not Path(path).exists()
-
-
 def open_factory(
     text: str, spec: InputSpec, info: JsonMapping, limit: int | None, seed: int, unlabeled: bool = False
 ) -> OpenedSource:

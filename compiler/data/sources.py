@@ -21,10 +21,6 @@ from svitc.ir.graph import InputSpec
 from svitc.support.hardware import processors
 from svitc.support.types import JsonMapping
 
-EXPECTED_LAYOUT = (
-    "Expected class folders (cat/1.png, dog/2.png), images without labels in any folder, a .zip of either, a list of "
-    "files (.txt), an .npz with images, with or without labels, a recording of events or module:factory."
-)
 NO_LABEL = -1
 IMAGES_AHEAD = 4  # images that each worker may decode in advance: memory stays small, and none waits for a slow one
 MAX_WORKERS = 16

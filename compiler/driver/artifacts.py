@@ -7,21 +7,27 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from svitc.codegen.module import program_source
 from svitc.driver.anytime_curve import curve_svg
 from svitc.driver.proof import Proof
 from svitc.errors import OutputError
-from svitc.html_report import page
+from svitc.html_report import compiled_card, page
+from svitc.html_report.facts import title
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
+from svitc.plots import plot_channels
 from svitc.serialization.writer import to_bytes as program_bytes
 from svitc.support.atomic_files import to_json_bytes, write_together
 from svitc.support.human import byte_size
 from svitc.support.names import as_path
 from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CALLERS = ("stream.py", "stream.cpp")  # what runs a streaming file (docs/streaming.md)
 PICTURE_CHANNELS = (1, 3)  # gray, RGB
@@ -52,6 +58,18 @@ class Compiled:
         """Return what was made in one line; the fields' own texts would be megabytes."""
         state = "verified" if self.verdict.passed else "verification failed"
         return f"Compiled(model.onnx of {byte_size(len(self.onnx))}, {state})"
+
+    def _repr_html_(self) -> str:
+        """Return the compilation as notebooks show it."""
+        return compiled_card(self.report) if self.report else repr(self)
+
+    def plot(self) -> Figure:
+        """Draw what is kept of each channel group, as a figure of matplotlib.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        return plot_channels(self.report["groups"], title(self.report))
 
     def write(self, out: Path | str, html: bool = True) -> list[Path]:
         """Write the files of the output folder, all or none, and return their paths.

@@ -13,7 +13,6 @@ from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import input_range
 from svitc.data.dataset import Dataset, split
 from svitc.data.inputs import Data, has_labels
-from svitc.driver.group_kinds import group_kinds
 from svitc.driver.report import (
     AccuracyReport,
     EnergyReport,
@@ -29,6 +28,7 @@ from svitc.energy.estimate import Energy, energy, saving
 from svitc.errors import InputError
 from svitc.evaluation.promise import compare_classes
 from svitc.ir import ops
+from svitc.ir.group_kinds import group_kinds
 from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
@@ -102,7 +102,7 @@ def parameters_report(program: Program, pruned: Program) -> ParametersReport:
 
 def groups_report(program: Program, plan: Plan) -> list[GroupReport]:
     """Return how many channels of each group a plan keeps."""
-    masks, kinds = plan.validate(program), group_kinds(program)
+    masks, kinds = plan.validate(program), group_kinds(program.module, program.groups)
     return [
         GroupReport(g.name, kinds[g.name], g.heads, g.size, int(masks[g.name].sum()), g.frozen) for g in program.groups
     ]

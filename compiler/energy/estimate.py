@@ -20,6 +20,7 @@ from svitc.energy.cost_table import Table, load_table
 from svitc.energy.memory_traffic import REAL, Traffic, activations, currents, membranes, weights
 from svitc.energy.operation_counts import Counting, Work
 from svitc.errors import UsageError
+from svitc.ir import ops
 from svitc.ir.axes import Kind
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program, Stage, required_program
@@ -46,6 +47,7 @@ class Row:
         ac: accumulates that spikes cause.
         int_ac: accumulates that counts cause, v for a value v.
         mac: multiply-accumulates.
+        dense: multiply-accumulates of the synapses if no value were left out.
         operations: all operations, those of the synapses included, by name: ``float32.add``, ``int8.mult``, ...
         weight_bits: bits in which each weight is stored, 0 without weights.
         weight_bytes, activation_bytes, membrane_bytes: bytes moved; weights are read once for each call.
@@ -63,6 +65,7 @@ class Row:
     ac: float
     int_ac: float
     mac: float
+    dense: float
     operations: dict[str, float]
     weight_bits: int
     weight_bytes: int
@@ -115,6 +118,8 @@ class Energy:
         weights_in: name of the memory that holds all weights.
         rows: layers, neurons and functions, in the order of the network.
         table: the energies of operations and memory accesses.
+        time_steps: number of time steps.
+        connection_sparsity: share of the weights that are 0.
     """
 
     images: int
@@ -122,6 +127,8 @@ class Energy:
     weights_in: str
     rows: tuple[Row, ...]
     table: Table
+    time_steps: int = 1
+    connection_sparsity: float = 0.0
 
     def totals(self) -> dict[str, float]:
         """Return sums over the rows, per image, by the names of the row's fields.
@@ -280,6 +287,7 @@ def _priced(network: Program, counting: Counting, table: Table, images: int) -> 
             work.ac / images,
             work.int_ac / images,
             work.mac / images,
+            work.dense / images,
             operations,
             weight_bits,
             layer_bytes * work.calls,
@@ -295,4 +303,20 @@ def _priced(network: Program, counting: Counting, table: Table, images: int) -> 
             rows.append(row)
     widths = sorted({row.weight_bits for row in rows if 0 < row.weight_bits < REAL}, reverse=True)
     kind = f"int{'/'.join(map(str, widths))}" if widths else "fp32"
-    return Energy(images, kind, table.holding(all_weight_bytes).name, tuple(rows), table)
+    held = table.holding(all_weight_bytes).name
+    return Energy(images, kind, held, tuple(rows), table, _time_steps(network), _sparsity(network))
+
+
+def _time_steps(network: Program) -> int:
+    """Return the number of time steps, 1 for a network without a time axis."""
+    dims = (dim for node in network.graph.nodes if node.op != "output" for dim in network.type_of(node))
+    return max((axis.size for dim in dims for axis in dim if axis.kind == Kind.TIME), default=1)
+
+
+def _sparsity(network: Program) -> float:
+    """Return the share of the weights of layers that are 0."""
+    modules = {str(node.target): network.module_of(node) for node in network.graph.nodes}
+    kernels = [module.weight for module in modules.values() if module is not None and ops.is_projection(module)]
+    total = sum(kernel.numel() for kernel in kernels)  # type: ignore[operator]
+    nonzero = sum(int(kernel.count_nonzero()) for kernel in kernels)  # type: ignore[operator]
+    return 1 - nonzero / total if total else 0.0

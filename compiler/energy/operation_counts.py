@@ -46,6 +46,7 @@ class Work:
         values, nonzero, total: of a layer's input or a neuron's output: the number of values, of those that are not 0,
             and their sum (for counts, in their units).
         ac, int_ac, mac: synaptic operations.
+        dense: multiply-accumulates of the synapses if no value were left out.
         operations: all operations, those of the synapses included, by name: ``float32.add``, ``int8.mult``, ...
     """
 
@@ -59,6 +60,7 @@ class Work:
     ac: float = 0.0
     int_ac: float = 0.0
     mac: float = 0.0
+    dense: float = 0.0
     operations: dict[str, float] = field(default_factory=dict)
 
     def see(self, x: torch.Tensor, unit: float) -> None:
@@ -137,6 +139,7 @@ class Counting(fx.Interpreter):
             kind, unit = "counts", 1 / scale
         work.reads = kind
         work.see(x, unit)
+        work.dense += y.numel() * module.weight[0].numel()
         quantized = ops.is_quantized(module)
         # int8 weights that meet real inputs become floats
         number = "int32" if quantized and input_range is not None else "float32"
@@ -196,6 +199,7 @@ class Counting(fx.Interpreter):
         values: list[torch.Tensor] = [self.env[arg] for arg in n.args]  # type: ignore[index]
         inner = values[0].shape[-1]
         products = out.numel() * inner
+        work.dense += products
         number = "int32" if self.on_integers and None not in ranges else "float32"
         kinds = [stream(value_range) for value_range in ranges]
         work.reads = min(kinds, key=("spikes", "counts", "fixed", "real").index)

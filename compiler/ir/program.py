@@ -7,19 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from svitc.errors import UsageError
+from svitc.html_report import program_card
 from svitc.ir import axes, ops
 from svitc.ir.channel_groups import ChannelGroup, channel_groups
 from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
+from svitc.ir.group_kinds import group_kinds
 from svitc.ir.outputs import as_tuple, output_names, restored
 from svitc.ir.printer import dump
 from svitc.ir.type_inference import infer
+from svitc.plots import plot_channels
 from svitc.support.types import JsonDict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Stage(IntEnum):
@@ -32,7 +38,7 @@ class Stage(IntEnum):
     EXPORTABLE = 4  # layers fused into single operations where possible; channel counts are final
 
 
-@dataclass
+@dataclass(repr=False)
 class Program:
     """Captured model.
 
@@ -148,6 +154,39 @@ class Program:
             y = self.module(x)
         self.reset()
         return y
+
+    def summary(self) -> JsonDict:
+        """Return what the program is and its channel groups, as JSON values: what notebooks show."""
+        kinds = group_kinds(self.module, self.groups)
+        return {
+            "model": {key: value for key, value in self.info.items() if key != "dead"},
+            "input": list(self.input.shape),
+            "stage": self.stage.name.lower(),
+            "parameters": self.parameter_count(),
+            "layers": len({node.target for node in self.graph.nodes if ops.is_projection(self.module_of(node))}),
+            "neurons": len({node.target for node in self.neurons()}),
+            "groups": [
+                {"name": g.name, "kind": kinds[g.name], "size": g.size, "kept": g.size, "frozen": g.frozen}
+                for g in self.groups
+            ],
+        }
+
+    def _repr_html_(self) -> str:
+        """Return the program as notebooks show it."""
+        return program_card(self.summary())
+
+    def plot(self) -> Figure:
+        """Draw the channel groups, from the input to the head, as a figure of matplotlib.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        return plot_channels(self.summary()["groups"], "Channel groups, from the input to the head")
+
+    def __repr__(self) -> str:
+        """Return what it is in one line; ``print`` shows the graph."""
+        arch, stage = self.info.get("arch", "of a module"), self.stage.name.lower()
+        return f"Program({arch}, {stage}, {self.parameter_count():,} parameters in {len(self.groups)} channel groups)"
 
     def __str__(self) -> str:
         title = f"program {self.info.get('arch', '')} at stage {self.stage.name.lower()}"

@@ -9,26 +9,32 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from svitc.errors import InputError
+from svitc.html_report.cards import plan_card, plan_groups, plan_sentence
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS, TERNARY, WIDE_BITS
 from svitc.ir.token_stages import token_stages
 from svitc.planning.token_plan import kept_tokens, read_tokens
+from svitc.plots import plot_plan
 from svitc.support.json_text import parse_json
 from svitc.support.limits import check_claim
 from svitc.support.names import as_path
 from svitc.support.types import JsonDict
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FORMAT = "svitc-plan-1"
 TERNARY_WORD = "ternary"  # stands in files for the bits of weights of -1, 0 and 1
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """What a compressed model keeps.
 
@@ -43,6 +49,24 @@ class Plan:
     provenance: JsonDict = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return what is kept in one line; the masks would be pages."""
+        return f"Plan({plan_sentence(self.to_json()).removeprefix('It keeps ').rstrip('.')})"
+
+    def _repr_html_(self) -> str:
+        """Return the plan as notebooks show it."""
+        return plan_card(self.to_json())
+
+    def plot(self) -> Figure:
+        """Draw what is kept of channels, bits and tokens, as a figure of matplotlib.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        content = self.to_json()
+        tokens = {stage: len(positions) for stage, positions in self.tokens.items()}
+        return plot_plan(plan_groups(content), self.bits, tokens, plan_sentence(content))
 
     def validate(self, program: Program) -> dict[str, np.ndarray]:
         """Check the plan against a program, and return a mask for every group of the program.

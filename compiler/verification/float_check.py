@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,24 +19,20 @@ from torch import nn
 
 from svitc import onnx as backend
 from svitc.analysis.float_error import bound, magnitudes, margins, output_sum_lengths, sum_lengths
-from svitc.data.inputs import Data, inputs_of
 from svitc.errors import InputError
 from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
-from svitc.ir.program import Program, required_program
+from svitc.ir.program import Program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
-from svitc.support.names import as_path
 from svitc.verification.informative import informative
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
 
-BATCH = 32  # images of a data set that are compared at once
-
 
 def verify(
     program: Program,
-    exported: bytes | Path | str,
-    inputs: Iterable[torch.Tensor] | torch.Tensor | Data,
+    exported: bytes,
+    inputs: Iterable[torch.Tensor],
     progress: Callable[[int], None] | None = None,
     runtime: Runtime = ONNX_RUNTIME,
     all_inputs: bool = True,
@@ -46,8 +41,8 @@ def verify(
 
     Args:
         program: the reference, at a stage at which it can be trained.
-        exported: the ONNX file, or its path.
-        inputs: batches in the program's input layout, one batch, or a data set.
+        exported: bytes of the ONNX file.
+        inputs: batches in the program's input layout.
         progress: called with the number of images done.
         runtime: runs the file.
         all_inputs: whether to use all inputs, not only those that tell more than the ones before (informative.py).
@@ -58,7 +53,6 @@ def verify(
     Raises:
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
-    exported, inputs = _file(exported), inputs_of(required_program(program), inputs, BATCH)
     split_file, neurons = backend.split_neurons(exported)
     full_session, split_session = runtime.open(exported), runtime.open(split_file)
     program = program_of_file(program, exported)
@@ -95,17 +89,6 @@ def verify(
         if progress is not None:
             progress(verdict.images)
     return verdict
-
-
-def _file(exported: bytes | Path | str) -> bytes:
-    """Return the bytes of an exported file. Raises InputError where it cannot be read."""
-    if isinstance(exported, bytes):
-        return exported
-    path = as_path(exported, "the exported file")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _spikes(run: Recorder, neuron: backend.SplitNeuron) -> np.ndarray:

@@ -140,7 +140,7 @@ class RawInputVerdict:
         return self.as_written and not self.pixels_differing and not self.values_differing
 
 
-@dataclass
+@dataclass(repr=False)
 class Verdict:
     """The result of a verification; ``to_json`` is the report's ``verify`` section.
 
@@ -169,6 +169,12 @@ class Verdict:
     calls: int | None = None
     beyond_int16: dict[str, str] | None = None
     raw_input: RawInputVerdict | None = None
+
+    def __repr__(self) -> str:
+        """Return the result in one line; ``to_json`` has all of it."""
+        return (
+            f"Verdict({'passed' if self.passed else 'failed'}, {self.images} images, {len(self.layers)} neuron layers)"
+        )
 
     @classmethod
     def of(cls, program: Program, runtime: JsonDict) -> Verdict:

@@ -7,11 +7,8 @@ Without a file, the demo's model is compiled with int8 weights. The picture has 
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,12 +24,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from chromium import BROWSER, pipes
 from PIL import Image
 
 HERE = Path(__file__).parent
 LIMIT_S = 120
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
 LOGITS = """(async () => {
   const { Classifier } = await import("./classifier.mjs");
   const classifier = await Classifier.load("model.onnx");
@@ -115,30 +111,10 @@ class Page:
 @contextmanager
 def browser(address: str) -> Iterator[Page]:
     """Yield a page in a headless browser, which is ended after ``LIMIT_S`` at the latest."""
-    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if program is None or not (HERE / "node_modules").is_dir():
+    if BROWSER is None or not (HERE / "node_modules").is_dir():
         sys.exit("this check needs chromium on the path, and npm install in this folder")
-    (commands, send), (receive, answers) = os.pipe(), os.pipe()
-
-    def connect() -> None:
-        """Give the browser its pipes as numbers 3 and 4, where it expects them."""
-        for place, end in ((3, fcntl.fcntl(commands, fcntl.F_DUPFD, 10)), (4, fcntl.fcntl(answers, fcntl.F_DUPFD, 10))):
-            os.dup2(end, place)
-
-    with tempfile.TemporaryDirectory() as profile:
-        command = [program, *FLAGS, f"--user-data-dir={profile}"]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=connect)
-        os.close(commands)
-        os.close(answers)
-        limit = threading.Timer(LIMIT_S, process.kill)
-        limit.start()
-        try:
-            with os.fdopen(send, "wb") as to, os.fdopen(receive, "rb") as back:
-                yield Page(to, back, address)
-        finally:
-            limit.cancel()
-            process.terminate()
-            process.wait()
+    with pipes(LIMIT_S) as (send, receive):
+        yield Page(send, receive, address)
 
 
 def in_browser(model: bytes, picture: bytes) -> dict:

@@ -26,7 +26,7 @@ UNIFORM = ("--no-data", "uniform")
 
 @pytest.mark.parametrize("command", [[], ["compile"], ["inspect"], ["verify"]])
 def test_help_teaches(capsys, command):
-    status, out, _ = run(capsys, *command, "--help")
+    status, out, _ = run(capsys, *command, "--help-all" if command else "--help")
     assert status == 0 and "Exit status" in out
     if command == ["compile"]:
         for word in (
@@ -53,7 +53,7 @@ def test_help_teaches(capsys, command):
     ],
 )
 def test_former_names_of_options_are_accepted_and_hidden(capsys, tmp_path, old, new, value):
-    help_text = run(capsys, "compile", "--help")[1]
+    help_text = run(capsys, "compile", "--help-all")[1]
     assert new in help_text and old not in help_text
     outcomes = []
     for option in (old, new):

@@ -265,3 +265,12 @@ def test_bad_input(capsys, tmp_path, data, case):
     status, text, err = run(capsys, *(data if arg is DATA else arg for arg in args), "-o", tmp_path / "out")
     assert status == want and message in err and text == ""
     assert not (tmp_path / "out").exists(), "no partial output"
+
+
+def test_sensitivity_on_a_sample_of_the_images_and_without_progress(capsys, tmp_path, data):
+    out = tmp_path / "s.json"
+    choice = ("--include", "blocks.0.mlp.fc1.0", "--rates", "0.5", "--limit", "30", "--quiet")
+    status, text, err = run(capsys, "sensitivity", DIGITS, "--data", data, *SMALL, "-o", out, *choice)
+    assert status == 0 and "blocks.0.mlp.fc1.0" in text and not err
+    sweep = json.loads(out.read_text())["sweep"]
+    assert 20 < sweep["images"] + sweep["calibration_images"] <= 30

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from svitc.cli.common import load_images
-from svitc.cli.options import PreparationOptions
+from svitc.cli.image_options import PreparationOptions
 from svitc.data import camera_files
 from svitc.data.dataset import load_data
 from svitc.data.event_frames import checked_events, frames_of

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import io
 import json
-import os
-import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chromium import BROWSER, pipes  # examples/web/chromium.py
+
+__all__ = ["BROWSER", "BrowserPage", "browser"]
 LIMIT_S = 60
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
-)
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 class BrowserPage:
@@ -110,25 +97,5 @@ class BrowserPage:
 @contextmanager
 def browser() -> Iterator[BrowserPage]:
     """Yield an empty page in a headless browser, which is ended after ``LIMIT_S`` at the latest."""
-    assert BROWSER is not None
-    (commands, send), (receive, answers) = os.pipe(), os.pipe()
-
-    def connect() -> None:
-        """Give the browser its pipes as numbers 3 and 4, where it expects them."""
-        for place, end in ((3, fcntl.fcntl(commands, fcntl.F_DUPFD, 10)), (4, fcntl.fcntl(answers, fcntl.F_DUPFD, 10))):
-            os.dup2(end, place)
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [BROWSER, *FLAGS, f"--user-data-dir={profile}"]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=connect)
-        os.close(commands)
-        os.close(answers)
-        limit = threading.Timer(LIMIT_S, process.kill)
-        limit.start()
-        try:
-            with os.fdopen(send, "wb") as to, os.fdopen(receive, "rb") as back:
-                yield BrowserPage(to, back)
-        finally:
-            limit.cancel()
-            process.terminate()
-            process.wait()
+    with pipes(LIMIT_S) as (send, receive):
+        yield BrowserPage(send, receive)

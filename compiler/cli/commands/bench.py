@@ -11,7 +11,8 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import start
-from svitc.cli.options import SOURCE_PANEL, LoadOptions, RunOptions
+from svitc.cli.options import LoadOptions
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views.bench import show_report
 
 
@@ -84,7 +85,6 @@ def bench(
             metavar="MODEL",
             help="The original: a checkpoint (.pt, .pth), or an output folder of svitc. "
             "Without it the file is timed alone.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
     *,
@@ -117,7 +117,7 @@ def bench(
         profile=timing.profile,
         streaming=timing.streaming,
     )
-    with terminal.reporting(output.quiet) as reporter:
+    with terminal.reporting(output.silent) as reporter:
         source = None if against is None else Source(against, arguments)
         report = measure(file, at_once, source, settings, reporter, output.verbose)
     if output.as_json:

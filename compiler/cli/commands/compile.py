@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from svitc.cli import terminal
 from svitc.cli.common import arguments, declared, load_images, load_program, start, unfinished_file
-from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions, TrainingOptions
-from svitc.cli.options import LoadOptions, ModelPath, VerifiedRunOptions
+from svitc.cli.compile_options import BudgetOptions, CompileDataOptions, FileOptions
+from svitc.cli.options import LoadOptions, ModelPath
+from svitc.cli.output_options import VerifiedRunOptions
+from svitc.cli.training_options import TrainingOptions
 from svitc.cli.views.compile import front, summary
 from svitc.cli.views.prediction import warn_of_loss
 from svitc.errors import BudgetError, SvitcError, VerifyError
@@ -37,18 +39,10 @@ def compile(
 ) -> None:
     """Prune a trained SViT to a memory budget, export it to ONNX, and verify the export.
 
-    [dim]svitc compile model.pt --budget 0.78[/]
-
-    [dim]svitc compile model.pt --weights int8[/]
-
     [dim]svitc compile model.pt --data val/ --budget 0.6[/]
-
-    [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.35 --finetune 5[/]
-
-    [dim]svitc compile model.pt --data val/ --policy qsvit --max-drop 2.1[/]
-
-    [dim]svitc compile model.pt --data val/ --budget 0.1 --finetune 5 --train-data train/[/]
-
+    [dim]svitc compile model.pt --weights int8[/]
+    [dim]svitc compile model.pt --data val/ --max-drop 1[/]
+    [dim]svitc compile model.pt --data val/ --train-data train/ --budget 0.1 --finetune 5[/]
     [dim]svitc compile model.pt --data val/ --weights int8 --anytime --max-drop 0.5[/]
     """
     start(output.verbose)
@@ -62,7 +56,7 @@ def compile(
     with (
         world() as ranks,
         sole_writer(file.out) if ranks.is_writer else nullcontext(),
-        terminal.reporting(output.quiet or not ranks.is_writer) as reporter,
+        terminal.reporting(output.silent or not ranks.is_writer) as reporter,
     ):
         program = load_program(model, load, reporter)
         options = _compile_options(program, budget, file, data, training, output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from svitc.cli.common import start
-from svitc.cli.options import OutputOptions
+from svitc.cli.output_options import OutputOptions
 from svitc.cli.views.doctor import installation
 
 
@@ -13,7 +13,6 @@ def doctor(output: OutputOptions) -> None:
     """Show what is installed, which runtimes can be used, and which of svitc's files will be fast on this machine.
 
     [dim]svitc doctor[/]
-
     [dim]svitc doctor --json[/]    for a bug report
     """
     start(output.verbose)

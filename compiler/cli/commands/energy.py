@@ -11,16 +11,9 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import (
-    SOURCE_PANEL,
-    DataPath,
-    Limit,
-    LoadOptions,
-    ModelPath,
-    PreparationOptions,
-    RunOptions,
-    Unlabeled,
-)
+from svitc.cli.image_options import DataPath, Limit, PreparationOptions, Unlabeled, check_labels
+from svitc.cli.options import LoadOptions, ModelPath
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views.energy import energy as show_energy
 from svitc.errors import UsageError
 from svitc.support.types import JsonDict
@@ -68,7 +61,6 @@ def energy(
             metavar="MODEL",
             help="Another model to compare with, such as the original: a checkpoint, or an output folder of svitc. "
             "It gets the same images.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
     *,
@@ -84,12 +76,14 @@ def energy(
     """
     start(output.verbose)
     options.check()
+    check_labels(options.data, options.unlabeled)
     load.check()
     from svitc.energy.comparison import compare
     from svitc.energy.cost_table import load_table
+    from svitc.energy.twin import neurobench, twins_report
 
     costs = load_table(options.table)  # a bad table is refused before a model is loaded
-    with terminal.reporting(output.quiet) as reporter:
+    with terminal.reporting(output.silent) as reporter:
         estimates, stopping, notes = [], [], dict[str, None]()
         for path in (model, against):
             if path is not None:
@@ -98,7 +92,7 @@ def energy(
                 stopping.append(stopped)
                 notes.update(dict.fromkeys(remarks))
     report = {"model": str(model), "data": str(options.data), "notes": list(notes), **estimates[0].to_json()}
-    report |= stopping[0]
+    report |= {**stopping[0], "twin": twins_report(estimates[0]), "neurobench": neurobench(estimates[0])}
     report["against"] = None
     if against is not None:
         report["against"] = {"model": str(against), **estimates[1].to_json(), **stopping[1]}

@@ -10,7 +10,8 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_program, start
-from svitc.cli.options import LoadOptions, ModelPath, OutputOptions
+from svitc.cli.options import LoadOptions, ModelPath
+from svitc.cli.output_options import OutputOptions
 from svitc.cli.views.inspect import inspection
 from svitc.cli.views.latency import prediction
 from svitc.errors import UsageError
@@ -83,13 +84,12 @@ def inspect(model: ModelPath, view: ViewOptions, load: LoadOptions, output: Outp
     """Show what is in a model: layers, channel groups, bytes, multiply-accumulates, what can be pruned and why not.
 
     [dim]svitc inspect model.pt[/]
-
     [dim]svitc inspect model.pt --latency --weights int8[/]
     """
     start(output.verbose)
     load.check()
     view.check()
-    with terminal.reporting(output.quiet) as reporter:
+    with terminal.reporting(output.silent) as reporter:
         program = load_program(model, load, reporter)
         if view.program:
             print(program)

@@ -9,7 +9,7 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import start
-from svitc.cli.options import OutputOptions
+from svitc.cli.output_options import OutputOptions
 from svitc.cli.views.models import configurations
 from svitc.errors import UsageError
 
@@ -25,13 +25,12 @@ def models(
     """List the published models that svitc recognizes from their weights alone, and what their authors report.
 
     [dim]svitc models[/]
-
     [dim]svitc models qkformer[/]
 
     Any size of these families is recognized, and any other model can be compiled with --arch.
     """
     start(output.verbose)
-    with terminal.reporting(output.quiet):
+    with terminal.reporting(output.silent):
         from svitc.driver.known_models import known_models
 
         rows = known_models()

@@ -37,7 +37,6 @@ def report(
     """Write report.html again, or one page that compares several compilations.
 
     [dim]svitc report svitc-out[/]
-
     [dim]svitc report out/0.9 out/0.6 out/0.35 -o front.html[/]
 
     It is made from report.json alone: figures that an older svitc did not write are left out.

@@ -11,18 +11,9 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start, unfinished_file
-from svitc.cli.options import (
-    Criterion,
-    DataPath,
-    LoadOptions,
-    ModelPath,
-    PreparationOptions,
-    PruningOptions,
-    Refit,
-    RunOptions,
-    SweepOptions,
-    Unlabeled,
-)
+from svitc.cli.image_options import DataPath, Limit, PreparationOptions, Unlabeled, check_labels
+from svitc.cli.options import Criterion, LoadOptions, ModelPath, PruningOptions, Refit, SweepOptions
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views import sensitivity as view
 from svitc.errors import UsageError
 
@@ -45,6 +36,7 @@ class CurveOptions(PreparationOptions, SweepOptions):
     """What is measured, on which images, and where the curves are written."""
 
     data: DataPath = None
+    limit: Limit = None
     unlabeled: Unlabeled = False
     out: Annotated[
         Path,
@@ -72,6 +64,7 @@ class CurveOptions(PreparationOptions, SweepOptions):
         """
         if self.data is None:
             raise UsageError("sensitivity is measured on images", hint="Give them with --data.")
+        check_labels(self.data, self.unlabeled)
         try:
             rates = [float(part) for part in self.rates.split(",")]
         except ValueError:
@@ -93,7 +86,6 @@ def sensitivity(
     """Measure how much accuracy pruning each channel group alone costs, and what it saves, at each rate.
 
     [dim]svitc sensitivity model.pt --data val/[/]
-
     [dim]svitc sensitivity model.pt --data val/ --bits[/]
 
     A group that loses more than 30 points is not pruned further.
@@ -114,7 +106,7 @@ def sensitivity(
         "uniform", criterion=channels.criterion, refit=channels.refit
     )  # refuses unknown names before anything is loaded
     settings = _settings(channels, output.seed)
-    with world() as ranks, terminal.reporting(output.quiet or not ranks.is_writer) as reporter:
+    with world() as ranks, terminal.reporting(output.silent or not ranks.is_writer) as reporter:
         compiler = _compiler(model, curves, load, output.seed, reporter)
         if curves.bits:
             measured = bit_sensitivity(compiler, settings)
@@ -153,7 +145,7 @@ def _compiler(path: Path, curves: CurveOptions, load: LoadOptions, seed: int, re
 
     program = load_program(path, load, reporter)
     options = CompileOptions(
-        train_data=load_images(curves.data, program, None, seed, curves, curves.unlabeled),
+        train_data=load_images(curves.data, program, curves.limit, seed, curves, curves.unlabeled),
         sweep_images=curves.sweep_images,
         calibration_images=curves.calibration_images,
         sweep_file=unfinished_file(curves.out, "sweep.jsonl"),

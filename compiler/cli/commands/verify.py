@@ -11,7 +11,9 @@ import typer
 
 from svitc.cli import terminal
 from svitc.cli.common import load_images, load_program, start
-from svitc.cli.options import SOURCE_PANEL, DataOptions, LoadOptions, RunOptions, VerifyImages
+from svitc.cli.image_options import DataOptions, check_labels
+from svitc.cli.options import LoadOptions, VerifyImages
+from svitc.cli.output_options import RunOptions
 from svitc.cli.views.promise import promise
 from svitc.cli.views.verify import differing_layers, int16_line, quantization_line, runtime_words, verdict_line
 from svitc.errors import InputError, RuntimeFailure, VerifyError
@@ -53,7 +55,6 @@ def verify(
             help="The model that was compiled. With --data: what the file loses at most against it, with --confidence, "
             "on images like these. For integer weights: check also that they are its weights, rounded; where the plan "
             "refitted weights, against a folder of the same plan with --weights fp32.",
-            rich_help_panel=SOURCE_PANEL,
         ),
     ] = None,
     *,
@@ -63,12 +64,17 @@ def verify(
 ) -> None:
     """Check that the ONNX file in FOLDER is the same network as its model.py, layer by layer and as a whole.
 
+    [dim]svitc verify svitc-out[/]
+    [dim]svitc verify svitc-out --runtime openvino[/]
+    [dim]svitc verify svitc-out --against model.pt --data val/[/]
+
     Integer weights were compared with the float network when they were compiled; --against MODEL repeats that.
 
     The result is also noted in FOLDER/report.json, in its table of runtimes.
     """
     start(output.verbose)
     load.check()
+    check_labels(data.data, data.unlabeled)
     if against is None:
         load.check_unused()
     from svitc.driver.float_network import read_report
@@ -79,11 +85,11 @@ def verify(
 
     runtime = runtime_of(output.runtime)
     settings = VerifySettings(output.verify_images, output.seed, runtime)
-    with terminal.reporting(output.quiet) as reporter:
+    with terminal.reporting(output.silent) as reporter:
         program, exported = open_folder(folder)
         model = None if against is None else load_program(against, load, reporter)
         images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
-        original = _float_network(folder, program, against, model, images is not None, reporter)
+        original, refusal = _float_network(folder, program, against, model, images is not None, reporter)
         promised = None
         if model is not None and images is not None:
             promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
@@ -99,6 +105,8 @@ def verify(
     report = verdict.to_json() | ({} if promised is None else {"promise": promised.to_json()})
     if quantized and original is None:
         report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
+        if refusal is not None:
+            report["quantization_refused"] = refusal
     _show(report, verdict, against, output.as_json)
     if not verdict.passed:
         raise VerifyError(_failure(folder, against, verdict))
@@ -106,19 +114,18 @@ def verify(
 
 def _float_network(
     folder: Path, program: Program, against: Path | None, model: Program | None, optional: bool, reporter: Reporter
-) -> Program | None:
-    """Return the float network whose weights the folder rounds; None where it cannot be had, but is ``optional``."""
+) -> tuple[Program | None, str | None]:
+    """Return the float network whose weights the folder rounds; where it cannot be had, but is ``optional``, why."""
     from svitc.driver.float_network import float_network
 
     if against is None or model is None:
-        return None
+        return None, None
     try:
-        return float_network(folder, program, against, model, reporter)
+        return float_network(folder, program, against, model, reporter), None
     except InputError as error:
         if not optional:
             raise
-        reporter.decide(f"the weights are not compared: {error.message}")
-        return None
+        return None, f"{error.message}. {error.hint}" if error.hint else f"{error.message}."
 
 
 def _show(report: JsonDict, verdict: Verdict, against: Path | None, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from svitc.cli.terminal import assumptions, make_table, out
 from svitc.cli.views.anytime import anytime
 from svitc.cli.views.prediction import predicted_cells, predicted_from
 from svitc.cli.views.promise import promise
+from svitc.cli.views.remarks import energy_origin, trained
 from svitc.cli.views.verify import int16_line, verdict_line
 from svitc.support import human
 from svitc.support.hardware import integer_dot_products
@@ -56,7 +57,11 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     if spent:
         a, b = (spent[which]["pj"] for which in ("original", "compiled"))
         table.add_row("energy of an image", human.microjoules(a), human.microjoules(b), f"{b / a:.4f}")
+    _latency_row(table, report["budget"])
     out.print(table)
+    for remark in (trained(report["finetune"]), energy_origin(spent)):
+        if remark is not None:
+            out.print(remark, soft_wrap=True)
     for note in (agreement or accuracy).get("notes", ()):
         out.print(f"[yellow]data[/] {escape(note)}")
     if agreement:
@@ -84,6 +89,13 @@ def _tokens_row(table: Table, tokens: JsonDict | None) -> None:
     if tokens:
         kept, of = (sum(stage[key] for stage in tokens.values()) for key in ("kept", "of"))
         table.add_row("tokens, all stages together", f"{of:,}", f"{kept:,}", f"{kept / of:.4f}")
+
+
+def _latency_row(table: Table, budget: JsonDict) -> None:
+    """Add the times of an image that a search by latency measured."""
+    if budget.get("compiled_ms"):
+        a, b = budget["original_ms"], budget["compiled_ms"]
+        table.add_row("time of an image here", human.milliseconds(a), human.milliseconds(b), f"{b / a:.4f}")
 
 
 def form_of(file: JsonDict) -> str:

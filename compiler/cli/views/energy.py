@@ -26,6 +26,7 @@ def energy(report: JsonMapping) -> None:
     against = report["against"]
     layers(report["layers"], None if against is None else {row["name"]: row for row in against["layers"]})
     totals(report)
+    twin(report["twin"])
     constants(report["table"])
     for note in report["notes"]:
         terminal.note(str(note))
@@ -87,6 +88,22 @@ def totals(report: JsonMapping) -> None:
                 f"{stopped['time_steps']} time steps: {joules(stopped['pj'])} in all",
                 soft_wrap=True,
             )
+
+
+def twin(report: JsonMapping) -> None:
+    """Print in one sentence how the network compares with the ANN of its layers, and what finding synapses takes."""
+    text = str(report["text"])
+    terminal.out.print(f"\n{text[:1].upper()}{text[1:]}.", soft_wrap=True)
+    others = ", ".join(f"{joules(ann['pj'])} at {ann['activation_bits']} bits" for ann in report["ann"][1:])
+    also = f"With fewer bits the ANN takes {others}. " if others else ""
+    ratios = [place["ratio"] for place in report["placements"] if place["ratio"] is not None]
+    if ratios:
+        low, high = share(min(ratios)), share(max(ratios))
+        also += f"With all buffers in one memory of the table the ANN takes {low} to {high} of this network's energy. "
+    terminal.out.print(
+        f"{also}Finding the synapses of spikes is in no total; it would add {joules(report['addressing_pj'])}.",
+        soft_wrap=True,
+    )
 
 
 def constants(table: JsonMapping) -> None:

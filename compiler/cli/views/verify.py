@@ -86,9 +86,12 @@ def quantization_line(verify: JsonDict, against: Path | None) -> None:
         if before is not None:
             passed = "passed" if before["first_divergence"] is None else "FAILED"
             told = f"when it was compiled, that check {passed} ({before['compared']:,} values, as its report.json says)"
+        refused = verify.get("quantization_refused")
+        repeat = "--against MODEL repeats it" if refused is None else f"It cannot be repeated: {escape(refused)}"
         out.print(
             f"[yellow]note[/] not checked here: that the weights are those of the float network, rounded; {told}. "
-            "--against MODEL repeats it"
+            f"{repeat}",
+            soft_wrap=True,
         )
 
 

@@ -6,8 +6,8 @@ import itertools
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from svitc.ir.layer_roles import blocks, stages
 from svitc.passes.policies.bitwidth.drift_gate import DriftGate
-from svitc.passes.policies.bitwidth.layer_roles import blocks, stages
 from svitc.passes.policies.bitwidth.search_space import Bits, BitSettings, BitSpace
 from svitc.passes.policies.bitwidth.sensitivity import LOWER_BITS
 from svitc.passes.policies.policy import Policy

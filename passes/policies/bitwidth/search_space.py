@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svitc.errors import BudgetError, UsageError
-from svitc.passes.policies.bitwidth.layer_roles import layer_kinds
+from svitc.ir.layer_roles import layer_kinds
 from svitc.passes.policies.ladder import by_step
 from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import Settings
@@ -59,7 +59,7 @@ class BitSpace:
         self.allowed = problem.bits or {}
         if not any(min(widths) < 8 for widths in self.allowed.values()):
             raise UsageError("no layer of this model can have fewer than 8 bits", hint="Use --weights int8.")
-        self.kinds = layer_kinds(problem.program, self.allowed)
+        self.kinds = layer_kinds(problem.program.module, self.allowed)
         self.tolerance = settings.tolerance if problem.max_drop is None else problem.max_drop
 
     @property

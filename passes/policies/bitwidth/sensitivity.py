@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svitc.passes.policies.bitwidth.layer_roles import KINDS
+from svitc.ir.layer_roles import KINDS
 from svitc.passes.policies.bitwidth.search_space import BitSpace
 from svitc.passes.policies.problem import MeasuredAccuracy
 from svitc.support.types import JsonDict

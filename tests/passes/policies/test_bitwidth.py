@@ -17,10 +17,10 @@ from svitc.driver.options import CompileOptions
 from svitc.errors import BudgetError, UsageError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir import ops
+from svitc.ir.layer_roles import blocks, layer_kinds, stages
 from svitc.passes.policies import Problem, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.bitwidth.aq4svit import levels
-from svitc.passes.policies.bitwidth.layer_roles import blocks, layer_kinds, stages
 from svitc.passes.policies.bitwidth.search_space import BitSettings, BitSpace
 
 BY_BITS = ("qsvit", "aq-greedy", "aq-beam")
@@ -296,7 +296,7 @@ def test_the_joint_policy_takes_bits_where_they_are_cheap_and_channels_where_tho
 def test_units_of_layers():
     program = compiler().program
     layers = [str(n.target) for n in program.graph.nodes if ops.is_projection(program.module_of(n))]
-    found = layer_kinds(program, layers)
+    found = layer_kinds(program.module, layers)
     assert found["blocks.0.attn.qkv_conv_bn.0.q"] == "query" and found["blocks.1.attn.qkv_conv_bn.0.v"] == "value"
     assert found["blocks.1.attn.proj_conv_bn.0"] == "projection" and found["head"] == "head"
     assert {found[n] for n in layers if n.startswith("patch_embed")} == {"patch embedding"}
@@ -306,12 +306,9 @@ def test_units_of_layers():
 
 
 def test_layers_with_names_of_their_own_are_placed_by_where_they_stand():
-    class Renamed:
-        graph = compiler().program.graph
-        module_of = compiler().program.module_of
-
-    first, *_ = [str(n.target) for n in Renamed.graph.nodes if ops.is_projection(Renamed.module_of(n))]
-    assert layer_kinds(Renamed, [first]) == {first: "patch embedding"}
+    program = compiler().program
+    first, *_ = [str(n.target) for n in program.graph.nodes if ops.is_projection(program.module_of(n))]
+    assert layer_kinds(program.module, [first]) == {first: "patch embedding"}
 
 
 # ---------------------------------------------------------------- from the shell

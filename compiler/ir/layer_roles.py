@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import fx
 
 from svitc.ir import ops
-from svitc.ir.program import Program
+from svitc.ir.graph import module_of
 
 KINDS = ("patch embedding", "query", "key", "value", "projection", "mlp", "head", "other")
 KIND_PATTERNS = (
@@ -21,15 +22,15 @@ KIND_PATTERNS = (
 )
 
 
-def layer_kinds(program: Program, layers: Iterable[str]) -> dict[str, str]:
+def layer_kinds(module: fx.GraphModule, layers: Iterable[str]) -> dict[str, str]:
     """Return the kind of each layer: by the last part of its path that names one, otherwise by its position.
 
     The last layer is the head; a layer without such a name is a patch embedding in front of the first product of two
     activations (attention), and ``other`` behind it.
     """
-    nodes = list(program.graph.nodes)
+    nodes = list(module.graph.nodes)
     position = {str(node.target): i for i, node in enumerate(nodes)}
-    last = next((str(n.target) for n in reversed(nodes) if ops.is_projection(program.module_of(n))), None)
+    last = next((str(n.target) for n in reversed(nodes) if ops.is_projection(module_of(module, n))), None)
     product = next((i for i, node in enumerate(nodes) if node.target is torch.matmul), 0)
     kinds = {}
     for layer in layers:

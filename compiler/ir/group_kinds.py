@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import fx
+
 from svitc.ir import ops
-from svitc.ir.program import Program
-from svitc.passes.policies.bitwidth.layer_roles import blocks, layer_kinds
+from svitc.ir.channel_groups import ChannelGroup
+from svitc.ir.graph import module_of
+from svitc.ir.layer_roles import blocks, layer_kinds
 
 PARTS = {
     "patch embedding": "patch embedding",
@@ -17,16 +22,16 @@ PARTS = {
 STREAM, OTHER = "residual stream", "other"
 
 
-def group_kinds(program: Program) -> dict[str, str]:
+def group_kinds(module: fx.GraphModule, groups: Sequence[ChannelGroup]) -> dict[str, str]:
     """Return the kind of each channel group: that of the layers that produce its channels.
 
     A group that layers of several parts, or of several blocks, produce is a residual stream, to which they all add.
     """
-    layers = [str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))]
-    kinds = layer_kinds(program, layers)
+    layers = [str(node.target) for node in module.graph.nodes if ops.is_projection(module_of(module, node))]
+    kinds = layer_kinds(module, layers)
     block = {layer: number for number, names in enumerate(blocks(layers)) for layer in names}
     found = {}
-    for group in program.groups:
+    for group in groups:
         producers = [layer for layer in group.producers if layer in kinds]
         parts = {PARTS.get(kinds[layer], OTHER) for layer in producers}
         spread = len({block[layer] for layer in producers}) > 1 and parts != {"patch embedding"}
