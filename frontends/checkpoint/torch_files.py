@@ -94,7 +94,7 @@ _PLAIN_VALUES = [
 def check_archive(path: Path, start: bytes) -> None:
     """Refuse, by its first bytes, a file on which torch.load fails with an unclear message."""
     if start.startswith(ZIP):
-        if not zipfile.is_zipfile(path):
+        if not _is_zip(path):
             raise InputError(
                 f"{path} is truncated: its end is missing, after {path.stat().st_size:,} bytes",
                 hint="Copy or download it again.",
@@ -119,6 +119,14 @@ def check_archive(path: Path, start: bytes) -> None:
             raise InputError(f"{path} is a zip file, but not a PyTorch checkpoint", hint=SAVE)
     elif not start.startswith(b"\x80"):  # the first byte of every pickle that torch writes
         raise InputError(f"{path} is not a PyTorch checkpoint (it begins with {start[:12]!r})", hint=SAVE)
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell whether a file ends as a .zip does that is in one piece."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of an archive that says it is in several
+        return False
 
 
 def _is_intact(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
@@ -171,7 +179,7 @@ def _in_protocol_2(path: Path) -> Iterator[BinaryIO]:
         protocol = _protocol(path)
         if protocol == 2:
             yield file
-        elif zipfile.is_zipfile(path):
+        elif _is_zip(path):
             yield archive_as_protocol_2(file)
         else:
             yield legacy_as_protocol_2(file)
@@ -179,7 +187,7 @@ def _in_protocol_2(path: Path) -> Iterator[BinaryIO]:
 
 def _protocol(path: Path) -> int:
     """Return the protocol of a checkpoint's pickle; 2 where the file is too damaged to tell."""
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         with path.open("rb") as file:
             return protocol_of(file.read(2))
     try:
@@ -217,7 +225,7 @@ def _needs_trust(path: Path, error: Exception) -> InputError:
 def _unreadable(path: Path) -> InputError:
     """Return the error for a file whose instructions the safe unpickler does not have."""
     protocol = _protocol(path)
-    if zipfile.is_zipfile(path) and protocol != 2:
+    if _is_zip(path) and protocol != 2:
         return InputError(
             f"{path} has pickle protocol {protocol}, with instructions that cannot be read safely",
             hint=f"Save it again, without the argument pickle_protocol: torch.save(checkpoint, …). {TRUST}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def changed_json(rng: random.Random, content: Any) -> Any:
         elif way == 3:
             parent[key] = json.loads(json.dumps(other[source]))
         else:
-            parent[key] = rng.choice(ODD_VALUES)
+            parent[key] = copy.deepcopy(rng.choice(ODD_VALUES))  # which a later change may fill
     return content
 
 

@@ -167,3 +167,15 @@ def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path, described):
     finally:
         torch.serialization.set_crc32_options(True)
     load_model(path)
+
+
+def test_an_archive_that_says_it_is_in_several_pieces_is_refused(tmp_path, described):
+    path = tmp_path / "m.pt"
+    torch.save(described, path)
+    data = bytearray(path.read_bytes())
+    place = data.rfind(b"PK\x06\x07")  # the locator of a 64-bit directory: its last field is the number of pieces
+    assert place > 0
+    data[place + 16] = 3
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="m.pt is truncated"):
+        load_model(path)
