@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo notebook test newcomer check lint types docs clean
+.PHONY: help venv demo notebook test newcomer check lint types docs lock audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -68,6 +68,33 @@ types:
 	@rm -rf build/types
 	@mkdir -p build/types/svitc
 	@ln -s "$(CURDIR)"/compiler/* "$(CURDIR)/passes" "$(CURDIR)/frontends" build/types/svitc/
+
+# Tools for the supply chain, in an environment of their own: svitc does not need them.
+SUPPLY := build/supply/bin
+
+$(SUPPLY)/.ready: Makefile
+	@$(PYTHON) -m venv build/supply
+	@$(SUPPLY)/python -m pip install -qq --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+lock: $(SUPPLY)/.ready ## write requirements.lock anew: the hashes of the versions in constraints.txt
+	@{ echo "# The SHA-256 of every file on PyPI of the versions in constraints.txt; written by make lock (SECURITY.md)."; \
+	  echo "# PyTorch is left out: its builds of one version differ from index to index."; \
+	  grep -vE '^torch(vision|audio)?==' constraints.txt | $(SUPPLY)/uv pip compile - --quiet --no-deps --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-header; } > build/requirements.lock
+	@mv build/requirements.lock requirements.lock
+
+# --strict: a version that the database does not know, or cannot be asked about, is no pass.
+audit: $(SUPPLY)/.ready ## look up known weaknesses of the versions in requirements.lock and of PyTorch
+	@$(SUPPLY)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+	@grep -E '^torch(vision|audio)?==' constraints.txt > build/torch.txt
+	@$(SUPPLY)/pip-audit --strict --disable-pip --no-deps -r build/torch.txt
+
+sbom: $(SUPPLY)/.ready ## write dist/svitc.cdx.json: a bill of materials of requirements.lock and PyTorch, in CycloneDX
+	@mkdir -p dist
+	@{ cat requirements.lock; grep -E '^torch(vision|audio)?==' constraints.txt; } > build/all.txt
+	@$(SUPPLY)/cyclonedx-py requirements build/all.txt --output-reproducible --of JSON -o dist/svitc.cdx.json
+	@echo "wrote dist/svitc.cdx.json"
 
 clean: ## remove the environment, caches and outputs
 	@rm -rf .venv build dist *.egg-info demo/out demo/out.sweep.jsonl demo/digits-*.npz svitc-out

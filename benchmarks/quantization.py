@@ -28,6 +28,7 @@ JOBS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
     "int8": ("auto", {}, None, {"weights": "int8"}),
     "int4": ("auto", {}, None, {"weights": "int4"}),
     "int2": ("auto", {}, None, {"weights": "int2"}),
+    "ternary": ("auto", {}, None, {"weights": "ternary"}),
     "qsvit 0.25": ("qsvit", {}, "0.25", {"max_drop": 0.005}),
     "aq-greedy 0.175": ("aq-greedy", {}, "0.175", {"max_drop": 0.015}),
     "aq-beam 0.13": ("aq-beam", {}, "0.13", {"max_drop": 0.015}),
@@ -115,7 +116,7 @@ def row_text(row: dict[str, Any]) -> str:
     search = plain["policy"].get("search", {})
     cells.append(str(search.get("full_evaluations", (plain["sweep"] or {}).get("points", "-"))))
     widths = [layer["bits"] for layer in plain["weights"]["layers"].values()]
-    cells.append(" ".join(f"{widths.count(bits)} x {bits}" for bits in (8, 4, 2) if bits in widths))
+    cells.append(" ".join(f"{widths.count(bits)} x {bits}" for bits in (16, 8, 4, 2) if bits in widths))
     return "| " + " | ".join(cells) + " |"
 
 

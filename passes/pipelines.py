@@ -60,7 +60,7 @@ def quantize(program: Program, bits: Mapping[str, int] | None = None) -> tuple[P
 
     Args:
         program: a program that can be trained.
-        bits: layer -> 16, 4 or 2 where its weights do not get 8.
+        bits: layer -> 16, 4, 2 or ``TERNARY`` where its weights do not get 8.
 
     Returns:
         a program at stage QUANTIZED, and the pipeline with the results and refusals of its passes.

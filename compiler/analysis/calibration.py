@@ -1,20 +1,24 @@
 """Calibration: statistics of the original program on a few hundred images, for the pruning criteria and the refit.
 
-One pass over the images collects, for every projection, the second moments of its input (for spikes: how often two
-inputs fire together), for every product of two activations, the moments of its terms, and for every neuron, how often
-each channel fires. Gradients are computed only on demand.
+One pass over the images collects, for every projection, the second moments of its input smoothed over time, for every
+product of two activations, the moments of its terms, and for every neuron, how often each channel fires. Another one
+collects the second moments of the inputs at each time step (for spikes: how often two inputs fire together). Gradients
+are a third. Each pass is made on demand.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from svitc.analysis import im2col
 from svitc.errors import UsageError
@@ -27,6 +31,7 @@ from svitc.ir.program import Program
 BATCH_IMAGES = 32
 ROWS = 8_192  # least number of positions for the moments of one layer
 ROWS_PER_INPUT = 16  # least number of positions for each input of the layer
+SMOOTHING = 4  # divides the deviations of inputs from their average over time
 WIDEST = 6_000  # largest number of inputs of a layer, kernel included, whose moments fit in memory
 
 
@@ -56,35 +61,61 @@ class Moments:
 
 
 class Calibration:
-    """Statistics of a program on images, in float64.
+    """Statistics of a program on images, in float64, each computed on first use; the program must not change before.
 
     Args:
         program: the original, at a stage at which it can be trained.
         inputs: images in its input layout.
         labels: ``[N]``; only gradients need them. In place of -1 they take the class that the program chooses.
         seed: seeds the choice of positions.
-
-    Attributes:
-        moments: layer -> moments of its input.
-        terms: name of a matrix product -> ``[heads, d, d]``: inner products of the terms that the contracted axis sums
-            up. Leaving out a set of terms costs the sum over the block of that set.
-        rates: neuron -> spikes in a time step, summed over the images, over the channel leaf axes of its value.
     """
 
     def __init__(self, program: Program, inputs: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> None:
         self.program, self.inputs, self.labels, self.seed = program, inputs, labels, seed
-        self.moments: dict[str, Moments] = {}
-        self.terms: dict[str, np.ndarray] = {}
-        self.rates: dict[str, torch.Tensor] = {}
         self._taylor: dict[str, torch.Tensor] | None = None
         self.images = inputs.shape[program.input.batch_dim]
-        generator = torch.Generator().manual_seed(seed)
-        program.module.eval()
+
+    @functools.cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Layer -> moments of its input at single time steps."""
+        return self._observed(_StepObserver).moments
+
+    @property
+    def smoothed(self) -> dict[str, Moments]:
+        """Layer -> moments of its input smoothed over time; of event frames, which differ, at single time steps.
+
+        A neuron adds up its current over time. Where the image stays the same, what differs between the steps averages
+        out in part, and an error of the average weighs more.
+        """
+        return self.moments if self.program.input.events else self._pruning.moments
+
+    @property
+    def terms(self) -> dict[str, np.ndarray]:
+        """Name of a matrix product -> ``[heads, d, d]``: inner products of the terms that the contracted axis sums up.
+
+        Leaving out a set of terms costs the sum over the block of that set.
+        """
+        return self._pruning.terms
+
+    @property
+    def rates(self) -> dict[str, torch.Tensor]:
+        """Neuron -> spikes in a time step, summed over the images, over the channel leaf axes of its value."""
+        return self._pruning.rates
+
+    @functools.cached_property
+    def _pruning(self) -> _PruningObserver:
+        return self._observed(_PruningObserver)
+
+    def _observed(self, kind: type[ObserverT]) -> ObserverT:
+        """Return an observer that has seen all images."""
+        self.program.module.eval()
+        observer = kind(self.program, self.images, self.seed)
         with torch.no_grad():
             for x, _ in self._batches():
-                program.reset()
-                _Observer(self, x.shape[program.input.batch_dim] / self.images, generator).run(x)
-        program.reset()
+                self.program.reset()
+                observer.observe(x)
+        self.program.reset()
+        return observer
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         batch = self.program.input.at_once(BATCH_IMAGES)
@@ -154,54 +185,135 @@ class _SpikeRecorder(fx.Interpreter):
         super().__init__(module)
         self.values: dict[fx.Node, torch.Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> object:
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op == "call_module" and ops.is_neuron(self.fetch_attr(str(n.target))) and value.requires_grad:
             self.values[n] = value
         return value
 
 
-class _Observer(fx.Interpreter):
-    """Interpreter that adds the moments and rates of one batch to a calibration."""
+class _StepObserver(fx.Interpreter):
+    """Interpreter that adds up the moments of the layers' inputs at single time steps.
 
-    def __init__(self, calibration: Calibration, share: float, generator: torch.Generator) -> None:
-        super().__init__(calibration.program.module)
-        self.calibration, self.share, self.generator = calibration, share, generator
+    Args:
+        program: the program.
+        images: number of images in all batches.
+        seed: seeds the choice of positions.
 
-    def run_node(self, n: fx.Node) -> object:
+    Attributes:
+        moments: layer -> moments of its input.
+    """
+
+    def __init__(self, program: Program, images: int, seed: int) -> None:
+        super().__init__(program.module)
+        self.program, self.images = program, images
+        self.generator = torch.Generator().manual_seed(seed)
+        self.moments: dict[str, Moments] = {}
+        self.share = 1.0  # of the images that are in the batch
+
+    def observe(self, x: torch.Tensor) -> None:
+        """Add one batch."""
+        self.share = x.shape[self.program.input.batch_dim] / self.images
+        self.run(x)
+
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        calibration = self.calibration
         if n.op == "call_module":
-            name, module = str(n.target), self.fetch_attr(str(n.target))
-            if ops.is_neuron(module):
-                calibration.rates[name] = calibration.rates.get(name, 0) + _sum(
-                    value.double(), calibration.program.type_of(n), means=True
-                )
-            elif im2col.solvable(module) and module.weight[0].numel() <= WIDEST:
-                max_rows = int(self.share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))
-                rows, _ = im2col.rows(module, self.env[n.all_input_nodes[0]], value, max_rows, self.generator)
-                previous = calibration.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
-                calibration.moments[name] = Moments(
-                    previous.rows + len(rows),
-                    previous.total + rows.sum(0).double(),
-                    previous.products + (rows.T @ rows).double(),
-                )
+            module: Any = self.fetch_attr(str(n.target))
+            if im2col.solvable(module) and module.weight[0].numel() <= WIDEST:
+                self._add(n, module, self.env[n.all_input_nodes[0]], value)
+        return value
+
+    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, scale: int = 1) -> None:
+        """Add the moments of a layer's input.
+
+        Args:
+            n: the layer.
+            module: its module.
+            x: its input times ``scale``, as sums of whole numbers are exact.
+            y: its output.
+            scale: factor of ``x``.
+        """
+        name = str(n.target)
+        max_rows = int(self.share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))
+        rows, _ = im2col.rows(module, x, y, max_rows, self.generator)
+        previous = self.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
+        self.moments[name] = Moments(
+            previous.rows + len(rows),
+            previous.total + rows.sum(0).double() / scale,
+            previous.products + (rows.T @ rows).double() / scale**2,
+        )
+
+
+class _PruningObserver(_StepObserver):
+    """Interpreter that adds up what pruning needs: moments of smoothed inputs, rates, and terms of products.
+
+    Args:
+        program: the program.
+        images: number of images in all batches.
+        seed: seeds the choice of positions.
+
+    Attributes:
+        terms: see ``Calibration``.
+        rates: see ``Calibration``.
+    """
+
+    def __init__(self, program: Program, images: int, seed: int) -> None:
+        super().__init__(program, images, seed)
+        self.terms: dict[str, np.ndarray] = {}
+        self.rates: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_module" and ops.is_neuron(self.fetch_attr(str(n.target))):
+            name = str(n.target)
+            self.rates[name] = self.rates.get(name, 0) + _sum(value.double(), self.program.type_of(n), means=True)
         elif n.target in (torch.matmul, operator.matmul):
             self._product(n)
         return value
+
+    def _add(self, n: fx.Node, module: Any, x: torch.Tensor, y: torch.Tensor, scale: int = 1) -> None:
+        if self.program.input.events:
+            return
+        dims = self.program.type_of(n.all_input_nodes[0])
+        consumed = dims[-1:] if isinstance(module, nn.Linear) else dims[1:]
+        if not any(axis.kind == Kind.TIME for dim in consumed for axis in dim):  # a layer over time is left as it is
+            x, scale = _smoothed(x, dims)
+        super()._add(n, module, x, y, scale)
 
     def _product(self, n: fx.Node) -> None:
         """Add the inner products of the terms of a matrix product."""
         left, right = n.args[:2]
         assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-        dims = self.calibration.program.type_of(left)
+        dims = self.program.type_of(left)
         a, b = self.env[left], self.env[right]
         both = ((a.mT @ a) * (b @ b.mT)).double()
         keep = [i for i, dim in enumerate(dims[:-2]) if any(axis.kind == Kind.CHANNEL for axis in dim)]
         summed = both.sum([i for i in range(both.ndim - 2) if i not in keep])
-        self.calibration.terms[n.name] = (
-            self.calibration.terms.get(n.name, 0) + summed.reshape(-1, *both.shape[-2:]).numpy()
-        )
+        self.terms[n.name] = self.terms.get(n.name, 0) + summed.reshape(-1, *both.shape[-2:]).numpy()
+
+
+ObserverT = TypeVar("ObserverT", bound=_StepObserver)
+
+
+def _smoothed(value: torch.Tensor, dims: Dims) -> tuple[torch.Tensor, int]:
+    """Return a value whose deviations from its average over time are divided by ``SMOOTHING``, times a whole number.
+
+    Args:
+        value: of the shape that ``dims`` says.
+        dims: its type.
+
+    Returns:
+        The smoothed value times a factor, so that it is whole where ``value`` is; and the factor.
+    """
+    leaves = [axis for dim in dims for axis in dim]
+    times = [i for i, axis in enumerate(leaves) if axis.kind == Kind.TIME]
+    steps = math.prod(leaves[i].size for i in times)
+    if steps == 1:
+        return value, 1
+    split = value.reshape([-1 if axis.kind == Kind.BATCH else axis.size for axis in leaves])
+    smoothed = (SMOOTHING - 1) * split.sum(times, keepdim=True) + steps * split
+    return smoothed.reshape(value.shape), SMOOTHING * steps
 
 
 def channel_leaves(dims: Dims) -> tuple[Axis, ...]:

@@ -191,11 +191,11 @@ class FileOptions(StreamingOptions):
         typer.Option(
             "--weights",
             metavar="TYPE",
-            help="Type of the stored weights: fp32, int16, int8, int4, int2 or mixed. Integers have exact sums, so the "
-            "same spikes in whatever order a processor adds, and [bold]int8[/] to [bold]int2[/] run several times as "
-            "fast as fp32 on one with integer dot products. [bold]int16[/]: the accuracy of fp32 in half its bytes; "
-            "slower than int8, faster than fp32. [bold]mixed[/]: the policy chooses the bits of each layer. By default "
-            "fp32, or mixed where the policy chooses bits or int8 alone would not meet the budget.",
+            help="Type of the stored weights: fp32, int16, int8, int4, int2, ternary or mixed. Integers have exact "
+            "sums, so the same spikes in whatever order a processor adds, and [bold]int8[/] to [bold]ternary[/] run "
+            "several times as fast as fp32 on one with integer dot products. [bold]int16[/]: the accuracy of fp32 in "
+            "half its bytes; slower than int8, faster than fp32. [bold]mixed[/]: the policy chooses the bits of each "
+            "layer. By default fp32, or mixed where the policy chooses bits or int8 alone would not meet the budget.",
         ),
     ] = None
     min_weight_bits: Annotated[

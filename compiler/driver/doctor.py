@@ -65,7 +65,11 @@ def _files(dots: bool | None, providers: Sequence[str]) -> list[JsonDict]:
     return [
         {"options": "--weights int8", "fast": dots, "why": why},
         {"options": "--weights int16", "fast": dots, "why": "half as fast as int8, with the accuracy of fp32"},
-        {"options": "--weights int4 or int2", "fast": dots, "why": "as int8: they are widened when the file is loaded"},
+        {
+            "options": "--weights int4, int2 or ternary",
+            "fast": dots,
+            "why": "as int8: they are widened when the file is loaded",
+        },
         {"options": "--weights fp32", "fast": False, "why": "about as fast as a plain export"},
         {
             "options": "--target openvino",

@@ -96,7 +96,8 @@ def front(
     Args:
         program: the program, as ``svitc.load`` returns it.
         budgets: as for ``svitc.compile``.
-        policy, reporter: see ``Compiler``.
+        policy: see ``Compiler``.
+        reporter: see ``Compiler``.
         options: ``data``, ``weights`` and the other fields of ``CompileOptions``.
 
     Raises:

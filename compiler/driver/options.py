@@ -44,8 +44,8 @@ class CompileOptions:
         finetune: epochs of fine-tuning; 0 for none.
         finetune_options: further fields of ``FinetuneOptions``.
         weights: ``fp32``; ``int16``, ``int8``, ``int4`` or ``int2`` for integers of this many bits, whose sums are
-            exact; or ``mixed``, where bits differ between layers. None to choose by policy and budget
-            (weight_types.py).
+            exact; ``ternary`` for -1, 0 and 1; or ``mixed``, where bits differ between layers. None to choose by
+            policy and budget (weight_types.py).
         min_weight_bits: the fewest bits that the file stores weights in, for ONNX Runtimes without narrower types.
         target: what the file is written for: ``cpu``, ``cuda``, ``openvino`` or ``web`` (docs/targets.md).
         per_step: the file returns class scores at each time step, ``[T, N, classes]``; otherwise their average,

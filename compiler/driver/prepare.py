@@ -168,7 +168,8 @@ class Workspace:
             inference, refused, narrow = types.inference, types.refused, types.same
             stored = backend.weight_bytes(self.export(inference))
         cost = byte_cost(program, inference, stored)
-        cost.bits = narrow
+        target = backend.target_of(self.options.target, self.options.min_weight_bits)
+        cost.bits, cost.narrowest = narrow, target.narrowest
         return Costs(cost, parameter_cost(program), refused)
 
     @property

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from svitc.analysis.exactness import inexact
 from svitc.analysis.input_range import input_range
@@ -37,6 +37,7 @@ from svitc.onnx.model_info import read_proto
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.onnx.target import TARGETS, WEIGHT_OPSETS
+from svitc.passes.quantization.quantize_input import FINE_STEPS
 from svitc.passes.quantization.quantize_weights import QuantizeWeights
 from svitc.planning.plan import Plan
 from svitc.quantization.grids import trained_bits
@@ -187,12 +188,30 @@ def energy_report(compiled: Energy | None, original: Energy | None) -> EnergyRep
     return EnergyReport(compiled.images, compiled.table.name, original.totals(), compiled.totals(), saved, neurons)
 
 
-def _type_of(layers: JsonDict) -> str:
-    """Return the type of weights by the bits of all layers; some may hold 16-bit weights, or a grid, in fewer bits."""
-    if all(layer["bits"] == 8 for layer in layers.values()):
+def _type_of(program: Program, layers: JsonDict) -> str:
+    """Return the type of weights by the bits of all layers; some may hold 16-bit weights, or a grid, in fewer bits.
+
+    Those that read an image in one kind of steps have 16 bits with every type.
+    """
+    split = FINE_STEPS in dict(program.module.named_children())
+    images = () if split else {str(node.target) for node in program.graph.nodes if _reads_image(program, node)}
+    widths = {name: layer["bits"] for name, layer in layers.items() if name not in images}
+    if all(width == 8 for width in widths.values()):
         return "int8"
-    widths = {layer["bits"] for layer in layers.values() if "grid" not in layer}
-    return "int16" if WIDE_BITS in widths and widths <= {WIDE_BITS, 8} else "mixed"
+    own = {width for name, width in widths.items() if "grid" not in layers[name]}
+    return "int16" if WIDE_BITS in own and own <= {WIDE_BITS, 8} else "mixed"
+
+
+def _reads_image(program: Program, node: fx.Node) -> bool:
+    """Return whether a layer reads an image that is rounded to steps, perhaps through views."""
+    if not ops.is_quantized(program.module_of(node)):
+        return False
+    source = node.all_input_nodes[0]
+    while not isinstance(program.module_of(source), FixedPoint) and source.all_input_nodes:
+        if source.target not in ops.VIEWS and not isinstance(program.module_of(source), nn.ZeroPad2d):
+            return False
+        source = source.all_input_nodes[0]
+    return isinstance(program.module_of(source), FixedPoint) and _of_image(source)
 
 
 def _of_image(node: fx.Node) -> bool:
@@ -224,7 +243,7 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(
-        type=_type_of(layers),
+        type=_type_of(program, layers),
         layers=layers,
         streams=streams,
         exact_neurons=sum(name not in inexact_neurons for name in neurons),

@@ -11,11 +11,13 @@ from svitc.data.inputs import Data, inputs_of
 from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program, Stage, required_program
 from svitc.onnx.model_info import read_proto
+from svitc.onnx.raw_input import without_raw_input
 from svitc.onnx.states import states_of
 from svitc.runtimes import ONNX_RUNTIME, Runtime
 from svitc.support.names import as_path
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.float_check import verify as verify_floats
+from svitc.verification.raw_input_check import check_raw_input
 from svitc.verification.verdict import Verdict
 
 BATCH = 32  # images of a data set that are compared at once
@@ -52,9 +54,13 @@ def verify(
         raise UsageError(
             "the file runs one time step per call", hint="svitc verify FOLDER checks it, against all steps at once."
         )
+    raw_input, file = check_raw_input(program, file, runtime), without_raw_input(file)
     if program.stage >= Stage.QUANTIZED:
-        return verify_exact(program, file, batches, progress, None, runtime, all_inputs)
-    return verify_floats(program, file, batches, progress, runtime, all_inputs)
+        verdict = verify_exact(program, file, batches, progress, None, runtime, all_inputs)
+    else:
+        verdict = verify_floats(program, file, batches, progress, runtime, all_inputs)
+    verdict.raw_input = raw_input
+    return verdict
 
 
 def _bytes(exported: bytes | Path | str) -> bytes:

@@ -11,18 +11,26 @@ from typing import Any
 from svitc.analysis.exactness import narrowable
 from svitc.errors import InputError, UsageError
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import BITS, WIDE_BITS
+from svitc.ir.quantized_modules import BITS, TERNARY, WIDE_BITS
 from svitc.onnx import target_of
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies.policy import Policy
 from svitc.planning.plan import Plan
 from svitc.support.names import known
 
-WEIGHT_TYPES: dict[str, int | None] = {"fp32": None, "int16": WIDE_BITS, "int8": 8, "int4": 4, "int2": 2, "mixed": None}
+WEIGHT_TYPES: dict[str, int | None] = {
+    "fp32": None,
+    "int16": WIDE_BITS,
+    "int8": 8,
+    "int4": 4,
+    "int2": 2,
+    "ternary": TERNARY,
+    "mixed": None,
+}
 # share of the fp32 bytes that weights of int8 need; for smaller budgets, channels and bits are chosen together
 MIN_INT8_SHARE = 0.26
-# share of all weights that the first layers may hold which int2 leaves at 8 bits: what they get wrong passes through
-# all others (docs/bits.md)
+# share of all weights that the first layers may hold which int2 and ternary leave at 8 bits: what they get wrong passes
+# through all others (docs/bits.md)
 FRONT_SHARE = 0.05
 
 
@@ -35,7 +43,8 @@ def check_weight_type(name: str) -> None:
     if name not in WEIGHT_TYPES:
         raise UsageError(
             f"weights {name!r} are not a type",
-            hint=f"{known(name, WEIGHT_TYPES, 'Types are')} ONNX stores 8, 4 and 2 bits, and 16 as two planes of 8.",
+            hint=f"{known(name, WEIGHT_TYPES, 'Types are')} ONNX stores 8, 4 and 2 bits, ternary in 2, and 16 as "
+            "two planes of 8.",
         )
 
 
@@ -90,7 +99,7 @@ class WeightTypes:
         refused: layer -> why a pass of the quantization did not change it.
         reasons: layer -> why it must stay at 8 bits; an empty string if it need not.
         narrow: layer -> the bits that it may have, ascending.
-        front: the first layers, which have 8 bits where all others have 2.
+        front: the first layers, which have 8 bits where all others have 2 or are ternary.
 
     Raises:
         UsageError: a glob of ``exclude`` matches no layer.
@@ -132,7 +141,8 @@ class WeightTypes:
         for layer, width in bits.items():
             reason = self.reasons.get(layer, "it cannot be quantized")
             if width < 8 and reason:
-                raise InputError(f"the plan gives {layer} {width} bits, but its weights must stay at 8: {reason}")
+                what = "ternary weights" if width == TERNARY else f"{width} bits"
+                raise InputError(f"the plan gives {layer} {what}, but its weights must stay at 8 bits: {reason}")
 
     @property
     def same(self) -> dict[str, int]:
@@ -142,15 +152,17 @@ class WeightTypes:
             return {}
         if bits == WIDE_BITS:
             return dict.fromkeys(self.reasons, bits)
-        result = {layer: max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
+        # ternary weights stay ternary where the file stores them wider: they are for what reads them, not for bytes
+        result = {layer: bits if bits == TERNARY else max(bits, allowed[0]) for layer, allowed in self.narrow.items()}
         return result | dict.fromkeys(self.spared, 8)
 
     @property
     def spared(self) -> list[str]:
-        """The layers that int2 leaves at 8 bits since they are among the first, where the file could hold 2."""
-        if self.weights != "int2":
+        """The layers that keep 8 bits since they are among the first, where they could be ternary or have 2."""
+        if self.weights not in ("int2", "ternary"):
             return []
-        return [layer for layer, allowed in self.narrow.items() if layer in self.front and allowed[0] == 2]
+        front = [layer for layer in self.narrow if layer in self.front]
+        return front if self.weights == "ternary" else [layer for layer in front if self.narrow[layer][0] == 2]
 
 
 def _front(program: Program, layers: Sequence[str]) -> set[str]:

@@ -288,8 +288,7 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
         images = x.narrow(dim, first, measured_images).split(batch, dim)
         chunks = list(zip(images, y[first : first + measured_images].split(batch), strict=True))
         evaluator = Evaluator(program, chunks, threads=threads, progress=step, metric=settings.metric)
-    with reporter.stage("calibrate"):
-        statistics = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], settings.seed)
+    statistics = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], settings.seed)
     sweep = Sweep(program, evaluator, statistics, store, current(), reporter, settings.seen)
     sweep.shared, sweep.remarks = shared, _remarks(data, measured_images, evaluator)
     return sweep

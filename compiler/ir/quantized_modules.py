@@ -42,13 +42,15 @@ QUANTIZED = {nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d, nn.Linear: 
 
 WIDE_BITS = 16  # of weights that keep what float32 has, in effect; an integer product reads them as two planes of bytes
 BITS = (8, 4, 2)  # numbers of bits of a weight among which policies choose
-LEVELS = {8: 127, 4: 7, 2: 3}  # bits -> largest integer weight
+TERNARY = 1  # stands for weights of -1, 0 and 1: one bit and a sign, stored in two bits
+LEVELS = {8: 127, 4: 7, 2: 3, TERNARY: 1}  # bits -> largest integer weight
 
 __all__ = [
     "BITS",
     "EXACT",
     "LEVELS",
     "QUANTIZED",
+    "TERNARY",
     "WEIGHTS",
     "WIDE_BITS",
     "FixedPoint",

@@ -25,13 +25,12 @@ def weight_bytes(model: AnyModel) -> int:
     Raises:
         InputError: no ONNX model can be read from the bytes or the path.
     """
-    if not isinstance(model, ir.Model):
-        model = ir.from_proto(read_proto(model))
-    graphs = [model.graph, *(function.graph for function in model.functions.values())]
-    tensors = [v.const_value for g in graphs for v in g.initializers.values()]
-    stored = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    constants = (a for g in graphs for n in g if n.op_type == "Constant" for a in n.attributes.values())
-    return stored + sum(a.value.nbytes for a in constants if a.type == ir.AttributeType.TENSOR)
+    proto = read_proto(model)
+    nodes = (node for part in (proto.graph, *proto.functions) for node in part.node)
+    constants = (attribute for node in nodes if node.op_type == "Constant" for attribute in node.attribute)
+    tensors = [a.t for a in constants if a.type == onnx.AttributeProto.TENSOR]
+    # only tensors become objects, not nodes, of which a file that is unrolled over many time steps has thousands
+    return sum(ir.from_proto(tensor).nbytes for tensor in (*proto.graph.initializer, *tensors))
 
 
 def node_count(model: AnyModel, inlined: bool = True) -> int:

@@ -10,6 +10,7 @@ from svitc.ir import axes
 from svitc.ir.axes import Axis, Dims
 from svitc.ir.graph import attribute_of
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import BITS
 
 
 @dataclass
@@ -21,11 +22,13 @@ class Cost:
         terms: one tuple for each parameter: bytes (or 1, for counting) per element, the leaf axes whose sizes
             multiply to the number of elements, and the layer, empty unless its weights may have fewer bits.
         bits: layer -> bits of a weight, unless the plan sets them.
+        narrowest: the fewest bits that the file stores a weight in; ternary weights take two.
     """
 
     constant: int = 0
     terms: list[tuple[int, tuple[Axis, ...], str]] = field(default_factory=list)
     bits: dict[str, int] = field(default_factory=dict)
+    narrowest: int = min(BITS)
 
     def add(self, unit: int, dims: Dims, layer: str = "") -> None:
         """Add a parameter: ``unit`` bytes (or 1) for each element of ``dims``."""
@@ -42,7 +45,7 @@ class Cost:
         total = self.constant
         for unit, leaves, layer in self.terms:
             amount = unit * math.prod(sizes.get(id(axis), axis.size) for axis in leaves)
-            total += -(-amount * narrow[layer] // 8) if layer in narrow else amount
+            total += -(-amount * max(narrow[layer], self.narrowest) // 8) if layer in narrow else amount
         return total
 
     def of(self, layer: str) -> int:

@@ -18,7 +18,7 @@ from svitc.html_report.cards import plan_card, plan_groups, plan_sentence
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup, head_axes
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import BITS, WIDE_BITS
+from svitc.ir.quantized_modules import BITS, TERNARY, WIDE_BITS
 from svitc.ir.token_stages import token_stages
 from svitc.planning.token_plan import kept_tokens, read_tokens
 from svitc.plots import plot_plan
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = "svitc-plan-1"
+TERNARY_WORD = "ternary"  # stands in files for the bits of weights of -1, 0 and 1
 
 
 @dataclass(repr=False)
@@ -40,7 +41,7 @@ class Plan:
     Attributes:
         keep: group name -> boolean mask ``[heads, d]``; groups without a mask keep all their channels.
         provenance: how the plan came about: policy, criterion, budget, seed. JSON values.
-        bits: layer -> 16, 8, 4 or 2; empty where weights are stored as they are.
+        bits: layer -> 16, 8, 4, 2 or ``TERNARY``; empty where weights are stored as they are.
         tokens: token stage -> positions of the tokens that run through it (token_plan.py); empty where all do.
     """
 
@@ -130,7 +131,8 @@ class Plan:
             for name, mask in self.keep.items()
         }
         content = {"format": FORMAT, "made_by": self.provenance, "groups": groups}
-        content |= {"bits": self.bits} if self.bits else {}
+        bits = {layer: TERNARY_WORD if width == TERNARY else width for layer, width in self.bits.items()}
+        content |= {"bits": bits} if bits else {}
         return content | ({"tokens": {name: list(p) for name, p in self.tokens.items()}} if self.tokens else {})
 
     @classmethod
@@ -155,15 +157,11 @@ class Plan:
             except (KeyError, TypeError, ValueError, ArithmeticError) as error:
                 raise InputError(f"the plan's entry for {name} is malformed: {error}") from error
             keep[name] = mask
-        bits, widths = data.get("bits", {}), (WIDE_BITS, *BITS)
-        if not isinstance(bits, Mapping) or any(type(n) is not int or n not in widths for n in bits.values()):
-            raise InputError(
-                "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, widths))}."
-            )
         made_by = data.get("made_by") or {}
         if not isinstance(made_by, Mapping):
             raise InputError("the plan's made_by is malformed", hint="It is an object that says how the plan was made.")
-        return cls(keep, dict(made_by), dict(bits), read_tokens(data.get("tokens", {})))
+        bits = _read_bits(data.get("bits", {}))
+        return cls(keep, dict(made_by), bits, read_tokens(data.get("tokens", {})))
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -178,6 +176,20 @@ class Plan:
             raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
         except ValueError as error:
             raise InputError(f"the plan {path} is not JSON: {error}") from error
+
+
+def _read_bits(data: object) -> dict[str, int]:
+    """Return the bits of layers from JSON.
+
+    Raises:
+        InputError: they are not a mapping, or a layer has bits that there are not.
+    """
+    widths: dict[object, int] = {width: width for width in (WIDE_BITS, *BITS)} | {TERNARY_WORD: TERNARY}
+    if not isinstance(data, Mapping) or any(type(n) not in (int, str) or n not in widths for n in data.values()):
+        raise InputError(
+            "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, widths))}."
+        )
+    return {layer: widths[n] for layer, n in data.items()}
 
 
 def _check_name(name: str, names: Collection[str], problem: str) -> None:

@@ -27,7 +27,7 @@ def refine(
         weight: real-valued weights, ``[out, in]``, float64; columns are visited in their order.
         levels: their integers at the start, ``[out, in]``.
         scale: scale of each output channel, ``[out]``, positive.
-        bits: 4 or 2.
+        bits: 4, 2 or ``TERNARY``.
         hessian: ``[in, in]``, positive definite.
 
     Returns:
@@ -58,7 +58,7 @@ def _sweep(levels: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor, bi
         levels: integers, ``[out, block]``; changed.
         gradient: minus half the gradient of the squared error, ``[out, block]``; changed.
         scale: ``[out]``.
-        bits: 4 or 2.
+        bits: 4, 2 or ``TERNARY``.
         hessian: ``[block, block]``.
     """
     curvature = hessian.diagonal()

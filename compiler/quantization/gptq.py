@@ -21,7 +21,7 @@ def round_weights(weight: torch.Tensor, bits: int, hessian: torch.Tensor | None 
 
     Args:
         weight: ``[out, in]``.
-        bits: 8, 4 or 2.
+        bits: 8, 4, 2 or ``TERNARY``.
         hessian: ``[in, in]``, second moments of the layer's inputs, float64. Without it, or with 8 bits, every weight
             goes to the nearest number.
 
@@ -56,7 +56,7 @@ def compensated(weight: torch.Tensor, scale: torch.Tensor, bits: int, hessian: t
     Args:
         weight: ``[out, in]``, float64.
         scale: scale of each output channel, ``[out]``.
-        bits: 4 or 2.
+        bits: 4, 2 or ``TERNARY``.
         hessian: ``[in, in]``, positive definite.
     """
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)

@@ -18,7 +18,8 @@ import torch
 
 from svitc.ir import ops
 from svitc.ir.program import Program
-from svitc.quantization.weight_grid import stored_bits
+from svitc.ir.quantized_modules import TERNARY
+from svitc.quantization.weight_grid import is_ternary, stored_bits
 
 MAX_BITS = 8
 MAX_LEVEL = 128  # the largest integer weight in magnitude: int8 holds -128 to 127
@@ -39,7 +40,7 @@ class Grid:
             weights bit for bit, one of the fewest bits; where there is none, since weights were rounded more than once,
             the mean quotient. 1 for a channel of zeros.
         bits: number of bits that count the levels of the widest channel, from 2 to 8. They may be stored in more: four
-            bits hold neither 8, which a negative factor makes of -8, nor do two bits hold 0.
+            bits do not hold 8, which a negative factor makes of -8, nor do two bits hold 0 beside -2 or 3.
     """
 
     integers: torch.Tensor
@@ -152,4 +153,19 @@ def trained_bits(info: Mapping[str, Any], layer: str) -> float:
     return bits if type(bits) is int and 2 <= bits <= MAX_BITS else math.inf
 
 
-__all__ = ["Grid", "grid_of", "layers_on_grids", "odd_part", "trained_bits", "with_bits"]
+def kept_grid(info: Mapping[str, Any], layer: str, weight: torch.Tensor, bits: int) -> Grid | None:
+    """Return the grid that a layer was trained on, where its levels are as few as it is asked for; None elsewhere.
+
+    Args:
+        info: ``Program.info``.
+        layer: name of the layer.
+        weight: its weights, ``[out, ...]``.
+        bits: 16, 8, 4, 2 or ``TERNARY``.
+    """
+    if trained_bits(info, layer) > max(bits, 2):
+        return None
+    grid = grid_of(weight, 0)
+    return None if grid is not None and bits == TERNARY and not is_ternary(grid.integers) else grid
+
+
+__all__ = ["Grid", "grid_of", "kept_grid", "layers_on_grids", "odd_part", "trained_bits", "with_bits"]

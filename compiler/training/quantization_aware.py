@@ -22,7 +22,7 @@ class FakeQuantizedWeights:
 
     Args:
         module: the network, whose weights lie on their grids already.
-        bits: layer -> 8, 4 or 2.
+        bits: layer -> 8, 4, 2 or ``TERNARY``.
     """
 
     def __init__(self, module: nn.Module, bits: Mapping[str, int]) -> None:

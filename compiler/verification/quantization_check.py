@@ -21,16 +21,16 @@ from svitc.ir import ops
 from svitc.ir.neuron_dynamics import NeuronDynamics, dynamics_of
 from svitc.ir.outputs import as_tuple, labels
 from svitc.ir.program import Program
-from svitc.ir.quantized_modules import WIDE_BITS
+from svitc.ir.quantized_modules import TERNARY, WIDE_BITS
 from svitc.passes.pipelines import unrounded_program
 from svitc.passes.quantization.quantize_input import FINE_STEPS
-from svitc.quantization.weight_grid import stored_bits
+from svitc.quantization.weight_grid import is_ternary, stored_bits
 from svitc.verification.error_bounds import VAST, Bound, ErrorBounds
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, record_magnitudes, stimulate
 from svitc.verification.verdict import QuantizationVerdict
 
 # largest rounding of a weight, as a share of its scale: half the distance of two integers, or of two odd integers
-ROUNDING = {16: 0.5, 8: 0.5, 4: 0.5, 2: 1.0}
+ROUNDING = {16: 0.5, 8: 0.5, 4: 0.5, 2: 1.0, TERNARY: 0.5}
 SLACK = 2.0**-10  # of the scale, for the float32 arithmetic of scales
 TOLERANCE = 1e-5  # relative, of the numbers in a neuron's equations
 CERTAIN = 0.99  # share of a value that the computed sum of its terms' magnitudes has at least: it is rounded, too
@@ -182,7 +182,8 @@ def _check_weights(verdict: QuantizationVerdict, program: Program, layers: dict[
             verdict.beyond[path] = 1
             continue
         difference = (exact.get_parameter("weight").detach() - integers * scale).abs()
-        allowed = (ROUNDING[stored_bits(integers)] + SLACK) * scale
+        rounding = ROUNDING[TERNARY if is_ternary(integers) else stored_bits(integers)]
+        allowed = (rounding + SLACK) * scale
         bias = getattr(exact, "bias", None)
         shift = (layer.get_buffer("bias") - (0 if bias is None else bias.detach())).abs()
         verdict.beyond[path] = int((difference > allowed).sum()) + int((shift > (0.5 + SLACK) * step).sum())

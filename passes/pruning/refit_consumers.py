@@ -23,11 +23,11 @@ class RefitConsumers(Pass):
     before   W_K S_K                                        W, S restricted to the kept inputs K
     after    (W_K + W_P C_PK C_KK^-1) S_K                   C = covariance of S, P what was removed
 
-    This is the least-squares approximation of W S, with a free mean. A batch norm after the layer gets the mean and
-    variance of the new output, a bias the new mean. The moments are those of inputs that fire as in the original. This
-    holds after one pruned layer; after several in a row, the errors of earlier layers are left to ReestimateBatchNorm.
-    (Solving each layer on its real inputs in the pruned network was tried and was worse: least squares shrinks the
-    weights of inputs that have become noisy.)
+    This is the least-squares approximation of W S, with S smoothed over time and a free mean. A batch norm after the
+    layer gets the mean and variance of the new output, a bias the new mean. The moments are those of inputs that fire
+    as in the original. This holds after one pruned layer; after several in a row, the errors of earlier layers are left
+    to ReestimateBatchNorm. (Solving each layer on its real inputs in the pruned network was tried and was worse: least
+    squares shrinks the weights of inputs that have become noisy.)
 
     Refuses
       1. a layer for which no moments were collected: a grouped convolution, or one too wide.
@@ -55,7 +55,7 @@ class RefitConsumers(Pass):
             outputs, inputs = (chosen(dim) for dim in self.original.parameters_of(original[node.name])["weight"][:2])
             if inputs is None:
                 continue
-            if str(node.target) not in self.calibration.moments:
+            if str(node.target) not in self.calibration.smoothed:
                 result.refused[str(node.target)] = "no moments of its inputs"
                 continue
             self._solve(program, node, module, outputs, inputs)
@@ -74,7 +74,7 @@ class RefitConsumers(Pass):
             outputs: indices of the kept outputs; None for all.
             inputs: indices of the kept inputs.
         """
-        moments = self.calibration.moments[str(node.target)]
+        moments = self.calibration.smoothed[str(node.target)]
         kernel = projection.weight[0, 0].numel()
         full = self._original(node, "weight", outputs).flatten(1).double()
         keep = torch.from_numpy((inputs[:, None] * kernel + np.arange(kernel)).reshape(-1))

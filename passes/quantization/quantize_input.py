@@ -20,6 +20,7 @@ from svitc.ir.quantized_modules import EXACT, WIDE_BITS, FixedPoint
 from svitc.passes.quantization.quantize_weights import LEVELS
 
 STEP = 2.0**-9  # of a normalized pixel: an eighth of the distance between two of the image's 256 levels
+LARGEST_BYTE = 127  # in magnitude, of an integer product's operand that may be negative
 FINEST = 2.0**-11  # step of a small range, as a share of it
 COARSE_LIMIT = 32  # least number of coarse steps of an input that is split, on either side of 0
 FINE_STEPS = "input_fine_steps"  # name of the module that rounds what coarse steps leave
@@ -32,7 +33,9 @@ class QuantizeInput(Pass):
     before   x -> conv
     after    x -> FixedPoint -> conv', with conv's weights times the step
 
-    The limit is lowered, or the step enlarged, until no sum of the first layer can exceed 2^24.
+    The limit is lowered, or the step enlarged, until no sum of the first layer can exceed 2^24 with weights of 8 bits.
+    What such weights leave of the 24 bits, mostly 2 to 4, is theirs as well: everything behind reads what they get
+    wrong, and as floats they cost nothing.
 
     With weights of 16 bits such steps would lose more than the weights do. There the input is split into whole coarse
     steps and a rest in fine steps (2^-15 for normalized pixels), and the layer with it:
@@ -45,7 +48,7 @@ class QuantizeInput(Pass):
     Args:
         span: largest magnitude of an input; None for that of normalized pixels, or of counts of events.
         bits: layer -> bits of its weights, where that is not 8; layers that are added get those of the layers that they
-            are added beside.
+            are added beside, and those that read the image get 16, unless they have others.
 
     Refuses
       1. an input that something other than projections reads;
@@ -82,6 +85,9 @@ class QuantizeInput(Pass):
         while step * limit < span:  # a window of many inputs: coarser steps instead of a narrow range
             step *= 2
         limit = min(limit, int(span / step))
+        if limit > LARGEST_BYTE:  # others are read by integer products, in which 16 bits are two planes
+            for reader in readers:
+                self.bits.setdefault(str(reader.target), WIDE_BITS)
         rounded_for(program, node, "input_steps", FixedPoint(step, limit), list(node.users), readers)
 
 

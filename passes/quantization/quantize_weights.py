@@ -13,9 +13,9 @@ from svitc.errors import UnsupportedError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
-from svitc.ir.quantized_modules import EXACT, QUANTIZED, WIDE_BITS
+from svitc.ir.quantized_modules import EXACT, QUANTIZED, TERNARY, WIDE_BITS
 from svitc.quantization import planes
-from svitc.quantization.grids import Grid, grid_of, odd_part, trained_bits, with_bits
+from svitc.quantization.grids import Grid, kept_grid, odd_part, with_bits
 from svitc.quantization.pair_bound import largest_pair, pair_limit
 from svitc.quantization.weight_grid import nearest, scales, stored_bits
 
@@ -36,7 +36,8 @@ class QuantizeWeights(Pass):
     two neighbouring weights whose products with the largest inputs could together exceed int16, in which some
     processors add them (``quantization/pair_bound.py``). A layer that runs as a float convolution (the first, depthwise
     ones) gets a power of two, and a bias rounded so that the sum with it is exact in any order; it keeps its eight
-    bits. A layer whose weights RoundWeights has already rounded gets exactly those integers.
+    bits, or as many as its sums leave where QuantizeInput gives it 16. A layer whose weights RoundWeights has already
+    rounded gets exactly those integers.
 
     With 16 bits, every layer is quantized like one that runs as a float convolution: the sums of its two planes
     (``quantization/planes.py``) and its bias can then be added in any order. Weights have as many bits as leave the sum
@@ -50,7 +51,7 @@ class QuantizeWeights(Pass):
       1. a layer that is called more than once, whose inputs may have different ranges.
 
     Args:
-        bits: layer -> 16, 4 or 2 where it is not 8.
+        bits: layer -> 16, 4, 2 or ``TERNARY`` where it is not 8.
 
     Attributes:
         kept: layers that kept the integers of the grid that they were trained on, each with the largest relative error
@@ -109,7 +110,7 @@ class QuantizeWeights(Pass):
         name, bounds = str(node.target), input_range or IntegerRange(1.0, -1, 1)
         bits = self.bits.get(name, 8)
         in_floats = runs_in_floats(layer, input_range, bits)
-        grid = grid_of(layer.weight, 0) if trained_bits(program.info, name) <= bits else None
+        grid = kept_grid(program.info, name, layer.weight, bits)
         if grid is not None:
             trained = trained_weights(grid, bounds.bound, bias / bounds.unit if in_floats else None)
             if trained is not None:
@@ -133,7 +134,7 @@ class QuantizeWeights(Pass):
         quantized = fewer_bits(weight, bounds.bound, bits)
         if quantized is None:
             raise UnsupportedError(
-                f"{name} could pass 2^24 with weights of {bits} bits",
+                f"{name} could pass 2^24 with {'ternary weights' if bits == TERNARY else f'weights of {bits} bits'}",
                 where=node.meta.get("source"),
                 hint=f"Leave it at 8 with --exclude '{name}'.",
             )
@@ -229,7 +230,7 @@ def _paired(weight: torch.Tensor, scale: torch.Tensor, bits: int, limit: int) ->
 
 
 def fewer_bits(weight: torch.Tensor, bound: int, bits: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return weights as integers of 4 or 2 bits and scales, like ``quantize_weights``; None where no sum is exact."""
+    """Return weights as integers of few bits and scales, like ``quantize_weights``; None where no sum is exact."""
     flat = weight.flatten(1)
     exact = scales(flat, bits).clamp_min(LEAST)
     integers = nearest(flat / exact[:, None], bits)

@@ -14,7 +14,7 @@ from svitc.ir.pass_manager import Pass, PassResult
 from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.quantization.gptq import round_weights
-from svitc.quantization.grids import grid_of, trained_bits
+from svitc.quantization.grids import kept_grid
 
 CONSTANT = 1e-9  # share of a channel's mean square below which a variance is only rounding
 
@@ -40,7 +40,7 @@ class RoundWeights(Pass):
     2023.
 
     Args:
-        bits: layer -> 16, 8, 4 or 2.
+        bits: layer -> 16, 8, 4, 2 or ``TERNARY``.
         calibration: statistics of the same program, or None.
         memo: cache of rounded weights by layer and bits, for programs with the same weights.
     """
@@ -72,7 +72,7 @@ class RoundWeights(Pass):
         name = str(node.target)
         if bits == WIDE_BITS:
             return
-        if trained_bits(program.info, name) <= bits and grid_of(layer.weight, 0) is not None:
+        if kept_grid(program.info, name, layer.weight, bits) is not None:
             return
         moments = self.calibration.moments.get(name) if self.calibration is not None else None
         if moments is not None and not bool(moments.products.diagonal().sum() > 0):

@@ -18,10 +18,12 @@ import svitc
 from support.paths import DIGITS
 from svitc.bench.compare import read_model
 from svitc.bench.runners import Load
-from svitc.cli.main import main
+from svitc.cli.common import declared
+from svitc.cli.compile_options import CompileDataOptions
 from svitc.cli.views.compile import raw_input_line
 from svitc.cli.views.verify import verdict_line
 from svitc.data.dataset import load_data
+from svitc.data.inputs import random_inputs
 from svitc.driver.device_predict import to_input
 from svitc.driver.options import CompileOptions
 from svitc.driver.output_folder import VerifySettings, at_once, open_folder, verify_folder
@@ -38,7 +40,7 @@ OPTIONS = {"policy": Uniform(), "images": 1, "no_data": "uniform", "raw_input": 
 
 @pytest.fixture(scope="module")
 def done(digits):
-    return svitc.compile(digits, 1.0, weights="int8", static_batch=2, **OPTIONS)
+    return svitc.compile(digits, 1.0, weights="fp32", static_batch=2, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +102,8 @@ def test_pictures_give_the_logits_of_the_float_file(done, folder, digits, tmp_pa
 def test_verify_finds_a_byte_that_becomes_another_number(done, folder, capsys):
     program, exported = open_folder(folder)
     settings = VerifySettings(2, 0)
-    good = verify_folder(program, exported, None, settings, Reporter())
-    assert good.passed and good.raw_input is not None
+    good = svitc.verify(program, exported, random_inputs(program, 2, 2, seed=0)[0])
+    assert good.passed and good.raw_input is not None and good.raw_input.values
     model = onnx.load_from_string(exported)
     table = next(tensor for tensor in model.graph.initializer if tensor.name == "raw_input/table")
     values = numpy_helper.to_array(table).copy()
@@ -151,7 +153,7 @@ def test_what_is_no_picture_is_refused(digits, shape, words):
         check_takes_bytes(replace(digits, input=InputSpec(shape)), CompileOptions(raw_input=True))
 
 
-def test_a_loader_that_normalizes_by_itself_must_say_how(digits, tmp_path, monkeypatch, capsys):
+def test_a_loader_that_normalizes_by_itself_must_say_how(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("import torch\ndef val():\n    return [(torch.zeros(2, 1, 16, 16), [0, 1])]\n")
     unknown = svitc.load(DIGITS)
@@ -160,18 +162,6 @@ def test_a_loader_that_normalizes_by_itself_must_say_how(digits, tmp_path, monke
     with pytest.raises(UsageError, match=r"mine:val normalizes images itself") as error:
         svitc.compile(unknown, 1.0, data=data, **OPTIONS)
     assert "--mean and --std" in error.value.hint
-    words = [
-        "compile",
-        str(DIGITS),
-        "--budget",
-        "1",
-        "--raw-input",
-        "--mean",
-        "0.5",
-        "--std",
-        "0.25",
-        "--no-data",
-        "uniform",
-    ]
-    assert main([*words, "--verify-images", "1", "--no-html", "-o", "out"]) == 0
-    assert metadata((tmp_path / "out/model.onnx").read_bytes())["image.std"] == [0.25]
+    left = declared(unknown, CompileDataOptions(mean="0.5", std="0.25"))
+    assert unknown.info["normalize"] == {"mean": [0.5], "std": [0.25]} and (left.mean, left.std) == (None, None)
+    check_takes_bytes(unknown, CompileOptions(data=data, raw_input=True))

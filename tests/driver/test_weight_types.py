@@ -24,12 +24,13 @@ from svitc.driver.weight_types import WeightTypes
 from svitc.errors import InputError, UnsupportedError, UsageError
 from svitc.ir import ops
 from svitc.ir.program import Program
+from svitc.ir.quantized_modules import TERNARY
 from svitc.passes.pipelines import quantize
 from svitc.passes.policies import make
 from svitc.planning.plan import FORMAT, Plan
 
 FC1, FC2, PROJ = "blocks.0.mlp.fc1.0", "blocks.0.mlp.fc2.0", "blocks.0.attn.proj_conv_bn.0"
-STAGE1 = "patch_embed.stages.1.conv_bn.block.0"
+STAGE0, STAGE1 = (f"patch_embed.stages.{i}.conv_bn.block.0" for i in range(2))  # STAGE0 reads the image
 SPARED = f"{STAGE1} keep 8 bits: what the first layers get wrong passes through all others"
 FEW = {"sweep_images": 12, "calibration_images": 12}
 
@@ -70,10 +71,10 @@ def again(plan: Plan) -> Plan:
 
 def test_bits_are_written_and_read(tmp_path):
     mask = np.array([[True, False], [True, True]])
-    plan = Plan({"g": mask}, {"policy": "x"}, {"a": 8, "b": 4, "c": 2})
+    plan = Plan({"g": mask}, {"policy": "x"}, {"a": 8, "b": 4, "c": 2, "d": TERNARY})
     found = again(plan)
     assert found.bits == plan.bits and found.provenance == plan.provenance and np.array_equal(found.keep["g"], mask)
-    assert found.to_json() == plan.to_json() and plan.to_json()["bits"] == {"a": 8, "b": 4, "c": 2}
+    assert found.to_json() == plan.to_json() and plan.to_json()["bits"] == {"a": 8, "b": 4, "c": 2, "d": "ternary"}
     assert "bits" not in Plan({"g": mask}).to_json() and again(Plan({"g": mask})).bits == {}
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
     loaded = Plan.load(tmp_path / "plan.json")
@@ -86,6 +87,8 @@ def test_bits_are_written_and_read(tmp_path):
     "bits",
     [
         {"a": 3},
+        {"a": 1},
+        {"a": "binary"},
         {"a": 32},
         {"a": 0},
         {"a": -4},
@@ -105,7 +108,7 @@ def test_bits_are_written_and_read(tmp_path):
 def test_malformed_bits(bits):
     with pytest.raises(InputError, match="the plan's bits are malformed") as refused:
         Plan.from_json({"format": FORMAT, "groups": {}, "bits": bits})
-    assert "16, 8, 4, 2" in refused.value.hint
+    assert "16, 8, 4, 2, ternary" in refused.value.hint
 
 
 @pytest.mark.parametrize(("layer", "closest"), [("blocks.0.mlp.fc1.1", FC1), ("haed", "head"), ("#", None)])
@@ -135,20 +138,23 @@ def test_the_first_layers_of_int2_stay_at_eight_bits(name, share, monkeypatch):
     assert found.same == {layer: 8 if i < front else 2 for i, layer in enumerate(order)}
     assert {0: front == 0, 0.5: 0 < front < len(order), 1: front == len(order)}[share]
     assert found.spared == order[:front] and WeightTypes(family(name), "int2", min_weight_bits=4).spared == []
+    ternary = WeightTypes(family(name), "ternary", min_weight_bits=4)
+    assert ternary.same == {layer: TERNARY if bits == 2 else bits for layer, bits in found.same.items()}
+    assert ternary.spared == found.spared
     assert set(WeightTypes(family(name), "int4").same.values()) == {4} and WeightTypes(family(name), "int8").same == {}
 
 
-@pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int2", 2)])
+@pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int2", 2), ("ternary", TERNARY)])
 def test_weights_of_one_type_without_images(weights, bits):
     done = compiled(weights)
     narrow = {layer for layer, why in layers().items() if not why}
     assert len(narrow) == len(layers()) - 2
-    wanted = dict.fromkeys(narrow, bits) | ({STAGE1: 8} if bits == 2 else {})
-    assert done.plan.bits == wanted and done.report["decisions"].count(SPARED) == (bits == 2)
+    wanted = dict.fromkeys(narrow, bits) | ({STAGE1: 8} if bits <= 2 else {})
+    assert done.plan.bits == wanted and done.report["decisions"].count(SPARED) == (bits <= 2)
     assert done.plan.provenance["weights"] == weights and done.plan.provenance["rounding"] == "nearest"
     found = done.report["weights"]
     assert found["type"] == "mixed" and {k: v["bits"] for k, v in found["layers"].items()} == {
-        layer: wanted.get(layer, 8) for layer in layers()
+        layer: 16 if layer == STAGE0 else max(wanted.get(layer, 8), 2) for layer in layers()
     }
     for layer, entry in found["layers"].items():
         assert entry["shape"] == list(done.program.module.get_submodule(layer).weight.shape)
@@ -158,7 +164,9 @@ def test_weights_of_one_type_without_images(weights, bits):
     assert done.verdict.passed and done.report == json.loads(json.dumps(done.report))
     assert done.report["memory"]["compiled_bytes"] == backend.weight_bytes(done.onnx)
     opset = onnx.load_from_string(done.onnx).opset_import[0].version
-    assert opset == (25 if bits == 2 else 21)
+    assert opset == (25 if bits <= 2 else 21)
+    stored = done.program.module.get_submodule(FC1).weight.unique().tolist()
+    assert {4: len(stored) > 4, 2: stored == [-3, -1, 1, 3], TERNARY: stored == [-1, 0, 1]}[bits]
 
 
 def test_by_default_weights_are_rounded_with_synthetic_images(monkeypatch):
@@ -200,14 +208,14 @@ def test_excluded_layers_stay_at_eight_bits():
     )
     bits = {layer: each["bits"] for layer, each in done.report["weights"]["layers"].items()}
     wide = {layer for layer, why in layers().items() if why}
-    assert {layer for layer in bits if bits[layer] == 8} == {FC1, FC2} | wide
+    assert {layer for layer in bits if bits[layer] >= 8} == {FC1, FC2} | wide
     assert not {FC1, FC2} & done.plan.bits.keys()
 
 
 # replay
 
 
-@pytest.mark.parametrize("weights", ["int4", "int2"])
+@pytest.mark.parametrize("weights", ["int4", "int2", "ternary"])
 def test_a_plan_is_replayed_to_the_same_bytes(weights):
     done = svitc.compile(program(), plan=again(compiled(weights).plan), images=1, no_data="uniform")
     assert done.onnx == compiled(weights).onnx and done.verdict.passed
@@ -221,7 +229,7 @@ def test_a_plan_of_mixed_bits():
     less = svitc.compile(program(), plan=Plan({}, {}, {FC1: 2}), images=1, no_data="uniform").report["weights"][
         "layers"
     ]
-    assert {layer for layer, each in less.items() if each["bits"] != 8} == {FC1}, "what is not named has 8"
+    assert {layer: each["bits"] for layer, each in less.items() if each["bits"] != 8} == {FC1: 2, STAGE0: 16}
 
 
 def test_a_plan_made_with_images_is_replayed_with_them(data):
@@ -244,7 +252,7 @@ def test_a_plan_made_with_images_is_replayed_with_them(data):
 def test_unknown_types(weights):
     with pytest.raises(UsageError, match="are not a type") as refused:
         svitc.compile(program(), weights=weights, no_data="uniform")
-    assert "fp32, int16, int8, int4, int2, mixed" in refused.value.hint
+    assert "fp32, int16, int8, int4, int2, ternary, mixed" in refused.value.hint
 
 
 def test_mixed_weights_need_a_policy_that_chooses(data):

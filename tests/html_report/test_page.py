@@ -266,4 +266,10 @@ def test_in_a_browser(report, tmp_path):
                 assert shown.value("document.documentElement.scrollWidth") <= width
                 colors.add(shown.value("getComputedStyle(document.body).backgroundColor"))
             assert len(colors) == 2
+            assert shown.value(
+                "[...document.querySelectorAll('a[href], summary')].every((part) => part.tabIndex === 0)"
+            )
+            for kind in ("keyDown", "keyUp"):
+                shown.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+            assert shown.value("document.activeElement.matches('a[href], summary')"), "the keyboard reaches nothing"
         assert not shown.problems and {address.partition(":")[0] for address in shown.requests} == {"file"}

@@ -16,7 +16,7 @@ LEVELS = {
     "odd": (2, [-3, -1, 1, 3]),
     **{f"{bits} bits": (bits, list(range(-(2 ** (bits - 1)), 2 ** (bits - 1)))) for bits in range(2, 9)},
 }
-STORED = {"binary": 2, "ternary": 4, "odd": 2, "2 bits": 4, "3 bits": 4, "4 bits": 4}
+STORED = {"binary": 2, "ternary": 2, "odd": 2, "2 bits": 4, "3 bits": 4, "4 bits": 4}
 
 
 def drawn(name: str, rows: int = 6, columns: int = 60, seed: int = 0) -> torch.Tensor:

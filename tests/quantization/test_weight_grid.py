@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svitc.ir.quantized_modules import BITS, LEVELS
+from svitc.ir.quantized_modules import LEVELS, TERNARY
 from svitc.quantization.gptq import BLOCK, DAMPING, compensated, round_weights
 from svitc.quantization.weight_grid import nearest, scales, stored_bits
 
-HOLDS = {8: list(range(-127, 128)), 4: list(range(-7, 8)), 2: [-3, -1, 1, 3]}
-FEW = (4, 2)
+HOLDS = {8: list(range(-127, 128)), 4: list(range(-7, 8)), 2: [-3, -1, 1, 3], TERNARY: [-1, 0, 1]}
+FEW = (4, 2, TERNARY)
 
 
 def random_of(seed: int) -> torch.Generator:
@@ -41,7 +41,7 @@ def reduced(whole: torch.Tensor) -> torch.Tensor:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(numbers=st.lists(st.floats(-200, 200), min_size=1, max_size=20), bits=st.sampled_from(BITS))
+@given(numbers=st.lists(st.floats(-200, 200), min_size=1, max_size=20), bits=st.sampled_from([*HOLDS]))
 def test_nearest(numbers, bits):
     x = torch.tensor(numbers).double()
     found = nearest(x, bits)
@@ -53,7 +53,7 @@ def test_nearest(numbers, bits):
 def test_nearest_keeps_what_it_holds():
     for bits, levels in HOLDS.items():
         assert nearest(torch.tensor(levels).double(), bits).tolist() == levels
-        assert LEVELS[bits] == max(levels) and len(levels) <= 2**bits
+        assert LEVELS[bits] == max(levels) and len(levels) <= 2 ** max(bits, 2)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -199,7 +199,7 @@ def test_columns_in_blocks_are_columns_one_by_one(bits, columns):
 # what weights can be
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [*HOLDS])
 def test_nothing_stays_nothing(bits):
     weight = weights()
     weight[[0, 3]] = 0
@@ -211,7 +211,7 @@ def test_nothing_stays_nothing(bits):
         assert torch.equal(found[[1, 2, 4]], others), "rows do not matter to others"
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [*HOLDS])
 def test_a_layer_that_read_nothing_is_rounded_to_the_nearest(bits):
     assert torch.equal(round_weights(weights(), bits, torch.zeros(12, 12).double()), round_weights(weights(), bits))
 
@@ -230,7 +230,7 @@ def test_inputs_that_never_fired(bits):
     assert ours < plain
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [*HOLDS])
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-12, 1e12, 1e30, 1e37])
 def test_tiny_and_huge_weights(bits, size):
     weight, hessian = weights().double(), correlated(12, 0)
@@ -241,7 +241,7 @@ def test_tiny_and_huge_weights(bits, size):
     assert bool(round_weights(weights() * 1e-45, bits, hessian).isfinite().all())
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [*HOLDS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_type_and_shape_stay_and_arguments_too(bits, dtype):
     weight, hessian = weights(3, 7).to(dtype), correlated(7, 0)
@@ -255,9 +255,11 @@ def test_stored_bits():
     for numbers, bits in [
         ([1, -1], 2),
         ([3, -3, 1], 2),
-        ([0, 1], 4),
+        ([0, 1], 2),
+        ([-1, 0, 1], 2),
+        ([0, 1, 3], 4),
         ([1, 2, 3], 4),
-        ([0], 4),
+        ([0], 2),
         ([7, -7], 4),
         ([5, 1], 4),
         ([8], 8),
@@ -274,5 +276,5 @@ def test_stored_bits():
 @given(numbers=st.lists(st.one_of(st.integers(-4, 4), st.integers(-127, 127)), min_size=1, max_size=6))
 def test_stored_bits_are_the_fewest_that_hold_them(numbers):
     holds = HOLDS | {4: range(-8, 8)}  # rounding does not use -8, but training may
-    fits = [bits for bits, levels in holds.items() if set(numbers) <= set(levels)]
+    fits = [max(bits, 2) for bits, levels in holds.items() if set(numbers) <= set(levels)]
     assert stored_bits(torch.tensor(numbers, dtype=torch.int8)) == min(fits)

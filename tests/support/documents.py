@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 from support.paths import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->", re.DOTALL)
 INDENT = "    "
 PROMPT = "$ "

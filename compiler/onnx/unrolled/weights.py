@@ -40,18 +40,20 @@ class WeightBuilder(Builder):
     def packed(self, path: str, weights: np.ndarray) -> ir.Value:
         """Return int8 weights that are stored in as few bits as possible and widened when the file is loaded.
 
-        ONNX packs two INT4 or four INT2 numbers into a byte. Two bits hold the odd numbers from -3 to 3, as
-        (w - 1) / 2.
+        ONNX packs two INT4 or four INT2 numbers into a byte. Two bits hold ternary weights as they are, and the odd
+        numbers from -3 to 3 as (w - 1) / 2.
         """
-        bits = max(stored_bits(torch.from_numpy(np.ascontiguousarray(weights))), self.target.narrowest)
+        integers = torch.from_numpy(np.ascontiguousarray(weights))
+        bits = max(stored_bits(integers), self.target.narrowest)
         if bits == 8:
             return self.small(path, weights)
         key = ("packed", path)
         if key not in self.cache:
             kind = ir.DataType.INT4 if bits == 4 else ir.DataType.INT2
-            numbers = weights if bits == 4 else (weights - 1) // 2
+            odd = bits == 2 and bool((integers % 2 != 0).all())
+            numbers = (weights - 1) // 2 if odd else weights
             stored = self.initializer(path, numbers.astype(kind.numpy()))
-            if bits == 2:
+            if odd:
                 wide = self.cast(stored, FLOAT, ())
                 wide.shape = ir.Shape(weights.shape)
                 double = self._folded("Mul", wide, self.scalar("factor.2", 2), weights.shape)

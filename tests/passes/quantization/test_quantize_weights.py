@@ -31,7 +31,7 @@ from svitc.ir.program import Program, Stage
 from svitc.ir.quantized_modules import EXACT, FixedPoint
 from svitc.onnx.export import export
 from svitc.passes import FoldNeuronScale, QuantizeInput, QuantizeWeights
-from svitc.passes.pipelines import canonical_passes, inference_passes, quantize
+from svitc.passes.pipelines import canonical_passes, inference_passes, quantization_passes, quantize
 from svitc.passes.quantization.quantize_input import STEP
 from svitc.passes.quantization.quantize_weights import LEAST, LEVELS, MANTISSA, _rounded_bias, quantize_weights
 from svitc.quantization.pair_bound import largest_pair, pair_limit
@@ -364,6 +364,22 @@ def test_the_image_becomes_whole_numbers():
     assert integer_ranges(program)[node] == IntegerRange(1.0, -2048, 2048)
     text = str(program)
     assert QuantizeInput()(program).changed == [] and str(program) == text
+
+
+def test_the_layer_that_reads_it_gets_the_bits_that_its_sums_leave():
+    found = {}
+    for bits in ({}, {"conv": 8}):
+        program = pictured()
+        Pipeline(quantization_passes(bits))(program)
+        layer = program.module.conv
+        found[layer.bits] = layer
+        total = layer.weight.double().abs().flatten(1).sum(1) * 2048 + layer.bias.double().abs() / layer.scale
+        assert bool((total < EXACT).all()) and bool((torch.frexp(layer.scale)[0] == 0.5).all())
+    assert found.keys() == {8, 16} and int(found[8].weight.abs().max()) <= LEVELS < int(found[16].weight.abs().max())
+    assert bool((found[16].scale <= found[8].scale / 2).all()), "at least one bit more in every channel"
+    program = pictured(kernel=64, size=(3, 64, 64))
+    Pipeline(quantization_passes())(program)
+    assert program.module.conv.bits == 8, "its input fits bytes: an integer product"
 
 
 @pytest.mark.parametrize(
