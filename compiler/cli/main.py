@@ -25,7 +25,7 @@ from svitc.cli.option_groups import grouped
 from svitc.cli.options import current_name
 from svitc.errors import INTERRUPTED, InputError, InternalError, SvitcError
 from svitc.support.environment import one_line
-from svitc.support.limits import bound_process, is_out_of_memory, parse_size, set_max_memory
+from svitc.support.limits import bound_process, is_out_of_memory, limits_of_one_run, parse_size, set_max_memory
 
 EPILOG = (
     "Exit status: 0 done, 2 usage, 3 bad input file, 4 unsupported model, 5 budget cannot be met, "
@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     state["verbose"] = False
     arguments[:] = sys.argv[1:] if argv is None else argv
     try:
-        app(args=argv, prog_name="svitc")
+        with limits_of_one_run():
+            app(args=argv, prog_name="svitc")
     except SystemExit as done:
         if done.code == INTERRUPTED:
             terminal.err.print(

@@ -6,10 +6,16 @@ import contextlib
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from svitc.errors import InputError, UsageError
 from svitc.support.human import byte_size
+
+try:
+    import resource
+except ImportError:  # not on Unix: there are no such limits
+    resource = None  # type: ignore[assignment]
 
 OWN_BYTES = 1 << 30  # which Python, PyTorch, ONNX Runtime and the stacks of their threads take themselves
 # how PyTorch, ONNX Runtime and the system say it
@@ -44,11 +50,27 @@ def max_memory() -> int:
 
 def bound_process() -> None:
     """Let this process fail to allocate what is far above the bound, where the system can do that."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource  # noqa: PLC0415  (a module of Unix only)
+    if resource is not None:
+        with contextlib.suppress(OSError, ValueError):
+            bound = max_memory() + OWN_BYTES
+            resource.setrlimit(resource.RLIMIT_DATA, (bound, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
-        bound = max_memory() + OWN_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (bound, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+@contextlib.contextmanager
+def limits_of_one_run() -> Iterator[None]:
+    """Undo at the end of the ``with`` statement what was chosen and bounded in it.
+
+    A program that calls the command line goes on with the memory that it had: at its bound, a thread that cannot begin
+    would make Python wait for ever.
+    """
+    chosen = list(_chosen)
+    before = None if resource is None else resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        yield
+    finally:
+        _chosen[:] = chosen
+        if resource is not None and before is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -86,6 +108,7 @@ __all__ = [
     "check_archive_claim",
     "check_claim",
     "is_out_of_memory",
+    "limits_of_one_run",
     "max_memory",
     "parse_size",
     "set_max_memory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from campaign import checkpoints, images, pickles, records
 from campaign.worker import run
 from support.shell import run as command
-from svitc.support.limits import set_max_memory
+from svitc.support.limits import max_memory
 
 KINDS = {kind.name: kind for kind in (*checkpoints.KINDS, *pickles.KINDS, *records.KINDS, *images.KINDS)}
 SLICE = 20  # inputs of each kind
@@ -47,10 +48,9 @@ def test_the_command_says_the_same(tmp_path, capsys, name):
 
 def test_a_bound_of_memory_is_an_option(tmp_path, capsys):
     path = checkpoints.zip_bomb(tmp_path)
-    try:
-        status, _, err = command(capsys, "--max-memory", "100MB", "inspect", path)
-    finally:
-        set_max_memory(None)
+    before = resource.getrlimit(resource.RLIMIT_DATA), max_memory()
+    status, _, err = command(capsys, "--max-memory", "100MB", "inspect", path)
     assert status == 3 and "claims 419.4" in err and "--max-memory" in err
+    assert (resource.getrlimit(resource.RLIMIT_DATA), max_memory()) == before  # which hold for one run only
     status, _, err = command(capsys, "--max-memory", "much", "inspect", path)
     assert status == 2 and "not a size" in err
