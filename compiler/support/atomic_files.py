@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
                         file.write(data)
                         file.flush()
                         os.fsync(file.fileno())
+                _check_places(out, contents)
                 os.rename(staging, out / COMPLETE)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -86,6 +87,13 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     except BaseException:
         _remove_empty(out, is_new)
         raise
+
+
+def _check_places(out: Path, names: Iterable[str]) -> None:
+    """Raise OSError where a folder is in the place of a file, which could not be finished then, now or later."""
+    for name in names:
+        if (out / name).is_dir() and not (out / name).is_symlink():
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder")
 
 
 def _remove_empty(folder: Path, is_new: bool) -> None:

@@ -63,6 +63,7 @@ def test_a_run_beside_eager_as_json(capsys, folder):
         "file",
         "against",
         "input",
+        "dtype",
         "batch",
         "threads",
         "seed",
@@ -74,6 +75,7 @@ def test_a_run_beside_eager_as_json(capsys, folder):
         "profile",
     }
     assert (report["batch"], report["threads"], report["runs"], report["input"]) == (3, 1, 2, [1, 16, 16])
+    assert report["dtype"] == "float32"
     ours, eager = report["rows"]
     assert ours.keys() == eager.keys() == ROW
     assert (ours["name"], eager["name"]) == ("svitc", "eager")

@@ -138,7 +138,7 @@ def test_against_as_json(capsys, folders):
     assert status == 0
     report = json.loads(out)
     assert report["images"] == report["against"]["images"] == 20
-    assert (report["weights"], report["against"]["weights"]) == ("int8", "fp32")
+    assert (report["weights"], report["against"]["weights"]) == ("int16/8", "fp32")
     ours, theirs = report["totals"], report["against"]["totals"]
     assert report["saving"]["total"] == pytest.approx(1 - ours["pj"] / theirs["pj"])
     assert report["saving"]["compute"] == pytest.approx(1 - ours["compute_pj"] / theirs["compute_pj"])

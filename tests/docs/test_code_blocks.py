@@ -77,6 +77,14 @@ def workplace(tmp_path_factory) -> Path:
         Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / name)
     (folder / "demo").mkdir()
     (folder / "demo" / "digits.pt").symlink_to(DIGITS)
+    for name in (
+        "demo/digits-test.npz",
+        "demo/digits-train.npz",
+        "recordings/0.npy",
+        "frames/0.png",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
     generator = np.random.default_rng(0)
     np.save(folder / "frames.npy", generator.standard_normal((3, 3, 32, 32), dtype=np.float32))
     np.save(folder / "image.npy", generator.standard_normal((3, 32, 32), dtype=np.float32))

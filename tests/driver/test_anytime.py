@@ -104,6 +104,8 @@ def test_what_makes_no_sense_is_refused(digits, images, options, said):
         (["--weights", "int8", "--confidence", "0.9"], "not trained on"),
     ],
 )
-def test_the_command_says_what_is_missing(line, said, capsys):
+def test_the_command_says_what_is_missing(line, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npz").write_bytes(b"what is in it is not looked at")
     assert main(["compile", str(DIGITS), *line]) == 2
     assert said in " ".join(capsys.readouterr().err.split())

@@ -275,7 +275,7 @@ def test_quantized_weights_take_their_stored_bits(largest, width):
     one = row(found, name)
     assert one.weight_bits == width
     assert one.weight_bytes == layer.weight.numel() * width // 8 + 2 * 4 * layer.weight.shape[0]  # scale and bias
-    assert found.weights == ("int8" if width == 8 else f"int8/{width}")
+    assert found.weights == ("int16/8" if width == 8 else f"int16/8/{width}"), "16: the layer that reads the image"
 
 
 def test_integer_arithmetic():
@@ -284,10 +284,10 @@ def test_integer_arithmetic():
     first, later = [each for each in found.rows if each.kind == "QuantizedConv2d"][:2]
     outputs = 4 * 32 * 48
     assert first.reads == "fixed" and first.mac == outputs * 27
-    # the image's steps take two bytes: two products of int8, each added up in int32
+    # the image's steps take two bytes, and so do this layer's weights: four products of int8, each added up in int32
     assert first.operations == {
-        "int8.mult": 2 * first.mac,
-        "int32.add": 2 * first.mac,
+        "int8.mult": 4 * first.mac,
+        "int32.add": 4 * first.mac,
         "float32.mult": outputs,
         "float32.add": outputs,
     }

@@ -34,7 +34,7 @@ from svitc.planning.plan import Plan
 from svitc.verification.exact_check import verify_exact
 from svitc.verification.recorder import Recorder
 
-TYPES = {8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
+TYPES = {16: TensorProto.INT16, 8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
 BIASED = ("query", "key", "value", ".q", ".k", ".v")  # siblings, which the file holds as one matrix
 KINDS = (4, 2, "mixed")
 CASES = [*((name, kind) for name in FAMILIES for kind in (2, "mixed")), ("spikformer", 4), ("sdt", 4), ("maxformer", 4)]
@@ -129,14 +129,14 @@ def test_spikes_are_the_references_bit_for_bit(name, kind):
 def test_types_and_sizes(name, kind):
     exported, bits, joined = file_of(name, kind), wanted(name, kind), lowered(name, kind)
     found, stored = tensors(exported), set()
-    for node in joined.graph.nodes:
-        path = str(node.target)
-        if f"{path}.weight" in found:
-            tensor, each = found[f"{path}.weight"], max(bits.get(member, 8) for member in members(path))
-            assert tensor.data_type == TYPES[each], path
-            count = joined.module.get_submodule(path).weight.numel()
-            assert len(tensor.raw_data) == -(-count * each // 8) and np.prod(tensor.dims) == count
-            stored.add(each)
+    paths = [path for node in joined.graph.nodes if f"{(path := str(node.target))}.weight" in found]
+    for path in paths:
+        others = 16 if path == paths[0] else 8  # the first reads the image
+        tensor, each = found[f"{path}.weight"], max(bits.get(member, others) for member in members(path))
+        assert tensor.data_type == TYPES[each], path
+        count = joined.module.get_submodule(path).weight.numel()
+        assert len(tensor.raw_data) == -(-count * each // 8) and np.prod(tensor.dims) == count
+        stored.add(each)
     assert len(stored & {2, 4}) == (2 if kind == "mixed" else 1), "what the rest is about"
     assert version(exported) == ((25, 13) if 2 in stored else (21, 10))
     assert not {TYPES[2], TYPES[4]} & {t.data_type for path, t in found.items() if not path.endswith(".weight")}
@@ -231,7 +231,8 @@ def test_a_device_gets_bytes(name, kind):
     program = low(name, kind)
     exported = export(program, "cuda")
     assert missing(exported) == [] and version(exported) == (18, 8)
-    assert {t.data_type for t in tensors(exported).values()} & set(TYPES.values()) == {TensorProto.INT8}
+    types = {t.data_type for t in tensors(exported).values()} & set(TYPES.values())
+    assert types == {TensorProto.INT8, TensorProto.INT16}, "16: the layer that reads the image"
     assert export(program, "cuda", 2) == exported, "whatever the runtime could load elsewhere"
     verdict = verify_exact(program, exported, random_inputs(program, 1, 1, 0))
     assert verdict.passed and verdict.total("flips_beyond_rounding") == 0, verdict.to_json()

@@ -110,9 +110,10 @@ def test_what_the_file_is_made_of():
     onnx.checker.check_model(model, full_check=True)
     assert not model.functions and {node.domain for node in model.graph.node} == {""}
     types = {t.name: t.data_type for t in model.graph.initializer}
-    for node in program.graph.nodes:
-        if ops.is_quantized(program.module_of(node)) and ".qkv" not in str(node.target):
-            assert types[f"{node.target}.weight"] == onnx.TensorProto.INT8, node.target
+    first, *others = (str(n.target) for n in program.graph.nodes if ops.is_quantized(program.module_of(n)))
+    assert types[f"{first}.weight"] == onnx.TensorProto.INT16, "it reads the image"
+    for layer in others:
+        assert ".qkv" in layer or types[f"{layer}.weight"] == onnx.TensorProto.INT8, layer
     whole = 4 * sum(m.weight.numel() for m in program.module.modules() if ops.is_quantized(m))
     assert backend.weight_bytes(model) < 0.34 * whole, "small layers: biases and windows count"
 
