@@ -64,8 +64,8 @@ def root(
         typer.Option(
             metavar="SIZE",
             show_default=False,
-            help="Refuse files that would take more memory than this, such as 4GB, and stop before working takes much "
-            "more. By default half of the machine's, for files alone.",
+            help="Refuse files that would take more memory than this, such as 4GB, and stop before working takes a "
+            "gigabyte more. By default half of the machine's, for files alone.",
         ),
     ] = None,
 ) -> None:

@@ -32,6 +32,11 @@ class Arrays(Source):
         x = torch.from_numpy(np.stack(frames).astype(np.float32)).div_(self.scale)
         return x if self.events else self.scaling.array(x, f"an image of {self.name}")
 
+    def holds_bytes(self) -> bool:
+        """Return whether every pixel of the first images is that of a byte, ``k`` or ``k / 255``."""
+        levels = (np.arange(256) / 255).astype(self.images.dtype)
+        return self.scale == 255 or bool(np.isin(self.images[:64], levels).all())
+
     def fingerprint(self, index: int) -> bytes:
         image = self.images[index]
         return f"{image.dtype} {image.shape} ".encode() + image.tobytes()

@@ -63,6 +63,7 @@ class Dataset:
         notes: Assumptions, for the user to read.
         unreadable: Names of the images that could not be decoded and were skipped so far.
         labeled: Whether the images have labels.
+        whole: Number of images of the data set of which these are a part; None where they are all of it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     labeled: bool = True
+    whole: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,9 +114,8 @@ class Dataset:
     def subset(self, indices: Sequence[int] | np.ndarray) -> Dataset:
         """Return a data set of the images at these positions, which count from 0, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return replace(
-            self, labels=self.labels[chosen], indices=self.indices[chosen], notes=list(self.notes), unreadable=[]
-        )
+        part = replace(self, labels=self.labels[chosen], indices=self.indices[chosen], whole=self.whole or len(self))
+        return replace(part, notes=list(self.notes), unreadable=[])
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the images, their labels and their preprocessing.
@@ -143,10 +144,11 @@ class Dataset:
     def _skip(self, error: UnreadableImage) -> None:
         if error.name not in self.unreadable:
             self.unreadable.append(error.name)
-        if len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self):
+        count = self.whole or len(self)  # one of a small sample may well be one of a hundred of the folder's
+        if len(self.unreadable) > MAX_UNREADABLE_SHARE * count:
             examples = ", ".join(self.unreadable[:3])
             raise InputError(
-                f"{self.name}: more than 1% of its {len(self)} {self.source.unit}s cannot be read: {examples}",
+                f"{self.name}: more than 1% of its {count} {self.source.unit}s cannot be read: {examples}",
                 hint=f"The last of them: {error}.",
             ) from error
 

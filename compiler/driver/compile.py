@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -93,7 +95,7 @@ def _program_and_budget(
     program: object, example_input: object, budget: str | float | Budget | None, reporter: Reporter | None
 ) -> tuple[Program, str | float | Budget | None]:
     """Sort out the first arguments of ``compile``, and capture a model."""
-    is_budget = example_input is None or isinstance(example_input, str | int | float | Budget)
+    is_budget = example_input is None or isinstance(example_input, str | Real | Budget)
     if isinstance(program, nn.Module):
         if is_budget:
             raise UsageError(
@@ -106,8 +108,11 @@ def _program_and_budget(
             f"a {type(program).__name__} is neither a program nor a model",
             hint="Load a checkpoint with svitc.load(path), or give a torch.nn.Module and an example of its input.",
         )
+    if isinstance(example_input, list | tuple):
+        raise UsageError("svitc.compile takes one budget", hint="svitc.front(program, [0.78, 0.5]) takes several.")
     if not is_budget:
         raise UsageError("a program knows the shape of its input", hint="svitc.compile(program, budget=0.78).")
     if example_input is not None and budget is not None:
         raise UsageError("the budget is given twice", hint="svitc.compile(program, budget=0.78).")
-    return program, budget if example_input is None else example_input  # type: ignore[return-value]
+    given = budget if example_input is None else example_input
+    return program, float(given) if isinstance(given, np.floating) else given  # type: ignore[arg-type, return-value]

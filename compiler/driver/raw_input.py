@@ -54,7 +54,15 @@ def as_asked(program: Program, file: bytes, options: CompileOptions) -> bytes:
 
 def explain(program: Program, options: CompileOptions, reporter: Reporter) -> None:
     """Report what a file that takes bytes assumes of them."""
-    if options.raw_input and not program.info.get("normalize"):
+    if not options.raw_input:
+        return
+    data = options.data
+    if isinstance(data, Dataset) and isinstance(data.source, Arrays) and not data.source.holds_bytes():
+        reporter.decide(
+            f"{data.name} has pixels between those of bytes: what is measured on them is not what the file computes of "
+            "the nearest bytes; data of 8 bits measure that"
+        )
+    if not program.info.get("normalize"):
         reporter.decide("nothing says how images are normalized: the file scales bytes to [0, 1], and no more")
 
 

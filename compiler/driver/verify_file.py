@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def verify(
         raise UsageError(
             "the file runs one time step per call", hint="svitc verify FOLDER checks it, against all steps at once."
         )
+    _check_kind(program, file)
     raw_input, file = check_raw_input(program, file, runtime), without_raw_input(file)
     if program.stage >= Stage.QUANTIZED:
         verdict = verify_exact(program, file, batches, progress, None, runtime, all_inputs)
@@ -61,6 +63,18 @@ def verify(
         verdict = verify_floats(program, file, batches, progress, runtime, all_inputs)
     verdict.raw_input = raw_input
     return verdict
+
+
+def _check_kind(program: Program, file: bytes) -> None:
+    """Raise InputError where one of a program and a file has integer weights, and the other float ones."""
+    quantized = program.stage >= Stage.QUANTIZED
+    weights = next((entry.value for entry in read_proto(file).metadata_props if entry.key == "weights"), None)
+    if weights is not None and (weights != json.dumps("fp32")) != quantized:
+        ours = "integer" if quantized else "float"
+        raise InputError(
+            f"the file's weights are {weights}, but the program has {ours} ones",
+            hint="Compare a file with the program that it was exported from: Compiled.program, or svitc.load(folder).",
+        )
 
 
 def _bytes(exported: bytes | Path | str) -> bytes:

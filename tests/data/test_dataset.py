@@ -282,6 +282,12 @@ def test_a_few_unreadable_images_are_skipped_and_named(folder):
         assert data.unreadable == ["dog/bad.png"]
 
 
+def test_one_unreadable_image_of_a_small_sample_is_one_of_the_whole_folder(folder):
+    contents = {f"cat/{i:03}.png": png(0) for i in range(199)} | {"dog/bad.png": png(1)[:60]}
+    part = load_data(folder(contents), SPEC, NAMES).subset([197, 198, 199])
+    assert len(everything(part)[0]) == 2 and part.unreadable == ["dog/bad.png"]
+
+
 @pytest.mark.parametrize("bad", [b"", b"not an image", png(1)[:60]])
 def test_many_unreadable_images_are_an_error(folder, bad):
     contents = {f"cat/{i:02}.png": png(0) for i in range(50)} | {"dog/bad.png": bad}

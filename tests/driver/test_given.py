@@ -99,6 +99,19 @@ def test_other_calls_say_it_as_well(done, call, message):
         call(done)
 
 
+def test_one_budget_may_be_of_any_real_type_and_several_are_a_front(digits):
+    assert 0.6 < svitc.compile(digits, np.float32(0.7), policy="uniform", **QUICK).report["memory"]["ratio"] <= 0.7
+    with pytest.raises(UsageError, match="takes one budget") as caught:
+        svitc.compile(digits, [0.7, 0.5])
+    assert "svitc.front" in str(caught.value.hint)
+
+
+def test_a_file_with_integer_weights_is_not_compared_with_floats(digits):
+    done = svitc.compile(digits, policy="uniform", weights="int8", **QUICK)
+    with pytest.raises(InputError, match="weights are .int8., but the program has float ones"):
+        svitc.verify(digits, done.onnx, IMAGES[:1])
+
+
 def test_a_file_of_another_program_is_refused(done, digits):
     with pytest.raises(InputError, match="was not exported from this program") as caught:
         svitc.verify(digits, done.onnx, IMAGES[:1])

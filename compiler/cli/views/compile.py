@@ -85,10 +85,12 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
 
 
 def _tokens_row(table: Table, tokens: JsonDict | None) -> None:
-    """Add how many tokens run through the blocks, all stages together."""
+    """Add how many tokens run through the parts of the network that leave some out."""
     if tokens:
-        kept, of = (sum(stage[key] for stage in tokens.values()) for key in ("kept", "of"))
-        table.add_row("tokens, all stages together", f"{of:,}", f"{kept:,}", f"{kept / of:.4f}")
+        pairs = sorted({(stage["of"], stage["kept"]) for stage in tokens.values()}, reverse=True)
+        share = sum(stage["kept"] for stage in tokens.values()) / sum(stage["of"] for stage in tokens.values())
+        before, after = (" / ".join(f"{pair[i]:,}" for pair in pairs) for i in (0, 1))
+        table.add_row("tokens", before, after, f"{share:.4f}")
 
 
 def _latency_row(table: Table, budget: JsonDict) -> None:
