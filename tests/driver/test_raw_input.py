@@ -27,7 +27,7 @@ from svitc.data.inputs import random_inputs
 from svitc.driver.device_predict import to_input
 from svitc.driver.options import CompileOptions
 from svitc.driver.output_folder import VerifySettings, at_once, open_folder, verify_folder
-from svitc.driver.raw_input import check_takes_bytes
+from svitc.driver.raw_input import check_takes_bytes, explain
 from svitc.errors import InputError, UsageError
 from svitc.html_report import page
 from svitc.ir.graph import InputSpec
@@ -165,3 +165,12 @@ def test_a_loader_that_normalizes_by_itself_must_say_how(tmp_path, monkeypatch):
     left = declared(unknown, CompileDataOptions(mean="0.5", std="0.25"))
     assert unknown.info["normalize"] == {"mean": [0.5], "std": [0.25]} and (left.mean, left.std) == (None, None)
     check_takes_bytes(unknown, CompileOptions(data=data, raw_input=True))
+
+
+@pytest.mark.parametrize(("pixels", "told"), [([0.0, 0.5], True), ([0.0, 128 / 255], False)])
+def test_pixels_between_those_of_bytes_are_told(digits, pixels, told):
+    images = np.resize(np.float32(pixels), (2, 1, 16, 16))
+    options = CompileOptions(raw_input=True, data=svitc.open_data(digits, (images, np.arange(2))))
+    reporter = Reporter()
+    explain(digits, options, reporter)
+    assert any("between those of bytes" in sentence for sentence in reporter.decisions) == told
