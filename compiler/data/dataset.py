@@ -44,6 +44,7 @@ from svitc.support.types import JsonMapping
 __all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
 DEFAULT_EVENTS = EventOptions()
 MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
+NAMED = 5  # of the images that cannot be read
 
 
 @dataclass
@@ -136,6 +137,13 @@ class Dataset:
         for index in self.indices.tolist():
             add(self.source.fingerprint(index))
         return digest.hexdigest()
+
+    def remarks(self) -> list[str]:
+        """Return the notes, and by name some of the images that were left out so far since they cannot be read."""
+        if not self.unreadable:
+            return list(self.notes)
+        names, others = ", ".join(self.unreadable[:NAMED]), len(self.unreadable) - NAMED
+        return [*self.notes, f"left out, as they cannot be read: {names}{f' and {others} more' if others > 0 else ''}"]
 
     def _stack(self, frames: list[np.ndarray]) -> torch.Tensor:
         x = normalize_(self.source.collate(frames), self.mean, self.std)

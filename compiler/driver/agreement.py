@@ -6,6 +6,7 @@ import numpy as np
 
 from svitc import onnx as backend
 from svitc import runtimes
+from svitc.data.dataset import Dataset
 from svitc.data.inputs import Data
 from svitc.driver.report import AgreementReport
 from svitc.driver.report_sections import original_scores
@@ -48,7 +49,7 @@ def agreement_report(
         share=same / images,
         interval=wilson(same, images),
         divergence=divergence / images,
-        notes=list(getattr(data, "notes", ())),
+        notes=data.remarks() if isinstance(data, Dataset) else list(getattr(data, "notes", ())),
         unreadable=len(getattr(data, "unreadable", ())),
     )
 

@@ -159,7 +159,7 @@ def accuracy_report(
         drop=found.drop,
         drop_interval=paired(found.lost, found.gained, found.images),
         images=found.images,
-        notes=list(getattr(data, "notes", ())),
+        notes=data.remarks() if isinstance(data, Dataset) else list(getattr(data, "notes", ())),
         unreadable=len(getattr(data, "unreadable", ())),
         lost=found.lost,
         gained=found.gained,

@@ -144,7 +144,8 @@ def raw_input(report: JsonDict) -> str:
     if described.get("dtype") != "uint8":
         return ""
     channels, height, width = described["shape"]
-    return f"It takes the bytes of {height} x {width} pixels and {channels} channels, and normalizes them itself."
+    kind = "gray" if channels == 1 else "RGB"
+    return f"It takes the bytes of {height} x {width} pixels, {kind}, and normalizes them itself."
 
 
 def running_tokens(report: JsonDict) -> str:

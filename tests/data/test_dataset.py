@@ -286,6 +286,7 @@ def test_one_unreadable_image_of_a_small_sample_is_one_of_the_whole_folder(folde
     contents = {f"cat/{i:03}.png": png(0) for i in range(199)} | {"dog/bad.png": png(1)[:60]}
     part = load_data(folder(contents), SPEC, NAMES).subset([197, 198, 199])
     assert len(everything(part)[0]) == 2 and part.unreadable == ["dog/bad.png"]
+    assert part.remarks()[-1] == "left out, as they cannot be read: dog/bad.png"
 
 
 @pytest.mark.parametrize("bad", [b"", b"not an image", png(1)[:60]])
