@@ -52,8 +52,17 @@ def bound_process() -> None:
     """Let this process fail to allocate what is far above the bound, where the system can do that."""
     if resource is not None:
         with contextlib.suppress(OSError, ValueError):
-            bound = max_memory() + OWN_BYTES
+            bound = _data_bytes() + max_memory() + OWN_BYTES
             resource.setrlimit(resource.RLIMIT_DATA, (bound, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _data_bytes() -> int:
+    """Return the memory that this process has already, so that there is room for its threads to begin; 0 if unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[5])  # data and stack, which RLIMIT_DATA counts
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextlib.contextmanager
