@@ -76,12 +76,17 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     if parameters["dead"]:
         out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")
     if paths:
-        names = ", ".join(path.name for path in paths)
-        out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
-        out.print(form_of(report["file"]))
-        raw_input_line(report["input"])
-        streaming_line(report.get("streaming"))
-        device_check(paths, report["file"]["opset"])
+        _written(report, paths)
+
+
+def _written(report: JsonDict, paths: list[Path]) -> None:
+    """Print what was written, and how it is used."""
+    names = ", ".join(path.name for path in paths)
+    out.print(f"wrote {escape(str(paths[0].parent))}/: {names}  ({report['seconds']['total']:.1f} s)")
+    out.print(form_of(report["file"]))
+    raw_input_line(report["input"])
+    streaming_line(report.get("streaming"))
+    device_check(paths, report["file"]["opset"])
 
 
 def _tokens_row(table: Table, tokens: JsonDict | None) -> None:
