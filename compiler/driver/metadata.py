@@ -14,8 +14,8 @@ import onnx
 
 from svitc.data.dataset import Dataset
 from svitc.data.sources import Scaling, choose_scaling
+from svitc.driver.apply import Exported
 from svitc.driver.input_range import span_of
-from svitc.driver.lowered import Lowered
 from svitc.driver.options import CompileOptions
 from svitc.errors import SvitcError
 from svitc.ir.outputs import INPUT, output_values, scores_of_single_output
@@ -132,7 +132,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
 
 
 def with_metadata(
-    plan: Plan, lowered: Lowered, options: CompileOptions, digest: str | None, early_exit: JsonDict | None
+    plan: Plan, lowered: Exported, options: CompileOptions, digest: str | None, early_exit: JsonDict | None
 ) -> bytes:
     """Return the written file with its metadata; budget and promise are the plan's: a replay gives the same bytes.
 
