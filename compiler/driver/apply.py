@@ -63,7 +63,7 @@ def quantized(pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> 
         return pruned, WeightsReport("fp32")
     with reporter.stage("quantize"):
         final, pipeline = quantize(pruned, plan.bits)
-        return final, weights_report(final, pipeline)
+        return final, weights_report(final, pipeline, weights)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
     "tokens": "stage -> how many of its tokens run through it (tokens.md); null where all do",
     "promise": "what the file loses at most (promises.md); null where nothing is promised",
-    "weights": '`"fp32"`, `"int16"`, `"int8"`, or `"mixed"`',
+    "weights": '`"fp32"`, `"int16"`, `"int8"`, `"int4"`, `"int2"`, `"ternary"`, or `"mixed"` where bits differ from '
+    "layer to layer",
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
     "openvino": "properties that OpenVINO needs to compute exactly",

@@ -72,7 +72,11 @@ def title(report: JsonDict) -> str:
 def weight_words(report: JsonDict) -> str:
     """Return the type of the stored weights in words."""
     kind = section(report, "weights").get("type", "fp32")
-    words = {"fp32": "32-bit floats", "mixed": "integers whose number of bits differs from layer to layer"}
+    words = {
+        "fp32": "32-bit floats",
+        "mixed": "integers whose number of bits differs from layer to layer",
+        "ternary": "the integers -1, 0 and 1",
+    }
     return words.get(kind, f"integers of {str(kind).removeprefix('int')} bits")
 
 

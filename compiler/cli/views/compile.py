@@ -169,12 +169,12 @@ def lossless(report: JsonDict) -> None:
         folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
         out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
     trained_line(weights)
-    if weights["type"] in ("int8", "int16"):
+    if weights["type"] != "fp32":
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
+        kind = "integer weights" if weights["type"] == "mixed" else weights["type"]
         out.print(
-            f"{weights['type']}: {text} the same, bit for bit, in whatever order a processor adds; "
-            f"{tried(report['runtimes'])}"
+            f"{kind}: {text} the same, bit for bit, in whatever order a processor adds; {tried(report['runtimes'])}"
         )
         int16_line(report["verify"])
         input_line(report["input"])
