@@ -95,12 +95,15 @@ def as_arrays(given: object, spec: InputSpec) -> Arrays | None:
 
 
 def _pair(given: object) -> Arrays | None:
-    """Return ``(images, labels)`` where a tuple or list is that, each an array or a list; otherwise None."""
+    """Return ``(images, labels)`` where a tuple or list is that, each an array or a list; otherwise None.
+
+    Labels of two dimensions are no images, which have three at least, but perhaps one-hot: the check of labels tells.
+    """
     if not isinstance(given, tuple | list) or len(given) != 2:
         return None
     images, labels = given
     listed = isinstance(labels, list | tuple) and all(isinstance(label, int | np.integer) for label in labels)
-    if not listed and not (_is_array(labels) and labels.ndim == 1):
+    if not listed and not (_is_array(labels) and labels.ndim in (1, 2)):
         return None
     several = isinstance(images, list | tuple) and len(images) > 0 and all(map(_is_array, images))
     return (_array(images), _array(labels)) if several or _is_array(images) else None

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 
-from svitc.data.arrays import check_range
+from svitc.data.arrays import check_range, class_count
+from svitc.data.first_look import CLASS_NUMBERS, is_one_hot, one_hot_words
 from svitc.data.sources import NO_LABEL, OpenedSource, without_labels
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
@@ -141,8 +142,8 @@ class BatchParser:
         if targets is None:
             yield from ((image, NO_LABEL) for image in self._unlabeled(self._images(values)).float())
             return
-        labels = self._labels(targets)
         images = self._images(values)
+        labels = self._labels(targets, images.dim() == len(self.spec.shape))
         if labels.dim() == 0:
             labels, images = labels[None], images[None]
         if labels.dim() != 1 or not len(labels):
@@ -173,11 +174,16 @@ class BatchParser:
     def _wrong(self, problem: str, hint: str | None = None) -> InputError:
         return InputError(f"{self.text}: batch {self.seen} {problem}", hint=hint)
 
-    def _labels(self, value: object) -> torch.Tensor:
+    def _labels(self, value: object, single: bool) -> torch.Tensor:
+        """Return the labels of a batch, or of a single image. Raises InputError where they are no whole numbers."""
         try:
             labels = torch.as_tensor(value).detach().cpu()
         except Exception as error:  # a batch may hold anything
             raise self._wrong(f"has labels of type {type(value).__name__}, not whole numbers") from error
+        one_row = single and labels.shape == (class_count(self.info),)  # not the classes of a batch, such as [0, 1]
+        rows = labels[None] if one_row else labels
+        if not labels.is_complex() and is_one_hot(rows.double().numpy()):
+            raise self._wrong(f"has {one_hot_words(labels.shape)}", hint=CLASS_NUMBERS)
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise self._wrong(f"has labels of type {labels.dtype}, not whole numbers")
         return labels.long()

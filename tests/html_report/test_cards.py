@@ -98,7 +98,10 @@ def test_a_front(done):
     better = svitc.Compiled(done.program, done.onnx, done.plan, json.loads(json.dumps(done.report)), done.verdict)
     better.report["memory"]["compiled_bytes"] *= 2
     ours = svitc.Front([done, better])
-    assert [name for name, _ in ours.reports] == ["0.15", "0.15 (2)"] and ours["0.15"] is done and len(ours) == 2
+    assert [name for name, _ in ours.reports] == ["0.15", "0.15 (2)"] and len(ours) == 2
+    assert ours["0.15"] is ours[0.15] is done and ours["0.15 (2)"] is better
+    with pytest.raises(UsageError, match=r"no compilation '0.51'\n.*Compilations are 0.15, 0.15 \(2\)"):
+        ours[0.51]
     card = Card(ours._repr_html_())
     for report in (done.report, better.report):
         assert f"{report['memory']['compiled_bytes'] / 1000:.2f} kB" in card.words
