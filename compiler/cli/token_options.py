@@ -11,7 +11,6 @@ import typer
 from svitc.cli.options import PRUNING_PANEL
 from svitc.errors import UsageError
 
-
 TOKENS_HINT = "0.5 or 50% lets half of them run, 1 lets all."
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from svitc.errors import InputError, SvitcError, UsageError
+from svitc.support import human
 from svitc.support.limits import check_archive_claim
 
 EXPECTED_LAYOUT = (
@@ -71,6 +72,7 @@ def check_stored_labels(path: Path) -> None:
 
 def stored_count(file: NpzFile) -> int:
     """Return the number of images in an .npz, without reading them. Any error of a damaged file passes through."""
+    assert file.zip is not None  # until it is closed
     with file.zip.open("images.npy") as images:
         version = np.lib.format.read_magic(images)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -105,7 +107,8 @@ def check_label_array(name: str, labels: np.ndarray, count: int) -> None:
         raise InputError(f"{name} has {one_hot_words(labels.shape)}", hint=CLASS_NUMBERS)
     if labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{name}: labels are {labels.dtype} {list(labels.shape)}, not {count} whole numbers, one for each image",
+            f"{name}: labels are {labels.dtype} {list(labels.shape)}, not {human.counted(count, 'whole number')}, "
+            "one for each image",
             hint=WITHOUT_LABELS,
         )
     if count and labels.min() < 0:

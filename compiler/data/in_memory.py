@@ -14,6 +14,7 @@ from svitc.data.loaders import Origin, is_iterable, read_loader, seeded
 from svitc.data.sources import OpenedSource, Scaling
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 from svitc.support.types import JsonMapping
 
 ACCEPTED = (
@@ -130,8 +131,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _article(given: object) -> str:
     """Return what a value is, with its article."""
-    name = f"{given.__name__} class" if isinstance(given, type) else kind(given)
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return human.article(f"{given.__name__} class" if isinstance(given, type) else kind(given))
 
 
 __all__ = ["ACCEPTED", "is_array", "open_in_memory"]

@@ -21,6 +21,7 @@ from svitc.data.sources import NO_LABEL, OpenedSource, without_labels
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 from svitc.support.types import JsonMapping
 from svitc.support.user_code import raised_at
 
@@ -97,7 +98,7 @@ def with_user_errors(start: Callable[[], Iterator[object]], origin: Origin) -> I
             raise
         except (Exception, SystemExit) as error:
             raise UsageError(
-                f"{origin.subject} failed after {count} batches: {describe(error)}",
+                f"{origin.subject} failed after {human.counted(count, 'batch')}: {describe(error)}",
                 where=raised_at(error, origin.file),
             ) from error
         count += 1
@@ -158,7 +159,7 @@ class BatchParser:
             return batch, None
         if isinstance(batch, tuple | list) and (len(batch) in (1, 2) or (self.unlabeled and batch)):
             return batch[0], None if self.unlabeled or len(batch) == 1 else batch[1]
-        actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else human.article(type(batch).__name__)
         raise self._wrong(f"is {actual}, not (images, labels) or images alone")
 
     def _unlabeled(self, images: torch.Tensor) -> torch.Tensor:
@@ -219,7 +220,7 @@ class BatchParser:
             return images.transpose(0, 1) if self.time_first else images
         if not images_first and not time_first:
             expected = "[N, T, C, H, W] or [T, N, C, H, W]" if self.spec.events else "[N, C, H, W]"
-            of = f" for {count} labels" if self.labeled else ""
+            of = f" for {human.counted(count, 'label')}" if self.labeled else ""
             raise self._wrong(f"has images {list(actual)}{of}, but the model takes {list(shape)}, {expected}")
         if (self.notes and time_first) or self.time_first not in (None, time_first):
             raise self._wrong(

@@ -19,6 +19,7 @@ from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.prune_tokens import PruneTokens
 from svitc.passes.quantization.round_weights import RoundWeights
 from svitc.planning.plan import Plan
+from svitc.support import human
 from svitc.support.reporter import Reporter
 from svitc.training.finetune import Finetuned
 
@@ -134,8 +135,8 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     plan.validate(task.prepared.program)
     types.check(plan.bits)
     if not plan.bits and types.spared:
-        which = ", ".join(types.spared)
-        reporter.decide(f"{which} keep 8 bits: what the first layers get wrong passes through all others")
+        which = f"{', '.join(types.spared)} {human.agree(len(types.spared), 'keeps', 'keep')}"
+        reporter.decide(f"{which} 8 bits: what the first layers get wrong passes through all others")
     plan = replace(with_provenance(plan, weights=task.weights), bits=plan.bits or types.same)
     if not replayed and any(width != WIDE_BITS for width in plan.bits.values()):
         plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"

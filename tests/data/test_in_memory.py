@@ -89,7 +89,7 @@ ONE_HOT = torch.nn.functional.one_hot(LABELS)
         (lambda: None, "a function gives no images"),
         ({"x": BYTES}, r"a dict has no images \(it has x\)"),
         ([], "list gives no images"),
-        ([1, 2], "batch 1 is a int"),
+        ([1, 2], "batch 1 is an int"),
         ((BYTES, LABELS[:3]), "labels are int64 \\[3\\], not 10 whole numbers"),
         ((BYTES, LABELS.float()), "labels are float32"),
         ((BYTES, LABELS + 1), "labels go from 1 to 5"),

@@ -402,7 +402,7 @@ GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
         ((GOOD[0] * float("nan"), GOOD[1]), "holds NaN or infinity"),
         ((GOOD[0][:, :, :4], GOOD[1]), r"has images \[2, 3, 4, 8\] for 2 labels, but the model takes \[3, 8, 8\]"),
         ((GOOD[0].permute(0, 2, 3, 1), GOOD[1]), r"has images \[2, 8, 8, 3\]"),
-        ((GOOD[0], GOOD[1][:1]), r"has images \[2, 3, 8, 8\] for 1 labels"),
+        ((GOOD[0], GOOD[1][:1]), r"has images \[2, 3, 8, 8\] for 1 label,"),
         ((GOOD[0][0], GOOD[1]), r"has images \[3, 8, 8\] for 2 labels"),
         ((GOOD[0][:0], GOOD[1][:0]), r"has labels \[0\], not one number"),
         ((GOOD[0], torch.eye(2).long()), r"has one-hot labels \[2, 2\], not one whole number for each image"),

@@ -33,7 +33,7 @@ from svitc.planning.plan import FORMAT, Plan
 
 FC1, FC2, PROJ = "blocks.0.mlp.fc1.0", "blocks.0.mlp.fc2.0", "blocks.0.attn.proj_conv_bn.0"
 STAGE0, STAGE1 = (f"patch_embed.stages.{i}.conv_bn.block.0" for i in range(2))  # STAGE0 reads the image
-SPARED = f"{STAGE1} keep 8 bits: what the first layers get wrong passes through all others"
+SPARED = f"{STAGE1} keeps 8 bits: what the first layers get wrong passes through all others"
 FEW = {"sweep_images": 12, "calibration_images": 12}
 
 

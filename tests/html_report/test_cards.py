@@ -75,7 +75,7 @@ def test_a_plan(done):
     keep = {"a": np.array([[True, False, True]]), "b": np.ones((2, 4), bool)}
     plan = Plan(keep, {"policy": "uniform", "budget": "40%"}, {"fc": 4, "head": 8}, {"blocks": (0, 2, 5)})
     card = Card(plan._repr_html_())
-    sentence = "It keeps 10 of 11 channels in 2 groups, weights of 8 and 4 bits in 2 layers, 3 tokens in 1 stages."
+    sentence = "It keeps 10 of 11 channels in 2 groups, weights of 8 and 4 bits in 2 layers, 3 tokens in 1 stage."
     assert sentence in card.words and "a budget of 40%" in card.words
     assert repr(plan) == f"Plan({sentence.removeprefix('It keeps ').rstrip('.')})"
     assert "It keeps everything." in Card(Plan({})._repr_html_()).words
