@@ -39,6 +39,7 @@ from svitc.data.sources import (
 )
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 from svitc.support.types import JsonMapping
 
 __all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
@@ -275,7 +276,7 @@ def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset
         UsageError: One of the two sides would be empty.
     """
     if not 0 < count < len(dataset):
-        raise UsageError(f"{count} images cannot be held out of the {len(dataset)} of {dataset.name}")
+        raise UsageError(f"{human.counted(count, 'image')} cannot be held out of the {len(dataset)} of {dataset.name}")
     held_out = _balanced_sample(dataset.labels, count, seed)
     remaining = np.setdiff1d(np.arange(len(dataset)), held_out)
     return dataset.subset(held_out), dataset.subset(remaining)

@@ -25,6 +25,7 @@ from svitc.ir.program import Program
 from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
+from svitc.support import human
 from svitc.support.distributed import DistributedContext, current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -267,7 +268,9 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
     """
     total = min(len(data), settings.images + settings.calibration_images)
     if total < 4:
-        raise InputError(f"{data.name} has {len(data)} images, too few to choose a plan on", hint="Give more.")
+        raise InputError(
+            f"{data.name} has {human.counted(len(data), 'image')}, too few to choose a plan on", hint="Give more."
+        )
     shared = not data.labeled and len(data) < settings.calibration_images + MEASURED_IMAGES
     if data.labeled:
         # classes alternate in a balanced sample, so that a part of it is balanced as well

@@ -22,6 +22,7 @@ from svitc.ir.outputs import as_tuple, output_names, restored
 from svitc.ir.printer import dump
 from svitc.ir.type_inference import infer
 from svitc.plots import plot_channels
+from svitc.support import human
 from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
@@ -186,7 +187,10 @@ class Program:
     def __repr__(self) -> str:
         """Return what it is in one line; ``print`` shows the graph."""
         arch, stage = self.info.get("arch", "of a module"), self.stage.name.lower()
-        return f"Program({arch}, {stage}, {self.parameter_count():,} parameters in {len(self.groups)} channel groups)"
+        return (
+            f"Program({arch}, {stage}, {self.parameter_count():,} parameters in "
+            f"{human.counted(len(self.groups), 'channel group')})"
+        )
 
     def __str__(self) -> str:
         title = f"program {self.info.get('arch', '')} at stage {self.stage.name.lower()}"

@@ -31,6 +31,7 @@ from svitc.driver.raw_input import check_takes_bytes, explain
 from svitc.errors import InputError, UsageError
 from svitc.html_report import page
 from svitc.ir.graph import InputSpec
+from svitc.onnx import weight_bytes
 from svitc.onnx.raw_input import without_raw_input
 from svitc.passes.policies import Uniform
 from svitc.support.reporter import Reporter
@@ -80,6 +81,14 @@ def test_the_metadata_and_the_report_say_so(done, capsys):
     assert "takes uint8 [N, 16, 16, 1]" in told and "bit for bit, and all 20 outputs are the same" in told
     text = page(done.report).decode()
     assert "takes the bytes of 16 x 16 pixels" in text and "every value in every channel" in text
+
+
+@pytest.mark.parametrize("form", [{"raw_input": True}, {"streaming": True, "packed_state": True}])
+def test_budgets_count_what_a_form_of_the_file_adds(digits, form):
+    """The table of raw input, and where each state lies in the buffer of all."""
+    done = svitc.compile(digits, "322.924kB", **OPTIONS | {"raw_input": False} | form)
+    stored = weight_bytes(done.onnx)
+    assert 322924 - 3_000 < stored <= 322924 and done.report["memory"]["compiled_bytes"] == stored
 
 
 def test_pictures_give_the_logits_of_the_float_file(done, folder, digits, tmp_path):
