@@ -359,7 +359,23 @@ def _store(path: Path) -> FileStore | None:
         raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
     if path.suffix == ".txt":
         return FileList(path)
-    return Archive(path) if zipfile.is_zipfile(path) else None
+    return Archive(path) if _is_zip(path) else None
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell whether a file is a .zip. Raises InputError for one that is in pieces, or whose end is missing."""
+    try:
+        if zipfile.is_zipfile(path):
+            return True
+        with path.open("rb") as file:
+            reason = "its end is missing" if file.read(4) == b"PK\x03\x04" else None
+    except zipfile.BadZipFile as error:  # zipfiles that span multiple disks
+        reason = str(error)
+    if reason is not None:
+        raise InputError(
+            f"{path} is damaged: {reason}, after {path.stat().st_size:,} bytes", hint="Copy or download it again."
+        )
+    return False
 
 
 def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:

@@ -158,6 +158,14 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
     assert load_data(tmp_path / "data", SPEC, NAMES).labels.tolist() == [0, 1]
 
 
+def test_a_link_that_leads_nowhere_is_no_file_and_the_others_are_read(tmp_path):
+    (tmp_path / "data/cat").mkdir(parents=True)
+    (tmp_path / "data/cat/1.png").write_bytes(png(noise(1)))
+    (tmp_path / "data/cat/itself.png").symlink_to("itself.png")
+    (tmp_path / "data/cat/nowhere.png").symlink_to("nowhere")
+    assert len(load_data(tmp_path / "data", SPEC, NAMES)) == 1
+
+
 # scaling
 
 

@@ -84,6 +84,7 @@ READ = {
 UNREADABLE = {
     "half.jpg": (encoded(RGB.resize((99, 99)), "JPEG")[:2000], "it ends too early, or is damaged"),
     "half.png": (encoded(RGB, "PNG")[:300], "it ends too early, or is damaged"),
+    "token.ppm": (b"P6 " + b"1" * 40, "it ends too early, or is damaged (Token too long"),
     "empty.png": (b"", "the file is empty"),
     "text.png": (b"no picture", "none of PNG, JPEG"),
     "none.png": (png(0, 0), "or without pixels"),

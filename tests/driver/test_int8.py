@@ -332,9 +332,32 @@ def test_verifying_says_what_it_does_not_repeat(capsys, folder, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     status, out, _ = run(capsys, "verify", tmp_path)
     assert status == 0 and "report.json does not say" in " ".join(out.split())
-    (tmp_path / "report.json").write_text("{")
+    for damaged, words in (
+        ("{", "is not JSON"),
+        (f'{{"a": {"1" * 5000}}}', "is not JSON"),
+        ('{"verify": 3}', "verify is not"),
+    ):
+        (tmp_path / "report.json").write_text(damaged)
+        status, _, err = run(capsys, "verify", tmp_path)
+        assert status == 3 and words in " ".join(err.split())
+    (tmp_path / "report.json").write_text('{"runtimes": 3}')
+    status, out, err = run(capsys, "verify", tmp_path)
+    assert status == 0 and "does not read as svitc writes it" in " ".join((out + err).split())
+
+
+def test_weights_in_other_files_are_not_read(capsys, folder, tmp_path, monkeypatch):
+    for name in FILES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    model = onnx.load(folder / "model.onnx")
+    tensor = next(each for each in model.graph.initializer if each.raw_data)
+    (tmp_path / "weights").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.chdir(tmp_path)  # from where a runtime would read them
     status, _, err = run(capsys, "verify", tmp_path)
-    assert status == 3 and "is not JSON" in err
+    assert status == 3 and f"keeps weights in other files: {tensor.name} is in 'weights'" in " ".join(err.split())
 
 
 def test_verifying_against_the_model_that_was_compiled(capsys, folder, tmp_path):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,14 +104,31 @@ def test_a_kill_at_any_byte_costs_one_point_at_most(tmp_path):
         store.add(f"k{n}", point(n), {"keeps": {"größe": "1/2"}})
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(ends[1] - 2, ends[2] + 2):
+    for cut in (*range(ends[0] + 2), *range(ends[1] - 2, ends[2] + 2)):
         path.write_bytes(whole[:cut])
         resumed = Store(path, "me", resume=True)
-        left = sum(end <= cut for end in ends) - 1
+        left = max(0, sum(end <= cut for end in ends) - 1)
         assert resumed.points == {f"k{n}": point(n) for n in range(left)}, cut
         for n in range(left, 4):
             resumed.add(f"k{n}", point(n), {})
         assert Store(path, "me", resume=True).points == {f"k{n}": point(n) for n in range(4)}, cut
+
+
+def test_a_file_that_cannot_be_cut_off_where_it_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "s.jsonl"
+    Store(path, "me").add("k", point(1), {})
+    path.write_bytes(path.read_bytes() + b"{")
+    whole, opened = path.read_bytes(), Path.open
+
+    def read_only(path, mode="r", *more, **options):
+        if mode != "rb":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(OutputError, match="cannot write .*Read-only file system"):
+        Store(path, "me", resume=True)
+    assert path.read_bytes() == whole
 
 
 def test_a_changed_number_is_measured_again(tmp_path):

@@ -96,15 +96,15 @@ def verify(
         try:
             verdict = verify_folder(program, exported, images, settings, reporter, original)
         except RuntimeFailure as error:
-            note_in_report(folder, failed_row(runtime, error.message))
+            note_in_report(folder, failed_row(runtime, error.message), exported)
             raise
         quantized = program.stage.name == "QUANTIZED"
-        unnoted = note_in_report(folder, verified_row(verdict, quantized))
+        unnoted = note_in_report(folder, verified_row(verdict, quantized), exported)
         if unnoted is not None:
             reporter.decide(f"the result is not in {folder}/report.json: {unnoted}")
     report = verdict.to_json() | ({} if promised is None else {"promise": promised.to_json()})
     if quantized and original is None:
-        report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
+        report["quantization_when_compiled"] = (read_report(folder).get("verify") or {}).get("quantization")
         if refusal is not None:
             report["quantization_refused"] = refusal
     _show(report, verdict, against, output.as_json)
