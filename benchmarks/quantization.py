@@ -37,8 +37,9 @@ JOBS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
     "aq-greedy, no gate": ("aq-greedy", {"gate": False}, None, {"max_drop": 0.01}),
     "aq-beam": ("aq-beam", {}, None, {"max_drop": 0.01}),
     "joint": ("auto", {}, "0.075", {}),
+    "joint 0.05": ("auto", {}, "0.05", {}),
 }
-TUNED = ("joint",)
+TUNED = ("joint", "joint 0.05")
 KEYS = (
     "memory",
     "parameters",
