@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from svitc.data import loader_factory, loaders, spill
-from svitc.data.dataset import is_factory, load_data, split
+from svitc.data.dataset import Reading, is_factory, load_data, split
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -115,13 +115,13 @@ def own(tmp_path, monkeypatch):
 def given(own, monkeypatch):
     """load_data of what a factory yields."""
 
-    def load(batches, spec=SPEC, **options):
+    def load(batches, spec=SPEC, limit=None, seed=0, **options):
         (own / "given_data.py").write_text("")
         sys.modules.pop("given_data", None)
         module = loader_factory._import("given_data.py")
         module.make = lambda: batches
         monkeypatch.setattr(loader_factory, "_import", lambda place: module)
-        return load_data("given_data.py:make", spec, INFO, **options)
+        return load_data("given_data.py:make", spec, INFO, limit, seed, Reading(**options))
 
     return load
 
@@ -382,7 +382,7 @@ def test_too_few_or_none(own):
     with pytest.raises(InputError, match="own_data:nothing gives no images"):
         load_data("own_data:nothing", SPEC, INFO)
     with pytest.raises(UsageError, match="--resize and --crop do not apply to own_data:loader"):
-        load_data("own_data:loader", SPEC, INFO, resize=20)
+        load_data("own_data:loader", SPEC, INFO, reading=Reading(resize=20))
 
 
 GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
