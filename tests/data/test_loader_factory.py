@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from svitc.data import loader_factory, loaders, spill
+from svitc.data import loader_factory, spill
 from svitc.data.dataset import Reading, is_factory, load_data, split
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
@@ -175,30 +175,6 @@ def test_a_sample_is_balanced_seeded_and_grows_from_its_beginning(own, limit):
     assert limit != 30 or numbers(load_data("own_data:loader", SPEC, INFO, limit=limit, seed=5)) != chosen
     held, rest = split(data, limit // 2) if limit > 1 else (data, data)
     assert set(numbers(held)) | set(numbers(rest)) == set(chosen)
-
-
-def test_one_pass_chooses_what_many_would():
-    """The sample out of a stream is the one that sorting everything gives, and never more is held."""
-    for trial in range(60):
-        rng = random.Random(trial)
-        labels = [min(rng.randrange(6), rng.randrange(6)) for _ in range(rng.randrange(1, 80))]
-        limit = rng.randrange(1, len(labels) + 1)
-        turns, held = loaders._BalancedSample(limit, trial), {}
-        for index, label in enumerate(labels):
-            slot = turns.offer(label)
-            if slot is not None:
-                held[slot] = index
-            assert len(held) <= limit
-        keys = random.Random(trial)
-        ranked = sorted((keys.random(), index) for index in range(len(labels)))
-        rank: Counter[int] = Counter()
-        order = []
-        for _, index in ranked:
-            order.append((rank[labels[index]], labels[index], index))
-            rank[labels[index]] += 1
-        assert [(held[slot], label) for slot, label in turns.order()] == [
-            (index, label) for _, label, index in sorted(order)[:limit]
-        ]
 
 
 def test_a_shuffling_loader_gives_the_same_every_time_and_disturbs_nothing(own):
