@@ -234,13 +234,13 @@ def _of_image(node: fx.Node) -> bool:
     return source.op == "placeholder"
 
 
-def weights_report(program: Program, pipeline: Pipeline, asked: str) -> WeightsReport:
+def weights_report(program: Program, pipeline: Pipeline, asked: str = "mixed") -> WeightsReport:
     """Describe the weights of a quantized program.
 
     Args:
         program: the quantized program.
         pipeline: the passes that quantized it.
-        asked: the type of weights that was asked for.
+        asked: the type of weights that was asked for; ``mixed`` where bits were chosen layer by layer.
     """
     layers: JsonDict = {}
     streams: dict[str, float] = {}

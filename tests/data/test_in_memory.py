@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -65,7 +65,7 @@ def test_images_without_labels(given):
 
 
 def test_labels_can_be_left_out_and_samples_taken():
-    assert not load_data((BYTES, LABELS), SPEC, INFO, unlabeled=True).labeled
+    assert not load_data((BYTES, LABELS), SPEC, INFO, reading=Reading(unlabeled=True)).labeled
     for given in ((BYTES, LABELS), loader()):
         assert sorted(load_data(given, SPEC, INFO, limit=5).labels.tolist()) == list(range(5))
         with pytest.raises(UsageError, match="11 is more than the 10 images"):
@@ -119,6 +119,6 @@ def test_the_line_of_a_failing_data_set_is_named():
 
 def test_loaders_are_not_resized():
     with pytest.raises(UsageError, match="resize and crop do not apply to DataLoader"):
-        load_data(loader(), SPEC, INFO, resize=8)
+        load_data(loader(), SPEC, INFO, reading=Reading(resize=8))
     with pytest.raises(InputError, match="have images \\[4, 3, 8, 8\\]|has images \\[4, 3, 8, 8\\]"):
         load_data(loader(torch.zeros(10, 3, 8, 8)), SPEC, INFO)

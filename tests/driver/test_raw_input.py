@@ -22,7 +22,7 @@ from svitc.cli.common import declared
 from svitc.cli.compile_options import CompileDataOptions
 from svitc.cli.views.compile import raw_input_line
 from svitc.cli.views.verify import verdict_line
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.data.inputs import random_inputs
 from svitc.driver.device_predict import to_input
 from svitc.driver.options import CompileOptions
@@ -96,7 +96,7 @@ def test_pictures_give_the_logits_of_the_float_file(done, folder, digits, tmp_pa
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    [(x, _)] = load_data(tmp_path, digits.input, digits.info, unlabeled=True).batches(2)
+    [(x, _)] = load_data(tmp_path, digits.input, digits.info, reading=Reading(unlabeled=True)).batches(2)
     expected = onnxruntime.InferenceSession(without_raw_input(done.onnx)).run(None, {"image": x.numpy()})[0]
     session, about = onnxruntime.InferenceSession(done.onnx), metadata(done.onnx)
     fed = np.concatenate([to_input(Image.open(tmp_path / f"{i}.png"), about) for i in range(2)])
