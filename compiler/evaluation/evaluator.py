@@ -164,6 +164,8 @@ class Evaluator:
         cache_bytes: largest size of the cached spikes; those of the first layers are left out first.
         progress: called with the number of images that the original has classified.
         metric: the user's function of outputs and targets: the labels, or without any the original's outputs.
+        joined: number of batches over which figures are summed up at a time, so that they do not depend on how many
+            images run together.
 
     Attributes:
         original: the measurement of the original.
@@ -182,7 +184,9 @@ class Evaluator:
         cache_bytes: int = CACHE_BYTES,
         progress: Callable[[int], None] | None = None,
         metric: Metric | None = None,
+        joined: int = 1,
     ) -> None:
+        self.joined = joined
         self.program, self.threads = program, threads
         self.chunks = [(x.numpy(), y.numpy()) for x, y in batches]
         self.images = sum(len(y) for _, y in self.chunks)
@@ -276,15 +280,16 @@ class Evaluator:
         if not quantized:
             known = self._cached(model, known)
         fed = [] if quantized else suffix.suffix(model, known)
-        session = self._session(model)
-        takes_image = backend.INPUT in session.input_names
+        takes_image = any(value.name == backend.INPUT for value in model.graph.input)
+        # beside the next candidate's export, as loading holds no lock of Python; the pool begins it before the batches
+        opened = self._pool.submit(self._session, model)
 
         def run(number: int) -> Outputs:
             spikes = self.spikes[number]
             feed = {spike.value: spikes[spike.path].unpack(known[spike.path].of) for spike in fed}
             if takes_image:
                 feed[backend.INPUT] = self.chunks[number][0]
-            return self._read(session.run(self.names, feed))
+            return self._read(opened.result().run(self.names, feed))
 
         return self._submit(run, images)
 
@@ -303,7 +308,8 @@ class Evaluator:
             images: number of images, rounded up to whole batches; None for all.
         """
         before = np.cumsum([0, *(len(labels) for _, labels in self.chunks)])[:-1]
-        numbers = [i for i, first in enumerate(before) if images is None or first < images]
+        first_of = [before[i - i % self.joined] for i in range(len(before))]
+        numbers = [i for i, first in enumerate(first_of) if images is None or first < images]
 
         def finish(outputs: list[Outputs]) -> Measurement:
             qualities = []
@@ -362,18 +368,21 @@ class Evaluator:
         for i in range(len(self.names)):
             if self.reader.scores is None or self.reader.scores.index != i:
                 total = RelativeError()
-                for outputs, original in zip(read, self._outputs, strict=False):
-                    total.add(outputs[i], original[i])
+                values, originals = (self._together([x[i] for x in every]) for every in (read, self._outputs))
+                for value, original in zip(values, originals, strict=False):
+                    total.add(value, original)
                 errors[i] = total.share
         return errors
 
     def _counted(self, logs: list[np.ndarray], index: int) -> Measurement:
         """Compare log-probabilities, batch by batch, with the labels and with the original's, of output ``index``."""
-        originals = [outputs[index] for outputs in self._outputs]
+        logs = self._together(logs)
+        originals = self._together([outputs[index] for outputs in self._outputs])
+        targets = self._together([labels for _, labels in self.chunks])
         right = lost = gained = 0
         loss = divergence = regret = 0.0
         images = 0
-        for log, reference, (_, labels) in zip(logs, originals, self.chunks, strict=False):
+        for log, reference, labels in zip(logs, originals, targets, strict=False):
             images += len(labels)
             right_now, right_before = log.argmax(axis=-1) == labels, reference.argmax(axis=-1) == labels
             right += int(right_now.sum())
@@ -385,3 +394,7 @@ class Evaluator:
             chosen = np.take_along_axis(probabilities, log.argmax(axis=-1)[:, None], axis=-1)[:, 0]
             regret += float((probabilities.max(axis=-1) - chosen).sum())
         return Measurement(right, images, lost, gained, loss / images, divergence / images, regret / images)
+
+    def _together(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Join the arrays of batches whose figures are summed up at a time."""
+        return [np.concatenate(values[i : i + self.joined]) for i in range(0, len(values), self.joined)]
