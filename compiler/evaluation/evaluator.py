@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
@@ -21,8 +21,8 @@ import torch
 
 from svitc import onnx as backend
 from svitc import runtimes
+from svitc.evaluation.candidate_files import CandidateFile, CandidateFiles
 from svitc.evaluation.comparison import OutputReader, RelativeError
-from svitc.evaluation.known_spikes import KnownSpikes, Part
 from svitc.evaluation.metric import BatchMetric, Metric
 from svitc.evaluation.packed import Packed
 from svitc.ir.program import Program, Stage
@@ -173,6 +173,7 @@ class Evaluator:
         spikes: for each batch, neuron -> cached spikes of the original.
         labeled: whether the images have labels, and an output scores classes.
         reader: reads what is compared of the outputs.
+        files: makes the files of candidates.
     """
 
     def __init__(
@@ -197,7 +198,6 @@ class Evaluator:
         self.spikes: list[dict[str, Packed]] = []
         self._outputs: list[list[np.ndarray]] = []  # of the original, as read, batch by batch
         self._targets: list[Any] = [torch.from_numpy(y) for _, y in self.chunks] if has_labels else []
-        self.known = KnownSpikes(program)
         workers = min(threads or os.cpu_count() or 1, len(self.chunks))
         self._session_threads = max(1, (threads or os.cpu_count() or 1) // workers)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluator")
@@ -211,6 +211,7 @@ class Evaluator:
     def _run_original(self, cache_bytes: int, progress: Callable[[int], None] | None, has_labels: bool) -> None:
         """Run the original on all images, and keep its outputs and spikes."""
         model = export_proto(self.program.copy())
+        self.files = CandidateFiles(self.program, model)
         exposed = suffix.expose(model, self._cacheable(model, cache_bytes))
         session = self._session(model)
         names = [*self.names, *(spike.value for spike in exposed)]
@@ -274,19 +275,17 @@ class Evaluator:
             images: measure on this many images only, rounded up to whole batches.
             plan: the channels that were kept, where that is known: the neurons of pruned channels are not run again.
         """
-        quantized = candidate.stage >= Stage.QUANTIZED  # all spikes may differ, so that the whole file has to run
-        known = {} if quantized else self.known(candidate, plan)
-        model = export_proto(candidate)
-        if not quantized:
-            known = self._cached(model, known)
-        fed = [] if quantized else suffix.suffix(model, known)
-        takes_image = any(value.name == backend.INPUT for value in model.graph.input)
+        if candidate.stage >= Stage.QUANTIZED:  # all spikes may differ, so that the whole file has to run
+            file = CandidateFile(export_proto(candidate), {}, [])
+        else:
+            file = self.files(candidate, plan, self.spikes[0])
+        takes_image = any(value.name == backend.INPUT for value in file.model.graph.input)
         # beside the next candidate's export, as loading holds no lock of Python; the pool begins it before the batches
-        opened = self._pool.submit(self._session, model)
+        opened = self._pool.submit(self._session, file.model)
 
         def run(number: int) -> Outputs:
             spikes = self.spikes[number]
-            feed = {spike.value: spikes[spike.path].unpack(known[spike.path].of) for spike in fed}
+            feed = {spike.value: spikes[spike.path].unpack(file.known[spike.path].of) for spike in file.fed}
             if takes_image:
                 feed[backend.INPUT] = self.chunks[number][0]
             return self._read(opened.result().run(self.names, feed))
@@ -318,24 +317,6 @@ class Evaluator:
             return self._point([read for read, _ in outputs], qualities)
 
         return Running([self._pool.submit(run, number) for number in numbers], finish)
-
-    def _cached(self, model: onnx.ModelProto, known: Mapping[str, Part]) -> dict[str, Part]:
-        """Return the known spikes that are cached, and stored as a candidate's file has them.
-
-        Args:
-            model: the candidate's file.
-            known: the parts of spikes that the candidate computes.
-        """
-        shapes = {
-            info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
-            for info in model.graph.value_info
-        }
-        usable: dict[str, Part] = {}
-        for spike in suffix.spikes(model):
-            part, packed = known.get(spike.path), self.spikes[0].get(spike.path)
-            if part is not None and packed is not None and part.fits(packed.shape, shapes.get(spike.value)):
-                usable[spike.path] = part
-        return usable
 
     def _point(self, read: list[list[np.ndarray]], qualities: list[float]) -> Measurement:
         """Compare outputs, batch by batch, with the labels and with the original's.
