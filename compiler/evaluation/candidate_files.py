@@ -89,7 +89,8 @@ class CandidateFiles:
         known = self.known(candidate, plan)
         group = self._single(candidate, plan)
         sizes = [] if plan is None or group is None else _sizes(group, plan.keep[group.name])
-        key = None if group is None else (group.name, *(left < size for size, left in sizes))
+        # what is left of a file depends on which spikes are known, and only what was left has been compared
+        key = None if group is None else (group.name, *(left < size for size, left in sizes), frozenset(known))
         resized = self._resized.get(key)
         if resized is not None:
             self.stamped += 1
