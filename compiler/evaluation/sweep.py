@@ -7,8 +7,10 @@ by the same command after it was interrupted) are answered from the file.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +39,7 @@ BATCH_IMAGES = 5  # larger batches do not fit into the processor's caches
 JOINED = 2  # batches whose figures are summed up together: those of files that were written with 10 images in a batch
 METRIC_BATCH_IMAGES = 50  # a metric of the user's is a mean over batches
 AHEAD = 1  # rounds that run while the next one's networks are built
+TURN_S = 0.0005  # a batch may take a millisecond, so that its thread must not wait for Python's 5 until it goes on
 
 
 @dataclass(frozen=True)
@@ -188,19 +191,20 @@ class Sweep:
         size, rank, start_time = self.world.size, self.world.rank, time.perf_counter()
         running: list[tuple[str, Running, JsonDict] | None] = []  # this rank's of each round that has begun
         try:
-            for start in range(0, len(todo), size):
-                self.reporter.progress(stage, len(plans) - len(todo) + max(0, start - AHEAD * size), len(plans))
-                batch = todo[start : start + size]
-                begun = None
-                if rank < len(batch):
-                    key, plan = batch[rank]
-                    about = {"refit": refit, **_widths(plan)}
-                    begun = (key, self.evaluator.start(self._final(plan, refit), plan=plan), about)
-                running.append(begun)
-                if len(running) > AHEAD:
+            with _short_turns():
+                for start in range(0, len(todo), size):
+                    self.reporter.progress(stage, len(plans) - len(todo) + max(0, start - AHEAD * size), len(plans))
+                    batch = todo[start : start + size]
+                    begun = None
+                    if rank < len(batch):
+                        key, plan = batch[rank]
+                        about = {"refit": refit, **_widths(plan)}
+                        begun = (key, self.evaluator.start(self._final(plan, refit), plan=plan), about)
+                    running.append(begun)
+                    if len(running) > AHEAD:
+                        self._finish(running.pop(0))
+                while running:
                     self._finish(running.pop(0))
-            while running:
-                self._finish(running.pop(0))
         except BaseException:
             for entry in running:
                 if entry is not None:
@@ -248,6 +252,17 @@ class Sweep:
             self.store.add(key, point, about)
         else:
             self.store.points[key] = point
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let a thread go on soon after ONNX Runtime has run its batch, while this one builds the next network."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _widths(plan: Plan) -> JsonDict:
