@@ -18,6 +18,7 @@ from svitc.ir import axes, ops
 from svitc.ir.channel_groups import ChannelGroup, channel_groups
 from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
 from svitc.ir.group_kinds import group_kinds
+from svitc.ir.module_copy import copied
 from svitc.ir.outputs import as_tuple, output_names, restored
 from svitc.ir.printer import dump
 from svitc.ir.type_inference import infer
@@ -107,10 +108,18 @@ class Program:
             self._groups = channel_groups(self.module)
         return self._groups
 
-    def copy(self) -> Program:
-        """Return an independent copy, including weights, graph and types."""
-        twin = Program(copy.deepcopy(self.module), self.input, self.stage, copy.deepcopy(self.info))
-        twin.retype()
+    def copy(self, retype: bool = True) -> Program:
+        """Return an independent copy, including weights, graph and types.
+
+        Args:
+            retype: whether the copy gets types of its own. Otherwise it shares those of the original, which saves time
+                where a pass that infers them again comes next.
+        """
+        twin = Program(copied(self.module), self.input, self.stage, copy.deepcopy(self.info))
+        if retype:
+            twin.retype()
+        else:
+            twin._groups = self._groups
         return twin
 
     def parameter_count(self) -> int:

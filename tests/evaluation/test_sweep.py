@@ -97,6 +97,19 @@ def test_resumed_and_not_measured_again(program, plans, tmp_path):
     assert Store(path, "me", resume=True).points == sweep.store.points
 
 
+def test_threads_take_short_turns_while_a_sweep_runs(program, plans):
+    before, seen = sys.getswitchinterval(), []
+
+    class Watching(Counting):
+        def start(self, candidate, plan) -> Counted:
+            seen.append(sys.getswitchinterval())
+            return super().start(candidate, plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(program, Watching(die_after=1), None, Store(None, ""))(plans)
+    assert max(seen) < before == sys.getswitchinterval()
+
+
 def test_a_kill_at_any_byte_costs_one_point_at_most(tmp_path):
     path = tmp_path / "s.jsonl"
     store = Store(path, "me")
