@@ -20,6 +20,7 @@ from svitc.ir.program import Program
 
 PERIOD = 16  # steps; far below 128, since a factor multiplies sums that are large themselves
 
+
 def step_gains(program: Program, whole: AbstractSet[fx.Node] = frozenset()) -> dict[fx.Node, int]:
     """Return the gain of quantized layers and of products with a number: 1, -1, or 0 for nodes that are missing.
 
@@ -28,10 +29,10 @@ def step_gains(program: Program, whole: AbstractSet[fx.Node] = frozenset()) -> d
         whole: nodes that are lowered on all steps at once, where no step has a factor of its own.
 
     With gain 1, step t is emitted times 2^(t mod PERIOD); with gain -1, times its negative. All nodes that add up to
-    one current have the same gain. It is not 0 if only neurons of time constant 2 read the current: they need not halve their membranes
-    then. It is -1 if, moreover, these neurons have a hard reset, which is one operation for negative membranes, and no
-    maximum is taken of the current. If a maximum is taken before anything else is added, the max pool itself has gain
-    -1: it changes the sign.
+    one current have the same gain. It is not 0 if only neurons of time constant 2 read the current: they need not halve
+    their membranes then. It is -1 if, moreover, these neurons have a hard reset, which is one operation for negative
+    membranes, and no maximum is taken of the current. If a maximum is taken before anything else is added, the max pool
+    itself has gain -1: it changes the sign.
     """
     gains: dict[fx.Node, int] = {}
     ranges = integer_ranges(program)
