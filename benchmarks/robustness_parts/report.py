@@ -12,6 +12,7 @@ from matplotlib import pyplot
 
 from common import RESULTS, publish, table
 from robustness_parts.log import Log
+from robustness_parts.scale import laws
 
 NOTE = (
     "Made by `benchmarks/robustness.py`; docs/reliability.md says what is promised and what is not. Faults found on "
@@ -35,7 +36,7 @@ def publish_all(work: Path) -> None:
         _plot(rows["scale"], RESULTS / "robustness.svg")
         columns = ("axis", "size", "seconds", "peak_mb", "outcome")
         parts += ["## Time and memory against size", "![plot](robustness.svg)"]
-        parts += [table([{key: row[key] for key in columns} for row in rows["scale"]])]
+        parts += [table([{key: row[key] for key in columns} for row in rows["scale"]]), table(laws(rows["scale"]))]
     if rows["memory"]:
         keys = ("way", "whole_process_mb", "seconds", "outcome")
         parts += [

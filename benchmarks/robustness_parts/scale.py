@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from spikingjelly.activation_based import neuron
 from spikingjelly.activation_based.model.spikformer import Spikformer
+from torch import nn
 
 import svitc
 from common import build, warm
@@ -44,6 +46,23 @@ SIZES: dict[str, tuple[int, ...]] = {
 }
 
 
+class OnePixel(nn.Module):
+    """A model for which one pixel makes sense: the built-in families halve their images four times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fires = nn.Conv2d(3, 16, 1), neuron.LIFNode(tau=2.0, step_mode="m")
+        self.second, self.fires_again = nn.Conv2d(16, 16, 1), neuron.LIFNode(tau=2.0, step_mode="m")
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, 3, 1, 1]`` to scores ``[N, 4]``, over two time steps."""
+        currents = self.first(x).unsqueeze(0).repeat(2, 1, 1, 1, 1)
+        spikes = self.fires(currents)
+        spikes = self.fires_again(self.second(spikes.flatten(0, 1)).unflatten(0, (2, -1)))
+        return self.head(spikes.mean((3, 4))).mean(0)
+
+
 def _compile(size: int, axis: str) -> object:
     torch.manual_seed(0)
     keys = {"time steps": "T", "depth": "depths", "width": "embed_dims", "classes": "num_classes"}
@@ -51,11 +70,11 @@ def _compile(size: int, axis: str) -> object:
     side = 16
     if axis == "image":
         side = size
-        patch = {1: 1, 16: 4}.get(size, 16)
+        patch = 4 if size == 16 else 16
         arguments |= {"img_size_h": size, "img_size_w": size, "patch_size": patch}
     else:
         arguments[keys[axis.partition(",")[0]]] = size
-    model = Spikformer(**arguments).eval()
+    model = (OnePixel() if (axis, size) == ("image", 1) else Spikformer(**arguments)).eval()
     if size < 1024:
         warm(model, (3, side, side))
     program = svitc.capture(model, svitc.InputSpec((3, side, side)))
@@ -111,6 +130,27 @@ def run(log: Log, _: argparse.Namespace) -> None:
                 return
             if not log.has(axis=axis, size=size):
                 log.add(axis=axis, size=size, **apart(lambda axis=axis, size=size: _one(axis, size)))
+
+
+def laws(rows: list[dict]) -> list[dict]:
+    """Return for each axis the exponents of time and memory: of the best line through all sizes, and of the last two.
+
+    The last two are the law; what every size needs, such as the start, is in the first.
+    """
+    found = []
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        own = [row for row in rows if row["axis"] == axis and row["outcome"] == "done"]
+        if len(own) < 2:
+            continue
+        sizes = np.log([row["size"] for row in own])
+        values = {"time": [max(row["seconds"], 0.01) for row in own], "memory": [max(row["peak_mb"], 1) for row in own]}
+        entry = {"axis": axis, "sizes": f"{own[0]['size']:,} to {own[-1]['size']:,}"}
+        for name, numbers in values.items():
+            logs = np.log(numbers)
+            entry[f"exponent of {name}"] = round(float(np.polyfit(sizes, logs, 1)[0]), 2)
+            entry[f"of {name}, last two"] = round(float((logs[-1] - logs[-2]) / (sizes[-1] - sizes[-2])), 2)
+        found.append(entry)
+    return found
 
 
 def _one(axis: str, size: int) -> object:
