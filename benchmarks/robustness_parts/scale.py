@@ -37,7 +37,7 @@ SMALL = {"T": 2, "img_size_h": 16, "img_size_w": 16, "patch_size": 4, "embed_dim
 SIZES: dict[str, tuple[int, ...]] = {
     "time steps": (4, 16, 64, 256),
     "depth": (1, 4, 16, 64),
-    "width": (64, 256, 1024, 4096),
+    "width": (64, 256, 1024, 2048, 4096),
     "classes": (10, 100, 1000, 10_000),
     "image": (1, 16, 64, 256, 1024),
     "images in a folder": (1000, 10_000, 100_000, 1_000_000),
@@ -179,6 +179,8 @@ def apart(work: Callable[[], object], seconds: int = MOST_SECONDS) -> dict:
             outcome = f"refused: {error.message}"
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"
+        if outcome != "done" and peak() > 0.95 * MOST_BYTES:
+            outcome = f"stopped at {MOST_BYTES >> 30} GiB: {outcome}"
         taken = round(time.perf_counter() - start, 2)
         row = {"seconds": taken, "peak_mb": round((peak() - before) / 1e6), "outcome": outcome[:200]}
         row["whole_process_mb"] = round(peak() / 1e6)

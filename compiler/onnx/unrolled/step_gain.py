@@ -1,7 +1,7 @@
 """Choose which input currents are scaled by a power of two at each time step, so that neurons need fewer operations.
 
-How a neuron uses such a current is described in neuron_functions.py. After ``PERIOD`` steps the powers start again, as
-2^128 is no float32; and so that a file of many steps has no more constants than one of ``PERIOD`` steps.
+How a neuron uses such a current is described in neuron_functions.py. After ``PERIOD`` steps the powers start again:
+2^128 is no float32, and steps of equal powers share thresholds and biases.
 """
 
 from __future__ import annotations
