@@ -14,6 +14,7 @@ from matplotlib import pyplot
 
 from common import RESULTS, made_with, publish, table
 from robustness_parts.log import Log
+from robustness_parts.scale import laws
 
 NOTE = (
     "Made by `benchmarks/robustness.py`; docs/reliability.md says what is promised and what is not. Faults found on "
@@ -56,7 +57,8 @@ def _section(name: str, rows: list[dict], made: dict | None) -> list[str]:
         "memory": ("Peak memory, spikformer_s at 224x224", _memory),
     }[name]
     plot = ["![plot](robustness.svg)"] if name == "scale" else []
-    return [f"## {title}", *plot, _made(made), table(tables(rows))]
+    fits = [table(laws(rows))] if name == "scale" else []
+    return [f"## {title}", *plot, _made(made), table(tables(rows)), *fits]
 
 
 def _made(made: dict | None) -> str:
