@@ -271,7 +271,15 @@ class Compiler:
         """Give weights their stored type, and export the program, unless the search has done so."""
         found = searched.exported if pruned is searched.pruned else None
         with reporter.stage("export"):
-            return found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
+            lowered = found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
+        # fine-tuning may spread scales, which are then stored in a wider type
+        over = lowered.stored_bytes - task.limit if task.limit is not None and task.of == "bytes" else 0
+        if over > 0 and self.options.finetune and not task.whole:
+            reporter.decide(
+                f"after fine-tuning the file takes {lowered.stored_bytes:,} bytes, {over:,} more than the budget: some "
+                "of its scales take more bits; a budget that is smaller by as much leaves room for them"
+            )
+        return lowered
 
     def _verify(self, task: Task, pruned: Program, lowered: Exported, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""

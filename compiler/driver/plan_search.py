@@ -75,8 +75,7 @@ def search_plan(workspace: Workspace, policy: Policy, task: Task, reporter: Repo
     elif task.limit is None and workspace.options.max_drop is not None:
         return _within_drop(workspace, policy, task, reporter)
     else:
-        of = budget.of if budget is not None else "bytes"
-        searched = _within_limit(workspace, policy, task, task.limit, of, reporter)
+        searched = _within_limit(workspace, policy, task, task.limit, task.of, reporter)
     plan = _prepared_as(task, searched.plan)
     if budget is not None:
         plan.provenance["budget"] = budget.text

@@ -33,5 +33,10 @@ class Task:
     whole: bool = False
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def of(self) -> str:
+        """What the limit counts: ``bytes`` or ``parameters``; ``latency`` where time is limited instead."""
+        return "bytes" if self.budget is None else self.budget.of
+
 
 __all__ = ["Task"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 
 import svitc
+import svitc.driver.compiler
 from support.families import FAMILIES
 from support.measured import family
 
@@ -42,3 +45,14 @@ def test_parameter_budgets(digits, budget, most):
 def test_byte_budgets(digits):
     memory = svitc.compile(digits, "400kB", images=1, no_data="uniform").report["memory"]
     assert 0.99 * 400_000 < memory["compiled_bytes"] <= 400_000
+
+
+def test_a_file_that_fine_tuning_made_larger_is_said_to_be(digits, monkeypatch):
+    """Scales that training spreads take more bits; here the whole network stands for what training returns."""
+    whole, before = digits.copy(), svitc.driver.compiler.finetune
+    monkeypatch.setattr(svitc.driver.compiler, "finetune", lambda *a, **k: replace(before(*a, **k), program=whole))
+    x = np.zeros((40, 1, 8, 8), dtype=np.float32)
+    data = svitc.open_data(digits, (x, np.arange(40) % 10))
+    report = svitc.compile(digits, "400kB", policy="uniform", data=data, train_data=data, finetune=1, images=1).report
+    size = report["memory"]["compiled_bytes"]
+    assert any(f"takes {size:,} bytes, {size - 400_000:,} more than the budget" in s for s in report["decisions"])
