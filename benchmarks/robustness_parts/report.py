@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -146,13 +147,19 @@ def _disk(rows: list[dict]) -> list[dict]:
             "run": kind,
             "over": over,
             "tries": len(own),
-            "at": ", ".join(row["what"].removeprefix("full at ") for row in own) if what == "full" else "",
+            "no room for": ", ".join(dict.fromkeys(map(_without_room, own))) if what == "full" else "",
             "came to": _counted(row["result"] for row in own),
             "statuses": _counted(str(row["status"]) for row in own),
             "gone on": _counted(row["resumed"] for row in own),
         }
         for (what, kind, over), own in groups.items()
     ]
+
+
+def _without_room(row: dict) -> str:
+    """The file that a message on a full disk names; the lock is the only one that none names."""
+    found = re.search(r"\(([\w.]+)\): No space|([\w.]+\.jsonl): No space", row["message"])
+    return found[1] or found[2] if found else "the lock"
 
 
 def _clock(rows: list[dict]) -> list[dict]:
