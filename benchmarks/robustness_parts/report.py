@@ -13,8 +13,9 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from common import RESULTS, made_with, publish, table
+from common import RESULTS, environment, made_with, publish, table
 from robustness_parts.log import Log
+from robustness_parts.scale import laws
 
 NOTE = (
     "Made by `benchmarks/robustness.py`; docs/reliability.md says what is promised and what is not. Faults found on "
@@ -32,7 +33,8 @@ def publish_all(work: Path) -> None:
     for name in PARTS:
         rows[name] = Log(work / f"{name}.jsonl", 0).rows
         if rows[name]:
-            made[name] = json.loads((work / f"{name}.made.json").read_text())
+            origin = work / f"{name}.made.json"
+            made[name] = json.loads(origin.read_text()) if origin.is_file() else environment()
         else:
             rows[name] = before.get(name, [])
     table_of_hostile = _hostile(rows.pop("hostile")) or before.get("rows", [])
@@ -57,7 +59,8 @@ def _section(name: str, rows: list[dict], made: dict | None) -> list[str]:
         "memory": ("Peak memory, spikformer_s at 224x224", _memory),
     }[name]
     plot = ["![plot](robustness.svg)"] if name == "scale" else []
-    return [f"## {title}", *plot, _made(made), table(tables(rows))]
+    fits = [table(laws(rows))] if name == "scale" else []
+    return [f"## {title}", *plot, _made(made), table(tables(rows)), *fits]
 
 
 def _made(made: dict | None) -> str:

@@ -2,11 +2,13 @@
 
 One pass over the images collects, for every projection, the second moments of its input (for spikes: how often two
 inputs fire together), for every product of two activations, the moments of its terms, and for every neuron, how often
-each channel fires. Gradients are computed only on demand.
+each channel fires. Moments of inputs averaged over time, and gradients, are computed only on demand.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from svitc.analysis import im2col
 from svitc.errors import UsageError
@@ -28,6 +30,7 @@ BATCH_IMAGES = 32
 ROWS = 8_192  # least number of positions for the moments of one layer
 ROWS_PER_INPUT = 16  # least number of positions for each input of the layer
 WIDEST = 6_000  # largest number of inputs of a layer, kernel included, whose moments fit in memory
+STEP_SHARE = 0.1  # of single time steps in smoothed moments; the rest is of averages over time
 
 
 @dataclass
@@ -54,6 +57,13 @@ class Moments:
         """Return the covariance of the inputs, ``[D, D]``."""
         return self.products / self.rows - torch.outer(self.mean, self.mean)
 
+    def mixed(self, other: Moments, share: float) -> Moments:
+        """Return the moments of a mixture: a share of the rows of ``other``, and the rest of these."""
+        parts = ((self, 1 - share), (other, share))
+        total = sum(weight * moments.mean for moments, weight in parts)
+        products = sum(weight * (moments.products / moments.rows) for moments, weight in parts)
+        return Moments(1, torch.as_tensor(total), torch.as_tensor(products))
+
 
 class Calibration:
     """Statistics of a program on images, in float64.
@@ -79,12 +89,35 @@ class Calibration:
         self._taylor: dict[str, torch.Tensor] | None = None
         self.images = inputs.shape[program.input.batch_dim]
         generator = torch.Generator().manual_seed(seed)
-        program.module.eval()
+        self._observe(_Observer(self, generator))
+
+    def _observe(self, observer: _Observer | _AverageObserver) -> None:
+        """Run the program on all images, batch by batch."""
+        self.program.module.eval()
         with torch.no_grad():
             for x, _ in self._batches():
-                program.reset()
-                _Observer(self, x.shape[program.input.batch_dim] / self.images, generator).run(x)
-        program.reset()
+                self.program.reset()
+                observer.share = x.shape[self.program.input.batch_dim] / self.images
+                observer.run(x)
+        self.program.reset()
+
+    @functools.cached_property
+    def smoothed(self) -> dict[str, Moments]:
+        """Layer -> moments of its input of which mostly the average over time counts, a little also single steps.
+
+        A neuron adds up its current over time. Where the image stays the same, what differs between the steps averages
+        out, and mostly an error of the average remains. Event frames differ, and count step by step. The program must
+        not have changed.
+        """
+        if self.program.input.events:
+            return self.moments
+        observer = _AverageObserver(self, torch.Generator().manual_seed(self.seed))
+        self._observe(observer)
+        averages = observer.moments
+        return {
+            name: averages[name].mixed(moments, STEP_SHARE) if name in averages else moments
+            for name, moments in self.moments.items()
+        }
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         batch = self.program.input.at_once(BATCH_IMAGES)
@@ -162,11 +195,15 @@ class _SpikeRecorder(fx.Interpreter):
 
 
 class _Observer(fx.Interpreter):
-    """Interpreter that adds the moments and rates of one batch to a calibration."""
+    """Interpreter that adds the moments and rates of one batch to a calibration.
 
-    def __init__(self, calibration: Calibration, share: float, generator: torch.Generator) -> None:
+    Attributes:
+        share: of all images that are in the batch.
+    """
+
+    def __init__(self, calibration: Calibration, generator: torch.Generator) -> None:
         super().__init__(calibration.program.module)
-        self.calibration, self.share, self.generator = calibration, share, generator
+        self.calibration, self.generator, self.share = calibration, generator, 1.0
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
@@ -177,15 +214,9 @@ class _Observer(fx.Interpreter):
                 calibration.rates[name] = calibration.rates.get(name, 0) + _sum(
                     value.double(), calibration.program.type_of(n), means=True
                 )
-            elif im2col.solvable(module) and module.weight[0].numel() <= WIDEST:
-                max_rows = int(self.share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))
-                rows, _ = im2col.rows(module, self.env[n.all_input_nodes[0]], value, max_rows, self.generator)
-                previous = calibration.moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
-                calibration.moments[name] = Moments(
-                    previous.rows + len(rows),
-                    previous.total + rows.sum(0).double(),
-                    previous.products + (rows.T @ rows).double(),
-                )
+            elif _observed(module):
+                rows = _rows(module, self.env[n.all_input_nodes[0]], value, self.share, self.generator)
+                _add(calibration.moments, name, rows)
         elif n.target in (torch.matmul, operator.matmul):
             self._product(n)
         return value
@@ -202,6 +233,82 @@ class _Observer(fx.Interpreter):
         self.calibration.terms[n.name] = (
             self.calibration.terms.get(n.name, 0) + summed.reshape(-1, *both.shape[-2:]).numpy()
         )
+
+
+class _AverageObserver(fx.Interpreter):
+    """Interpreter that adds up the moments of inputs averaged over time, of one batch.
+
+    Attributes:
+        moments: layer -> moments of the average of its input; without layers that read several steps at once.
+        share: of all images that are in the batch.
+    """
+
+    def __init__(self, calibration: Calibration, generator: torch.Generator) -> None:
+        super().__init__(calibration.program.module)
+        self.program, self.generator, self.share = calibration.program, generator, 1.0
+        self.moments: dict[str, Moments] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if isinstance(module, nn.Module) and _observed(module):
+            source = n.all_input_nodes[0]
+            dims = self.program.type_of(source)
+            consumed = dims[-1:] if isinstance(module, nn.Linear) else dims[1:]
+            if not any(axis.kind == Kind.TIME for dim in consumed for axis in dim):
+                steps = math.prod(axis.size for dim in dims for axis in dim if axis.kind == Kind.TIME)
+                x, y = _time_sum(self.env[source], dims), _time_sum(value, self.program.type_of(n))
+                _add(self.moments, str(n.target), _rows(module, x, y, self.share, self.generator), steps)
+        return value
+
+
+def _observed(module: nn.Module) -> bool:
+    """Return whether moments of a layer's input are collected."""
+    return im2col.solvable(module) and module.weight[0].numel() <= WIDEST  # type: ignore[index, operator]
+
+
+def _rows(
+    module: nn.Module, x: torch.Tensor, y: torch.Tensor, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Return the inputs of a layer at some positions, ``[rows, D]``: a share of as many as its moments take.
+
+    Args:
+        module: the layer.
+        x: its input.
+        y: its output, of which only the shape counts.
+        share: of the images that are in the batch.
+        generator: the source of randomness.
+    """
+    limit = int(share * max(ROWS, ROWS_PER_INPUT * module.weight[0].numel()))  # type: ignore[index, operator]
+    return im2col.rows(module, x, y, limit, generator)[0]
+
+
+def _add(moments: dict[str, Moments], name: str, rows: torch.Tensor, steps: int = 1) -> None:
+    """Add rows to the moments of a layer; of averages, as sums over ``steps``, since sums of spikes are exact."""
+    previous = moments.get(name, Moments(0, 0, 0))  # type: ignore[arg-type]
+    moments[name] = Moments(
+        previous.rows + len(rows),
+        previous.total + rows.sum(0).double() / steps,
+        previous.products + (rows.T @ rows).double() / steps**2,
+    )
+
+
+def _time_sum(value: torch.Tensor, dims: Dims) -> torch.Tensor:
+    """Return the sum of a value over its time axes, whose sizes become 1.
+
+    Args:
+        value: of the shape that ``dims`` says.
+        dims: its type.
+    """
+    leaves = [axis for dim in dims for axis in dim]
+    times = [i for i, axis in enumerate(leaves) if axis.kind == Kind.TIME]
+    if not times:
+        return value
+    split = value.reshape([-1 if axis.kind == Kind.BATCH else axis.size for axis in leaves])
+    sizes = [
+        [1 if axis.kind == Kind.TIME else -1 if axis.kind == Kind.BATCH else axis.size for axis in dim] for dim in dims
+    ]
+    return split.sum(times).reshape([-1 if -1 in dim else math.prod(dim) for dim in sizes])
 
 
 def channel_leaves(dims: Dims) -> tuple[Axis, ...]:

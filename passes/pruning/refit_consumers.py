@@ -23,8 +23,9 @@ class RefitConsumers(Pass):
     before   W_K S_K                                        W, S restricted to the kept inputs K
     after    (W_K + W_P C_PK C_KK^-1) S_K                   C = covariance of S, P what was removed
 
-    This is the least-squares approximation of W S, with a free mean. A batch norm after the layer gets the mean and
-    variance of the new output, a bias the new mean. The moments are those of inputs that fire as in the original. This
+    This is the least-squares approximation of W S, with a free mean, mostly of its average over time, since neurons add
+    up what they get (``Calibration.smoothed``). A batch norm after the layer gets the mean and variance of the new
+    output, a bias the new mean. The moments are those of inputs that fire as in the original. This
     holds after one pruned layer; after several in a row, the errors of earlier layers are left to ReestimateBatchNorm.
     (Solving each layer on its real inputs in the pruned network was tried and was worse: least squares shrinks the
     weights of inputs that have become noisy.)
@@ -75,15 +76,16 @@ class RefitConsumers(Pass):
             inputs: indices of the kept inputs.
         """
         moments = self.calibration.moments[str(node.target)]
+        smoothed = self.calibration.smoothed[str(node.target)].covariance
         kernel = projection.weight[0, 0].numel()
         full = self._original(node, "weight", outputs).flatten(1).double()
         keep = torch.from_numpy((inputs[:, None] * kernel + np.arange(kernel)).reshape(-1))
         removed = torch.ones(full.shape[1], dtype=torch.bool)
         removed[keep] = False
         covariance, mean = moments.covariance, moments.mean
-        kept_covariance = covariance[keep][:, keep].clone()
+        kept_covariance = smoothed[keep][:, keep].clone()
         kept_covariance.diagonal().add_(RIDGE * kept_covariance.diagonal().mean().clamp_min(1e-12))
-        correction = torch.linalg.solve(kept_covariance, covariance[keep][:, removed] @ full[:, removed].T).T
+        correction = torch.linalg.solve(kept_covariance, smoothed[keep][:, removed] @ full[:, removed].T).T
         weight = full[:, keep] + correction
         shift = weight @ mean[keep] - full @ mean
         new_variance, old_variance = (

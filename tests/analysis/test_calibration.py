@@ -7,6 +7,8 @@ import operator
 import numpy as np
 import pytest
 import torch
+from spikingjelly.activation_based import layer
+from spikingjelly.activation_based.neuron import LIFNode
 from torch import fx, nn
 
 from support.families import FAMILIES
@@ -14,8 +16,10 @@ from support.measured import family, images_of, prunable
 from svitc.analysis import calibration as calibrating
 from svitc.analysis import im2col
 from svitc.analysis.calibration import Calibration
+from svitc.frontends.capture.capture import capture
 from svitc.ir import ops
 from svitc.ir.axes import Kind
+from svitc.ir.graph import InputSpec
 
 
 class Values(fx.Interpreter):
@@ -48,10 +52,10 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("most", [10**6, 90])
-@pytest.mark.parametrize("layer", LAYERS)
-def test_rows_times_weights_are_the_output(layer, most):
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rows_times_weights_are_the_output(kind, most):
     torch.manual_seed(0)
-    module, shape = LAYERS[layer]
+    module, shape = LAYERS[kind]
     x = torch.randn(shape)
     with torch.no_grad():
         y = module(x)
@@ -122,6 +126,48 @@ def test_many_positions_are_sampled_evenly(monkeypatch):
     assert not torch.equal(some.products, Calibration(program, x, y, seed=1).moments[path].products)
     monkeypatch.setattr(calibrating, "WIDEST", 100)
     assert path not in Calibration(program, x, y).moments
+
+
+@pytest.mark.parametrize("name", ["spikformer", "sdt"])
+def test_deviations_from_the_average_over_time_count_less(name):
+    program = family(name)
+    x, y = images_of(program, 3)
+    calibration, values = Calibration(program, x, y), values_of(program, x)
+    seen = 0
+    for path, moments in calibration.smoothed.items():
+        node = next(node for node in program.graph.nodes if node.target == path)
+        module, times = program.module_of(node), [a for d in program.type_of(node) for a in d if a.kind == Kind.TIME]
+        few = calibration.moments[path].rows < calibrating.ROWS // 2  # so that moments are of every position
+        if module.weight[0].numel() != module.weight.shape[1] or not few or not times:
+            continue
+        source = values[node.all_input_nodes[0]].double()
+        flat = (source if isinstance(module, nn.Linear) else source.movedim(1, -1)).reshape(-1, module.weight.shape[1])
+        steps = flat.reshape(times[0].size, -1, flat.shape[1])  # time is the first axis of these families
+        mean = steps.mean(0)
+        within = (steps - mean).flatten(0, 1).T.cov(correction=0)
+        assert torch.allclose(moments.mean, mean.mean(0), atol=1e-6), path
+        expected = mean.T.cov(correction=0) + calibrating.STEP_SHARE * within
+        assert torch.allclose(moments.covariance, expected, atol=1e-5), path
+        seen += float(within.abs().max()) > 0.01
+    assert seen > 3
+
+
+class Events(nn.Module):
+    """Spikes of event frames, a layer that reads them, and a mean over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = layer.Conv2d(2, 6, 3, padding=1, step_mode="m")
+        self.lif, self.head = LIFNode(step_mode="m"), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lif(self.conv(x)).mean((3, 4))).mean(0)
+
+
+def test_event_frames_are_not_smoothed():
+    program = capture(Events().eval(), InputSpec((3, 2, 6, 6)))
+    calibration = Calibration(program, torch.randn(3, 2, 2, 6, 6), torch.zeros(2, dtype=torch.long))
+    assert calibration.smoothed is calibration.moments and set(calibration.moments) >= {"head"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from svitc.data.dataset import load_data, split
+from svitc.data.dataset import Reading, load_data, split
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -248,7 +248,7 @@ def test_a_fingerprint_is_of_what_is_read(npz, folder, zipped, tmp_path):
         *(load_data(path, SPEC, NAMES, limit=6, seed=seed).fingerprint() for seed in (0, 1)),
         load_data(path, SPEC, NAMES, limit=5).fingerprint(),
         load_data(path, SPEC, {**NAMES, "normalize": normalize}).fingerprint(),
-        load_data(path, SPEC, NAMES, resize=9).fingerprint(),
+        load_data(path, SPEC, NAMES, reading=Reading(resize=9)).fingerprint(),
         load_data(path, InputSpec((3, 4, 4)), NAMES).fingerprint(),
     ]
     other = arrays["images"].copy()

@@ -21,7 +21,7 @@ import svitc
 from support.measured import digits_file, family, halved, prunable
 from support.paths import DIGITS
 from svitc.cli.main import main
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.errors import InputError, OutputError
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import Store, fingerprint, key_of
@@ -95,6 +95,19 @@ def test_resumed_and_not_measured_again(program, plans, tmp_path):
     assert sweep(plans) == want and again.calls == sweep.measured == 3
     assert sweep(plans) == want and again.calls == 3
     assert Store(path, "me", resume=True).points == sweep.store.points
+
+
+def test_threads_take_short_turns_while_a_sweep_runs(program, plans):
+    before, seen = sys.getswitchinterval(), []
+
+    class Watching(Counting):
+        def start(self, candidate, plan) -> Counted:
+            seen.append(sys.getswitchinterval())
+            return super().start(candidate, plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(program, Watching(die_after=1), None, Store(None, ""))(plans)
+    assert max(seen) < before == sys.getswitchinterval()
 
 
 def test_a_kill_at_any_byte_costs_one_point_at_most(tmp_path):
@@ -283,7 +296,7 @@ def test_samples_are_balanced_and_apart(tmp_path):
 )
 def test_few_images_without_labels_are_used_twice(tmp_path, count, settings, measured, calibration, shared):
     program = svitc.load(DIGITS)
-    data = load_data(digits_file(tmp_path, count), program.input, program.info, unlabeled=True)
+    data = load_data(digits_file(tmp_path, count), program.input, program.info, reading=Reading(unlabeled=True))
     sweep = open_sweep(program, data, Store(None, ""), settings, Reporter())
     assert (sweep.evaluator.images, sweep.calibration.images, sweep.shared) == (measured, calibration, shared)
     measured_images = {x.tobytes() for chunk, _ in sweep.evaluator.chunks for x in chunk}

@@ -5,10 +5,10 @@ again by least squares, its output has the squared error
 
     tr(W_P (C_PP - C_PK C_KK^-1 C_KP) W_P^T),     C = the covariance of S on calibration images,
 
-which is known without running the network. Channels are eliminated one by one, each time the one with the least error
-(Optimal Brain Surgeon, Hassibi and Stork, 1993, with all weights of a channel as one block). A channel that never
-fires, or always fires, has no variance and is eliminated first, without any error; so is one of two channels that
-always fire together.
+which is known without running the network. What S does on average over time counts most (``Calibration.smoothed``).
+Channels are eliminated one by one, each time the one with the least error (Optimal Brain Surgeon, Hassibi and Stork,
+1993, with all weights of a channel as one block). A channel that never fires, or always fires, has no variance and is
+eliminated first, without any error; so is one of two channels that always fire together.
 
 A dimension that a product of two activations sums over (query and key) has no weights behind it. There the error is
 that of the sum without the eliminated terms, which follows from the inner products of the terms.
@@ -83,7 +83,7 @@ def reconstruction(context: Context, group: ChannelGroup) -> np.ndarray:
     calibration = context.measured("reconstruction")
     parts: list[_ConsumerCost | _Product] = []
     for member in consumers(group):
-        moments = calibration.moments.get(member.module)
+        moments = calibration.smoothed.get(member.module)
         weight, dim = context.parameter(member)
         if moments is not None and [axis for axis in dim if axis not in (group.axis, group.head_axis)] == []:
             kernel = weight[0, 0].numel()

@@ -30,6 +30,7 @@ READERS = {
     ),
     "conv2d 3x3 without a batch norm": lambda: layer.SeqToANNContainer(nn.Conv2d(16, 6, 3, stride=2)),
 }
+STEPS = 3
 SAME, SILENT, ALWAYS = 1, 2, 3  # channel 1 fires as channel 0 does, 2 never, 3 always
 
 
@@ -43,7 +44,7 @@ class Net(nn.Module):
         self.reader, self.head = READERS[reader](), nn.Linear(6, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.lif(self.conv(x.unsqueeze(0).repeat(3, 1, 1, 1, 1)))
+        x = self.lif(self.conv(x.unsqueeze(0).repeat(STEPS, 1, 1, 1, 1)))
         if self.kind == "linear":
             x = self.reader(x.flatten(3).transpose(2, 3)).mean(2)
         else:
@@ -102,7 +103,7 @@ def test_what_says_nothing_new_goes_for_nothing(reader, gone, monkeypatch):
         assert error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 0.6 * plain
         return
     assert (
-        error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 0.03
+        error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 0.04
     )  # a ridge holds it back
     monkeypatch.setattr(refit_consumers, "RIDGE", 1e-8)
     assert error(program, pruned(program, plan, RefitConsumers(program, plan, calibration)), x) < 1e-4
@@ -127,9 +128,20 @@ def channels_last(y: torch.Tensor, linear: bool) -> torch.Tensor:
     return (y if linear else y.movedim(1, -1)).reshape(-1, y.shape[-1 if linear else 1])
 
 
+def smoothed(rows: torch.Tensor) -> torch.Tensor:
+    """Return what is left of rows ``[positions, C]`` without their mean: averages over time, and single steps."""
+    steps = (rows - rows.mean(0)).reshape(STEPS, -1, rows.shape[1])
+    averages = steps.mean(0, keepdim=True).expand_as(steps)
+    share = calibrating.STEP_SHARE
+    return torch.cat([(1 - share) ** 0.5 * averages, share**0.5 * steps]).flatten(0, 1)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_least_squares_beats_plain_pruning(reader, monkeypatch):
-    """On the calibration images, and no weights do better: numpy's own least squares on what the cut layer reads."""
+    """On the calibration images, and no weights do better: numpy's own least squares on what the cut layer reads.
+
+    Mostly on average over time.
+    """
     monkeypatch.setattr(refit_consumers, "RIDGE", 1e-9)
     program, x, calibration = net(reader)
     plan = without(program, 5, 7, 8, 11, 15)
@@ -138,8 +150,7 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
 
     def residual(candidate) -> tuple[float, torch.Tensor]:
         y = channels_last(taps(candidate, x, path)[path], linear)
-        miss = (y - y.mean(0)) - (want - want.mean(0))
-        return float(miss.pow(2).sum()), y
+        return float((smoothed(y) - smoothed(want)).pow(2).sum()), y
 
     want = channels_last(taps(program, x, path)[path], linear)
     plain, solved = pruned(program, plan), pruned(program, plan, RefitConsumers(program, plan, calibration))
@@ -155,9 +166,9 @@ def test_least_squares_beats_plain_pruning(reader, monkeypatch):
         rows = image.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
     else:
         rows = nn.functional.unfold(spikes, module.kernel_size, 1, module.padding, module.stride).mT.flatten(0, 1)
-    a = np.c_[rows.double().numpy(), np.ones(len(rows))]
-    best = np.linalg.lstsq(a, want.numpy(), rcond=None)[0]
-    least = float(((a @ best - want.numpy()) ** 2).sum())
+    a, b = smoothed(rows.double()).numpy(), smoothed(want).numpy()
+    best = np.linalg.lstsq(a, b, rcond=None)[0]
+    least = float(((a @ best - b) ** 2).sum())
     assert least <= after * (1 + 1e-6) and after < 1.001 * least + 1e-6
     norm = next((m for n, m in solved.module.named_modules() if n.startswith("reader") and ops.is_batch_norm(m)), None)
     if norm is None:  # a bias gets the new mean
@@ -269,18 +280,23 @@ def test_untouched_batch_norms_keep_their_statistics():
     assert len(changed) < len(norms(program)) / 2
 
 
-def test_both_refits_bring_a_network_closer():
-    """Each makes the logits of a network that lost a third of its widths more like the original's."""
-    program = family("spikformer", T=4)
-    x, y = images_of(program, 24)
-    keep = {}
-    for group in prunable(program)[2:]:
-        mask = np.ones((group.heads, group.axis.size), dtype=bool)
-        mask[:, ::3] = False
-        keep[group.name] = mask
-    plan = Plan(keep)
-    readers, norm = RefitConsumers(program, plan, Calibration(program, x, y)), ReestimateBatchNorm(program, plan, x)
-    plain, one, two = (
-        error(program, pruned(program, plan, *refits), x) for refits in ((), (readers,), (readers, norm))
-    )
-    assert two < one < plain
+def test_both_refits_bring_networks_closer():
+    """Each makes the logits of networks that lost a third of their widths more like the originals'."""
+    plain = one = two = 0.0
+    for seed in (0, 1):
+        program = family("spikformer", seed, T=4)
+        x, y = images_of(program, 24)
+        keep = {}
+        for group in prunable(program)[2:]:
+            mask = np.ones((group.heads, group.axis.size), dtype=bool)
+            mask[:, ::3] = False
+            keep[group.name] = mask
+        plan = Plan(keep)
+        readers, norm = (
+            RefitConsumers(program, plan, Calibration(program, x, y)),
+            ReestimateBatchNorm(program, plan, x),
+        )
+        plain += error(program, pruned(program, plan), x)
+        one += error(program, pruned(program, plan, readers), x)
+        two += error(program, pruned(program, plan, readers, norm), x)
+    assert two < one < 0.5 * plain
