@@ -46,6 +46,7 @@ TURNS = (
 )
 KINDS = ("sweep", "fine-tuning")  # which divide their work
 MOST_SECONDS = 60  # that a rank may go on after the other is gone
+GRACE_SECONDS = 10  # within which no process of a job may be left
 EARLIEST = 0.4  # of the time of a run under torchrun, most of which its processes import
 
 
@@ -55,8 +56,11 @@ def run(log: Log, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         whole = _whole(Path(name).resolve())
         launched = {kind: _seconds_of_torchrun(kind, whole) for kind in KINDS}
-        while len(log.rows) < options.rank_kills and not log.is_over:
-            seed = len(log.rows)
+        for seed in range(options.rank_kills):
+            if log.is_over:
+                return
+            if log.has(seed=seed):
+                continue
             turn, kind = TURNS[seed % len(TURNS)], KINDS[seed // len(TURNS) % len(KINDS)]
             log.add(seed=seed, kind=kind, turn=turn, **_killed(turn, kind, seed, whole, launched[kind]))
 
@@ -201,7 +205,8 @@ def _under_torchrun(command: list[str], one: bool, rng: random.Random, whole: Wh
     except subprocess.TimeoutExpired:
         row["status"] = None
     row["the other ended after"] = round(time.monotonic() - begin, 2)
-    alive = [process for process in family if Path(f"/proc/{process}").is_dir()]
+    while (alive := [process for process in family if _runs(process)]) and time.monotonic() < begin + GRACE_SECONDS:
+        time.sleep(0.05)  # the end of a large process takes a moment
     for process in alive:
         _kill(process)
     job.wait()
@@ -224,6 +229,14 @@ def _is_rank(process: int) -> bool:
         return b"\0-m\0svitc\0" in Path(f"/proc/{process}/cmdline").read_bytes().replace(b"-u\0", b"") and (
             b"torch.distributed.run" not in Path(f"/proc/{process}/cmdline").read_bytes()
         )
+    except OSError:
+        return False
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is there and has not ended: one whose parent is gone may stay in the list of processes."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return False
 

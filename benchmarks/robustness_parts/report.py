@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-from common import RESULTS, made_with, publish, table
+from common import RESULTS, environment, made_with, publish, table
 from robustness_parts.log import Log
 from robustness_parts.scale import laws
 
@@ -32,7 +33,8 @@ def publish_all(work: Path) -> None:
     for name in PARTS:
         rows[name] = Log(work / f"{name}.jsonl", 0).rows
         if rows[name]:
-            made[name] = json.loads((work / f"{name}.made.json").read_text())
+            origin = work / f"{name}.made.json"
+            made[name] = json.loads(origin.read_text()) if origin.is_file() else environment()
         else:
             rows[name] = before.get(name, [])
     table_of_hostile = _hostile(rows.pop("hostile")) or before.get("rows", [])
@@ -148,13 +150,19 @@ def _disk(rows: list[dict]) -> list[dict]:
             "run": kind,
             "over": over,
             "tries": len(own),
-            "at": ", ".join(row["what"].removeprefix("full at ") for row in own) if what == "full" else "",
+            "no room for": ", ".join(dict.fromkeys(map(_without_room, own))) if what == "full" else "",
             "came to": _counted(row["result"] for row in own),
             "statuses": _counted(str(row["status"]) for row in own),
             "gone on": _counted(row["resumed"] for row in own),
         }
         for (what, kind, over), own in groups.items()
     ]
+
+
+def _without_room(row: dict) -> str:
+    """The file that a message on a full disk names; the lock is the only one that none names."""
+    found = re.search(r"\(([\w.]+)\): No space|([\w.]+\.jsonl): No space", row["message"])
+    return found[1] or found[2] if found else "the lock"
 
 
 def _clock(rows: list[dict]) -> list[dict]:

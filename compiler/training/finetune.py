@@ -158,9 +158,10 @@ class _Run:
         self.evaluated = FastForward(trained)
         self.model: nn.Module = self.evaluated
         if self.world.size > 1:
-            self.model = DistributedDataParallel(
-                self.evaluated, device_ids=[device.index] if device.type == "cuda" else None
-            )
+            with self.world.guard():  # it compares the shapes of all ranks
+                self.model = DistributedDataParallel(
+                    self.evaluated, device_ids=[device.index] if device.type == "cuda" else None
+                )
         teacher_copy = teacher.copy()
         Pipeline(inference_passes())(teacher_copy)
         teacher_copy.module.to(device).eval().requires_grad_(False)

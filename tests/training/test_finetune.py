@@ -16,6 +16,7 @@ from svitc.ir.graph import InputSpec
 from svitc.ir.pass_manager import Pipeline
 from svitc.passes import HoistRepeat, MergeViews
 from svitc.passes.pipelines import inference_passes
+from svitc.support.distributed import DistributedContext, RankError
 from svitc.training import finetune as finetuning
 from svitc.training import images
 from svitc.training.augment import augment, parse_augmentations, seeded_generator
@@ -337,3 +338,14 @@ def test_images_without_labels_are_learned_from_the_original_alone(student, teac
 def test_a_label_loss_needs_labels(student, teacher, distil):
     with pytest.raises(UsageError, match=f"no labels to train on, so distil must be 1, not {distil:g}"):
         finetune(student, teacher, Unlabeled(), **{**OPTIONS, "distil": distil})
+
+
+def test_a_rank_that_is_gone_before_the_first_step_is_said(monkeypatch):
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr(finetuning, "DistributedDataParallel", gone)
+    monkeypatch.setattr(finetuning, "current", lambda: DistributedContext(rank=0, size=2))
+    teacher = small()
+    with pytest.raises(RankError, match="rank 0 of 2 stops, because another rank stopped"):
+        finetune(halved(teacher), teacher, Blobs(), **OPTIONS)
