@@ -8,6 +8,7 @@ from svitc import onnx as backend
 from svitc.driver.apply import Exported, apply_plan, complete, prune_and_round, quantized, with_provenance
 from svitc.driver.confirm import Confirmation, TestedPlan, no_promise
 from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.ranks import rank_choices
 from svitc.driver.task import Task
 from svitc.errors import BudgetError, InternalError, UsageError
 from svitc.evaluation.promise import Promise
@@ -176,6 +177,7 @@ def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter:
         max_drop=workspace.options.max_drop,
         reporter=reporter,
         bits=workspace.weight_types(prepared, task.weights, task.exclude).narrow if mixed else None,
+        ranks=rank_choices(prepared.program, task),
     )
     if workspace.options.sampled:
 
@@ -228,7 +230,7 @@ def _within_limit(
             return SearchedPlan(plan, pruned, exported)
         _, sizes = selection(problem.program, plan.validate(problem.program))
         # the cost model ignores shape constants, of which the file stores equal ones once
-        slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))
+        slack = max(slack + 1, stored - problem.cost(sizes, plan.bits, plan.ranks))
     raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
 
 
