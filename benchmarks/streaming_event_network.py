@@ -41,7 +41,7 @@ from torch import nn
 import svitc
 from common import publish
 from moving_camera import Recording, record
-from svitc.data.dataset import Dataset, load_data, split
+from svitc.data.dataset import Dataset, Reading, load_data, split
 from svitc.data.event_frames import checked_events, frames_of
 from svitc.data.event_options import EventOptions
 from svitc.ir.graph import InputSpec
@@ -235,7 +235,12 @@ def run_deployment(args: argparse.Namespace) -> None:
     model.load_state_dict(torch.load(args.checkpoint, weights_only=True)["state_dict"])
     with tempfile.TemporaryDirectory() as folder:
         chosen_on, test = (
-            load_data(write_recordings(Path(folder) / name, *part), program.input, program.info, events=SPLIT_BY)
+            load_data(
+                write_recordings(Path(folder) / name, *part),
+                program.input,
+                program.info,
+                reading=Reading(events=SPLIT_BY),
+            )
             for name, part in (
                 ("train", (images[:CHOSEN_ON], labels[:CHOSEN_ON], 1)),
                 ("test", (test_images, test_labels, 0)),

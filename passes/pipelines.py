@@ -86,18 +86,19 @@ def unrounded_program(program: Program, bits: Mapping[str, int] | None = None) -
     return twin
 
 
-def exportable_program(program: Program, keep: bool = True, per_step: bool = False) -> Program:
+def exportable_program(program: Program, keep: bool = True, per_step: bool = False, recompile: bool = True) -> Program:
     """Return the program that the ONNX lowering takes.
 
     Args:
         program: a program that can be trained, or a quantized one.
         keep: leave the program as it is; otherwise it is changed in place.
         per_step: leave class scores as they are at each time step; otherwise they are averaged.
+        recompile: whether the result can be run, and not only lowered.
     """
     twin = program.copy() if keep else program
     if twin.stage < Stage.QUANTIZED:
-        Pipeline(inference_passes())(twin)
-    return Pipeline(lowering_passes(per_step))(twin)
+        Pipeline(inference_passes())(twin, recompile)
+    return Pipeline(lowering_passes(per_step))(twin, recompile)
 
 
 def step_program(program: Program, per_step: bool = False) -> Program:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
-import subprocess
-import sys
+import re
+import signal
 import tempfile
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +16,17 @@ from pathlib import Path
 import torch
 
 from campaign import checkpoints, images, pickles, records
+from campaign.cases import Kind, Made
+from campaign.worker import MEMORY
 from campaign.worker import run as attempts
 from robustness_parts.log import Log
+from robustness_parts.runs import ended_within, said, start, wait
 
 KINDS = (*checkpoints.KINDS, *pickles.KINDS, *records.KINDS, *images.KINDS)
 SLICE = 100  # inputs of a kind between two looks at the clock
-COMMAND_EVERY = 500  # of the inputs of a kind, one goes through the real command
+COMMAND_EVERY = 50  # of the inputs of a kind, one goes through the command line as well
 COMMAND_SECONDS = 60
+WIDTH = "100000"  # of the terminal, so that no message is wrapped
 
 
 def run(log: Log, options: argparse.Namespace) -> None:
@@ -37,7 +43,7 @@ def run(log: Log, options: argparse.Namespace) -> None:
                 _slice(log, kind, wanted)
 
 
-def _slice(log: Log, kind, seeds: range) -> None:
+def _slice(log: Log, kind: Kind, seeds: range) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "first").mkdir()
@@ -49,16 +55,39 @@ def _slice(log: Log, kind, seeds: range) -> None:
                 _command(log, kind, seed, folder)
 
 
-def _command(log: Log, kind, seed: int, folder: Path) -> None:
-    """Give one input to the real command, and look at its exit status and its message."""
+def _command(log: Log, kind: Kind, seed: int, folder: Path) -> None:
+    """Give one input to the command line, and look at its exit status and its message."""
     place = folder / f"command{seed}"
     place.mkdir()
     made = kind.make(random.Random(f"{kind.name} {seed}"), place)
-    command = [sys.executable, "-m", "svitc", *(str(made.path) if part == "{}" else part for part in kind.command)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
-    expected = done.returncode in kind.statuses | {0}
-    result = "accepted" if done.returncode == 0 else "refused" if expected else "wrong status"
-    if "Traceback" in done.stderr or (done.returncode and "error:" not in done.stderr):
-        result = "traceback"
-    message = " ".join(done.stderr.split())[-300:]
-    log.add(kind=kind.name, change=f"command: {made.change}", seed=seed, result=result, message=message)
+    command = ["--max-memory", f"{MEMORY}B", *(str(made.path) if part == "{}" else part for part in kind.command)]
+    begin, printed = time.perf_counter(), folder / f"command{seed}.log"
+    process = start(command, printed, lambda: os.environ.update(COLUMNS=WIDTH))
+    status = ended_within(process, COMMAND_SECONDS)
+    if status is None:
+        os.kill(process, signal.SIGKILL)
+        wait(process)
+    message, seconds = said(printed), round(time.perf_counter() - begin, 3)
+    log.add(
+        kind=kind.name,
+        change=f"command: {made.change}",
+        seed=seed,
+        result=_judged(kind, made, status, message),
+        message=message[-300:],
+        seconds=seconds,
+    )
+
+
+def _judged(kind: Kind, made: Made, status: int | None, message: str) -> str:
+    """What the command came to, by its exit status and by what it printed."""
+    if status is None:
+        return "time"
+    if "Traceback" in message or (status and "error:" not in message):
+        return "traceback"
+    if status == 0:
+        return "accepted though hostile" if made.must_fail else "accepted"
+    if made.must_pass:
+        return "refused though good"
+    if status not in kind.statuses:
+        return "wrong status"
+    return "refused" if re.search(made.keyword, message) else "wrong message"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,23 +58,34 @@ def run(log: Log, _: argparse.Namespace) -> None:
 def _digests(what: str, variables: dict[str, str], folder: Path) -> dict[str, str]:
     place = folder / what.replace(" ", "-")
     place.mkdir()
-    variables = {"OMP_NUM_THREADS": "1", **variables}
-    if what == "from a wheel":
-        variables["PYTHONPATH"] = str(_installed(folder / "wheel"))
+    python = str(_with_wheel(folder / "wheel")) if what == "from a wheel" else sys.executable
     data = ["--data", str(folder / "d.npz"), "--sweep-images", "40", "--calibration-images", "16"]
     options = ["--budget", "0.5", "--policy", "psvit", "--weights", "int8", "--no-html", *data]
-    command = [sys.executable, "-m", "svitc", "compile", str(folder / "model.pt"), "-o", "out", *options]
-    subprocess.run(command, cwd=place, env={**os.environ, **variables}, check=True, capture_output=True)
+    command = [python, "-m", "svitc", "compile", str(folder / "model.pt"), "-o", "out", *options]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    subprocess.run(command, cwd=place, env=variables, check=True, capture_output=True)
     return {name: hashlib.sha256((place / "out" / name).read_bytes()).hexdigest()[:16] for name in FILES}
 
 
-def _installed(folder: Path) -> Path:
-    """Build the wheel and unpack it into a folder."""
+def _with_wheel(folder: Path) -> Path:
+    """Return the Python of an environment of its own, in which svitc comes from a wheel that is built here."""
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(folder)], check=True)
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)  # so that no earlier build gets into it
+    subprocess.run([*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(folder)], check=True)
     wheel = next(folder.glob("svitc-*.whl"))
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
-    return folder / "site"
+    venv.create(folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    # its other packages are those of this environment, whose own .pth files, such as that of a checkout, are not read
+    (site / "packages.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    found = subprocess.run(
+        [python, "-c", "import svitc; print(svitc.__file__)"], capture_output=True, text=True, check=True, cwd=folder
+    )
+    assert found.stdout.startswith(str(site)), found.stdout
+    return python
 
 
 def run_threads(log: Log, _: argparse.Namespace) -> None:

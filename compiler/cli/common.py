@@ -93,7 +93,7 @@ def load_images(
     """
     if path is None:
         return None
-    from svitc.data.dataset import is_factory, load_data
+    from svitc.data.dataset import Reading, is_factory, load_data
     from svitc.data.normalization import normalization_remark
 
     normalization = preparation.normalization(program.input.shape[-3])
@@ -115,10 +115,7 @@ def load_images(
         program.info,
         limit=limit,
         seed=seed,
-        resize=preparation.resize,
-        crop=preparation.crop,
-        unlabeled=unlabeled,
-        events=preparation.event_options(),
+        reading=Reading(preparation.resize, preparation.crop, unlabeled, preparation.event_options()),
     )
     wrong = None if program.input.events else normalization_remark(images.source, images.mean, images.std)
     if wrong is not None:

@@ -23,6 +23,15 @@ def _show_all(context: typer.Context, requested: bool) -> None:
         raise typer.Exit
 
 
+def show_all_commands(context: typer.Context, requested: bool) -> None:
+    """Print the help on every option of every command, and end."""
+    if requested:
+        for name, command in getattr(context.command, "commands", {}).items():
+            inner = typer.Context(command, info_name=name, parent=context)
+            rich_utils.rich_format_help(obj=command, ctx=inner, markup_mode="rich")
+        raise typer.Exit
+
+
 HelpAll = Annotated[
     bool,
     typer.Option(ALL, callback=_show_all, is_eager=True, help="Explain all options."),

@@ -20,7 +20,7 @@ from svitc.cli.commands.report import report
 from svitc.cli.commands.sensitivity import sensitivity
 from svitc.cli.commands.verify import verify
 from svitc.cli.common import arguments, state
-from svitc.cli.help import HelpfulCommand
+from svitc.cli.help import ALL, HelpfulCommand, show_all_commands
 from svitc.cli.option_groups import grouped
 from svitc.cli.options import current_name
 from svitc.errors import INTERRUPTED, InputError, InternalError, SvitcError
@@ -58,6 +58,10 @@ def root(
         typer.Option(
             "--version", callback=_version, is_eager=True, help="Print the version, and those of what it runs on."
         ),
+    ] = False,
+    help_all: Annotated[
+        bool,
+        typer.Option(ALL, callback=show_all_commands, is_eager=True, help="Explain all options of all commands."),
     ] = False,
     max_memory: Annotated[
         str | None,

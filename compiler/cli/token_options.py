@@ -11,6 +11,21 @@ import typer
 from svitc.cli.options import PRUNING_PANEL
 from svitc.errors import UsageError
 
+TOKENS_HINT = "0.5 or 50% lets half of them run, 1 lets all."
+
+
+def parse_tokens(text: str) -> float:
+    """Parse ``--tokens``: a share, such as ``0.5`` or ``50%``.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    percent = text.endswith("%")
+    try:
+        return float(text.removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        raise UsageError(f"--tokens {text} is no share of the tokens", hint=TOKENS_HINT) from None
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenOptions:
@@ -19,7 +34,9 @@ class TokenOptions:
     tokens: Annotated[
         float | None,
         typer.Option(
-            help="Let only this share of the image's tokens run through the blocks ([bold]0.5[/]: half of them), the "
+            parser=parse_tokens,
+            metavar="SHARE",
+            help="Let only this share of the image's tokens run through the blocks ([bold]0.5[/], [bold]50%[/]), the "
             "same positions for every image; the others keep the value that they have. It saves time, not bytes, and "
             "goes with any budget.",
             rich_help_panel=PRUNING_PANEL,
@@ -39,9 +56,7 @@ class TokenOptions:
         if self.tokens is None:
             return
         if not 0 < self.tokens <= 1:
-            raise UsageError(
-                f"--tokens {self.tokens:g} is no share of the tokens", hint="0.5 lets half of them run, 1 lets all."
-            )
+            raise UsageError(f"--tokens {self.tokens:g} is no share of the tokens", hint=TOKENS_HINT)
         if plan is not None:
             raise UsageError("a plan that is replayed has its own tokens", hint="Give --plan or --tokens.")
         if not has_images:

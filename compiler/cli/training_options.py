@@ -12,6 +12,7 @@ from svitc.errors import UsageError
 from svitc.support.types import JsonDict
 
 TRAINING_PANEL = "Fine-tuning"
+HOW = ("lr", "batch", "distil", "augment")  # the options that say how to fine-tune
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,11 +51,17 @@ class TrainingOptions:
     ] = "auto"
 
     def check(self, train_data: Path | None) -> None:
-        """Check that there are images to train on.
+        """Check that there are images to train on, and that fine-tuning is asked for where an option is about it.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are none, or it is not.
         """
+        unused = [name for name in HOW if getattr(self, name) != getattr(TrainingOptions, name)]
+        if unused and not self.finetune:
+            way = "Give --finetune EPOCHS as well."
+            if "batch" in unused:
+                way += " --static-batch says how many images the file takes at once."
+            raise UsageError(f"--{unused[0]} is about fine-tuning, which nothing asks for", hint=way)
         if self.finetune and train_data is None:
             raise UsageError("--finetune trains on images", hint="Give them with --train-data.")
 
@@ -62,4 +69,4 @@ class TrainingOptions:
         """Return ``finetune_options`` of ``svitc.CompileOptions``; empty without fine-tuning."""
         if not self.finetune:
             return {}
-        return {"lr": self.lr, "batch": self.batch, "distil": self.distil, "augment": self.augment}
+        return {name: getattr(self, name) for name in HOW}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svitc.data.first_look import EXPECTED_LAYOUT, WITHOUT_LABELS, check_label_array
+from svitc.data.first_look import EXPECTED_LAYOUT, WITHOUT_LABELS, check_label_array, stored_count
 from svitc.data.sources import OpenedSource, Scaling, Source, without_labels
 from svitc.errors import InputError, SvitcError
 from svitc.ir.graph import InputSpec
@@ -67,8 +67,10 @@ def open_arrays(
             others = ", ".join(key for key in file.files if key != "images")
             if "images" not in file.files:
                 raise InputError(f"{name} has no images (it has {others or 'nothing'})", hint=EXPECTED_LAYOUT)
-            images = file["images"]
             labels = file["labels"] if "labels" in file.files and not unlabeled else None
+            if isinstance(labels, np.ndarray):  # before the images, which may take long to read
+                check_labels(name, labels, stored_count(file), info)
+            images = file["images"]
             if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray | None):
                 raise ValueError("a member of it is no array")  # np.load returns the bytes of what it does not know
     except SvitcError:
@@ -92,11 +94,9 @@ def from_arrays(
     """
     count = len(images) if images.ndim else 0
     if labels is not None:
-        check_label_array(name, labels, count)
+        check_labels(name, labels, count, info)
     if not count:
         raise InputError(f"{name} holds no images")
-    if labels is not None:
-        check_range(name, int(labels.min()), int(labels.max()), info)
     _check_images(name, images, spec)
     source = Arrays(name, images, spec, scaling)
     notes = source.notes()
@@ -115,9 +115,21 @@ def holds_images(path: Path) -> bool:
         return False
 
 
+def check_labels(name: str, labels: np.ndarray, count: int, info: JsonMapping) -> None:
+    """Raise InputError unless labels are a class of the model for each of ``count`` images."""
+    check_label_array(name, labels, count)
+    if count:
+        check_range(name, int(labels.min()), int(labels.max()), info)
+
+
+def class_count(info: JsonMapping) -> int | None:
+    """Return the number of the model's classes, or None where nothing tells."""
+    return info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
+
+
 def check_range(name: str, low: int, high: int, info: JsonMapping) -> None:
     """Raise InputError unless labels from ``low`` to ``high`` are classes of the model."""
-    count = info.get("num_classes") or (len(info["classes"]) if info.get("classes") else None)
+    count = class_count(info)
     if low < 0 or high >= (count or MOST_CLASSES):
         head = f"the model's head has classes 0 to {count - 1}" if count else f"classes go from 0 to {MOST_CLASSES - 1}"
         raise InputError(

@@ -39,12 +39,33 @@ from svitc.data.sources import (
 )
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 from svitc.support.types import JsonMapping
 
-__all__ = ["Dataset", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
-DEFAULT_EVENTS = EventOptions()
+__all__ = ["Dataset", "Reading", "is_factory", "load_data", "sample", "split", "unlabeled_dataset"]
 MAX_UNREADABLE_SHARE = 0.01  # of the images; more than that is an error
 NAMED = 5  # of the images that cannot be read
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a data set become inputs with labels.
+
+    Attributes:
+        resize: Scale the shorter side to this many pixels first (bicubic), as is usual for ImageNet.
+        crop: Side in pixels of the square that is cut from the center, by default the size of the model's input.
+            A square of another size is scaled to the input.
+        unlabeled: Ignore labels: folders are no classes, and labels of arrays and factories are not read.
+        events: How recordings of events become frames.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+    unlabeled: bool = False
+    events: EventOptions = field(default_factory=EventOptions)
+
+
+AS_IT_IS = Reading()
 
 
 @dataclass
@@ -167,11 +188,7 @@ def load_data(
     info: JsonMapping,
     limit: int | None = None,
     seed: int = 0,
-    *,
-    resize: int | None = None,
-    crop: int | None = None,
-    unlabeled: bool = False,
-    events: EventOptions = DEFAULT_EVENTS,
+    reading: Reading = AS_IT_IS,
 ) -> Dataset:
     """Open images, with their labels where they have some.
 
@@ -196,11 +213,7 @@ def load_data(
         limit: Number of images in a sample, class-balanced where there are labels. Classes take turns, so that a
             smaller sample is the beginning of a larger one. None takes all images.
         seed: Seed of the sample.
-        resize: Scale the shorter side to this many pixels first (bicubic), as is usual for ImageNet.
-        crop: Side in pixels of the square that is cut from the center, by default the size of the model's input.
-            A square of another size is scaled to the input.
-        unlabeled: Ignore labels: folders are no classes, and labels of arrays and factories are not read.
-        events: How recordings of events become frames.
+        reading: How files become inputs.
 
     Raises:
         InputError: The file does not exist or holds no images, or labels or sizes do not fit the model.
@@ -209,34 +222,26 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves no images")
-    scaling = choose_scaling(input_spec, info, resize, crop)
+    scaling = choose_scaling(input_spec, info, reading.resize, reading.crop)
     if not input_spec.events:
-        events.check_unused("the model takes images, not event frames")
-    if not isinstance(path, str | Path):
-        events.check_unused("frames in memory are frames already")
-        opened = open_in_memory(path, input_spec, info, scaling, limit, seed, unlabeled)
-        if not is_array(path):  # the sample is taken while it runs, and its images are normalized
-            return _dataset(type(path).__name__, opened, input_spec, {}, Scaling(scaling.size))
-        return _sampled(_dataset(type(path).__name__, opened, input_spec, info, scaling), limit, seed)
-    if is_factory(path):
-        events.check_unused(f"{path} gives frames as the model takes them")
+        reading.events.check_unused("the model takes images, not event frames")
+    if isinstance(path, str | Path) and not is_factory(path):
+        return _sampled(_from_files(Path(path), input_spec, info, scaling, reading), limit, seed)
+    if isinstance(path, str | Path):
+        reading.events.check_unused(f"{path} gives frames as the model takes them")
         if scaling.asked:
             raise UsageError(
                 f"--resize and --crop do not apply to {path}: a factory gives images as the model takes them"
             )
-        # the factory takes the sample while it runs, and normalizes the images itself
-        opened = open_factory(str(path), input_spec, info, limit, seed, unlabeled)
-        return _dataset(str(path), opened, input_spec, {}, Scaling(scaling.size))
-    path = Path(path)
-    if input_spec.events:
-        opened = _open_events(path, input_spec, info, events, unlabeled)
+        name, opened = str(path), open_factory(str(path), input_spec, info, limit, seed, reading.unlabeled)
     else:
-        opened = _open(path, input_spec, info, scaling, unlabeled)
-    dataset = _dataset(path.name, opened, input_spec, info, scaling)
-    remark = None if input_spec.events else normalization_remark(opened.source, dataset.mean, dataset.std)
-    if remark is not None:
-        dataset.notes.append(remark)
-    return _sampled(dataset, limit, seed)
+        reading.events.check_unused("frames in memory are frames already")
+        name = type(path).__name__
+        opened = open_in_memory(path, input_spec, info, scaling, limit, seed, reading.unlabeled)
+        if is_array(path):
+            return _sampled(_dataset(name, opened, input_spec, info, scaling), limit, seed)
+    # the sample was taken while the factory or the loader ran, which normalizes the images itself
+    return _dataset(name, opened, input_spec, {}, Scaling(scaling.size))
 
 
 def unlabeled_dataset(
@@ -275,10 +280,23 @@ def split(dataset: Dataset, count: int, seed: int = 0) -> tuple[Dataset, Dataset
         UsageError: One of the two sides would be empty.
     """
     if not 0 < count < len(dataset):
-        raise UsageError(f"{count} images cannot be held out of the {len(dataset)} of {dataset.name}")
+        raise UsageError(f"{human.counted(count, 'image')} cannot be held out of the {len(dataset)} of {dataset.name}")
     held_out = _balanced_sample(dataset.labels, count, seed)
     remaining = np.setdiff1d(np.arange(len(dataset)), held_out)
     return dataset.subset(held_out), dataset.subset(remaining)
+
+
+def _from_files(path: Path, spec: InputSpec, info: JsonMapping, scaling: Scaling, reading: Reading) -> Dataset:
+    """Return all images of a folder, a list, an archive or a file, with a note on a normalization that is wrong."""
+    if spec.events:
+        opened = _open_events(path, spec, info, reading.events, reading.unlabeled)
+    else:
+        opened = _open(path, spec, info, scaling, reading.unlabeled)
+    dataset = _dataset(path.name, opened, spec, info, scaling)
+    remark = None if spec.events else normalization_remark(opened.source, dataset.mean, dataset.std)
+    if remark is not None:
+        dataset.notes.append(remark)
+    return dataset
 
 
 def _sampled(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
@@ -358,7 +376,23 @@ def _store(path: Path) -> FileStore | None:
         raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
     if path.suffix == ".txt":
         return FileList(path)
-    return Archive(path) if zipfile.is_zipfile(path) else None
+    return Archive(path) if _is_zip(path) else None
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell whether a file is a .zip. Raises InputError for one that is in pieces, or whose end is missing."""
+    try:
+        if zipfile.is_zipfile(path):
+            return True
+        with path.open("rb") as file:
+            reason = "its end is missing" if file.read(4) == b"PK\x03\x04" else None
+    except zipfile.BadZipFile as error:  # zipfiles that span multiple disks
+        reason = str(error)
+    if reason is not None:
+        raise InputError(
+            f"{path} is damaged: {reason}, after {path.stat().st_size:,} bytes", hint="Copy or download it again."
+        )
+    return False
 
 
 def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:

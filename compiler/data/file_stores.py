@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from svitc.errors import InputError
 from svitc.support.limits import check_claim
+from svitc.support.names import shortened
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -109,11 +110,11 @@ def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
     with os.scandir(folder) as iterator:
         entries = list(iterator)
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # not entry.is_dir(), which raises for a link to itself
             real = os.path.realpath(entry.path)
             if real not in ancestors:  # a link to one of them would never end
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", ancestors | {real})
-        elif entry.is_file():
+        elif os.path.isfile(entry.path):
             yield prefix + entry.name
 
 
@@ -178,7 +179,7 @@ class FileList(FilesOnDisk):
             name = line.strip()
             if not name or name.startswith("#"):
                 continue
-            if not (self.path / name).is_file():
+            if not os.path.isfile(self.path / name):  # which a name too long is not, either
                 raise _missing(path.name, number, name, self.path)
             self.names.append(name)
 
@@ -193,13 +194,13 @@ class FileList(FilesOnDisk):
 
 def _missing(list_name: str, number: int, name: str, folder: Path) -> InputError:
     """Return the error for a line that names no file."""
-    shown = name.encode("utf-8", "replace").decode()
-    if (folder / name).is_dir():
+    shown = shortened(name.encode("utf-8", "replace").decode())
+    if os.path.isdir(folder / name):
         return InputError(
             f"{list_name}, line {number}: {shown} is a folder", hint="A list has one image file in a line."
         )
     words = name.rsplit(maxsplit=1)
-    if len(words) == 2 and (folder / words[0]).is_file():
+    if len(words) == 2 and os.path.isfile(folder / words[0]):
         return InputError(
             f"{list_name}, line {number}: there is no file {shown}",
             hint="A list has no labels: leave out what follows the names. Class folders or an .npz have labels.",

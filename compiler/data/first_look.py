@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from svitc.errors import InputError, SvitcError, UsageError
+from svitc.support import human
 from svitc.support.limits import check_archive_claim
 
 EXPECTED_LAYOUT = (
     "Expected class folders (cat/1.png, dog/2.png), images without labels in any folder, a .zip of either, a list of "
     "files (.txt), an .npz with images, with or without labels, a recording of events or module:factory."
 )
+CLASS_NUMBERS = "Give the number of each image's class: labels.argmax(-1)."
 WITHOUT_LABELS = "To use the images without labels, give --unlabeled (in Python unlabeled=True)."
 
 
@@ -56,18 +60,36 @@ def check_stored_labels(path: Path) -> None:
         with np.load(path, allow_pickle=False) as file:
             if not {"images", "labels"} <= set(file.files):
                 return
-            labels = file["labels"]
-            with file.zip.open("images.npy") as images:
-                version = np.lib.format.read_magic(images)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape = read(images)[0]
+            labels, count = file["labels"], stored_count(file)
     except SvitcError:
         raise
     except Exception:  # a damaged archive may raise any exception; what reads it next says what is wrong
         return
     if not isinstance(labels, np.ndarray):  # np.load returns the bytes of what it does not know
         return
-    check_label_array(path.name, labels, shape[0] if shape else 0)
+    check_label_array(path.name, labels, count)
+
+
+def stored_count(file: NpzFile) -> int:
+    """Return the number of images in an .npz, without reading them. Any error of a damaged file passes through."""
+    assert file.zip is not None  # until it is closed
+    with file.zip.open("images.npy") as images:
+        version = np.lib.format.read_magic(images)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape = read(images)[0]
+    return int(shape[0]) if shape else 0
+
+
+def is_one_hot(labels: np.ndarray) -> bool:
+    """Return whether labels ``[N, classes]`` are rows of a single 1 among zeros."""
+    if labels.ndim != 2 or labels.shape[1] < 2 or not len(labels) or labels.dtype.kind not in "biuf":
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
+
+
+def one_hot_words(shape: Sequence[int]) -> str:
+    """Return what one-hot labels of a shape are, for messages."""
+    return f"one-hot labels {list(shape)}, not one whole number for each image"
 
 
 def check_label_array(name: str, labels: np.ndarray, count: int) -> None:
@@ -81,9 +103,12 @@ def check_label_array(name: str, labels: np.ndarray, count: int) -> None:
     Raises:
         InputError: there is not one whole number, from 0 on, for each image.
     """
+    if is_one_hot(labels):
+        raise InputError(f"{name} has {one_hot_words(labels.shape)}", hint=CLASS_NUMBERS)
     if labels.ndim != 1 or len(labels) != count or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{name}: labels are {labels.dtype} {list(labels.shape)}, not {count} whole numbers, one for each image",
+            f"{name}: labels are {labels.dtype} {list(labels.shape)}, not {human.counted(count, 'whole number')}, "
+            "one for each image",
             hint=WITHOUT_LABELS,
         )
     if count and labels.min() < 0:

@@ -14,6 +14,7 @@ from svitc.data.loaders import Origin, is_iterable, read_loader, seeded
 from svitc.data.sources import OpenedSource, Scaling
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 from svitc.support.types import JsonMapping
 
 ACCEPTED = (
@@ -95,12 +96,15 @@ def as_arrays(given: object, spec: InputSpec) -> Arrays | None:
 
 
 def _pair(given: object) -> Arrays | None:
-    """Return ``(images, labels)`` where a tuple or list is that, each an array or a list; otherwise None."""
+    """Return ``(images, labels)`` where a tuple or list is that, each an array or a list; otherwise None.
+
+    Labels of two dimensions are no images, which have three at least, but perhaps one-hot: the check of labels tells.
+    """
     if not isinstance(given, tuple | list) or len(given) != 2:
         return None
     images, labels = given
     listed = isinstance(labels, list | tuple) and all(isinstance(label, int | np.integer) for label in labels)
-    if not listed and not (_is_array(labels) and labels.ndim == 1):
+    if not listed and not (_is_array(labels) and labels.ndim in (1, 2)):
         return None
     several = isinstance(images, list | tuple) and len(images) > 0 and all(map(_is_array, images))
     return (_array(images), _array(labels)) if several or _is_array(images) else None
@@ -127,8 +131,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _article(given: object) -> str:
     """Return what a value is, with its article."""
-    name = f"{given.__name__} class" if isinstance(given, type) else kind(given)
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return human.article(f"{given.__name__} class" if isinstance(given, type) else kind(given))
 
 
 __all__ = ["ACCEPTED", "is_array", "open_in_memory"]

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 
-from svitc.data.arrays import check_range
+from svitc.data.arrays import check_range, class_count
+from svitc.data.first_look import CLASS_NUMBERS, is_one_hot, one_hot_words
 from svitc.data.sources import NO_LABEL, OpenedSource, without_labels
 from svitc.data.spill import Spill
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 from svitc.support.types import JsonMapping
 from svitc.support.user_code import raised_at
 
@@ -96,7 +98,7 @@ def with_user_errors(start: Callable[[], Iterator[object]], origin: Origin) -> I
             raise
         except (Exception, SystemExit) as error:
             raise UsageError(
-                f"{origin.subject} failed after {count} batches: {describe(error)}",
+                f"{origin.subject} failed after {human.counted(count, 'batch')}: {describe(error)}",
                 where=raised_at(error, origin.file),
             ) from error
         count += 1
@@ -141,8 +143,8 @@ class BatchParser:
         if targets is None:
             yield from ((image, NO_LABEL) for image in self._unlabeled(self._images(values)).float())
             return
-        labels = self._labels(targets)
         images = self._images(values)
+        labels = self._labels(targets, images.dim() == len(self.spec.shape))
         if labels.dim() == 0:
             labels, images = labels[None], images[None]
         if labels.dim() != 1 or not len(labels):
@@ -157,7 +159,7 @@ class BatchParser:
             return batch, None
         if isinstance(batch, tuple | list) and (len(batch) in (1, 2) or (self.unlabeled and batch)):
             return batch[0], None if self.unlabeled or len(batch) == 1 else batch[1]
-        actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        actual = f"{len(batch)} values" if isinstance(batch, tuple | list) else human.article(type(batch).__name__)
         raise self._wrong(f"is {actual}, not (images, labels) or images alone")
 
     def _unlabeled(self, images: torch.Tensor) -> torch.Tensor:
@@ -173,11 +175,16 @@ class BatchParser:
     def _wrong(self, problem: str, hint: str | None = None) -> InputError:
         return InputError(f"{self.text}: batch {self.seen} {problem}", hint=hint)
 
-    def _labels(self, value: object) -> torch.Tensor:
+    def _labels(self, value: object, single: bool) -> torch.Tensor:
+        """Return the labels of a batch, or of a single image. Raises InputError where they are no whole numbers."""
         try:
             labels = torch.as_tensor(value).detach().cpu()
         except Exception as error:  # a batch may hold anything
             raise self._wrong(f"has labels of type {type(value).__name__}, not whole numbers") from error
+        one_row = single and labels.shape == (class_count(self.info),)  # not the classes of a batch, such as [0, 1]
+        rows = labels[None] if one_row else labels
+        if not labels.is_complex() and is_one_hot(rows.double().numpy()):
+            raise self._wrong(f"has {one_hot_words(labels.shape)}", hint=CLASS_NUMBERS)
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise self._wrong(f"has labels of type {labels.dtype}, not whole numbers")
         return labels.long()
@@ -213,7 +220,7 @@ class BatchParser:
             return images.transpose(0, 1) if self.time_first else images
         if not images_first and not time_first:
             expected = "[N, T, C, H, W] or [T, N, C, H, W]" if self.spec.events else "[N, C, H, W]"
-            of = f" for {count} labels" if self.labeled else ""
+            of = f" for {human.counted(count, 'label')}" if self.labeled else ""
             raise self._wrong(f"has images {list(actual)}{of}, but the model takes {list(shape)}, {expected}")
         if (self.notes and time_first) or self.time_first not in (None, time_first):
             raise self._wrong(

@@ -84,9 +84,10 @@ def why_unreadable(error: Exception, content: bytes) -> str:
         )
     if isinstance(error, Image.DecompressionBombError):
         return f"it claims more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
-    if isinstance(error, ValueError):  # most of them are ours
+    if isinstance(error, ValueError) and str(error).startswith("its pixels"):  # ours
         return str(error)
-    text = " ".join(str(error).split())
+    first = error.args[0] if error.args else ""
+    text = " ".join((first.decode("ascii", "replace") if isinstance(first, bytes) else str(error)).split())
     known = not text or "truncated" in text.lower()
     return "it ends too early, or is damaged" + ("" if known else f" ({text})")
 

@@ -35,8 +35,15 @@ class UnreadableImage(Exception):
     """
 
     def __init__(self, name: str, cause: Exception | str) -> None:
-        super().__init__(f"{name}: {cause if isinstance(cause, str) else f'{type(cause).__name__}: {cause}'}")
+        super().__init__(f"{name}: {cause if isinstance(cause, str) else _in_words(cause)}")
         self.name = name
+
+
+def _in_words(error: Exception) -> str:
+    """Return what an error says, with its class unless the text says enough."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
 
 
 class Source(ABC):

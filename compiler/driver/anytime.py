@@ -22,6 +22,7 @@ from svitc.ir.program import Program
 from svitc.onnx.export import export_step
 from svitc.onnx.model_info import read_proto, reading_metadata
 from svitc.onnx.words import time_steps
+from svitc.support import human
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
@@ -83,7 +84,7 @@ def check_anytime(program: Program, options: CompileOptions) -> None:
         raise InputError("this model has a single time step, before which nothing can stop")
     if len(options.data) < FEWEST_IMAGES:
         raise UsageError(
-            f"{len(options.data)} images are too few to find out when inference may stop",
+            f"{human.subject(len(options.data), 'image')} too few to find out when inference may stop",
             hint="Give at least some hundreds with --data: for a drop of half a point it takes about 900.",
         )
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from svitc.driver.prepare import WHOLE, Prepared, Workspace
+from svitc.driver.raw_input import as_asked
 from svitc.driver.report import WeightsReport
 from svitc.driver.report_sections import weights_report
 from svitc.driver.task import Task
 from svitc.errors import InputError
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import WIDE_BITS
+from svitc.onnx import weight_bytes
+from svitc.onnx.packed_state import pack_states
+from svitc.onnx.static_batch import with_static_batch
 from svitc.passes.pipelines import quantize
 from svitc.passes.pruning.low_rank import SplitLowRank
 from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.prune_tokens import PruneTokens
 from svitc.passes.quantization.round_weights import RoundWeights
 from svitc.planning.plan import Plan
+from svitc.support import human
 from svitc.support.reporter import Reporter
+from svitc.training.finetune import Finetuned
 
 
 def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str) -> Program:
@@ -62,7 +68,20 @@ def quantized(pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> 
         return pruned, WeightsReport("fp32")
     with reporter.stage("quantize"):
         final, pipeline = quantize(pruned, plan.bits)
-        return final, weights_report(final, pipeline)
+        return final, weights_report(final, pipeline, weights)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A network after its plan was applied.
+
+    Attributes:
+        pruned: the pruned program, which can still be trained; fine-tuned where that was asked for.
+        tuned: the result of fine-tuning, or None.
+    """
+
+    pruned: Program
+    tuned: Finetuned | None
 
 
 @dataclass(frozen=True)
@@ -72,18 +91,33 @@ class Exported:
     Attributes:
         program: the program.
         weights: the report's section on the weights.
-        file: the ONNX file, for batches of any size.
+        file: the ONNX file of all time steps, for batches of any size.
+        plain: the file as it is written, perhaps a streaming file, perhaps for batches of one size, but with
+            normalized floats as its input.
+        written: the same, perhaps with bytes as its input.
     """
 
     program: Program
     weights: WeightsReport
     file: bytes
+    plain: bytes
+    written: bytes
 
     @classmethod
     def of(cls, workspace: Workspace, pruned: Program, plan: Plan, weights: str, reporter: Reporter) -> Exported:
         """Give the weights of a pruned program the type that is stored, and export it."""
+        options = workspace.options
         final, row = quantized(pruned, plan, weights, reporter)
-        return cls(final, row, workspace.export(final))
+        file = workspace.export(final)
+        plain = workspace.export_step(final) if options.streaming else file
+        plain = plain if options.static_batch is None else with_static_batch(plain, options.static_batch)
+        plain = pack_states(plain) if options.packed_state else plain
+        return cls(final, row, file, plain, as_asked(final, plain, options))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all constants in the file that is written: weights, scales, shapes, and what takes raw input."""
+        return weight_bytes(self.written)
 
 
 def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, replayed: bool = False) -> Plan:
@@ -111,8 +145,8 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     plan.validate(task.prepared.program)
     types.check(plan.bits)
     if not plan.bits and types.spared:
-        which = ", ".join(types.spared)
-        reporter.decide(f"{which} keep 8 bits: what the first layers get wrong passes through all others")
+        which = f"{', '.join(types.spared)} {human.agree(len(types.spared), 'keeps', 'keep')}"
+        reporter.decide(f"{which} 8 bits: what the first layers get wrong passes through all others")
     plan = replace(with_provenance(plan, weights=task.weights), bits=plan.bits or types.same)
     if not replayed and any(width != WIDE_BITS for width in plan.bits.values()):
         plan.provenance["rounding"] = "calibrated" if workspace.options.sampled else "nearest"
@@ -131,4 +165,4 @@ def with_provenance(plan: Plan, **defaults: object) -> Plan:
     return replace(plan, provenance=provenance)
 
 
-__all__ = ["Exported", "apply_plan", "complete", "prune_and_round", "quantized", "with_provenance"]
+__all__ = ["Applied", "Exported", "apply_plan", "complete", "prune_and_round", "quantized", "with_provenance"]

@@ -15,12 +15,11 @@ from svitc.data.dataset import Dataset
 from svitc.data.inputs import has_labels, some_inputs
 from svitc.driver.agreement import agreement_report
 from svitc.driver.anytime import check_anytime, find_rule
-from svitc.driver.apply import Exported, apply_plan, with_provenance
+from svitc.driver.apply import Applied, Exported, apply_plan, with_provenance
 from svitc.driver.artifacts import Compiled
 from svitc.driver.confirm import check_promise
 from svitc.driver.given import given_options, given_plan, given_policy, given_reporter
 from svitc.driver.input_range import Watched, span_of, with_input_range, within
-from svitc.driver.lowered import Applied, Lowered
 from svitc.driver.metadata import with_metadata
 from svitc.driver.options import CompileOptions, PreparationOptions
 from svitc.driver.output_errors import outputs_report
@@ -30,7 +29,7 @@ from svitc.driver.prepare import Workspace
 from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
 from svitc.driver.ranks import ranks_report
-from svitc.driver.raw_input import as_asked, check_takes_bytes, explain
+from svitc.driver.raw_input import check_takes_bytes, explain
 from svitc.driver.report import (
     AccuracyReport,
     BeforeAfter,
@@ -62,8 +61,7 @@ from svitc.evaluation.sweep import Sweep
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program, Stage, required_program
 from svitc.ir.quantized_modules import WIDE_BITS
-from svitc.onnx.packed_state import pack_states
-from svitc.onnx.static_batch import check_batch, with_static_batch
+from svitc.onnx.static_batch import check_batch
 from svitc.passes.pipelines import step_program
 from svitc.passes.policies import Policy, Problem
 from svitc.planning.budget import Budget, parse_budget
@@ -191,7 +189,7 @@ class Compiler:
             decisions=reporter.decisions,
             verify=verdict.to_json(),
             runtimes=runtimes_report(verdict, task.weights != "fp32"),
-            prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.exported),
+            prediction=predict(self.workspace, self.policy, task, searched.plan, lowered.file),
             **measured,
             spikes=spikes_report(self.workspace, task.prepared.program, lowered.program, searched.plan, reporter),
             anytime=None if anytime is None else anytime.report,
@@ -270,25 +268,19 @@ class Compiler:
             tuned = finetune(pruned, self.program, options.train_data, training, reporter)
         return Applied(tuned.program, tuned)
 
-    def _lower(self, task: Task, searched: SearchedPlan, pruned: Program, reporter: Reporter) -> Lowered:
+    def _lower(self, task: Task, searched: SearchedPlan, pruned: Program, reporter: Reporter) -> Exported:
         """Give weights their stored type, and export the program, unless the search has done so."""
         found = searched.exported if pruned is searched.pruned else None
         with reporter.stage("export"):
-            found = found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
-            size = self.options.static_batch
-            written = self.workspace.export_step(found.program) if self.options.streaming else found.file
-            written = written if size is None else with_static_batch(written, size)
-            plain = pack_states(written) if self.options.packed_state else written
-            taking = as_asked(found.program, plain, self.options)
-            return Lowered(found.program, found.weights, found.file, plain, taking, backend.weight_bytes(plain))
+            return found or Exported.of(self.workspace, pruned, searched.plan, task.weights, reporter)
 
-    def _verify(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
+    def _verify(self, task: Task, pruned: Program, lowered: Exported, reporter: Reporter) -> Verdict:
         """Compare the file with the program that it was exported from, and that with the float program."""
         verdict = self._verify_plain(task, pruned, lowered, reporter)
         verdict.raw_input = check_raw_input(lowered.program, lowered.written)
         return verdict
 
-    def _verify_plain(self, task: Task, pruned: Program, lowered: Lowered, reporter: Reporter) -> Verdict:
+    def _verify_plain(self, task: Task, pruned: Program, lowered: Exported, reporter: Reporter) -> Verdict:
         """Do so for the file with normalized floats as its input."""
         images, chosen = self.options.images or MOST_IMAGES, self.options.images is not None
         with reporter.stage("verify", images) as step:
@@ -299,18 +291,18 @@ class Compiler:
                 inputs = within(inputs, span_of(lowered.program))
             if self.options.streaming:
                 original = None if floats else pruned
-                return verify_stream(lowered.program, lowered.plain, lowered.exported, inputs, step, original)
+                return verify_stream(lowered.program, lowered.plain, lowered.file, inputs, step, original)
             if floats:
                 return verify(lowered.program, lowered.plain, inputs, step, all_inputs=chosen)
             return verify_exact(lowered.program, lowered.plain, inputs, step, pruned, all_inputs=chosen)
 
-    def _prove(self, lowered: Lowered, verdict: Verdict, reporter: Reporter) -> Proof:
+    def _prove(self, lowered: Exported, verdict: Verdict, reporter: Reporter) -> Proof:
         """Run the file on images whose answers travel with it."""
         with reporter.stage("prove"):
             size = self.options.static_batch or 1
             return prove(lowered.program, lowered.written, lowered.weights.inexact, verdict.silent, size)
 
-    def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Lowered) -> JsonDict:
+    def _sections(self, task: Task, searched: SearchedPlan, applied: Applied, lowered: Exported) -> JsonDict:
         """Return the report's sections on what was done, by their names in ``Report``."""
         program, pruned, budget = self.program, applied.pruned, task.budget
         text, of = (None, None) if budget is None else (budget.text, budget.of)
@@ -354,7 +346,7 @@ class Compiler:
         tuned = applied.tuned is not None
         return promise_report(self.workspace, searched.source, counts, searched.promise, task.replayed, tuned)
 
-    def _measurements(self, searched: SearchedPlan, lowered: Lowered, reporter: Reporter) -> JsonDict:
+    def _measurements(self, searched: SearchedPlan, lowered: Exported, reporter: Reporter) -> JsonDict:
         """Return the report's sections on the accuracy, or the agreement with the original, and energy of the file."""
         data = self.workspace.reported(searched.source)
         watched = None if data is None else Watched(data, span_of(lowered.program))
@@ -370,15 +362,13 @@ class Compiler:
                 "the outputs are compared with the original's"
             )
         if scores is not None and has_labels(data):
-            accuracy = accuracy_report(
-                program, self.workspace.original_classes(data), lowered.exported, watched, reporter
-            )
+            accuracy = accuracy_report(program, self.workspace.original_classes(data), lowered.file, watched, reporter)
         elif scores is not None:
             logs = self.workspace.original_log_probabilities(data)
-            agreement = agreement_report(program, logs, lowered.exported, watched, reporter)
+            agreement = agreement_report(program, logs, lowered.file, watched, reporter)
         if scores is None or metric is not None or len(program.output_names) > 1:
             # a metric takes what the model returns, at each time step
-            exported = lowered.exported if metric is None else self.workspace.export(lowered.program, per_step=True)
+            exported = lowered.file if metric is None else self.workspace.export(lowered.program, per_step=True)
             outputs = outputs_report(program, exported, watched, metric, reporter)
         if watched.note is not None:
             reporter.decide(watched.note)

@@ -16,6 +16,7 @@ from svitc.ir.channel_slicing import selection
 from svitc.ir.outputs import class_scores
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
+from svitc.support import human
 from svitc.support.confidence import images_needed
 from svitc.support.human import points_at_most
 from svitc.support.reporter import Reporter
@@ -88,7 +89,7 @@ def check_promise(program: Program, options: CompileOptions, confirming: int) ->
     if confirming < fewest:
         least = _least_drop(confirming, options.confidence)
         raise UsageError(
-            f"{confirming} images are too few to promise a drop of at most {100 * drop:g} points with "
+            f"{human.subject(confirming, 'image')} too few to promise a drop of at most {100 * drop:g} points with "
             f"{options.confidence:.0%} confidence: it takes {fewest} even where none of them is lost",
             hint=f"Give more with --data, or allow at least {100 * least:.1f} points with --max-drop, or leave it out: "
             "--budget says what can be promised.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.passes.quantization.round_weights import RoundWeights
 from svitc.planning.plan import Plan
+from svitc.support.json_text import parse_json
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
@@ -21,17 +21,20 @@ def read_report(folder: Path) -> JsonDict:
     """Return the report of an output folder; empty where there is none.
 
     Raises:
-        InputError: report.json is not a JSON object.
+        InputError: report.json is not a JSON object, or parts of it that are read are none.
     """
     path = folder / "report.json"
     if not path.is_file():
         return {}
     try:
-        report = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        report = parse_json(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"the report {path} is not JSON: {error}") from error
     if not isinstance(report, dict):
         raise InputError(f"the report {path} is not a JSON object")
+    for key in ("verify", "promise"):
+        if not isinstance(report.get(key) or {}, dict):
+            raise InputError(f"the report {path} is not as svitc writes it: {key} is not a JSON object")
     return report
 
 

@@ -14,6 +14,7 @@ from svitc.ir.program import Program
 from svitc.passes.policies import Policy
 from svitc.planning.budget import Budget
 from svitc.plots import plot_front
+from svitc.support.names import known
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
@@ -53,8 +54,16 @@ class Front:
         count = sum(known == name or known.startswith(f"{name} (") for known in self.compilations)
         return f"{name} ({count + 1})" if count else name
 
-    def __getitem__(self, name: str) -> Compiled:
-        return self.compilations[name]
+    def __getitem__(self, name: str | float) -> Compiled:
+        """Return a compilation by its name; a number is the budget of that text.
+
+        Raises:
+            UsageError: there is no such compilation.
+        """
+        if str(name) not in self.compilations:
+            hint = known(str(name), self.compilations, "Compilations are")
+            raise UsageError(f"this front has no compilation {str(name)!r}", hint=hint)
+        return self.compilations[str(name)]
 
     def __iter__(self) -> Iterator[Compiled]:
         return iter(self.compilations.values())

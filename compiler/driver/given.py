@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from svitc.data.dataset import Dataset, load_data
+from svitc.data.dataset import Dataset, Reading, load_data
 from svitc.driver.options import NO_DATA, CompileOptions
 from svitc.errors import UsageError
 from svitc.evaluation.metric import load_metric
@@ -34,21 +34,23 @@ WORDS = {
 }
 
 
-def open_data(program: Program, source: Any, **options: Any) -> Dataset:
+def open_data(program: Program, source: Any, limit: int | None = None, seed: int = 0, **reading: Any) -> Dataset:
     """Open images for a program, as ``--data`` of the command line does, or from memory.
 
     Args:
         program: what they are for.
         source: a path; arrays of pixels, ``images`` or ``(images, labels)``; a torch DataLoader or Dataset, or any
             iterable of images as the model takes them. See ``svitc.data.dataset.load_data``.
-        options: ``limit``, ``seed``, ``resize``, ``crop``, ``unlabeled`` and ``events`` of that function.
+        limit: number of images in a class-balanced sample; None for all.
+        seed: seed of the sample.
+        reading: ``resize``, ``crop``, ``unlabeled`` and ``events``: see ``svitc.data.dataset.Reading``.
 
     Raises:
         UsageError: it is nothing that gives images, or options do not fit together.
         InputError: images or labels do not fit the model.
     """
     required_program(program)
-    return load_data(source, program.input, program.info, **options)
+    return load_data(source, program.input, program.info, limit, seed, Reading(**reading))
 
 
 def given_options(program: Program, options: CompileOptions) -> CompileOptions:

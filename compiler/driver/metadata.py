@@ -14,8 +14,8 @@ import onnx
 
 from svitc.data.dataset import Dataset
 from svitc.data.sources import Scaling, choose_scaling
+from svitc.driver.apply import Exported
 from svitc.driver.input_range import span_of
-from svitc.driver.lowered import Lowered
 from svitc.driver.options import CompileOptions
 from svitc.errors import SvitcError
 from svitc.ir.outputs import INPUT, output_values, scores_of_single_output
@@ -53,7 +53,8 @@ KEYS = {  # key -> its meaning; docs/file.md shows this table
     "early_exit": "when inference may stop before the last time step (anytime.md); null without `--anytime`",
     "tokens": "stage -> how many of its tokens run through it (tokens.md); null where all do",
     "promise": "what the file loses at most (promises.md); null where nothing is promised",
-    "weights": '`"fp32"`, `"int16"`, `"int8"`, or `"mixed"`',
+    "weights": '`"fp32"`, `"int16"`, `"int8"`, `"int4"`, `"int2"`, `"ternary"`, or `"mixed"` where bits differ from '
+    "layer to layer",
     "budget": "the budget of the plan, as it was given; `1.0` where there was none",
     "target": "what the file was written for (targets.md)",
     "openvino": "properties that OpenVINO needs to compute exactly",
@@ -132,7 +133,7 @@ def metadata(program: Program, options: CompileOptions, origin: Origin) -> JsonD
 
 
 def with_metadata(
-    plan: Plan, lowered: Lowered, options: CompileOptions, digest: str | None, early_exit: JsonDict | None
+    plan: Plan, lowered: Exported, options: CompileOptions, digest: str | None, early_exit: JsonDict | None
 ) -> bytes:
     """Return the written file with its metadata; budget and promise are the plan's: a replay gives the same bytes.
 

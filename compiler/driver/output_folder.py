@@ -15,7 +15,7 @@ from svitc.driver.input_range import Watched, span_of, within
 from svitc.errors import InputError
 from svitc.ir.program import Program, Stage
 from svitc.onnx.export import export
-from svitc.onnx.model_info import read_proto, reading_metadata
+from svitc.onnx.model_info import check_whole, read_proto, reading_metadata
 from svitc.onnx.raw_input import takes_bytes, with_raw_input, without_raw_input
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
@@ -40,7 +40,7 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
     """Return the program and the ONNX file of an output folder, without running any code from the folder.
 
     Raises:
-        InputError: a file is missing or damaged, or model.py is not the source of the program.
+        InputError: a file is missing or damaged, model.py is not the source of the program, or weights are elsewhere.
     """
     required = ("model.onnx", "model.safetensors", "model.py")
     missing = [name for name in required if not (folder / name).is_file()]
@@ -58,6 +58,7 @@ def open_folder(folder: Path) -> tuple[Program, bytes]:
             f"{folder}/model.py is not the source of {folder}/model.safetensors",
             hint="It was edited, or the files are of different runs; compile again.",
         )
+    check_whole(exported, folder / "model.onnx")
     return program, exported
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from svitc import onnx as backend
 from svitc.driver.apply import Exported, apply_plan, complete, prune_and_round, quantized, with_provenance
 from svitc.driver.confirm import Confirmation, TestedPlan, no_promise
 from svitc.driver.prepare import WHOLE, Workspace
@@ -223,13 +222,13 @@ def _within_limit(
             refit = str(plan.provenance["refit"]) if task.weights != "fp32" else "none"
             pruned = apply_plan(workspace, task.prepared, plan, refit)
             exported = Exported.of(workspace, pruned, plan, task.weights, reporter)
-            stored = backend.weight_bytes(exported.file)
+            stored = exported.stored_bytes
         if stored <= limit or task.whole:
             if refit != plan.provenance["refit"]:
                 return SearchedPlan(plan)
             return SearchedPlan(plan, pruned, exported)
         _, sizes = selection(problem.program, plan.validate(problem.program))
-        # the cost model ignores shape constants, of which the file stores equal ones once
+        # the cost model ignores shape constants, of which the file stores equal ones once, and the table of raw input
         slack = max(slack + 1, stored - problem.cost(sizes, plan.bits, plan.ranks))
     raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
 

@@ -28,6 +28,7 @@ from svitc.passes.canonical.merge_conv_chain import reparameterize
 from svitc.passes.canonical.remove_constant_channels import remove_constant_channels
 from svitc.passes.pipelines import inference_passes
 from svitc.planning.cost import Cost, byte_cost, parameter_cost
+from svitc.support import human
 from svitc.support.distributed import current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -194,7 +195,8 @@ class Workspace:
                 raise InputError(MISSING_IMAGES, hint=SAME_IMAGES)
             if len(data) <= FEWEST_CHOOSING_IMAGES:
                 raise InputError(
-                    f"{data.name} has {len(data)} images, too few to choose a plan on and to confirm it on others",
+                    f"{data.name} has {human.counted(len(data), 'image')}, too few to choose a plan on and to "
+                    "confirm it on others",
                     hint="Give more.",
                 )
             chosen, others = split_images(len(data), self.options.seed)

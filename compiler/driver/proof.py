@@ -163,6 +163,7 @@ class _Run:
         self.names = [*names, *(name for tap in tapped for name in tap.values)]
         options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
         options.log_severity_level = ERRORS_ONLY
+        options.enable_mem_reuse = False  # planning it takes longer than these few runs (runtimes/onnx_runtime.py)
         options.graph_optimization_level = levels.ORT_DISABLE_ALL if plain else levels.ORT_ENABLE_ALL
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 

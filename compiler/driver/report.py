@@ -103,7 +103,8 @@ class WeightsReport(Section):
     """The stored weights.
 
     Attributes:
-        type: ``fp32``, ``int16``, ``int8`` or ``mixed``; all other fields are for quantized weights only.
+        type: ``fp32``, ``int16``, ``int8``, ``int4``, ``int2``, ``ternary`` or ``mixed``; all other fields are for
+            quantized weights only.
         layers: layer -> bits and shape, and where it keeps a grid that it was trained on, ``grid``, the bits
             of that, and ``scale_error``, the largest relative error of its scales.
         streams: residual stream -> its quantization step.

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from svitc.errors import InputError
 from svitc.html_report import comparison, page
-from svitc.support.atomic_files import settle, write_one
+from svitc.support.atomic_files import settle
 from svitc.support.json_text import parse_json
 from svitc.support.types import JsonDict
 
@@ -52,19 +52,17 @@ def read_report(folder: Path) -> JsonDict:
     return report
 
 
-def rewrite_page(folder: Path) -> None:
-    """Write the page in a folder again, where there is one, after its report was changed."""
-    if (folder / PAGE).is_file():
-        write_one(folder / PAGE, page_of(folder))
-
-
-def page_of(folder: Path) -> bytes:
+def page_of(folder: Path, report: JsonDict | None = None) -> bytes:
     """Return the page on the compilation in a folder.
+
+    Args:
+        folder: the folder.
+        report: its report; None reads it.
 
     Raises:
         InputError: its report cannot be read, or was changed.
     """
-    report = read_report(folder)
+    report = read_report(folder) if report is None else report
     try:
         return page(report)
     except MALFORMED as error:
@@ -100,4 +98,4 @@ def _malformed(folder: Path, error: Exception) -> InputError:
     )
 
 
-__all__ = ["PAGE", "comparison_of", "page_of", "report_folders", "rewrite_page"]
+__all__ = ["MALFORMED", "PAGE", "REPORT", "comparison_of", "page_of", "report_folders"]

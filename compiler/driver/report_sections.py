@@ -24,6 +24,7 @@ from svitc.driver.report import (
     StreamingReport,
     WeightsReport,
 )
+from svitc.driver.weight_types import is_narrow
 from svitc.energy.estimate import Energy, energy, saving
 from svitc.errors import InputError
 from svitc.evaluation.promise import compare_classes
@@ -188,10 +189,16 @@ def energy_report(compiled: Energy | None, original: Energy | None) -> EnergyRep
     return EnergyReport(compiled.images, compiled.table.name, original.totals(), compiled.totals(), saved, neurons)
 
 
-def _type_of(program: Program, layers: JsonDict) -> str:
+def _type_of(program: Program, layers: JsonDict, asked: str) -> str:
     """Return the type of weights by the bits of all layers; some may hold 16-bit weights, or a grid, in fewer bits.
 
-    Those that read an image in one kind of steps have 16 bits with every type.
+    Those that read an image in one kind of steps have 16 bits with every type. Layers that must, or should, keep 8 bits
+    have them with the narrow types as well.
+
+    Args:
+        program: the quantized program.
+        layers: the report's entries on its layers.
+        asked: the type that was asked for.
     """
     split = FINE_STEPS in dict(program.module.named_children())
     images = () if split else {str(node.target) for node in program.graph.nodes if _reads_image(program, node)}
@@ -199,7 +206,12 @@ def _type_of(program: Program, layers: JsonDict) -> str:
     if all(width == 8 for width in widths.values()):
         return "int8"
     own = {width for name, width in widths.items() if "grid" not in layers[name]}
-    return "int16" if WIDE_BITS in own and own <= {WIDE_BITS, 8} else "mixed"
+    if own in ({WIDE_BITS}, {WIDE_BITS, 8}):
+        return "int16"
+    narrow = own - {8}
+    if not is_narrow(asked) or len(narrow) != 1:
+        return "mixed"
+    return asked if asked == "ternary" else f"int{narrow.pop()}"
 
 
 def _reads_image(program: Program, node: fx.Node) -> bool:
@@ -222,12 +234,13 @@ def _of_image(node: fx.Node) -> bool:
     return source.op == "placeholder"
 
 
-def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
+def weights_report(program: Program, pipeline: Pipeline, asked: str = "mixed") -> WeightsReport:
     """Describe the weights of a quantized program.
 
     Args:
         program: the quantized program.
         pipeline: the passes that quantized it.
+        asked: the type of weights that was asked for; ``mixed`` where bits were chosen layer by layer.
     """
     layers: JsonDict = {}
     streams: dict[str, float] = {}
@@ -243,7 +256,7 @@ def weights_report(program: Program, pipeline: Pipeline) -> WeightsReport:
     inexact_neurons = inexact(program)
     neurons = [str(node.target) for node in program.neurons()]
     return WeightsReport(
-        type=_type_of(program, layers),
+        type=_type_of(program, layers, asked),
         layers=layers,
         streams=streams,
         exact_neurons=sum(name not in inexact_neurons for name in neurons),

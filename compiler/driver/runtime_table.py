@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from svitc.driver.float_network import read_report
-from svitc.driver.report_files import rewrite_page
-from svitc.errors import SvitcError
+from svitc.driver.report_files import MALFORMED, PAGE, REPORT, page_of
+from svitc.errors import InputError, SvitcError
 from svitc.runtimes import RUNTIMES, Runtime
-from svitc.support.atomic_files import write_json
+from svitc.support.atomic_files import to_json_bytes, write_together
 from svitc.support.types import JsonDict
 from svitc.verification.verdict import Verdict
 
@@ -55,18 +55,33 @@ def _untried(runtime: Runtime) -> JsonDict:
     return {"name": runtime.name, "version": None, "settings": {}, "result": NOT_TRIED, "why": why}
 
 
-def note_in_report(folder: Path, row: JsonDict) -> str | None:
-    """Put a row in place of the same runtime's in the report of an output folder.
+def note_in_report(folder: Path, row: JsonDict, exported: bytes) -> str | None:
+    """Put a row in place of the same runtime's in the report of an output folder, and in its page.
+
+    Args:
+        folder: the folder.
+        row: the row.
+        exported: the ONNX file that it is about. Another process may have written another one in the meantime.
 
     Returns:
         why that was not possible; None where it was, or where the folder has no report.
     """
-    try:
+
+    def noted() -> dict[str, bytes]:
+        if (folder / "model.onnx").read_bytes() != exported:
+            raise InputError("another compilation was written there in the meantime")
         report = read_report(folder)
-        if report:
-            rows = {known["name"]: known for known in report.get("runtimes", [])} | {row["name"]: row}
-            write_json(folder / "report.json", report | {"runtimes": list(rows.values())})
-            rewrite_page(folder)
+        if not report:
+            return {}
+        rows = {known["name"]: known for known in report.get("runtimes", [])} | {row["name"]: row}
+        report = report | {"runtimes": list(rows.values())}
+        page = {PAGE: page_of(folder, report)} if (folder / PAGE).is_file() else {}
+        return {REPORT: to_json_bytes(report), **page}
+
+    try:
+        write_together(folder, noted)
     except SvitcError as error:
         return error.message
+    except MALFORMED:
+        return "it does not read as svitc writes it"
     return None

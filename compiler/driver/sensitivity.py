@@ -18,6 +18,7 @@ from svitc.passes.policies.bitwidth.sensitivity import to_json as precision_json
 from svitc.passes.policies.search_space import Space
 from svitc.passes.policies.sensitivity import sensitivity_curves, to_json
 from svitc.plots import plot_bits, plot_curves
+from svitc.support import human
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
@@ -40,7 +41,9 @@ class Sensitivity:
 
     def __repr__(self) -> str:
         key, what = ("groups", "channel groups") if "groups" in self.measured else ("layers", "layers at fewer bits")
-        return f"Sensitivity({len(self.measured[key])} {what}, {self.measured['sweep']['images']} images)"
+        return (
+            f"Sensitivity({len(self.measured[key])} {what}, {human.counted(self.measured['sweep']['images'], 'image')})"
+        )
 
     def to_json(self) -> JsonDict:
         """Return the measurements as JSON values."""

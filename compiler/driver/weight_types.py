@@ -48,6 +48,12 @@ def check_weight_type(name: str) -> None:
         )
 
 
+def is_narrow(name: str) -> bool:
+    """Return whether a weight type gives all layers that can have them the same few bits, below 8."""
+    bits = WEIGHT_TYPES[name]
+    return bits is not None and bits < 8
+
+
 def resolve_weight_type(
     asked: str | None, policy: Policy, plan: Plan | None, share: float | None, sampled: bool
 ) -> str:
@@ -66,7 +72,8 @@ def resolve_weight_type(
     if plan is not None and plan.bits:
         if asked not in (None, "mixed", plan.provenance.get("weights")):
             raise UsageError("the plan gives each layer its bits", hint=f"Leave --weights {asked} out.")
-        return "mixed"
+        made = plan.provenance.get("weights")
+        return made if made in WEIGHT_TYPES and made != "fp32" else "mixed"
     if plan is not None:
         return asked or "fp32"
     name = policy.name
@@ -177,4 +184,4 @@ def _front(program: Program, layers: Sequence[str]) -> set[str]:
     return {layer for layer, held in zip(layers, accumulate(sizes), strict=True) if held <= FRONT_SHARE * sum(sizes)}
 
 
-__all__ = ["MIN_INT8_SHARE", "WEIGHT_TYPES", "WeightTypes", "check_weight_type", "resolve_weight_type"]
+__all__ = ["MIN_INT8_SHARE", "WEIGHT_TYPES", "WeightTypes", "check_weight_type", "is_narrow", "resolve_weight_type"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
@@ -21,8 +21,8 @@ import torch
 
 from svitc import onnx as backend
 from svitc import runtimes
+from svitc.evaluation.candidate_files import CandidateFile, CandidateFiles
 from svitc.evaluation.comparison import OutputReader, RelativeError
-from svitc.evaluation.known_spikes import KnownSpikes, Part
 from svitc.evaluation.metric import BatchMetric, Metric
 from svitc.evaluation.packed import Packed
 from svitc.ir.program import Program, Stage
@@ -164,6 +164,8 @@ class Evaluator:
         cache_bytes: largest size of the cached spikes; those of the first layers are left out first.
         progress: called with the number of images that the original has classified.
         metric: the user's function of outputs and targets: the labels, or without any the original's outputs.
+        joined: number of batches over which figures are summed up at a time, so that they do not depend on how many
+            images run together.
 
     Attributes:
         original: the measurement of the original.
@@ -171,6 +173,7 @@ class Evaluator:
         spikes: for each batch, neuron -> cached spikes of the original.
         labeled: whether the images have labels, and an output scores classes.
         reader: reads what is compared of the outputs.
+        files: makes the files of candidates.
     """
 
     def __init__(
@@ -182,7 +185,9 @@ class Evaluator:
         cache_bytes: int = CACHE_BYTES,
         progress: Callable[[int], None] | None = None,
         metric: Metric | None = None,
+        joined: int = 1,
     ) -> None:
+        self.joined = joined
         self.program, self.threads = program, threads
         self.chunks = [(x.numpy(), y.numpy()) for x, y in batches]
         self.images = sum(len(y) for _, y in self.chunks)
@@ -193,7 +198,6 @@ class Evaluator:
         self.spikes: list[dict[str, Packed]] = []
         self._outputs: list[list[np.ndarray]] = []  # of the original, as read, batch by batch
         self._targets: list[Any] = [torch.from_numpy(y) for _, y in self.chunks] if has_labels else []
-        self.known = KnownSpikes(program)
         workers = min(threads or os.cpu_count() or 1, len(self.chunks))
         self._session_threads = max(1, (threads or os.cpu_count() or 1) // workers)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="evaluator")
@@ -207,6 +211,7 @@ class Evaluator:
     def _run_original(self, cache_bytes: int, progress: Callable[[int], None] | None, has_labels: bool) -> None:
         """Run the original on all images, and keep its outputs and spikes."""
         model = export_proto(self.program.copy())
+        self.files = CandidateFiles(self.program, model)
         exposed = suffix.expose(model, self._cacheable(model, cache_bytes))
         session = self._session(model)
         names = [*self.names, *(spike.value for spike in exposed)]
@@ -270,21 +275,20 @@ class Evaluator:
             images: measure on this many images only, rounded up to whole batches.
             plan: the channels that were kept, where that is known: the neurons of pruned channels are not run again.
         """
-        quantized = candidate.stage >= Stage.QUANTIZED  # all spikes may differ, so that the whole file has to run
-        known = {} if quantized else self.known(candidate, plan)
-        model = export_proto(candidate)
-        if not quantized:
-            known = self._cached(model, known)
-        fed = [] if quantized else suffix.suffix(model, known)
-        session = self._session(model)
-        takes_image = backend.INPUT in session.input_names
+        if candidate.stage >= Stage.QUANTIZED:  # all spikes may differ, so that the whole file has to run
+            file = CandidateFile(export_proto(candidate), {}, [])
+        else:
+            file = self.files(candidate, plan, self.spikes[0])
+        takes_image = any(value.name == backend.INPUT for value in file.model.graph.input)
+        # beside the next candidate's export, as loading holds no lock of Python; the pool begins it before the batches
+        opened = self._pool.submit(self._session, file.model)
 
         def run(number: int) -> Outputs:
             spikes = self.spikes[number]
-            feed = {spike.value: spikes[spike.path].unpack(known[spike.path].of) for spike in fed}
+            feed = {spike.value: spikes[spike.path].unpack(file.known[spike.path].of) for spike in file.fed}
             if takes_image:
                 feed[backend.INPUT] = self.chunks[number][0]
-            return self._read(session.run(self.names, feed))
+            return self._read(opened.result().run(self.names, feed))
 
         return self._submit(run, images)
 
@@ -303,7 +307,8 @@ class Evaluator:
             images: number of images, rounded up to whole batches; None for all.
         """
         before = np.cumsum([0, *(len(labels) for _, labels in self.chunks)])[:-1]
-        numbers = [i for i, first in enumerate(before) if images is None or first < images]
+        first_of = [before[i - i % self.joined] for i in range(len(before))]
+        numbers = [i for i, first in enumerate(first_of) if images is None or first < images]
 
         def finish(outputs: list[Outputs]) -> Measurement:
             qualities = []
@@ -312,24 +317,6 @@ class Evaluator:
             return self._point([read for read, _ in outputs], qualities)
 
         return Running([self._pool.submit(run, number) for number in numbers], finish)
-
-    def _cached(self, model: onnx.ModelProto, known: Mapping[str, Part]) -> dict[str, Part]:
-        """Return the known spikes that are cached, and stored as a candidate's file has them.
-
-        Args:
-            model: the candidate's file.
-            known: the parts of spikes that the candidate computes.
-        """
-        shapes = {
-            info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
-            for info in model.graph.value_info
-        }
-        usable: dict[str, Part] = {}
-        for spike in suffix.spikes(model):
-            part, packed = known.get(spike.path), self.spikes[0].get(spike.path)
-            if part is not None and packed is not None and part.fits(packed.shape, shapes.get(spike.value)):
-                usable[spike.path] = part
-        return usable
 
     def _point(self, read: list[list[np.ndarray]], qualities: list[float]) -> Measurement:
         """Compare outputs, batch by batch, with the labels and with the original's.
@@ -362,18 +349,21 @@ class Evaluator:
         for i in range(len(self.names)):
             if self.reader.scores is None or self.reader.scores.index != i:
                 total = RelativeError()
-                for outputs, original in zip(read, self._outputs, strict=False):
-                    total.add(outputs[i], original[i])
+                values, originals = (self._together([x[i] for x in every]) for every in (read, self._outputs))
+                for value, original in zip(values, originals, strict=False):
+                    total.add(value, original)
                 errors[i] = total.share
         return errors
 
     def _counted(self, logs: list[np.ndarray], index: int) -> Measurement:
         """Compare log-probabilities, batch by batch, with the labels and with the original's, of output ``index``."""
-        originals = [outputs[index] for outputs in self._outputs]
+        logs = self._together(logs)
+        originals = self._together([outputs[index] for outputs in self._outputs])
+        targets = self._together([labels for _, labels in self.chunks])
         right = lost = gained = 0
         loss = divergence = regret = 0.0
         images = 0
-        for log, reference, (_, labels) in zip(logs, originals, self.chunks, strict=False):
+        for log, reference, labels in zip(logs, originals, targets, strict=False):
             images += len(labels)
             right_now, right_before = log.argmax(axis=-1) == labels, reference.argmax(axis=-1) == labels
             right += int(right_now.sum())
@@ -385,3 +375,7 @@ class Evaluator:
             chosen = np.take_along_axis(probabilities, log.argmax(axis=-1)[:, None], axis=-1)[:, 0]
             regret += float((probabilities.max(axis=-1) - chosen).sum())
         return Measurement(right, images, lost, gained, loss / images, divergence / images, regret / images)
+
+    def _together(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Join the arrays of batches whose figures are summed up at a time."""
+        return [np.concatenate(values[i : i + self.joined]) for i in range(0, len(values), self.joined)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -53,16 +56,15 @@ class Store:
 
     Raises:
         InputError: the file holds measurements of another model, other images or other settings.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or not be cut off where it is damaged.
     """
 
     def __init__(self, path: Path | None, subject: str, resume: bool = False) -> None:
         self.path = path
         self.points: dict[str, Measurement] = {}
         self._head = json.dumps({"format": FORMAT, "of": subject}) + "\n"  # empty once it is written
-        if path is not None and resume and path.is_file() and path.stat().st_size:
+        if path is not None and resume and path.is_file():
             self._read(path, subject)
-            self._head = ""
 
     def _read(self, path: Path, subject: str) -> None:
         """Read the measurements of a file up to a line that is incomplete or damaged, and cut it off from there."""
@@ -70,6 +72,8 @@ class Store:
             content = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
+        if self._head.encode().startswith(content) and not content.endswith(b"\n"):
+            return  # killed, or the disk was full, in its first line: begun anew
         lines = content.split(b"\n")[:-1]  # a last line without a line feed is incomplete: the process was killed
         try:
             head = parse_json(lines[0].decode()) if lines else {}
@@ -92,8 +96,9 @@ class Store:
             except (ValueError, KeyError, TypeError, AttributeError):
                 break
             valid_bytes += len(line) + 1
+        self._head = ""
         if valid_bytes < len(content):
-            with path.open("r+b") as file:
+            with self._writing("r+b") as file:
                 file.truncate(valid_bytes)
 
     def add(self, key: str, point: Measurement, about: JsonDict) -> None:
@@ -109,18 +114,25 @@ class Store:
         """
         self.points[key] = point
         if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("w" if self._head else "a") as file:
-                    entry = {"key": key, "point": point.fields(), **about}
-                    file.write(self._head + json.dumps({**entry, CHECKSUM: _checksum(entry)}) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                self._head = ""
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume."
-                ) from error
+            with self._writing("wb" if self._head else "ab") as file:
+                entry = {"key": key, "point": point.fields(), **about}
+                file.write((self._head + json.dumps({**entry, CHECKSUM: _checksum(entry)}) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+            self._head = ""
+
+    @contextlib.contextmanager
+    def _writing(self, mode: str) -> Iterator[BinaryIO]:
+        """Open the file to write. Raises OutputError where that is not possible, now or in the ``with`` statement."""
+        assert self.path is not None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open(mode) as file:
+                yield file  # type: ignore[misc]
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror}", hint="Free space, then --resume."
+            ) from error
 
 
 def _checksum(entry: JsonDict) -> str:

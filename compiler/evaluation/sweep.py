@@ -7,8 +7,10 @@ by the same command after it was interrupted) are answered from the file.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +27,7 @@ from svitc.ir.program import Program
 from svitc.passes import LowRank, Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
+from svitc.support import human
 from svitc.support.distributed import DistributedContext, current
 from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
@@ -33,9 +36,11 @@ SINGLE_RANK = DistributedContext()
 DRIFT_IMAGES = 16
 MEASURED_IMAGES = 200  # of images without labels; with fewer beside the calibration images, all are used for both
 FEW_IMAGES = 64
-BATCH_IMAGES = 10  # larger batches do not fit into the processor's caches
+BATCH_IMAGES = 5  # larger batches do not fit into the processor's caches
+JOINED = 2  # batches whose figures are summed up together: those of files that were written with 10 images in a batch
 METRIC_BATCH_IMAGES = 50  # a metric of the user's is a mean over batches
 AHEAD = 1  # rounds that run while the next one's networks are built
+TURN_S = 0.0005  # a batch may take a millisecond, so that its thread must not wait for Python's 5 until it goes on
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,14 @@ class Sweep:
             refit: ``none``, ``batch-norm`` (statistics are re-estimated), ``readers`` (the weights of consumers are
                 solved in closed form) or ``full`` (both).
         """
-        pruned = self.program.copy()
-        Prune(plan)(pruned)
+        pruned = self._build(plan, refit)
+        pruned.module.recompile()
+        return pruned
+
+    def _build(self, plan: Plan, refit: str) -> Program:
+        """Return the same program, which cannot be run before it is recompiled."""
+        pruned = self.program.copy(retype=False)
+        Prune(plan)(pruned, recompile=False)
         if refit in ("readers", "full"):
             RefitConsumers(self.program, plan, self.calibration)(pruned)
         elif plan.ranks:
@@ -158,7 +169,7 @@ class Sweep:
 
     def _final(self, plan: Plan, refit: str) -> Program:
         """Return the program that would be exported; for a plan with bits, the integer network."""
-        built = self.build(plan, refit)
+        built = self._build(plan, refit)
         return quantize(built, plan.bits)[0] if plan.bits else built
 
     def _round(self, pruned: Program, plan: Plan) -> None:
@@ -185,19 +196,20 @@ class Sweep:
         size, rank, start_time = self.world.size, self.world.rank, time.perf_counter()
         running: list[tuple[str, Running, JsonDict] | None] = []  # this rank's of each round that has begun
         try:
-            for start in range(0, len(todo), size):
-                self.reporter.progress(stage, len(plans) - len(todo) + max(0, start - AHEAD * size), len(plans))
-                batch = todo[start : start + size]
-                begun = None
-                if rank < len(batch):
-                    key, plan = batch[rank]
-                    about = {"refit": refit, **_widths(plan)}
-                    begun = (key, self.evaluator.start(self._final(plan, refit), plan=plan), about)
-                running.append(begun)
-                if len(running) > AHEAD:
+            with _short_turns():
+                for start in range(0, len(todo), size):
+                    self.reporter.progress(stage, len(plans) - len(todo) + max(0, start - AHEAD * size), len(plans))
+                    batch = todo[start : start + size]
+                    begun = None
+                    if rank < len(batch):
+                        key, plan = batch[rank]
+                        about = {"refit": refit, **_widths(plan)}
+                        begun = (key, self.evaluator.start(self._final(plan, refit), plan=plan), about)
+                    running.append(begun)
+                    if len(running) > AHEAD:
+                        self._finish(running.pop(0))
+                while running:
                     self._finish(running.pop(0))
-            while running:
-                self._finish(running.pop(0))
         except BaseException:
             for entry in running:
                 if entry is not None:
@@ -247,6 +259,17 @@ class Sweep:
             self.store.points[key] = point
 
 
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let a thread go on soon after ONNX Runtime has run its batch, while this one builds the next network."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def _widths(plan: Plan) -> JsonDict:
     """Return what a plan keeps, in the form of a line of the store."""
     keeps = {name: f"{int(mask.sum())}/{mask.size}" for name, mask in plan.keep.items() if not mask.all()}
@@ -271,7 +294,9 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
     """
     total = min(len(data), settings.images + settings.calibration_images)
     if total < 4:
-        raise InputError(f"{data.name} has {len(data)} images, too few to choose a plan on", hint="Give more.")
+        raise InputError(
+            f"{data.name} has {human.counted(len(data), 'image')}, too few to choose a plan on", hint="Give more."
+        )
     shared = not data.labeled and len(data) < settings.calibration_images + MEASURED_IMAGES
     if data.labeled:
         # classes alternate in a balanced sample, so that a part of it is balanced as well
@@ -279,8 +304,9 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
     else:
         chosen = sample(data, total, settings.seed)
     dim = program.input.batch_dim
-    batch = program.input.at_once(BATCH_IMAGES if settings.metric is None else METRIC_BATCH_IMAGES)
-    batches = list(chosen.batches(batch))
+    together = program.input.at_once(BATCH_IMAGES * JOINED if settings.metric is None else METRIC_BATCH_IMAGES)
+    joined = JOINED if settings.metric is None and together % JOINED == 0 else 1
+    batches = list(chosen.batches(together))
     x = torch.cat([x for x, _ in batches], dim=dim)
     y = torch.cat([y for _, y in batches])
     calibration = min(settings.calibration_images, total if shared else total // 2, len(y))
@@ -288,10 +314,11 @@ def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSet
     measured_images = min(settings.images, len(y)) if shared else len(y) - calibration
     # ranks and other callers with several sweeps have set the number of threads to their share of the cores
     threads = torch.get_num_threads()
+    batch = together // joined
     with reporter.stage("run the original", measured_images) as step:
         images = x.narrow(dim, first, measured_images).split(batch, dim)
         chunks = list(zip(images, y[first : first + measured_images].split(batch), strict=True))
-        evaluator = Evaluator(program, chunks, threads=threads, progress=step, metric=settings.metric)
+        evaluator = Evaluator(program, chunks, threads=threads, progress=step, metric=settings.metric, joined=joined)
     with reporter.stage("calibrate"):
         statistics = Calibration(program, x.narrow(dim, 0, calibration), y[:calibration], settings.seed)
     sweep = Sweep(program, evaluator, statistics, store, current(), reporter, settings.seen)

@@ -52,10 +52,10 @@ def program_card(summary: JsonDict) -> str:
     shape = " × ".join(map(str, summary["input"]))
     sentences = [
         f"It reads {'event frames' if events else 'images'} of {shape} and has {summary['parameters']:,} parameters in "
-        f"{summary['layers']} layers, with {summary['neurons']} layers of neurons between them. It is at the stage "
-        f"{summary['stage']}.",
-        f"Its channels form {len(groups)} groups, which are kept or removed together; {free} of them can be pruned. A "
-        "bar is a group, from the input to the head; above it the number of its channels.",
+        f"{human.counted(summary['layers'], 'layer')}, with {summary['neurons']} layers of neurons between them. It "
+        f"is at the stage {summary['stage']}.",
+        f"Its channels form {human.counted(len(groups), 'group')}, which are kept or removed together; {free} of "
+        "them can be pruned. A bar is a group, from the input to the head; above it the number of its channels.",
     ]
     name = facts.model_name(summary)
     return _card("svitc program", name[:1].upper() + name[1:], sentences, removed=False, **_channels(groups))
@@ -92,14 +92,14 @@ def plan_sentence(plan: JsonDict) -> str:
     parts = []
     if groups:
         kept, size = (sum(group[key] for group in groups) for key in ("kept", "size"))
-        parts.append(f"{kept:,} of {size:,} channels in {len(groups)} groups")
+        parts.append(f"{kept:,} of {size:,} channels in {human.counted(len(groups), 'group')}")
     if bits:
         widths = sorted(set(bits.values()), reverse=True)
-        parts.append(f"weights of {' and '.join(map(str, widths))} bits in {len(bits)} layers")
+        parts.append(f"weights of {' and '.join(map(str, widths))} bits in {human.counted(len(bits), 'layer')}")
     if ranks:
-        parts.append(f"{len(ranks)} {'layer' if len(ranks) == 1 else 'layers'} of a low rank")
+        parts.append(f"{human.counted(len(ranks), 'layer')} of a low rank")
     if tokens:
-        parts.append(f"{sum(map(len, tokens.values())):,} tokens in {len(tokens)} stages")
+        parts.append(f"{sum(map(len, tokens.values())):,} tokens in {human.counted(len(tokens), 'stage')}")
     return f"It keeps {', '.join(parts)}." if parts else "It keeps everything."
 
 
@@ -122,7 +122,7 @@ def plan_card(plan: JsonDict) -> str:
 def sensitivity_card(measured: JsonDict) -> str:
     """Return the card of sensitivity curves: of channel groups, or of the bits of layers."""
     sweep = measured["sweep"]
-    on = f"{sweep['images']:,} images{'' if sweep['labels'] else ' without labels'}"
+    on = f"{human.counted(sweep['images'], 'image')}{'' if sweep['labels'] else ' without labels'}"
     if "groups" in measured:
         words = (
             f"Points of accuracy lost, upwards, where one channel group alone is pruned, against the share of its "

@@ -72,7 +72,11 @@ def title(report: JsonDict) -> str:
 def weight_words(report: JsonDict) -> str:
     """Return the type of the stored weights in words."""
     kind = section(report, "weights").get("type", "fp32")
-    words = {"fp32": "32-bit floats", "mixed": "integers whose number of bits differs from layer to layer"}
+    words = {
+        "fp32": "32-bit floats",
+        "mixed": "integers whose number of bits differs from layer to layer",
+        "ternary": "the integers -1, 0 and 1",
+    }
     return words.get(kind, f"integers of {str(kind).removeprefix('int')} bits")
 
 
@@ -102,11 +106,14 @@ def quality(report: JsonDict) -> str:
     accuracy, agreement = section(report, "accuracy"), section(report, "agreement")
     if accuracy.get("images"):
         before, after = human.accuracy(accuracy["original"]), human.accuracy(accuracy["pruned"])
-        return f"it classifies {after} of {accuracy['images']:,} images correctly, where the original does {before}"
+        return (
+            f"it classifies {after} of {human.counted(accuracy['images'], 'image')} correctly, where the original "
+            f"does {before}"
+        )
     if agreement.get("images"):
         return (
-            f"it gives {human.share(agreement['share'])} of {agreement['images']:,} images, which have no labels, the "
-            "same class as the original does"
+            f"it gives {human.share(agreement['share'])} of {human.counted(agreement['images'], 'image')}, which "
+            "have no labels, the same class as the original does"
         )
     prediction = section(report, "prediction")
     if prediction:
@@ -173,8 +180,8 @@ def promise(report: JsonDict) -> str:
     told = f"{words[:1].upper()}{words[1:]}."
     if promised.get("choosing_images"):
         told += (
-            f" The plan was chosen on {promised['choosing_images']:,} images of {promised.get('choosing')}, and "
-            f"confirmed on {promised['images']:,} others."
+            f" The plan was chosen on {human.counted(promised['choosing_images'], 'image')} of "
+            f"{promised.get('choosing')}, and confirmed on {promised['images']:,} others."
         )
     return told + (" This is of the network before fine-tuning." if promised.get("before_finetuning") else "")
 
@@ -218,19 +225,26 @@ def _accuracies(report: JsonDict) -> Iterator[Figure]:
         )
         points = f"{human.change(accuracy['drop'])} points"
         change = f"{points} ({human.change_interval(accuracy['drop_interval'])})"
-        note = f"on {accuracy['images']:,} images; below the figures their 95% confidence intervals"
+        note = f"on {human.counted(accuracy['images'], 'image')}; below the figures their 95% confidence intervals"
         brief = f"{human.accuracy(accuracy['original'])} before, {points}"
         short = human.accuracy(accuracy["pruned"])
         yield Figure("Top-1 accuracy", before, after, change, None, note, short, brief)
     if agreement.get("images"):
         same = human.share(agreement["share"])
         note = (
-            f"on {agreement['images']:,} images without labels; below the figure its 95% interval. This is no "
-            "accuracy: the original may be wrong"
+            f"on {human.counted(agreement['images'], 'image')} without labels; below the figure its 95% interval. "
+            "This is no accuracy: the original may be wrong"
         )
         after = f"{same} ({human.share_interval(agreement['interval'])})"
         yield Figure(
-            "Same class as the original", "-", after, "", None, note, same, f"of {agreement['images']:,} images"
+            "Same class as the original",
+            "-",
+            after,
+            "",
+            None,
+            note,
+            same,
+            f"of {human.counted(agreement['images'], 'image')}",
         )
     prediction = section(report, "prediction")
     if prediction:
@@ -255,7 +269,10 @@ def _energies(report: JsonDict) -> Iterator[Figure]:
     energy = section(report, "energy")
     before, after = section(energy, "original"), section(energy, "compiled")
     if before and after:
-        note = f"estimated from what fires on {energy['images']} images and {energy['table']}'s table; not measured"
+        note = (
+            f"estimated from what fires on {human.counted(energy['images'], 'image')} and {energy['table']}'s "
+            "table; not measured"
+        )
         same = section(energy, "saved").get("total_same_memory")
         if same is not None and abs(same - (energy["saved"].get("total") or 0.0)) > 0.01:
             note += (

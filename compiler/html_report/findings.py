@@ -42,7 +42,7 @@ def cautions(report: JsonDict) -> list[str]:
         way_out = f" A budget of {budget:.2f} is expected to lose little." if budget else ""
         found.append(f"The loss is predicted to be large, and nothing has measured it.{way_out}")
     if accuracy.get("unreadable"):
-        found.append(f"{accuracy['unreadable']:,} images could not be read and are not counted.")
+        found.append(f"Unreadable, and not counted: {human.counted(accuracy['unreadable'], 'image')}.")
     assumed = section(report, "model").get("assumptions") or ()
     notes = accuracy.get("notes") or section(report, "agreement").get("notes") or ()
     return [*found, *(f"{str(note)[:1].upper()}{str(note)[1:]}." for note in dict.fromkeys([*assumed, *notes]))]
@@ -55,8 +55,9 @@ def looked(report: JsonDict) -> list[str]:
         return []
     within, beyond = verify.get("flips_within_rounding", 0), verify.get("flips_beyond_rounding", 0)
     sentences = [
-        f"{verify.get('spikes', 0):,} spikes of {verify.get('neurons', 0)} neuron layers on {verify.get('images', 0)} "
-        "images, and on random spikes, which reach layers that the images leave silent.",
+        f"{verify.get('spikes', 0):,} spikes of {human.counted(verify.get('neurons', 0), 'neuron layer')} on "
+        f"{human.counted(verify.get('images', 0), 'image')}, and on random spikes, which reach layers that images "
+        "leave silent.",
         f"{within:,} spikes differ as the rounding of floats explains; {beyond:,} differ otherwise."
         if within or beyond
         else "Not one spike differs.",
@@ -72,10 +73,13 @@ def looked(report: JsonDict) -> list[str]:
     if silent:
         names = ", ".join(map(str, silent[:5])) + (" and others" if len(silent) > 5 else "")
         sentences.append(
-            f"{len(silent)} layers never fired on these images, and were checked on random spikes: {names}."
+            f"{human.counted(len(silent), 'layer')} never fired on these images, and "
+            f"{human.agree(len(silent), 'was', 'were')} checked on random spikes: {names}."
         )
     if verify.get("calls"):
-        sentences.append(f"The file runs one time step per call: {verify['calls']} calls were compared.")
+        sentences.append(
+            f"The file runs one time step per call: {human.subject(verify['calls'], 'call', 'was', 'were')} compared."
+        )
     raw = section(verify, "raw_input")
     if raw:
         wrong = raw["pixels_differing"] + raw["values_differing"]
@@ -159,6 +163,6 @@ def origin(report: JsonDict) -> list[tuple[str, str]]:
         rows.append(("Policy", f"{policy['policy']} ({details})"))
     file = section(report, "file")
     if file:
-        batch = "any number of images" if file.get("batch") is None else f"{file['batch']} images"
+        batch = "any number of images" if file.get("batch") is None else human.counted(file["batch"], "image")
         rows.append(("File", f"opset {file.get('opset')}, for {report.get('target')}; takes {batch} at once"))
     return rows

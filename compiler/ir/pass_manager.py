@@ -149,14 +149,19 @@ class Pipeline:
         self.passes, self.dump_to = list(passes), dump_to
         self.results: list[PassResult] = []
 
-    def __call__(self, program: Program) -> Program:
-        """Run all passes on ``program`` in place, and return it."""
+    def __call__(self, program: Program, recompile: bool = True) -> Program:
+        """Run all passes on ``program`` in place, and return it.
+
+        Args:
+            program: the program.
+            recompile: whether the changed program can be run, as for a pass.
+        """
         for i, step in enumerate(self.passes):
             self.results.append(step(program, recompile=False))
             if self.dump_to is not None:
                 self.dump_to.mkdir(parents=True, exist_ok=True)
                 (self.dump_to / f"{i:02}-{step.name}.txt").write_text(str(program) + "\n")
-        if any(result.changed for result in self.results):
+        if recompile and any(result.changed for result in self.results):
             program.module.recompile()
         return program
 

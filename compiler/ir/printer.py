@@ -9,6 +9,7 @@ from torch import fx
 from svitc.ir import axes
 from svitc.ir.channel_groups import ChannelGroup
 from svitc.ir.graph import module_of, type_of
+from svitc.support import human
 
 
 def dump(module: fx.GraphModule, groups: Sequence[ChannelGroup], title: str) -> str:
@@ -25,7 +26,7 @@ def dump(module: fx.GraphModule, groups: Sequence[ChannelGroup], title: str) -> 
             axis_names.setdefault(id(group.head_axis), "h")
     lines = [title]
     lines += [f"  {_node_line(module, node, axis_names)}" for node in module.graph.nodes]
-    lines.append(f"{len(groups)} channel groups")
+    lines.append(human.counted(len(groups), "channel group"))
     for i, group in enumerate(groups):
         size = f"{group.heads} heads x {group.axis.size}" if group.head_axis is not None else str(group.size)
         state = f"  kept whole: {group.frozen}" if group.frozen else ""

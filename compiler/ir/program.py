@@ -18,10 +18,12 @@ from svitc.ir import axes, ops
 from svitc.ir.channel_groups import ChannelGroup, channel_groups
 from svitc.ir.graph import InputSpec, module_of, parameters_of, type_of
 from svitc.ir.group_kinds import group_kinds
+from svitc.ir.module_copy import copied
 from svitc.ir.outputs import as_tuple, output_names, restored
 from svitc.ir.printer import dump
 from svitc.ir.type_inference import infer
 from svitc.plots import plot_channels
+from svitc.support import human
 from svitc.support.types import JsonDict
 
 if TYPE_CHECKING:
@@ -106,10 +108,18 @@ class Program:
             self._groups = channel_groups(self.module)
         return self._groups
 
-    def copy(self) -> Program:
-        """Return an independent copy, including weights, graph and types."""
-        twin = Program(copy.deepcopy(self.module), self.input, self.stage, copy.deepcopy(self.info))
-        twin.retype()
+    def copy(self, retype: bool = True) -> Program:
+        """Return an independent copy, including weights, graph and types.
+
+        Args:
+            retype: whether the copy gets types of its own. Otherwise it shares those of the original, which saves time
+                where a pass that infers them again comes next.
+        """
+        twin = Program(copied(self.module), self.input, self.stage, copy.deepcopy(self.info))
+        if retype:
+            twin.retype()
+        else:
+            twin._groups = self._groups
         return twin
 
     def parameter_count(self) -> int:
@@ -186,7 +196,10 @@ class Program:
     def __repr__(self) -> str:
         """Return what it is in one line; ``print`` shows the graph."""
         arch, stage = self.info.get("arch", "of a module"), self.stage.name.lower()
-        return f"Program({arch}, {stage}, {self.parameter_count():,} parameters in {len(self.groups)} channel groups)"
+        return (
+            f"Program({arch}, {stage}, {self.parameter_count():,} parameters in "
+            f"{human.counted(len(self.groups), 'channel group')})"
+        )
 
     def __str__(self) -> str:
         title = f"program {self.info.get('arch', '')} at stage {self.stage.name.lower()}"

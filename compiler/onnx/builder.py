@@ -353,7 +353,7 @@ class Builder:
         """Add a constant to the file, under a unique name."""
         name = self._value_names(name)
         values = np.ascontiguousarray(values).reshape(values.shape)  # ascontiguousarray makes scalars vectors
-        value = ir.val(name, const_value=ir.tensor(values, name=name))
+        value = ir.val(name, const_value=ir.Tensor(values, name=name))
         self.initializers.append(value)
         return value
 

@@ -25,7 +25,7 @@ def exportable(program: Program, target: Target = CPU, keep: bool = True, per_st
     Raises:
         UnsupportedError: a node has no kernel in the target's runtime.
     """
-    model = backend.lower(exportable_program(program, keep, per_step), target)
+    model = backend.lower(exportable_program(program, keep, per_step, recompile=False), target)
     check_declared(model, target)
     return model
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from svitc.errors import UnsupportedError
 from svitc.ir import ops
 from svitc.ir.outputs import INPUT, LOGITS
 from svitc.ir.program import Program, Stage
@@ -26,9 +27,11 @@ from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
 from svitc.onnx.words import input_words, output_words
+from svitc.support.human import byte_size
 
 IR_VERSIONS = {18: 8, 21: 10, 25: 13}  # the IR versions that these opsets were released with
 OUTPUT = LOGITS  # the name of a single output
+MOST_BYTES = 2**31 - 2**24  # of weights: protobuf's limit, less what the nodes of a large file take
 
 
 def lower(program: Program, target: Target = CPU, streaming: bool = False) -> ir.Model:
@@ -103,7 +106,17 @@ def _serves_otherwise(value: ir.Value, outputs: list[ir.Value | None]) -> bool:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """Serialize a model; equal programs give equal bytes."""
+    """Serialize a model; equal programs give equal bytes.
+
+    Raises:
+        UnsupportedError: the file would be larger than protobuf can write.
+    """
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weights > MOST_BYTES:
+        raise UnsupportedError(
+            f"the ONNX file would have {byte_size(weights)} of weights; in one piece it can have 2 GB at most",
+            hint="Use a smaller model: svitc also writes a file of the original, in float32, to compare with.",
+        )
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 

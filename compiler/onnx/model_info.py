@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from svitc.errors import InputError
 
+GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
 AnyModel = ir.Model | onnx.ModelProto | bytes | str | os.PathLike
 
 
@@ -77,8 +79,12 @@ def reading_metadata(key: str) -> Iterator[None]:
         ) from error
 
 
-def read_proto(model: AnyModel) -> onnx.ModelProto:
+def read_proto(model: AnyModel, name: object = "the given bytes") -> onnx.ModelProto:
     """Return the model as a protobuf message.
+
+    Args:
+        model: the model, its bytes or its path.
+        name: what a message calls bytes.
 
     Raises:
         InputError: no ONNX model can be read from the bytes or the path.
@@ -90,5 +96,29 @@ def read_proto(model: AnyModel) -> onnx.ModelProto:
     try:
         return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(Path(model))
     except Exception as error:  # protobuf's errors have no common class across its implementations
-        name = "the given bytes" if isinstance(model, bytes) else model
-        raise InputError(f"cannot read an ONNX model from {name}: {error}") from error
+        place = name if isinstance(model, bytes) else model
+        raise InputError(f"cannot read an ONNX model from {place}: {error}") from error
+
+
+def check_whole(exported: bytes, name: object) -> None:
+    """Check that an ONNX file holds its weights itself: a runtime would read those in other files from anywhere.
+
+    Raises:
+        InputError: it does not, or is no ONNX model.
+    """
+    graphs, nodes = [(model := read_proto(exported, name)).graph], [node for f in model.functions for node in f.node]
+    tensors: list[onnx.TensorProto] = []
+    while graphs or nodes:
+        for graph in graphs:
+            tensors += [*graph.initializer, *(part for s in graph.sparse_initializer for part in (s.values, s.indices))]
+            nodes += graph.node
+        attributes = [attribute for node in nodes for attribute in node.attribute]
+        graphs, nodes = [graph for a in attributes for graph in (a.g, *a.graphs) if a.type in GRAPHS], []
+        tensors += [tensor for a in attributes for tensor in (a.t, *a.tensors)]
+    outside = next((each for each in tensors if each.data_location == onnx.TensorProto.EXTERNAL), None)
+    if outside is not None:
+        raise InputError(
+            f"{name} keeps weights in other files: {outside.name} is in "
+            f"{next((entry.value for entry in outside.external_data if entry.key == 'location'), 'none')!r}",
+            hint="Files that svitc writes are whole. Compile the model again.",
+        )

@@ -82,13 +82,20 @@ class Runtime(ABC):
     def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
         """Load a file; may raise anything."""
 
-    def open(self, model: File, threads: int | None = None, batch: int | None = None) -> Session:
+    def _open_for_few_runs(self, model: File, threads: int | None, batch: int | None) -> Session:
+        """Load a file as fast as the runtime can without computing anything in another way; may raise anything."""
+        return self._open(model, threads, batch)
+
+    def open(
+        self, model: File, threads: int | None = None, batch: int | None = None, few_runs: bool = False
+    ) -> Session:
         """Load a file, with the settings that keep it exact.
 
         Args:
             model: path of the file, or its bytes.
             threads: number of threads within one operator; by default the runtime's own number.
             batch: the only size that batches will have, which makes some runtimes faster; None for any.
+            few_runs: whether loading takes longer than all runs will, so that plans for the runs do not pay.
 
         Raises:
             UsageError: the runtime is not installed.
@@ -98,7 +105,8 @@ class Runtime(ABC):
             raise UsageError(f"{self.title} cannot be used: {absent[0]}", hint=absent[1])
         name = "the given bytes" if isinstance(model, bytes) else os.fspath(model)
         try:
-            return self._open(model if isinstance(model, bytes) else os.fspath(model), threads, batch)
+            load = self._open_for_few_runs if few_runs else self._open
+            return load(model if isinstance(model, bytes) else os.fspath(model), threads, batch)
         except Exception as error:  # runtimes' exceptions share no public base class
             raise RuntimeFailure(f"{self.label} cannot load {name}: {reason_of(error)}", hint=self.loads) from error
 

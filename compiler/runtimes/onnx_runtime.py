@@ -1,4 +1,9 @@
-"""ONNX Runtime on the CPU, with all of its optimizations and without any custom operators."""
+"""ONNX Runtime on the CPU, with all of its optimizations and without any custom operators.
+
+When it loads a file it plans which values share memory. For each value it looks through a list of all those that are
+free by then, which grows with the number of time steps, so that planning takes time in the square of it. A session for
+a few runs does without: values are still freed after their last use, and the arena gives their memory to others.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +45,15 @@ class OnnxRuntime(Runtime):
         return options
 
     def _open(self, model: File, threads: int | None, batch: int | None) -> Session:
-        session = onnxruntime.InferenceSession(model, self.options(threads), providers=["CPUExecutionProvider"])
+        return self._session(model, self.options(threads))
+
+    def _open_for_few_runs(self, model: File, threads: int | None, batch: int | None) -> Session:
+        options = self.options(threads)
+        options.enable_mem_reuse = False
+        return self._session(model, options)
+
+    def _session(self, model: File, options: onnxruntime.SessionOptions) -> Session:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return _OnnxRuntimeSession(self.label, session)
 
 

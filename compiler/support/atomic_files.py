@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
-def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
+def write_together(out: Path, contents: Mapping[str, bytes] | Callable[[], Mapping[str, bytes]]) -> list[Path]:
     """Write several files into a folder: all of them appear, each complete, or none does.
 
     They are written to a hidden folder beside their places, which is renamed when it is complete. From then on they are
@@ -53,7 +53,8 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
 
     Args:
         out: the folder, created if it does not exist.
-        contents: file name -> bytes.
+        contents: file name -> bytes; or a function that returns it from what is in the folder, which is called while
+            no other process writes there.
 
     Returns:
         The paths of the files, in the order of ``contents``.
@@ -61,29 +62,34 @@ def write_together(out: Path, contents: Mapping[str, bytes]) -> list[Path]:
     Raises:
         OutputError: the disk is full, or the folder is not writable; no partial file is left behind.
     """
-    is_new = not out.exists()
+    is_new, at = not out.exists(), ""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with folder_lock(out):
             _finish(out)
+            files = contents() if callable(contents) else contents
             staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out))
             try:
-                for name, data in contents.items():
+                for name, data in files.items():
+                    at = f" ({name})"
                     with (staging / name).open("wb") as file:
                         file.write(data)
                         file.flush()
                         os.fsync(file.fileno())
-                _check_places(out, contents)
+                at = ""
+                _check_places(out, files)
                 os.rename(staging, out / COMPLETE)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
             _finish(out)
-        return [out / name for name in contents]
+        return [out / name for name in files]
     except OSError as error:
         _remove_empty(out, is_new)
         hint = "Free some disk space, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Give"
-        raise OutputError(f"cannot write to {out}: {error.strerror}", hint=f"{hint} another folder with -o.") from error
+        raise OutputError(
+            f"cannot write to {out}{at}: {error.strerror}", hint=f"{hint} another folder with -o."
+        ) from error
     except BaseException:
         _remove_empty(out, is_new)
         raise

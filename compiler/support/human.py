@@ -91,3 +91,24 @@ def change(drop: float) -> str:
 def change_interval(drops: Sequence[float]) -> str:
     """Return the interval of a change in percentage points, from that of the drop."""
     return f"{change(drops[1])} to {change(drops[0])}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are: ``1 image``, ``2,000 images``, ``3 batches``."""
+    plural = "es" if noun.endswith(("ch", "s", "x")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def article(noun: str) -> str:
+    """Return a noun with its indefinite article: ``a list``, ``an int``."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def agree(number: int, one: str, many: str) -> str:
+    """Return the form of a verb, or of any word, that goes with a number."""
+    return one if number == 1 else many
+
+
+def subject(number: int, noun: str, one: str = "is", many: str = "are") -> str:
+    """Return how many there are with the verb that follows: ``1 image is``, ``2 images are``."""
+    return f"{counted(number, noun)} {agree(number, one, many)}"

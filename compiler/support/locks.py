@@ -48,13 +48,19 @@ def sole_writer(out: Path) -> Iterator[None]:
     The file is removed at the end. What a killed process leaves of it does not lock anything.
 
     Raises:
-        OutputError: another process does so at this time.
+        OutputError: another process does so at this time, or the disk has no room even for that file.
     """
     path = out.absolute().parent / f".{out.name}.lock"
     with contextlib.ExitStack() as stack:
-        with _without_locks():
-            if fcntl is not None:
-                stack.enter_context(_lock_file(path, out))
+        try:
+            with _without_locks():
+                if fcntl is not None:
+                    stack.enter_context(_lock_file(path, out))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {path.parent}: {error.strerror}",
+                hint="Free some disk space, or give another folder with -o.",
+            ) from error
         yield
 
 

@@ -26,6 +26,11 @@ def known(name: str, names: Iterable[str], what: str = "Known:") -> str:
     return f"{meant}{what} {', '.join(names)}."
 
 
+def shortened(name: str, most: int = 200) -> str:
+    """Return a name as messages show it: its beginning, where a file has one of thousands of letters."""
+    return name if len(name) <= most else f"{name[:most]}…"
+
+
 def as_path(value: object, what: str) -> Path:
     """Return a path that a caller gave, as text or as a ``Path``.
 

@@ -15,6 +15,7 @@ import torch
 
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
+from svitc.support import human
 
 MAX_CACHE_BYTES = 4_000_000_000  # larger data sets are read again every epoch
 READ_BATCH_IMAGES = 256
@@ -80,7 +81,8 @@ class InMemory(Images):
             count += len(x)
             step(count)
         if count < 2:
-            raise InputError(f"{count} images are too few to fine-tune on", hint="Give more with --train-data.")
+            few = human.subject(count, "image")
+            raise InputError(f"{few} too few to fine-tune on", hint="Give more with --train-data.")
         self.images, self.labels = self.images[:count], torch.cat(labels).long()
         sample = self.images[:: max(1, count // 64)].contiguous()
         self.key = _key(count, self.labels, sample)

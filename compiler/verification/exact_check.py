@@ -97,7 +97,7 @@ class _SplitFile:
 
     def __init__(self, exported: bytes, reference: Program, runtime: Runtime) -> None:
         split, self.neurons = backend.split_unrolled_neurons(exported)
-        self.session = runtime.open(split)
+        self.session = runtime.open(split, few_runs=True)
         self.image = self.session.input_names[0]  # older versions gave it another one
         self.names = self.session.output_names
         self.output_names = reference.output_names

@@ -54,7 +54,7 @@ def verify(
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
     split_file, neurons = backend.split_neurons(exported)
-    full_session, split_session = runtime.open(exported), runtime.open(split_file)
+    full_session, split_session = runtime.open(exported), runtime.open(split_file, few_runs=True)
     program = program_of_file(program, exported)
     image = full_session.input_names[0]  # older versions gave it another one
     bounds = magnitudes(program)

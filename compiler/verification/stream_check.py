@@ -144,7 +144,7 @@ class _StreamCheck:
         self.program, self.passed, self.states = program, states, states_of(read_proto(unpacked)) or []
         self.lowered = exportable_program(program, per_step=True)
         self.steps = steps_of(program)
-        self.session, self.split = runtime.open(exported), runtime.open(split)
+        self.session, self.split = runtime.open(exported), runtime.open(split, few_runs=True)
         self.is_exact = program.stage >= Stage.QUANTIZED
         self.inexact = set(inexact(self.lowered)) if self.is_exact else set()
         self.same_bits = any(node.op_type.endswith("Integer") for node in read_proto(exported).graph.node)

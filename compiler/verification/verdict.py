@@ -10,6 +10,7 @@ import torch
 
 from svitc.ir.outputs import INPUT, ClassScores, class_scores, labels
 from svitc.ir.program import Program
+from svitc.support import human
 from svitc.support.types import JsonDict
 
 
@@ -173,7 +174,8 @@ class Verdict:
     def __repr__(self) -> str:
         """Return the result in one line; ``to_json`` has all of it."""
         return (
-            f"Verdict({'passed' if self.passed else 'failed'}, {self.images} images, {len(self.layers)} neuron layers)"
+            f"Verdict({'passed' if self.passed else 'failed'}, {human.counted(self.images, 'image')}, "
+            f"{human.counted(len(self.layers), 'neuron layer')})"
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from svitc.frontends.compat.import_hooks import compatible
 from svitc.frontends.published import Layout
 from svitc.ir.graph import InputSpec
 from svitc.support.cpu_only import on_cpu
+from svitc.support.limits import check_claim
 from svitc.support.types import JsonDict, JsonMapping
 
 IMAGE_ARGUMENTS = (("img_size_h", "img_size_w"), ("img_size", "img_size"), ("image_size", "image_size"))
@@ -116,10 +118,19 @@ def load_model(path: Path | str, options: LoadOptions | None = None) -> Loaded:
         else:
             loaded = _load_custom(draft, contents, options, source)
     kind = "pickle" if contents.module is not None else "self-describing" if described else "state_dict"
+    _check_input_size(loaded, source)
     loaded.info["assumptions"] += contents.notes
     loaded.info |= {"metrics": metrics(contents.metrics), "format": kind, "sha256": digest}
     loaded.info |= labels(contents, loaded.info["num_classes"], loaded.input.shape[-3], source)
     return loaded
+
+
+def _check_input_size(loaded: Loaded, source: str) -> None:
+    """Check how much one input takes, in all time steps: no weight bounds their number. Raises InputError."""
+    steps = loaded.info["arch_args"].get("T", 1)
+    if type(steps) is int and not loaded.input.events:
+        size = "x".join(map(str, loaded.input.shape))
+        check_claim(4 * steps * math.prod(loaded.input.shape), f"{source}: an image {size} in {steps:,} time steps (T)")
 
 
 def _check_options(options: LoadOptions) -> None:

@@ -69,8 +69,9 @@ def recognize(
     try:
         args = family.read(shapes)
     except (KeyError, ValueError, IndexError) as error:
+        what = error.args[0] if isinstance(error, KeyError) else "a weight that shows one of its sizes"
         raise InputError(
-            f"the weights look like those of SpikingJelly's {family.title}, but {error.args[0]} is missing "
+            f"the weights look like those of SpikingJelly's {family.title}, but {what} is missing "
             "or has another shape than it should",
             hint="The file is incomplete, or of a variant. " + OWN_CODE,
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 
 from svitc.errors import InputError
+from svitc.support.names import shortened
 
 INDEX = ".index.json"  # ending of the file that says which shard holds which tensor
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.\w+)")
@@ -76,17 +78,19 @@ def _indexed(path: Path) -> list[Path]:
     strange = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if strange:
         raise InputError(f"{path} names {strange[0]!r}, which is not a file beside it")
+    if path.name in names:
+        raise InputError(f"{path} names itself as a shard", hint="Give one of the shards, or a file that is whole.")
     _check_present(path, path.parent, names, f"is the index of {len(names)} shards")
     return [path.parent / name for name in names]
 
 
 def _check_present(path: Path, folder: Path, names: list[str], what: str) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(folder / name)]  # which a name too long is not, either
     if missing:
         more = f", … {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
         raise InputError(
             f"{path} {what}, and {len(missing)} of them {'is' if len(missing) == 1 else 'are'} not beside it "
-            f"({', '.join(missing[:MAX_NAMES])}{more})",
+            f"({', '.join(shortened(name) for name in missing[:MAX_NAMES])}{more})",
             hint="Put all shards into one folder and give any of them; or merge the shards into one file.",
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import einops
 import torch
 from torch import fx, nn
@@ -53,13 +55,26 @@ class FoldBatchNorm(Pass):
         layer = program.module_of(source)
         if not isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear)):
             raise InternalError(f"{self.name}: {source.target} cannot take {node.target}")
-        scale, shift = scale_and_shift(program.module_of(node))
-        with torch.no_grad():
-            weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-            bias = shift if layer.bias is None else layer.bias.double() * scale + shift
-            set_weights(layer, weight, bias)
+        set_weights(layer, *folded(layer, program.module_of(node)))
         node.replace_all_uses_with(node.all_input_nodes[0])
         program.graph.erase_node(node)
+
+
+def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias, in float64, of a layer with a batch norm folded in."""
+    assert isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
+    scale, shift = scale_and_shift(norm)
+    with torch.no_grad():
+        weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        return weight, shift if layer.bias is None else layer.bias.double() * scale + shift
+
+
+def folds(program: Program) -> Iterator[tuple[str, str]]:
+    """Return the layers that take in a batch norm, each with the batch norm."""
+    fold = FoldBatchNorm()
+    for node in program.graph.nodes:
+        if fold.match(program, node) and fold.why_not(program, node) is None:
+            yield str(_behind_views(node).target), str(node.target)
 
 
 def _chain(node: fx.Node) -> list[fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import torch
 from torch import fx
 
@@ -82,4 +83,27 @@ class ReassociateMatmuls(Pass):
         node.args = (a, inner) if left_first else (inner, c)
 
 
-__all__ = ["ReassociateMatmuls"]
+def cheaper_orders(program: Program) -> list[bool]:
+    """Return for each product of a product and a third factor whether the order that it has is the cheaper one."""
+    cost, orders = ReassociateMatmuls()._cost, []
+    for node in program.graph.nodes:
+        if node.target is torch.matmul:
+            left, right = node.args
+            for inner, left_first in (
+                (_behind_equal_views(program, left), True),
+                (_behind_equal_views(program, right), False),
+            ):
+                if inner.target is torch.matmul:
+                    chain = (*inner.args, right) if left_first else (left, *inner.args)
+                    orders.append(cost(program, chain, left_first) <= cost(program, chain, not left_first))
+    return orders
+
+
+def _behind_equal_views(program: Program, node: fx.Node) -> fx.Node:
+    """Return what a node is a view of, as long as the view has the same shape."""
+    while node.target is einops.rearrange and program.shape_of(node) == program.shape_of(node.all_input_nodes[0]):
+        node = node.all_input_nodes[0]
+    return node
+
+
+__all__ = ["ReassociateMatmuls", "cheaper_orders"]

@@ -12,6 +12,7 @@ from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import AnyChoice, Choice, Settings, Space
 from svitc.passes.policies.sensitivity import RATES, TOLERANCE
 from svitc.planning.plan import Plan
+from svitc.support import human
 
 
 @dataclass
@@ -115,7 +116,7 @@ class PrimeSVT(Settings, Policy):
         """Return the choices that alone, at the smallest pruning ratio, stay within the tolerance."""
         measure = problem.required_measure("primesvt")
         plans = [space.plan([*space.full[:i], space.choices[i].at(1 - RATES[0]), *space.full[i + 1 :]]) for i in order]
-        problem.announce(plans, self.refit, f"robustness of {len(order)} groups")
+        problem.announce(plans, self.refit, f"robustness of {human.counted(len(order), 'group')}")
         points = measure(plans, self.refit, "robustness")
         for i, point in zip(order, points, strict=True):
             if point.drop > tolerance:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from svitc.passes.policies.problem import MeasuredAccuracy, Problem
 from svitc.passes.policies.search_space import AnyChoice, Space
+from svitc.support import human
 from svitc.support.types import JsonDict
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # pruning ratios of the published policies
@@ -55,7 +56,9 @@ def sensitivity_curves(
     curves = [SensitivityCurve(choice) for choice in space.choices]
     steps = [ladder(choice, rates) for choice in space.choices]
     plans = [space.plan([*space.full[:i], at, *space.full[i + 1 :]]) for i, curve in enumerate(steps) for at in curve]
-    problem.announce(plans, refit, f"sensitivity of {len(curves)} groups at {len(rates)} rates")
+    problem.announce(
+        plans, refit, f"sensitivity of {human.counted(len(curves), 'group')} at {human.counted(len(rates), 'rate')}"
+    )
     remaining = set(range(len(curves)))
     for step in range(max(map(len, steps), default=0)):
         measured = [i for i in sorted(remaining) if step < len(steps[i])]

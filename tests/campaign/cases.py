@@ -17,12 +17,14 @@ class Made:
         path: the file or folder to give to svitc.
         keyword: regular expression that the message must match where the input is refused.
         must_fail: whether it may not be accepted.
+        must_pass: whether it may not be refused: it is unusual, and nothing is wrong with it.
     """
 
     change: str
     path: Path
-    keyword: str = ""
+    keyword: str
     must_fail: bool = False
+    must_pass: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Outcome:
         kind, change: of the input.
         seed: makes it again.
         result: refused, accepted, or a fault: traceback, wrong message, wrong status, accepted though hostile,
-            ran code, left the folder, memory, time, crash.
+            refused though good, ran code, left the folder, memory, time, crash.
         message: of the error, one line.
         seconds: of reading it.
         memory: how much the resident memory grew at its peak while reading it, in bytes.

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import struct
 import zipfile
 import zlib
@@ -40,6 +41,14 @@ NAMES = (
     "\x7f",
     "n" * 4000,
 )
+# what may be said of a checkpoint with any bytes changed
+DAMAGED = (
+    r"is damaged|is truncated|is not a PyTorch checkpoint|cannot be read as a PyTorch checkpoint|cannot be read safely|"
+    r"does not fit Spikformer|must import and call|NaN or infinity|negative variance|not a dense tensor|"
+    r"claims .* (numbers|memory)|no weights|holds an? \w+, not|is a zip file, but not|is an? \w+, not a tensor|"
+    r"arch|input_shape|numbers up to .* too large|not a spiking vision transformer"
+)
+UNREADABLE = r"is damaged|is truncated|cannot be read as a PyTorch checkpoint|is a zip file, but not|claims .* memory"
 BOMB = 400 << 20  # bytes that 400 KiB expand to
 
 
@@ -77,7 +86,13 @@ def bytes_of_torch(rng: random.Random, folder: Path) -> Made:
     zipped, protocol = rng.random() < 0.6, rng.choice((2, 2, 4, 5))
     change = rng.choice(list(BYTES))
     data = BYTES[change](rng, archive(zipped, protocol))
-    return Made(change, _written(folder, "m.pt", data), "m.pt")
+    words = {
+        "truncated": r"is truncated|cannot be read as a PyTorch checkpoint|is not a PyTorch checkpoint",
+        "without start": r"is not a PyTorch checkpoint \(it begins with|torch did not write|is truncated|is damaged",
+        "random bytes": r"is not a PyTorch checkpoint|is truncated|cannot be read as a PyTorch checkpoint|is damaged",
+    }
+    path = _written(folder, "m.pt", data)
+    return Made(change, path, rf"m\.pt.*({words.get(change, DAMAGED)})", must_fail=change in words)
 
 
 def zip_directory(rng: random.Random, folder: Path) -> Made:
@@ -86,14 +101,16 @@ def zip_directory(rng: random.Random, folder: Path) -> Made:
     entries = _entries(archive())
     index = rng.randrange(len(entries))
     if way == "lie":
-        return Made(f"zip: {way}", _written(folder, "m.pt", _directory_lies(rng, archive())), "m.pt")
+        return Made("zip: lie", _written(folder, "m.pt", _directory_lies(rng, archive())), rf"m\.pt.*({UNREADABLE})")
     if way == "bomb":
-        return Made(f"zip: {way}", _written(folder, "m.pt", _bomb(entries[index][0])), "m.pt.*memory", must_fail=True)
+        words = r"m\.pt claims 419\.\d+ MB of memory.*--max-memory"
+        return Made("zip: bomb", _written(folder, "m.pt", _bomb(entries[index][0])), words, must_fail=True)
     if way == "end":
         data = bytearray(archive())
-        place = data.rfind(b"PK\x05\x06") + rng.randrange(4, 22)
+        name, length = rng.choice(((b"PK\x05\x06", 22), (b"PK\x06\x07", 20), (b"PK\x06\x06", 56)))
+        place = data.rfind(name) + rng.randrange(4, length)
         data[place : place + 4] = rng.choice((b"\xff" * 4, bytes(4), rng.randbytes(4)))
-        return Made(f"zip: {way}", _written(folder, "m.pt", bytes(data)), "m.pt")
+        return Made("zip: end", _written(folder, "m.pt", bytes(data)), rf"m\.pt.*({UNREADABLE})")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for i, (name, data) in enumerate(entries):
@@ -103,7 +120,8 @@ def zip_directory(rng: random.Random, folder: Path) -> Made:
             file.writestr(info, data)
             if way == "repeat" and i == index:
                 file.writestr(zipfile.ZipInfo(name), rng.randbytes(len(data)))
-    return Made(f"zip: {way}", _written(folder, "m.pt", buffer.getvalue()), "m.pt")
+    changed = r"|cannot be read safely|NaN or infinity|negative variance|does not fit"  # another entry is read for it
+    return Made(f"zip: {way}", _written(folder, "m.pt", buffer.getvalue()), rf"m\.pt.*({UNREADABLE}{changed})")
 
 
 def zip_bomb(folder: Path) -> Path:
@@ -151,14 +169,18 @@ def arguments(rng: random.Random, folder: Path) -> Made:
     entry = {key: value for key, value in content().items() if key != "state_dict"}
     entry |= {"normalize": {"mean": [0.5] * 3, "std": [0.5] * 3}, "classes": list("abcd"), "resize": 16}
     if rng.random() < 0.5:
-        size = rng.choice((10**4, 10**6, 10**9, 2**40, 2**63, -1, 0))
-        entry["arch_args"][rng.choice(list(ARGUMENTS))] = size
-        change = "large arguments"
+        name = rng.choice(list(ARGUMENTS))
+        entry["arch_args"][name] = rng.choice((10**4, 10**6, 10**9, 2**40, 2**63, -1, 0))
+        change, words = (
+            "large arguments",
+            rf"m\.pt.*({name}|time steps|does not fit Spikformer|does not take these arguments)",
+        )
     else:
         entry, change = changed_json(rng, entry), "changed description"
+        words = r"normalize|classes|arch|input.shape|argument|does not fit|resize|factory|crop|JSON|--arch|time steps"
     if not isinstance(entry, dict):
         entry = {"arch": entry}
-    return Made(change, _written(folder, "m.pt", saved({**entry, "state_dict": state()})), "m.pt|arch|--")
+    return Made(change, _written(folder, "m.pt", saved({**entry, "state_dict": state()})), words)
 
 
 def odd_entries(rng: random.Random, folder: Path) -> Made:
@@ -183,7 +205,9 @@ def odd_entries(rng: random.Random, folder: Path) -> Made:
     inner: object = weights
     for _ in range(rng.choice((0, 0, 1, 5, 60))):
         inner = {"state_dict": inner}
-    return Made("odd entries", _written(folder, "m.pt", saved(inner)), "m.pt|family|Spikformer|model")
+    other = "holds no weights|not a spiking vision transformer|a weight that shows one of its sizes"
+    words = rf"{re.escape(name)}|x\.weight|x\.x|{other}"
+    return Made("odd entries", _written(folder, "m.pt", saved(inner)), words)
 
 
 def safetensors(rng: random.Random, folder: Path) -> Made:
@@ -193,15 +217,14 @@ def safetensors(rng: random.Random, folder: Path) -> Made:
     head, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     way = rng.choice(("bytes", "header length", "json", "offsets", "shape", "twice"))
     name = rng.choice(list(head))
+    path, words = folder / "m.safetensors", r"m\.safetensors is not a safetensors file"
     if way == "bytes":
-        return Made(
-            "safetensors: bytes", _written(folder, "m.safetensors", BYTES[rng.choice(list(BYTES))](rng, data)), "m.saf"
-        )
+        path.write_bytes(BYTES[rng.choice(list(BYTES))](rng, data))
+        return Made("safetensors: bytes", path, rf"{words}|m\.safetensors.*({DAMAGED}|is a program)")
     if way == "header length":
         length = rng.choice((0, 1, size - 1, size + 1, len(data), 2**31, 2**63, 2**64 - 1))
-        return Made(
-            f"safetensors: {way}", _written(folder, "m.safetensors", struct.pack("<Q", length) + data[8:]), "m.saf"
-        )
+        path.write_bytes(struct.pack("<Q", length) + data[8:])
+        return Made("safetensors: header length", path, words, must_fail=True)
     entry = head[name]
     if way == "offsets" and "data_offsets" in entry:
         entry["data_offsets"] = [rng.choice((0, -1, 8, 2**40, 2**63)) for _ in range(2)]
@@ -212,9 +235,9 @@ def safetensors(rng: random.Random, folder: Path) -> Made:
         text = json_text(rng, head)[1]
     if way == "twice":
         text = text[:-1] + b"," + text[1:]
-    return Made(
-        f"safetensors: {way}", _written(folder, "m.safetensors", struct.pack("<Q", len(text)) + text + body), "m.saf"
-    )
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    other = rf"|m\.safetensors.*({DAMAGED})" if way == "json" else ""  # which may leave a header that is one
+    return Made(f"safetensors: {way}", path, words + other, must_fail=way == "twice")
 
 
 def index_file(rng: random.Random, folder: Path) -> Made:
@@ -241,7 +264,13 @@ def index_file(rng: random.Random, folder: Path) -> Made:
         else (way, json.dumps({"weight_map": weight_map}).encode())
     )
     path.write_bytes(text)
-    return Made(f"index: {change}", path, "m.safetensors", must_fail=way != "json")
+    words = {
+        "outside": r"which is not a file beside it|is not beside it",
+        "link": r"1 of them is not beside it \(b\.safetensors\)",
+        "special": r"1 of them is not beside it|names itself as a shard",
+        "json": r"is not an index of shards|names no shards|which is not a file beside it|not beside it|does not fit",
+    }
+    return Made(f"index: {change}", path, rf"m\.safetensors\.index\.json.*({words[way]})", must_fail=way != "json")
 
 
 INSPECT = ("inspect", "{}")

@@ -20,6 +20,7 @@ from svitc.ir.graph import InputSpec
 
 SPEC = InputSpec((3, 16, 16))
 INFO = {"num_classes": 4}
+ARRAYS = r"d\.npz(: images|: labels| is not an \.npz of plain arrays| claims .* memory| has no images| holds no images)"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MODES = {
     "PNG": ("RGB", "L", "P", "LA", "RGBA", "1", "I;16"),
@@ -81,13 +82,13 @@ def _arrays(rng: random.Random, folder: Path) -> Made:
     files = dict(_good())
     if way == "bomb":
         path.write_bytes(_bomb())
-        return Made("arrays: bomb", path, "d.npz|memory", must_fail=True)
+        return Made("arrays: bomb", path, r"d\.npz claims 314\.\d+ MB of memory.*--max-memory", must_fail=True)
     if way == "bytes" and rng.random() < 0.5:
         name = rng.choice(list(files))
         files[name] = BYTES[rng.choice(list(BYTES))](rng, files[name])
     elif way == "bytes":
         path.write_bytes(BYTES[rng.choice(list(BYTES))](rng, _npz(files)))
-        return Made("arrays: bytes", path, "d.npz")
+        return Made("arrays: bytes", path, ARRAYS)
     elif way == "header":
         files[rng.choice(list(files))] = _npy(rng.choice(HEADERS), bytes(rng.choice((0, 100, 10_000))))
     else:
@@ -102,7 +103,8 @@ def _arrays(rng: random.Random, folder: Path) -> Made:
         np.save(buffer, rng.choice(odd))
         files[rng.choice(list(files))] = buffer.getvalue()
     path.write_bytes(_npz(files, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))))
-    return Made(f"arrays: {way}", path, "d.npz")
+    words = {"header": rf"{ARRAYS}|d\.npz has no images", "values": r"d\.npz: (images|labels)"}
+    return Made(f"arrays: {way}", path, words.get(way, ARRAYS))
 
 
 def _image(rng: random.Random, kind: str) -> bytes:
@@ -130,52 +132,87 @@ def _vast(width: int, height: int) -> bytes:
     )
 
 
+NONE = {  # files that are no images -> what is said of them
+    b"": "the file is empty",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "it is none of PNG",
+    b"GIF89a": "it is none of PNG|it ends too early",
+    b"<svg/>": "it is none of PNG",
+}
+VAST = {(10_000, 10_000): r"claims 400\.\d+ MB of memory", (60_000, 60_000): "claims more than .* pixels"}
+VAST |= {(2**31 - 1, 2**31 - 1): "claims more than .* pixels", (0, 5): "without pixels"}
+BROKEN = r"it is none of PNG|it ends too early|pixels|header|claims .* memory|the file is empty"
+LINES = {  # lines of a list -> what is said of them
+    "# x": None,
+    "\0": r"list\.txt, line 4: there is no file",
+    "../" * 40: r"list\.txt, line 4: .* is a folder",
+    "x" * 5000: r"list\.txt, line 4: there is no file x+…",
+    "d": r"list\.txt, line 4: d is a folder",
+}
+STRANGE = ("../../outside/x.png", "/etc/x.png", "a\\b.png", "\1.png", "x" * 3000 + ".png")  # names in archives
+OUTSIDE_CLASSES = r"is in no class folder|is none of the model's|holds .* and"
+
+
 def _images(rng: random.Random, folder: Path) -> Made:
-    """A folder, an archive or a list of images, one of which is damaged, vast, a link or none."""
-    way = rng.choice(("bytes", "bytes", "bytes", "vast", "link", "none"))
+    """A folder, an archive or a list of images, one of which is damaged, vast, unusual, a link or none."""
+    way = rng.choice(("bytes", "bytes", "bytes", "vast", "link", "none", "unusual"))
     files = {f"{i}.{kind.lower()}": _image(rng, kind) for i, kind in enumerate(rng.choices(FORMATS, k=3))}
-    name = rng.choice(list(files))
+    name, words = rng.choice(list(files)), ""
     if way == "bytes":
-        files[name] = BYTES[rng.choice(list(BYTES))](rng, files[name])
+        files[name], words = BYTES[rng.choice(list(BYTES))](rng, files[name]), rf"{name}.*({BROKEN})"
     elif way == "vast":
-        files["v.png"] = _vast(*rng.choice(((10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1), (0, 5))))
+        size = rng.choice(list(VAST))
+        files["v.png"], words = _vast(*size), rf"v\.png.*({VAST[size]})"
     elif way == "none":
-        files[name] = rng.choice((b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a", b"<svg/>"))
-    target = rng.choice(("folder", "archive", "list"))
-    place = folder / "d"
-    place.mkdir()
-    if target == "archive":
-        return _image_archive(rng, folder / "d.zip", files, way)
-    for each, data in files.items():
-        (place / each).write_bytes(data)
+        files[name] = rng.choice(list(NONE))
+        words = rf"{name}: ({NONE[files[name]]})"
+    target = rng.choice((_image_folder, _image_archive, _image_list))
+    change, path, words, must_fail = target(rng, folder, files, way, words)
+    return Made(f"{change}: {way}", path, words, must_fail=must_fail or way == "vast", must_pass=way == "unusual")
+
+
+Target = tuple[str, Path, str, bool]
+
+
+def _image_folder(rng: random.Random, folder: Path, files: dict[str, bytes], way: str, words: str) -> Target:
+    (folder / "d").mkdir()
+    for name, data in files.items():
+        (folder / "d" / name).write_bytes(data)
+    if way == "link":  # which is no file, or leads to a folder that is not walked again
+        (folder / "d" / "l.png").symlink_to(rng.choice(("/dev/zero", "nowhere", "l.png", ".")))
+    return "image folder", folder / "d", words, way == "none"
+
+
+def _image_list(rng: random.Random, folder: Path, files: dict[str, bytes], way: str, words: str) -> Target:
+    _image_folder(rng, folder, files, way, words)
+    lines = [f"d/{name}" for name in files] + (["d/l.png"] if way == "link" else [])
     if way == "link":
-        (place / "l.png").symlink_to(rng.choice(("/dev/zero", "nowhere", "l.png", ".", "..")))
-    if target == "list":
-        lines = [f"d/{each}" for each in files] + (["d/l.png"] if way == "link" else [])
-        lines += [rng.choice(("", "# x", "\0", "../" * 40, "x" * 5000, "d"))] if way == "none" else []
-        (folder / "list.txt").write_text("\n".join(lines))
-        return Made(f"list: {way}", folder / "list.txt", "list.txt|image|memory")
-    return Made(f"image folder: {way}", place, "")
+        words = r"list\.txt, line 4: (there is no file d/l\.png|d/l\.png is a folder)"
+    if way == "none":
+        line = rng.choice(list(LINES))
+        lines, words = [*lines, line], LINES[line] or words
+    (folder / "list.txt").write_text("\n".join(lines))
+    return "list", folder / "list.txt", words, way in ("link", "none")
 
 
-def _image_archive(rng: random.Random, path: Path, files: dict[str, bytes], way: str) -> Made:
+def _image_archive(rng: random.Random, folder: Path, files: dict[str, bytes], way: str, words: str) -> Target:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name, data in files.items():
             file.writestr(name, data)
         if way == "link":
-            info = zipfile.ZipInfo("l.png")
+            info, words = zipfile.ZipInfo("l.png"), r"l\.png: it is a symbolic link in a \.zip"
             info.external_attr = 0o120777 << 16
             file.writestr(info, rng.choice(("../outside/secret", "/dev/zero")))
         if way == "none":
-            file.writestr(
-                rng.choice(("../../outside/x.png", "/etc/x.png", "a\\b.png", "\0.png", "x" * 3000 + ".png")), b"x"
-            )
+            name, words = rng.choice(STRANGE), f"{words}|{OUTSIDE_CLASSES}|it is none of PNG"
+            file.writestr(name, b"x")
     data = buffer.getvalue()
     if way == "bytes" and rng.random() < 0.5:
         data = BYTES[rng.choice(list(BYTES))](rng, data)
-    path.write_bytes(data)
-    return Made(f"image archive: {way}", path, "")
+        words += rf"|d\.zip (is damaged|is encrypted|holds no|is neither a folder)|{OUTSIDE_CLASSES}"
+        words += r"|cannot be read|claims .* memory"  # of any of them, where the directory is damaged
+    (folder / "d.zip").write_bytes(data)
+    return "image archive", folder / "d.zip", words, way in ("link", "none")
 
 
 def read(path: Path) -> None:

@@ -164,3 +164,17 @@ def json_text(rng: random.Random, content: Any) -> tuple[str, bytes]:
     if way == 4:
         return "another encoding", json.dumps(content).encode(rng.choice(("utf-16", "utf-32", "utf-8-sig")))
     return "changed values", json.dumps(changed_json(rng, content)).encode()
+
+
+def words_of(change: str, general: str) -> str:
+    """Return the expression that a message on a change of JSON matches: what is wrong, where one thing is.
+
+    Args:
+        change: its name, of ``json_text``.
+        general: for changes that may be found in several ways.
+    """
+    return {
+        "deep": r"nested too deeply|recursion depth",
+        "long number": r"integer string conversion",
+        "another encoding": r"codec can't decode|BOM|Expecting value|is not JSON|does not read as|no svitc plan",
+    }.get(change, general)

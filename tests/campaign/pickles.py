@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from campaign.cases import Kind, Made
-from campaign.checkpoints import INSPECT, archive, content, state
+from campaign.checkpoints import DAMAGED, INSPECT, archive, content, state
 from svitc.frontends.checkpoint.load import load_model
 
 FORBIDDEN = (
@@ -36,7 +36,7 @@ FORBIDDEN = (
     ("torch.nn.modules.linear", "Linear", (3, 4)),
     ("torch.utils.data", "DataLoader", ([],)),
 )
-REFUSED = r"must import and call|cannot be read safely|torch did not write|damaged|cannot be read as"
+REFUSED = r"must import and call|cannot be read safely|it holds a pickle that torch did not write"
 
 
 class Call:
@@ -186,7 +186,13 @@ def instructions(rng: random.Random, folder: Path) -> Made:
         data = bytes(changed)
     path = folder / "m.pt"
     path.write_bytes(_with_pickle(data))
-    return Made(f"instructions: {way}", path, "m.pt")
+    words = {
+        "deep": r"holds an? (list|tuple), not|holds no weights",
+        "lengths": r"cannot be read safely|cannot be read as a PyTorch checkpoint",
+        "memo": r"cannot be read as a PyTorch checkpoint",
+        "loops": r"holds a list, not",
+    }
+    return Made(f"instructions: {way}", path, rf"m\.pt.*({words.get(way, DAMAGED)})", must_fail=way in words)
 
 
 class _Rebuilt:
@@ -225,7 +231,8 @@ def storages(rng: random.Random, folder: Path) -> Made:
     huge = rng.choice((10**6, 2**31, 2**40, 2**62))
     way = rng.choice(("offset", "shape", "stride", "size of storage", "overlap", "key", "device", "negative"))
     offset, shape, stride = 0, tuple(tensor.shape), tuple(tensor.stride())
-    storage: list[object] = ["storage", torch.FloatStorage, "0", "cpu", tensor.numel()]
+    key = str([*state()].index(name))  # as torch.save numbers them, so that all but the lie is true
+    storage: list[object] = ["storage", torch.FloatStorage, key, "cpu", tensor.numel()]
     if way == "offset":
         offset = huge
     elif way == "shape":
@@ -246,7 +253,10 @@ def storages(rng: random.Random, folder: Path) -> Made:
     StoragePickler(buffer, tuple(storage)).dump({"state_dict": {name: _Rebuilt(tensor, offset, shape, stride)}})
     path = folder / "m.pt"
     path.write_bytes(_with_pickle(buffer.getvalue()))
-    return Made(f"storage: {way}", path, "m.pt|family")
+    words = r"m\.pt.*(cannot be read as a PyTorch checkpoint|claims .* (numbers|memory)|not a dense tensor)"
+    if way == "device":  # which is passed over; a single tensor is no model
+        words += "|m.pt.*(none belongs to an attention layer|of no family)"
+    return Made(f"storage: {way}", path, words, must_fail=way not in ("device", "stride"))
 
 
 KINDS = (

@@ -6,21 +6,24 @@ import functools
 import io
 import json
 import random
+import re
 import struct
 import tempfile
 from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
 
 import svitc
 from campaign.cases import Kind, Made
-from campaign.mutations import BYTES, changed_json, json_text
+from campaign.mutations import BYTES, changed_json, json_text, words_of
 from support.paths import DIGITS
 from svitc.bench.streaming import Stream
 from svitc.driver.anytime import stored_rule
 from svitc.driver.output_folder import at_once, is_streaming, open_folder
 from svitc.driver.report_files import comparison_of, page_of
+from svitc.driver.runtime_table import note_in_report
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import FORMAT, Store
 from svitc.ir.program import Program
@@ -32,6 +35,8 @@ from svitc.serialization import writer
 from svitc.training import checkpoint
 from svitc.verification.stream_check import averages
 
+PROGRAM = r"model\.safetensors.*Compile the model again"
+REPORT = r"is not JSON|is not a report of svitc compile|does not read as a report"
 INPUTS = {"student": "s", "data": "d", "lr": 0.1}
 
 
@@ -64,10 +69,12 @@ def _program(rng: random.Random, folder: Path) -> Made:
     way = rng.choice(("bytes", "json", "values", "values", "header"))
     if way == "bytes":
         path.write_bytes(BYTES[rng.choice(list(BYTES))](rng, data))
-        return Made("program: bytes", path, "model.safetensors")
+        return Made("program: bytes", path, PROGRAM)
     content = json.loads(head["__metadata__"]["program"])
+    words = PROGRAM
     if way == "json":
-        head["__metadata__"]["program"] = json_text(rng, content)[1].decode("utf-8", "replace")
+        change, changed = json_text(rng, content)
+        head["__metadata__"]["program"], words = changed.decode("utf-8", "replace"), words_of(change, PROGRAM)
     elif way == "values":
         part = rng.choice(("nodes", "layers", "input", "parameters", "info"))
         content[part] = changed_json(rng, content[part])
@@ -76,7 +83,7 @@ def _program(rng: random.Random, folder: Path) -> Made:
         head = changed_json(rng, head)
     text = json.dumps(head).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
-    return Made(f"program: {way}", path, "model.safetensors")
+    return Made(f"program: {way}", path, words)
 
 
 @functools.cache
@@ -85,7 +92,8 @@ def _plan_content() -> dict:
     entries = {
         g.name: {"heads": g.heads, "dims": g.axis.size, "keep": [*range(g.heads * g.axis.size)]} for g in groups[:3]
     }
-    bits = {str(node.target): 8 for node in program().graph.nodes if node.op == "call_module"}
+    nodes = [node for node in program().graph.nodes if node.op == "call_module"]
+    bits = {str(node.target): 8 for node in nodes if isinstance(program().module_of(node), nn.Conv2d | nn.Conv1d)}
     return {
         "format": "svitc-plan-1",
         "made_by": {"policy": "uniform"},
@@ -101,10 +109,12 @@ def _plan(rng: random.Random, folder: Path) -> Made:
         entry = rng.choice(list(content["groups"].values()))
         entry[rng.choice(("heads", "dims"))] = rng.choice((10**5, 10**9, 10**18, -5))
         change, text = "large masks", json.dumps(content).encode()
+        words = r"the plan's entry for .* (claims .* memory|is malformed)|the plan keeps a mask .* which has"
     else:
         change, text = json_text(rng, content)
+        words = words_of(change, r"the plan|is not a svitc plan")
     path.write_bytes(text)
-    return Made(f"plan: {change}", path, "plan")
+    return Made(f"plan: {change}", path, words)
 
 
 def _read_plan(path: Path) -> None:
@@ -119,10 +129,14 @@ def _report_content() -> dict:
 def _report(rng: random.Random, folder: Path) -> Made:
     change, text = json_text(rng, _report_content())
     (folder / "report.json").write_bytes(text)
-    return Made(f"report: {change}", folder, "report")
+    for name in ("model.onnx", "report.html"):
+        (folder / name).write_bytes(output_files().get(name, b""))
+    return Made(f"report: {change}", folder, rf"report\.json.*({words_of(change, REPORT)})")
 
 
 def _read_report(folder: Path) -> None:
+    row = {"name": "onnxruntime", "result": "exact"}
+    note_in_report(folder, row, output_files()["model.onnx"])
     for page in (page_of(folder), comparison_of([folder, folder], folder / "page.html")):
         assert b"<script>alert" not in page
 
@@ -143,7 +157,7 @@ def _sweep(rng: random.Random, folder: Path) -> Made:
         data = BYTES[change](rng, ("\n".join(lines) + "\n").encode())
     path = folder / "out.sweep.jsonl"
     path.write_bytes(data)
-    return Made(f"sweep: {change}", path, "sweep.jsonl")
+    return Made(f"sweep: {change}", path, r"out\.sweep\.jsonl (holds no points of a sweep|is of another model)")
 
 
 def _read_sweep(path: Path) -> None:
@@ -181,7 +195,8 @@ def _finetune(rng: random.Random, folder: Path) -> Made:
     path = folder / "out.finetune.pt"
     change = rng.choice(list(BYTES))
     path.write_bytes(BYTES[change](rng, _finetune_file()))
-    return Made(f"fine-tuning: {change}", path, "finetune.pt")
+    words = r"out\.finetune\.pt (is damaged|is no checkpoint of fine-tuning|belongs to another run)"
+    return Made(f"fine-tuning: {change}", path, words)
 
 
 def _read_finetune(path: Path) -> None:
@@ -209,7 +224,16 @@ def _output_folder(rng: random.Random, folder: Path) -> Made:
             (folder / each).write_bytes(data)
     if way == "link":
         (folder / name).symlink_to(rng.choice(("/dev/zero", "nowhere", ".", name)))
-    return Made(f"folder: {way}", folder, "model|case", must_fail=way in ("missing", "link"))
+    missing = way in ("missing", "link")
+    words = rf"{name} missing" if missing else rf"{name}.*(is not|cannot|damaged|[Cc]ompile .*again)"
+    if way == "external data":
+        words = r"model\.onnx keeps weights in other files: .* is in "
+    return Made(
+        f"folder: {way}",
+        folder,
+        rf"{words}|cannot read an ONNX model from .*{name}",
+        must_fail=missing or way == "external data",
+    )
 
 
 def _read_folder(folder: Path) -> None:
@@ -234,7 +258,8 @@ def _metadata(rng: random.Random, folder: Path) -> Made:
     for name in ("model.py", "model.safetensors"):
         (folder / name).write_bytes(output_files()[name])
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return Made(f"{key}: {change}", folder, "metadata|model|target")
+    words = words_of(change, rf"metadata are damaged: {re.escape(key)}|Targets are")
+    return Made(f"{key}: {change}", folder, words)
 
 
 def _read_metadata(folder: Path) -> None:

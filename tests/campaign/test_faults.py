@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -130,3 +131,33 @@ def test_a_second_compilation_into_a_folder_is_told_and_a_killed_one_locks_nothi
     with sole_writer(out):
         assert (done / ".out.lock").read_text() == f"{os.getpid()}\n"
     assert contents(tmp_path) == {}
+
+
+def test_a_disk_without_room_for_the_lock_is_said_before_the_work(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with (
+        pytest.raises(OutputError, match="cannot write to .*new: No space left on device"),
+        sole_writer(tmp_path / "new/out"),
+    ):
+        raise AssertionError("the work begins")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_files_that_follow_from_others_are_made_while_nobody_writes(tmp_path):
+    out, ready = tmp_path / "out", os.pipe()
+    write_together(out, OLD)
+
+    def slow() -> dict[str, bytes]:
+        before = (out / "a.txt").read_bytes()
+        os.write(ready[1], b"x")
+        time.sleep(0.2)
+        assert (out / "a.txt").read_bytes() == before == b"old a"
+        return {"of a.txt": before}
+
+    process = _forked(lambda: write_together(out, slow))
+    os.read(ready[0], 1)
+    write_together(out, NEW)
+    assert os.waitpid(process, 0)[1] == 0 and contents(out) == {**OLD, **NEW, "of a.txt": b"old a"}

@@ -181,6 +181,8 @@ def judged(kind: Kind, made: Made, error: SvitcError) -> str:
     if error.exit_status not in kind.statuses:
         return "wrong status"
     text = str(error)
+    if made.must_pass:
+        return "refused though good"
     if "can't allocate memory" in text or "Cannot allocate memory" in text:
         return "memory"
     return "refused" if re.search(made.keyword, text, re.DOTALL) else "wrong message"

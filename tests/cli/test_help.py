@@ -57,6 +57,14 @@ def test_the_whole_help_needs_no_argument_and_only_long_help_is_cut(capsys):
     assert all(isinstance(command, HelpfulCommand) for command in COMMANDS.values())
 
 
+def test_the_whole_help_of_all_commands(capsys):
+    status, whole, _ = run(capsys, ALL)
+    assert status == 0
+    for name, command in COMMANDS.items():
+        assert f"Usage: svitc {name} " in whole
+        assert all(f"│ {option.opts[0]} " in whole for option in command.params if isinstance(option, TyperOption))
+
+
 def test_the_shell_completes_commands_and_options():
     environment = os.environ | {"_SVITC_COMPLETE": "complete_bash"}
     for words, position, expected in (("svitc sens", 1, "sensitivity"), ("svitc compile --bud", 2, "--budget")):

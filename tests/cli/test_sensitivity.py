@@ -242,6 +242,7 @@ BAD = {
     "front above 1": (["compile", DIGITS, "-b", "0.5,1.2", "--data", DATA], 2, "more than the whole model"),
     "front with a plan": (["compile", DIGITS, "-b", "0.5,0.4", "--plan", "p.json"], 2, "--plan replays one plan"),
     "finetune": (["compile", DIGITS, "-b", "0.5", "--finetune", "1", "--data", DATA], 2, "--train-data"),
+    "batch without finetune": (["compile", DIGITS, "-b", "0.5", "--batch", "32"], 2, "--static-batch says how many"),
     "few images": (["compile", DIGITS, "-b", "0.5", "--data", DATA, "--limit", "3"], 3, "too few to choose a plan on"),
     "limit": (["compile", DIGITS, "-b", "0.5", "--data", DATA, "--limit", "61"], 2, "more than the 60 images"),
     "sensitivity without data": (["sensitivity", DIGITS], 2, "measured on images"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from random import Random
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from svitc.data.dataset import load_data, split
+from svitc.data.dataset import Reading, load_data, split
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -247,7 +248,7 @@ def test_a_fingerprint_is_of_what_is_read(npz, folder, zipped, tmp_path):
         *(load_data(path, SPEC, NAMES, limit=6, seed=seed).fingerprint() for seed in (0, 1)),
         load_data(path, SPEC, NAMES, limit=5).fingerprint(),
         load_data(path, SPEC, {**NAMES, "normalize": normalize}).fingerprint(),
-        load_data(path, SPEC, NAMES, resize=9).fingerprint(),
+        load_data(path, SPEC, NAMES, reading=Reading(resize=9)).fingerprint(),
         load_data(path, InputSpec((3, 4, 4)), NAMES).fingerprint(),
     ]
     other = arrays["images"].copy()
@@ -383,11 +384,18 @@ def test_paths_that_are_no_data(tmp_path):
     (tmp_path / "data.tar").write_bytes(b"hello")
     (tmp_path / "data.npz").write_bytes(b"PK\x03\x04 and then nothing")
     (tmp_path / "data.txt").write_text("# nothing\n\n")
+    (tmp_path / "long.txt").write_text("# a name that no file system takes\n" + "x" * 5000)
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and i")
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 7)  # of seven pieces, on which zipfile.is_zipfile raises
+    (tmp_path / "pieces.zip").write_bytes(b"PK\x03\x04" + bytes(40) + locator + b"PK\x05\x06" + bytes(18))
     for name, text in {
         "none": "does not exist",
         "data.tar": r"neither a folder, nor a .zip, nor an .npz of images, nor a list \(.txt\)",
         "data.txt": "data.txt holds no images",
         "data.npz": "not an .npz",
+        "long.txt": r"long.txt, line 2: there is no file x{10,}…",
+        "cut.zip": r"cut.zip is damaged: its end is missing, after 10 bytes",
+        "pieces.zip": r"pieces.zip is damaged: .*multiple disks",
     }.items():
         with pytest.raises(InputError, match=text):
             load_data(tmp_path / name, SPEC, NAMES)

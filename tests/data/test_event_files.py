@@ -18,7 +18,7 @@ import torch
 from svitc.cli.common import load_images
 from svitc.cli.image_options import PreparationOptions
 from svitc.data import camera_files
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.data.event_frames import checked_events, frames_of
 from svitc.data.event_options import EventOptions, parse_event_options
 from svitc.errors import InputError, UsageError
@@ -130,7 +130,7 @@ def write(tmp_path):
 
 def frames_in(path: Path, options: EventOptions = DEFAULT, spec: InputSpec = SPEC) -> np.ndarray:
     """Return the frames of the only recording, ``[T, 2, H, W]``."""
-    ((x, labels),) = load_data(path, spec, {}, events=options).batches(2)
+    ((x, labels),) = load_data(path, spec, {}, reading=Reading(events=options)).batches(2)
     assert labels.tolist() == [-1] and x.dtype == torch.float32
     return x[:, 0].numpy()
 
@@ -231,7 +231,10 @@ def test_class_folders_archives_and_lists(write, tmp_path):
         assert found.tolist() == labels and x.shape == (4, 3, 2, HEIGHT, WIDTH)
         for i in range(3):
             assert np.array_equal(x[:, i], spikingjelly_frames(recording(seed=i), "number", 4, HEIGHT, WIDTH))
-        prints += [data.fingerprint(), load_data(tmp_path / name, SPEC, {}, events=EventOptions("time")).fingerprint()]
+        prints += [
+            data.fingerprint(),
+            load_data(tmp_path / name, SPEC, {}, reading=Reading(events=EventOptions("time"))).fingerprint(),
+        ]
     assert len(set(prints)) == len(prints)  # how frames are made counts
 
 
@@ -312,7 +315,7 @@ def test_times_that_only_numbers_can_split(write, changes, text):
     path = write("a.npz", changed(**changes))
     assert frames_in(path).sum() == 403
     with pytest.raises(InputError, match=text):
-        load_data(path, SPEC, {}, events=EventOptions("time"))
+        load_data(path, SPEC, {}, reading=Reading(events=EventOptions("time")))
 
 
 def test_a_truncated_aedat4(write, tmp_path):
@@ -336,13 +339,13 @@ def test_a_damaged_recording_among_many_is_skipped(write, tmp_path):
 def test_sensors_of_another_size(write):
     path = write("a.npz", npz(**recording()))
     with pytest.raises(InputError, match=r"sensor of 24x16, but the model takes 12x16") as caught:
-        load_data(path, SPEC, {}, events=EventOptions(sensor=(24, 16)))
+        load_data(path, SPEC, {}, reading=Reading(events=EventOptions(sensor=(24, 16))))
     assert "--pool sum or --pool mean" in str(caught.value)
     with pytest.raises(InputError, match="its y go up to 11, but the sensor is of 6x16"):
-        load_data(path, InputSpec((4, 2, 6, 16)), {}, events=EventOptions(sensor=(6, 16)))
+        load_data(path, InputSpec((4, 2, 6, 16)), {}, reading=Reading(events=EventOptions(sensor=(6, 16))))
     pytest.importorskip("faery")
     with pytest.raises(InputError, match="recorded by a sensor of 12x16, not of --sensor 16x12"):
-        load_data(write("a.dat", dat(recording())), SPEC, {}, events=EventOptions(sensor=(16, 12)))
+        load_data(write("a.dat", dat(recording())), SPEC, {}, reading=Reading(events=EventOptions(sensor=(16, 12))))
 
 
 def test_options_that_do_not_apply(write):
@@ -356,7 +359,7 @@ def test_options_that_do_not_apply(write):
     ]
     for path, spec, text in cases:
         with pytest.raises(UsageError, match=text):
-            load_data(path, spec, {}, events=EventOptions(pool="sum"))
+            load_data(path, spec, {}, reading=Reading(events=EventOptions(pool="sum")))
     with pytest.raises(InputError, match="frames of 2 channels, for both polarities, but the model takes 3"):
         load_data(write("a.npz", npz(**recording())), InputSpec((4, 3, HEIGHT, WIDTH)), {})
 

@@ -42,6 +42,7 @@ def test_sources_that_may_be_there(tmp_path):
     [
         (np.arange(5), r"labels are int64 \[5\], not 6 whole numbers"),
         (np.arange(6) + 0.5, r"labels are float64 \[6\]"),
+        (np.eye(6), r"val.npz has one-hot labels \[6, 6\]"),
         (np.arange(6) - 1, "labels go from -1 to 4, but no class is negative"),
         (np.arange(6), None),
     ],
@@ -54,6 +55,19 @@ def test_labels_are_checked_without_the_images(tmp_path, labels, text):
         return
     with pytest.raises(InputError, match=text):
         check_stored_labels(file)
+
+
+def test_labels_beyond_the_head_are_refused_before_the_images_are_read(tmp_path):
+    file = tmp_path / "val.npz"
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), np.uint8)
+    np.savez(file, images=images, labels=np.arange(6))
+    data = bytearray(file.read_bytes())
+    data[data.index(images.tobytes()[-64:])] ^= 1  # whoever reads the images finds a wrong checksum
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="labels go from 0 to 5, but the model's head has classes 0 to 4"):
+        load_data(file, InputSpec((3, 8, 8)), {"num_classes": 5})
+    with pytest.raises(InputError, match="is not an .npz of plain arrays"):
+        load_data(file, InputSpec((3, 8, 8)), {"num_classes": 6})
 
 
 def test_what_is_no_archive_of_arrays_is_left_to_what_reads_it(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from svitc.data import image_files, sources
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -158,6 +158,14 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
     assert load_data(tmp_path / "data", SPEC, NAMES).labels.tolist() == [0, 1]
 
 
+def test_a_link_that_leads_nowhere_is_no_file_and_the_others_are_read(tmp_path):
+    (tmp_path / "data/cat").mkdir(parents=True)
+    (tmp_path / "data/cat/1.png").write_bytes(png(noise(1)))
+    (tmp_path / "data/cat/itself.png").symlink_to("itself.png")
+    (tmp_path / "data/cat/nowhere.png").symlink_to("nowhere")
+    assert len(load_data(tmp_path / "data", SPEC, NAMES)) == 1
+
+
 # scaling
 
 
@@ -165,7 +173,7 @@ def one(tmp_path, pixels: np.ndarray, spec=SPEC, info=NAMES, **options):
     """(image uint8 [H, W, 3] as the model gets it, notes) of a data set of one PNG."""
     (tmp_path / "data/cat").mkdir(parents=True, exist_ok=True)
     (tmp_path / "data/cat/a.png").write_bytes(png(pixels))
-    data = load_data(tmp_path / "data", spec, info, **options)
+    data = load_data(tmp_path / "data", spec, info, reading=Reading(**options))
     x, _ = everything(data)
     return (x[0] * 255).round().byte().permute(1, 2, 0).numpy(), data.notes
 
@@ -220,7 +228,7 @@ def test_arrays_are_scaled_likewise_and_left_alone_in_the_models_own_size(tmp_pa
 
     def load(image, **options):
         np.savez(tmp_path / "a.npz", images=image.transpose(2, 0, 1)[None], labels=np.zeros(1, dtype=int))
-        data = load_data(tmp_path / "a.npz", SPEC, info, **options)
+        data = load_data(tmp_path / "a.npz", SPEC, info, reading=Reading(**options))
         return (everything(data)[0][0] * 255).permute(1, 2, 0).numpy(), data.notes
 
     got, notes = load(pixels)
@@ -252,7 +260,7 @@ def test_sizes_that_do_not_fit_the_model_or_the_image(tmp_path):
     with pytest.raises(InputError, match=r"cat/a.png is 40x90, too small to crop 64x64 from it\n  Give --resize"):
         one(tmp_path, noise(0, 40, 90), crop=64)
     with pytest.raises(UsageError, match="the model takes event frames"):
-        load_data(tmp_path, InputSpec((4, 2, 8, 8)), NAMES, resize=9)
+        load_data(tmp_path, InputSpec((4, 2, 8, 8)), NAMES, reading=Reading(resize=9))
     for info, text in (
         ({"resize": 20}, "resize is 20"),
         ({"resize": "x"}, "resize is 'x'"),

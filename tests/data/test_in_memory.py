@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.errors import InputError, SvitcError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -65,7 +65,7 @@ def test_images_without_labels(given):
 
 
 def test_labels_can_be_left_out_and_samples_taken():
-    assert not load_data((BYTES, LABELS), SPEC, INFO, unlabeled=True).labeled
+    assert not load_data((BYTES, LABELS), SPEC, INFO, reading=Reading(unlabeled=True)).labeled
     for given in ((BYTES, LABELS), loader()):
         assert sorted(load_data(given, SPEC, INFO, limit=5).labels.tolist()) == list(range(5))
         with pytest.raises(UsageError, match="11 is more than the 10 images"):
@@ -77,6 +77,9 @@ def test_event_frames_are_arrays_with_images_first():
     assert next(iter(load_data((frames, [0] * 6), EVENTS, {}).batches(6)))[0].shape == (2, 6, 3, 4, 4)
 
 
+ONE_HOT = torch.nn.functional.one_hot(LABELS)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -86,10 +89,13 @@ def test_event_frames_are_arrays_with_images_first():
         (lambda: None, "a function gives no images"),
         ({"x": BYTES}, r"a dict has no images \(it has x\)"),
         ([], "list gives no images"),
-        ([1, 2], "batch 1 is a int"),
+        ([1, 2], "batch 1 is an int"),
         ((BYTES, LABELS[:3]), "labels are int64 \\[3\\], not 10 whole numbers"),
         ((BYTES, LABELS.float()), "labels are float32"),
         ((BYTES, LABELS + 1), "labels go from 1 to 5"),
+        ((BYTES, ONE_HOT), "tuple has one-hot labels \\[10, 5\\], not one whole number for each image"),
+        (loader(labels=ONE_HOT.float()), "batch 1 has one-hot labels \\[4, 5\\]"),
+        (TensorDataset(NORMALIZED, ONE_HOT.bfloat16()), "batch 1 has one-hot labels \\[5\\]"),
         ((BYTES.transpose(0, 2, 3, 1), LABELS), "images are \\[10, 4, 4, 3\\]"),
         (PIXELS * 16, "images go from 0 to 16, not from 0 to 1"),
         (BYTES.astype(object), "images are object"),
@@ -113,6 +119,6 @@ def test_the_line_of_a_failing_data_set_is_named():
 
 def test_loaders_are_not_resized():
     with pytest.raises(UsageError, match="resize and crop do not apply to DataLoader"):
-        load_data(loader(), SPEC, INFO, resize=8)
+        load_data(loader(), SPEC, INFO, reading=Reading(resize=8))
     with pytest.raises(InputError, match="have images \\[4, 3, 8, 8\\]|has images \\[4, 3, 8, 8\\]"):
         load_data(loader(torch.zeros(10, 3, 8, 8)), SPEC, INFO)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from svitc.data import loader_factory, loaders, spill
-from svitc.data.dataset import is_factory, load_data, split
+from svitc.data import loader_factory, spill
+from svitc.data.dataset import Reading, is_factory, load_data, split
 from svitc.errors import InputError, UsageError
 from svitc.ir.graph import InputSpec
 
@@ -115,13 +115,13 @@ def own(tmp_path, monkeypatch):
 def given(own, monkeypatch):
     """load_data of what a factory yields."""
 
-    def load(batches, spec=SPEC, **options):
+    def load(batches, spec=SPEC, limit=None, seed=0, **options):
         (own / "given_data.py").write_text("")
         sys.modules.pop("given_data", None)
         module = loader_factory._import("given_data.py")
         module.make = lambda: batches
         monkeypatch.setattr(loader_factory, "_import", lambda place: module)
-        return load_data("given_data.py:make", spec, INFO, **options)
+        return load_data("given_data.py:make", spec, INFO, limit, seed, Reading(**options))
 
     return load
 
@@ -175,30 +175,6 @@ def test_a_sample_is_balanced_seeded_and_grows_from_its_beginning(own, limit):
     assert limit != 30 or numbers(load_data("own_data:loader", SPEC, INFO, limit=limit, seed=5)) != chosen
     held, rest = split(data, limit // 2) if limit > 1 else (data, data)
     assert set(numbers(held)) | set(numbers(rest)) == set(chosen)
-
-
-def test_one_pass_chooses_what_many_would():
-    """The sample out of a stream is the one that sorting everything gives, and never more is held."""
-    for trial in range(60):
-        rng = random.Random(trial)
-        labels = [min(rng.randrange(6), rng.randrange(6)) for _ in range(rng.randrange(1, 80))]
-        limit = rng.randrange(1, len(labels) + 1)
-        turns, held = loaders._BalancedSample(limit, trial), {}
-        for index, label in enumerate(labels):
-            slot = turns.offer(label)
-            if slot is not None:
-                held[slot] = index
-            assert len(held) <= limit
-        keys = random.Random(trial)
-        ranked = sorted((keys.random(), index) for index in range(len(labels)))
-        rank: Counter[int] = Counter()
-        order = []
-        for _, index in ranked:
-            order.append((rank[labels[index]], labels[index], index))
-            rank[labels[index]] += 1
-        assert [(held[slot], label) for slot, label in turns.order()] == [
-            (index, label) for _, label, index in sorted(order)[:limit]
-        ]
 
 
 def test_a_shuffling_loader_gives_the_same_every_time_and_disturbs_nothing(own):
@@ -382,7 +358,7 @@ def test_too_few_or_none(own):
     with pytest.raises(InputError, match="own_data:nothing gives no images"):
         load_data("own_data:nothing", SPEC, INFO)
     with pytest.raises(UsageError, match="--resize and --crop do not apply to own_data:loader"):
-        load_data("own_data:loader", SPEC, INFO, resize=20)
+        load_data("own_data:loader", SPEC, INFO, reading=Reading(resize=20))
 
 
 GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
@@ -402,10 +378,11 @@ GOOD = (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
         ((GOOD[0] * float("nan"), GOOD[1]), "holds NaN or infinity"),
         ((GOOD[0][:, :, :4], GOOD[1]), r"has images \[2, 3, 4, 8\] for 2 labels, but the model takes \[3, 8, 8\]"),
         ((GOOD[0].permute(0, 2, 3, 1), GOOD[1]), r"has images \[2, 8, 8, 3\]"),
-        ((GOOD[0], GOOD[1][:1]), r"has images \[2, 3, 8, 8\] for 1 labels"),
+        ((GOOD[0], GOOD[1][:1]), r"has images \[2, 3, 8, 8\] for 1 label,"),
         ((GOOD[0][0], GOOD[1]), r"has images \[3, 8, 8\] for 2 labels"),
         ((GOOD[0][:0], GOOD[1][:0]), r"has labels \[0\], not one number"),
-        ((GOOD[0], torch.eye(2).long()), r"has labels \[2, 2\], not one number for each image"),
+        ((GOOD[0], torch.eye(2).long()), r"has one-hot labels \[2, 2\], not one whole number for each image"),
+        ((GOOD[0], torch.ones(2, 2).long()), r"has labels \[2, 2\], not one number for each image"),
         ((GOOD[0], GOOD[1].float()), "has labels of type torch.float32, not whole numbers"),
         ((GOOD[0], ["cat", "dog"]), "has labels of type list, not whole numbers"),
         ((GOOD[0], GOOD[1] + 2), "batch 2: labels go from 2 to 3, but the model's head has classes 0 to 2"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.data.picture import FORMATS
 from svitc.driver.device_predict import FORMATS as PREDICT_FORMATS
 from svitc.driver.device_predict import to_input
@@ -84,6 +84,7 @@ READ = {
 UNREADABLE = {
     "half.jpg": (encoded(RGB.resize((99, 99)), "JPEG")[:2000], "it ends too early, or is damaged"),
     "half.png": (encoded(RGB, "PNG")[:300], "it ends too early, or is damaged"),
+    "token.ppm": (b"P6 " + b"1" * 40, "it ends too early, or is damaged (Token too long"),
     "empty.png": (b"", "the file is empty"),
     "text.png": (b"no picture", "none of PNG, JPEG"),
     "none.png": (png(0, 0), "or without pixels"),
@@ -96,7 +97,7 @@ UNREADABLE = {
 
 def read(folder: Path, channels: int):
     """The first image as uint8, and the notes."""
-    data = load_data(folder, InputSpec((channels, SIDE, SIDE)), {}, unlabeled=True)
+    data = load_data(folder, InputSpec((channels, SIDE, SIDE)), {}, reading=Reading(unlabeled=True))
     x = next(data.batches(1))[0]
     return (x[0].permute(1, 2, 0) * 255).round().numpy().astype(np.uint8), data.notes, x.numpy()
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from svitc.data import file_stores
 from svitc.data.arrays import Arrays
-from svitc.data.dataset import load_data, sample, split, unlabeled_dataset
+from svitc.data.dataset import Reading, load_data, sample, split, unlabeled_dataset
 from svitc.data.picture import PASSED_OVER
 from svitc.data.sources import Scaling
 from svitc.errors import InputError
@@ -101,14 +101,14 @@ def test_class_folders_still_mean_labels(store):
     path = store(contents)
     for info, labels in ((NAMES, [1, 0, 2]), (COUNT, [0, 1, 2])):
         assert load_data(path, SPEC, info).labeled and load_data(path, SPEC, info).labels.tolist() == labels
-        ignored = load_data(path, SPEC, info, unlabeled=True)
+        ignored = load_data(path, SPEC, info, reading=Reading(unlabeled=True))
         assert values(ignored) == [0, 1, 2] and ignored.notes == []
         assert ignored.fingerprint() != load_data(path, SPEC, info).fingerprint()
 
 
 def test_all_images_may_be_used_wherever_they_lie(store):
     path = store(frames(2) | {"cat/0.png": png(7), "train/1.png": png(8), "test/cat/2.png": png(9)})
-    assert sorted(values(load_data(path, SPEC, NAMES, unlabeled=True))) == [0, 1, 7, 8, 9]
+    assert sorted(values(load_data(path, SPEC, NAMES, reading=Reading(unlabeled=True)))) == [0, 1, 7, 8, 9]
 
 
 def test_a_sample_is_seeded_and_the_beginning_of_a_larger_one(store):
@@ -185,7 +185,7 @@ def test_arrays_without_labels(tmp_path):
     note = "b.npz has no array labels (it has images and targets): its images are used without labels"
     assert load_data(tmp_path / "b.npz", SPEC, NAMES).notes == [note]
     np.savez(tmp_path / "c.npz", images=images, labels=np.arange(6) % 3)
-    labeled, ignored = (load_data(tmp_path / "c.npz", SPEC, NAMES, unlabeled=u) for u in (False, True))
+    labeled, ignored = (load_data(tmp_path / "c.npz", SPEC, NAMES, reading=Reading(unlabeled=u)) for u in (False, True))
     assert values(ignored) == list(range(6)) and ignored.notes == [] and labeled.labeled
     assert len({d.fingerprint() for d in (data, labeled, ignored)}) == 2  # without labels the images alone count
 
@@ -239,7 +239,9 @@ def test_another_size_is_told(store, tmp_path):
     contents = {f"{i}.png": png(0, size=(48, 64) if i % 3 else (8, 8)) for i in range(9)}
     note = "images of 48x64 are scaled to cover 8x8 and cropped at their center"
     assert load_data(store(contents), SPEC, NAMES).notes == [note]
-    assert load_data(store(contents), SPEC, NAMES, resize=9).notes[0].startswith("images are scaled to 9")
+    assert (
+        load_data(store(contents), SPEC, NAMES, reading=Reading(resize=9)).notes[0].startswith("images are scaled to 9")
+    )
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 3, 5, 6), dtype=np.uint8))
     assert load_data(tmp_path / "a.npz", SPEC, NAMES).notes == ["images of 5x6 are scaled to 8x8"]
 

@@ -10,7 +10,7 @@ import svitc
 from support.measured import digits_file
 from svitc import onnx as backend
 from svitc import runtimes
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.data.inputs import top1
 from svitc.driver.agreement import agreement_report, log_probabilities
 from svitc.driver.report_sections import accuracy_report
@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 
 
 def images(program, path, unlabeled: bool):
-    return load_data(path, program.input, program.info, unlabeled=unlabeled)
+    return load_data(path, program.input, program.info, reading=Reading(unlabeled=unlabeled))
 
 
 def test_agreement_is_counted_against_the_original(digits, files):

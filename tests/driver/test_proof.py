@@ -21,7 +21,7 @@ import svitc
 from support.paths import DIGITS
 from svitc.bench.compare import read_model
 from svitc.cli.views.compile import form_of
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.driver.device_predict import to_input
 from svitc.driver.metadata import KEYS, declared_resize
 from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
@@ -158,7 +158,7 @@ def test_predict_classifies_pictures(folders, tmp_path):
     assert done.returncode == 1 and "broken.png: cannot identify" in done.stderr and "Traceback" not in done.stderr
     (tmp_path / "broken.png").unlink()
     digits = svitc.load(DIGITS)
-    images = load_data(tmp_path, digits.input, digits.info, unlabeled=True)
+    images = load_data(tmp_path, digits.input, digits.info, reading=Reading(unlabeled=True))
     [(x, _)] = images.batches(2)
     session = onnxruntime.InferenceSession(folders["int8"] / "model.onnx", providers=["CPUExecutionProvider"])
     expected = session.run(None, {"image": x.numpy()})[0].argmax(axis=-1)
@@ -174,7 +174,7 @@ def test_predict_feeds_what_the_data_reader_feeds(tmp_path, resize, crop, channe
     spec, info = InputSpec((channels, 16, 16)), {"normalize": {"mean": [0.4] * channels, "std": [0.3] * channels}}
     pixels = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    images = load_data(tmp_path, spec, info, resize=resize, crop=crop, unlabeled=True)
+    images = load_data(tmp_path, spec, info, reading=Reading(resize=resize, crop=crop, unlabeled=True))
     [(x, _)] = images.batches(1)
     scaling = images.scaling
     meta = {

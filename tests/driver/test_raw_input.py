@@ -22,7 +22,7 @@ from svitc.cli.common import declared
 from svitc.cli.compile_options import CompileDataOptions
 from svitc.cli.views.compile import raw_input_line
 from svitc.cli.views.verify import verdict_line
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.data.inputs import random_inputs
 from svitc.driver.device_predict import to_input
 from svitc.driver.options import CompileOptions
@@ -31,6 +31,7 @@ from svitc.driver.raw_input import check_takes_bytes, explain
 from svitc.errors import InputError, UsageError
 from svitc.html_report import page
 from svitc.ir.graph import InputSpec
+from svitc.onnx import weight_bytes
 from svitc.onnx.raw_input import without_raw_input
 from svitc.passes.policies import Uniform
 from svitc.support.reporter import Reporter
@@ -82,12 +83,20 @@ def test_the_metadata_and_the_report_say_so(done, capsys):
     assert "takes the bytes of 16 x 16 pixels" in text and "every value in every channel" in text
 
 
+@pytest.mark.parametrize("form", [{"raw_input": True}, {"streaming": True, "packed_state": True}])
+def test_budgets_count_what_a_form_of_the_file_adds(digits, form):
+    """The table of raw input, and where each state lies in the buffer of all."""
+    done = svitc.compile(digits, "322.924kB", **OPTIONS | {"raw_input": False} | form)
+    stored = weight_bytes(done.onnx)
+    assert 322924 - 3_000 < stored <= 322924 and done.report["memory"]["compiled_bytes"] == stored
+
+
 def test_pictures_give_the_logits_of_the_float_file(done, folder, digits, tmp_path):
     """Bit for bit those of what --data reads; check.py and predict.py read the metadata."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16), np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
-    [(x, _)] = load_data(tmp_path, digits.input, digits.info, unlabeled=True).batches(2)
+    [(x, _)] = load_data(tmp_path, digits.input, digits.info, reading=Reading(unlabeled=True)).batches(2)
     expected = onnxruntime.InferenceSession(without_raw_input(done.onnx)).run(None, {"image": x.numpy()})[0]
     session, about = onnxruntime.InferenceSession(done.onnx), metadata(done.onnx)
     fed = np.concatenate([to_input(Image.open(tmp_path / f"{i}.png"), about) for i in range(2)])

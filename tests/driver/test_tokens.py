@@ -32,7 +32,7 @@ def test_compile_and_replay(images, capsys, tmp_path):
         "--train-data",
         images,
     )
-    status, text, err = run(capsys, "compile", DIGITS, "--tokens", "0.5", *small, "-o", tmp_path / "a")
+    status, text, err = run(capsys, "compile", DIGITS, "--tokens", "50%", *small, "-o", tmp_path / "a")
     assert status == 0, err
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("tokens ")] == ["0.5000"]
     report = json.loads((tmp_path / "a/report.json").read_text())
@@ -55,6 +55,8 @@ def test_compile_and_replay(images, capsys, tmp_path):
     [
         (("--tokens", "0"), "no share of the tokens"),
         (("--tokens", "1.5"), "no share of the tokens"),
+        (("--tokens", "150%"), "no share of the tokens"),
+        (("--tokens", "half"), "--tokens half is no share of the tokens"),
         (("--tokens", "0.5", "--no-data", "uniform"), "chosen on images"),
         (("--tokens", "0.5", "--plan", "plan.json"), "has its own tokens"),
     ],

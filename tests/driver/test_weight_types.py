@@ -16,12 +16,14 @@ from support.measured import family, family_file
 from svitc import onnx as backend
 from svitc import runtimes
 from svitc.analysis.exactness import narrowable
+from svitc.cli.views.compile import lossless
 from svitc.data.dataset import load_data
 from svitc.data.inputs import random_inputs
 from svitc.driver import synthetic_data
 from svitc.driver.artifacts import Compiled
 from svitc.driver.weight_types import WeightTypes
 from svitc.errors import InputError, UnsupportedError, UsageError
+from svitc.html_report.facts import weight_words
 from svitc.ir import ops
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import TERNARY
@@ -31,7 +33,7 @@ from svitc.planning.plan import FORMAT, Plan
 
 FC1, FC2, PROJ = "blocks.0.mlp.fc1.0", "blocks.0.mlp.fc2.0", "blocks.0.attn.proj_conv_bn.0"
 STAGE0, STAGE1 = (f"patch_embed.stages.{i}.conv_bn.block.0" for i in range(2))  # STAGE0 reads the image
-SPARED = f"{STAGE1} keep 8 bits: what the first layers get wrong passes through all others"
+SPARED = f"{STAGE1} keeps 8 bits: what the first layers get wrong passes through all others"
 FEW = {"sweep_images": 12, "calibration_images": 12}
 
 
@@ -145,7 +147,7 @@ def test_the_first_layers_of_int2_stay_at_eight_bits(name, share, monkeypatch):
 
 
 @pytest.mark.parametrize(("weights", "bits"), [("int4", 4), ("int2", 2), ("ternary", TERNARY)])
-def test_weights_of_one_type_without_images(weights, bits):
+def test_weights_of_one_type_without_images(weights, bits, capsys):
     done = compiled(weights)
     narrow = {layer for layer, why in layers().items() if not why}
     assert len(narrow) == len(layers()) - 2
@@ -153,7 +155,7 @@ def test_weights_of_one_type_without_images(weights, bits):
     assert done.plan.bits == wanted and done.report["decisions"].count(SPARED) == (bits <= 2)
     assert done.plan.provenance["weights"] == weights and done.plan.provenance["rounding"] == "nearest"
     found = done.report["weights"]
-    assert found["type"] == "mixed" and {k: v["bits"] for k, v in found["layers"].items()} == {
+    assert found["type"] == weights and {k: v["bits"] for k, v in found["layers"].items()} == {
         layer: 16 if layer == STAGE0 else max(wanted.get(layer, 8), 2) for layer in layers()
     }
     for layer, entry in found["layers"].items():
@@ -165,6 +167,11 @@ def test_weights_of_one_type_without_images(weights, bits):
     assert done.report["memory"]["compiled_bytes"] == backend.weight_bytes(done.onnx)
     opset = onnx.load_from_string(done.onnx).opset_import[0].version
     assert opset == (25 if bits <= 2 else 21)
+    lossless(done.report)
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"{weights}: every neuron fires the same, bit for bit" in told and "the file clamps them" in told
+    words = {"int4": "integers of 4 bits", "int2": "integers of 2 bits", "ternary": "the integers -1, 0 and 1"}
+    assert weight_words(done.report) == words[weights]
     stored = done.program.module.get_submodule(FC1).weight.unique().tolist()
     assert {4: len(stored) > 4, 2: stored == [-3, -1, 1, 3], TERNARY: stored == [-1, 0, 1]}[bits]
 
@@ -337,6 +344,8 @@ def test_a_replayed_plan_keeps_its_bits_and_stays_as_it_is():
         svitc.compile(program, plan=made, weights="int8", no_data="uniform")
     again = svitc.compile(program, plan=made, weights="int4", images=1, no_data="uniform")
     assert json.dumps(made.to_json()) == before and again.plan.provenance["weights"] == "int4"
+    assert not [sentence for sentence in again.report["decisions"] if "the plan was made for" in sentence]
+    assert again.report["weights"]["type"] == "int4"
 
 
 @pytest.mark.parametrize("bits", [[], 0, "", False])

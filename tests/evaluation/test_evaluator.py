@@ -11,7 +11,7 @@ from support.families import FAMILIES
 from support.measured import family, halved, images_of, prunable
 from svitc import onnx as backend
 from svitc import runtimes
-from svitc.evaluation import evaluator
+from svitc.evaluation import candidate_files, evaluator
 from svitc.evaluation.comparison import log_softmax
 from svitc.evaluation.evaluator import Evaluator
 from svitc.evaluation.packed import Packed
@@ -46,7 +46,8 @@ def exported(monkeypatch):
         seen["inputs"] = [info.name for info in model.graph.input]
         return seen["taken"]
 
-    monkeypatch.setattr(evaluator, "export_proto", export)
+    for module in (evaluator, candidate_files):
+        monkeypatch.setattr(module, "export_proto", export)
     monkeypatch.setattr(suffix, "suffix", take)
     return seen
 
@@ -106,7 +107,7 @@ def test_unchanged_is_what_no_change_feeds(name):
             if str(node.target) in touched or any(source in reached for source in node.all_input_nodes):
                 reached.add(node)
         downstream = {str(node.target) for node in reached}
-        clean = evaluator.known(cut(program, plan)).keys()
+        clean = evaluator.files.known(cut(program, plan)).keys()
         assert not clean & downstream, group.name
         if group.whole_heads is None:
             assert clean == set(neurons) - downstream, group.name
@@ -118,10 +119,10 @@ def test_weights_that_changed_count_as_cuts_do():
     program = family("spikformer")
     evaluator = Evaluator(program, [images_of(program, 1)], threads=1)
     same = program.copy()
-    assert {str(n.target) for n in program.neurons()} <= evaluator.known(same).keys()
+    assert {str(n.target) for n in program.neurons()} <= evaluator.files.known(same).keys()
     with torch.no_grad():
         same.module.get_submodule("blocks.0.mlp.fc1.1").running_mean[3] += 1e-6
-    left = evaluator.known(same)
+    left = evaluator.files.known(same)
     assert "blocks.0.mlp.neuron1" not in left and "blocks.0.attn.attn_lif" in left
 
 

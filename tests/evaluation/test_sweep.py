@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import svitc
 from support.measured import digits_file, family, halved, prunable
 from support.paths import DIGITS
 from svitc.cli.main import main
-from svitc.data.dataset import load_data
+from svitc.data.dataset import Reading, load_data
 from svitc.errors import InputError, OutputError
 from svitc.evaluation.evaluator import Measurement
 from svitc.evaluation.store import Store, fingerprint, key_of
@@ -96,6 +97,19 @@ def test_resumed_and_not_measured_again(program, plans, tmp_path):
     assert Store(path, "me", resume=True).points == sweep.store.points
 
 
+def test_threads_take_short_turns_while_a_sweep_runs(program, plans):
+    before, seen = sys.getswitchinterval(), []
+
+    class Watching(Counting):
+        def start(self, candidate, plan) -> Counted:
+            seen.append(sys.getswitchinterval())
+            return super().start(candidate, plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        Sweep(program, Watching(die_after=1), None, Store(None, ""))(plans)
+    assert max(seen) < before == sys.getswitchinterval()
+
+
 def test_a_kill_at_any_byte_costs_one_point_at_most(tmp_path):
     path = tmp_path / "s.jsonl"
     store = Store(path, "me")
@@ -103,14 +117,31 @@ def test_a_kill_at_any_byte_costs_one_point_at_most(tmp_path):
         store.add(f"k{n}", point(n), {"keeps": {"größe": "1/2"}})
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(ends[1] - 2, ends[2] + 2):
+    for cut in (*range(ends[0] + 2), *range(ends[1] - 2, ends[2] + 2)):
         path.write_bytes(whole[:cut])
         resumed = Store(path, "me", resume=True)
-        left = sum(end <= cut for end in ends) - 1
+        left = max(0, sum(end <= cut for end in ends) - 1)
         assert resumed.points == {f"k{n}": point(n) for n in range(left)}, cut
         for n in range(left, 4):
             resumed.add(f"k{n}", point(n), {})
         assert Store(path, "me", resume=True).points == {f"k{n}": point(n) for n in range(4)}, cut
+
+
+def test_a_file_that_cannot_be_cut_off_where_it_is_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "s.jsonl"
+    Store(path, "me").add("k", point(1), {})
+    path.write_bytes(path.read_bytes() + b"{")
+    whole, opened = path.read_bytes(), Path.open
+
+    def read_only(path, mode="r", *more, **options):
+        if mode != "rb":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(OutputError, match="cannot write .*Read-only file system"):
+        Store(path, "me", resume=True)
+    assert path.read_bytes() == whole
 
 
 def test_a_changed_number_is_measured_again(tmp_path):
@@ -265,7 +296,7 @@ def test_samples_are_balanced_and_apart(tmp_path):
 )
 def test_few_images_without_labels_are_used_twice(tmp_path, count, settings, measured, calibration, shared):
     program = svitc.load(DIGITS)
-    data = load_data(digits_file(tmp_path, count), program.input, program.info, unlabeled=True)
+    data = load_data(digits_file(tmp_path, count), program.input, program.info, reading=Reading(unlabeled=True))
     sweep = open_sweep(program, data, Store(None, ""), settings, Reporter())
     assert (sweep.evaluator.images, sweep.calibration.images, sweep.shared) == (measured, calibration, shared)
     measured_images = {x.tobytes() for chunk, _ in sweep.evaluator.chunks for x in chunk}

@@ -75,7 +75,7 @@ def test_a_plan(done):
     keep = {"a": np.array([[True, False, True]]), "b": np.ones((2, 4), bool)}
     plan = Plan(keep, {"policy": "uniform", "budget": "40%"}, {"fc": 4, "head": 8}, {"blocks": (0, 2, 5)})
     card = Card(plan._repr_html_())
-    sentence = "It keeps 10 of 11 channels in 2 groups, weights of 8 and 4 bits in 2 layers, 3 tokens in 1 stages."
+    sentence = "It keeps 10 of 11 channels in 2 groups, weights of 8 and 4 bits in 2 layers, 3 tokens in 1 stage."
     assert sentence in card.words and "a budget of 40%" in card.words
     assert repr(plan) == f"Plan({sentence.removeprefix('It keeps ').rstrip('.')})"
     assert "It keeps everything." in Card(Plan({})._repr_html_()).words
@@ -98,7 +98,10 @@ def test_a_front(done):
     better = svitc.Compiled(done.program, done.onnx, done.plan, json.loads(json.dumps(done.report)), done.verdict)
     better.report["memory"]["compiled_bytes"] *= 2
     ours = svitc.Front([done, better])
-    assert [name for name, _ in ours.reports] == ["0.15", "0.15 (2)"] and ours["0.15"] is done and len(ours) == 2
+    assert [name for name, _ in ours.reports] == ["0.15", "0.15 (2)"] and len(ours) == 2
+    assert ours["0.15"] is ours[0.15] is done and ours["0.15 (2)"] is better
+    with pytest.raises(UsageError, match=r"no compilation '0.51'\n.*Compilations are 0.15, 0.15 \(2\)"):
+        ours[0.51]
     card = Card(ours._repr_html_())
     for report in (done.report, better.report):
         assert f"{report['memory']['compiled_bytes'] / 1000:.2f} kB" in card.words

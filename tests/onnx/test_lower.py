@@ -13,7 +13,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from svitc.errors import InputError
+from svitc.errors import InputError, UnsupportedError
 from svitc.ir import ops
 from svitc.ir.pass_manager import Pipeline
 from svitc.onnx import lower, node_count, target_of, to_bytes, weight_bytes
@@ -167,6 +167,14 @@ def test_nodes_are_counted_with_and_without_function_bodies(captured, closed):
         == node_count(to_bytes(model))
         == outside - len(calls) + sum(bodies[name] for name in calls)
     )
+
+
+def test_weights_that_a_file_cannot_hold_are_refused(captured):
+    model = lower(captured)
+    huge = ir.tensor(np.broadcast_to(np.float32(0), (1 << 29,)), name="huge")  # 2 GB that take 4 bytes
+    model.graph.register_initializer(ir.Value(name="huge", const_value=huge))
+    with pytest.raises(UnsupportedError, match=r"2\.15 GB of weights; in one piece it can have 2 GB at most"):
+        to_bytes(model)
 
 
 def test_what_is_no_model_is_refused(tmp_path):

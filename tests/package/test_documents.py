@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from support.paths import DIGITS
+from support.shell import run
 from svitc.frontends.capture.supported import page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +39,16 @@ def test_links_lead_somewhere(document):
 def test_the_page_of_what_is_supported_is_what_the_code_says():
     stored = (ROOT / "docs" / "operators.md").read_text()
     assert stored == page(), "write it again: svitc inspect --supported > docs/operators.md"
+
+
+def test_the_quickstart_shows_what_inspect_prints(capsys):
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    session = re.search(r"\$ svitc inspect demo/digits.pt\n(.*?)\n\n", text, re.DOTALL)
+    assert session is not None
+    status, out, _ = run(capsys, "inspect", DIGITS)
+    printed = "\n".join(line.rstrip() for line in out.splitlines())
+    parts = [part.strip("\n") for part in textwrap.dedent(session[1]).split("…")]
+    assert status == 0 and len(parts) == 3 and all(part in printed for part in parts)
 
 
 def test_names_of_tests_in_the_guide_exist():

@@ -44,6 +44,19 @@ def runtime(request):
     return found
 
 
+def test_a_session_for_a_few_runs_computes_the_same(runtime):
+    session, quick = runtime.open(FILE), runtime.open(FILE, few_runs=True)
+    for value, other in zip(session.run(None, FEED), quick.run(None, FEED), strict=True):
+        assert np.array_equal(value, other)
+
+
+def test_only_for_a_few_runs_onnx_runtime_plans_no_memory():
+    """Planning takes time in the square of the number of time steps."""
+    for few in (False, True):
+        session = RUNTIMES["onnxruntime"].open(FILE, few_runs=few).session
+        assert session.get_session_options().enable_mem_reuse == (not few)
+
+
 def test_named_inputs_to_named_outputs(runtime):
     session = runtime.open(FILE, threads=1)
     assert (session.input_names, session.output_names) == (["x", "counts"], ["a", "b"])

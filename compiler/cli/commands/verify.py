@@ -77,6 +77,26 @@ def verify(
     check_labels(data.data, data.unlabeled)
     if against is None:
         load.check_unused()
+    with terminal.reporting(output.silent) as reporter:
+        report, verdict = _verified(folder, against, data, load, output, reporter)
+    _show(report, verdict, against, output.as_json)
+    if not verdict.passed:
+        raise VerifyError(_failure(folder, against, verdict))
+
+
+def _verified(
+    folder: Path,
+    against: Path | None,
+    data: DataOptions,
+    load: LoadOptions,
+    output: VerifyOptions,
+    reporter: Reporter,
+) -> tuple[JsonDict, Verdict]:
+    """Verify a folder, note the result in its report, and return what to show with the verdict.
+
+    Raises:
+        RuntimeFailure: the runtime cannot load or run the file, which is noted as well.
+    """
     from svitc.driver.float_network import read_report
     from svitc.driver.output_folder import VerifySettings, open_folder, verify_folder
     from svitc.driver.promised import verified_promise
@@ -85,31 +105,28 @@ def verify(
 
     runtime = runtime_of(output.runtime)
     settings = VerifySettings(output.verify_images, output.seed, runtime)
-    with terminal.reporting(output.silent) as reporter:
-        program, exported = open_folder(folder)
-        model = None if against is None else load_program(against, load, reporter)
-        images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
-        original, refusal = _float_network(folder, program, against, model, images is not None, reporter)
-        promised = None
-        if model is not None and images is not None:
-            promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
-        try:
-            verdict = verify_folder(program, exported, images, settings, reporter, original)
-        except RuntimeFailure as error:
-            note_in_report(folder, failed_row(runtime, error.message))
-            raise
-        quantized = program.stage.name == "QUANTIZED"
-        unnoted = note_in_report(folder, verified_row(verdict, quantized))
-        if unnoted is not None:
-            reporter.decide(f"the result is not in {folder}/report.json: {unnoted}")
+    program, exported = open_folder(folder)
+    model = None if against is None else load_program(against, load, reporter)
+    images = load_images(data.data, program, data.limit, output.seed, data, data.unlabeled)
+    original, refusal = _float_network(folder, program, against, model, images is not None, reporter)
+    promised = None
+    if model is not None and images is not None:
+        promised = verified_promise(folder, program, model, images, (output.confidence, output.seed), reporter)
+    try:
+        verdict = verify_folder(program, exported, images, settings, reporter, original)
+    except RuntimeFailure as error:
+        note_in_report(folder, failed_row(runtime, error.message), exported)
+        raise
+    quantized = program.stage.name == "QUANTIZED"
+    unnoted = note_in_report(folder, verified_row(verdict, quantized), exported)
+    if unnoted is not None:
+        reporter.decide(f"the result is not in {folder}/report.json: {unnoted}")
     report = verdict.to_json() | ({} if promised is None else {"promise": promised.to_json()})
     if quantized and original is None:
-        report["quantization_when_compiled"] = read_report(folder).get("verify", {}).get("quantization")
+        report["quantization_when_compiled"] = (read_report(folder).get("verify") or {}).get("quantization")
         if refusal is not None:
             report["quantization_refused"] = refusal
-    _show(report, verdict, against, output.as_json)
-    if not verdict.passed:
-        raise VerifyError(_failure(folder, against, verdict))
+    return report, verdict
 
 
 def _float_network(

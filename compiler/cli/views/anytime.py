@@ -37,7 +37,7 @@ def anytime(report: JsonDict) -> None:
 def words(report: JsonDict) -> str:
     """Return what was promised for the tolerance that was asked for, or how many images a promise takes."""
     what = "top-1" if report["basis"] == "labels" else "the class, against that after all steps,"
-    images = f"{report['images']:,} images that did not choose the rule"
+    images = f"{human.counted(report['images'], 'image')} that did not choose the rule"
     if report["mean_steps"] < report["time_steps"]:
         saved = 1 - report["mean_steps"] / report["time_steps"]
         return (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 
 from svitc.cli import terminal
+from svitc.support import human
 from svitc.support.hardware import disturbed
 from svitc.support.human import byte_size, milliseconds, share, three_figures
 from svitc.support.types import JsonMapping
@@ -37,7 +38,7 @@ def show_report(report: JsonMapping) -> None:
     terminal.out.print(table)
     env = report["environment"]
     shape = " x ".join(map(str, report["input"]))
-    images = "1 image" if report["batch"] == 1 else f"{report['batch']} images"
+    images = human.counted(report["batch"], "image")
     images += ", as bytes," if report.get("dtype") == "uint8" else ""
     terminal.out.print(
         f"{images} of {shape} a run, {report['threads']} of {env['cores']} processors ({escape(env['processor'])});"
@@ -56,7 +57,7 @@ def show_streaming(report: JsonMapping) -> None:
     """Print what one time step per call costs beside all at once, and what stopping early makes of it."""
     found, difference = report["streaming"], report["rows"][0]["max_logit_difference"]
     steps = found["steps"]
-    calls = "1 call" if steps == 1 else f"{steps} calls"
+    calls = human.counted(steps, "call")
     lines = [f"a run of svitc is {calls}, of one time step each; a call takes {milliseconds(found['call_median_ms'])}"]
     if found["ratio"] is not None:
         lines[0] += f", {found['call_ratio']:.2f} times 1/{steps} of all steps at once"

@@ -37,7 +37,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     accuracy, agreement = report["accuracy"], report["agreement"]
     if agreement:
         same = f"[bold]{human.accuracy(agreement['share'])}[/]"
-        table.add_row(f"same class on {agreement['images']:,} images", "-", same, "")
+        table.add_row(f"same class on {human.counted(agreement['images'], 'image')}", "-", same, "")
         table.add_row("  95% interval", "", human.share_interval(agreement["interval"]), "")
     compared = report.get("outputs")
     if compared:
@@ -47,7 +47,12 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         table.add_row("predicted change of top-1", "", *predicted_cells(prediction))
     if accuracy["images"]:
         a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
-        table.add_row(f"top-1 on {n:,} images", human.accuracy(a), human.accuracy(b), f"{human.change(a - b)} points")
+        table.add_row(
+            f"top-1 on {human.counted(n, 'image')}",
+            human.accuracy(a),
+            human.accuracy(b),
+            f"{human.change(a - b)} points",
+        )
         table.add_row(
             "  95% interval",
             *(human.share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
@@ -108,7 +113,7 @@ def _latency_row(table: Table, budget: JsonDict) -> None:
 def form_of(file: JsonDict) -> str:
     """Return in words which opset a file needs, and how many images it takes at once."""
     count = file["batch"]
-    batch = "any number of images" if count is None else f"exactly {count} image{'' if count == 1 else 's'}"
+    batch = "any number of images" if count is None else f"exactly {human.counted(count, 'image')}"
     return f"model.onnx: opset {file['opset']}, for {file['opset_for']}; takes {batch} at once"
 
 
@@ -124,7 +129,7 @@ def streaming_line(streaming: JsonDict | None) -> None:
     """Print what a call of a streaming file passes on to the next."""
     if streaming is not None:
         size = human.byte_size(streaming["bytes"])
-        states = "one state goes" if streaming["states"] == 1 else f"{streaming['states']} states go"
+        states = human.subject(streaming["states"], "state", "goes", "go")
         out.print(f"one time step per call: {states} from call to call, {size} for each stream")
 
 
@@ -150,7 +155,7 @@ def _outputs_rows(table: Table, compared: JsonDict) -> None:
         table.add_row(f"relative error of {escape(name)}", "-", f"{error:.3g}", "")
     metric = compared["metric"]
     if metric:
-        name = f"{escape(metric['name'])} on {compared['images']:,} images"
+        name = f"{escape(metric['name'])} on {human.counted(compared['images'], 'image')}"
         table.add_row(name, f"{metric['original']:.4f}", f"{metric['compiled']:.4f}", f"{-metric['drop']:+.4f}")
 
 
@@ -169,12 +174,12 @@ def lossless(report: JsonDict) -> None:
         folded = f", {clean['folded']} of them by folding a constant into a bias" if clean["folded"] else ""
         out.print(f"{clean['removed']:,} channels that no input can change were removed without any loss{folded}")
     trained_line(weights)
-    if weights["type"] in ("int8", "int16"):
+    if weights["type"] != "fp32":
         exact, of = weights["exact_neurons"], weights["neurons"]
         text = "every neuron fires" if exact == of else f"{exact} of {of} neurons fire"
+        kind = "integer weights" if weights["type"] == "mixed" else weights["type"]
         out.print(
-            f"{weights['type']}: {text} the same, bit for bit, in whatever order a processor adds; "
-            f"{tried(report['runtimes'])}"
+            f"{kind}: {text} the same, bit for bit, in whatever order a processor adds; {tried(report['runtimes'])}"
         )
         int16_line(report["verify"])
         input_line(report["input"])
@@ -207,7 +212,7 @@ def trained_line(weights: JsonDict) -> None:
         if "grid" in layer:
             errors.setdefault(layer["grid"], []).append(layer["scale_error"])
     for bits, found in sorted(errors.items()):
-        layers = "1 layer lie" if len(found) == 1 else f"{len(found)} layers lie"
+        layers = human.subject(len(found), "layer", "lie", "lie")
         scales = f", times scales that are right to within {max(found):.1g}" if max(found) else ""
         out.print(f"the weights of {layers} on a grid of {bits} bits: kept exactly{scales}")
 

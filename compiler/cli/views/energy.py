@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.markup import escape
 
 from svitc.cli import terminal
+from svitc.support import human
 from svitc.support.human import joules, operations, share
 from svitc.support.types import JsonMapping
 
@@ -79,7 +80,7 @@ def totals(report: JsonMapping) -> None:
             table.add_row(name, joules(theirs), joules(ours[key]), compared(ours[key], theirs)[1])
     terminal.out.print()
     terminal.out.print(table)
-    terminal.out.print(f"mean of {report['images']:,} images", soft_wrap=True)
+    terminal.out.print(f"mean of {human.counted(report['images'], 'image')}", soft_wrap=True)
     for side in shown:
         if "anytime" in side:
             stopped = side["anytime"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 
 from svitc.cli.terminal import assumptions, make_table, out
+from svitc.support import human
 from svitc.support.human import byte_size, millions
 from svitc.support.types import JsonDict
 
@@ -46,7 +47,7 @@ def inspection(view: JsonDict) -> None:
         out.print(table)
     out.print(
         f"\n{view['parameters']:,} parameters, {byte_size(view['bytes'])} of weights in ONNX, "
-        f"{millions(view['macs'])} multiply-accumulates an image, {view['neurons']} neurons"
+        f"{millions(view['macs'])} multiply-accumulates an image, {human.counted(view['neurons'], 'neuron')}"
     )
     dead = view["dead"]
     if dead:

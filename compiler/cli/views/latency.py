@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 
 from svitc.cli import terminal
+from svitc.support import human
 from svitc.support.hardware import disturbed
 from svitc.support.human import share
 from svitc.support.types import JsonDict
@@ -29,7 +30,7 @@ def prediction(report: JsonDict) -> None:
     for row in report["kinds"]:
         table.add_row(row["kind"], str(row["layers"]), f"{row['predicted_ms']:.3f}", share(row["share"]))
     terminal.out.print(table)
-    threads = "1 thread" if report["threads"] == 1 else f"{report['threads']} threads"
+    threads = human.counted(report["threads"], "thread")
     terminal.out.print(
         f"\n{report['predicted_ms']:.2f} ms predicted, [bold]{report['measured_ms']:.2f} ms measured[/] (median of"
         f" {report['runs']} runs of 1 image, {report['weights']} weights, {threads}): {difference(report['ratio'])}"

@@ -19,11 +19,12 @@ def trained(finetune: JsonDict | None) -> str | None:
     epochs, chosen, images = finetune["epochs"], finetune["chosen_epoch"], finetune["held_out"]
     measure = next(key.removeprefix("best_") for key in finetune if key.startswith("best_"))
     before, best = (human.accuracy(finetune[f"{which}_{measure}"]) for which in ("start", "best"))
-    count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    count = human.counted(epochs, "epoch")
     if chosen == 0:
         return (
             f"[yellow]fine-tuning[/] of {count} was thrown away: no epoch beat the network before it, {before} "
-            f"({measure} on {images:,} held-out images). More epochs, more images or another --lr may help"
+            f"({measure} on {human.counted(images, 'held-out image')}). More epochs, more images or another --lr "
+            "may help"
         )
     return (
         f"fine-tuning: epoch {chosen} of {epochs} was kept, {measure} {before} before and {best} after on {images:,} "

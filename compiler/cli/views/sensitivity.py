@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from svitc.cli.terminal import make_table, out
+from svitc.support import human
 from svitc.support.human import accuracy, points, share, share_interval
 from svitc.support.types import JsonDict
 
@@ -46,7 +47,7 @@ def precision(report: JsonDict, path: Path) -> None:
     for rows in (report["layers"], report["kinds"]):
         for row in rows:
             cells = {step["bits"]: lost_and_saved(step) for step in row["steps"]}
-            kind = row["kind"] or f"{row['layers']} layers"
+            kind = row["kind"] or human.counted(row["layers"], "layer")
             table.add_row(escape(row["name"]), kind, f"{row['bytes_at_8']:,}", *(cells.get(b, "") for b in levels))
         table.add_section()
     out.print(table)
@@ -67,7 +68,7 @@ def original_accuracy(sweep: JsonDict) -> str:
             "original's, right or wrong"
         )
     return (
-        f"top-1 of the original on {sweep['images']:,} images: {accuracy(original['accuracy'])}"
+        f"top-1 of the original on {human.counted(sweep['images'], 'image')}: {accuracy(original['accuracy'])}"
         f" (95% interval {share_interval(original['interval'])})"
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from svitc.cli.terminal import out
+from svitc.support import human
 from svitc.support.human import share
 from svitc.support.types import JsonDict
 
@@ -21,7 +22,8 @@ def verdict_line(verify: JsonDict) -> None:
     flips = f"{verify['flips_within_rounding']} of {verify['spikes']:,} spikes differ within float rounding"
     silent = len(verify["silent_neurons"])
     where = f"in {runtime_words(verify['runtime'])}"
-    text = f"{verify['neurons']} neurons, {verify['images']} images: {flips}, {verify['flips_beyond_rounding']} beyond;"
+    looked = f"{human.counted(verify['neurons'], 'neuron')}, {human.counted(verify['images'], 'image')}"
+    text = f"{looked}: {flips}, {verify['flips_beyond_rounding']} beyond;"
     if verify["top1_agreement"] is not None:
         text += f" the same class for {share(verify['top1_agreement'])}"
     else:
@@ -42,12 +44,12 @@ def verdict_line(verify: JsonDict) -> None:
     if raw is not None and raw_input_passed(raw):
         out.print(
             f"raw input: all {raw['pixels']:,} bytes, every value in every channel, become what --data reads, bit for "
-            "bit" + (f", and all {raw['values']:,} outputs are the same" if raw["values"] else "")
+            "bit" + (f", and all {human.counted(raw['values'], 'output')} are the same" if raw["values"] else "")
         )
     if silent:
         out.print(
-            f"[yellow]note[/] {silent} of {verify['neurons']} neurons never fired on these inputs; --data checks them "
-            "on real ones"
+            f"[yellow]note[/] {silent} of {human.counted(verify['neurons'], 'neuron')} never fired on these inputs; "
+            "--data checks them on real ones"
         )
 
 

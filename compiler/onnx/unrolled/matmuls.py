@@ -19,7 +19,7 @@ from svitc.onnx.builder import FLOAT
 from svitc.onnx.matrix_order import moves_less_transposed, transposed
 from svitc.onnx.unrolled.builder import I32, UnrolledBuilder
 from svitc.onnx.unrolled.im2col import kernel_of, patches
-from svitc.onnx.unrolled.step_gain import factor
+from svitc.onnx.unrolled.step_gain import StepScale, factor
 from svitc.onnx.unrolled.steps import Steps, timeless
 from svitc.quantization import planes
 from svitc.quantization.pair_bound import largest_pair, pair_limit
@@ -53,15 +53,15 @@ def dense(b: UnrolledBuilder, node: fx.Node, module: Projection) -> Steps:
             rows = patches(b, x, t, module, input_range)
         if rows.type == FLOAT:
             sums, unit = b.op("MatMul", [rows, b.widened(f"{path}.weight", kernel, None, 1.0)], dims), 1.0
-            return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
+            return b.rescaled(path, sums, module, unit, StepScale.at(gain, t), dims)
         products = [b.op("MatMulInteger", [rows, _stored(b, part), *zero], dims, dtype=I32) for part in parts]
         unit = input_range.unit
         if parts[0].base == parts[-1].base:
             sums = products[0] if len(products) == 1 else b.op("Add", products, dims, helper="planes", dtype=I32)
-            return b.rescaled(path, sums, module, unit, factor(gain, t), dims)
+            return b.rescaled(path, sums, module, unit, StepScale.at(gain, t), dims)
         # each plane's sum is rescaled by itself, which ONNX Runtime fuses with the product
         high, low = (
-            b.rescaled(path, sums, module, unit * part.base, factor(gain, t), dims, has_bias=part.base == 1)
+            b.rescaled(path, sums, module, unit * part.base, StepScale.at(gain, t), dims, has_bias=part.base == 1)
             for sums, part in zip(products, parts, strict=True)
         )
         return b.op("Add", [high, low], dims, helper="planes")

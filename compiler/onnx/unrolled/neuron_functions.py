@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from svitc.onnx.function_body import FunctionBody
 from svitc.onnx.neuron_functions import NeuronBody, NeuronKind
-from svitc.onnx.unrolled.step_gain import factor
+from svitc.onnx.unrolled.step_gain import PERIOD, factor
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class UnrolledKind:
     Attributes:
         kind: the neuron; ``static`` if one current serves for all steps.
         spike: element type of the spikes.
-        gain: 0, or 1 or -1 if the current of step t, counted from 0, is given times 2^t or -2^t (step_gain.py).
+        gain: 0, or 1 or -1 if the current of step t, counted from 0, is given times 2^t or -2^t, where the powers start
+            again after ``PERIOD`` steps (step_gain.py).
     """
 
     kind: NeuronKind
@@ -68,10 +69,14 @@ class UnrolledKind:
         if not self.plain:
             return kind.constants
         if self.periodic:
-            return {f"least{m}": least for m, least in enumerate(first_firing(kind.name == "LIF", kind.steps), 1)}
+            least = first_firing(kind.name == "LIF", kind.steps)
+            return {f"least{m}": least[m - 1] for m in first_steps(least)}
         constants = {
-            f"threshold{t}" if t else "threshold": self.level(t) for t in range(kind.steps if self.gain else 1)
+            f"threshold{t}" if t else "threshold": self.level(t)
+            for t in range(min(kind.steps, PERIOD) if self.gain else 1)
         }
+        if self.gain and kind.steps > PERIOD:
+            constants["restart"] = self.kept * factor(self.gain, 0) / factor(self.gain, PERIOD - 1)
         if kind.start is not None:  # what is left of it at the first step, at that step's scale
             constants["start"] = kind.start * self.kept * factor(self.gain, 0)
         if self.kept != 1 and not self.gain and (kind.steps > 1 or kind.carried):
@@ -122,7 +127,8 @@ class UnrolledKind:
     @property
     def formula(self) -> str:
         """Return the documentation that is written into the file: the equations."""
-        gained = f" Currents of step t are given times {'-' * (self.gain < 0)}2^t." if self.gain else ""
+        power = "2^t" if self.kind.steps <= PERIOD else f"2^(t mod {PERIOD})"
+        gained = f" Currents of step t are given times {'-' * (self.gain < 0)}{power}." if self.gain else ""
         return self.kind.formula + gained + " The membrane before and after it is given as -v." * self.negated
 
     @property
@@ -154,7 +160,8 @@ class _UnrolledBody(NeuronBody):
 
     def threshold(self, t: int) -> ir.Value:
         """Return the threshold at step ``t``, scaled by the gain."""
-        return self.inputs[f"threshold{t}" if self.unrolled.gain and t else "threshold"]
+        step = t % PERIOD if self.unrolled.gain else 0
+        return self.inputs[f"threshold{step}" if step else "threshold"]
 
     def fires(self) -> str:
         """Return the operator that compares the membrane with the threshold."""
@@ -170,7 +177,10 @@ class _UnrolledBody(NeuronBody):
             return x
         if v is self.inputs.get("start"):
             return self.op("Add", f"h{t}", v, x)
-        kept = v if "keep" not in self.inputs else self.op("Mul", f"left{t}", v, self.inputs["keep"])
+        kept = v
+        for name, applies in (("keep", True), ("restart", t % PERIOD == 0)):
+            if applies and name in self.inputs:
+                kept = self.op("Mul", f"left{t}", v, self.inputs[name])
         return self.op("Sub" if self.unrolled.negated else "Add", f"h{t}", kept, x)
 
     def reset(self, t: int, h: ir.Value, fired: ir.Value) -> ir.Value:
@@ -198,26 +208,30 @@ class _Periodic(_UnrolledBody):
         It does if its first spike is at a step m that divides t. That holds for currents
         ``least_m <= x < least_(m - 1)``.
         """
-        steps = range(1, self.kind.steps + 1)
-        by = {m: self.op("GreaterOrEqual", f"by{m}", self.inputs["x0"], self.inputs[f"least{m}"]) for m in steps}
-        return [self._any(t, [m for m in steps if t % m == 0], by) for t in steps]
+        firsts = [m for m in range(1, self.kind.steps + 1) if f"least{m}" in self.inputs]
+        by = {m: self.op("GreaterOrEqual", f"by{m}", self.inputs["x0"], self.inputs[f"least{m}"]) for m in firsts}
+        return [self._any(t, firsts, by) for t in range(1, self.kind.steps + 1)]
 
     def _any(self, t: int, firsts: list[int], by: dict[int, ir.Value]) -> ir.Value:
-        """Emit whether the first spike is at one of the steps ``firsts``.
+        """Emit whether the first spike is at a step that divides ``t``, counted from 1.
 
         Args:
-            t: time step that the values are named for, from 1.
-            firsts: steps in ascending order.
-            by: for each step m, whether the neuron has fired by then.
+            t: time step.
+            firsts: the steps at which a neuron may fire first, in ascending order.
+            by: for each of them, whether the neuron has fired by then.
         """
         fired: ir.Value | None = None
-        for m in firsts:
-            if m + 1 in firsts:
-                continue  # part of the range that ends at m + 1 or later
-            low = next(k for k in range(m, 0, -1) if k - 1 not in firsts)
+        low = 0  # index of the first step of a run of divisors
+        for i, m in enumerate(firsts):
+            if t % m:
+                low = i + 1
+                continue
+            if i + 1 < len(firsts) and t % firsts[i + 1] == 0:
+                continue  # part of the range that ends there or later
             part = by[m]
-            if low > 1:
-                later = self.op("Not", f"s{t - 1}_after{low - 1}", by[low - 1])
+            if low:
+                before = firsts[low - 1]
+                later = self.op("Not", f"s{t - 1}_after{before}", by[before])
                 part = self.op("And", f"s{t - 1}_at{m}", part, later)
             fired = part if fired is None else self.op("Or", f"s{t - 1}_by{m}", fired, part)
         assert fired is not None
@@ -248,4 +262,12 @@ def first_firing(leaks: bool, steps: int) -> tuple[float, ...]:
     return tuple(currents)
 
 
-__all__ = ["UnrolledKind", "first_firing"]
+def first_steps(least: tuple[float, ...]) -> list[int]:
+    """Return the steps, from 1, at which some current makes a neuron fire for the first time (``first_firing``).
+
+    A membrane that leaks comes so close to its limit within 24 steps that no other current fires later.
+    """
+    return [m for m, current in enumerate(least, 1) if m == 1 or current < least[m - 2]]
+
+
+__all__ = ["UnrolledKind", "first_firing", "first_steps"]

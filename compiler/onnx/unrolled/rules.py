@@ -30,7 +30,7 @@ from svitc.onnx.unrolled.builder import BOOL, I32, UnrolledBuilder
 from svitc.onnx.unrolled.matmuls import Projection, dense, in_floats, matrix_product
 from svitc.onnx.unrolled.neuron_functions import UnrolledKind
 from svitc.onnx.unrolled.parts import block, part
-from svitc.onnx.unrolled.step_gain import factor
+from svitc.onnx.unrolled.step_gain import StepScale, factor
 from svitc.onnx.unrolled.steps import Steps, timeless
 
 Rule = LoweringRule[UnrolledBuilder, Steps]
@@ -220,7 +220,8 @@ def _times(b: UnrolledBuilder, node: fx.Node) -> Steps:
     def emit(t: int) -> ir.Value:
         total = multiplier * x.unit * factor(gain, t) / factor(x.gain, t)
         if x.dtype == I32 and total != 1:
-            return b.scaled(x.values[0 if x.static else t], total, x.dims)
+            repetition = StepScale.at(gain, t).repetition
+            return b.scaled(x.values[0 if x.static else t], total, x.dims, repetition=repetition)
         value = b.read_step(stored, t, x.dims)
         return value if total == 1 else b.op("Mul", [value, b.scalar(f"factor.{total:g}", total)], x.dims)
 

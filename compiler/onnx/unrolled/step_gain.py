@@ -1,11 +1,13 @@
 """Choose which input currents are scaled by a power of two at each time step, so that neurons need fewer operations.
 
-How a neuron uses such a current is described in neuron_functions.py.
+How a neuron uses such a current is described in neuron_functions.py. After ``PERIOD`` steps the powers start again:
+2^128 is no float32, and steps of equal powers share thresholds and biases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from torch import fx, nn
 
@@ -16,6 +18,8 @@ from svitc.ir.axes import Kind
 from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.program import Program
 
+PERIOD = 16  # steps; far below 128, since a factor multiplies sums that are large themselves
+
 
 def step_gains(program: Program, whole: AbstractSet[fx.Node] = frozenset()) -> dict[fx.Node, int]:
     """Return the gain of quantized layers and of products with a number: 1, -1, or 0 for nodes that are missing.
@@ -24,11 +28,11 @@ def step_gains(program: Program, whole: AbstractSet[fx.Node] = frozenset()) -> d
         program: the quantized program.
         whole: nodes that are lowered on all steps at once, where no step has a factor of its own.
 
-    With gain 1, step t is emitted times 2^t; with gain -1, times -2^t. All nodes that add up to one current have the
-    same gain. It is not 0 if only neurons of time constant 2 read the current: they need not halve their membranes
-    then. It is -1 if, moreover, these neurons have a hard reset, which is one operation for negative membranes, and no
-    maximum is taken of the current. If a maximum is taken before anything else is added, the max pool itself has gain
-    -1: it changes the sign.
+    With gain 1, step t is emitted times 2^(t mod PERIOD); with gain -1, times its negative. All nodes that add up to
+    one current have the same gain. It is not 0 if only neurons of time constant 2 read the current: they need not halve
+    their membranes then. It is -1 if, moreover, these neurons have a hard reset, which is one operation for negative
+    membranes, and no maximum is taken of the current. If a maximum is taken before anything else is added, the max pool
+    itself has gain -1: it changes the sign.
     """
     gains: dict[fx.Node, int] = {}
     ranges = integer_ranges(program)
@@ -73,7 +77,24 @@ def _signs(program: Program, current: Current) -> dict[fx.Node, int]:
 
 def factor(gain: int, t: int) -> float:
     """Return the scale factor applied at time step ``t``, counted from 0."""
-    return gain * 2.0**t if gain else 1.0
+    return gain * 2.0 ** (t % PERIOD) if gain else 1.0
+
+
+class StepScale(NamedTuple):
+    """The scale at which a product of one time step is emitted.
+
+    Attributes:
+        factor: what the product is multiplied by.
+        repetition: how many steps before had the same factor because the powers started again.
+    """
+
+    factor: float = 1.0
+    repetition: int = 0
+
+    @classmethod
+    def at(cls, gain: int, t: int) -> StepScale:
+        """Return the scale at time step ``t``, counted from 0, of a node with a gain."""
+        return cls(factor(gain, t), t // PERIOD if gain else 0)
 
 
 def halves_membrane(program: Program, node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from svitc.ir.axes import Dims
 from svitc.onnx.builder import FLOAT, Builder
+from svitc.onnx.unrolled.step_gain import StepScale
 from svitc.quantization.weight_grid import stored_bits
 
 
@@ -106,18 +107,18 @@ class WeightBuilder(Builder):
         sums: ir.Value,
         layer: nn.Module,
         unit: float,
-        gain: float,
+        step: StepScale,
         dims: Dims,
         has_bias: bool = True,
     ) -> ir.Value:
-        """Emit ``(sums * unit * scale + bias) * gain``; the scale is stored as uint16 where that loses no bit.
+        """Emit ``(sums * unit * scale + bias) * step.factor``; the scale is stored as uint16 where that loses no bit.
 
         Args:
             path: path of the layer.
             sums: result of the layer's matrix product.
             layer: quantized layer with one scale and one bias for each channel.
             unit: what a sum of 1 stands for, before the scale.
-            gain: factor of the time step.
+            step: factor of the time step.
             dims: layout of the result.
             has_bias: whether to add the bias.
         """
@@ -130,21 +131,25 @@ class WeightBuilder(Builder):
             column_unit = 2.0**exponent
         else:  # scales too far apart for one exponent
             column, column_unit = self.small(f"{path}.scale", scale), 1.0
-        product = self.scaled(sums, unit * gain * column_unit, dims, column)
+        product = self.scaled(sums, unit * step.factor * column_unit, dims, column, step.repetition)
         if not has_bias:
             return product
-        return self.op("Add", [product, self.gained(f"{path}.bias", bias, gain)], dims, helper="add_bias")
+        return self.op("Add", [product, self.gained(f"{path}.bias", bias, step.factor)], dims, helper="add_bias")
 
-    def scaled(self, sums: ir.Value, number: float, dims: Dims, column: ir.Value | None = None) -> ir.Value:
+    def scaled(
+        self, sums: ir.Value, number: float, dims: Dims, column: ir.Value | None = None, repetition: int = 0
+    ) -> ir.Value:
         """Emit a matrix product's result times a number, and times one constant for each column.
 
         On the CPU the factor is written as a product with something that ONNX Runtime does not fold. ONNX Runtime then
         replaces the integer product, the cast, this product and the addition of a bias by one of its own operators,
         which writes floats directly (0.3 instead of 0.7 ms for 784 x 384 x 384). Other targets have no such operator.
+        It does not replace those that share a factor, and merges equal products; ``repetition`` is a different number
+        for each of those, for which the same factor is written as another product.
         """
         floats = sums if sums.type == FLOAT else self.cast(sums, FLOAT, dims)
         if self.target.hides_scales and sums.type != FLOAT:
-            factor = self._unfolded(number)
+            factor = self._unfolded(number, repetition)
             column = self.scalar("factor.1", 1) if column is None else column
         else:
             factor = self.scalar(f"factor.{number:g}", number)
@@ -152,16 +157,17 @@ class WeightBuilder(Builder):
             factor = self._folded("Mul", factor, column, tuple(column.shape or ()))  # type: ignore[arg-type]
         return self.op("Mul", [floats, factor], dims, helper="rescale")
 
-    def _unfolded(self, number: float) -> ir.Value:
+    def _unfolded(self, number: float, repetition: int) -> ir.Value:
         """Return a number that ONNX Runtime computes in every run, since it does not fold DequantizeLinear."""
-        if "half" not in self.cache:
-            half = [self.small("one", np.array(1, np.uint8)), self.scalar("half", 0.5)]
-            self.cache["half"] = self.op("DequantizeLinear", half, (), helper="half")
-        key = ("unfolded", number)
+        share = 0.5 ** (repetition % 64 + 1)  # powers of two, so that no product rounds; 2^-64 is still far from 0
+        name = f"share.{share:g}" if repetition else "half"
+        if name not in self.cache:
+            one = [self.small("one", np.array(1, np.uint8)), self.scalar(name, share)]
+            self.cache[name] = self.op("DequantizeLinear", one, (), helper="half")
+        key = ("unfolded", number, repetition)
         if key not in self.cache:
-            self.cache[key] = self._folded(
-                "Mul", self.cache["half"], self.scalar(f"factor.{2 * number:g}", 2 * number), ()
-            )
+            rest = number / share
+            self.cache[key] = self._folded("Mul", self.cache[name], self.scalar(f"factor.{rest:g}", rest), ())
         return self.cache[key]
 
 

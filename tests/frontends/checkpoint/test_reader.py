@@ -164,6 +164,7 @@ def test_a_file_names_known_factories_only(refuse, described, arch):
         ({"spiking_neuron": "os.system"}, "spiking_neuron 'os.system' is not a neuron that svitc knows"),
         ({"depths": 10**9}, "more blocks than the file has tensors"),
         ({"embed_dims": -16}, "embed_dims of Spikformer must be a positive whole number"),
+        ({"T": 2**40}, "in 1,099,511,627,776 time steps (T) claims 3"),
         ({"T": "4"}, "T of Spikformer must be a positive whole number, not '4'"),
         ({"embed_dim": 16}, "takes no argument embed_dim; did you mean embed_dims?"),
         ({"surrogate_function": "ATan"}, "takes no argument surrogate_function"),

@@ -209,3 +209,6 @@ def test_a_missing_head_is_named(model):
     del state["head.weight"]
     with pytest.raises(InputError, match=r"like those of .* Spikformer, but head\.weight is missing"):
         recognize(state)
+    state["head.weight"] = torch.zeros(4)
+    with pytest.raises(InputError, match=r"but a weight that shows one of its sizes is missing or has another shape"):
+        recognize(state)

@@ -97,6 +97,8 @@ def test_shards_that_are_not_all_there(shards):
         ('{"weight_map": {}}', "names no shards"),
         ('{"weight_map": {"a": "../x"}}', "names '../x', which is not a file beside it"),
         ('{"weight_map": {"a": "b.safetensors"}}', "1 of them is not beside it"),
+        ('{"weight_map": {"a": "model.safetensors.index.json"}}', "names itself as a shard"),
+        ('{"weight_map": {"a": "' + "b" * 5000 + '"}}', "1 of them is not beside it"),
     ],
 )
 def test_an_index_that_is_none(tmp_path, text, message):
