@@ -22,6 +22,7 @@ from svitc.passes.inference.merge_padding import MergePadding
 from svitc.passes.lowering.fuse_qkv import FuseQKV
 from svitc.passes.lowering.reassociate_matmuls import ReassociateMatmuls
 from svitc.passes.lowering.share_views import ShareViews
+from svitc.passes.pruning.low_rank import LowRank, SplitLowRank
 from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.reestimate_batch_norm import ReestimateBatchNorm
 from svitc.passes.pruning.refit_consumers import RefitConsumers
@@ -37,6 +38,7 @@ __all__ = [
     "FoldNeuronScale",
     "FuseQKV",
     "HoistRepeat",
+    "LowRank",
     "MergeConvChain",
     "MergePadding",
     "MergeViews",
@@ -50,6 +52,7 @@ __all__ = [
     "RoundWeights",
     "ShareViews",
     "SplitFusedProjection",
+    "SplitLowRank",
     "remove_constant_channels",
     "reparameterize",
 ]

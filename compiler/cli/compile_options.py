@@ -83,6 +83,13 @@ class BudgetOptions(PruningOptions, PlanOptions, TokenOptions):
             "[bold]aq-beam[/]. Both, for small budgets: [bold]auto[/].",
         ),
     ] = None
+    no_low_rank: Annotated[
+        bool,
+        typer.Option(
+            "--no-low-rank",
+            help="Policy [bold]auto[/] removes channels alone, and stores no convolution as two of a low rank.",
+        ),
+    ] = False
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -165,6 +172,7 @@ class BudgetOptions(PruningOptions, PlanOptions, TokenOptions):
             exclude=self.exclude or (),
             round_to=self.round_to,
             prune_heads=self.prune_heads,
+            low_rank=not self.no_low_rank,
             seed=seed,
         )
 

@@ -9,12 +9,14 @@ from svitc.driver.raw_input import as_asked
 from svitc.driver.report import WeightsReport
 from svitc.driver.report_sections import weights_report
 from svitc.driver.task import Task
+from svitc.errors import InputError
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import WIDE_BITS
 from svitc.onnx import weight_bytes
 from svitc.onnx.packed_state import pack_states
 from svitc.onnx.static_batch import with_static_batch
 from svitc.passes.pipelines import quantize
+from svitc.passes.pruning.low_rank import SplitLowRank
 from svitc.passes.pruning.prune import Prune
 from svitc.passes.pruning.prune_tokens import PruneTokens
 from svitc.passes.quantization.round_weights import RoundWeights
@@ -38,7 +40,7 @@ def apply_plan(workspace: Workspace, prepared: Prepared, plan: Plan, refit: str)
     """
     if refit != "none" or (plan.bits and plan.provenance.get("rounding") == "calibrated"):
         sweep = workspace.sweep(prepared, str(plan.provenance.get("data", WHOLE)))
-        return without_tokens(sweep.build(plan, refit), plan)
+        return rebuilt(sweep.build(plan, refit), plan)
     return prune_and_round(prepared.program, plan)
 
 
@@ -48,13 +50,15 @@ def prune_and_round(program: Program, plan: Plan) -> Program:
     Prune(plan)(pruned)
     if plan.bits:
         RoundWeights(plan.bits)(pruned)
-    return without_tokens(pruned, plan)
+    return rebuilt(pruned, plan)
 
 
-def without_tokens(pruned: Program, plan: Plan) -> Program:
-    """Return a program, changed in place, that runs the plan's tokens alone."""
+def rebuilt(pruned: Program, plan: Plan) -> Program:
+    """Return a program, changed in place, that runs the plan's tokens alone, and stores layers of a low rank as two."""
     if plan.tokens:
         PruneTokens(plan)(pruned)
+    if plan.ranks:
+        SplitLowRank(plan.ranks)(pruned)
     return pruned
 
 
@@ -131,6 +135,12 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
     """
     if task.weights == "fp32":
         return plan
+    if plan.ranks:
+        raise InputError(
+            "the plan gives layers a low rank, which integer weights cannot have: the second of two layers would read "
+            "real numbers",
+            hint="Compile it with --weights fp32.",
+        )
     types = workspace.weight_types(task.prepared, task.weights, task.exclude)
     plan.validate(task.prepared.program)
     types.check(plan.bits)

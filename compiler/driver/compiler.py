@@ -28,6 +28,7 @@ from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
+from svitc.driver.ranks import ranks_report
 from svitc.driver.raw_input import check_takes_bytes, explain
 from svitc.driver.report import (
     AccuracyReport,
@@ -334,6 +335,7 @@ class Compiler:
             "streaming": streaming_report(lowered.written),
             "groups": groups_report(task.prepared.program, searched.plan),
             "tokens": tokens_report(task.prepared.program, searched.plan),
+            "ranks": ranks_report(task.prepared.program, searched.plan),
             "sweep": sweep.to_json() if sweep is not None else None,
             "finetune": applied.tuned.report if applied.tuned is not None else None,
         }

@@ -87,7 +87,10 @@ def _keeps_the_same(plan: Plan, against: Path) -> bool:
     if not path.is_file():
         return False
     first, second = Plan.load(path), plan
-    return first.to_json()["groups"] == second.to_json()["groups"] and first.tokens == second.tokens
+    return first.to_json()["groups"] == second.to_json()["groups"] and (first.tokens, first.ranks) == (
+        second.tokens,
+        second.ranks,
+    )
 
 
 def _lost(plan: Plan, report: JsonDict) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from svitc.driver.apply import Exported, apply_plan, complete, prune_and_round, quantized, with_provenance
 from svitc.driver.confirm import Confirmation, TestedPlan, no_promise
 from svitc.driver.prepare import WHOLE, Workspace
+from svitc.driver.ranks import rank_choices
 from svitc.driver.task import Task
 from svitc.errors import BudgetError, InternalError, UsageError
 from svitc.evaluation.promise import Promise
@@ -174,6 +175,7 @@ def pose(workspace: Workspace, task: Task, limit: int | None, of: str, reporter:
         max_drop=workspace.options.max_drop,
         reporter=reporter,
         bits=workspace.weight_types(prepared, task.weights, task.exclude).narrow if mixed else None,
+        ranks=rank_choices(prepared.program, task),
     )
     if workspace.options.sampled:
 
@@ -226,7 +228,7 @@ def _within_limit(
             return SearchedPlan(plan, pruned, exported)
         _, sizes = selection(problem.program, plan.validate(problem.program))
         # the cost model ignores shape constants, of which the file stores equal ones once, and the table of raw input
-        slack = max(slack + 1, stored - problem.cost(sizes, plan.bits))
+        slack = max(slack + 1, stored - problem.cost(sizes, plan.bits, plan.ranks))
     raise InternalError(f"the written file stays {stored - (limit or 0)} bytes above the budget")
 
 

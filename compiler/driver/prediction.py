@@ -121,4 +121,4 @@ def _recommended(workspace: Workspace, policy: Policy, task: Task, sweep: Sweep,
 
 
 def _pruned(plan: Plan) -> bool:
-    return bool(plan.tokens) or any(not mask.all() for mask in plan.keep.values())
+    return bool(plan.tokens or plan.ranks) or any(not mask.all() for mask in plan.keep.values())

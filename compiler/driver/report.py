@@ -357,8 +357,9 @@ class Report(Section):
     anytime: AnytimeReport | None = None
     promise: PromiseReport | None = None
     tokens: dict[str, JsonDict] | None = None
+    ranks: dict[str, JsonDict] | None = None
 
     def to_json(self) -> JsonDict:
         """See ``Section``; without the outputs where the classes say everything, states, and what nobody asked for."""
-        optional = ("outputs", "streaming", "anytime", "promise", "tokens")
+        optional = ("outputs", "streaming", "anytime", "promise", "tokens", "ranks")
         return {key: value for key, value in super().to_json().items() if key not in optional or value is not None}

@@ -116,7 +116,7 @@ class CandidateFiles:
         It decides more where an axis of size 1 is left, which has no dimension, and where the products of attention
         become cheaper in another order.
         """
-        if plan is None or plan.bits or plan.tokens:
+        if plan is None or plan.bits or plan.tokens or plan.ranks:
             return None
         groups = [g for g in self.program.groups if g.name in plan.keep and not plan.keep[g.name].all()]
         if len(groups) != 1:

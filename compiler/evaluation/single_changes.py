@@ -26,6 +26,8 @@ class SingleChanges:
 
     def add(self, plan: Plan, refit: str, point: Measurement) -> None:
         """Keep a measurement, if the plan changes one thing alone."""
+        if plan.ranks:
+            return
         pruned = [name for name, mask in plan.keep.items() if not mask.all()]
         most = max(plan.bits.values(), default=0)
         narrow = [name for name, bits in plan.bits.items() if bits < most]

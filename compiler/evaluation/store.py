@@ -141,8 +141,10 @@ def _checksum(entry: JsonDict) -> str:
 
 
 def key_of(plan: Plan, refit: str) -> str:
-    """Return the key of a measurement: a digest of the masks that remove something, the bits and the refit."""
+    """Return the key of a measurement: a digest of the masks that remove something, the bits, ranks and refit."""
     digest = hashlib.sha256(refit.encode())
+    if plan.ranks:
+        digest.update(json.dumps({"ranks": plan.ranks}, sort_keys=True).encode())
     if plan.bits:
         digest.update(json.dumps(plan.bits, sort_keys=True).encode())
     for name in sorted(plan.keep):

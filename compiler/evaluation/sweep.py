@@ -24,7 +24,7 @@ from svitc.evaluation.metric import Metric
 from svitc.evaluation.single_changes import SingleChanges
 from svitc.evaluation.store import Store, key_of
 from svitc.ir.program import Program
-from svitc.passes import Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
+from svitc.passes import LowRank, Prune, ReestimateBatchNorm, RefitConsumers, RoundWeights
 from svitc.passes.pipelines import quantize
 from svitc.planning.plan import Plan
 from svitc.support import human
@@ -139,6 +139,8 @@ class Sweep:
     def build(self, plan: Plan, refit: str) -> Program:
         """Return the pruned program, refitted, with weights rounded to the plan's bits on the calibration images.
 
+        Layers of a low rank are still whole: SplitLowRank makes two of each.
+
         Args:
             plan: what to keep.
             refit: ``none``, ``batch-norm`` (statistics are re-estimated), ``readers`` (the weights of consumers are
@@ -154,6 +156,8 @@ class Sweep:
         Prune(plan)(pruned, recompile=False)
         if refit in ("readers", "full"):
             RefitConsumers(self.program, plan, self.calibration)(pruned)
+        elif plan.ranks:
+            LowRank(plan.ranks)(pruned)
         if plan.bits:
             self._round(pruned, plan)
         if refit in ("batch-norm", "full"):
@@ -269,7 +273,7 @@ def _short_turns() -> Iterator[None]:
 def _widths(plan: Plan) -> JsonDict:
     """Return what a plan keeps, in the form of a line of the store."""
     keeps = {name: f"{int(mask.sum())}/{mask.size}" for name, mask in plan.keep.items() if not mask.all()}
-    return {"keeps": keeps} | ({"bits": plan.bits} if plan.bits else {})
+    return {"keeps": keeps} | ({"bits": plan.bits} if plan.bits else {}) | ({"ranks": plan.ranks} if plan.ranks else {})
 
 
 def open_sweep(program: Program, data: Dataset, store: Store, settings: SweepSettings, reporter: Reporter) -> Sweep:

@@ -88,6 +88,7 @@ def plan_groups(plan: JsonDict) -> list[JsonDict]:
 def plan_sentence(plan: JsonDict) -> str:
     """Return what a plan keeps, in a sentence."""
     groups, bits, tokens = plan_groups(plan), plan.get("bits", {}), plan.get("tokens", {})
+    ranks = plan.get("ranks", {})
     parts = []
     if groups:
         kept, size = (sum(group[key] for group in groups) for key in ("kept", "size"))
@@ -95,6 +96,8 @@ def plan_sentence(plan: JsonDict) -> str:
     if bits:
         widths = sorted(set(bits.values()), reverse=True)
         parts.append(f"weights of {' and '.join(map(str, widths))} bits in {human.counted(len(bits), 'layer')}")
+    if ranks:
+        parts.append(f"{human.counted(len(ranks), 'layer')} of a low rank")
     if tokens:
         parts.append(f"{sum(map(len, tokens.values())):,} tokens in {human.counted(len(tokens), 'stage')}")
     return f"It keeps {', '.join(parts)}." if parts else "It keeps everything."
@@ -108,6 +111,8 @@ def plan_card(plan: JsonDict) -> str:
     tables: list[Table] = []
     if plan.get("bits"):
         tables.append((("Layer", "Bits"), [*plan["bits"].items()]))
+    if plan.get("ranks"):
+        tables.append((("Layer", "Rank"), [*plan["ranks"].items()]))
     if plan.get("tokens"):
         tables.append((("Token stage", "Tokens that run"), [(name, len(p)) for name, p in plan["tokens"].items()]))
     sentences = [plan_sentence(plan), f"It was made for a budget of {budget}." if budget else ""]

@@ -139,10 +139,9 @@ def lead(report: JsonDict) -> str:
     """Return in one sentence what was asked and what came out."""
     memory = section(report, "memory")
     size = f"{human.byte_size(memory['compiled_bytes'])} of weights ({human.share(memory['ratio'])})"
-    return (
-        f"svitc was asked {asked(report)}, and wrote a file with {size}, stored as {weight_words(report)}: "
-        f"{quality(report)}. {running_tokens(report)} {raw_input(report)}".strip()
-    )
+    first = f"svitc was asked {asked(report)}, and wrote a file with {size}, stored as {weight_words(report)}: "
+    sentences = f"{first}{quality(report)}.", running_tokens(report), low_ranks(report), raw_input(report)
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def raw_input(report: JsonDict) -> str:
@@ -153,6 +152,13 @@ def raw_input(report: JsonDict) -> str:
     channels, height, width = described["shape"]
     kind = "gray" if channels == 1 else "RGB"
     return f"It takes the bytes of {height} x {width} pixels, {kind}, and normalizes them itself."
+
+
+def low_ranks(report: JsonDict) -> str:
+    """Return in a sentence which convolutions are stored as two of a low rank; nothing where none is."""
+    layers = section(report, "ranks")
+    each = [f"{name} (rank {entry['rank']} of {entry['outputs']})" for name, entry in layers.items()]
+    return f"Stored as two smaller convolutions: {', '.join(each)}." if each else ""
 
 
 def running_tokens(report: JsonDict) -> str:

@@ -17,6 +17,7 @@ from svitc.errors import InputError
 from svitc.html_report.cards import plan_card, plan_groups, plan_sentence
 from svitc.ir import ops
 from svitc.ir.channel_groups import ChannelGroup, head_axes
+from svitc.ir.low_rank import ranked_layers
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import BITS, TERNARY, WIDE_BITS
 from svitc.ir.token_stages import token_stages
@@ -43,12 +44,14 @@ class Plan:
         provenance: how the plan came about: policy, criterion, budget, seed. JSON values.
         bits: layer -> 16, 8, 4, 2 or ``TERNARY``; empty where weights are stored as they are.
         tokens: token stage -> positions of the tokens that run through it (token_plan.py); empty where all do.
+        ranks: layer -> rank of its weights, which are stored as two smaller layers (ir/low_rank.py) where that is less.
     """
 
     keep: dict[str, np.ndarray]
     provenance: JsonDict = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return what is kept in one line; the masks would be pages."""
@@ -83,6 +86,12 @@ class Plan:
         layers = {str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))}
         for name in self.bits:
             _check_name(name, layers, f"the plan gives bits to {name}, which is no layer of this model")
+        for name in self.ranks:
+            _check_name(
+                name,
+                ranked_layers(program),
+                f"the plan gives a rank to {name}, which is no such convolution of this model",
+            )
         if self.tokens:
             kept_tokens(token_stages(program), self.tokens)
         masks = {name: self._mask(group) for name, group in groups.items()}
@@ -133,6 +142,7 @@ class Plan:
         content = {"format": FORMAT, "made_by": self.provenance, "groups": groups}
         bits = {layer: TERNARY_WORD if width == TERNARY else width for layer, width in self.bits.items()}
         content |= {"bits": bits} if bits else {}
+        content |= {"ranks": self.ranks} if self.ranks else {}
         return content | ({"tokens": {name: list(p) for name, p in self.tokens.items()}} if self.tokens else {})
 
     @classmethod
@@ -161,7 +171,7 @@ class Plan:
         if not isinstance(made_by, Mapping):
             raise InputError("the plan's made_by is malformed", hint="It is an object that says how the plan was made.")
         bits = _read_bits(data.get("bits", {}))
-        return cls(keep, dict(made_by), bits, read_tokens(data.get("tokens", {})))
+        return cls(keep, dict(made_by), bits, read_tokens(data.get("tokens", {})), _read_ranks(data.get("ranks", {})))
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -190,6 +200,17 @@ def _read_bits(data: object) -> dict[str, int]:
             "the plan's bits are malformed", hint=f"They give layers one of {', '.join(map(str, widths))}."
         )
     return {layer: widths[n] for layer, n in data.items()}
+
+
+def _read_ranks(data: object) -> dict[str, int]:
+    """Return the ranks of layers from JSON.
+
+    Raises:
+        InputError: they are not a mapping to positive whole numbers.
+    """
+    if not isinstance(data, Mapping) or any(type(rank) is not int or rank < 1 for rank in data.values()):
+        raise InputError("the plan's ranks are malformed", hint="They give layers positive whole numbers.")
+    return dict(data)
 
 
 def _check_name(name: str, names: Collection[str], problem: str) -> None:

@@ -77,12 +77,12 @@ class Auto(Settings, Policy):
 
     def _plan(self, space: Space, index: list[int]) -> Plan:
         plan = space.plan(index)
-        plan.provenance = {"policy": "auto", **self.to_json()}
+        plan.provenance = {"policy": "auto", "low_rank": self.low_rank, **self.to_json()}
         return plan
 
     def _search(self, problem: Problem) -> tuple[Space, Callable[[int], list[int]]]:
         """Measure the curves; return the plans, and a function that returns the index of the plan for a limit."""
-        space = Space(problem.program, self, problem.calibrating, problem.bits)
+        space = Space(problem.program, self, problem.calibrating, problem.bits, problem.ranks)
         if problem.limit is not None:
             space.require(problem.cost, problem.limit, problem.what)
         curve_refit = "readers" if self.refit == "full" else self.refit
@@ -117,6 +117,8 @@ class Auto(Settings, Policy):
                     if at >= index[i]:
                         continue
                     saved = now - space.cost(problem.cost, [*index[:i], at, *index[i + 1 :]])
+                    if saved <= 0:  # a rank that channels have left no room for
+                        continue
                     ratio = max(cost - spent[i], MIN_DIVERGENCE_NATS) / saved
                     if best is None or ratio < best[0]:
                         best = (ratio, i, at, cost)

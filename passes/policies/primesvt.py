@@ -9,7 +9,7 @@ from svitc.ir.graph import attribute_of
 from svitc.passes.policies.ladder import by_step, refined
 from svitc.passes.policies.policy import Policy
 from svitc.passes.policies.problem import MeasuredAccuracy, Problem
-from svitc.passes.policies.search_space import BitChoice, Choice, Settings, Space
+from svitc.passes.policies.search_space import AnyChoice, Choice, Settings, Space
 from svitc.passes.policies.sensitivity import RATES, TOLERANCE
 from svitc.planning.plan import Plan
 from svitc.support import human
@@ -130,8 +130,8 @@ def _tolerance(problem: Problem) -> float:
     return problem.max_drop if problem.max_drop is not None else TOLERANCE
 
 
-def _parameters(problem: Problem, choice: Choice | BitChoice) -> int:
+def _parameters(problem: Problem, choice: AnyChoice) -> int:
     """Return the number of parameters of the layers that produce a choice's channels."""
-    assert isinstance(choice, Choice)  # the space has no other choices, as it was built without bits
+    assert isinstance(choice, Choice)  # the space has no other choices, as it was built without bits and ranks
     names = {m.module + (f".{m.param}" if m.param else "") for g in choice.groups for m in g.members if m.produces}
     return sum(attribute_of(problem.program.module, name).numel() for name in names)

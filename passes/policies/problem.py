@@ -105,6 +105,7 @@ class Problem:
         evaluations: returns the most plans to measure, or None for no limit. A policy that measures sensitivity curves
             takes fewer points of each.
         bits: layer -> the bits that a plan may give it, ascending; None where all weights have the same type.
+        ranks: layer -> the largest rank of its weights, for layers that a plan may give a lower one.
     """
 
     program: Program
@@ -116,6 +117,7 @@ class Problem:
     max_drop: float | None = None
     reporter: Reporter = field(default_factory=Reporter)
     bits: dict[str, list[int]] | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
     evaluations: Callable[[], int | None] = lambda: None
 
     def announce(self, plans: Sequence[Plan], refit: str, what: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import TypeAlias
 
 import numpy as np
 
@@ -86,6 +88,28 @@ class BitChoice(Widths):
 
 
 @dataclass
+class RankChoice(Widths):
+    """One layer whose weights may have a low rank.
+
+    Attributes:
+        layer: path of the layer.
+        widths: allowed ranks, ascending; the last is the largest that its weights can have.
+    """
+
+    layer: str
+    widths: list[int]
+    heads: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name in messages and reports."""
+        return f"{self.layer} (rank)"
+
+
+AnyChoice: TypeAlias = Choice | BitChoice | RankChoice
+
+
+@dataclass
 class Settings:
     """Settings of all policies.
 
@@ -96,6 +120,7 @@ class Settings:
         round_to: widths are multiples of this.
         prune_heads: prune whole attention heads instead of channels of every head.
         seed: seed of the ``random`` criterion.
+        low_rank: whether large convolutions may be stored as two of a low rank, where the policy is ``auto``.
     """
 
     criterion: str = "l2"
@@ -104,6 +129,7 @@ class Settings:
     round_to: int = 1
     prune_heads: bool = False
     seed: int = 0
+    low_rank: bool = True
 
     def to_json(self) -> JsonDict:
         """Return the settings as JSON values."""
@@ -120,13 +146,15 @@ class Settings:
 class Space:
     """All plans that the settings allow.
 
-    A plan is a list of indices, one into the widths of each choice: first the choices of axes, then those of bits.
+    A plan is a list of indices, one into the widths of each choice: first the choices of axes, then those of bits, then
+    those of ranks.
 
     Args:
         program: the original.
         settings: the settings of the policy.
         calibrating: returns statistics on images, for criteria that need them; None without data.
         bits: layer -> the bits that its weights may have, ascending.
+        ranks: layer -> the largest rank of its weights, for layers that may have a lower one.
 
     Attributes:
         choices: the choices.
@@ -141,14 +169,16 @@ class Space:
         settings: Settings,
         calibrating: Callable[[], Calibration] | None = None,
         bits: Mapping[str, Sequence[int]] | None = None,
+        ranks: Mapping[str, int] | None = None,
     ) -> None:
         if settings.criterion not in CRITERIA:
             raise UsageError(f"there is no criterion {settings.criterion!r}", hint=f"Known: {', '.join(CRITERIA)}.")
         self.program, self.settings = program, settings
         self.context = Context(program, np.random.default_rng(settings.seed), calibrating)
-        self.choices: list[Choice | BitChoice] = [
+        self.choices: list[AnyChoice] = [
             *self._choices(),
             *(BitChoice(layer, list(widths)) for layer, widths in (bits or {}).items()),
+            *(RankChoice(layer, list(range(1, most + 1))) for layer, most in self._ranked(ranks or {})),
         ]
         self._scores: dict[str, np.ndarray] = {}
 
@@ -163,18 +193,23 @@ class Space:
         return cost(
             {id(c.axis): c.widths[i] for c, i in pairs if isinstance(c, Choice)},
             {c.layer: c.widths[i] for c, i in pairs if isinstance(c, BitChoice)},
+            {c.layer: c.widths[i] for c, i in pairs if isinstance(c, RankChoice)},
         )
 
     def plan(self, index: Sequence[int]) -> Plan:
         """Return the plan at an index, which keeps the most important channels of every group."""
         keep: dict[str, np.ndarray] = {}
         bits: dict[str, int] = {}
+        ranks: dict[str, int] = {}
         for choice, i in zip(self.choices, index, strict=True):
             width = choice.widths[i]
             if isinstance(choice, BitChoice):
                 bits[choice.layer] = width
                 continue
             if width == choice.size:
+                continue
+            if isinstance(choice, RankChoice):
+                ranks[choice.layer] = width
                 continue
             if choice.axis is choice.groups[0].head_axis:
                 scores = [self._score(group) for group in choice.groups]
@@ -187,7 +222,13 @@ class Space:
             if group.shared:
                 score = np.broadcast_to(score.sum(axis=0, keepdims=True), score.shape)
             keep[group.name] = top(score, width)
-        return Plan(keep, bits=bits)
+        return Plan(keep, bits=bits, ranks=ranks)
+
+    def _ranked(self, ranks: Mapping[str, int]) -> list[tuple[str, int]]:
+        """Return the layers that may have a low rank: none where groups are named, and without those to ignore."""
+        ignored = self.settings.exclude
+        every = ranks.items() if self.settings.low_rank and not self.settings.include else ()
+        return [(layer, most) for layer, most in every if not any(fnmatch(layer, glob) for glob in ignored)]
 
     def _score(self, group: ChannelGroup) -> np.ndarray:
         """Return the importance of each channel, ``[heads, channels of a head]``."""
@@ -243,10 +284,12 @@ class Space:
         chosen_axes = {id(choice.axis) for choice in axis_choices}
         unchosen: dict[str, int] = {}
         fewest_bits = {c.layer: c.widths[0] for c in self.choices if isinstance(c, BitChoice)}
+        lowest = {c.layer: c.widths[0] for c in self.choices if isinstance(c, RankChoice)}
         for group in self.program.groups:
             if id(group.axis) not in chosen_axes:
                 reason = group.frozen or "excluded, or kept for its heads"
-                cost_of_one = cost({**{id(c.axis): c.widths[0] for c in axis_choices}, id(group.axis): 1}, fewest_bits)
+                narrow = {**{id(c.axis): c.widths[0] for c in axis_choices}, id(group.axis): 1}
+                cost_of_one = cost(narrow, fewest_bits, lowest)
                 unchosen[f"{group.name} ({reason})"] = smallest - cost_of_one
         binding = ", ".join(name for name, _ in sorted(unchosen.items(), key=lambda item: -item[1])[:3])
         share = smallest / cost()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from svitc.passes.policies.problem import MeasuredAccuracy, Problem
-from svitc.passes.policies.search_space import BitChoice, Choice, Space
+from svitc.passes.policies.search_space import AnyChoice, Space
 from svitc.support import human
 from svitc.support.types import JsonDict
 
@@ -25,11 +25,11 @@ class SensitivityCurve:
         steps: (index into its widths, measurement), from the smallest pruning ratio on, without the original size.
     """
 
-    choice: Choice | BitChoice
+    choice: AnyChoice
     steps: list[tuple[int, MeasuredAccuracy]] = field(default_factory=list)
 
 
-def ladder(choice: Choice | BitChoice, rates: Sequence[float]) -> list[int]:
+def ladder(choice: AnyChoice, rates: Sequence[float]) -> list[int]:
     """Return the distinct indices into a choice's widths for pruning ratios, without that of the original size."""
     indices = dict.fromkeys(choice.at(1 - rate) for rate in rates)
     return [index for index in indices if index != choice.full]

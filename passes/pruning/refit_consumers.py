@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from svitc.analysis.calibration import Calibration
-from svitc.ir import ops
+from svitc.ir import low_rank, ops
 from svitc.ir.channel_slicing import selection
 from svitc.ir.graph import attribute_of
 from svitc.ir.pass_manager import Pass, PassResult
@@ -28,7 +28,8 @@ class RefitConsumers(Pass):
     output, a bias the new mean. The moments are those of inputs that fire as in the original. This
     holds after one pruned layer; after several in a row, the errors of earlier layers are left to ReestimateBatchNorm.
     (Solving each layer on its real inputs in the pruned network was tried and was worse: least squares shrinks the
-    weights of inputs that have become noisy.)
+    weights of inputs that have become noisy.) Where the plan gives a layer a rank, it gets the weights of that rank
+    whose outputs, times the factors of the batch norm, differ least.
 
     Refuses
       1. a layer for which no moments were collected: a grouped convolution, or one too wide.
@@ -54,11 +55,13 @@ class RefitConsumers(Pass):
             if not ops.is_projection(module):
                 continue
             outputs, inputs = (chosen(dim) for dim in self.original.parameters_of(original[node.name])["weight"][:2])
-            if inputs is None:
+            rank = self.plan.ranks.get(str(node.target))
+            if inputs is None and rank is None:
                 continue
             if str(node.target) not in self.calibration.moments:
                 result.refused[str(node.target)] = "no moments of its inputs"
                 continue
+            inputs = np.arange(module.weight.shape[1]) if inputs is None else inputs
             self._solve(program, node, module, outputs, inputs)
             result.changed.append(str(node.target))
         return result
@@ -87,11 +90,14 @@ class RefitConsumers(Pass):
         kept_covariance.diagonal().add_(RIDGE * kept_covariance.diagonal().mean().clamp_min(1e-12))
         correction = torch.linalg.solve(kept_covariance, smoothed[keep][:, removed] @ full[:, removed].T).T
         weight = full[:, keep] + correction
+        norm = next(iter(node.users)) if len(node.users) == 1 else None
+        rank = self.plan.ranks.get(str(node.target))
+        if rank is not None and low_rank.saves(rank, *weight.shape):
+            weight = low_rank.nearest(weight, rank, smoothed[keep][:, keep], self._gain(norm, outputs))
         shift = weight @ mean[keep] - full @ mean
         new_variance, old_variance = (
             ((w @ c) * w).sum(1) for w, c in ((weight, covariance[keep][:, keep]), (full, covariance))
         )
-        norm = next(iter(node.users)) if len(node.users) == 1 else None
         with torch.no_grad():
             projection.weight.copy_(weight.reshape(projection.weight.shape))
             if norm is not None and ops.is_batch_norm(batch_norm := program.module_of(norm)):
@@ -103,6 +109,15 @@ class RefitConsumers(Pass):
                 )
             elif projection.bias is not None:
                 projection.bias.copy_(self._original(node, "bias", outputs) - shift)
+
+    def _gain(self, norm: fx.Node | None, outputs: np.ndarray | None) -> torch.Tensor | None:
+        """Return the factor by which the batch norm behind a layer multiplies each output; None without one."""
+        module = None if norm is None else self.original.module_of(norm)
+        if norm is None or not ops.is_batch_norm(module) or not module.affine:
+            return None
+        weight, variance = (self._original(norm, name, outputs).double() for name in ("weight", "running_var"))
+        gain = weight.abs() / (variance + module.eps).sqrt()
+        return gain.clamp_min(1e-3 * float(gain.max().clamp_min(1e-12)))
 
     def _original(self, node: fx.Node, name: str, outputs: np.ndarray | None) -> torch.Tensor:
         """Return the kept part of an original parameter, so that a second run has the same starting point."""

@@ -23,6 +23,8 @@ from svitc.errors import BudgetError, InputError, UsageError
 from svitc.evaluation.evaluator import Measurement
 from svitc.ir.axes import Axis, Kind
 from svitc.ir.channel_groups import ChannelGroup
+from svitc.ir.channel_slicing import selection
+from svitc.ir.low_rank import ranked_layers
 from svitc.passes.policies import CRITERIA, Context, Policy, Problem, Settings, Space, make
 from svitc.passes.policies.auto import Auto
 from svitc.passes.policies.search_space import Choice
@@ -242,6 +244,20 @@ def test_auto_steps(program):
     assert plan.provenance["policy"] == "auto"
     evaluations = len({str(cut) for cut, _, _ in fake.asked})
     assert any(f"{evaluations} evaluations, about {round(evaluations / 4)} s" in said for said in fake.said)
+
+
+def test_auto_gives_layers_a_low_rank_where_that_costs_less(program):
+    """The formula knows of channels alone, so that ranks cost nothing; those are not offered where groups are named."""
+    fake = Fake(program, lambda cut: 0.0, sensitive(program, "patch_embed", "attn"))
+    problem = replace(fake.problem(0.7), ranks=ranked_layers(program))
+    plan = policy("auto").plan(problem)
+    assert plan.ranks and set(plan.ranks) <= set(problem.ranks)
+    sizes = selection(program, plan.validate(program))[1]
+    assert 0.6 * problem.cost() < problem.cost(sizes, None, plan.ranks) <= problem.limit
+    last = list(problem.ranks)[-1]
+    assert last not in policy("auto", exclude=[last]).plan(problem).ranks
+    named = policy("auto", include=["blocks.*"]).plan(replace(problem, limit=int(0.95 * problem.cost())))
+    assert not named.ranks
 
 
 @pytest.mark.parametrize("options", [{}, {"round_to": 16}, {"prune_heads": True}])
