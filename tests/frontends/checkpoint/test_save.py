@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from spikingjelly.activation_based import model as models
@@ -118,6 +120,7 @@ def test_what_only_matters_in_training_does_not_matter(tmp_path, small, arch, en
 
 
 def test_a_layer_too_many_is_another_model(tmp_path, model, small, arch):
+    model = copy.deepcopy(model)  # which other tests share
     model.add_module("after", torch.nn.ReLU())
     with pytest.raises(UsageError, match=r"is another model.*and this one .*ReLU"):
         save(model, tmp_path / "m.pt", arch=arch, arch_args=small, input_shape=(3, 16, 16))
