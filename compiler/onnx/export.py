@@ -27,7 +27,8 @@ def exportable(program: Program, target: Target = CPU, keep: bool = True, per_st
     """
     twin = exportable_program(program, keep, per_step, recompile=False)
     model = backend.lower(twin, target)
-    twin.release()  # the model has what it needs
+    if keep:
+        twin.release()  # it was a copy, and the model has what it needs
     check_declared(model, target)
     return model
 
