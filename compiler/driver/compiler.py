@@ -314,7 +314,7 @@ class Compiler:
         """Return the report's sections on what was done, by their names in ``Report``."""
         program, pruned, budget = self.program, applied.pruned, task.budget
         text, of = (None, None) if budget is None else (budget.text, budget.of)
-        nodes = backend.node_count(self.workspace.original), backend.node_count(lowered.written)
+        nodes = self.workspace.original_nodes, backend.node_count(lowered.written)
         sweep = self.workspace.opened_sweep
         return {
             "svitc": version("svitc"),

@@ -93,8 +93,8 @@ class Workspace:
         reporter: told about stages, progress and decisions.
 
     Attributes:
-        original: the original's ONNX file.
-        original_bytes: bytes of the weights in that file.
+        original_bytes: bytes of the weights in the original's ONNX file.
+        original_nodes: number of nodes in that file.
     """
 
     def __init__(self, program: Program, options: CompileOptions, reporter: Reporter) -> None:
@@ -109,8 +109,8 @@ class Workspace:
         self._logs: dict[int, list[np.ndarray]] = {}
         self._energy: Energy | None = None
         with reporter.stage("export original"):
-            self.original = self.export(program)
-            self.original_bytes = backend.weight_bytes(self.original)
+            original = backend.read_structure(self.export(program))
+            self.original_bytes, self.original_nodes = backend.weight_bytes(original), backend.node_count(original)
 
     def export(self, program: Program, per_step: bool | None = None) -> bytes:
         """Return the ONNX file of a program, for the target and with the weight types of the options.
@@ -169,6 +169,8 @@ class Workspace:
             inference, refused, narrow = types.inference, types.refused, types.same
             stored = backend.weight_bytes(self.export(inference))
         cost = byte_cost(program, inference, stored)
+        if weights == "fp32":
+            inference.release()
         target = backend.target_of(self.options.target, self.options.min_weight_bits)
         cost.bits, cost.narrowest = narrow, target.narrowest
         return Costs(cost, parameter_cost(program), refused)

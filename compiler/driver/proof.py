@@ -24,11 +24,11 @@ from svitc.driver.device_check import fingerprint
 from svitc.driver.device_check_steps import in_turn
 from svitc.driver.input_range import span_of, within
 from svitc.ir.program import Program, Stage
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_structure
 from svitc.onnx.raw_input import takes_bytes
 from svitc.onnx.states import states_of
 from svitc.onnx.surgery.taps import Tap, tapping, taps
-from svitc.runtimes.onnx_runtime import ERRORS_ONLY
+from svitc.runtimes.onnx_runtime import ERRORS_ONLY, opened
 from svitc.verification.exact_check import NEAR
 
 IMAGES, CANDIDATES = 2, 6
@@ -100,7 +100,7 @@ def prove(
         silent: neurons that the images of the verification did not make fire: no image is sought that does.
         batch: number of images that the file takes at once; the proof then holds such batches in place of images.
     """
-    model = read_proto(exported)
+    model = read_structure(exported)
     tapped, names = taps(model), [output.name for output in model.graph.output]
     states = states_of(model) or []
     names = [name for name in names if name not in {state.output for state in states}]
@@ -165,7 +165,7 @@ class _Run:
         options.log_severity_level = ERRORS_ONLY
         options.enable_mem_reuse = False  # planning it takes longer than these few runs (runtimes/onnx_runtime.py)
         options.graph_optimization_level = levels.ORT_DISABLE_ALL if plain else levels.ORT_ENABLE_ALL
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.session = opened(file, options)
 
     def __call__(self, image: np.ndarray) -> list[np.ndarray]:
         """Return the outputs for one image, and after them the values of the taps."""

@@ -34,7 +34,7 @@ from svitc.ir.outputs import required_scores
 from svitc.ir.pass_manager import Pipeline
 from svitc.ir.program import Program
 from svitc.ir.quantized_modules import WIDE_BITS, FixedPoint
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_structure
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
 from svitc.onnx.target import TARGETS, WEIGHT_OPSETS
@@ -63,7 +63,7 @@ def memory_report(original: int, compiled: int) -> MemoryReport:
 
 def file_report(exported: bytes, target: str) -> FileReport:
     """Describe the form of a file: the version of its operators, and what needs that."""
-    proto = read_proto(exported)
+    proto = read_structure(exported)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     needed = next((bits for bits, since in WEIGHT_OPSETS.items() if since == opset != TARGETS[target].opset), None)
     why = f"target {target}" if needed is None else f"weights of {needed} bits"
@@ -72,7 +72,7 @@ def file_report(exported: bytes, target: str) -> FileReport:
 
 def streaming_report(exported: bytes) -> StreamingReport | None:
     """Describe the states of a streaming file; None for a file of any other kind."""
-    states = states_of(read_proto(exported))
+    states = states_of(read_structure(exported))
     if states is None:
         return None
     total = sum(state.start(1).nbytes for state in states)

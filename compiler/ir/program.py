@@ -122,6 +122,15 @@ class Program:
             twin._groups = self._groups
         return twin
 
+    def release(self) -> None:
+        """Let go of the weights of a program that is not used again.
+
+        Its graph and its module refer to each other, so that Python would keep them until it looks for such cycles.
+        """
+        for module in self.module.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+
     def parameter_count(self) -> int:
         """Return the number of parameters in the graph. Statistics of batch norms are buffers and do not count."""
         return sum(p.numel() for p in self.module.parameters())

@@ -6,8 +6,8 @@ Start with ``export.py``, then ``lower.py`` with its rules in ``float_rules.py``
 programs, ``surgery/`` cuts finished files apart.
 """
 
-from svitc.onnx.lower import INPUT, OUTPUT, lower, to_bytes
-from svitc.onnx.model_info import node_count, weight_bytes
+from svitc.onnx.lower import INPUT, OUTPUT, forget_weights, lower, to_bytes
+from svitc.onnx.model_info import node_count, read_structure, weight_bytes
 from svitc.onnx.surgery.neuron_split import SplitNeuron, split_neurons
 from svitc.onnx.surgery.neuron_split_unrolled import SplitUnrolledNeuron, split_unrolled_neurons
 from svitc.onnx.surgery.step_split import SplitStepNeuron, split_step
@@ -21,8 +21,10 @@ __all__ = [
     "SplitStepNeuron",
     "SplitUnrolledNeuron",
     "Target",
+    "forget_weights",
     "lower",
     "node_count",
+    "read_structure",
     "split_neurons",
     "split_step",
     "split_unrolled_neurons",

@@ -25,7 +25,10 @@ def exportable(program: Program, target: Target = CPU, keep: bool = True, per_st
     Raises:
         UnsupportedError: a node has no kernel in the target's runtime.
     """
-    model = backend.lower(exportable_program(program, keep, per_step, recompile=False), target)
+    twin = exportable_program(program, keep, per_step, recompile=False)
+    model = backend.lower(twin, target)
+    if keep:
+        twin.release()  # it was a copy, and the model has what it needs
     check_declared(model, target)
     return model
 
@@ -56,7 +59,7 @@ def export(
     required_program(program)
     check_batch(static_batch)
     resolved = backend.target_of(target, narrowest, functions)  # first: a wrong name is refused before the passes run
-    file = backend.to_bytes(exportable(program, resolved, per_step=per_step))
+    file = _file(exportable(program, resolved, per_step=per_step))
     return file if static_batch is None else with_static_batch(file, static_batch)
 
 
@@ -72,9 +75,18 @@ def export_step(program: Program, target: Target = CPU, per_step: bool = False) 
         UnsupportedError: an operation needs several time steps at once, or a node has no kernel in the target's
             runtime.
     """
-    model = backend.lower(step_program(program, per_step), target, streaming=True)
+    twin = step_program(program, per_step)
+    model = backend.lower(twin, target, streaming=True)
+    twin.release()
     check_declared(model, target)
-    return backend.to_bytes(model)
+    return _file(model)
+
+
+def _file(model: ir.Model) -> bytes:
+    """Return the bytes of a model, which is not used again."""
+    file = backend.to_bytes(model)
+    backend.forget_weights(model)
+    return file
 
 
 def export_proto(program: Program) -> onnx.ModelProto:

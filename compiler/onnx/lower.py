@@ -24,6 +24,7 @@ from svitc.onnx.states import STATES_KEY
 from svitc.onnx.step_order import in_step_order, may_be_joined
 from svitc.onnx.stored_nodes import emit_nodes
 from svitc.onnx.target import CPU, WEIGHT_OPSETS, Form, Target
+from svitc.onnx.tensors_apart import put_back, structure_of
 from svitc.onnx.unrolled.lower import lower_nodes
 from svitc.onnx.unrolled.matmuls import stored_widths
 from svitc.onnx.words import input_words, output_words
@@ -31,6 +32,7 @@ from svitc.support.human import byte_size
 
 IR_VERSIONS = {18: 8, 21: 10, 25: 13}  # the IR versions that these opsets were released with
 OUTPUT = LOGITS  # the name of a single output
+LIMIT_BYTES = 2**31 - 1  # of a protobuf message
 MOST_BYTES = 2**31 - 2**24  # of weights: protobuf's limit, less what the nodes of a large file take
 
 
@@ -112,12 +114,23 @@ def to_bytes(model: ir.Model) -> bytes:
         UnsupportedError: the file would be larger than protobuf can write.
     """
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weights > MOST_BYTES:
+    proto, tensors = structure_of(model)
+    structure = proto.SerializeToString(deterministic=True)
+    if weights > MOST_BYTES or weights + len(structure) > LIMIT_BYTES:
         raise UnsupportedError(
             f"the ONNX file would have {byte_size(weights)} of weights; in one piece it can have 2 GB at most",
             hint="Use a smaller model: svitc also writes a file of the original, in float32, to compare with.",
         )
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    return put_back(structure, tensors)
 
 
-__all__ = ["INPUT", "OUTPUT", "lower", "to_bytes"]
+def forget_weights(model: ir.Model) -> None:
+    """Let go of the weights of a model that is not used again.
+
+    Its values and nodes refer to each other, so that Python would keep them all until it looks for such cycles.
+    """
+    for value in model.graph.initializers.values():
+        value.const_value = None
+
+
+__all__ = ["INPUT", "OUTPUT", "forget_weights", "lower", "to_bytes"]

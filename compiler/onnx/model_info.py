@@ -12,6 +12,7 @@ import onnx.inliner
 import onnx_ir as ir
 
 from svitc.errors import InputError
+from svitc.onnx.tensors_apart import Piece, put_back, structure_of, take_out
 
 GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -27,7 +28,7 @@ def weight_bytes(model: AnyModel) -> int:
     Raises:
         InputError: no ONNX model can be read from the bytes or the path.
     """
-    proto = read_proto(model)
+    proto = read_structure(model)
     nodes = (node for part in (proto.graph, *proto.functions) for node in part.node)
     constants = (attribute for node in nodes if node.op_type == "Constant" for attribute in node.attribute)
     tensors = [a.t for a in constants if a.type == onnx.AttributeProto.TENSOR]
@@ -45,7 +46,7 @@ def node_count(model: AnyModel, inlined: bool = True) -> int:
     Raises:
         InputError: no ONNX model can be read from the bytes or the path.
     """
-    proto = read_proto(model)
+    proto = read_structure(model)
     return len((without_functions(proto) if inlined else proto).graph.node)
 
 
@@ -98,6 +99,36 @@ def read_proto(model: AnyModel, name: object = "the given bytes") -> onnx.ModelP
     except Exception as error:  # protobuf's errors have no common class across its implementations
         place = name if isinstance(model, bytes) else model
         raise InputError(f"cannot read an ONNX model from {place}: {error}") from error
+
+
+def read_apart(model: AnyModel) -> tuple[onnx.ModelProto, list[Piece]]:
+    """Return the model as a protobuf message with marks in place of its large tensors, and these (tensors_apart.py).
+
+    Args:
+        model: the model, its bytes or its path.
+
+    Raises:
+        InputError: no ONNX model can be read from the bytes or the path.
+    """
+    if isinstance(model, ir.Model):
+        return structure_of(model)
+    if not isinstance(model, bytes):
+        return read_proto(model), []
+    try:
+        structure, tensors = take_out(model)
+    except ValueError:
+        return read_proto(model), []  # which says what is wrong
+    return read_proto(structure), tensors
+
+
+def read_structure(model: AnyModel) -> onnx.ModelProto:
+    """Return the model as a protobuf message for all uses but the values of its large tensors; see ``read_apart``."""
+    return read_apart(model)[0]
+
+
+def file_of(proto: onnx.ModelProto, tensors: list[Piece]) -> bytes:
+    """Return the bytes of a file that was read by ``read_apart``, and perhaps changed."""
+    return put_back(proto.SerializeToString(deterministic=True), tensors)
 
 
 def check_whole(exported: bytes, name: object) -> None:

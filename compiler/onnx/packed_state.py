@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from svitc.errors import InputError
 from svitc.onnx.in_place import reusable_in
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import file_of, read_apart
 from svitc.onnx.states import PACKED, PACKED_AFTER, STATES_KEY, FileState, Part, states_of
 
 OWN = "packed_state/"  # what the names of all that is added begin with
@@ -34,7 +34,7 @@ def pack_states(model: bytes) -> bytes:
     Raises:
         InputError: the file is no streaming file.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     states = states_of(proto)
     if states is None:
         raise InputError("the file is no streaming file", hint="svitc compile --streaming writes one.")
@@ -56,7 +56,7 @@ def pack_states(model: bytes) -> bytes:
         values.append(info)
     shape, in_place = (states[0].shape[0], offset), PACKED in reusable_in(proto)
     _set_states(proto, [FileState(PACKED, PACKED_AFTER, shape, 0.0, tuple(parts), in_place).to_json()])
-    return proto.SerializeToString(deterministic=True)
+    return file_of(proto, tensors)
 
 
 def unpack_states(model: bytes) -> bytes:
@@ -68,7 +68,7 @@ def unpack_states(model: bytes) -> bytes:
     Raises:
         InputError: the file has a packed state, but not as svitc writes one.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     states = states_of(proto)
     if not states or not states[0].parts:
         return model
@@ -87,7 +87,7 @@ def unpack_states(model: bytes) -> bytes:
             for part, output in zip(parts, after, strict=True)
         ],
     )
-    return proto.SerializeToString(deterministic=True)
+    return file_of(proto, tensors)
 
 
 def with_parts_as_outputs(model: bytes) -> tuple[bytes, list[str]]:
@@ -102,11 +102,11 @@ def with_parts_as_outputs(model: bytes) -> tuple[bytes, list[str]]:
     Raises:
         InputError: the packed state is not as svitc writes one.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     before, after = _ends(proto, (states_of(proto) or [])[0])
     infos = {info.name: info for info in proto.graph.value_info}
     proto.graph.output.extend(infos[name] for name in (*before, *after))
-    return proto.SerializeToString(deterministic=True), after
+    return file_of(proto, tensors), after
 
 
 def _ends(proto: onnx.ModelProto, state: FileState) -> tuple[list[str], list[str]]:

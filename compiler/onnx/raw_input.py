@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from svitc.errors import InputError
 from svitc.ir.outputs import INPUT
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import file_of, read_apart
 
 OWN = "raw_input/"  # what the names of all that is added begin with
 NORMALIZED = f"{OWN}normalized"  # the value that the network reads
@@ -28,7 +28,7 @@ def with_raw_input(model: bytes, table: np.ndarray) -> bytes:
         model: bytes of a file that takes float32 ``[N, C, H, W]``.
         table: what each byte becomes in each channel, float32 ``[C, 256]``.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     if takes_bytes(proto):
         return model
     graph, levels = proto.graph, table.shape[1]
@@ -66,7 +66,7 @@ def with_raw_input(model: bytes, table: np.ndarray) -> bytes:
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(rows).reshape(-1), f"{OWN}table"))
     if not equal:
         graph.initializer.append(numpy_helper.from_array(first.reshape(-1, 1, 1), f"{OWN}first"))
-    return proto.SerializeToString(deterministic=True)
+    return file_of(proto, tensors)
 
 
 def without_raw_input(model: bytes) -> bytes:
@@ -78,7 +78,7 @@ def without_raw_input(model: bytes) -> bytes:
     Raises:
         InputError: it takes bytes, but not as svitc writes it.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     if not takes_bytes(proto):
         return model
     graph = proto.graph
@@ -92,7 +92,7 @@ def without_raw_input(model: bytes) -> bytes:
         del values[:]
         values.extend(kept)
     _rename(graph, NORMALIZED, INPUT)
-    return proto.SerializeToString(deterministic=True)
+    return file_of(proto, tensors)
 
 
 def takes_bytes(model: onnx.ModelProto) -> bool:
@@ -102,14 +102,14 @@ def takes_bytes(model: onnx.ModelProto) -> bool:
 
 def normalization_of(model: bytes) -> bytes:
     """Return the part of a file that turns bytes into what the network reads, as a file of its own."""
-    proto = read_proto(model)
+    proto, large = read_apart(model)
     graph = proto.graph
     output = next(info for info in graph.value_info if info.name == NORMALIZED)
     nodes = [node for node in graph.node if node.name.startswith(OWN)]
     tensors = [tensor for tensor in graph.initializer if tensor.name.startswith(OWN)]
     part = helper.make_graph(nodes, graph.name, [graph.input[0]], [output], tensors)
     opsets = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-    return helper.make_model(part, ir_version=proto.ir_version, opset_imports=opsets).SerializeToString()
+    return file_of(helper.make_model(part, ir_version=proto.ir_version, opset_imports=opsets), large)
 
 
 def _words(image: onnx.ValueInfoProto) -> str:

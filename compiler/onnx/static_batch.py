@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from svitc.errors import InternalError, UsageError
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import file_of, read_apart
 
 BATCH = "N"  # layout.shape
 
@@ -38,13 +38,13 @@ def with_static_batch(model: bytes, size: int) -> bytes:
         model: bytes of a file whose batch is open.
         size: number of images.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     for info in _values(proto):
         for dim in info.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):
                 dim.dim_value = _number(dim.dim_param, size)  # a oneof: this clears the name
     _leave_out_reshapes(proto.graph)
-    return proto.SerializeToString(deterministic=True)
+    return file_of(proto, tensors)
 
 
 def static_batch(model: onnx.ModelProto) -> int | None:

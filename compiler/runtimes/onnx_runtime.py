@@ -53,8 +53,18 @@ class OnnxRuntime(Runtime):
         return self._session(model, options)
 
     def _session(self, model: File, options: onnxruntime.SessionOptions) -> Session:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return _OnnxRuntimeSession(self.label, session)
+        return _OnnxRuntimeSession(self.label, opened(model, options))
+
+
+def opened(model: File, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Open a file in ONNX Runtime on the CPU.
+
+    The session has a copy of the weights of its own. Its Python side keeps the file's bytes all the same, to open them
+    again with other providers, which nobody asks for here.
+    """
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session._model_bytes = None
+    return session
 
 
 class _OnnxRuntimeSession(Session):

@@ -24,6 +24,7 @@ from svitc.ir import ops
 from svitc.ir.outputs import as_tuple
 from svitc.ir.program import Program
 from svitc.runtimes import ONNX_RUNTIME, Runtime
+from svitc.runtimes.base import Session
 from svitc.verification.informative import informative
 from svitc.verification.recorder import STIMULUS_SEED, Recorder, program_of_file, record_magnitudes, stimulate
 from svitc.verification.verdict import LayerVerdict, Verdict
@@ -54,41 +55,80 @@ def verify(
         InputError: the file does not have the program's outputs, or the runtime cannot run it.
     """
     split_file, neurons = backend.split_neurons(exported)
-    full_session, split_session = runtime.open(exported), runtime.open(split_file, few_runs=True)
-    program = program_of_file(program, exported)
+    split_session = runtime.open(split_file, few_runs=True)
+    del split_file  # sessions take most memory while they open: then little else should be there
+    full_session = runtime.open(exported)
+    given, program = program, program_of_file(program, exported)
     image = full_session.input_names[0]  # older versions gave it another one
-    bounds = magnitudes(program)
-    lengths, output_lengths = sum_lengths(program), output_sum_lengths(program)
-    modules = {str(node.target): program.module_of(node) for node in program.neurons()}
+    split = _SplitFile(program, split_session, neurons)
     verdict = Verdict.of(program, runtime.described())
-    names = split_session.output_names
     stimulus = torch.Generator().manual_seed(STIMULUS_SEED)
     for number, x in enumerate(inputs if all_inputs else informative(inputs, verdict)):
-        reference, output = Recorder.record(program, x)
+        run, output = Recorder.record(program, x)
         expected = as_tuple(output)
-        runs = [(reference, expected)]
+        shapes = {name: spikes.to("meta") for name, spikes in run.spikes.items()} if number == 0 else {}
+        split.judge(verdict, x, run, expected)
+        del run  # the values of one run at a time: they may be more than the weights
         if number == 0:
-            spikes = {name: stimulate(modules[name], s, stimulus) for name, s in reference.spikes.items()}
-            stimulated, output = Recorder.record(program, x, spikes)
-            runs.append((stimulated, as_tuple(output)))
-        for kind, (run, expected_outputs) in enumerate(runs):
-            currents, output_magnitudes = record_magnitudes(bounds, x, run)
-            feed = {image: x.numpy()}
-            feed.update({neuron.reference: _spikes(run, neuron) for neuron in neurons})
-            outputs = dict(zip(names, split_session.run(names, feed), strict=True))
-            comparison = _Comparison(outputs, run, currents, natural=kind == 0)
-            for neuron in neurons:
-                path = neuron.path
-                comparison.judge(verdict.layers[path], modules[path], neuron, lengths[path])
-            for i, name in enumerate(program.output_names):
-                allowed = bound(as_tuple(output_magnitudes)[i].numpy(), output_lengths[i])
-                beyond = _values_beyond(outputs[name], expected_outputs[i].numpy(), allowed)
-                verdict.outputs[i].values_beyond_rounding += beyond
+            spikes = {name: stimulate(split.modules[name], like, stimulus) for name, like in shapes.items()}
+            run, output = Recorder.record(program, x, spikes)
+            split.judge(verdict, x, run, as_tuple(output), natural=False)
+            del run, spikes
         final = full_session.run(program.output_names, {image: x.numpy()})
         verdict.add(final, [value.numpy() for value in expected], x.shape[program.input.batch_dim])
         if progress is not None:
             progress(verdict.images)
+    split.bounds.release()
+    if program is not given:
+        program.release()
     return verdict
+
+
+class _SplitFile:
+    """An exported file that is split at its neurons.
+
+    Args:
+        program: the reference.
+        session: the cut file.
+        neurons: its neurons.
+
+    Attributes:
+        bounds: the program that computes bounds on the magnitudes of the reference's values.
+        modules: neuron -> its module in the reference.
+    """
+
+    def __init__(self, program: Program, session: Session, neurons: list[backend.SplitNeuron]) -> None:
+        self.session, self.neurons = session, neurons
+        self.image, self.names = self.session.input_names[0], self.session.output_names
+        self.output_names = program.output_names
+        self.bounds = magnitudes(program)
+        self.lengths, self.output_lengths = sum_lengths(program), output_sum_lengths(program)
+        self.modules = {str(node.target): program.module_of(node) for node in program.neurons()}
+
+    def judge(
+        self, verdict: Verdict, x: torch.Tensor, run: Recorder, expected: tuple[torch.Tensor, ...], natural: bool = True
+    ) -> None:
+        """Run the file with the spikes of a run of the reference, and add the differences to a verdict.
+
+        Args:
+            verdict: the verdict.
+            x: the input of the run.
+            run: the run of the reference.
+            expected: its outputs.
+            natural: whether the spikes are those that the images cause, not random ones.
+        """
+        currents, output_magnitudes = record_magnitudes(self.bounds, x, run)
+        feed = {self.image: x.numpy()}
+        feed.update({neuron.reference: _spikes(run, neuron) for neuron in self.neurons})
+        outputs = dict(zip(self.names, self.session.run(self.names, feed), strict=True))
+        comparison = _Comparison(outputs, run, currents, natural)
+        for neuron in self.neurons:
+            path = neuron.path
+            comparison.judge(verdict.layers[path], self.modules[path], neuron, self.lengths[path])
+        for i, name in enumerate(self.output_names):
+            allowed = bound(as_tuple(output_magnitudes)[i].numpy(), self.output_lengths[i])
+            beyond = _values_beyond(outputs[name], expected[i].numpy(), allowed)
+            verdict.outputs[i].values_beyond_rounding += beyond
 
 
 def _spikes(run: Recorder, neuron: backend.SplitNeuron) -> np.ndarray:

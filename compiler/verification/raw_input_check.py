@@ -14,7 +14,7 @@ from svitc.analysis.exactness import inexact
 from svitc.data.pixels import LEVELS, normalized, pixel_table
 from svitc.ir.outputs import labels
 from svitc.ir.program import Program, Stage
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import file_of, read_apart
 from svitc.onnx.raw_input import normalization_of, takes_bytes, with_raw_input, without_raw_input
 from svitc.onnx.states import states_of
 from svitc.onnx.static_batch import static_batch
@@ -38,12 +38,12 @@ def check_raw_input(program: Program, exported: bytes, runtime: Runtime = ONNX_R
         InputError: it takes bytes, but not as svitc writes it.
         RuntimeFailure: the runtime cannot run it.
     """
-    proto = read_proto(exported)
+    proto, tensors = read_apart(exported)
     if not takes_bytes(proto):
         return None
     plain, info = without_raw_input(exported), program.info
     table = pixel_table(info, program.input.shape[-3])
-    as_written = with_raw_input(plain, table) == proto.SerializeToString(deterministic=True)
+    as_written = with_raw_input(plain, table) == file_of(proto, tensors)
     batches = _pixels(program, static_batch(proto) or IMAGES)
     front, differing = runtime.open(normalization_of(exported)), 0
     for pixels in batches:

@@ -14,7 +14,7 @@ from svitc.ir.neuron_dynamics import dynamics_of
 from svitc.ir.operators.registry import operator_of
 from svitc.ir.outputs import AVERAGED_DIMS
 from svitc.ir.program import Program
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_structure
 from svitc.passes.lowering.average_steps import averaged
 
 STIMULUS_SEED = 0
@@ -124,7 +124,7 @@ def program_of_file(program: Program, exported: bytes) -> Program:
     Raises:
         InputError: the file has other outputs, so that not all of them would be compared.
     """
-    outputs = read_proto(exported).graph.output
+    outputs = read_structure(exported).graph.output
     names = [output.name for output in outputs]
     if names != program.output_names:
         raise InputError(

@@ -30,7 +30,7 @@ from svitc.ir.axes import Dims
 from svitc.ir.outputs import as_tuple, output_values
 from svitc.ir.program import Program, Stage
 from svitc.onnx.int16_sums import beyond_int16
-from svitc.onnx.model_info import read_proto
+from svitc.onnx.model_info import read_structure
 from svitc.onnx.packed_state import unpack_states
 from svitc.onnx.states import FileState, states_of
 from svitc.passes.lowering.average_steps import SCOPE
@@ -135,20 +135,20 @@ class _StreamCheck:
     """
 
     def __init__(self, program: Program, exported: bytes, runtime: Runtime) -> None:
-        states = states_of(read_proto(exported))
+        states = states_of(read_structure(exported))
         if states is None:
             raise InputError("the file is no streaming file", hint="svitc compile --streaming writes one.")
         unpacked = unpack_states(exported)
         split, self.neurons = backend.split_step(unpacked)
         self.exported, self.runtime = exported, runtime
-        self.program, self.passed, self.states = program, states, states_of(read_proto(unpacked)) or []
+        self.program, self.passed, self.states = program, states, states_of(read_structure(unpacked)) or []
         self.lowered = exportable_program(program, per_step=True)
         self.steps = steps_of(program)
         self.session, self.split = runtime.open(exported), runtime.open(split, few_runs=True)
         self.is_exact = program.stage >= Stage.QUANTIZED
         self.inexact = set(inexact(self.lowered)) if self.is_exact else set()
-        self.same_bits = any(node.op_type.endswith("Integer") for node in read_proto(exported).graph.node)
-        self.averages = averages(read_proto(exported))
+        self.same_bits = any(node.op_type.endswith("Integer") for node in read_structure(exported).graph.node)
+        self.averages = averages(read_structure(exported))
         roles = step_roles(self.lowered).roles
         self.roles = [roles[value] for value in output_values(self.lowered.graph)]
         if not self.is_exact:

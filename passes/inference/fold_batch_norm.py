@@ -65,7 +65,8 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[torch.Tensor, torc
     assert isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
     scale, shift = scale_and_shift(norm)
     with torch.no_grad():
-        weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        weight = layer.weight.to(torch.float64, copy=True)
+        weight *= scale.reshape(-1, *[1] * (layer.weight.ndim - 1))  # in place, as weights may be most of the memory
         return weight, shift if layer.bias is None else layer.bias.double() * scale + shift
 
 

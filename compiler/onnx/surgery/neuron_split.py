@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from svitc.errors import InternalError
 from svitc.onnx.function_body import CURRENT_KEY, KIND_KEY, PATH_KEY, STATIC_KEY
-from svitc.onnx.model_info import metadata_of, read_proto
+from svitc.onnx.model_info import file_of, metadata_of, read_apart
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
         InputError: the bytes are not an ONNX model.
         InternalError: the file does not give the shape of a neuron's spikes or current.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     graph = proto.graph
     shapes = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     renamed: dict[str, str] = {}  # name of spikes -> name of the reference that replaces them
@@ -98,7 +98,7 @@ def split_neurons(model: bytes) -> tuple[bytes, list[SplitNeuron]]:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.value_info.extend(infos)
-    return proto.SerializeToString(deterministic=True), neurons
+    return file_of(proto, tensors), neurons
 
 
 def members_of(name: str) -> list[str]:

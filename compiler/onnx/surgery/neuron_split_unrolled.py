@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from svitc.errors import InternalError
-from svitc.onnx.model_info import metadata_of, read_proto
+from svitc.onnx.model_info import file_of, metadata_of, read_apart
 from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.surgery.neuron_split import renamed_info
 
@@ -63,7 +63,7 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         InputError: the bytes are not an ONNX model.
         InternalError: the file does not give the type of a neuron's spikes.
     """
-    proto = read_proto(model)
+    proto, tensors = read_apart(model)
     graph = proto.graph
     infos = {info.name: info for info in graph.value_info}
     neurons: list[SplitUnrolledNeuron] = []
@@ -90,4 +90,4 @@ def split_unrolled_neurons(model: bytes) -> tuple[bytes, list[SplitUnrolledNeuro
         for i, name in enumerate(node.input):
             if name not in owners or not node.name.startswith(owners[name]):  # a membrane follows its own spikes
                 node.input[i] = renamed.get(name, name)
-    return proto.SerializeToString(deterministic=True), neurons
+    return file_of(proto, tensors), neurons

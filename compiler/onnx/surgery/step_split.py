@@ -9,7 +9,7 @@ import einops
 import numpy as np
 
 from svitc.onnx.function_body import CURRENT_KEY
-from svitc.onnx.model_info import metadata_of, read_proto
+from svitc.onnx.model_info import file_of, metadata_of, read_apart
 from svitc.onnx.spike_views import VIEW_KEY
 from svitc.onnx.states import STATE_KEY, FileState, states_of
 from svitc.onnx.surgery.neuron_split_unrolled import SplitUnrolledNeuron, split_unrolled_neurons
@@ -77,7 +77,7 @@ def split_step(model: bytes) -> tuple[bytes, list[SplitStepNeuron]]:
         InternalError: the file does not give the type of a neuron's spikes.
     """
     split, neurons = split_unrolled_neurons(model)
-    proto = read_proto(split)
+    proto, tensors = read_apart(split)
     infos = {info.name: info for info in proto.graph.value_info}
     states = {state.input: state for state in states_of(proto) or ()}
     nodes = {
@@ -98,7 +98,7 @@ def split_step(model: bytes) -> tuple[bytes, list[SplitStepNeuron]]:
             negated = membrane.get("negated", False)
             membrane = Membrane(states[membrane["input"]], membrane["pattern"], membrane["sizes"], negated)
         found.append(SplitStepNeuron(neuron, current, membrane))
-    return proto.SerializeToString(deterministic=True), found
+    return file_of(proto, tensors), found
 
 
 __all__ = ["Membrane", "SplitStepNeuron", "split_step"]
