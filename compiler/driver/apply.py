@@ -139,7 +139,7 @@ def complete(workspace: Workspace, task: Task, plan: Plan, reporter: Reporter, r
         raise InputError(
             "the plan gives layers a low rank, which integer weights cannot have: the second of two layers would read "
             "real numbers",
-            hint="Compile it with --weights fp32.",
+            hint="Take the bits or the ranks out of it." if plan.bits else "Compile it with --weights fp32.",
         )
     types = workspace.weight_types(task.prepared, task.weights, task.exclude)
     plan.validate(task.prepared.program)

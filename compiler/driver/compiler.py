@@ -28,7 +28,7 @@ from svitc.driver.prediction import predict
 from svitc.driver.prepare import Workspace
 from svitc.driver.promised import promise_report
 from svitc.driver.proof import Proof, prove
-from svitc.driver.ranks import ranks_report
+from svitc.driver.ranks import explain_ranks, ranks_report
 from svitc.driver.raw_input import check_takes_bytes, explain
 from svitc.driver.report import (
     AccuracyReport,
@@ -241,6 +241,7 @@ class Compiler:
     def _apply(self, task: Task, searched: SearchedPlan, finetune_file: Path | None, reporter: Reporter) -> Applied:
         """Prune, refit and fine-tune the program."""
         plan, refit = searched.plan, searched.refit
+        explain_ranks(task.prepared.program, plan, reporter)
         with reporter.stage("prune" if refit == "none" else "refit"):
             pruned = searched.pruned or apply_plan(self.workspace, task.prepared, plan, refit)
         sweep = self.workspace.opened_sweep

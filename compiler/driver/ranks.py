@@ -9,6 +9,7 @@ from svitc.ir.channel_slicing import selection
 from svitc.ir.low_rank import ranked_layers, saves
 from svitc.ir.program import Program
 from svitc.planning.plan import Plan
+from svitc.support.reporter import Reporter
 from svitc.support.types import JsonDict
 
 LEAST_SHARE = 0.05  # of the parameters that a layer has; what smaller ones could save is not worth measuring
@@ -33,7 +34,7 @@ def rank_choices(program: Program, task: Task) -> dict[str, int]:
 
 
 def ranks_report(program: Program, plan: Plan) -> JsonDict | None:
-    """Return the rank of each layer that is stored as two, and how many outputs it has; None without any."""
+    """Return the rank, outputs and inputs (all taps counted) of each layer that is stored as two; None without any."""
     chosen, _ = selection(program, plan.validate(program))
     report = {}
     for node in program.graph.nodes:
@@ -44,9 +45,24 @@ def ranks_report(program: Program, plan: Plan) -> JsonDict | None:
             outputs, inputs = (
                 size if index is None else len(index) for size, index in zip(module.weight.shape[:2], kept, strict=True)
             )
-            if saves(plan.ranks[layer], outputs, inputs * module.weight[0, 0].numel()):
-                report[layer] = {"rank": plan.ranks[layer], "outputs": outputs}
+            inputs *= module.weight[0, 0].numel()
+            if saves(plan.ranks[layer], outputs, inputs):
+                report[layer] = {"rank": plan.ranks[layer], "outputs": outputs, "inputs": inputs}
     return report or None
 
 
-__all__ = ["rank_choices", "ranks_report"]
+def explain_ranks(program: Program, plan: Plan, reporter: Reporter) -> None:
+    """Report which layers are stored as two, with what that saves, and which are not, since it would save nothing."""
+    report = ranks_report(program, plan) or {}
+    for layer, rank in plan.ranks.items():
+        if layer not in report:
+            reporter.decide(f"{layer} stays one layer: two of rank {rank:,} would have no fewer weights")
+            continue
+        outputs, inputs = report[layer]["outputs"], report[layer]["inputs"]
+        reporter.decide(
+            f"{layer} is stored as two convolutions, of rank {rank} of {min(outputs, inputs)}: {outputs * inputs:,} "
+            f"weights become {rank * (outputs + inputs):,}"
+        )
+
+
+__all__ = ["explain_ranks", "rank_choices", "ranks_report"]

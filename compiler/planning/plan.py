@@ -86,12 +86,14 @@ class Plan:
         layers = {str(node.target) for node in program.graph.nodes if ops.is_projection(program.module_of(node))}
         for name in self.bits:
             _check_name(name, layers, f"the plan gives bits to {name}, which is no layer of this model")
-        for name in self.ranks:
-            _check_name(
-                name,
-                ranked_layers(program),
-                f"the plan gives a rank to {name}, which is no such convolution of this model",
-            )
+        ranked = ranked_layers(program) if self.ranks else {}
+        for name in _read_ranks(self.ranks):
+            _check_name(name, layers, f"the plan gives a rank to {name}, which is no layer of this model")
+            if name not in ranked:
+                raise InputError(
+                    f"the plan gives a rank to {name}, which can have none",
+                    hint="Convolutions over several pixels can that are not grouped and are called once.",
+                )
         if self.tokens:
             kept_tokens(token_stages(program), self.tokens)
         masks = {name: self._mask(group) for name, group in groups.items()}
@@ -208,8 +210,11 @@ def _read_ranks(data: object) -> dict[str, int]:
     Raises:
         InputError: they are not a mapping to positive whole numbers.
     """
-    if not isinstance(data, Mapping) or any(type(rank) is not int or rank < 1 for rank in data.values()):
+    if not isinstance(data, Mapping):
         raise InputError("the plan's ranks are malformed", hint="They give layers positive whole numbers.")
+    for layer, rank in data.items():
+        if type(rank) is not int or rank < 1:
+            raise InputError(f"the plan's ranks are malformed: {layer} has {rank!r}", hint="They are whole, from 1 on.")
     return dict(data)
 
 

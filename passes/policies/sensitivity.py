@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from svitc.passes.policies.problem import MeasuredAccuracy, Problem
-from svitc.passes.policies.search_space import AnyChoice, Space
+from svitc.passes.policies.search_space import AnyChoice, BitChoice, Choice, RankChoice, Space
 from svitc.support import human
 from svitc.support.types import JsonDict
 
@@ -56,9 +56,7 @@ def sensitivity_curves(
     curves = [SensitivityCurve(choice) for choice in space.choices]
     steps = [ladder(choice, rates) for choice in space.choices]
     plans = [space.plan([*space.full[:i], at, *space.full[i + 1 :]]) for i, curve in enumerate(steps) for at in curve]
-    problem.announce(
-        plans, refit, f"sensitivity of {human.counted(len(curves), 'group')} at {human.counted(len(rates), 'rate')}"
-    )
+    problem.announce(plans, refit, f"sensitivity of {_counted(space.choices)} at {human.counted(len(rates), 'rate')}")
     remaining = set(range(len(curves)))
     for step in range(max(map(len, steps), default=0)):
         measured = [i for i in sorted(remaining) if step < len(steps[i])]
@@ -72,6 +70,17 @@ def sensitivity_curves(
             if point.drop > MAX_DROP_ALONE:
                 remaining.discard(i)
     return curves
+
+
+def _counted(choices: Sequence[AnyChoice]) -> str:
+    """Return how many choices there are of each kind: ``10 groups, the bits of 5 layers, the rank of 1 layer``."""
+    groups, bits, ranks = (
+        sum(isinstance(choice, kind) for choice in choices) for kind in (Choice, BitChoice, RankChoice)
+    )
+    parts = [human.counted(groups, "group")]
+    parts += [f"the bits of {human.counted(bits, 'layer')}"] * bool(bits)
+    parts += [f"the {human.agree(ranks, 'rank', 'ranks')} of {human.counted(ranks, 'layer')}"] * bool(ranks)
+    return ", ".join(parts)
 
 
 def to_json(problem: Problem, space: Space, curves: Sequence[SensitivityCurve]) -> list[JsonDict]:

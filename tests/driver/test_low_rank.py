@@ -78,6 +78,9 @@ def test_what_is_measured_has_the_layer_whole_and_computes_the_same(digits, imag
 def test_integer_weights_and_latency_take_none(digits, images, ranked):
     with pytest.raises(InputError, match="integer weights cannot have"):
         svitc.compile(digits, plan=ranked.plan, data=images, weights="int8", **SIZES)
+    both = Plan(ranked.plan.keep, ranks=ranked.plan.ranks, bits=dict.fromkeys(ranked.plan.ranks, 4))
+    with pytest.raises(InputError, match="Take the bits or the ranks out of it"):
+        svitc.compile(digits, plan=both, data=images, **SIZES)
     compiler = svitc.Compiler(digits, "auto", svitc.CompileOptions(data=images, **SIZES))
     prepared = compiler.workspace.prepared()
     for weights, budget, found in (("int8", "0.5", False), ("fp32", "latency=0.5", False), ("fp32", "0.5", True)):
@@ -86,12 +89,31 @@ def test_integer_weights_and_latency_take_none(digits, images, ranked):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "message"), [({"head": 2}, "no such convolution"), ({"x": 0}, "malformed"), ([3], "malformed")]
+    ("ranks", "message"),
+    [
+        ({"head": 2}, "which can have none"),
+        ({"hed": 2}, "no layer of this model\n  The closest is head"),
+        ({"x": 0}, "malformed: x has 0"),
+        ([3], "malformed"),
+    ],
 )
 def test_ranks_that_do_not_fit(digits, ranks, message):
     content = {"format": "svitc-plan-1", "groups": {}, "ranks": ranks}
     with pytest.raises(InputError, match=message):
         svitc.compile(digits, plan=Plan.from_json(content), no_data="uniform")
+
+
+@pytest.mark.parametrize("rank", [0, -1, "x", 5.5, True])
+def test_ranks_that_are_none(digits, rank):
+    plan = Plan({}, ranks={list(ranked_layers(digits))[-1]: rank})
+    with pytest.raises(InputError, match="malformed"):
+        svitc.compile(digits, plan=plan, images=1, no_data="uniform")
+
+
+def test_a_rank_that_saves_nothing_is_said_to_be_left_out(digits):
+    layer = list(ranked_layers(digits))[-1]
+    report = svitc.compile(digits, plan=Plan({}, ranks={layer: 10**9}), images=1, no_data="uniform").report
+    assert f"{layer} stays one layer: two of rank 1,000,000,000 would have no fewer weights" in report["decisions"]
 
 
 def test_a_rank_without_images(digits):
@@ -107,6 +129,7 @@ def test_what_else_takes_the_two_layers(digits, images, ranked, capsys, tmp_path
     ranked.write(tmp_path / "a")
     ((layer, entry),) = ranked.report["ranks"].items()
     assert entry["rank"] == ranked.plan.ranks[layer] < entry["outputs"]
+    assert any(f"{layer} is stored as two convolutions" in sentence for sentence in ranked.report["decisions"])
     assert f"rank {entry['rank']} of {entry['outputs']}" in (tmp_path / "a/report.html").read_text()
     assert "1 layer of a low rank" in repr(ranked.plan)
     for change in ({"streaming": True}, {"functions": True}, {"finetune": 1, "train_data": images}):
