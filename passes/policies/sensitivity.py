@@ -73,14 +73,14 @@ def sensitivity_curves(
 
 
 def _counted(choices: Sequence[AnyChoice]) -> str:
-    """Return how many choices there are of each kind: ``10 groups, the bits of 5 layers, the rank of 1 layer``."""
+    """Return how many choices there are of each kind: ``10 groups and the ranks of 2 layers``."""
     groups, bits, ranks = (
         sum(isinstance(choice, kind) for choice in choices) for kind in (Choice, BitChoice, RankChoice)
     )
     parts = [human.counted(groups, "group")]
     parts += [f"the bits of {human.counted(bits, 'layer')}"] * bool(bits)
     parts += [f"the {human.agree(ranks, 'rank', 'ranks')} of {human.counted(ranks, 'layer')}"] * bool(ranks)
-    return ", ".join(parts)
+    return " and ".join(parts)
 
 
 def to_json(problem: Problem, space: Space, curves: Sequence[SensitivityCurve]) -> list[JsonDict]:
