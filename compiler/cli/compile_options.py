@@ -160,12 +160,15 @@ class BudgetOptions(PruningOptions, PlanOptions, TokenOptions):
         """Create the policy: by default ``auto`` where there are images, synthetic ones too, else ``uniform``.
 
         Raises:
-            UsageError: the policy, its criterion or its refit is unknown.
+            UsageError: the policy, its criterion or its refit is unknown, or it gives no layer a low rank anyway.
         """
         from svitc.passes.policies import make
 
+        name = self.policy or ("auto" if with_images else "uniform")
+        if self.no_low_rank and name != "auto":
+            raise UsageError(f"policy {name} removes channels alone", hint="--no-low-rank is for auto: leave it out.")
         return make(
-            self.policy or ("auto" if with_images else "uniform"),
+            name,
             criterion=self.criterion,
             refit=self.refit,
             include=self.include or (),

@@ -160,6 +160,7 @@ BAD = {
     "a folder": (["/", "-b", "0.5"], 3, "folder"),
     "criterion": ([DIGITS, "-b", "0.5", "--criterion", "l7"], 2, "Known: l2"),
     "policy": ([DIGITS, "-b", "0.5", "--policy", "magic"], 2, "Known: auto, psvit"),
+    "no low rank": ([DIGITS, "-b", "0.5", "--policy", "uniform", "--no-low-rank"], 2, "removes channels alone"),
     "glob": ([DIGITS, "-b", "0.5", "--exclude", "xyz*"], 2, "matches no group"),
     "arch args": ([DIGITS, "-b", "0.5", "--arch-args", "{"], 2, "not JSON"),
     "arch args list": ([DIGITS, "-b", "0.5", "--arch-args", "[1]"], 2, "not a JSON object"),
