@@ -27,9 +27,10 @@ class Log:
         return time.monotonic() > self.end
 
     def add(self, **row: Any) -> None:
-        self.rows.append(row)
+        text = json.dumps(row).replace(f"{self.path.parent.resolve()}/", "")  # results name no folder of this machine
+        self.rows.append(json.loads(text))
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(text + "\n")
 
     def has(self, **keys: Any) -> bool:
         """Tell whether there is a row with these values."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from svitc.data.arrays import holds_images, open_arrays
 from svitc.data.event_files import SUFFIXES as RECORDING_SUFFIXES
 from svitc.data.event_files import open_recordings
 from svitc.data.event_options import EventOptions
-from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile
+from svitc.data.file_stores import Archive, FileList, FileStore, Folder, OneFile, is_zip
 from svitc.data.first_look import EXPECTED_LAYOUT, is_factory
 from svitc.data.image_files import open_files
 from svitc.data.in_memory import is_array, open_in_memory
@@ -376,23 +375,7 @@ def _store(path: Path) -> FileStore | None:
         raise InputError(f"{path} does not exist", hint=EXPECTED_LAYOUT)
     if path.suffix == ".txt":
         return FileList(path)
-    return Archive(path) if _is_zip(path) else None
-
-
-def _is_zip(path: Path) -> bool:
-    """Tell whether a file is a .zip. Raises InputError for one that is in pieces, or whose end is missing."""
-    try:
-        if zipfile.is_zipfile(path):
-            return True
-        with path.open("rb") as file:
-            reason = "its end is missing" if file.read(4) == b"PK\x03\x04" else None
-    except zipfile.BadZipFile as error:  # zipfiles that span multiple disks
-        reason = str(error)
-    if reason is not None:
-        raise InputError(
-            f"{path} is damaged: {reason}, after {path.stat().st_size:,} bytes", hint="Copy or download it again."
-        )
-    return False
+    return Archive(path) if is_zip(path) else None
 
 
 def _balanced_sample(labels: np.ndarray, limit: int, seed: int) -> list[int]:

@@ -118,6 +118,22 @@ def _walk(folder: str, prefix: str, ancestors: frozenset[str]) -> Iterator[str]:
             yield prefix + entry.name
 
 
+def is_zip(path: Path) -> bool:
+    """Tell whether a file is a .zip. Raises InputError for one that is in pieces, or whose end is missing."""
+    try:
+        if zipfile.is_zipfile(path):
+            return True
+        with path.open("rb") as file:
+            reason = "its end is missing" if file.read(4) == b"PK\x03\x04" else None
+    except zipfile.BadZipFile as error:  # zipfiles that span multiple disks
+        reason = str(error)
+    if reason is not None:
+        raise InputError(
+            f"{path} is damaged: {reason}, after {path.stat().st_size:,} bytes", hint="Copy or download it again."
+        )
+    return False
+
+
 class Archive(FileStore):
     """The files in a .zip.
 
