@@ -35,6 +35,8 @@ def rank_choices(program: Program, task: Task) -> dict[str, int]:
 
 def ranks_report(program: Program, plan: Plan) -> JsonDict | None:
     """Return the rank, outputs and inputs (all taps counted) of each layer that is stored as two; None without any."""
+    if not plan.ranks:
+        return None
     chosen, _ = selection(program, plan.validate(program))
     report = {}
     for node in program.graph.nodes:

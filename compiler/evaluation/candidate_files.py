@@ -228,9 +228,14 @@ def _unshare(model: onnx.ModelProto) -> None:
 
 def _numbers(model: onnx.ModelProto) -> dict[str, list[int]]:
     """Return the sizes of each value of a file, and the numbers of each constant of integers."""
-    graph, integers = model.graph, onnx.TensorProto.INT64
-    sizes = {v.name: [dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.value_info}
-    return sizes | {t.name: numpy_helper.to_array(t).tolist() for t in graph.initializer if t.data_type == integers}
+    constants = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64]
+    sizes = {name: list(shape) for name, shape in _shapes(model).items()}
+    return sizes | {t.name: numpy_helper.to_array(t).tolist() for t in constants}
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each value of a file; 0 stands for the number of images."""
+    return {v.name: tuple(dim.dim_value for dim in v.type.tensor_type.shape.dim) for v in model.graph.value_info}
 
 
 def _cut(model: onnx.ModelProto, known: Mapping[str, Part], stored: Mapping[str, Packed]) -> CandidateFile:
@@ -241,9 +246,7 @@ def _cut(model: onnx.ModelProto, known: Mapping[str, Part], stored: Mapping[str,
         known: the parts of spikes that the candidate computes.
         stored: the cached spikes.
     """
-    shapes = {
-        info.name: tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim) for info in model.graph.value_info
-    }
+    shapes = _shapes(model)
     usable: dict[str, Part] = {}
     for spike in suffix.spikes(model):
         part, packed = known.get(spike.path), stored.get(spike.path)

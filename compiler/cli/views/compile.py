@@ -45,19 +45,7 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
     prediction = report["prediction"]
     if prediction:
         table.add_row("predicted change of top-1", "", *predicted_cells(prediction))
-    if accuracy["images"]:
-        a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
-        table.add_row(
-            f"top-1 on {human.counted(n, 'image')}",
-            human.accuracy(a),
-            human.accuracy(b),
-            f"{human.change(a - b)} points",
-        )
-        table.add_row(
-            "  95% interval",
-            *(human.share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
-            human.change_interval(accuracy["drop_interval"]),
-        )
+    _accuracy_rows(table, accuracy)
     spent = report.get("energy")
     if spent:
         a, b = (spent[which]["pj"] for which in ("original", "compiled"))
@@ -82,6 +70,24 @@ def summary(report: JsonDict, paths: list[Path]) -> None:
         out.print(f"{parameters['dead']:,} parameters that the model never uses were dropped before counting")
     if paths:
         _written(report, paths)
+
+
+def _accuracy_rows(table: Table, accuracy: JsonDict) -> None:
+    """Add top-1 before and after, with intervals, where images with labels told."""
+    if not accuracy["images"]:
+        return
+    a, b, n = accuracy["original"], accuracy["pruned"], accuracy["images"]
+    table.add_row(
+        f"top-1 on {human.counted(n, 'image')}",
+        human.accuracy(a),
+        human.accuracy(b),
+        f"{human.change(a - b)} points",
+    )
+    table.add_row(
+        "  95% interval",
+        *(human.share_interval(accuracy[f"{which}_interval"]) for which in ("original", "pruned")),
+        human.change_interval(accuracy["drop_interval"]),
+    )
 
 
 def _written(report: JsonDict, paths: list[Path]) -> None:
